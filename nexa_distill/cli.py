@@ -1,0 +1,67 @@
+"""What every command shares: `--config`, and how an error becomes one line and an exit code."""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from nexa_distill.errors import NexaError
+
+DEFAULT_CONFIG = Path("configs/distill_config.yaml")
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGHUP arrived. Not an Exception, so that no handler for errors swallows it."""
+
+
+def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> argparse.ArgumentParser:
+    """An argument parser whose help is the module's docstring, with `--config` on it."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})"
+    )
+    return made
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit: 0, an error's own code, 74 disk, 130 Ctrl-C, 143 SIGTERM or SIGHUP.
+
+    Any other exception is a bug: its traceback is shown and the code is 1.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGHUP, _stop)
+    try:
+        status = main()
+    except NexaError as error:
+        status = _say(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        status = _say("stopped by Ctrl-C; run the same command again to continue", 130)
+    except Stopped:
+        status = _say("stopped by a signal; run the same command again to continue", 143)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        status = _say(
+            f"{os.strerror(error.errno or 0)}{where}: the previous files are intact. "
+            "Free space (df -h .) and run the same command again",
+            74,
+        )
+    sys.exit(status)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code

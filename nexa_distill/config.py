@@ -1,0 +1,303 @@
+"""Typed settings. The YAML files in `configs/` are the only home of values and defaults.
+
+Every key must stand in the YAML: a missing key and an unknown key are errors that name the file,
+the key and the nearest known name. `extends: FILE` at the top of a YAML file takes every value
+from FILE (relative to the file that says it) and overrides only what stands below.
+Flags win over YAML. Paths are relative to the current directory.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nexa_distill.errors import InputError, InputMissing, did_you_mean
+
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A block of settings: no unknown key, no silent conversion, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class Storage(Section):
+    """Where things are. Every path but `logs` is relative to `root`."""
+
+    root: str
+    logs: str
+    canonical: str
+    raw_dataset: str
+    rejected_inputs: str
+    collected_dataset: str
+    rule_filtered: str
+    filtered_dataset: str
+    rejections: str
+    regen_dataset: str
+    rules_checks: str
+    exec_checks: str
+    judge_checks: str
+    annotations: str
+    rejected_labels: str
+    sft_parquet: str
+    sft_jsonl: str
+    splits: str
+    students: str
+    models: str
+    student_outputs: str
+    baseline_outputs: str
+    evaluation: str
+    evaluation_report: str
+    journal: str
+    manifests: str
+    reports: str
+
+    def path(self, key: str) -> Path:
+        """The path that `storage:` gives for `key`."""
+        return Path(self.root) / str(getattr(self, key))
+
+    def key_of(self, path: Path) -> str | None:
+        """The `storage:` key whose path this is, or None for a file from elsewhere."""
+        wanted = path.resolve()
+        for key in type(self).model_fields:
+            if key not in ("root", "logs") and self.path(key).resolve() == wanted:
+                return key
+        return None
+
+
+class Columns(Section):
+    """`defaults:` names of the columns in raw input, and the task types made from a text."""
+
+    prompt_column: str
+    context_column: str
+    task_type_column: str
+    text_column: str
+    tasks: list[str] = Field(min_length=1)
+    prompts: str
+
+
+class RawInput(Section):
+    """Where the raw data is, and how much of it to take."""
+
+    path: str
+    limit: Count | None
+
+
+class Chunking(Section):
+    """In whitespace-separated words, the tokenizer-free estimate of a token."""
+
+    max_tokens: Count
+    overlap_tokens: int = Field(ge=0)
+
+
+class Split(Section):
+    """Shares of the duplicate clusters; what is left is train."""
+
+    val: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+    seed: int
+
+
+class Provider(Section):
+    """One OpenAI-compatible API. Prices are US dollars per million tokens; null = unpriced.
+
+    `start` is the command of a server that runs on this machine; it writes its address to
+    `endpoint_file`. Both are null for an API that somebody else runs.
+    """
+
+    base_url: str | None
+    model: str
+    regen_model: str
+    api_key_env: str | None
+    prompt_usd_per_million: NonNegative | None
+    completion_usd_per_million: NonNegative | None
+    start: list[str] | None
+    endpoint_file: str | None
+    start_timeout_seconds: NonNegative
+    extra_body: dict[str, Any]
+
+
+class Collection(Section):
+    """How the teacher is asked."""
+
+    teacher_model: str | None
+    batch_size: Count
+    system_prompt_path: str
+    regen_teacher_model: str | None
+    regen_system_prompt_path: str
+    concurrency: Count
+    max_tokens: Count
+    temperature: float = Field(ge=0, le=2)
+    timeout_seconds: float = Field(gt=0)
+    max_attempts: Count
+    max_samples: Count | None
+
+
+class Budget(Section):
+    """Stops the run before it is exceeded; null = no limit."""
+
+    max_usd: NonNegative | None
+    max_requests: Count | None
+    max_tokens: Count | None
+
+
+class DistillConfig(Section):
+    """`configs/distill_config.yaml`."""
+
+    storage: Storage
+    input: RawInput
+    defaults: Columns
+    chunking: Chunking
+    split: Split
+    provider: str
+    providers: dict[str, Provider] = Field(min_length=1)
+    collection: Collection
+    budget: Budget
+    filters: str
+    student: str
+
+    def chosen_provider(self, name: str | None = None) -> tuple[str, Provider]:
+        """The provider of `name`, or of the `provider:` key. Raises InputError if unknown."""
+        name = name or self.provider
+        if name not in self.providers:
+            known = ", ".join(self.providers)
+            raise InputError(
+                f'provider "{name}" is not in providers:{did_you_mean(name, self.providers)}; '
+                f"known: {known}"
+            )
+        return name, self.providers[name]
+
+
+class FilterConfig(Section):
+    """`configs/filters.yaml`: every threshold of the rules and of SampleGate."""
+
+
+class Training(Section):
+    """`train:` of a student run. A step is one optimizer step."""
+
+    epochs: Count
+    batch_size: Count
+    gradient_accumulation: Count
+    learning_rate: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, le=1)
+    weight_decay: NonNegative
+    max_grad_norm: float = Field(gt=0)
+    max_length: Count
+    seed: int
+    save_every_steps: Count
+    eval_every_steps: Count
+
+
+class Generation(Section):
+    """`generate:` how a student answers held-out prompts. `max_prompts` null = all of the split."""
+
+    split: Literal["val", "test"]
+    max_new_tokens: Count
+    temperature: float = Field(ge=0, le=2)
+    batch_size: Count
+    max_prompts: Count | None
+
+
+class StudentConfig(Section):
+    """`configs/baseline_distill.yaml`: one student run.
+
+    It says nothing about where the data is: commands of `nexa_train` take that from the pipeline's
+    own file, `--pipeline-config configs/distill_config.yaml` (`storage:`). The finished checkpoint
+    stands at `<storage.students>/<run_name>/final` and is sealed there (`manifests.StageRun`).
+    `keep_layers`: indices of the decoder layers that the student keeps; null = all.
+    """
+
+    run_name: str
+    student: str
+    keep_layers: list[int] | None
+    train: Training
+    generate: Generation
+
+    def training_settings(self) -> dict[str, Any]:
+        """What decides the checkpoint."""
+        return self.model_dump(include={"student", "keep_layers", "train"})
+
+    def generation_settings(self) -> dict[str, Any]:
+        """What decides the held-out answers, next to the checkpoint."""
+        return self.model_dump(include={"student", "keep_layers", "generate"})
+
+    def checkpoint(self, storage: Storage) -> Path:
+        """Where the finished checkpoint is."""
+        return storage.path("students") / self.run_name / "final"
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_config(path: Path) -> DistillConfig:
+    """The pipeline's settings. Raises InputMissing or InputError."""
+    return load_yaml(path, DistillConfig)
+
+
+def load_yaml(path: Path, model: type[S], overrides: Mapping[str, Any] | None = None) -> S:
+    """Read and validate one YAML file; `overrides` are flags, laid over it.
+
+    Raises InputMissing when there is no file, InputError (65) for YAML that does not parse and for
+    an unknown, missing or out-of-range key.
+    """
+    values = _merge(read_yaml(path), overrides or {})
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(path, model, error))) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The YAML's mapping with `extends:` resolved."""
+    if not path.is_file():
+        raise InputMissing(
+            f"{path}: no such configuration file (looked in {Path.cwd()}); "
+            "run from the project folder or pass --config FILE"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    base = values.pop("extends", None)
+    return _merge(read_yaml(path.parent / base), values) if base else values
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merge(below, value) if both and isinstance(below, Mapping) else value
+    return merged
+
+
+def _explain(path: Path, model: type[Section], error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        match item["type"]:
+            case "extra_forbidden":
+                known = _known_keys(model, item["loc"][:-1])
+                hint = did_you_mean(str(item["loc"][-1]), known)
+                yield f"{path}: unknown key {where}{hint}; known here: {', '.join(known)}"
+            case "missing":
+                yield f"{path}: missing key {where}; copy it from the file that ships in configs/"
+            case _:
+                yield f"{path}: {where} is {item['input']!r}: {item['msg']}"
+
+
+def _known_keys(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `location`; a step into a dict or list changes no model."""
+    for step in location:
+        field = model.model_fields.get(str(step))
+        if field is None:
+            continue
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                model = kind
+    return list(model.model_fields)

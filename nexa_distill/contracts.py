@@ -1,0 +1,227 @@
+"""What the stages agree on: table schemas, the closed list of reasons, and the identity of a row.
+
+How tables are written, sealed and read is `handoff.py`. `docs/data-contracts.md` is generated from
+this file (`python -m nexa_distill.contracts > docs/data-contracts.md`) and compared in the tests.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+def _field(name: str, kind: pa.DataType, doc: str, *, required: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=not required, metadata={"doc": doc})
+
+
+_STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+_TIME = pa.timestamp("us", tz="UTC")
+
+SAMPLE_ID = _field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
+ATTEMPT = _field("attempt", _INT, "0 = first answer, n = n-th repair", required=True)
+TASK_FIELDS = [
+    _field("task_id", _STR, "name of the task in the raw data, with chunk and task type", required=True),
+    _field("domain", _STR, "subject area, from the raw data"),
+    _field("template_name", _STR, "task type: hypothesis, methodology, text2sql, math, ...", required=True),
+    _field("system_prompt", _STR, "system prompt of this row; null = the collection's"),
+    _field("user_prompt", _STR, "the complete user message", required=True),
+    _field("context", _STR, "source text that the prompt is about"),
+    _field("reference", _STR, "known right answer, if there is one"),
+    _field("schema", _STR, "text2sql: CREATE TABLE statements"),
+    _field("gold_sql", _STR, "text2sql: a right query"),
+    _field("database", _STR, "text2sql: name of the database"),
+    _field("source_file", _STR, "raw file, relative to the input", required=True),
+    _field("source_row", _INT, "0-based row (or file number) in the raw input; never an identity", required=True),
+]  # fmt: skip
+CONTENT_COLUMNS = (
+    "domain", "template_name", "system_prompt", "user_prompt", "context",
+    "reference", "schema", "gold_sql", "database",
+)  # fmt: skip
+
+CANONICAL = pa.schema(
+    [SAMPLE_ID, *TASK_FIELDS]
+    + [_field("document_id", _STR, "sha256 of the folded source document", required=True)]
+)
+INPUTS = pa.schema(
+    [
+        SAMPLE_ID, *TASK_FIELDS,
+        _field("cluster_id", _STR, "duplicate cluster; decides the split", required=True),
+        _field("split", _STR, "train, val or test; fixed here for good", required=True),
+    ]
+)  # fmt: skip
+_REASON = _field("rejection_reason", _STR, "first reason", required=True)
+REJECTED_INPUTS = pa.schema([*CANONICAL, _REASON])
+OUTPUTS = pa.schema(
+    [
+        *INPUTS, ATTEMPT,
+        _field("teacher_output", _STR, "the answer; null when the model gave none"),
+        _field("reasoning_output", _STR, "reasoning kept apart from the answer"),
+        _field("model_id", _STR, "model that answered, as the API named it", required=True),
+        _field("finish_reason", _STR, "stop, length, content_filter, ...; null when not said"),
+        _field("prompt_tokens", _INT, "as billed; null when not said"),
+        _field("completion_tokens", _INT, "as billed; null when not said"),
+        _field("total_tokens", _INT, "as billed; null when not said"),
+        _field("latency_ms", _FLOAT, "request sent to body complete, milliseconds"),
+        _field("cost_usd", _FLOAT, "US dollars by the configured prices; null when unpriced"),
+        _field("request_key", _STR, "journal key of the request"),
+        _field("created_at", _TIME, "when the answer arrived, UTC"),
+    ]
+)  # fmt: skip
+REJECTIONS = pa.schema(
+    [*OUTPUTS, _REASON]
+    + [
+        _field(
+            "rejection_reasons",
+            pa.list_(_STR),
+            "all reasons, in order of the checks",
+            required=True,
+        )
+    ]
+)
+CHECKS = pa.schema(
+    [
+        SAMPLE_ID, ATTEMPT,
+        _field("check", _STR, "rules.*, exec.*, judge.*, safety.*", required=True),
+        _field("ok", pa.bool_(), "null = could not be made, which never passes"),
+        _field("value", _FLOAT, "what was measured, in the check's own unit"),
+        _field("reason", _STR, "reason if it does not pass"),
+        _field("detail", _STR, "evidence for a person"),
+    ]
+)  # fmt: skip
+MESSAGE = pa.struct(
+    [pa.field("role", _STR, nullable=False), pa.field("content", _STR, nullable=False)]
+)
+SFT = pa.schema(
+    [
+        SAMPLE_ID,
+        _field("messages", pa.list_(MESSAGE), "[{role, content}], ends with the assistant", required=True),
+        _field("split", _STR, "train, val or test", required=True),
+        _field("template_name", _STR, "task type", required=True),
+        _field("domain", _STR, "subject area"),
+        _field("model_id", _STR, "model that wrote the answer", required=True),
+        ATTEMPT,
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the hand-off: `key` in `storage:`, the stage that writes it, one row's meaning."""
+
+    key: str
+    stage: str
+    schema: pa.Schema
+    grain: str
+    command: str
+    unique: tuple[str, ...] = ("sample_id",)
+
+
+_ANSWER = ("sample_id", "attempt")
+_CHECK = (*_ANSWER, "check")
+TABLES: dict[str, Table] = {
+    table.key: table
+    for table in (
+        Table("canonical", "canonicalize", CANONICAL, "one prompt, duplicates included",
+              "python -m nexa_distill.canonicalize", ()),
+        Table("raw_dataset", "dedup", INPUTS, "one prompt", "python -m nexa_distill.dedup"),
+        Table("rejected_inputs", "dedup.rejected", REJECTED_INPUTS, "one prompt that was set aside",
+              "python -m nexa_distill.dedup", ()),
+        Table("collected_dataset", "teacher", OUTPUTS, "one answer (attempt 0)",
+              "python -m nexa_distill.collect_teacher", _ANSWER),
+        Table("regen_dataset", "regenerate", OUTPUTS, "one answer of an attempt > 0",
+              "python -m nexa_distill.regenerate_bad", _ANSWER),
+        Table("rule_filtered", "rules", OUTPUTS, "one answer that passes the rules",
+              "python -m nexa_distill.filter_pairs", _ANSWER),
+        Table("rules_checks", "rules.checks", CHECKS, "one rule measured on one answer",
+              "python -m nexa_distill.filter_pairs", _CHECK),
+        Table("filtered_dataset", "sample_gate", OUTPUTS, "the best passing answer of a sample",
+              "python -m nexa_distill.sample_gate"),
+        Table("rejections", "sample_gate.rejections", REJECTIONS, "one rejected answer",
+              "python -m nexa_distill.sample_gate", _ANSWER),
+        Table("sft_parquet", "packaging", SFT, "one training sample", "python -m nexa_distill.to_sft"),
+        Table("student_outputs", "student_gen", OUTPUTS, "one held-out answer of the trained student",
+              "python -m nexa_train.generate_student", _ANSWER),
+        Table("baseline_outputs", "student_gen.baseline", OUTPUTS,
+              "one held-out answer of the student before training",
+              "python -m nexa_train.generate_student", _ANSWER),
+    )
+}  # fmt: skip
+
+# Why a row was set aside. Closed: a reason that is not here cannot be written (`check_reasons`).
+REASONS: dict[str, str] = {
+    "duplicate": "the same content stands in an earlier row",
+    "empty_output": "the model gave no answer text",
+    "truncated": "the answer did not end by itself (finish_reason is not stop)",
+    "too_short": "fewer characters than min_char_length",
+    "too_long": "more characters than max_char_length",
+    "too_few_tokens": "fewer tokens than min_token_length",
+    "too_many_tokens": "more tokens than max_token_length",
+    "no_action_verb": "none of allowed_action_verbs occurs",
+    "banned_citation": "a citation, which the model cannot have looked up",
+    "forbidden_pattern": "one of forbidden_patterns occurs",
+    "unbalanced_code_fence": "a ``` code fence is opened and not closed",
+    "template_leftover": "an unfilled placeholder or chat-template marker",
+    "refusal": "the model declined to answer",
+    "repetition": "the answer repeats itself in a loop",
+    "invalid_json": "the task asks for JSON and this is not JSON",
+    "safety_flag": "one of the safety patterns occurs",
+    "check_missing": "a required check was not made, and doubt is a rejection",
+    "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
+}
+
+
+def check_reasons(reasons: Sequence[str]) -> None:
+    """Raises ValueError for a reason outside the closed list: a bug of the stage that made it."""
+    unknown = sorted(set(reasons) - REASONS.keys())
+    if unknown:
+        raise ValueError(f"reasons not in contracts.REASONS: {unknown}")
+
+
+def compact_json(value: object) -> str:
+    """The one JSON form that is hashed: sorted keys, no spaces, UTF-8 as it is."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of the text's UTF-8 bytes; lone surrogates are hashed as they stand."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def canonical_input(row: Mapping[str, object]) -> str:
+    """The row's content (`CONTENT_COLUMNS`) as compact JSON with nulls dropped."""
+    return compact_json({k: row[k] for k in CONTENT_COLUMNS if row.get(k) is not None})
+
+
+def sample_id(task_id: str, canonical: str) -> str:
+    """The key of a sample: sha256(task_id | canonical_input)."""
+    return sha256_text(f"{task_id}|{canonical}")
+
+
+def _markdown() -> str:
+    lines = [
+        "# Data contracts", "",
+        "Generated: `python -m nexa_distill.contracts > docs/data-contracts.md`. Do not edit.", "",
+        "Every table is Parquet (zstd), sealed by a manifest in `data/processed/manifests/`. Paths are",
+        "set in `storage:` of `configs/distill_config.yaml`. Joins are on the key, never on position.", "",
+        "| `storage:` key | stage | grain | key columns | written by |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for t in TABLES.values():
+        keys = ", ".join(f"`{k}`" for k in t.unique) or "none"
+        lines.append(f"| `{t.key}` | {t.stage} | {t.grain} | {keys} | `{t.command}` |")
+    for name, schema in {
+        "canonical": CANONICAL, "inputs": INPUTS, "outputs": OUTPUTS, "checks": CHECKS,
+        "rejections": REJECTIONS, "sft": SFT,
+    }.items():  # fmt: skip
+        lines += ["", f"## {name}", "", "| column | type | null | meaning |", "|---|---|---|---|"]
+        for f in schema:
+            null = "yes" if f.nullable else "never"
+            lines.append(f"| `{f.name}` | {f.type} | {null} | {f.metadata[b'doc'].decode()} |")
+    lines += ["", "## reasons", "", "| reason | what happened |", "|---|---|"]
+    lines += [f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(_markdown())

@@ -1,0 +1,178 @@
+"""How a file gets to its fixed path, and how a table is read and checked.
+
+A file is written under a temporary name in its own folder, fsynced and renamed, so a reader of a
+fixed path sees the complete old file or the complete new one. `manifests.py` seals what is written.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nexa_distill.contracts import Table
+from nexa_distill.errors import InputError, InputMissing, did_you_mean
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
+
+    On any error the temporary file is removed and `path` is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically replace `path` by `text` (UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Atomically replace `path` by readable JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+class TableWriter:
+    """Batches of one schema into the Parquet file that `table_writer` puts in place."""
+
+    def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
+        self.schema, self.rows = schema, 0
+        self._parquet = pq.ParquetWriter(file, schema, compression="zstd", compression_level=1)
+
+    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Append rows as one row group; the columns are brought into the schema's order."""
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        self._parquet.write_table(table.select(self.schema.names).cast(self.schema))
+        self.rows += table.num_rows
+
+    def close(self) -> None:
+        """Write the Parquet footer."""
+        self._parquet.close()
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
+    """Stream row groups into `path`; nothing is there until the block ends well."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        writer = TableWriter(file, schema)
+        yield writer
+        writer.close()
+
+
+def open_table(path: Path, table: Table) -> pq.ParquetFile:
+    """Open a Parquet file after checking that it has the table's columns and types.
+
+    Extra columns are allowed. Raises InputMissing (66) or InputError (65) naming path and column.
+    """
+    if not path.exists():
+        raise InputMissing(f"{path}: no such file; `{table.command}` writes {table.grain}s")
+    if not path.is_file():
+        raise InputError(f"{path}: expected a Parquet file, found a folder")
+    try:
+        parquet = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path}: not a complete Parquet file ({error}); `{table.command}` writes it"
+        ) from None
+    found = parquet.schema_arrow
+    for wanted in table.schema:
+        if wanted.name not in found.names:
+            raise InputError(
+                f"{path}: column {wanted.name} is missing{did_you_mean(wanted.name, found.names)}; "
+                f"found: {', '.join(found.names)}"
+            )
+        if not _compatible(found.field(wanted.name).type, wanted.type):
+            raise InputError(
+                f"{path}: column {wanted.name} is {found.field(wanted.name).type}, "
+                f"expected {wanted.type}"
+            )
+    return parquet
+
+
+def read_batches(
+    path: Path, table: Table, *, batch_rows: int = 65_536, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """Validated batches, cast to the schema, in file order. Raises InputError naming the row."""
+    parquet = open_table(path, table)
+    wanted = pa.schema([table.schema.field(name) for name in columns or table.schema.names])
+    start = 0
+    try:
+        for batch in parquet.iter_batches(batch_rows, columns=wanted.names):
+            rows = pa.Table.from_batches([batch]).select(wanted.names)
+            _refuse_nulls(path, rows, wanted, start)
+            yield rows.cast(wanted)
+            start += rows.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be read after row {start} ({error}); `{table.command}` writes it"
+        ) from None
+
+
+def read_table(path: Path, table: Table) -> pa.Table:
+    """The whole table, validated: schema, nulls, unique keys. An empty table has 0 rows."""
+    batches = list(read_batches(path, table))
+    rows = pa.concat_tables(batches) if batches else table.schema.empty_table()
+    check_unique(path, rows, table.unique)
+    return rows
+
+
+def check_unique(path: Path, rows: pa.Table, keys: Iterable[str]) -> None:
+    """Raises InputError naming the first key that stands twice."""
+    names = list(keys)
+    if not names:
+        return
+    counts = rows.group_by(names).aggregate([([], "count_all")])
+    twice = counts.filter(pc.greater(counts["count_all"], 1))
+    if twice.num_rows:
+        key = {name: twice[name][0].as_py() for name in names}
+        raise InputError(
+            f"{path}: key {key} stands {twice['count_all'][0].as_py()} times, expected once"
+        )
+
+
+def _refuse_nulls(path: Path, rows: pa.Table, schema: pa.Schema, start: int) -> None:
+    for wanted in schema:
+        column = rows[wanted.name]
+        if not wanted.nullable and column.null_count:
+            row = start + pc.index(column.is_null(), True).as_py()
+            raise InputError(f"{path}: column {wanted.name} is null in row {row} (0-based)")
+
+
+def _compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Same kind of value, whatever the width (pandas writes large_string where we say string)."""
+    if found.equals(wanted) or pa.types.is_null(found):
+        return True
+    if pa.types.is_dictionary(found):
+        return _compatible(found.value_type, wanted)
+    kinds = (
+        (pa.types.is_string, pa.types.is_large_string),
+        (pa.types.is_integer,), (pa.types.is_floating, pa.types.is_integer),
+        (pa.types.is_boolean,), (pa.types.is_timestamp,),
+        (pa.types.is_list, pa.types.is_large_list),
+    )  # fmt: skip
+    return any(any(k(found) for k in kind) and kind[0](wanted) for kind in kinds)
