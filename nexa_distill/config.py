@@ -6,12 +6,22 @@ from FILE (relative to the file that says it) and overrides only what stands bel
 Flags win over YAML. Paths are relative to the current directory.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from nexa_distill.errors import InputError, InputMissing, did_you_mean
 
@@ -34,6 +44,7 @@ class Storage(Section):
     raw_dataset: str
     rejected_inputs: str
     collected_dataset: str
+    unanswered: str
     rule_filtered: str
     filtered_dataset: str
     rejections: str
@@ -172,8 +183,89 @@ class DistillConfig(Section):
         return name, self.providers[name]
 
 
+def _share(value: float) -> float:
+    if value <= 1:
+        return value
+    instead = f"write {value / 100:.2f}" if value <= 100 else "write a number up to 1.0"
+    raise PydanticCustomError("share", "scores are 0..1, {instead}", {"instead": instead})
+
+
+def _pattern(pattern: str) -> str:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pattern:
+        raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
+    escapes = r"\\[pP]\{[^}]*\}|\\.|\(\?P"
+    if re.search("[A-Z]", re.sub(escapes, "", pattern)):
+        lower = "answers are lower-cased before matching; write the pattern in lower case"
+        raise PydanticCustomError("pattern", "{text}", {"text": lower})
+    try:
+        pc.match_substring_regex(pa.array([""]), pattern)
+    except pa.ArrowInvalid as error:
+        text = f"RE2 cannot compile this pattern ({error}); no look-around, no back-references"
+        raise PydanticCustomError("pattern", "{text}", {"text": text}) from None
+    return pattern
+
+
+Share = Annotated[float, Field(ge=0), AfterValidator(_share)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
+class GateConfig(Section):
+    """`sample_gate:` what an answer needs to be kept.
+
+    `required`: families (`rules`) or names (`judge.factuality`) of checks that must have been made.
+    Checks that are not required still reject where they were made and did not pass.
+    """
+
+    required: list[str]
+    judge_f_threshold: Share
+    judge_r_threshold: Share
+    require_both: bool
+
+
 class FilterConfig(Section):
-    """`configs/filters.yaml`: every threshold of the rules and of SampleGate."""
+    """`configs/filters.yaml`: every threshold of the rules and of SampleGate.
+
+    null, false and an empty list turn a rule off. Lengths are of one answer.
+    """
+
+    require_stop: bool
+    min_char_length: Count | None
+    max_char_length: Count | None
+    min_token_length: Count | None
+    max_token_length: Count | None
+    require_action_verb: bool
+    allowed_action_verbs: list[Annotated[str, Field(pattern="^[a-z]+$")]]
+    ban_citations: bool
+    citation_patterns: list[Pattern]
+    forbidden_patterns: list[Pattern]
+    ban_unbalanced_code_fences: bool
+    template_patterns: list[Pattern]
+    ban_refusals: bool
+    refusal_patterns: list[Pattern]
+    max_repetition: Share | None
+    require_json_for: list[str]
+    safety_patterns: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Pattern]
+    sample_gate: GateConfig
+
+    @field_validator("max_char_length", "max_token_length")
+    @classmethod
+    def _above_minimum(cls, value: int | None, info: ValidationInfo) -> int | None:
+        lower = str(info.field_name).replace("max", "min")
+        least = info.data.get(lower)
+        if value is not None and least is not None and value < least:
+            text = f"below {lower} ({least}), so no answer could pass"
+            raise PydanticCustomError("range", "{text}", {"text": text})
+        return value
+
+    @field_validator("allowed_action_verbs")
+    @classmethod
+    def _some_verbs(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("require_action_verb") and not value:
+            raise PydanticCustomError("verbs", "require_action_verb is true and no verb is allowed")
+        return value
 
 
 class Training(Section):
@@ -231,6 +323,19 @@ class StudentConfig(Section):
 
 
 S = TypeVar("S", bound=Section)
+
+
+def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig:
+    """`config` with command-line flags laid over it; a flag that was not given (None) says nothing.
+
+    `flags` is nested as the YAML is: `{"input": {"limit": 60}}`.
+    """
+    return DistillConfig.model_validate(_merge(config.model_dump(), _given(flags)))
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = ((k, _given(v) if isinstance(v, Mapping) else v) for k, v in flags.items())
+    return {k: v for k, v in pairs if v is not None}
 
 
 def load_config(path: Path) -> DistillConfig:

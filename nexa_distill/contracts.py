@@ -69,6 +69,15 @@ OUTPUTS = pa.schema(
         _field("created_at", _TIME, "when the answer arrived, UTC"),
     ]
 )  # fmt: skip
+UNANSWERED = pa.schema(
+    [
+        *INPUTS,
+        ATTEMPT,
+        _REASON,
+        _field("detail", _STR, "the API's last word: status and start of the body"),
+        _field("request_key", _STR, "journal key of the request", required=True),
+    ]
+)
 REJECTIONS = pa.schema(
     [*OUTPUTS, _REASON]
     + [
@@ -130,6 +139,8 @@ TABLES: dict[str, Table] = {
               "python -m nexa_distill.dedup", ()),
         Table("collected_dataset", "teacher", OUTPUTS, "one answer (attempt 0)",
               "python -m nexa_distill.collect_teacher", _ANSWER),
+        Table("unanswered", "teacher.unanswered", UNANSWERED, "one prompt without an answer",
+              "python -m nexa_distill.collect_teacher", _ANSWER),
         Table("regen_dataset", "regenerate", OUTPUTS, "one answer of an attempt > 0",
               "python -m nexa_distill.regenerate_bad", _ANSWER),
         Table("rule_filtered", "rules", OUTPUTS, "one answer that passes the rules",
@@ -152,6 +163,8 @@ TABLES: dict[str, Table] = {
 # Why a row was set aside. Closed: a reason that is not here cannot be written (`check_reasons`).
 REASONS: dict[str, str] = {
     "duplicate": "the same content stands in an earlier row",
+    "request_refused": "the API refused this request (4xx); --retry-failed asks again",
+    "provider_failed": "every allowed attempt failed (5xx, timeout); --retry-failed asks again",
     "empty_output": "the model gave no answer text",
     "truncated": "the answer did not end by itself (finish_reason is not stop)",
     "too_short": "fewer characters than min_char_length",
@@ -167,6 +180,8 @@ REASONS: dict[str, str] = {
     "repetition": "the answer repeats itself in a loop",
     "invalid_json": "the task asks for JSON and this is not JSON",
     "safety_flag": "one of the safety patterns occurs",
+    "low_factuality": "judge.factuality is below judge_f_threshold",
+    "low_reasoning": "judge.reasoning is below judge_r_threshold",
     "check_missing": "a required check was not made, and doubt is a rejection",
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
 }

@@ -6,7 +6,7 @@ fixed path sees the complete old file or the complete new one. `manifests.py` se
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -84,10 +84,13 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
         writer.close()
 
 
-def open_table(path: Path, table: Table) -> pq.ParquetFile:
+def open_table(
+    path: Path, table: Table, renamed: Mapping[str, str] | None = None
+) -> pq.ParquetFile:
     """Open a Parquet file after checking that it has the table's columns and types.
 
-    Extra columns are allowed. Raises InputMissing (66) or InputError (65) naming path and column.
+    Extra columns are allowed; `renamed` maps a column of the table to its name in this file.
+    Raises InputMissing (66) or InputError (65) naming path and column.
     """
     if not path.exists():
         raise InputMissing(f"{path}: no such file; `{table.command}` writes {table.grain}s")
@@ -101,29 +104,35 @@ def open_table(path: Path, table: Table) -> pq.ParquetFile:
         ) from None
     found = parquet.schema_arrow
     for wanted in table.schema:
-        if wanted.name not in found.names:
+        name = (renamed or {}).get(wanted.name, wanted.name)
+        if name not in found.names:
             raise InputError(
-                f"{path}: column {wanted.name} is missing{did_you_mean(wanted.name, found.names)}; "
+                f"{path}: column {name} is missing{did_you_mean(name, found.names)}; "
                 f"found: {', '.join(found.names)}"
             )
-        if not _compatible(found.field(wanted.name).type, wanted.type):
+        if not _compatible(found.field(name).type, wanted.type):
             raise InputError(
-                f"{path}: column {wanted.name} is {found.field(wanted.name).type}, "
-                f"expected {wanted.type}"
+                f"{path}: column {name} is {found.field(name).type}, expected {wanted.type}"
             )
     return parquet
 
 
 def read_batches(
-    path: Path, table: Table, *, batch_rows: int = 65_536, columns: list[str] | None = None
+    path: Path,
+    table: Table,
+    *,
+    batch_rows: int = 65_536,
+    columns: list[str] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Iterator[pa.Table]:
     """Validated batches, cast to the schema, in file order. Raises InputError naming the row."""
-    parquet = open_table(path, table)
+    parquet = open_table(path, table, renamed)
     wanted = pa.schema([table.schema.field(name) for name in columns or table.schema.names])
+    stored = [(renamed or {}).get(name, name) for name in wanted.names]
     start = 0
     try:
-        for batch in parquet.iter_batches(batch_rows, columns=wanted.names):
-            rows = pa.Table.from_batches([batch]).select(wanted.names)
+        for batch in parquet.iter_batches(batch_rows, columns=stored):
+            rows = pa.Table.from_batches([batch]).select(stored).rename_columns(wanted.names)
             _refuse_nulls(path, rows, wanted, start)
             yield rows.cast(wanted)
             start += rows.num_rows

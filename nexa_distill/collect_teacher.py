@@ -1,0 +1,243 @@
+"""The teacher answers every prompt once.
+
+Reads:  `storage.raw_dataset` (or --src: any Parquet with `sample_id` and prompt columns)
+Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempt 0), `storage.unanswered`
+Keeps:  rows_in == answered + unanswered; truncated and empty answers too, the rules reject them
+
+Every request is in `storage.journal`/teacher.sqlite before it is sent. An answer is never asked
+for again: run the same command after any stop and only what is missing is sent.
+
+Run: python -m nexa_distill.collect_teacher [--provider NAME] [--dry-run]
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nexa_distill import cli
+from nexa_distill.collection import Asked, Collector, Row, Summary
+from nexa_distill.config import DistillConfig, load_config, with_flags
+from nexa_distill.contracts import TABLES
+from nexa_distill.errors import InputError
+from nexa_distill.gateway import PromptRequest, request_key
+from nexa_distill.handoff import check_unique, read_batches
+from nexa_distill.manifests import StageRun
+
+INPUTS_TABLE = TABLES["raw_dataset"]
+
+
+def teacher_model(config: DistillConfig) -> str:
+    """`collection.teacher_model`, or the provider's own."""
+    return config.collection.teacher_model or config.chosen_provider()[1].model
+
+
+def load_system_prompt(path: str) -> str:
+    """The text of a system prompt file. Raises InputError when it is missing or empty."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the system prompt ({error.strerror})") from None
+    if not text:
+        raise InputError(f"{path}: the system prompt is empty")
+    return text
+
+
+def resolve_prompt(row: Mapping[str, Any]) -> str:
+    """The user message of a row. Raises InputError naming the sample when it is empty."""
+    prompt = row["user_prompt"]
+    if not prompt.strip():
+        raise InputError(f"sample {row['sample_id']}: user_prompt is empty, expected text")
+    return str(prompt)
+
+
+def request_body(system: str, prompt: str, model: str, config: DistillConfig) -> dict[str, Any]:
+    """A chat completion's JSON: exactly what changes the answer."""
+    provider = config.chosen_provider()[1]
+    return {
+        "model": model,
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": prompt},
+        ],
+        "max_tokens": config.collection.max_tokens,
+        "temperature": config.collection.temperature,
+        **provider.extra_body,
+    }
+
+
+def build_requests(rows: list[Row], config: DistillConfig) -> list[PromptRequest]:
+    """One request per row, attempt 0, in the rows' order."""
+    default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
+    requests = []
+    for row in rows:
+        system = row["system_prompt"] or default
+        body = request_body(system, resolve_prompt(row), model, config)
+        requests.append(PromptRequest(row["sample_id"], 0, request_key(body), body))
+    return requests
+
+
+def settings(config: DistillConfig) -> dict[str, Any]:
+    """What decides the answers and how they are written, next to the inputs and the journal."""
+    provider = config.chosen_provider()[1]
+    return {
+        "model": teacher_model(config),
+        "system_prompt": load_system_prompt(config.collection.system_prompt_path),
+        "decoding": config.collection.model_dump(
+            include={"max_tokens", "temperature", "max_samples"}
+        ),
+        "extra_body": provider.extra_body,
+        "prices": [provider.prompt_usd_per_million, provider.completion_usd_per_million],
+    }
+
+
+def run(
+    config: DistillConfig,
+    src: Path | None = None,
+    dst: Path | None = None,
+    *,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    renamed: Mapping[str, str] | None = None,
+) -> Summary | None:
+    """Answer every row of `src`; None when there was nothing to do. Errors as `Gateway.ask_all`.
+
+    `renamed`: contract column -> its name in `src`, for a file that a person hands in.
+    """
+    storage, name = config.storage, config.chosen_provider()[0]
+    src, given = src or storage.path("raw_dataset"), dst
+    dst = given or storage.path("collected_dataset")
+    unanswered = storage.path("unanswered")
+    if given:
+        unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
+    total, asked = _rows(src, config, renamed or {})
+    stage = StageRun("teacher", storage, inputs=[src], settings=settings(config))
+    if not retry_failed and stage.is_current(dst, unanswered):
+        print(f"teacher: {dst} is up to date")
+        return None
+    collector = Collector(
+        "teacher", config, name, teacher_model(config), asked, total, retry_failed
+    )
+    if dry_run:
+        _say_estimate(collector, stage.id)
+        return None
+    summary = collector.run(stage, dst, unanswered)
+    _say(summary, name, dst, unanswered)
+    return summary
+
+
+def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple[int, Asked]:
+    """(number of rows, the rows in batches). All of `src` is validated here, before any request."""
+    ids = []
+    keys = ["sample_id", "user_prompt"]
+    for batch in read_batches(src, INPUTS_TABLE, columns=keys, renamed=renamed):
+        for row in batch.to_pylist():
+            resolve_prompt(row)
+        ids.append(batch.select(["sample_id"]))
+    if not ids:
+        raise InputError(f"{src}: holds no rows; nothing to ask")
+    check_unique(src, pa.concat_tables(ids), ["sample_id"])
+    rows_in = sum(batch.num_rows for batch in ids)
+    total = min(rows_in, config.collection.max_samples or rows_in)
+
+    def asked() -> Iterator[list[tuple[Row, PromptRequest]]]:
+        left = total
+        size = config.collection.batch_size
+        for batch in read_batches(src, INPUTS_TABLE, batch_rows=size, renamed=renamed):
+            rows = batch.slice(0, left).to_pylist()
+            yield list(zip(rows, build_requests(rows, config), strict=True))
+            left -= len(rows)
+            if left <= 0:
+                return
+
+    return total, asked
+
+
+def _say(summary: Summary, provider: str, dst: Path, unanswered: Path) -> None:
+    cost = "unpriced" if summary.usd is None else f"${summary.usd:.4f}"
+    print(
+        f"teacher: {summary.answered} of {summary.rows} prompts answered by {provider} "
+        f"({summary.requests} requests now, {cost} in all) -> {dst}"
+    )
+    if summary.uncertain:
+        keys = ", ".join(key[:12] for key in summary.uncertain[:5])
+        print(
+            f"teacher: {len(summary.uncertain)} requests were in flight when an earlier run died "
+            f"and may be billed twice: {keys}"
+        )
+    if summary.unanswered:
+        print(
+            f"teacher: {summary.unanswered} prompts have no answer, see {unanswered}; "
+            "--retry-failed asks them again"
+        )
+
+
+def _say_estimate(collector: Collector, run_id: str) -> None:
+    found = collector.estimate(run_id)
+    provider = collector.config.providers[collector.provider]
+    prices = (provider.prompt_usd_per_million, provider.completion_usd_per_million)
+    at_most = "unpriced"
+    if None not in prices:
+        usd = found.prompt_tokens * (prices[0] or 0) + found.answer_tokens * (prices[1] or 0)
+        at_most = f"at most ${usd / 1e6:.4f}"
+    print(
+        f"teacher: {found.new} requests to send to {collector.provider} ({collector.model}), "
+        f"{found.reused} reused from the journal or shared; about {found.prompt_tokens} prompt "
+        f"tokens and at most {found.answer_tokens} answer tokens, {at_most}"
+    )
+
+
+def run_collection(args: argparse.Namespace) -> int:
+    """The command line's work: flags over YAML, then `run`."""
+    config = load_config(args.config)
+    name = args.provider or config.provider
+    config.chosen_provider(name)
+    provider = {"base_url": args.base_url, "api_key_env": args.api_key_env}
+    if args.base_url:  # somebody else's server: nothing of ours is started
+        provider |= {"start": [], "endpoint_file": ""}
+    flags: dict[str, Any] = {
+        "provider": name,
+        "providers": {name: provider},
+        "collection": {
+            "teacher_model": args.teacher, "concurrency": args.concurrency,
+            "max_tokens": args.max_tokens, "temperature": args.temperature,
+            "system_prompt_path": args.system_prompt, "max_samples": args.max_samples,
+            "batch_size": args.batch_size,
+        },
+        "budget": {"max_usd": args.max_usd},
+    }  # fmt: skip
+    dry = args.dry_run or args.estimate
+    run(with_flags(config, flags), args.src, args.dst, dry_run=dry, retry_failed=args.retry_failed)
+    return 0
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("--src", type=Path, metavar="FILE", help="default: storage.raw_dataset")
+    add("--dst", type=Path, metavar="FILE", help="default: storage.collected_dataset")
+    add("--provider", metavar="NAME", help="a key of providers: in the configuration")
+    add("--base-url", metavar="URL", help="another address for this provider")
+    add("--teacher", metavar="MODEL", help="default: the provider's model")
+    add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
+    add("--concurrency", type=int, metavar="N", help="requests in flight")
+    add("--max-tokens", type=int, metavar="N", help="of one answer")
+    add("--temperature", type=float, metavar="T")
+    add("--system-prompt", metavar="FILE", help="text file with the system prompt")
+    add("--prompt-column", metavar="NAME", help="column of --src that is user_prompt")
+    add("--context-column", metavar="NAME", help="column of --src that is context")
+    add("--task-type-column", metavar="NAME", help="column of --src that is template_name")
+    add("--max-samples", type=int, metavar="N", help="first N rows")
+    add("--batch-size", type=int, metavar="N", help="input rows taken up at a time")
+    add("--max-usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
+    add("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    add("--estimate", action="store_true", help="the same as --dry-run")
+    add("--retry-failed", action="store_true", help="ask again what was refused or given up")
+    return run_collection(parser.parse_args())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,115 @@
+"""Where the teacher is: address, model name to send, key, and the local server if we start it.
+
+Keys come from the environment or from `.env` in the current directory, never from a flag: a
+command line shows in the process list.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from nexa_distill.config import Provider
+from nexa_distill.errors import ProviderUnusable
+
+HEALTH_SECONDS = 5
+STOP_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One reachable API. `model` is the id that a request must carry."""
+
+    provider: str
+    base_url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+
+
+def api_key(provider: str, settings: Provider) -> str | None:
+    """The provider's key, or None when it wants none. Raises ProviderUnusable (69) if unset."""
+    name = settings.api_key_env
+    if name is None:
+        return None
+    key = os.environ.get(name) or dotenv_values(".env").get(name)
+    if not key:
+        raise ProviderUnusable(
+            f"provider {provider}: {name} is not set; write {name}=... into .env "
+            "(see .env.example) or export it"
+        )
+    return key
+
+
+@contextmanager
+def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
+    """The provider's endpoint, its local server running if it has one (`start:`).
+
+    A server that already runs (the launcher's `teacher` session) is used and left running; one
+    that is started here is stopped at the end. Raises ProviderUnusable (69).
+    """
+    key = api_key(provider, settings)
+    if not settings.start:
+        if not settings.base_url:
+            raise ProviderUnusable(f"provider {provider}: set base_url (or pass --base-url)")
+        yield Endpoint(provider, settings.base_url.rstrip("/"), model, key)
+        return
+    file = Path(str(settings.endpoint_file))
+    running = _running(file)
+    if running:
+        yield Endpoint(provider, running["base_url"], running["model"], key)
+        return
+    with _server(provider, settings, file) as started:
+        yield Endpoint(provider, started["base_url"], started["model"], key)
+
+
+@contextmanager
+def _server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str, Any]]:
+    command = [*(settings.start or []), "--endpoint-file", str(file)]
+    if command[0] == "python":
+        command[0] = sys.executable
+    print(f"starting the {provider} server: {' '.join(command)}", flush=True)
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        yield _wait(provider, server, file, settings.start_timeout_seconds)
+    finally:
+        server.terminate()
+        try:
+            server.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _wait(
+    provider: str, server: subprocess.Popen[bytes], file: Path, seconds: float
+) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := _running(file):
+            return found
+        if server.poll() is not None:
+            raise ProviderUnusable(
+                f"provider {provider}: its server ended with code {server.returncode} before it "
+                "was ready; its message is above"
+            )
+        time.sleep(0.2)
+    raise ProviderUnusable(f"provider {provider}: its server was not ready within {seconds:.0f} s")
+
+
+def _running(file: Path) -> dict[str, Any] | None:
+    """What the endpoint file says, if a server answers there."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        with urllib.request.urlopen(f"{found['base_url']}/models", timeout=HEALTH_SECONDS):  # noqa: S310
+            return found
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return None

@@ -1,0 +1,32 @@
+"""Raw text to teacher answers: canonicalize, dedup, teacher.
+
+Each step is skipped when its output is up to date, so the same command continues after any stop.
+
+Run: python scripts/python/data_processing/run_full_data_gen.py [--input PATH] [--limit N]
+"""
+
+from nexa_distill import canonicalize, cli, collect_teacher, dedup
+from nexa_distill.config import load_config, with_flags
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--input", metavar="PATH", help="raw data (default: input.path)")
+    parser.add_argument("--limit", type=int, metavar="N", help="first N raw rows")
+    parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
+    args = parser.parse_args()
+    flags = {
+        "input": {"path": args.input, "limit": args.limit},
+        "provider": args.provider,
+    }
+    config = with_flags(load_config(args.config), flags)
+    config.chosen_provider()
+    canonicalize.run(config)
+    dedup.run(config)
+    collect_teacher.run(config)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
