@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from nexa_distill import cli
-from nexa_distill.collection import Asked, Collector, Row, Summary
+from nexa_distill.collection import Asked, Collector, Row, Summary, load_system_prompt, request_body
 from nexa_distill.config import DistillConfig, load_config, with_flags
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
@@ -34,38 +34,12 @@ def teacher_model(config: DistillConfig) -> str:
     return config.collection.teacher_model or config.chosen_provider()[1].model
 
 
-def load_system_prompt(path: str) -> str:
-    """The text of a system prompt file. Raises InputError when it is missing or empty."""
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the system prompt ({error.strerror})") from None
-    if not text:
-        raise InputError(f"{path}: the system prompt is empty")
-    return text
-
-
 def resolve_prompt(row: Mapping[str, Any]) -> str:
     """The user message of a row. Raises InputError naming the sample when it is empty."""
     prompt = row["user_prompt"]
     if not prompt.strip():
         raise InputError(f"sample {row['sample_id']}: user_prompt is empty, expected text")
     return str(prompt)
-
-
-def request_body(system: str, prompt: str, model: str, config: DistillConfig) -> dict[str, Any]:
-    """A chat completion's JSON: exactly what changes the answer."""
-    provider = config.chosen_provider()[1]
-    return {
-        "model": model,
-        "messages": [
-            {"role": "system", "content": system},
-            {"role": "user", "content": prompt},
-        ],
-        "max_tokens": config.collection.max_tokens,
-        "temperature": config.collection.temperature,
-        **provider.extra_body,
-    }
 
 
 def build_requests(rows: list[Row], config: DistillConfig) -> list[PromptRequest]:
@@ -121,10 +95,10 @@ def run(
         "teacher", config, name, teacher_model(config), asked, total, retry_failed
     )
     if dry_run:
-        _say_estimate(collector, stage.id)
+        collector.say_estimate(stage.id)
         return None
     summary = collector.run(stage, dst, unanswered)
-    _say(summary, name, dst, unanswered)
+    summary.say("teacher", name, dst, unanswered)
     return summary
 
 
@@ -155,40 +129,6 @@ def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple
     return total, asked
 
 
-def _say(summary: Summary, provider: str, dst: Path, unanswered: Path) -> None:
-    cost = "unpriced" if summary.usd is None else f"${summary.usd:.4f}"
-    print(
-        f"teacher: {summary.answered} of {summary.rows} prompts answered by {provider} "
-        f"({summary.requests} requests now, {cost} in all) -> {dst}"
-    )
-    if summary.uncertain:
-        keys = ", ".join(key[:12] for key in summary.uncertain[:5])
-        print(
-            f"teacher: {len(summary.uncertain)} requests were in flight when an earlier run died "
-            f"and may be billed twice: {keys}"
-        )
-    if summary.unanswered:
-        print(
-            f"teacher: {summary.unanswered} prompts have no answer, see {unanswered}; "
-            "--retry-failed asks them again"
-        )
-
-
-def _say_estimate(collector: Collector, run_id: str) -> None:
-    found = collector.estimate(run_id)
-    provider = collector.config.providers[collector.provider]
-    prices = (provider.prompt_usd_per_million, provider.completion_usd_per_million)
-    at_most = "unpriced"
-    if None not in prices:
-        usd = found.prompt_tokens * (prices[0] or 0) + found.answer_tokens * (prices[1] or 0)
-        at_most = f"at most ${usd / 1e6:.4f}"
-    print(
-        f"teacher: {found.new} requests to send to {collector.provider} ({collector.model}), "
-        f"{found.reused} reused from the journal or shared; about {found.prompt_tokens} prompt "
-        f"tokens and at most {found.answer_tokens} answer tokens, {at_most}"
-    )
-
-
 def run_collection(args: argparse.Namespace) -> int:
     """The command line's work: flags over YAML, then `run`."""
     config = load_config(args.config)
@@ -208,8 +148,17 @@ def run_collection(args: argparse.Namespace) -> int:
         },
         "budget": {"max_usd": args.max_usd},
     }  # fmt: skip
-    dry = args.dry_run or args.estimate
-    run(with_flags(config, flags), args.src, args.dst, dry_run=dry, retry_failed=args.retry_failed)
+    columns = {
+        "user_prompt": args.prompt_column,
+        "context": args.context_column,
+        "template_name": args.task_type_column,
+    }
+    run(
+        with_flags(config, flags), args.src, args.dst,
+        dry_run=args.dry_run or args.estimate,
+        retry_failed=args.retry_failed,
+        renamed={wanted: name for wanted, name in columns.items() if name},
+    )  # fmt: skip
     return 0
 
 

@@ -18,7 +18,7 @@ from nexa_distill.answers import output_row
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import OUTPUTS, UNANSWERED
 from nexa_distill.endpoint import reach
-from nexa_distill.errors import ProviderUnusable
+from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.gateway import Gateway, PromptRequest, given_up
 from nexa_distill.handoff import table_writer
 from nexa_distill.journal import Journal
@@ -45,6 +45,25 @@ class Summary:
         """Rows that the API refused or failed to answer; they stand in their own table."""
         return self.rows - self.answered
 
+    def say(self, stage: str, provider: str, dst: Path, unanswered: Path) -> None:
+        """The end of the stage, in a line; what may cost twice and what is missing in two more."""
+        cost = "unpriced" if self.usd is None else f"${self.usd:.4f}"
+        print(
+            f"{stage}: {self.answered} of {self.rows} prompts answered by {provider} "
+            f"({self.requests} requests now, {cost} in all) -> {dst}"
+        )
+        if self.uncertain:
+            keys = ", ".join(key[:12] for key in self.uncertain[:5])
+            print(
+                f"{stage}: {len(self.uncertain)} requests were in flight when an earlier run died "
+                f"and may be billed twice: {keys}"
+            )
+        if self.unanswered:
+            print(
+                f"{stage}: {self.unanswered} prompts have no answer, see {unanswered}; "
+                "--retry-failed asks them again"
+            )
+
 
 @dataclass
 class Estimate:
@@ -52,7 +71,6 @@ class Estimate:
 
     new: int = 0
     reused: int = 0
-    given_up: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
 
@@ -84,6 +102,21 @@ class Collector:
                 found.answer_tokens += self.config.collection.max_tokens
         found.reused = self.total - found.new
         return found
+
+    def say_estimate(self, run_id: str) -> None:
+        """`estimate` in a line."""
+        found = self.estimate(run_id)
+        provider = self.config.providers[self.provider]
+        at_most = "unpriced"
+        match provider.prompt_usd_per_million, provider.completion_usd_per_million:
+            case float(prompt), float(answer):
+                usd = found.prompt_tokens * prompt + found.answer_tokens * answer
+                at_most = f"at most ${usd / 1e6:.4f}"
+        print(
+            f"{self.name}: {found.new} requests to send to {self.provider} ({self.model}), "
+            f"{found.reused} reused from the journal or shared; about {found.prompt_tokens} prompt "
+            f"tokens and at most {found.answer_tokens} answer tokens, {at_most}"
+        )
 
     def run(self, stage: StageRun, dst: Path, unanswered: Path) -> Summary:
         """Ask, write `dst` and `unanswered`, seal both. Errors as `Gateway.ask_all`."""
@@ -165,3 +198,29 @@ class Collector:
             "detail": f"HTTP {status}: {said}" if status else said,
             "request_key": request.key,
         }
+
+
+def load_system_prompt(path: str) -> str:
+    """The text of a system prompt file. Raises InputError when it is missing or empty."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the system prompt ({error.strerror})") from None
+    if not text:
+        raise InputError(f"{path}: the system prompt is empty")
+    return text
+
+
+def request_body(system: str, prompt: str, model: str, config: DistillConfig) -> dict[str, Any]:
+    """A chat completion's JSON: exactly what changes the answer."""
+    provider = config.chosen_provider()[1]
+    return {
+        "model": model,
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": prompt},
+        ],
+        "max_tokens": config.collection.max_tokens,
+        "temperature": config.collection.temperature,
+        **provider.extra_body,
+    }

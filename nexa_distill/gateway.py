@@ -41,7 +41,7 @@ STOPS_THE_RUN = {401, 402, 403, 404}
 TRY_AGAIN = {408, 409, 425}
 MAX_BODY_BYTES = 64 * 2**20
 GRACE_SECONDS = 10.0
-MAX_PAUSE_SECONDS = 600.0
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 600.0
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 DEFAULT_PAUSE_SECONDS = 2.0
 
@@ -133,36 +133,39 @@ class Gateway:
             for request in requests:  # shared: each worker takes the next one
                 if self._stop.is_set():
                     return
-                await self._ask(session, request)
-                progress.add(1, f"${self.tally.usd:.4f}" if self.tally.usd else "")
+                if await self._ask(session, request):
+                    progress.add(1, f"${self.tally.usd:.4f}" if self.tally.usd else "")
         except NexaError as error:
             self._end_run(error)
         except asyncio.CancelledError:
             if not self._stop.is_set():
                 raise
 
-    async def _ask(self, session: aiohttp.ClientSession, request: PromptRequest) -> None:
-        """Send until the request is answered, refused or given up, or the run stops."""
+    async def _ask(self, session: aiohttp.ClientSession, request: PromptRequest) -> bool:
+        """Send until the request is answered, refused or given up (True), or the run stops."""
         body = {**request.body, "model": self.endpoint.model}
         data = json.dumps(body).encode()
         counted = 0
         while not self._stop.is_set():
             await self._sleep(self._paused_until - time.monotonic())
             if self._stop.is_set():
-                return
+                break
             outcome, pause = await self._attempt(session, request, data)
             if outcome.outcome == "answered":
-                return
+                return True
             if outcome.status == 429:
-                self._paused_until = max(self._paused_until, time.monotonic() + pause)
+                self._paused_until = max(
+                    self._paused_until, time.monotonic() + max(pause, MIN_PAUSE_SECONDS)
+                )
                 continue
             counted += 1
             retryable = outcome.status is None or _again(outcome.status)
             if not retryable or counted >= self.settings.max_attempts:
                 self._refuse_dead_provider(outcome)
-                return
+                return True
             backoff = min(FIRST_BACKOFF_SECONDS * 2 ** (counted - 1), MAX_BACKOFF_SECONDS)
             await self._sleep(max(backoff, pause) * random.uniform(0.7, 1.0))  # noqa: S311
+        return False
 
     async def _attempt(
         self, session: aiohttp.ClientSession, request: PromptRequest, data: bytes
@@ -171,10 +174,10 @@ class Gateway:
         reserve = self._reserve(request.key, data)
         try:
             attempt = await self.journal.begin(request.key, data)
-            if self._stop.is_set():
+            # A spent budget stops what is not reserved yet; what is reserved is sent.
+            if self._stop.is_set() and not isinstance(self._fatal, BudgetReached):
                 await self.journal.end(attempt, Outcome("not_sent", error="the run was stopping"))
                 return Outcome("not_sent"), 0.0
-            self.tally.requests += 1
             try:
                 outcome, pause = await self._post(session, data)
             except asyncio.CancelledError:
@@ -222,6 +225,7 @@ class Gateway:
                 f"{broken}. {self.tally.answered} answers are stored; raise it and run the same "
                 "command again to go on"
             )
+        self.tally.requests += 1
         self.tally.in_flight[key] = (tokens, usd)
         return tokens, usd
 

@@ -4,6 +4,7 @@ A file is written under a temporary name in its own folder, fsynced and renamed,
 fixed path sees the complete old file or the complete new one. `manifests.py` seals what is written.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +81,12 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
     """Stream row groups into `path`; nothing is there until the block ends well."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         writer = TableWriter(file, schema)
-        yield writer
+        try:
+            yield writer
+        except BaseException:
+            with contextlib.suppress(OSError):  # the temporary file goes; the error stays
+                writer.close()
+            raise
         writer.close()
 
 

@@ -1,0 +1,162 @@
+"""A rejected answer gets a second attempt, with the reason in the prompt.
+
+Reads:  `storage.collected_dataset`, `storage.rejections`; with --annotations the decisions of a
+        person (`{sample_id, attempt, action, reason, note}` per line; reject and regenerate count)
+Writes: `storage.regen_dataset` (contracts.OUTPUTS, attempt 1), beside it what got no answer
+Keeps:  rows_in == answered + unanswered; the new answers pass the same gates as the first ones
+
+A request is in `storage.journal`/regenerate.sqlite, so running this twice pays once.
+Not covered: a third attempt; `rejections` of attempts > 0 are left alone.
+
+Run: python -m nexa_distill.regenerate_bad [--annotations FILE] [--provider NAME] [--dry-run]
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nexa_distill import cli
+from nexa_distill.collection import Collector, Row, Summary, load_system_prompt, request_body
+from nexa_distill.config import DistillConfig, load_config, with_flags
+from nexa_distill.contracts import INPUTS, REASONS, TABLES
+from nexa_distill.errors import InputError
+from nexa_distill.gateway import PromptRequest, request_key
+from nexa_distill.handoff import read_batches
+from nexa_distill.manifests import StageRun
+
+Reasons = dict[str, str]  # sample_id -> what was wrong with its first answer, in words
+
+
+def rejected_by_gates(path: Path) -> Reasons:
+    """What the gates said about each rejected first answer."""
+    table, found = TABLES["rejections"], Reasons()
+    columns = ["sample_id", "attempt", "rejection_reasons"]
+    for batch in read_batches(path, table, columns=columns):
+        for row in batch.to_pylist():
+            if row["attempt"] == 0:
+                words = [REASONS[reason] for reason in row["rejection_reasons"]]
+                found[row["sample_id"]] = "; ".join(words)
+    return found
+
+
+def rejected_by_people(path: Path) -> Reasons:
+    """What a person said. Raises InputError naming the line that is not a decision."""
+    found: Reasons = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            decision = json.loads(line)
+            action, sample = decision["action"], decision["sample_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: line {number}: expected {{sample_id, action, reason, note}}, "
+                f"found {line[:80]!r} ({error})"
+            ) from None
+        if action in ("reject", "regenerate"):
+            said = [decision.get("reason"), decision.get("note")]
+            found[sample] = "; ".join(text for text in said if text) or "a reviewer rejected it"
+    return found
+
+
+def regen_model(config: DistillConfig) -> str:
+    """`collection.regen_teacher_model`, or the provider's own."""
+    return config.collection.regen_teacher_model or config.chosen_provider()[1].regen_model
+
+
+def repair_request(row: Row, reason: str, system: str, config: DistillConfig) -> PromptRequest:
+    """The same question, the reason for the rejection, and a stricter system prompt."""
+    prompt = (
+        f"{row['user_prompt']}\n\nAn earlier answer to this was rejected: {reason}. "
+        "Write a new answer that does not have this fault. Do not mention the earlier answer."
+    )
+    body = request_body(system, prompt, regen_model(config), config)
+    return PromptRequest(row["sample_id"], 1, request_key(body, round_=1), body)
+
+
+def settings(config: DistillConfig) -> dict[str, Any]:
+    """What decides the new answers, next to the inputs and the journal."""
+    provider = config.chosen_provider()[1]
+    return {
+        "model": regen_model(config),
+        "system_prompt": load_system_prompt(config.collection.regen_system_prompt_path),
+        "decoding": config.collection.model_dump(include={"max_tokens", "temperature"}),
+        "extra_body": provider.extra_body,
+        "prices": [provider.prompt_usd_per_million, provider.completion_usd_per_million],
+    }
+
+
+def run(
+    config: DistillConfig,
+    src: Path | None = None,
+    annotations: Path | None = None,
+    dst: Path | None = None,
+    *,
+    dry_run: bool = False,
+) -> Summary | None:
+    """Ask again for what was rejected; None when there was nothing to do."""
+    storage = config.storage
+    src, dst = src or storage.path("rejections"), dst or storage.path("regen_dataset")
+    unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
+    answers = storage.path("collected_dataset")
+    inputs = [answers, annotations or src]
+    stage = StageRun("regenerate", storage, inputs=inputs, settings=settings(config))
+    if stage.is_current(dst, unanswered):
+        print(f"regenerate: {dst} is up to date")
+        return None
+    reasons = rejected_by_people(annotations) if annotations else rejected_by_gates(src)
+    system = load_system_prompt(config.collection.regen_system_prompt_path)
+
+    def asked() -> Iterator[list[tuple[Row, PromptRequest]]]:
+        for batch in read_batches(answers, TABLES["collected_dataset"], batch_rows=1024):
+            rows = batch.select(INPUTS.names).to_pylist()
+            yield [
+                (row, repair_request(row, reasons[row["sample_id"]], system, config))
+                for row in rows
+                if row["sample_id"] in reasons
+            ]
+
+    total = sum(len(batch) for batch in asked())
+    if not total:
+        print("regenerate: nothing was rejected, nothing to do")
+        return None
+    name = config.chosen_provider()[0]
+    collector = Collector("regenerate", config, name, regen_model(config), asked, total)
+    if dry_run:
+        collector.say_estimate(stage.id)
+        return None
+    summary = collector.run(stage, dst, unanswered)
+    summary.say("regenerate", name, dst, unanswered)
+    return summary
+
+
+def run_regeneration(args: argparse.Namespace) -> int:
+    """The command line's work: flags over YAML, then `run`."""
+    flags = {
+        "provider": args.provider,
+        "collection": {
+            "regen_teacher_model": args.teacher,
+            "regen_system_prompt_path": args.system_prompt,
+        },
+    }
+    config = with_flags(load_config(args.config), flags)
+    run(config, args.src, args.annotations, args.dst, dry_run=args.dry_run)
+    return 0
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("--src", type=Path, metavar="FILE", help="default: storage.rejections")
+    add("--annotations", type=Path, metavar="FILE", help="decisions of a person, JSONL")
+    add("--dst", type=Path, metavar="FILE", help="default: storage.regen_dataset")
+    add("--provider", metavar="NAME", help="a key of providers: in the configuration")
+    add("--teacher", metavar="MODEL", help="default: the provider's regen_model")
+    add("--system-prompt", metavar="FILE", help="default: collection.regen_system_prompt_path")
+    add("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    return run_regeneration(parser.parse_args())
+
+
+if __name__ == "__main__":
+    cli.run(main)

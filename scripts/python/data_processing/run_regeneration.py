@@ -1,0 +1,25 @@
+"""Rejected answers get a second attempt, then everything passes the gates again.
+
+Run: python scripts/python/data_processing/run_regeneration.py [--annotations FILE]
+"""
+
+from pathlib import Path
+
+from nexa_distill import cli, filter_pairs, regenerate_bad, sample_gate
+from nexa_distill.config import load_config
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="decisions of a person")
+    args = parser.parse_args()
+    config = load_config(args.config)
+    regenerate_bad.run(config, annotations=args.annotations)
+    filter_pairs.run(config)
+    sample_gate.run(config)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
