@@ -330,7 +330,8 @@ def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig
 
     `flags` is nested as the YAML is: `{"input": {"limit": 60}}`.
     """
-    return DistillConfig.model_validate(_merge(config.model_dump(), _given(flags)))
+    values = _merge(config.model_dump(), _given(flags))
+    return _validated("command line", values, DistillConfig)
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,11 +350,14 @@ def load_yaml(path: Path, model: type[S], overrides: Mapping[str, Any] | None = 
     Raises InputMissing when there is no file, InputError (65) for YAML that does not parse and for
     an unknown, missing or out-of-range key.
     """
-    values = _merge(read_yaml(path), overrides or {})
+    return _validated(str(path), _merge(read_yaml(path), overrides or {}), model)
+
+
+def _validated(source: str, values: dict[str, Any], model: type[S]) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(path, model, error))) from None
+        raise InputError("\n".join(_explain(source, model, error))) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -382,18 +386,18 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(path: Path, model: type[Section], error: ValidationError) -> Iterator[str]:
+def _explain(source: str, model: type[Section], error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         match item["type"]:
             case "extra_forbidden":
                 known = _known_keys(model, item["loc"][:-1])
                 hint = did_you_mean(str(item["loc"][-1]), known)
-                yield f"{path}: unknown key {where}{hint}; known here: {', '.join(known)}"
+                yield f"{source}: unknown key {where}{hint}; known here: {', '.join(known)}"
             case "missing":
-                yield f"{path}: missing key {where}; copy it from the file that ships in configs/"
+                yield f"{source}: missing key {where}; copy it from the file that ships in configs/"
             case _:
-                yield f"{path}: {where} is {item['input']!r}: {item['msg']}"
+                yield f"{source}: {where} is {item['input']!r}: {item['msg']}"
 
 
 def _known_keys(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
