@@ -24,7 +24,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nexa_distill import __version__
@@ -100,6 +99,20 @@ def sealed_hash(path: Path, storage: Storage) -> str:
     return digest
 
 
+def refuse_stale(path: Path, storage: Storage) -> None:
+    """Raises InputMissing (66) when a file that `path` was made from has been made anew since.
+
+    Compares the inputs that its manifest names with what their own manifests say now; inputs
+    without a manifest are `verify`'s business.
+    """
+    manifest, owner = load_manifest(path, storage), stage_of(path, storage)
+    for item in manifest["inputs"] if manifest else []:
+        now = load_manifest(Path(item["path"]), storage)
+        if now is not None and now["sha256"] != item["sha256"]:
+            again = f"; run `{owner[1]}` again" if owner else ""
+            raise InputMissing(f"{path}: was made from an earlier {item['path']}{again}")
+
+
 def run_id() -> str:
     """The launcher's run, or this process when it was started by hand."""
     by_hand = f"manual-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
@@ -121,6 +134,15 @@ def code_version() -> str:
 def utc_now() -> str:
     """ISO 8601, UTC, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _range_of_ids(metadata: pq.FileMetaData, column: int) -> tuple[str | None, str | None]:
+    """Lowest and highest value of a column of keys, from the statistics of its row groups."""
+    groups = (
+        metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)
+    )
+    found = [group for group in groups if group is not None and group.has_min_max]
+    return min((g.min for g in found), default=None), max((g.max for g in found), default=None)
 
 
 class StageRun:
@@ -168,8 +190,7 @@ class StageRun:
             parquet = pq.ParquetFile(path)
             columns, count = parquet.schema_arrow.names, parquet.metadata.num_rows
             if "sample_id" in columns:
-                ids = pc.min_max(parquet.read(["sample_id"])["sample_id"]).as_py()
-                lowest, highest = ids["min"], ids["max"]
+                lowest, highest = _range_of_ids(parquet.metadata, columns.index("sample_id"))
         owner = stage_of(path, self.storage)
         manifest: Manifest = {
             "run_id": self.id,

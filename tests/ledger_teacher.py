@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -24,16 +25,15 @@ from typing import Any
 
 from aiohttp import web
 
-SENTENCE = (
-    "We will measure the effect of {topic} on the outcome and compare it with a control group "
-    "under condition {n}, because the passage suggests that the mechanism depends on it."
-)
+SYLLABLES = [first + last for first in "bdfgklmnprst" for last in "aeiou"]
 
 
-def answer_text(prompt: str, sentences: int = 5) -> str:
-    """About 150 words that pass the shipped rules; a function of the prompt alone."""
-    topic = hashlib.sha256(prompt.encode()).hexdigest()[:8]
-    return " ".join(SENTENCE.format(topic=f"{topic}{n}", n=n) for n in range(sentences))
+def answer_text(prompt: str, words: int = 110) -> str:
+    """Made-up words in sentences that pass the shipped rules; a function of the prompt alone."""
+    chance = random.Random(prompt)
+    made = ["".join(chance.choices(SYLLABLES, k=3)) for _ in range(words)]
+    sentences = [" ".join(made[n : n + 11]) for n in range(0, words, 11)]
+    return "We will measure this. " + " ".join(f"{text.capitalize()}." for text in sentences)
 
 
 def completion(body: dict[str, Any]) -> dict[str, Any]:

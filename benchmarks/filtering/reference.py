@@ -1,0 +1,96 @@
+"""The rules once more, in plain Python, one answer at a time: what the fast ones must agree with.
+
+Shares nothing with `nexa_distill.rules` but the configuration. Patterns go through `re` with ASCII
+classes on the lower-cased text, as `configs/filters.yaml` defines them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nexa_distill.config import FilterConfig
+
+LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
+
+
+def token_starts(text: bytes) -> list[int]:
+    """Byte positions of words and, inside them, of characters of three or four bytes."""
+    return [
+        i
+        for i, byte in enumerate(text)
+        if byte >= 0xE0 or (byte > 32 and (i == 0 or text[i - 1] <= 32))
+    ]
+
+
+def repeated_share(text: bytes, starts: list[int]) -> float:
+    """Share of the 24-byte windows at token starts that were seen before."""
+    windows = [text[i : i + 24] for i in starts if i + 24 <= len(text)]
+    return (len(windows) - len(set(windows))) / max(len(windows), 1)
+
+
+def verb_forms(verb: str) -> list[str]:
+    """The regular forms of a verb."""
+    if verb[-1] == "e":
+        stem = verb[:-1]
+        return [verb, stem + "es", stem + "ed", stem + "ing"]
+    if verb[-1] == "y" and not (len(verb) > 1 and verb[-2] in "aeiou"):
+        stem = verb[:-1]
+        return [verb, stem + "ies", stem + "ied", verb + "ing"]
+    doubled = verb + verb[-1]
+    return [
+        verb, verb + "s", verb + "es", verb + "ed", verb + "ing", doubled + "ed", doubled + "ing"
+    ]  # fmt: skip
+
+
+def _is_json(text: str) -> bool:
+    def refuse(_name: str) -> None:
+        raise ValueError
+
+    try:
+        json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class Reference:
+    """`keeps(row)`: whether an answer passes every rule."""
+
+    def __init__(self, config: FilterConfig) -> None:
+        self.config = config
+        self.verbs = {form for verb in config.allowed_action_verbs for form in verb_forms(verb)}
+        patterns = [*config.forbidden_patterns, *config.template_patterns]
+        patterns += config.citation_patterns if config.ban_citations else []
+        patterns += config.refusal_patterns if config.ban_refusals else []
+        patterns += config.safety_patterns.values()
+        self.banned = [re.compile(pattern, re.ASCII) for pattern in patterns]
+        self.word = re.compile(r"[a-z0-9_]+")
+
+    def keeps(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row (teacher_output, finish_reason, template_name) passes."""
+        config, text = self.config, row["teacher_output"]
+        if text is None or (config.require_stop and row["finish_reason"] != "stop"):
+            return False
+        data = text.encode()
+        starts = token_starts(data)
+        low = text.translate(LOWER)
+        lengths = [
+            (config.min_char_length, config.max_char_length, len(text)),
+            (config.min_token_length, config.max_token_length, len(starts)),
+        ]
+        if not starts or any(
+            (least is not None and size < least) or (most is not None and size > most)
+            for least, most, size in lengths
+        ):
+            return False
+        if config.require_action_verb and self.verbs.isdisjoint(self.word.findall(low)):
+            return False
+        if config.ban_unbalanced_code_fences and text.count("```") % 2:
+            return False
+        share = repeated_share(low.encode(), starts)
+        if config.max_repetition is not None and share > config.max_repetition:
+            return False
+        if row["template_name"] in config.require_json_for and not _is_json(text):
+            return False
+        return not any(pattern.search(low) for pattern in self.banned)

@@ -1,0 +1,236 @@
+"""Rule checks of the teacher's answers.
+
+Reads   collected_dataset, and regen_dataset when it is there (contracts.OUTPUTS)
+Writes  rules_checks (contracts.CHECKS, one row per rule and answer, answers in input order),
+        rule_filtered (the answers that pass every rule), reports/rules/quality_report.{json,md}
+Keeps   an answer whose every check is ok; a check that could not be made is a rejection
+Raises  InputMissing (66) for an absent or unsealed input, InputError (65) for a bad one
+
+    python -m nexa_distill.filter_pairs --config configs/filters.yaml
+
+`--config` is the filters file, or the pipeline's (its `filters:` key then names the filters file).
+What each rule measures is said in `nexa_distill/rules.py`.
+"""
+
+import argparse
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from nexa_distill import cli, reports
+from nexa_distill.config import DistillConfig, FilterConfig, load_config, load_yaml, read_yaml
+from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
+from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.handoff import TableWriter, check_unique, open_table, read_batches, table_writer
+from nexa_distill.manifests import StageRun
+from nexa_distill.measurements import WRITTEN_CHECKS, checks_table, passing
+from nexa_distill.progress import Progress
+from nexa_distill.rules import BATCH_ROWS, COLUMNS, Measured, Rules
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_FILTERS = Path("configs/filters.yaml")
+SOURCE = TABLES["collected_dataset"]
+KEYS = ("sample_id", "attempt")
+
+
+@dataclass
+class RuleSummary:
+    """Counts of answers; `reasons` counts each rejected answer under its first reason."""
+
+    total: int = 0
+    kept: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+def load_filter_config(path: Path | str) -> FilterConfig:
+    """The thresholds. Raises InputMissing (66) or InputError (65) naming the key."""
+    return load_yaml(Path(path), FilterConfig)
+
+
+def settings(config: DistillConfig) -> dict[str, Any]:
+    """What decides the checks: every rule, and nothing of SampleGate."""
+    return _rules(load_filter_config(config.filters))
+
+
+def _rules(filters: FilterConfig) -> dict[str, Any]:
+    return filters.model_dump(exclude={"sample_gate"})
+
+
+def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":
+    """The rows of `df` that pass every rule, with their index; every column is kept as it is.
+
+    Needs the columns `teacher_output`, `finish_reason` and `template_name`. Raises InputError.
+    """
+    rules, kept = Rules(config), []
+    for name in COLUMNS:
+        if name not in df.columns:
+            raise InputError(
+                f"column {name} is missing{did_you_mean(name, map(str, df.columns))}; "
+                f"the rules need {', '.join(COLUMNS)}"
+            )
+    for start in range(0, len(df), BATCH_ROWS):
+        texts = df[list(COLUMNS)].iloc[start : start + BATCH_ROWS]
+        schema = pa.schema([(name, pa.string()) for name in COLUMNS])
+        rows = pa.Table.from_pandas(texts, schema=schema, preserve_index=False)
+        kept.append(passing(rules.measure(rows)))
+    return df[np.concatenate(kept)] if kept else df
+
+
+def _count(summary: RuleSummary, measured: Sequence[Measured]) -> None:
+    """Add one batch's rows to the summary."""
+    open_rows = np.ones(len(measured[0].ok), np.bool_)
+    summary.total += len(open_rows)
+    for m in measured:
+        for reason, failed in (("check_missing", ~m.known), (m.reason, m.known & ~m.ok)):
+            found = int((open_rows & failed).sum())
+            if found:
+                summary.reasons[reason] += found
+            open_rows &= ~failed
+    summary.kept += int(open_rows.sum())
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One batch, done: what goes to each file."""
+
+    keys: pa.Table
+    measured: list[Measured]
+    checks: pa.Table
+    kept: pa.Table
+
+
+def _check(rules: Rules, rows: pa.Table) -> Checked:
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid as error:
+        first, last = rows["sample_id"][0], rows["sample_id"][-1]
+        raise InputError(f"answers from sample_id {first} to {last}: not UTF-8: {error}") from None
+    measured = rules.measure(rows)
+    kept = rows.filter(pa.array(passing(measured)))
+    return Checked(rows.select(KEYS), measured, checks_table(rows, measured), kept)
+
+
+def _in_order(rules: Rules, batches: Iterator[pa.Table]) -> Iterator[Checked]:
+    """Check batches on every core, a few at a time, and give them back in order."""
+    workers = max(os.cpu_count() or 1, 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Checked]] = deque()
+        for rows in batches:
+            waiting.append(pool.submit(_check, rules, rows))
+            if len(waiting) > workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write(rules: Rules, src: list[Path], checks: TableWriter, kept: TableWriter) -> RuleSummary:
+    summary = RuleSummary()
+    total = sum(open_table(path, SOURCE).metadata.num_rows for path in src)
+    if not total:
+        raise InputError(f"{', '.join(map(str, src))}: 0 answers; run `{SOURCE.command}` first")
+    keys = []
+    batches = (b for path in src for b in read_batches(path, SOURCE, batch_rows=BATCH_ROWS))
+    with Progress("rules", total) as progress:
+        for done in _in_order(rules, batches):
+            checks.write(done.checks)
+            kept.write(done.kept)
+            keys.append(done.keys)
+            _count(summary, done.measured)
+            progress.add(done.keys.num_rows, f"{summary.kept} kept")
+    check_unique(src[-1], pa.concat_tables(keys), KEYS)
+    if summary.total != total or summary.kept + summary.reasons.total() != total:
+        raise RuntimeError(f"rows lost: {total} read, {summary}")
+    return summary
+
+
+def run(
+    config: DistillConfig,
+    *,
+    filters: FilterConfig | None = None,
+    src: list[Path] | None = None,
+    dst: Path | None = None,
+    checks: Path | None = None,
+    report: Path | None = None,
+) -> RuleSummary | None:
+    """Check `src` (default: the storage's answers) and write the three results; None = up to date.
+
+    `filters` defaults to the file that the pipeline's `filters:` names.
+    """
+    storage = config.storage
+    filters = filters or load_filter_config(config.filters)
+    src = src or answers(config)
+    dst, checks = dst or storage.path("rule_filtered"), checks or storage.path("rules_checks")
+    report = report or storage.path("reports") / "rules" / "quality_report.json"
+    stage = StageRun("rules", storage, inputs=src, settings=_rules(filters))
+    if stage.is_current(checks, dst) and report.exists():
+        print(f"rules: {dst} is up to date")
+        return None
+    rules = Rules(filters)
+    with ExitStack() as files:
+        kept_out = files.enter_context(table_writer(dst, OUTPUTS))
+        checks_out = files.enter_context(table_writer(checks, WRITTEN_CHECKS))
+        summary = _write(rules, src, checks_out, kept_out)
+    check_reasons(list(summary.reasons))
+    reports.quality_report(
+        report, stage="rules", total=summary.total, reject_reason_counts=summary.reasons
+    )
+    for path in (checks, dst):
+        stage.seal(path, rows_in=summary.total, rejected=summary.total - summary.kept)
+    print(f"rules: {summary.kept} of {summary.total} answers pass; report: {report}")
+    return summary
+
+
+def answers(config: DistillConfig) -> list[Path]:
+    """The storage's answers: the first attempts, and the repaired ones when there are any."""
+    regenerated = config.storage.path("regen_dataset")
+    collected = config.storage.path("collected_dataset")
+    return [collected, regenerated] if regenerated.exists() else [collected]
+
+
+def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
+    """The command, from its parsed arguments (`arguments`)."""
+    filters = None
+    pipeline = args.pipeline_config
+    if "storage" in read_yaml(args.config):
+        pipeline = args.config
+    else:
+        filters = load_filter_config(args.config)
+    return run(
+        load_config(pipeline),
+        filters=filters,
+        src=args.src,
+        dst=args.dst,
+        checks=args.checks,
+        report=args.report,
+    )
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; without arguments everything comes from the configuration."""
+    parser = cli.parser(__doc__, config=DEFAULT_FILTERS)
+    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
+    parser.add_argument("--dst", type=Path, help="answers that pass")
+    parser.add_argument("--checks", type=Path, help="measurements (contracts.CHECKS)")
+    parser.add_argument("--report", type=Path, help="quality report (JSON; Markdown beside it)")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Run the stage."""
+    run_filtering(arguments())
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

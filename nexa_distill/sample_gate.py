@@ -1,0 +1,256 @@
+"""SampleGate: from checks and thresholds to the answers that are kept.
+
+Reads   collected_dataset and regen_dataset (contracts.OUTPUTS), and those of rules_checks,
+        exec_checks and judge_checks that are there (contracts.CHECKS)
+Writes  filtered_dataset (the best passing answer of each sample), rejections (every other answer,
+        with all its reasons), reports/sample_gate/{gate_report,quality_report}.{json,md}
+Keeps   of the answers of a sample that pass, the one with the highest mean of its judge scores
+        (an unjudged one stands below any judged one), and of equals the earliest attempt
+Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) for a bad one
+
+An answer passes when every check made of it passes and every required check was made
+(`sample_gate:` in configs/filters.yaml). `ok` null never passes; only judge scores, which are
+measured without a threshold, are compared here. A required check that is missing is a reason of its
+own only where nothing else failed: a later gate need not look at what an earlier one refused.
+Memory grows by a few hundred bytes per answer; texts are streamed.
+
+    python -m nexa_distill.sample_gate --judge-f-threshold 0.8
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nexa_distill import cli, reports
+from nexa_distill.config import DistillConfig, FilterConfig, GateConfig, load_config, load_yaml
+from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
+from nexa_distill.errors import InputError
+from nexa_distill.evidence import Evidence, Key
+from nexa_distill.gate_report import FilterStats, funnel, markdown
+from nexa_distill.handoff import read_batches, table_writer, write_json, write_text
+from nexa_distill.manifests import StageRun, refuse_stale
+from nexa_distill.progress import Progress
+
+SOURCE = TABLES["collected_dataset"]
+JUDGED = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
+KEPT_ANOTHER = "better_attempt_kept"
+NOTHING = (-2.0, 0)  # ranks below every passing answer
+
+
+class SampleGate:
+    """Decides by the thresholds of one configuration."""
+
+    def __init__(self, config: GateConfig) -> None:
+        self.config = config
+
+    def filter_sample(self, checks: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Reasons against an answer, from rows of contracts.CHECKS in order; empty = it passes.
+
+        Rows that passed may be left out. Whether required checks were made is not asked here.
+        """
+        reasons: list[str] = []
+        scores: dict[str, float] = {}
+        for row in checks:
+            if row["check"] in JUDGED and row["value"] is not None and row["ok"] is not False:
+                scores[row["check"]] = row["value"]
+            elif not row["ok"]:
+                reasons.append(row["reason"] or "check_missing")
+        return list(dict.fromkeys(reasons + self._low(scores)))
+
+    def _low(self, scores: Mapping[str, float]) -> list[str]:
+        """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
+        low = [JUDGED[name] for name, value in scores.items() if not self._enough(name, value)]
+        if self.config.require_both:
+            return low + ["check_missing"] * (0 < len(scores) < len(JUDGED))
+        return low if len(low) == len(scores) else []
+
+    def _enough(self, name: str, score: float) -> bool:
+        factual = name == "judge.factuality"
+        limit = self.config.judge_f_threshold if factual else self.config.judge_r_threshold
+        return limit <= score <= 1
+
+    def filter_dataset(
+        self, src: Sequence[Path], checks: Sequence[Path], dst: Path, rejections: Path
+    ) -> FilterStats:
+        """Split the answers of `src` into `dst` and `rejections`; every answer is in one of them.
+
+        Raises InputError when a key stands twice or there is no answer at all.
+        """
+        evidence = Evidence(checks, self.config.required, JUDGED)
+        reasons = self._decide(src, evidence)
+        stats = FilterStats(
+            families=sorted(evidence.families),
+            exec_pass_rate=evidence.pass_rate("exec.executes"),
+            gold_match_rate=evidence.pass_rate("exec.matches"),
+            judge_scores=evidence.judge_scores(),
+            exec_error_counts=evidence.exec_errors(),
+        )
+        with ExitStack() as files, Progress("sample gate", len(reasons)) as progress:
+            kept_out = files.enter_context(table_writer(dst, OUTPUTS))
+            rejected_out = files.enter_context(table_writer(rejections, REJECTIONS))
+            for rows in _answers(src):
+                found = [reasons[key] for key in _keys(rows)]
+                keep = np.array([not r for r in found])
+                kept_out.write(rows.filter(pa.array(keep)))
+                rejected_out.write(_rejected(rows, keep, found))
+                stats.add(rows, found)
+                progress.add(rows.num_rows, f"{stats.kept} kept")
+            if stats.total != len(reasons) or kept_out.rows + rejected_out.rows != stats.total:
+                raise RuntimeError(f"rows lost: {len(reasons)} answers, {stats}")
+        check_reasons(list(stats.reasons))
+        return stats
+
+    def _decide(self, src: Sequence[Path], evidence: Evidence) -> dict[Key, list[str]]:
+        """Reasons of every answer; of a sample's passing answers only the best has none."""
+        reasons: dict[Key, list[str]] = {}
+        best: dict[str, tuple[float, int]] = {}
+        for path in src:
+            for rows in read_batches(path, SOURCE, columns=list(SOURCE.unique)):
+                for key in _keys(rows):
+                    if key in reasons:
+                        raise InputError(f"{path}: answer {key} stands twice, expected once")
+                    seen = evidence.notable.get(key, [])
+                    found = self.filter_sample(seen)
+                    if not found and evidence.missing(key):
+                        found = ["check_missing"]
+                    reasons[key] = found
+                    if not found:
+                        best[key[0]] = max(best.get(key[0], NOTHING), _rank(key, seen))
+        if not reasons:
+            raise InputError(f"{', '.join(map(str, src))}: 0 answers; run `{SOURCE.command}` first")
+        for (sample, attempt), found in reasons.items():
+            if not found and best[sample][1] != -attempt:
+                found.append(KEPT_ANOTHER)
+        return reasons
+
+    def generate_report(self, stats: FilterStats, path: Path | None = None) -> str:
+        """The funnel as Markdown; with `path`, also written there as JSON and, beside it, .md."""
+        report = funnel(stats, self.config)
+        text = markdown(report)
+        if path:
+            write_json(path.with_suffix(".json"), report)
+            write_text(path.with_suffix(".md"), text)
+        return text
+
+
+def _rank(key: Key, seen: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
+    scores = [row["value"] for row in seen if row["check"] in JUDGED and 0 <= row["value"] <= 1]
+    return (fmean(scores) if scores else -1.0, -key[1])
+
+
+def _keys(rows: pa.Table) -> list[Key]:
+    return list(zip(rows["sample_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
+
+
+def _answers(src: Sequence[Path]) -> Iterable[pa.Table]:
+    return (rows for path in src for rows in read_batches(path, SOURCE, batch_rows=8192))
+
+
+def _rejected(rows: pa.Table, keep: np.ndarray[Any, Any], found: list[list[str]]) -> pa.Table:
+    reasons = [r for r in found if r]
+    table = rows.filter(pa.array(~keep))
+    table = table.append_column(
+        REJECTIONS.field("rejection_reason"), pa.array([r[0] for r in reasons], pa.string())
+    )
+    column = pa.array(reasons, pa.list_(pa.string()))
+    return table.append_column(REJECTIONS.field("rejection_reasons"), column)
+
+
+def settings(config: DistillConfig) -> dict[str, Any]:
+    """What decides which answers are kept, next to the checks."""
+    return _gate(config).model_dump()
+
+
+def _gate(config: DistillConfig) -> GateConfig:
+    return load_yaml(Path(config.filters), FilterConfig).sample_gate
+
+
+def run(
+    config: DistillConfig,
+    *,
+    gate: GateConfig | None = None,
+    src: list[Path] | None = None,
+    checks: list[Path] | None = None,
+    dst: Path | None = None,
+    rejections: Path | None = None,
+    report: Path | None = None,
+) -> FilterStats | None:
+    """Decide on `src` by `checks` (default: the storage's); None = up to date.
+
+    `gate` defaults to `sample_gate:` of the file that the pipeline's `filters:` names.
+    """
+    storage = config.storage
+    gate = gate or _gate(config)
+    src = src or _existing(config, ["collected_dataset", "regen_dataset"])
+    checks = checks or _existing(config, ["rules_checks", "exec_checks", "judge_checks"])
+    dst = dst or storage.path("filtered_dataset")
+    rejections = rejections or storage.path("rejections")
+    report = report or storage.path("reports") / "sample_gate" / "gate_report.json"
+    stage = StageRun("sample_gate", storage, inputs=[*src, *checks], settings=gate.model_dump())
+    for path in checks:
+        if storage.key_of(path) == "rules_checks":
+            refuse_stale(path, storage)
+    if stage.is_current(rejections, dst) and report.with_suffix(".json").exists():
+        print(f"sample gate: {dst} is up to date")
+        return None
+    decider = SampleGate(gate)
+    stats = decider.filter_dataset(src, checks, dst, rejections)
+    decider.generate_report(stats, report)
+    reports.quality_report(
+        report.with_name("quality_report.json"),
+        stage="sample_gate",
+        total=stats.total,
+        reject_reason_counts=stats.reasons,
+        exec_pass_rate=stats.exec_pass_rate,
+        gold_match_rate=stats.gold_match_rate,
+        judge_scores=stats.judge_scores,
+        exec_error_counts=stats.exec_error_counts,
+    )
+    for path in (rejections, dst):
+        stage.seal(path, rows_in=stats.total, rejected=stats.rejected)
+    print(f"sample gate: {stats.kept} of {stats.total} answers kept; {report.with_suffix('.md')}")
+    return stats
+
+
+def _existing(config: DistillConfig, keys: list[str]) -> list[Path]:
+    """The first of the storage's files, there or not, and those of the others that are there."""
+    paths = [config.storage.path(key) for key in keys]
+    return paths[:1] + [path for path in paths[1:] if path.exists()]
+
+
+def main() -> int:
+    """Run the stage."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
+    parser.add_argument("--checks", type=Path, nargs="+", help="measurements (contracts.CHECKS)")
+    parser.add_argument("--dst", type=Path, help="answers that are kept")
+    parser.add_argument("--rejections", type=Path, help="answers that are not, with reasons")
+    parser.add_argument("--report", type=Path, help="funnel (JSON; Markdown beside it)")
+    parser.add_argument("--judge-f-threshold", type=float, metavar="0..1")
+    parser.add_argument("--judge-r-threshold", type=float, metavar="0..1")
+    parser.add_argument("--require-both", action=argparse.BooleanOptionalAction, default=None)
+    args = parser.parse_args()
+    config = load_config(args.config)
+    names = ("judge_f_threshold", "judge_r_threshold", "require_both")
+    flags = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    filters = load_yaml(Path(config.filters), FilterConfig, {"sample_gate": flags})
+    run(
+        config,
+        gate=filters.sample_gate,
+        src=args.src,
+        checks=args.checks,
+        dst=args.dst,
+        rejections=args.rejections,
+        report=args.report,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,288 @@
+"""Packaging: kept answers to training samples.
+
+Reads   filtered_dataset (contracts.OUTPUTS), the system prompt that the teacher was given
+Writes  sft_parquet (contracts.SFT), sft_jsonl and splits/{train,val,test}.jsonl (the same samples,
+        one JSON object per line; a split without samples has no file), training/README.md (the
+        dataset card), and with --format another form beside sft_jsonl
+Keeps   every row, in order; a sample is a pure function of its row and the system prompt
+Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) when there is
+        nothing to train on
+
+    python -m nexa_distill.to_sft --format sharegpt
+
+The messages are the ones that the student sees when it is asked: the row's system prompt, or the
+collection's, the user prompt, and the answer. SampleGate has already merged repaired answers;
+`--regen` adds a table that passed the gates elsewhere, and of one sample takes the higher attempt.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nexa_distill import cli
+from nexa_distill.config import DistillConfig, Storage, load_config
+from nexa_distill.contracts import REASONS, SFT, TABLES
+from nexa_distill.dataset_card import write_card
+from nexa_distill.errors import InputError
+from nexa_distill.handoff import read_batches, replacing, sync_folder, table_writer
+from nexa_distill.manifests import StageRun, refuse_stale
+from nexa_distill.progress import Progress
+
+SOURCE = TABLES["filtered_dataset"]
+SPLITS = ("train", "val", "test")
+BATCH_ROWS = 4096
+Record = dict[str, Any]
+# What some reader takes for the end of a line, or what UTF-8 cannot hold. The rest stays as it is.
+UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def build_record(row: Mapping[str, Any], system_prompt: str | None) -> Record:
+    """One training sample (contracts.SFT) of one kept answer.
+
+    `system_prompt` is the collection's; the row's own goes before it. Without either there is no
+    system message. Raises InputError for a row without an answer.
+    """
+    if row["teacher_output"] is None:
+        raise InputError(
+            f"sample_id {row['sample_id']}: no answer to train on; run the rules on it"
+        )
+    system = row["system_prompt"] or system_prompt
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": row["user_prompt"]})
+    messages.append({"role": "assistant", "content": row["teacher_output"]})
+    names = ("split", "template_name", "domain", "model_id", "attempt")
+    return {"sample_id": row["sample_id"], "messages": messages} | {n: row[n] for n in names}
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """The record as JSON on exactly one line, whatever the reader takes for a line's end."""
+    text = json.dumps(record, ensure_ascii=False)
+    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
+def _input_output(record: Record) -> Record:
+    *asked, answer = record["messages"]
+    return {"input": "\n\n".join(m["content"] for m in asked), "output": answer["content"]}
+
+
+def _alpaca(record: Record) -> Record:
+    *before, asked, answer = record["messages"]
+    system = "\n\n".join(m["content"] for m in before)
+    return {"instruction": system or asked["content"], "input": asked["content"] if system else "",
+            "output": answer["content"]}  # fmt: skip
+
+
+def _sharegpt(record: Record) -> Record:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = [{"from": names[m["role"]], "value": m["content"]} for m in record["messages"]]
+    return {"id": record["sample_id"], "conversations": turns}
+
+
+FORMATS: dict[str, Callable[[Record], Record] | None] = {
+    "messages": None,
+    "input_output": _input_output,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+}
+
+
+class Writers:
+    """The open files of one packaging; nothing is in its place until the block ends well."""
+
+    def __init__(self, files: ExitStack, parquet: Path, jsonl: Path, splits: Path, form: str):
+        self.files, self.splits = files, splits
+        self.table = files.enter_context(table_writer(parquet, SFT))
+        self.lines = self._open(jsonl)
+        self.convert = FORMATS[form]
+        self.exported = self._open(exported(jsonl, form)) if self.convert else None
+        self.by_split: dict[str, IO[str]] = {}
+
+    def _open(self, path: Path) -> IO[str]:
+        temporary = self.files.enter_context(replacing(path))
+        return self.files.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Append samples to every file that they belong in."""
+        self.table.write(pa.Table.from_pylist(list(records), schema=SFT))
+        for record in records:
+            split, line = record["split"], json_line(record)
+            if split not in self.by_split:
+                self.by_split[split] = self._open(self.splits / f"{split}.jsonl")
+            self.lines.write(line)
+            self.by_split[split].write(line)
+            if self.convert and self.exported:
+                self.exported.write(json_line(self.convert(record)))
+
+
+def exported(jsonl: Path, form: str) -> Path:
+    """Where another form of the samples stands: beside `jsonl`, with its name in it."""
+    return jsonl.with_name(f"{jsonl.stem}.{form}.jsonl")
+
+
+def _rows(
+    src: Path, regen: Path | None, columns: list[str] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Kept answers in batches: of `src` what `regen` does not replace, then those of `regen`."""
+    older, newer = _attempts(src) if regen else {}, _attempts(regen) if regen else {}
+    for rows in read_batches(src, SOURCE, batch_rows=BATCH_ROWS, columns=columns):
+        yield [r for r in rows.to_pylist() if newer.get(r["sample_id"], -1) <= r["attempt"]]
+    for rows in (
+        read_batches(regen, SOURCE, batch_rows=BATCH_ROWS, columns=columns) if regen else ()
+    ):
+        yield [r for r in rows.to_pylist() if older.get(r["sample_id"], -1) < r["attempt"]]
+
+
+def _attempts(path: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for rows in read_batches(path, SOURCE, columns=["sample_id", "attempt"]):
+        found.update(zip(rows["sample_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
+    return found
+
+
+def settings(config: DistillConfig) -> dict[str, Any]:
+    """What decides the samples, next to the kept answers."""
+    return {"system_prompt": _system_prompt(config)}
+
+
+def _system_prompt(config: DistillConfig) -> str:
+    from nexa_distill.collection import load_system_prompt  # what the teacher was given
+
+    return load_system_prompt(config.collection.system_prompt_path)
+
+
+def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
+    if regen and storage.key_of(regen) in ("regen_dataset", "collected_dataset"):
+        raise InputError(
+            f"{regen}: these answers have not passed the gates; "
+            "`python scripts/python/data_processing/run_filtering.py` checks them and keeps the "
+            "best attempt of each sample, then run this command without --regen"
+        )
+    if storage.key_of(src) == "filtered_dataset":
+        refuse_stale(src, storage)
+
+
+def _nothing(src: Path, splits: Mapping[str, int], storage: Storage) -> InputError:
+    """The error that says which thresholds left nothing to train on."""
+    rejections = storage.path("rejections")
+    counts: Counter[str] = Counter()
+    if rejections.exists():
+        for rows in read_batches(rejections, TABLES["rejections"], columns=["rejection_reason"]):
+            for item in pc.value_counts(rows["rejection_reason"]).to_pylist():
+                counts[item["values"]] += item["counts"]
+    most = "; ".join(f"{n} {why} ({REASONS[why]})" for why, n in counts.most_common(3))
+    kept = ", ".join(f"{splits.get(name, 0)} {name}" for name in SPLITS)
+    return InputError(
+        f"{src}: nothing to train on: {kept} samples. Rejected: {most or 'nothing'}. "
+        f"Read {rejections}, change the thresholds in the filters file (configs/filters.yaml), "
+        "then run `python scripts/python/data_processing/run_filtering.py` again"
+    )
+
+
+def _count(src: Path, regen: Path | None) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for rows in _rows(src, regen, ["sample_id", "attempt", "split"]):
+        counts.update(row["split"] for row in rows)
+    unknown = counts.keys() - set(SPLITS)
+    if unknown:
+        raise InputError(f"{src}: split is {sorted(unknown)}, expected one of {', '.join(SPLITS)}")
+    return counts
+
+
+def _write(
+    rows: Iterator[list[dict[str, Any]]], writers: Writers, system: str, progress: Progress
+) -> None:
+    for batch in rows:
+        writers.write([build_record(row, system) for row in batch])
+        progress.add(len(batch))
+
+
+def _drop_empty(splits: Path, counts: Mapping[str, int]) -> None:
+    """Remove the file of a split that had samples in an earlier packaging and has none now."""
+    for name in SPLITS:
+        if not counts.get(name):
+            (splits / f"{name}.jsonl").unlink(missing_ok=True)
+    sync_folder(splits)
+
+
+def run(
+    config: DistillConfig,
+    *,
+    src: Path | None = None,
+    regen: Path | None = None,
+    dst_jsonl: Path | None = None,
+    dst_parquet: Path | None = None,
+    form: str = "messages",
+) -> Counter[str] | None:
+    """Write the training samples; returns the samples per split, or None when up to date."""
+    storage = config.storage
+    src = src or storage.path("filtered_dataset")
+    jsonl, parquet = (
+        dst_jsonl or storage.path("sft_jsonl"),
+        dst_parquet or storage.path("sft_parquet"),
+    )
+    splits = (
+        storage.path("splits") if dst_jsonl is None else jsonl.with_name(f"{jsonl.stem}.splits")
+    )
+    _check_inputs(src, regen, storage)
+    inputs = [src, regen] if regen else [src]
+    stage = StageRun("packaging", storage, inputs=inputs, settings=settings(config))
+    outputs = [jsonl, splits, parquet]
+    if FORMATS[form]:
+        outputs.insert(0, exported(jsonl, form))
+    card = parquet.with_name("README.md")
+    if stage.is_current(*outputs) and card.exists():
+        print(f"packaging: {parquet} is up to date")
+        return None
+    counts = _count(src, regen)
+    if not counts["train"]:
+        raise _nothing(src, counts, storage)
+    with ExitStack() as files, Progress("packaging", counts.total()) as progress:
+        writers = Writers(files, parquet, jsonl, splits, form)
+        _write(_rows(src, regen), writers, _system_prompt(config), progress)
+    _drop_empty(splits, counts)
+    write_card(card, parquet, config)
+    for path in outputs:
+        stage.seal(path, rows_in=counts.total(), rejected=0, count=counts.total())
+    print(f"packaging: {counts.total()} samples in {parquet}; card: {card}")
+    return counts
+
+
+def run_packaging(args: argparse.Namespace) -> Counter[str] | None:
+    """The command, from its parsed arguments (`arguments`)."""
+    return run(
+        load_config(args.config),
+        src=args.src,
+        regen=args.regen,
+        dst_jsonl=args.dst_jsonl,
+        dst_parquet=args.dst_parquet,
+        form=args.format,
+    )
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; without arguments everything comes from the configuration."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--src", type=Path, help="kept answers (contracts.OUTPUTS)")
+    parser.add_argument("--regen", type=Path, help="more kept answers, gated elsewhere")
+    parser.add_argument("--dst-jsonl", type=Path, help="samples, one per line")
+    parser.add_argument("--dst-parquet", type=Path, help="samples (contracts.SFT)")
+    parser.add_argument("--format", choices=FORMATS, default="messages", help="also export as")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Run the stage."""
+    run_packaging(arguments())
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

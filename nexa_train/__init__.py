@@ -1,0 +1,1 @@
+"""The student's side of the house: local models, training, generation, evaluation. Needs torch."""

@@ -1,0 +1,150 @@
+"""Plots as HTML and SVG text: no script, no font, no network, the same on a phone and on paper.
+
+Every text that comes in is escaped here. `kind` is a CSS class that gives the colour: `teacher`,
+`before`, `after`, `plain`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 260, 46, 14, 14, 38
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: a `value` of None or 0 draws none; `text` says which."""
+
+    label: str
+    value: float | None
+    text: str
+    kind: str = "plain"
+
+
+@dataclass(frozen=True)
+class Range:
+    """A share 0..1 with its interval; None when it was not measured."""
+
+    label: str
+    share: float | None
+    low: float | None
+    high: float | None
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y), x ascending."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    kind: str
+
+
+def bars(rows: Sequence[Bar], *, top: float | None = None) -> str:
+    """Horizontal bars from 0 to `top` (default: the largest value)."""
+    most = top or max((row.value or 0 for row in rows), default=0) or 1
+    return _plot((row.label, _bar(row, most), row.text) for row in rows)
+
+
+def _bar(row: Bar, most: float) -> str:
+    if not row.value:
+        return ""
+    return f'<i class="bar {row.kind}" style="width:{100 * row.value / most:.2f}%"></i>'
+
+
+def ranges(rows: Sequence[Range]) -> str:
+    """Points with their intervals on a scale from 0 to 100 %."""
+    made = [(row.label, _range(row), row.text) for row in rows]
+    scale = "".join(f'<i class="tick" style="left:{x}%">{x} %</i>' for x in (0, 25, 50, 75, 100))
+    return _plot([*made, ("", f'<div class="scale">{scale}</div>', "")])
+
+
+def _range(row: Range) -> str:
+    grid = "".join(f'<i class="grid" style="left:{x}%"></i>' for x in (0, 25, 50, 75, 100))
+    if row.share is None or row.low is None or row.high is None:
+        return grid
+    return (
+        f'{grid}<i class="whisker {row.kind}" style="left:{100 * row.low:.2f}%;'
+        f'width:{100 * (row.high - row.low):.2f}%"></i>'
+        f'<i class="dot {row.kind}" style="left:{100 * row.share:.2f}%"></i>'
+    )
+
+
+def _plot(rows: Iterable[tuple[str, str, str]]) -> str:
+    cells = "".join(
+        f'<div class="row"><span class="label">{escape(label)}</span>'
+        f'<div class="track">{drawn}</div><span class="value">{escape(text)}</span></div>'
+        for label, drawn, text in rows
+    )
+    return f'<div class="plot">{cells}</div>'
+
+
+def lines(series: Sequence[Line], *, x_label: str, y_label: str) -> str:
+    """A line chart in SVG; a series of one point is a dot. Empty without a point."""
+    points = [point for line in series for point in line.points]
+    if not points:
+        return ""
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
+    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
+            HEIGHT - TOP - BOTTOM
+        )
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
+    for tick in y_ticks:
+        _, y = place(x_ticks[0], tick)
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in x_ticks:
+        x, _ = place(tick, y_ticks[0])
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
+        )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(
+        f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    for line in series:
+        placed = [place(*point) for point in line.points]
+        parts += [_path(placed, line.kind)] if len(placed) > 1 else []
+        if len(placed) <= MARKED:
+            parts += [
+                f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>'
+                for x, y in placed
+            ]
+    return "".join(parts) + "</svg>" + _legend(series)
+
+
+MARKED = 40  # points of a series that are still drawn as dots
+
+
+def _path(placed: Sequence[tuple[float, float]], kind: str) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    return f'<polyline class="{kind}" points="{path}"/>'
+
+
+def _legend(series: Sequence[Line]) -> str:
+    names = "".join(
+        f'<span><i class="key {line.kind}"></i>{escape(line.label)}</span>' for line in series
+    )
+    return f'<p class="legend">{names}</p>'
+
+
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """About five round numbers (1, 2 or 5 times a power of ten) that enclose low..high."""
+    span = high - low or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(n * step, 10) for n in range(first, max(last, first + 1) + 1)]

@@ -1,0 +1,87 @@
+"""Checkpoints that are complete or not there, and what it takes to continue from one exactly.
+
+A checkpoint is a folder `step-NNNNNN`: the model (safetensors, float32), `optimizer.safetensors`
+(AdamW's moments by parameter name), `state.json`. It is written under a dotted name, synced,
+and renamed, so a folder with the right name is complete. No pickles. The learning rate and the
+order of the data are functions of step, seed and epoch; they need no state.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from nexa_distill.handoff import sync_folder, write_json
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+@contextmanager
+def complete_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success sync it and rename it to `final`, replacing that."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in (path for path in temporary.rglob("*") if path.is_file()):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def latest(folder: Path, run_key: str) -> Path | None:
+    """The newest complete checkpoint of the run `run_key` (its data and settings), or None."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state["run_key"] == run_key:
+            return path
+    return None
+
+
+def save(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, *, step: int, run_key: str
+) -> Path:
+    """Write `step-NNNNNN`, then remove the older ones: the last good one never goes first."""
+    path = folder / f"step-{step:06d}"
+    with complete_folder(path) as temporary:
+        model.save_pretrained(temporary)
+        save_file(_moments(model, optimizer), temporary / OPTIMIZER)
+        write_json(temporary / STATE, {"step": step, "run_key": run_key})
+    for old in folder.glob("step-*"):
+        if old != path:
+            shutil.rmtree(old)
+    return path
+
+
+def restore_optimizer(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
+    """Put the moments of checkpoint `path` into `optimizer`; returns the steps that were done."""
+    stored = load_file(path / OPTIMIZER)
+    for name, parameter in model.named_parameters():
+        kinds = ("step", "exp_avg", "exp_avg_sq")
+        state = {kind: stored[f"{name}|{kind}"] for kind in kinds if f"{name}|{kind}" in stored}
+        if state:
+            optimizer.state[parameter] = {
+                kind: value.to(parameter.device) for kind, value in state.items()
+            }
+    return int(json.loads((path / STATE).read_text(encoding="utf-8"))["step"])
+
+
+def _moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}|{kind}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }

@@ -1,0 +1,236 @@
+"""Did the student learn? The report on teacher, student before and student after training.
+
+Reads:  `storage.raw_dataset`, the answers of the three models (`collected_dataset`,
+        `baseline_outputs`, `student_outputs`), what the gates said of each (`gate_files`),
+        `sft_parquet` and the checkpoint, the losses of `held_out_loss` (measured here first),
+        `metrics.jsonl` of the training, and the manifests for the funnel
+Writes: `storage.evaluation_report` (JSON, sealed last), report.md and report.html beside it
+Keeps:  only prompts of the split `generate.split`, none of which was trained on; every answer to
+        them is either passed or rejected. The teacher's answer is its first attempt
+Raises: InputMissing (66) for a missing or stale input, InputError (65) for answers that the gates
+        have not judged or that are not to the same prompts
+
+What the figures mean is said in `assessment`, how differences are judged in `comparison`; the
+three gates run in `scripts/python/evaluation/run_evaluation.py`.
+
+Run: python -m nexa_train.evaluate_student [--config configs/baseline_distill.yaml]
+         [--pipeline-config FILE]
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_distill import cli
+from nexa_distill.config import DistillConfig, Storage, StudentConfig, load_config, load_yaml
+from nexa_distill.contracts import TABLES, Table
+from nexa_distill.errors import InputError
+from nexa_distill.handoff import read_table, write_json, write_text
+from nexa_distill.manifests import StageRun, load_manifest, run_id, utc_now
+from nexa_train import held_out_loss
+from nexa_train.assessment import ANSWERS, Exam, assess
+from nexa_train.generate_student import DEFAULT_CONFIG, held_out
+
+Json = dict[str, Any]
+FUNNEL = {
+    "prompts": "canonical",
+    "without duplicates": "raw_dataset",
+    "answered by the teacher": "collected_dataset",
+    "pass the rules": "rule_filtered",
+    "kept by SampleGate": "filtered_dataset",
+    "packaged": "sft_parquet",
+}
+
+
+@dataclass(frozen=True)
+class GateFiles:
+    """What the gates write about one model's answers."""
+
+    checks: Path
+    passed_rules: Path
+    kept: Path
+    rejections: Path
+    rules_report: Path
+    gate_report: Path
+
+
+def gate_files(storage: Storage, model: str) -> GateFiles:
+    """Where the gates' results about `teacher`, `before` or `after` are."""
+    folder = storage.path("evaluation") / model
+    return GateFiles(
+        checks=folder / "rules.parquet",
+        passed_rules=folder / "passed_rules.parquet",
+        kept=folder / "kept.parquet",
+        rejections=folder / "rejections.parquet",
+        rules_report=folder / "rules" / "quality_report.json",
+        gate_report=folder / "sample_gate" / "gate_report.json",
+    )
+
+
+def settings(student: StudentConfig) -> Json:
+    """What decides the report, next to its inputs."""
+    return {"generate": student.generate.model_dump(), "run_name": student.run_name}
+
+
+def funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
+    """Rows after each step, from the manifests; null where there is none."""
+    steps = []
+    for step, key in FUNNEL.items():
+        manifest = load_manifest(storage.path(key), storage)
+        steps.append({"step": step, "count": manifest["count"] if manifest else None})
+    return steps + [{"step": split, "count": count} for split, count in splits.items()]
+
+
+def _exam(storage: Storage, name: str, prompts: Sequence[Json], loss: Json | None) -> Exam:
+    wanted = {row["sample_id"] for row in prompts}
+    files, key = gate_files(storage, name), ANSWERS[name]
+
+    def rows(path: Path, table: Table) -> list[Json]:
+        found: list[Json] = read_table(path, table).to_pylist()
+        return [row for row in found if row["sample_id"] in wanted and row["attempt"] == 0]
+
+    answers = {row["sample_id"]: row for row in rows(storage.path(key), TABLES[key])}
+    reasons: dict[str, list[str]] = {
+        row["sample_id"]: [] for row in rows(files.kept, TABLES["filtered_dataset"])
+    }
+    for row in rows(files.rejections, TABLES["rejections"]):
+        reasons[row["sample_id"]] = row["rejection_reasons"]
+    if reasons.keys() != answers.keys():
+        raise InputError(
+            f"{files.kept} and {files.rejections} judge {len(reasons)} of {len(answers)} answers; "
+            "run `python scripts/python/evaluation/run_evaluation.py`"
+        )
+    return Exam(answers, reasons, loss)
+
+
+def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
+    """The rows of metrics.jsonl: `step`, and `loss`, `val_loss` where they were measured."""
+    path = storage.path("students") / student.run_name / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    keys = ("step", "loss", "val_loss")
+    return [{key: row[key] for key in keys if key in row} for row in rows]
+
+
+def run(config: DistillConfig, student: StudentConfig) -> Path:
+    """Write the report unless it is up to date; returns the path of the HTML page."""
+    storage = config.storage
+    report = storage.path("evaluation_report")
+    page, text = report.with_suffix(".html"), report.with_suffix(".md")
+    path = storage.path("collected_dataset")
+    teachers = read_table(path, TABLES["collected_dataset"])["model_id"].unique().to_pylist()
+    losses = held_out_loss.run(config, student, teachers)
+    inputs = [*_inputs(storage, student), *losses.values()]
+    stage = StageRun("evaluation", storage, inputs=inputs, settings=settings(student))
+    if stage.is_current(text, page, report):
+        print(f"evaluation: {report} is up to date")
+        return page
+    from nexa_train import report_page, report_text
+
+    found = _build(storage, student, stage, losses)
+    write_text(text, report_text.markdown(found))
+    write_text(page, report_page.page(found))
+    write_json(report, found)
+    for output in (text, page, report):
+        stage.seal(output, rows_in=found["prompts"], rejected=0, count=found["prompts"])
+    print(f"evaluation: {found['prompts']} held-out prompts -> {page}")
+    return page
+
+
+def _inputs(storage: Storage, student: StudentConfig) -> list[Path]:
+    """Every file that the report is made from, but the losses."""
+    gates = [gate_files(storage, name) for name in ANSWERS]
+    return [
+        *(storage.path(key) for key in ("raw_dataset", *ANSWERS.values(), "sft_parquet")),
+        student.checkpoint(storage),
+        *(path for files in gates for path in (files.kept, files.rejections)),
+    ]
+
+
+def _build(
+    storage: Storage, student: StudentConfig, stage: StageRun, losses: Mapping[str, Path]
+) -> Json:
+    from nexa_train.report_text import headline
+
+    raw = read_table(storage.path("raw_dataset"), TABLES["raw_dataset"])
+    prompts = held_out(raw, student.generate)
+    sft = read_table(storage.path("sft_parquet"), TABLES["sft_parquet"])
+    _refuse_leak(prompts, sft.to_pylist(), student.generate.split)
+    splits = sft["split"].to_pylist()
+    documents = dict(zip(*(raw[c].to_pylist() for c in ("sample_id", "cluster_id")), strict=True))
+    measured = {name: _with_documents(path, documents) for name, path in losses.items()}
+    found = assess(prompts, {n: _exam(storage, n, prompts, measured.get(n)) for n in ANSWERS})
+    return {
+        "headline": headline(found),
+        "run_id": run_id(),
+        "run_name": student.run_name,
+        "split": student.generate.split,
+        **found,
+        "funnel": funnel(storage, {s: splits.count(s) for s in ("train", "val", "test")}),
+        "training_curve": training_curve(storage, student),
+        "facts": _facts(storage, student, stage),
+        "created_at": utc_now(),
+    }
+
+
+def _refuse_leak(prompts: Sequence[Json], sft: Sequence[Json], split: str) -> None:
+    """Raises InputError when a held-out prompt stands in a part of the data that was learned."""
+    learned = {row["sample_id"] for row in sft if row["split"] != split}
+    leaked = [row["sample_id"] for row in prompts if row["sample_id"] in learned]
+    if leaked:
+        raise InputError(
+            f"{len(leaked)} held-out prompts were trained on, for example {leaked[0]}; "
+            "run `python -m nexa_distill.to_sft` and the training again"
+        )
+
+
+def _with_documents(path: Path, documents: Mapping[str, str]) -> Json:
+    """A loss measurement with the source document of each sample, which the bootstrap draws."""
+    found: Json = json.loads(path.read_text(encoding="utf-8"))
+    for sample in found["samples"]:
+        if sample["sample_id"] not in documents:
+            raise InputError(
+                f"{path}: sample {sample['sample_id']} is not among the prompts; run "
+                "`python -m nexa_distill.to_sft` again"
+            )
+        sample["document"] = documents[sample["sample_id"]]
+    return found
+
+
+def _facts(storage: Storage, student: StudentConfig, stage: StageRun) -> Json:
+    """What was run: sources, settings, seconds by stage, hashes of what the report is made from."""
+    checkpoint = student.checkpoint(storage)
+    timed = {"teacher": storage.path("collected_dataset"), "training": checkpoint,
+             "answers before": storage.path("baseline_outputs"),
+             "answers after": storage.path("student_outputs")}  # fmt: skip
+    manifests = {name: load_manifest(path, storage) for name, path in timed.items()}
+    return {
+        "student": student.student,
+        "keep_layers": student.keep_layers,
+        "train": student.train.model_dump(),
+        "generate": student.generate.model_dump(),
+        "seconds": {name: found["seconds"] if found else None for name, found in manifests.items()},
+        "inputs": stage.inputs,
+        "dataset_sha256": _hash_of(stage, storage.path("sft_parquet")),
+        "checkpoint_sha256": _hash_of(stage, checkpoint),
+    }
+
+
+def _hash_of(stage: StageRun, path: Path) -> str | None:
+    return next((item["sha256"] for item in stage.inputs if item["path"] == str(path)), None)
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__, config=DEFAULT_CONFIG)
+    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    args = parser.parse_args()
+    run(load_config(args.pipeline_config), load_yaml(args.config, StudentConfig))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,233 @@
+"""The student answers the held-out prompts, as it is trained and as it was before training.
+
+Reads:  `storage.raw_dataset` (rows of the split that `generate.split` names) and the checkpoint
+Writes: `storage.student_outputs` (trained) and `storage.baseline_outputs` (the same `keep_layers`
+        of the same model, untrained), both contracts.OUTPUTS: the teacher's gates judge them
+Keeps:  every prompt: one answer each, attempt 0, in the order of `sample_id`
+Raises: InputMissing (66) without prompts or a sealed checkpoint, InputError (65)
+
+The messages are those of training: the row's system prompt, or else the collection's, and the
+user prompt, in the model's own chat template. `completion_tokens` counts the end-of-turn token,
+`latency_ms` is a batch's time divided by its rows (their sum is the time on the clock),
+`finish_reason` is "stop" when the end of turn came and "length" when `max_new_tokens` cut it off.
+The baseline does not depend on training: a new training regenerates only the trained answers.
+At a temperature of 0 it is greedy; otherwise it samples within the `top_k` and `top_p` that the
+checkpoint's generation config sets, as a server of it would. The seed of a batch comes from its
+samples, so the same rows get the same answers on every run; other hardware, or another batch_size,
+may round differently.
+
+Run: python -m nexa_train.generate_student [--config configs/baseline_distill.yaml]
+         [--pipeline-config FILE] [--only trained|baseline] [--checkpoint DIR --dst FILE]
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nexa_distill import cli
+from nexa_distill.collection import load_system_prompt
+from nexa_distill.config import DistillConfig, Generation, StudentConfig, load_config, load_yaml
+from nexa_distill.contracts import OUTPUTS, TABLES, sha256_text
+from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.handoff import read_table, table_writer
+from nexa_distill.manifests import StageRun
+from nexa_distill.progress import Progress
+from nexa_train import chat, local_models
+
+DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
+Which = Literal["trained", "baseline"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row to answer and what the model reads for it."""
+
+    row: Row
+    ids: list[int]
+
+
+def settings(config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
+    """What decides the answers, next to the prompts and the checkpoint."""
+    system = load_system_prompt(config.collection.system_prompt_path)
+    return {**student.generation_settings(), "system_prompt": system}
+
+
+def held_out(rows: pa.Table, generate: Generation) -> list[Row]:
+    """The rows of the held-out split, by `sample_id` (a hash: an arbitrary but fixed order)."""
+    chosen = rows.filter(pc.equal(rows["split"], generate.split)).sort_by("sample_id")
+    return list(chosen.slice(0, generate.max_prompts).to_pylist())
+
+
+def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
+    """What a model is asked for this row; `system` stands in for a row without its own."""
+    return [
+        {"role": "system", "content": row["system_prompt"] or system},
+        {"role": "user", "content": row["user_prompt"]},
+    ]
+
+
+def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """Prompts of similar length together, longest first: the least padding, memory peaks early."""
+    ordered = sorted(prompts, key=lambda p: (-len(p.ids), p.row["sample_id"]))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, and those of the generation config."""
+    configured = model.generation_config.eos_token_id
+    more = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [tokenizer.eos_token_id, *more] if token is not None})
+
+
+def answer(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], generate: Generation, model_id: str
+) -> Iterator[Row]:
+    """One row of contracts.OUTPUTS per prompt, batch by batch. The model is in evaluation mode."""
+    stops = stop_tokens(model, tokenizer)
+    for batch in batches(prompts, generate.batch_size):
+        start = time.perf_counter()
+        new = _generate(model, tokenizer, batch, generate, stops)
+        milliseconds = 1000 * (time.perf_counter() - start) / len(batch)
+        for prompt, tokens in zip(batch, new, strict=True):
+            yield _row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
+
+
+def _generate(
+    model: Any, tokenizer: Any, batch: list[Prompt], generate: Generation, stops: list[int]
+) -> list[list[int]]:
+    """The new tokens of each prompt: (batch, at most max_new_tokens), padding still at the end."""
+    import torch
+    from transformers import GenerationConfig
+
+    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    width = max(len(prompt.ids) for prompt in batch)
+    ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch])
+    mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in batch])
+    # Built anew, so that nothing in the checkpoint but its own sampling limits has a say.
+    own, sampling = model.generation_config, dict[str, Any](do_sample=False)
+    if generate.temperature:
+        limits = {"top_k": own.top_k or 0, "top_p": own.top_p or 1.0}
+        sampling = {"do_sample": True, "temperature": generate.temperature, **limits}
+    wanted = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=generate.max_new_tokens, pad_token_id=pad, eos_token_id=stops, **sampling
+    )
+    torch.manual_seed(int(sha256_text(batch[0].row["sample_id"])[:8], 16))
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=wanted,
+        )
+    return [list(row) for row in out[:, width:].tolist()]
+
+
+def _row(
+    tokenizer: Any,
+    prompt: Prompt,
+    tokens: list[int],
+    stops: list[int],
+    model_id: str,
+    milliseconds: float,
+) -> Row:
+    end = next((i for i, token in enumerate(tokens) if token in stops), None)
+    said = tokens if end is None else tokens[:end]
+    text = tokenizer.decode(said, skip_special_tokens=True)
+    count = len(said) + (end is not None)
+    return {
+        **prompt.row, "attempt": 0, "teacher_output": text or None, "reasoning_output": None,
+        "model_id": model_id, "finish_reason": "length" if end is None else "stop",
+        "prompt_tokens": len(prompt.ids), "completion_tokens": count,
+        "total_tokens": len(prompt.ids) + count, "latency_ms": milliseconds,
+        "cost_usd": None, "request_key": None, "created_at": datetime.now(UTC),
+    }  # fmt: skip
+
+
+def run(
+    config: DistillConfig,
+    student: StudentConfig,
+    *,
+    only: Which | None = None,
+    checkpoint: Path | None = None,
+    dst: Path | None = None,
+) -> None:
+    """Write the answers before and after training, unless they are up to date.
+
+    `checkpoint` and `dst` stand in for the trained student's own and leave the baseline alone.
+    """
+    storage = config.storage
+    if only != "trained" and checkpoint is None and dst is None:
+        model = (student.student, student.keep_layers, f"{student.run_name} (before training)")
+        _answer_all(config, student, storage.path("baseline_outputs"), None, model)
+    if only != "baseline":
+        folder = checkpoint or student.checkpoint(storage)
+        trained = (str(folder), None, student.run_name)
+        _answer_all(config, student, dst or storage.path("student_outputs"), folder, trained)
+
+
+def _answer_all(
+    config: DistillConfig,
+    student: StudentConfig,
+    dst: Path,
+    checkpoint: Path | None,
+    model: tuple[str, list[int] | None, str],
+) -> None:
+    """Answer every held-out prompt with `model` (name, keep_layers, model_id) into `dst`."""
+    storage, (name, keep_layers, model_id) = config.storage, model
+    prompts = storage.path("raw_dataset")
+    inputs = [prompts] if checkpoint is None else [prompts, checkpoint]
+    stage = StageRun("student_gen", storage, inputs=inputs, settings=settings(config, student))
+    if stage.is_current(dst):
+        print(f"student_gen: {dst} is up to date")
+        return
+    rows = held_out(read_table(prompts, TABLES["raw_dataset"]), student.generate)
+    if not rows:
+        raise InputMissing(
+            f"{prompts}: no prompt in the {student.generate.split} split; give the run more raw "
+            f"data, or a larger split.{student.generate.split}, and run it from the start"
+        )
+    resolved = local_models.resolve_model(name, storage)
+    loaded, tokenizer = local_models.load_for_inference(resolved, keep_layers)
+    chat.check_tokenizer(tokenizer)
+    system = load_system_prompt(config.collection.system_prompt_path)
+    asked = [Prompt(row, chat.prompt_ids(tokenizer, messages(row, system))) for row in rows]
+    answers = []
+    with Progress(f"answers of {model_id}", len(asked), unit="answers") as progress:
+        for row in answer(loaded, tokenizer, asked, student.generate, model_id):
+            answers.append(row)
+            progress.add()
+    answers.sort(key=lambda row: str(row["sample_id"]))
+    with table_writer(dst, OUTPUTS) as out:
+        out.write(pa.Table.from_pylist(answers, OUTPUTS))
+    stage.seal(dst, rows_in=len(rows), rejected=0)
+    print(f"student_gen: {len(answers)} answers of {model_id} -> {dst}")
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__, config=DEFAULT_CONFIG)
+    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--only", choices=("trained", "baseline"), help="one of the two")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another trained student")
+    parser.add_argument("--dst", type=Path, metavar="FILE", help="where its answers go")
+    args = parser.parse_args()
+    if (args.checkpoint is None) != (args.dst is None):
+        raise InputError("--checkpoint and --dst go together: one is read, the other written")
+    run(
+        load_config(args.pipeline_config),
+        load_yaml(args.config, StudentConfig),
+        only=args.only,
+        checkpoint=args.checkpoint,
+        dst=args.dst,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,31 @@
+"""Teacher answers to kept answers: the rules, then SampleGate; ends with the funnel.
+
+Run: python scripts/python/data_processing/run_filtering.py [--filters FILE]
+"""
+
+from pathlib import Path
+
+from nexa_distill import cli, filter_pairs, reports, sample_gate
+from nexa_distill.config import load_config
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--filters", type=Path, metavar="FILE", help="thresholds (default: filters:)"
+    )
+    args = parser.parse_args()
+    config = load_config(args.config)
+    if args.filters:
+        config = config.model_copy(update={"filters": str(args.filters)})
+    filter_pairs.run(config)
+    sample_gate.run(config)
+    reports.timing_report(config.storage)
+    funnel = config.storage.path("reports") / "sample_gate" / "gate_report.md"
+    print(f"\n{funnel.read_text(encoding='utf-8')}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

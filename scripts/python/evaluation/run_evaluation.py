@@ -1,0 +1,52 @@
+"""The student takes the teacher's exam: answer, judge, compare, report.
+
+The student before and after training answers the held-out prompts, the rules and SampleGate judge
+its answers and the teacher's, and the report says whether training helped. Each step is skipped
+when its output is up to date, so the same command continues after any stop.
+
+Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--student FILE]
+"""
+
+import json
+from pathlib import Path
+
+from nexa_distill import cli, filter_pairs, sample_gate
+from nexa_distill.config import DistillConfig, StudentConfig, load_config, load_yaml
+from nexa_train import evaluate_student, generate_student
+from nexa_train.assessment import ANSWERS
+
+
+def judge(config: DistillConfig, model: str) -> None:
+    """Rules and SampleGate on the answers of `teacher`, `before` or `after`."""
+    files = evaluate_student.gate_files(config.storage, model)
+    answers = config.storage.path(ANSWERS[model])
+    filter_pairs.run(
+        config, src=[answers], dst=files.passed_rules, checks=files.checks,
+        report=files.rules_report,
+    )  # fmt: skip
+    sample_gate.run(
+        config, src=[answers], checks=[files.checks], dst=files.kept,
+        rejections=files.rejections, report=files.gate_report,
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--student", type=Path, metavar="FILE", help="default: the config's student"
+    )
+    args = parser.parse_args()
+    config = load_config(args.config)
+    student = load_yaml(args.student or Path(config.student), StudentConfig)
+    generate_student.run(config, student)
+    for model in ANSWERS:
+        judge(config, model)
+    page = evaluate_student.run(config, student)
+    report = json.loads(config.storage.path("evaluation_report").read_text(encoding="utf-8"))
+    print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

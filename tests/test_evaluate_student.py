@@ -1,0 +1,186 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nexa_distill.config import DistillConfig, StudentConfig
+from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.manifests import StageRun
+from nexa_train import evaluate_student, held_out_loss, train_sft
+from nexa_train.assessment import Exam, assess
+from nexa_train.report_text import headline
+from tests.answers import REPOSITORY
+from tests.exam import prepare, rows, save_untrained
+
+SCRIPT = "scripts/python/evaluation/run_evaluation.py"
+
+
+def evaluate(config: DistillConfig) -> subprocess.CompletedProcess[str]:
+    file = Path(config.storage.root).parent / "config.yaml"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--config", str(file)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def report_of(config: DistillConfig) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(config.storage.path("evaluation_report").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, StudentConfig, str]:
+    """A student that really learned the teacher's answer, evaluated by the script."""
+    config, student = prepare(
+        tmp_path_factory.mktemp("trained"), epochs=30, learning_rate=0.01,
+        save_every_steps=1000, eval_every_steps=1000,
+    )  # fmt: skip
+    torch.set_num_threads(1)  # of a model this small, more threads only wait for each other
+    storage = config.storage
+    folder = storage.path("students") / student.run_name
+    train_sft.run(student, storage, storage.path("sft_parquet"), folder)
+    return config, student, evaluate(config).stdout
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    config, student = prepare(tmp_path_factory.mktemp("untrained"))
+    save_untrained(config, student)
+    evaluate(config)
+    return report_of(config)
+
+
+Trained = tuple[DistillConfig, StudentConfig, str]
+
+
+def test_a_student_that_learned_comes_out_better_in_gate_and_loss(trained: Trained) -> None:
+    report = report_of(trained[0])
+    gate, loss = report["comparison"]["gate"], report["comparison"]["loss"]
+    assert report["models"]["before"]["gate"]["passed"] == 0
+    assert report["models"]["after"]["gate"]["passed"] >= 6
+    assert (gate["verdict"], loss["verdict"]) == ("higher", "lower")
+    assert loss["high"] < 0 < gate["low"]
+    assert report["headline"][0].startswith("Training improved the student")
+    assert (report["prompts"], gate["documents"], loss["samples"]) == (8, 4, 8)
+
+
+def test_the_script_prints_the_headline_and_where_the_page_is(trained: Trained) -> None:
+    config, _, printed = trained
+    page = config.storage.path("evaluation_report").with_suffix(".html")
+    assert "\n".join(report_of(config)["headline"]) in printed
+    assert str(page) in printed
+    assert page.read_text().startswith("<!doctype html>")
+    assert "## Side by side" in page.with_suffix(".md").read_text()
+
+
+def test_evaluating_again_changes_no_byte(trained: Trained) -> None:
+    config = trained[0]
+    root = Path(config.storage.root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert "up to date" in evaluate(config).stdout
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_figures_have_counts_and_what_was_not_measured_is_null(trained: Trained) -> None:
+    models = report_of(trained[0])["models"]
+    assert models["teacher"]["gate"] | {"low": 0, "high": 0} == {
+        "passed": 8, "total": 8, "rate": 1.0, "low": 0, "high": 0,
+    }  # fmt: skip
+    assert models["teacher"]["loss"] is None  # an API: its probabilities are not known
+    assert models["teacher"]["parameters"] is None
+    assert models["teacher"]["generation"] is None
+    assert models["after"]["loss"]["tokens"] == 8 * (len("We measure one, two, three.") + 1)
+    assert models["after"]["generation"]["tokens_per_second"] > 0
+    assert set(models["after"]["by_task"]) == {"hypothesis", "methodology"}
+    assert set(models["after"]["by_domain"]) == {"biology", "not said"}
+    assert models["before"]["reject_reason_counts"] == {"truncated": 8}
+
+
+def test_a_model_compared_with_itself_comes_out_equal(untrained: dict[str, Any]) -> None:
+    models, comparison = untrained["models"], untrained["comparison"]
+    assert models["before"]["loss"] == models["after"]["loss"]
+    assert models["before"]["gate"] == models["after"]["gate"]
+    for found in comparison.values():
+        assert (found["difference"], found["low"], found["high"]) == (0, 0, 0)
+        assert found["verdict"] == "no difference"
+    assert comparison["gate"]["mcnemar_p"] == 1
+    assert untrained["headline"][0].startswith("No difference")
+    texts = [[e["answers"][m]["text"] for m in ("before", "after")] for e in untrained["examples"]]
+    assert all(before == after for before, after in texts)
+
+
+def test_examples_are_the_first_by_sample_id(untrained: dict[str, Any]) -> None:
+    ids = [example["sample_id"] for example in untrained["examples"]]
+    assert ids == sorted(row["sample_id"] for row in rows() if row["split"] == "test")
+
+
+def exam(prompts: list[dict[str, Any]], *, passing: bool = True, loss: Any = None) -> Exam:
+    reasons = {row["sample_id"]: [] if passing else ["too_short"] for row in prompts}
+    return Exam({row["sample_id"]: row for row in prompts}, reasons, loss)
+
+
+def test_without_any_loss_the_headline_says_so() -> None:
+    prompts = rows(4)
+    found = assess(prompts, {n: exam(prompts) for n in ("teacher", "before", "after")})
+    assert found["comparison"]["loss"] is None
+    assert "not measured" in headline(found)[2]
+
+
+def test_a_student_that_got_worse_is_called_worse() -> None:
+    prompts = rows(20)
+    exams = {n: exam(prompts, passing=n != "after") for n in ("teacher", "before", "after")}
+    assert "made the student worse" in headline(assess(prompts, exams))[0]
+
+
+def test_a_teacher_that_did_not_answer_has_fewer_answers_not_zeros() -> None:
+    prompts = rows(4)
+    exams = {n: exam(prompts) for n in ("before", "after")} | {"teacher": exam(prompts[:3])}
+    found = assess(prompts, exams)
+    assert found["models"]["teacher"]["gate"]["total"] == 3
+    assert found["examples"][3]["answers"]["teacher"] is None
+
+
+def test_students_that_answered_other_prompts_are_not_compared() -> None:
+    prompts = rows(4)
+    exams = {n: exam(prompts) for n in ("teacher", "before")} | {"after": exam(prompts[:3])}
+    with pytest.raises(InputError, match="answered 3 of the 4 held-out prompts"):
+        assess(prompts, exams)
+
+
+def test_answers_that_no_gate_judged_stop_the_evaluation(tmp_path: Path) -> None:
+    config, student = prepare(tmp_path)
+    save_untrained(config, student)
+    with pytest.raises(InputMissing, match="generate_student"):
+        evaluate_student.run(config, student)
+
+
+def test_a_new_training_leaves_the_loss_before_training_alone(tmp_path: Path) -> None:
+    config, student = prepare(tmp_path)
+    final = save_untrained(config, student)
+    held_out_loss.run(config, student, ["teacher-1"])
+    paths = {n: held_out_loss.path_of(config.storage, n) for n in ("before", "after")}
+    times = {name: path.stat().st_mtime_ns for name, path in paths.items()}
+    (final / "note.txt").write_text("another checkpoint")
+    StageRun("train", config.storage, inputs=[], settings={}).seal(
+        final, rows_in=0, rejected=0, count=0
+    )
+    held_out_loss.run(config, student, ["teacher-1"])
+    assert paths["before"].stat().st_mtime_ns == times["before"]
+    assert paths["after"].stat().st_mtime_ns > times["after"]
+
+
+def test_only_the_bundled_teacher_of_a_bundled_student_is_measured(tmp_path: Path) -> None:
+    config, student = prepare(tmp_path)
+    bundled = student.model_copy(update={"student": "bundled"})
+    served = ["SmolLM2-135M-Instruct@main"]
+    assert "teacher" in held_out_loss.subjects(bundled, config.storage, served)
+    assert "teacher" not in held_out_loss.subjects(student, config.storage, served)
+    assert "teacher" not in held_out_loss.subjects(bundled, config.storage, ["gpt-4o-mini"])
