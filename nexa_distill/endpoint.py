@@ -4,6 +4,7 @@ Keys come from the environment or from `.env` in the current directory, never fr
 command line shows in the process list.
 """
 
+import http.client
 import json
 import os
 import subprocess
@@ -109,7 +110,18 @@ def _running(file: Path) -> dict[str, Any] | None:
     """What the endpoint file says, if a server answers there."""
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        with urllib.request.urlopen(f"{found['base_url']}/models", timeout=HEALTH_SECONDS):  # noqa: S310
-            return found
-    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return found if _answers(f"{found['base_url']}/models") else None
+    except (OSError, ValueError, KeyError):
         return None
+
+
+def _answers(url: str) -> bool:
+    """Whether anything speaks HTTP there; a refusal is an answer. Never by a proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(url, timeout=HEALTH_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, http.client.HTTPException):
+        return False
+    return True

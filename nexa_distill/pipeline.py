@@ -40,7 +40,7 @@ from nexa_distill.runs import (
 )
 from nexa_distill.stages import STAGES, locate
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.3
 LAUNCHER = "bash launch_pipeline.sh"
 
 
@@ -99,7 +99,7 @@ def prepare(request: Request) -> Path | None:
     sweep(logs)
     run_dir = new_run_dir(logs)
     steps = make_plan(request, run_dir)
-    print("\n".join(plan_lines(steps)), file=sys.stderr)
+    print("\n".join(plan_lines(steps, commands=False)), file=sys.stderr)
     if not any(step.runs for step in steps):
         return None
     write_plan(run_dir, steps)

@@ -146,11 +146,11 @@ def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
     return None, SESSIONS
 
 
-def plan_lines(steps: list[Step]) -> list[str]:
+def plan_lines(steps: list[Step], *, commands: bool = True) -> list[str]:
     """The plan for a person."""
     lines = []
     for step in steps:
         lines.append(f"{step.session:<11} {'run ' if step.runs else 'skip'}  {step.why}")
-        if step.runs:
+        if step.runs and commands:
             lines.append(f"{'':<11}       $ {shlex.join(step.command)}")
     return lines

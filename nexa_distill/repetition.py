@@ -1,14 +1,27 @@
 """Tokens without a tokenizer, and how much of an answer is said again; for whole batches.
 
-A token is a word (a run of bytes above the ASCII space); inside it every character of three or four
-UTF-8 bytes starts another one, so that scripts written without spaces count per character. A window
-is the 24 bytes from the start of a token; windows that leave their answer are not counted.
+A token is a word (a run of letters, digits, `_` and non-ASCII characters) or one ASCII punctuation
+mark; of English prose a subword tokenizer makes about as many. Every character of three or four
+UTF-8 bytes is a token too, so that scripts written without spaces count per character.
+Repetition looks at windows: the 24 bytes from the start of a run without spaces (or of such a
+character); windows that leave their answer are not counted.
 """
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+LAST_CONTROL, LONG_CHARACTER = 32, 0xE0  # space and below; first byte of three or four
+SPACE, WORD, MARK = 0, 1, 2
+KINDS = np.array(
+    [
+        WORD if byte >= 0x80 or chr(byte).isalnum() or byte == ord("_")
+        else MARK if LAST_CONTROL < byte < 127
+        else SPACE
+        for byte in range(256)
+    ],
+    np.uint8,
+)  # fmt: skip
 WINDOW_BYTES = 24
 BLOCK_ROWS = 128  # answers whose windows are compared at a time: they fit the processor's cache
 SLOT_BITS = 10  # of the table, per answer, that finds the few windows worth sorting
@@ -17,10 +30,11 @@ FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049
 
 
 class Tokens:
-    """Where the tokens of a batch of texts begin.
+    """The tokens of a batch of n texts, and where their windows begin.
 
     `data`: all bytes; `ends`: n + 1 byte positions, text i is `data[ends[i]:ends[i + 1]]`;
-    `starts`: byte positions of tokens; `per_text`: n counts.
+    `counts`: n numbers of tokens; `starts`: byte positions of windows; `per_text`: n counts of
+    those.
     """
 
     def __init__(self, texts: pa.StringArray) -> None:
@@ -28,16 +42,21 @@ class Tokens:
         offsets = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1)
         self.ends = offsets.astype(np.int64)
         self.data = np.frombuffer(texts.buffers()[2] or b"", np.uint8, int(offsets[-1]))
-        self.starts = np.flatnonzero(_begins(self.data, self.ends[:-1]))
+        first = self.ends[:-1][self.ends[:-1] < len(self.data)]
+        self.starts = np.flatnonzero(_begins(self.data, self.data > LAST_CONTROL, first))
         self.per_text = np.diff(np.searchsorted(self.starts, self.ends))
+        kind = KINDS[self.data]
+        tokens = _begins(self.data, kind == WORD, first) | (kind == MARK)
+        self.counts = np.diff(np.searchsorted(np.flatnonzero(tokens), self.ends))
 
 
-def _begins(data: npt.NDArray[np.uint8], first: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    dark = data > 32  # neither a space nor an ASCII control character
-    begins = data >= 0xE0  # first byte of a character of three or four bytes
-    begins[1:] |= dark[1:] > dark[:-1]
-    first = first[first < len(data)]
-    begins[first] |= dark[first]
+def _begins(
+    data: npt.NDArray[np.uint8], inside: npt.NDArray[np.bool_], first: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Starts of runs of `inside` bytes (a text's first byte starts one), and of long characters."""
+    begins = data >= LONG_CHARACTER
+    begins[1:] |= inside[1:] > inside[:-1]
+    begins[first] |= inside[first]
     return begins
 
 

@@ -5,7 +5,7 @@ a fixed order, for the columns `teacher_output`, `finish_reason` and `template_n
 
 What is measured:
 - a character is a Unicode code point;
-- a token is a word, estimated without a tokenizer, and repetition the share (0..1) of the answer
+- a token is a word or a punctuation mark, counted without a tokenizer, and repetition the share (0..1) of the answer
   that was said before in it (both defined in `nexa_distill/repetition.py`);
 - patterns are RE2, on the answer with A-Z lower-cased.
 
@@ -133,7 +133,7 @@ class Rules:
     def _lengths(self, answers: Answers) -> list[Measured]:
         config = self.config
         chars = pc.utf8_length(answers.text).to_numpy().astype(np.float64)
-        tokens = answers.tokens.per_text.astype(np.float64)
+        tokens = answers.tokens.counts.astype(np.float64)
         limits = [
             ("min_char_length", "too_short", chars, config.min_char_length, np.greater_equal),
             ("max_char_length", "too_long", chars, config.max_char_length, np.less_equal),

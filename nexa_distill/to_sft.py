@@ -48,7 +48,8 @@ def build_record(row: Mapping[str, Any], system_prompt: str | None) -> Record:
     """One training sample (contracts.SFT) of one kept answer.
 
     `system_prompt` is the collection's; the row's own goes before it. Without either there is no
-    system message. Raises InputError for a row without an answer.
+    system message. White space around the answer goes: the student ends with its last word.
+    Raises InputError for a row without an answer.
     """
     if row["teacher_output"] is None:
         raise InputError(
@@ -57,7 +58,7 @@ def build_record(row: Mapping[str, Any], system_prompt: str | None) -> Record:
     system = row["system_prompt"] or system_prompt
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": row["user_prompt"]})
-    messages.append({"role": "assistant", "content": row["teacher_output"]})
+    messages.append({"role": "assistant", "content": row["teacher_output"].strip()})
     names = ("split", "template_name", "domain", "model_id", "attempt")
     return {"sample_id": row["sample_id"], "messages": messages} | {n: row[n] for n in names}
 

@@ -66,7 +66,7 @@ def settings(student: StudentConfig, subject: Subject) -> Json:
     return {**limits, "model": subject.model, "keep_layers": subject.keep_layers}
 
 
-def measure(model: Any, samples: Sequence[Sample], pad_id: int) -> list[Json]:
+def measure(name: str, model: Any, samples: Sequence[Sample], pad_id: int) -> list[Json]:
     """`{sample_id, nats, tokens}` per sample; the model is in evaluation mode."""
     import torch
 
@@ -74,7 +74,7 @@ def measure(model: Any, samples: Sequence[Sample], pad_id: int) -> list[Json]:
     from nexa_train.sft_data import collate
 
     loss, measured = AnswerLoss(model), []
-    with Progress("held-out loss", len(samples), unit="samples") as progress:
+    with Progress(f"held-out loss of {name}", len(samples), unit="samples") as progress:
         for sample in samples:
             with torch.inference_mode():
                 nats = float(loss(collate([sample], pad_id, model.device)))
@@ -101,7 +101,7 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
     wanted = settings(student, subject)
     stage = StageRun("evaluation.loss", storage, inputs=inputs, settings=wanted)
     if stage.is_current(dst):
-        print(f"held-out loss: {dst} is up to date")
+        print(f"held-out loss of {name}: {dst} is up to date")
         return
     resolved = resolve_model(subject.model, storage)
     model, tokenizer = load_for_inference(resolved, subject.keep_layers)
@@ -119,9 +119,9 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
         "precision": str(model.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": model.config.num_hidden_layers,
-        "samples": measure(model, samples, tokenizer.pad_token_id or 0),
+        "samples": measure(name, model, samples, tokenizer.pad_token_id or 0),
         "skipped": dict(skipped),
     }
     write_json(dst, found)
     stage.seal(dst, rows_in=len(encoded), rejected=len(encoded) - len(samples), count=len(samples))
-    print(f"held-out loss: {len(samples)} answers by the student {name} -> {dst}")
+    print(f"held-out loss of {name}: {len(samples)} answers -> {dst}")

@@ -91,13 +91,15 @@ def _convert(weights: Path, folder: Path) -> None:
     )
     model.config.name_or_path = BUNDLED_NAME
     # Without do_sample the server ignores the temperature that a request asks for. A model this
-    # small derails on the unlikely tail: top_k and top_p cut it off.
+    # small derails on the unlikely tail: top_k and top_p cut it off. It seldom ends by itself, and
+    # the server knows no `stop`: an answer ends with its first paragraph.
+    line_break = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("\n"))
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         top_k=50,
         top_p=0.95,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=[tokenizer.eos_token_id, *line_break],
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(folder)

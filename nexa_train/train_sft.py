@@ -34,7 +34,7 @@ from nexa_distill.config import Storage, StudentConfig, load_config, load_yaml
 from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import QualityGateMissed
 from nexa_distill.handoff import write_json, write_text
-from nexa_distill.manifests import StageRun, sha256_path
+from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_train import checkpoints
 from nexa_train.answer_loss import AnswerLoss, mean_loss
@@ -195,10 +195,11 @@ def run(config: StudentConfig, storage: Storage, dataset: Path, folder: Path) ->
     Raises InputError, InputMissing or QualityGateMissed as the module says.
     """
     base = resolve_model(config.student, storage)
-    settings = config.training_settings()
-    if Path(base).is_dir():
-        settings["student_sha256"] = sha256_path(Path(base))
-    stage = StageRun(f"train.{folder.name}", storage, inputs=[dataset], settings=settings)
+    weights = [Path(base)] if Path(base).is_dir() else []  # a hub id is named, not hashed
+    stage = StageRun(
+        f"train.{folder.name}", storage,
+        inputs=[dataset, *weights], settings=config.training_settings(),
+    )  # fmt: skip
     final = folder / "final"
     if stage.is_current(final):
         print(f"{final} is finished and current; nothing to do", flush=True)

@@ -68,6 +68,8 @@ def test_a_student_that_learned_comes_out_better_in_gate_and_loss(trained: Train
     assert report["models"]["after"]["gate"]["passed"] >= 6
     assert (gate["verdict"], loss["verdict"]) == ("higher", "lower")
     assert loss["high"] < 0 < gate["low"]
+    losses = [report["models"][n]["loss"]["nats_per_token"] for n in ("before", "after")]
+    assert losses[1] < losses[0] / 4
     assert report["headline"][0].startswith("Training improved the student")
     assert (report["prompts"], gate["documents"], loss["samples"]) == (8, 4, 8)
 
@@ -160,6 +162,30 @@ def test_answers_that_no_gate_judged_stop_the_evaluation(tmp_path: Path) -> None
     save_untrained(config, student)
     with pytest.raises(InputMissing, match="generate_student"):
         evaluate_student.run(config, student)
+
+
+def test_a_held_out_prompt_that_was_trained_on_stops_the_evaluation() -> None:
+    prompts = rows(4)
+    learned = [row | {"split": "train"} for row in prompts[2:]]
+    with pytest.raises(InputError, match="2 held-out prompts were trained on"):
+        evaluate_student._refuse_leak(prompts, learned, "test")
+    evaluate_student._refuse_leak(prompts, [row | {"split": "test"} for row in prompts], "test")
+
+
+def test_the_funnel_counts_what_the_seals_say_and_not_what_is_missing(trained: Trained) -> None:
+    steps = {step["step"]: step["count"] for step in report_of(trained[0])["funnel"]}
+    assert steps["without duplicates"] == steps["answered by the teacher"] == 20
+    assert (steps["prompts"], steps["pass the rules"]) == (None, None)  # not run here
+    assert (steps["train"], steps["val"], steps["test"]) == (12, 0, 8)
+
+
+def test_the_loss_curve_of_the_training_is_on_the_page(trained: Trained) -> None:
+    curve = report_of(trained[0])["training_curve"]
+    losses = [row["loss"] for row in curve if "loss" in row]
+    assert len(losses) == 90
+    assert losses[-1] < losses[0]
+    page = trained[0].storage.path("evaluation_report").with_suffix(".html").read_text()
+    assert "<polyline" in page
 
 
 def test_a_new_training_leaves_the_loss_before_training_alone(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.filtering.reference import Reference
+from benchmarks.filtering.reference import Reference, repeated_share, token_count, window_starts
 from nexa_distill import filter_pairs
 from nexa_distill.config import FilterConfig, load_yaml
 from nexa_distill.contracts import CHECKS, OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import read_table, table_writer
+from nexa_distill.repetition import Tokens, repetition
 from tests.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
 FILTERS = REPOSITORY / "configs/filters.yaml"
@@ -152,6 +153,21 @@ def test_the_fast_rules_keep_exactly_what_the_plain_reference_keeps(
     kept = filter_pairs.apply_filters(frame, config)
     reference = Reference(config)
     assert list(kept.index) == [i for i, row in enumerate(rows) if reference.keeps(row)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(PIECES, max_size=12).map(lambda parts: "".join(parts) * 2), max_size=300))
+def test_tokens_and_repetition_are_measured_as_the_reference_measures_them(
+    texts: list[str],
+) -> None:
+    tokens = Tokens(pa.array(texts, pa.string()))
+    expected = [window_starts(text.encode()) for text in texts]
+    assert tokens.counts.tolist() == [token_count(text) for text in texts]
+    assert tokens.per_text.tolist() == [len(starts) for starts in expected]
+    shares = [
+        repeated_share(text.encode(), starts) for text, starts in zip(texts, expected, strict=True)
+    ]
+    assert repetition(tokens).tolist() == shares
 
 
 def test_apply_filters_keeps_index_and_columns_and_names_a_missing_column() -> None:

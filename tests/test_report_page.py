@@ -27,7 +27,7 @@ def report(text: str = "An answer.", *, curve: bool = True, **columns: Any) -> d
     rows = [{"step": 0, "val_loss": 2.0}, {"step": 1, "loss": 2.1}, {"step": 2, "loss": 1.9}]
     return {
         "headline": headline(found), "run_id": "run-1", "run_name": text, "split": "test", **found,
-        "funnel": [{"step": "prompts", "count": 9}, {"step": "packaged", "count": None}],
+        "funnel": [{"step": text, "count": 9}, {"step": "packaged", "count": None}],
         "training_curve": rows if curve else [],
         "facts": {
             "student": text, "keep_layers": None, "train": {"seed": 7},

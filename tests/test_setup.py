@@ -129,27 +129,32 @@ def test_an_installation_that_was_killed_is_made_anew(setup: Setup) -> None:
     assert setup.run() == ""
 
 
-def test_a_project_that_was_moved_gets_a_venv_of_its_own(setup: Setup) -> None:
-    setup.root = setup.root.rename(setup.root.with_name("moved"))
-    assert "Creating .venv" in setup.run()
-    assert setup.works()
+def test_a_project_that_was_moved_wants_a_venv_of_its_own(setup: Setup, tmp_path: Path) -> None:
+    """Without a Python to make it with, which saves the time and leaves the old one as it is."""
+    home, env = setup.root, setup.env
+    setup.root = home.rename(home.with_name("moved"))
+    setup.env = {"PATH": tools_without_python(tmp_path)}
+    assert "no Python 3.11 or newer" in setup.run(check=69)
+    setup.root, setup.env = setup.root.rename(home), env
     assert setup.run() == ""
+
+
+def tools_without_python(folder: Path) -> str:
+    for name in ("bash", "dirname", "sed", "cat", "flock"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return str(folder)
 
 
 def test_a_python_that_does_not_run_or_is_too_old_is_passed_over(tmp_path: Path) -> None:
     """pyenv's shims exist for versions that are not selected, and refuse to run."""
     setup = Setup(tmp_path / "project")
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("bash", "dirname", "sed", "cat", "flock"):
-        (folder / name).symlink_to(str(shutil.which(name)))
     for name in ("python3", "python3.13", "python3.12", "python3.11"):
-        (folder / name).write_text("#!/bin/sh\necho 'pyenv: command not found' >&2\nexit 127\n")
-        (folder / name).chmod(0o755)
-    setup.env = {"PATH": str(folder)}
+        (tmp_path / name).write_text("#!/bin/sh\necho 'pyenv: command not found' >&2\nexit 127\n")
+        (tmp_path / name).chmod(0o755)
+    setup.env = {"PATH": tools_without_python(tmp_path)}
     assert "no Python 3.11 or newer" in setup.run(check=69)
     runs = '#!/bin/sh\ncase "$2" in venv) exit 3 ;; --version) echo Python 3.11.0 ;; esac\n'
-    (folder / "python3.11").write_text(runs)
+    (tmp_path / "python3.11").write_text(runs)
     setup.run(check=3)  # the code of its `-m venv`
 
 

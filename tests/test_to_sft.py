@@ -150,6 +150,7 @@ def _folder(tmp_path: Path, name: str) -> Path:
 
 def test_f34_packaging_refuses_a_stale_or_changed_table(tmp_path: Path) -> None:
     config = gated(tmp_path)
+    to_sft.run(config)
     collect(config, [answer(n) for n in range(9)])
     with pytest.raises(InputMissing, match=r"earlier .*teacher_outputs_v1.*sample_gate"):
         to_sft.run(config)

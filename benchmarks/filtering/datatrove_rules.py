@@ -22,16 +22,17 @@ from datatrove.pipeline.writers import ParquetWriter
 def rules(config: dict[str, Any]) -> list[LambdaFilter]:
     """Six filters, in the fastest plain forms that keep the same rows of these answers.
 
-    (`split` and `lower` differ from the rules on scripts that the answers do not contain.)
+    (`token` and `lower` differ from the rules on scripts that the answers do not contain.)
     """
     verbs, word = frozenset(config["verb_forms"]), re.compile("[a-z0-9_]+")
     citation = re.compile("|".join(f"(?:{p})" for p in config["citation_patterns"]), re.ASCII)
     refusal = re.compile("|".join(f"(?:{p})" for p in config["refusal_patterns"]), re.ASCII)
     chars = (config["min_char_length"], config["max_char_length"])
     tokens = (config["min_token_length"], config["max_token_length"])
+    token = re.compile(r"\w+|[^\w\s]", re.ASCII)
 
     def enough_tokens(doc: Document) -> bool:
-        return bool(tokens[0] <= len(doc.text.split()) <= tokens[1])
+        return bool(tokens[0] <= len(token.findall(doc.text)) <= tokens[1])
 
     return [
         LambdaFilter(lambda doc: chars[0] <= len(doc.text) <= chars[1]),

@@ -14,8 +14,19 @@ from nexa_distill.config import FilterConfig
 LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 
-def token_starts(text: bytes) -> list[int]:
-    """Byte positions of words and, inside them, of characters of three or four bytes."""
+def token_count(text: str) -> int:
+    """Words, ASCII punctuation marks, and each character of three or four UTF-8 bytes."""
+    count, inside = 0, False
+    for char in text:
+        word = char >= "\x80" or char.isalnum() or char == "_"
+        mark = "!" <= char <= "~" and not word
+        count += mark or char >= "\u0800" or (word and not inside)
+        inside = word
+    return count
+
+
+def window_starts(text: bytes) -> list[int]:
+    """Byte positions of runs without spaces and, inside, of characters of three or four bytes."""
     return [
         i
         for i, byte in enumerate(text)
@@ -24,7 +35,7 @@ def token_starts(text: bytes) -> list[int]:
 
 
 def repeated_share(text: bytes, starts: list[int]) -> float:
-    """Share of the 24-byte windows at token starts that were seen before."""
+    """Share of the 24-byte windows that were seen before."""
     windows = [text[i : i + 24] for i in starts if i + 24 <= len(text)]
     return (len(windows) - len(set(windows))) / max(len(windows), 1)
 
@@ -73,11 +84,11 @@ class Reference:
         if text is None or (config.require_stop and row["finish_reason"] != "stop"):
             return False
         data = text.encode()
-        starts = token_starts(data)
+        starts = window_starts(data)
         low = text.translate(LOWER)
         lengths = [
             (config.min_char_length, config.max_char_length, len(text)),
-            (config.min_token_length, config.max_token_length, len(starts)),
+            (config.min_token_length, config.max_token_length, token_count(text)),
         ]
         if not starts or any(
             (least is not None and size < least) or (most is not None and size > most)

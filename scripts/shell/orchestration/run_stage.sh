@@ -74,7 +74,7 @@ wait_for() {
     fi
     # Gone before the file was looked for, and no file: it was killed.
     if $gone; then refuse "$name" 137; fi
-    sleep 0.3 || true
+    sleep 0.2 || true
   done
 }
 

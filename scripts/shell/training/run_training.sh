@@ -51,7 +51,7 @@ main() {
   cd "$root"
   python=$(choose_python "$root")
   shift $(($# < 2 ? $# : 2))
-  # Threads that spin while they wait for one that lost its core make a busy machine crawl.
+  # Threads that wait should not take the core from other work on the machine.
   export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
   case $distributed in
     true) launch_many "$python" --config "$config" "$@" ;;
