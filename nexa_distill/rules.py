@@ -5,8 +5,8 @@ a fixed order, for the columns `teacher_output`, `finish_reason` and `template_n
 
 What is measured:
 - a character is a Unicode code point;
-- a token is a word or a punctuation mark, counted without a tokenizer, and repetition the share (0..1) of the answer
-  that was said before in it (both defined in `nexa_distill/repetition.py`);
+- a token is a word or a punctuation mark, counted without a tokenizer, and repetition the share
+  (0..1) of the answer that was said before in it (both defined in `nexa_distill/repetition.py`);
 - patterns are RE2, on the answer with A-Z lower-cased.
 
 Not covered: loops shorter than a window without spaces ("aaaa" counts as one word, so the minimum

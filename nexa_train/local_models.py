@@ -93,7 +93,7 @@ def _convert(weights: Path, folder: Path) -> None:
     # Without do_sample the server ignores the temperature that a request asks for. A model this
     # small derails on the unlikely tail: top_k and top_p cut it off. It seldom ends by itself, and
     # the server knows no `stop`: an answer ends with its first paragraph.
-    line_break = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("\n"))
+    line_break = tokenizer("\n", add_special_tokens=False)["input_ids"]
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         top_k=50,

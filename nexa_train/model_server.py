@@ -5,7 +5,8 @@ the end; `<endpoint file>.log`, the server's own output. After `kill -9` of this
 ends the server too; only then is a stale endpoint file left, which the next start replaces.
 
 Not honoured by the server (transformers 5.23, continuous batching): `temperature` and `top_p` are
-those of the first request since its start, `stop` and `seed` have no effect. `max_tokens` holds.
+those of the first request since its start, `stop` has no effect, `seed` none to rely on when
+requests run side by side. `max_tokens` holds.
 """
 
 import ctypes

@@ -10,7 +10,7 @@ Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--stude
 import json
 from pathlib import Path
 
-from nexa_distill import cli, filter_pairs, sample_gate
+from nexa_distill import cli, filter_pairs, reports, sample_gate
 from nexa_distill.config import DistillConfig, StudentConfig, load_config, load_yaml
 from nexa_train import evaluate_student, generate_student
 from nexa_train.assessment import ANSWERS
@@ -43,6 +43,7 @@ def main() -> int:
     for model in ANSWERS:
         judge(config, model)
     page = evaluate_student.run(config, student)
+    reports.timing_report(config.storage)
     report = json.loads(config.storage.path("evaluation_report").read_text(encoding="utf-8"))
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
     return 0

@@ -105,6 +105,8 @@ run_command() {
   export NEXA_RUN_ID NEXA_PROGRESS_FILE=$FILES.progress PYTHONUNBUFFERED=1
   NEXA_RUN_ID=$(basename "$RUN_DIR")
   PATH=$ROOT/.venv/bin:$PATH
+  # torch's threads spin while they wait: briefly is fast, the default is ruinous on a busy machine.
+  export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
   { : >"$FILES.started"; } 2>/dev/null || true
   SECONDS=0
   "${COMMAND[@]}" >&3 2>&1 3>&- </dev/null &
