@@ -36,8 +36,9 @@ OFFLINE = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONUNBUFFERED": "1",
 }
-# Threads that wait should not take the core from the collector beside them; the caller may differ.
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Threads that spin long for one that lost its core make a busy machine four times slower; threads
+# that sleep at once make an idle one slower (docs/baseline.md). The caller may differ.
+THREADS = {"GOMP_SPINCOUNT": "5000"}
 # 64 blocks of 256 tokens hold 32 requests of 512 tokens in 0.4 GB; the server's own choice takes
 # 3 GB on a CPU and is no faster.
 BATCHING = ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"]

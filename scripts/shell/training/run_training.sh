@@ -51,8 +51,8 @@ main() {
   cd "$root"
   python=$(choose_python "$root")
   shift $(($# < 2 ? $# : 2))
-  # Threads that wait should not take the core from other work on the machine.
-  export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+  # As run_stage.sh does: brief spinning of torch's threads, for a busy machine's sake.
+  export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
   case $distributed in
     true) launch_many "$python" --config "$config" "$@" ;;
     false) exec "$python" -m nexa_train.train_sft --config "$config" "$@" ;;
