@@ -220,8 +220,8 @@ def run(config: StudentConfig, storage: Storage, dataset: Path, folder: Path) ->
 
 
 def _run_key(stage: StageRun) -> str:
-    """A checkpoint is continued only with the data and settings that it was made with."""
-    return sha256_text(compact_json([stage.inputs[0]["sha256"], stage.config_sha256]))
+    """A checkpoint is continued only with the data, weights and settings it was made with."""
+    return sha256_text(compact_json([*(i["sha256"] for i in stage.inputs), stage.config_sha256]))
 
 
 def _prepare(
