@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from nexa_distill.config import Provider
+from nexa_distill.config import Price, Provider
 from nexa_distill.journal import Answered
 
 
@@ -50,20 +50,15 @@ def parse_answer(raw: bytes) -> Answer:
     )
 
 
-def cost_usd(answer: Answer, prices: Provider) -> float | None:
-    """US dollars by the configured prices per million tokens; None when a part is not known."""
-    known = (
-        answer.prompt_tokens, answer.completion_tokens,
-        prices.prompt_usd_per_million, prices.completion_usd_per_million,
-    )  # fmt: skip
-    match known:
-        case int(prompt), int(completion), float(per_prompt), float(per_completion):
-            return (prompt * per_prompt + completion * per_completion) / 1e6
-    return None
+def cost_usd(answer: Answer, price: Price | None) -> float | None:
+    """US dollars of an answer; None when its tokens or the model's price are not known."""
+    if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
+        return None
+    return price.cost(answer.prompt_tokens, answer.completion_tokens)
 
 
 def output_row(
-    row: Mapping[str, Any], attempt: int, key: str, model: str, stored: Answered, prices: Provider
+    row: Mapping[str, Any], attempt: int, key: str, model: str, stored: Answered, provider: Provider
 ) -> dict[str, Any]:
     """One row of contracts.OUTPUTS. `model` is the name asked for, used when the API says none.
 
@@ -75,13 +70,13 @@ def output_row(
         "attempt": attempt,
         "teacher_output": answer.text,
         "reasoning_output": answer.reasoning,
-        "model_id": model if prices.start else answer.model or model,
+        "model_id": model if provider.start else answer.model or model,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "total_tokens": answer.total_tokens,
         "latency_ms": stored.latency_ms,
-        "cost_usd": cost_usd(answer, prices),
+        "cost_usd": cost_usd(answer, provider.prices.get(model)),
         "request_key": key,
         "created_at": datetime.fromtimestamp(stored.ended_at, UTC),
     }

@@ -132,6 +132,14 @@ def _text_or_none(row: RawRow, column: str) -> str | None:
             f"{row.where()}: column {column} is {type(value).__name__} ({value!r:.60}), "
             "expected text"
         )
+    if value is not None and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{row.where()}: column {column} holds half of a surrogate pair at character "
+                f"{error.start}, which no file can store; correct the text"
+            ) from None
     return value
 
 
@@ -153,7 +161,10 @@ def load_templates(columns: Columns) -> dict[str, str]:
                 f"{file}: no prompt for task type {task}{did_you_mean(task, known)}; "
                 "write the file, or change defaults.tasks"
             )
-        texts[task] = file.read_text(encoding="utf-8").strip()
+        try:
+            texts[task] = file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: not UTF-8 ({error})") from None
         if "{context}" not in texts[task]:
             raise InputError(
                 f"{file}: holds no {{context}} placeholder, so no text would be asked about"
@@ -206,7 +217,7 @@ def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--src", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.canonical")
-    parser.add_argument("--limit", type=int, metavar="N", help="first N raw rows")
+    parser.add_argument("--limit", type=cli.count, metavar="N", help="first N raw rows")
     args = parser.parse_args()
     flags = {"input": {"path": args.src, "limit": args.limit}}
     run(with_flags(load_config(args.config), flags), args.dst)

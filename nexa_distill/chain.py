@@ -11,7 +11,7 @@ from typing import Any
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import InputMissing
-from nexa_distill.manifests import load_manifest, manifest_path, sha256_path
+from nexa_distill.manifests import load_manifest, manifest_path, repairs, sha256_path
 from nexa_distill.stages import STAGES, Stage, locate, settings
 
 
@@ -49,9 +49,14 @@ class Freshness:
         if wanted is not None and manifest["config_sha256"] != sha256_text(compact_json(wanted)):
             yield f"{stage.name}: settings changed"
 
+    def _counts(self, key: str) -> bool:
+        """Whether an optional input is one now: repairs of other answers are not."""
+        return key != "regen_dataset" or bool(repairs(self.config.storage))
+
     def _changed_inputs(self, stage: Stage, recorded: list[dict[str, str]]) -> Iterator[str]:
         """By content: a file that was only moved has not changed."""
-        declared = {locate(key, self.config) for key in (*stage.inputs, *stage.optional)}
+        optional = [key for key in stage.optional if self._counts(key)]
+        declared = {locate(key, self.config) for key in (*stage.inputs, *optional)}
         now = {self.digest(path): path for path in declared if path.exists()}
         then = {item["sha256"] for item in recorded}
         yield from (f"input changed: {path}" for sha256, path in now.items() if sha256 not in then)

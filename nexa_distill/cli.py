@@ -35,13 +35,25 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise Stopped
 
 
+def handle_signals() -> None:
+    """SIGTERM and SIGHUP become `Stopped`, so that what is half-written is cleaned up."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGHUP, _stop)
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit: 0, an error's own code, 74 disk, 130 Ctrl-C, 143 SIGTERM or SIGHUP.
 
     Any other exception is a bug: its traceback is shown and the code is 1.
     """
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGHUP, _stop)
+    handle_signals()
     try:
         status = main()
     except NexaError as error:
@@ -59,7 +71,15 @@ def run(main: Callable[[], int]) -> NoReturn:
             "Free space (df -h .) and run the same command again",
             74,
         )
+    _leave(status)
     sys.exit(status)
+
+
+def _leave(status: int) -> None:
+    """Where a launcher of many processes hides exit codes, the first to fail leaves its own."""
+    file = os.environ.get("NEXA_EXIT_FILE")
+    if status and file and not Path(file).stat().st_size:
+        Path(file).write_text(str(status), encoding="utf-8")
 
 
 def _say(message: str, code: int) -> int:

@@ -1,6 +1,6 @@
 """The teacher answers every prompt once.
 
-Reads:  `storage.raw_dataset` (or --src: any Parquet with `sample_id` and prompt columns)
+Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns named by flags)
 Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempt 0), `storage.unanswered`
 Keeps:  rows_in == answered + unanswered; truncated and empty answers too, the rules reject them
 
@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from nexa_distill import cli
-from nexa_distill.collection import Asked, Collector, Row, Summary, load_system_prompt, request_body
-from nexa_distill.config import DistillConfig, load_config, with_flags
+from nexa_distill.collection import Asked, Collector, Row, Summary, request_body
+from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.gateway import PromptRequest, request_key
@@ -45,10 +45,10 @@ def resolve_prompt(row: Mapping[str, Any]) -> str:
 def build_requests(rows: list[Row], config: DistillConfig) -> list[PromptRequest]:
     """One request per row, attempt 0, in the rows' order."""
     default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
-    requests = []
+    options, requests = config.chosen_provider()[1].extra_body, []
     for row in rows:
         system = row["system_prompt"] or default
-        body = request_body(system, resolve_prompt(row), model, config)
+        body = request_body(system, resolve_prompt(row), model, config, options)
         requests.append(PromptRequest(row["sample_id"], 0, request_key(body), body))
     return requests
 
@@ -56,6 +56,7 @@ def build_requests(rows: list[Row], config: DistillConfig) -> list[PromptRequest
 def settings(config: DistillConfig) -> dict[str, Any]:
     """What decides the answers and how they are written, next to the inputs and the journal."""
     provider = config.chosen_provider()[1]
+    price = provider.prices.get(teacher_model(config))
     return {
         "model": teacher_model(config),
         "system_prompt": load_system_prompt(config.collection.system_prompt_path),
@@ -63,7 +64,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
             include={"max_tokens", "temperature", "max_samples"}
         ),
         "extra_body": provider.extra_body,
-        "prices": [provider.prompt_usd_per_million, provider.completion_usd_per_million],
+        "price": price and price.model_dump(),
     }
 
 
@@ -87,7 +88,8 @@ def run(
     if given:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
     total, asked = _rows(src, config, renamed or {})
-    stage = StageRun("teacher", storage, inputs=[src], settings=settings(config))
+    decides = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
+    stage = StageRun("teacher", storage, inputs=[src], settings=decides)
     if not retry_failed and stage.is_current(dst, unanswered):
         print(f"teacher: {dst} is up to date")
         return None
@@ -172,15 +174,15 @@ def main() -> int:
     add("--base-url", metavar="URL", help="another address for this provider")
     add("--teacher", metavar="MODEL", help="default: the provider's model")
     add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
-    add("--concurrency", type=int, metavar="N", help="requests in flight")
-    add("--max-tokens", type=int, metavar="N", help="of one answer")
+    add("--concurrency", type=cli.count, metavar="N", help="requests in flight")
+    add("--max-tokens", type=cli.count, metavar="N", help="of one answer")
     add("--temperature", type=float, metavar="T")
     add("--system-prompt", metavar="FILE", help="text file with the system prompt")
     add("--prompt-column", metavar="NAME", help="column of --src that is user_prompt")
     add("--context-column", metavar="NAME", help="column of --src that is context")
     add("--task-type-column", metavar="NAME", help="column of --src that is template_name")
-    add("--max-samples", type=int, metavar="N", help="first N rows")
-    add("--batch-size", type=int, metavar="N", help="input rows taken up at a time")
+    add("--max-samples", type=cli.count, metavar="N", help="first N rows")
+    add("--batch-size", type=cli.count, metavar="N", help="input rows taken up at a time")
     add("--max-usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
     add("--dry-run", action="store_true", help="say what would be sent, send nothing")
     add("--estimate", action="store_true", help="the same as --dry-run")

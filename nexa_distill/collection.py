@@ -7,13 +7,14 @@ the same request share one answer. Memory holds one batch of rows and the keys a
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from nexa_distill import cli
 from nexa_distill.answers import output_row
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import OUTPUTS, UNANSWERED
@@ -55,8 +56,8 @@ class Summary:
         if self.uncertain:
             keys = ", ".join(key[:12] for key in self.uncertain[:5])
             print(
-                f"{stage}: {len(self.uncertain)} requests were in flight when an earlier run died "
-                f"and may be billed twice: {keys}"
+                f"{stage}: {len(self.uncertain)} requests once ended without a complete answer (a "
+                f"crash, a timeout, a cut connection) and may be billed twice: {keys}"
             )
         if self.unanswered:
             print(
@@ -107,11 +108,9 @@ class Collector:
         """`estimate` in a line."""
         found = self.estimate(run_id)
         provider = self.config.providers[self.provider]
-        at_most = "unpriced"
-        match provider.prompt_usd_per_million, provider.completion_usd_per_million:
-            case float(prompt), float(answer):
-                usd = found.prompt_tokens * prompt + found.answer_tokens * answer
-                at_most = f"at most ${usd / 1e6:.4f}"
+        price = provider.prices.get(self.model)
+        usd = price and price.cost(found.prompt_tokens, found.answer_tokens)
+        at_most = "unpriced" if usd is None else f"at most ${usd:.4f}"
         print(
             f"{self.name}: {found.new} requests to send to {self.provider} ({self.model}), "
             f"{found.reused} reused from the journal or shared; about {found.prompt_tokens} prompt "
@@ -123,7 +122,7 @@ class Collector:
         with self.journal(stage.id) as journal:
             requests = self._ask(journal)
             summary = self._write(journal, dst, unanswered)
-            summary.requests, summary.uncertain = requests, journal.died_in_flight
+            summary.requests, summary.uncertain = requests, journal.uncertain()
         rows, missing = summary.rows, summary.unanswered
         stage.seal(unanswered, rows_in=rows, rejected=missing)
         stage.seal(dst, rows_in=rows, rejected=missing, cost_usd=summary.usd)
@@ -131,6 +130,7 @@ class Collector:
 
     def _ask(self, journal: Journal) -> int:
         """Number of requests sent. The provider is reached only if there is something to ask."""
+        self._refuse_unpriced_budget()
         with Progress(self.name, self.total) as progress:
             requests = self._requests(journal, lambda: progress.add(1))
             first = next(requests, None)
@@ -139,10 +139,24 @@ class Collector:
             provider = self.config.providers[self.provider]
             with reach(self.provider, provider, self.model) as endpoint:
                 gateway = Gateway(
-                    endpoint, provider, self.config.collection, self.config.budget, journal
-                )
-                asyncio.run(gateway.ask_all(itertools.chain([first], requests), progress))
+                    endpoint, provider.prices.get(self.model), self.config.collection,
+                    self.config.budget, journal,
+                )  # fmt: skip
+                try:
+                    asyncio.run(gateway.ask_all(itertools.chain([first], requests), progress))
+                finally:
+                    cli.handle_signals()  # the event loop has put the system's own back
         return gateway.tally.requests
+
+    def _refuse_unpriced_budget(self) -> None:
+        if self.config.budget.max_usd is None:
+            return
+        if self.model not in self.config.providers[self.provider].prices:
+            raise InputError(
+                f"budget.max_usd is set and providers.{self.provider}.prices has no price of "
+                f"{self.model}: dollars cannot be counted. Write its price, or use "
+                "budget.max_requests or max_tokens"
+            )
 
     def _requests(self, journal: Journal, skip: Callable[[], None]) -> Iterator[PromptRequest]:
         """What is neither answered nor given up, each request once; `skip` hears of the others."""
@@ -160,7 +174,7 @@ class Collector:
                 yield request
 
     def _write(self, journal: Journal, dst: Path, unanswered: Path) -> Summary:
-        prices, summary = self.config.providers[self.provider], Summary()
+        provider, summary = self.config.providers[self.provider], Summary()
         with table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad:
             for batch in self.asked():
                 rows, missing = [], []
@@ -168,7 +182,7 @@ class Collector:
                     if stored := journal.answer(request.key):
                         rows.append(
                             output_row(
-                                row, request.attempt, request.key, self.model, stored, prices
+                                row, request.attempt, request.key, self.model, stored, provider
                             )
                         )
                     else:
@@ -200,21 +214,11 @@ class Collector:
         }
 
 
-def load_system_prompt(path: str) -> str:
-    """The text of a system prompt file. Raises InputError when it is missing or empty."""
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the system prompt ({error.strerror})") from None
-    if not text:
-        raise InputError(f"{path}: the system prompt is empty")
-    return text
-
-
-def request_body(system: str, prompt: str, model: str, config: DistillConfig) -> dict[str, Any]:
-    """A chat completion's JSON: exactly what changes the answer."""
-    provider = config.chosen_provider()[1]
-    return {
+def request_body(
+    system: str, prompt: str, model: str, config: DistillConfig, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A chat completion's JSON: what changes the answer. A null in `extra` drops its key."""
+    body = {
         "model": model,
         "messages": [
             {"role": "system", "content": system},
@@ -222,5 +226,6 @@ def request_body(system: str, prompt: str, model: str, config: DistillConfig) ->
         ],
         "max_tokens": config.collection.max_tokens,
         "temperature": config.collection.temperature,
-        **provider.extra_body,
+        **extra,
     }
+    return {key: value for key, value in body.items() if value is not None}

@@ -113,23 +113,36 @@ class Split(Section):
     seed: int
 
 
-class Provider(Section):
-    """One OpenAI-compatible API. Prices are US dollars per million tokens; null = unpriced.
+class Price(Section):
+    """US dollars per million tokens."""
 
-    `start` is the command of a server that runs on this machine; it writes its address to
-    `endpoint_file`. Both are null for an API that somebody else runs.
+    prompt: NonNegative
+    completion: NonNegative
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """US dollars of one answer."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+class Provider(Section):
+    """One OpenAI-compatible API. `prices` by model; a model without one is unpriced.
+
+    `extra_body` is laid over each request, `regen_extra_body` over that for regeneration; a null
+    in them takes the key out. `start` is the command of a server that runs on this machine: it
+    gets `--endpoint-file FILE` and writes its address there (see model_server.py). Both are null
+    for an API that somebody else runs.
     """
 
     base_url: str | None
     model: str
     regen_model: str
     api_key_env: str | None
-    prompt_usd_per_million: NonNegative | None
-    completion_usd_per_million: NonNegative | None
+    prices: dict[str, Price]
     start: list[str] | None
     endpoint_file: str | None
     start_timeout_seconds: NonNegative
     extra_body: dict[str, Any]
+    regen_extra_body: dict[str, Any]
 
 
 class Collection(Section):
@@ -149,7 +162,7 @@ class Collection(Section):
 
 
 class Budget(Section):
-    """Stops the run before it is exceeded; null = no limit."""
+    """Stops a run of the command before it is exceeded; null = no limit."""
 
     max_usd: NonNegative | None
     max_requests: Count | None
@@ -313,9 +326,11 @@ class StudentConfig(Section):
         """What decides the checkpoint."""
         return self.model_dump(include={"student", "keep_layers", "train"})
 
-    def generation_settings(self) -> dict[str, Any]:
-        """What decides the held-out answers, next to the checkpoint."""
-        return self.model_dump(include={"student", "keep_layers", "generate"})
+    def generation_settings(self, config: "DistillConfig") -> dict[str, Any]:
+        """What decides the held-out answers, next to the prompts and the checkpoint."""
+        system = load_system_prompt(config.collection.system_prompt_path)
+        own = self.model_dump(include={"student", "keep_layers", "generate"})
+        return {**own, "system_prompt": system}
 
     def checkpoint(self, storage: Storage) -> Path:
         """Where the finished checkpoint is."""
@@ -342,6 +357,17 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
 def load_config(path: Path) -> DistillConfig:
     """The pipeline's settings. Raises InputMissing or InputError."""
     return load_yaml(path, DistillConfig)
+
+
+def load_system_prompt(path: str) -> str:
+    """The text of a system prompt file. Raises InputError when there is none."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the system prompt ({error})") from None
+    if not text:
+        raise InputError(f"{path}: the system prompt is empty")
+    return text
 
 
 def load_yaml(path: Path, model: type[S], overrides: Mapping[str, Any] | None = None) -> S:

@@ -99,10 +99,25 @@ def run(
             reason = pa.array([DUPLICATE] * again.num_rows, pa.string())
             out.write(again.append_column(REJECTED_INPUTS.field("rejection_reason"), reason))
             kept.write(as_inputs(batch.filter(pc.invert(mask)), config.split))
-    total = kept.rows + out.rows
+        total = kept.rows + out.rows
+        if not total:
+            raise InputError(f"{src}: holds no rows; run `{TABLES['canonical'].command}`")
     stage.seal(rejected, rows_in=total, rejected=out.rows)
     stage.seal(dst, rows_in=total, rejected=out.rows)
     print(f"dedup: {kept.rows} of {total} prompts kept, {out.rows} duplicates -> {dst}")
+
+
+def require_both_sides(config: DistillConfig) -> None:
+    """Raises InputError before anything is paid when nothing could be trained on or held out."""
+    path, split = config.storage.path("raw_dataset"), config.split
+    batches = read_batches(path, TABLES["raw_dataset"], columns=["split"])
+    found = {side for batch in batches for side in batch["split"].unique().to_pylist()}
+    wanted = {"train"} | ({"test"} if split.test else set())
+    if missing := sorted(wanted - found):
+        raise InputError(
+            f"{path}: no document falls into {' or '.join(missing)} (shares: val {split.val}, "
+            f"test {split.test}); take more input (--limit), or change split:"
+        )
 
 
 def _first(batches: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
@@ -119,7 +134,7 @@ def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--src", type=Path, metavar="FILE", help="default: storage.canonical")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.raw_dataset")
-    parser.add_argument("--limit", type=int, metavar="N", help="first N canonical prompts")
+    parser.add_argument("--limit", type=cli.count, metavar="N", help="first N canonical prompts")
     args = parser.parse_args()
     run(load_config(args.config), args.src, args.dst, args.limit)
     return 0

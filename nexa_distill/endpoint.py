@@ -35,6 +35,7 @@ class Endpoint:
     base_url: str
     model: str
     key: str | None = field(default=None, repr=False)
+    key_name: str | None = None
 
 
 def api_key(provider: str, settings: Provider) -> str | None:
@@ -42,10 +43,10 @@ def api_key(provider: str, settings: Provider) -> str | None:
     name = settings.api_key_env
     if name is None:
         return None
-    key = os.environ.get(name) or dotenv_values(".env").get(name)
-    if not key:
+    key = (os.environ.get(name) or dotenv_values(".env").get(name) or "").strip()
+    if not key or not key.isprintable():
         raise ProviderUnusable(
-            f"provider {provider}: {name} is not set; write {name}=... into .env "
+            f"provider {provider}: {name} is not set to a key; write {name}=... into .env "
             "(see .env.example) or export it"
         )
     return key
@@ -62,9 +63,17 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
     if not settings.start:
         if not settings.base_url:
             raise ProviderUnusable(f"provider {provider}: set base_url (or pass --base-url)")
-        yield Endpoint(provider, settings.base_url.rstrip("/"), model, key)
+        if not settings.base_url.startswith(("http://", "https://")):
+            raise ProviderUnusable(
+                f"provider {provider}: base_url is {settings.base_url!r}, expected http://... or "
+                "https://..."
+            )
+        base_url = settings.base_url.rstrip("/")
+        yield Endpoint(provider, base_url, model, key, settings.api_key_env)
         return
-    file = Path(str(settings.endpoint_file))
+    if not settings.endpoint_file:
+        raise ProviderUnusable(f"provider {provider}: start needs an endpoint_file beside it")
+    file = Path(settings.endpoint_file)
     running = _running(file)
     if running:
         yield Endpoint(provider, running["base_url"], running["model"], key)
@@ -79,7 +88,13 @@ def _server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str,
     if command[0] == "python":
         command[0] = sys.executable
     print(f"starting the {provider} server: {' '.join(command)}", flush=True)
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise ProviderUnusable(
+            f"provider {provider}: cannot run {command[0]} ({error.strerror}); see its start: "
+            "in the configuration"
+        ) from None
     try:
         yield _wait(provider, server, file, settings.start_timeout_seconds)
     finally:

@@ -30,7 +30,7 @@ from nexa_distill.config import DistillConfig, FilterConfig, load_config, load_y
 from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.handoff import TableWriter, check_unique, open_table, read_batches, table_writer
-from nexa_distill.manifests import StageRun
+from nexa_distill.manifests import StageRun, repairs
 from nexa_distill.measurements import WRITTEN_CHECKS, checks_table, passing
 from nexa_distill.progress import Progress
 from nexa_distill.rules import BATCH_ROWS, COLUMNS, Measured, Rules
@@ -192,9 +192,7 @@ def run(
 
 def answers(config: DistillConfig) -> list[Path]:
     """The storage's answers: the first attempts, and the repaired ones when there are any."""
-    regenerated = config.storage.path("regen_dataset")
-    collected = config.storage.path("collected_dataset")
-    return [collected, regenerated] if regenerated.exists() else [collected]
+    return [config.storage.path("collected_dataset"), *repairs(config.storage)]
 
 
 def run_filtering(args: argparse.Namespace) -> RuleSummary | None:

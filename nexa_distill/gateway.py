@@ -5,7 +5,7 @@ What is done about an attempt that brought no answer is decided here and nowhere
 
 | what happened                                   | then                                          |
 |-------------------------------------------------|-----------------------------------------------|
-| 401, 402, 403, 404, 429 with insufficient_quota | the run stops (69); what is in flight ends    |
+| 3xx, 401 to 404, 429 with insufficient_quota    | the run stops (69); what is in flight ends    |
 | no connection, `max_attempts` times             | the run stops (69)                            |
 | 429                                             | everyone waits as told; never counted         |
 | 5xx, 408, 409, 425, timeout, cut connection     | again with back-off, `max_attempts` in all    |
@@ -30,13 +30,15 @@ import aiohttp
 from nexa_distill.answers import cost_usd, parse_answer
 from nexa_distill.budget import Tally
 from nexa_distill.cli import Stopped
-from nexa_distill.config import Budget, Collection, Provider
+from nexa_distill.config import Budget, Collection, Price
 from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import BudgetReached, NexaError, ProviderUnusable
-from nexa_distill.journal import Journal, Outcome
+from nexa_distill.journal import DIED, Journal, Outcome
 from nexa_distill.progress import Progress
 
+ABANDONED = "abandoned at the stop"
+OUR_OWN_STOPS = {ABANDONED, DIED}  # no fault of the provider: they count against no request
 STOPS_THE_RUN = {401, 402, 403, 404}
 TRY_AGAIN = {408, 409, 425}
 MAX_BODY_BYTES = 64 * 2**20
@@ -67,8 +69,11 @@ def given_up(attempts: list[tuple[str, int | None, str]], max_attempts: int) -> 
         return None
     outcome, status, _ = attempts[-1]
     if outcome == "rejected" and status is not None and status != 429 and not _again(status):
-        return None if status in STOPS_THE_RUN else "request_refused"
-    counted = [a for a in attempts if a[0] in ("rejected", "uncertain") and a[1] != 429]
+        return None if _stops(status) else "request_refused"
+    counted = [
+        a for a in attempts
+        if a[0] in ("rejected", "uncertain") and a[1] != 429 and a[2] not in OUR_OWN_STOPS
+    ]  # fmt: skip
     return "provider_failed" if len(counted) >= max_attempts else None
 
 
@@ -94,10 +99,10 @@ class Gateway:
     """Asks one endpoint. One instance per run; `ask_all` once."""
 
     def __init__(
-        self, endpoint: Endpoint, provider: Provider, settings: Collection, budget: Budget,
+        self, endpoint: Endpoint, price: Price | None, settings: Collection, budget: Budget,
         journal: Journal,
     ) -> None:  # fmt: skip
-        self.endpoint, self.provider, self.settings = endpoint, provider, settings
+        self.endpoint, self.price, self.settings = endpoint, price, settings
         self.budget, self.journal, self.tally = budget, journal, Tally()
         self._stop = asyncio.Event()
         self._fatal: BaseException | None = None
@@ -171,7 +176,7 @@ class Gateway:
         self, session: aiohttp.ClientSession, request: PromptRequest, data: bytes
     ) -> tuple[Outcome, float]:
         """One send: reserved, recorded, sent, recorded. Returns outcome and pause asked for."""
-        reserve = self._reserve(request.key, data)
+        reserve = self._reserve(request, data)
         try:
             attempt = await self.journal.begin(request.key, data)
             # A spent budget stops what is not reserved yet; what is reserved is sent.
@@ -181,7 +186,7 @@ class Gateway:
             try:
                 outcome, pause = await self._post(session, data)
             except asyncio.CancelledError:
-                await self.journal.end(attempt, Outcome("uncertain", error="abandoned at the stop"))
+                await self.journal.end(attempt, Outcome("uncertain", error=ABANDONED))
                 raise
             await self.journal.end(attempt, outcome)
         finally:
@@ -195,13 +200,13 @@ class Gateway:
         start = time.monotonic()
         url = f"{self.endpoint.base_url}/chat/completions"
         try:
-            async with session.post(url, data=data) as response:
+            async with session.post(url, data=data, allow_redirects=False) as response:
                 raw = await _body(response)
                 if raw is None:
                     too_large = f"body over {MAX_BODY_BYTES} bytes"
                     return Outcome("uncertain", response.status, error=too_large), 0.0
                 elapsed = (time.monotonic() - start) * 1000
-                if response.ok:
+                if response.status == 200:
                     return Outcome("answered", response.status, raw, None, elapsed), 0.0
                 said = raw.replace((self.endpoint.key or "\0").encode(), b"***")
                 pause = response.headers.get("Retry-After")
@@ -209,25 +214,25 @@ class Gateway:
                 return refused, retry_after(pause) if pause or response.status == 429 else 0.0
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Outcome("not_sent", error=f"{type(error).__name__}: {error}"), 0.0
-        except aiohttp.InvalidURL as error:
-            raise ProviderUnusable(f"{url}: not a valid address ({error})") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             return Outcome("uncertain", error=f"{type(error).__name__}: {error}"), 0.0
 
-    def _reserve(self, key: str, data: bytes) -> tuple[int, float]:
-        """Hold back the most that a request can cost. A byte is at least a token's lower bound."""
-        tokens = len(data) // 3 + self.settings.max_tokens
-        prompt = (self.provider.prompt_usd_per_million or 0) * (len(data) // 3)
-        answer = (self.provider.completion_usd_per_million or 0) * self.settings.max_tokens
-        usd = (prompt + answer) / 1e6
-        if broken := self.tally.over(self.budget, tokens, usd):
+    def _reserve(self, request: PromptRequest, data: bytes) -> tuple[int, float]:
+        """Hold back the most that a request can cost: a token of the prompt is 3 bytes or more."""
+        prompt, answer = len(data) // 3, self._most_answer_tokens(request)
+        usd = self.price.cost(prompt, answer) if self.price else 0.0  # max_usd needs a price
+        if broken := self.tally.over(self.budget, prompt + answer, usd):
             raise BudgetReached(
-                f"{broken}. {self.tally.answered} answers are stored; raise it and run the same "
-                "command again to go on"
+                f"{broken}. {self.tally.answered} answers of this run are stored; a budget counts "
+                "from the start of each run: the same command goes on with a new one"
             )
         self.tally.requests += 1
-        self.tally.in_flight[key] = (tokens, usd)
-        return tokens, usd
+        self.tally.in_flight[request.key] = (prompt + answer, usd)
+        return prompt + answer, usd
+
+    def _most_answer_tokens(self, request: PromptRequest) -> int:
+        limits = (request.body.get(key) for key in ("max_completion_tokens", "max_tokens"))
+        return next((limit for limit in limits if limit), self.settings.max_tokens)
 
     def _count(self, outcome: Outcome, reserved: tuple[int, float]) -> None:
         if outcome.outcome == "uncertain":  # perhaps billed: count what it could have cost
@@ -236,27 +241,28 @@ class Gateway:
         if outcome.outcome != "answered":
             return
         answer = parse_answer(outcome.raw or b"")
-        cost = cost_usd(answer, self.provider)
+        cost = cost_usd(answer, self.price)
         self.tally.answered += 1
         self.tally.tokens += reserved[0] if answer.total_tokens is None else answer.total_tokens
         self.tally.usd += reserved[1] if cost is None else cost
 
     def _stops(self, outcome: Outcome) -> bool:
         quota = outcome.status == 429 and b"insufficient_quota" in (outcome.raw or b"")
-        return outcome.status in STOPS_THE_RUN or quota
+        return quota or _stops(outcome.status or 0)
 
     def _refusal(self, outcome: Outcome) -> str:
         said = " ".join((outcome.raw or b"").decode("utf-8", "replace").split())[:300]
+        address, key = "check base_url", self.endpoint.key_name or "api_key_env"
         hints = {
-            401: f"check {self.provider.api_key_env or 'api_key_env'} in .env",
+            401: f"check {key} in .env",
             402: "the account has no credit",
-            403: f"the key in {self.provider.api_key_env or 'api_key_env'} may not do this",
-            404: f"check base_url and model ({self.endpoint.model})",
+            403: f"the key in {key} may not do this",
+            404: f"{address} and model ({self.endpoint.model})",
             429: "the quota is used up",
         }
         return (
             f"provider {self.endpoint.provider} ({self.endpoint.base_url}) refuses with HTTP "
-            f"{outcome.status}: {said or '(no text)'}; {hints[outcome.status or 0]}. "
+            f"{outcome.status}: {said or '(no text)'}; {hints.get(outcome.status or 0, address)}. "
             f"{self.tally.answered} answers of this run are stored"
         )
 
@@ -312,6 +318,11 @@ async def _body(response: aiohttp.ClientResponse) -> bytes | None:
         if size > MAX_BODY_BYTES:
             return None
     return b"".join(parts)
+
+
+def _stops(status: int) -> bool:
+    """Whether the API as a whole is not usable like this; a redirect is another address's page."""
+    return status in STOPS_THE_RUN or 300 <= status < 400
 
 
 def _again(status: int) -> bool:

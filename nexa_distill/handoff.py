@@ -27,6 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     On any error the temporary file is removed and `path` is what it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -36,6 +37,19 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of `path` whose process is gone (kill -9)."""
+    for old in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = old.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdecimal() and int(pid) != os.getpid():
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                old.unlink(missing_ok=True)
+            except PermissionError:
+                continue
 
 
 def sync_folder(folder: Path) -> None:
@@ -104,7 +118,7 @@ def open_table(
         raise InputError(f"{path}: expected a Parquet file, found a folder")
     try:
         parquet = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path}: not a complete Parquet file ({error}); `{table.command}` writes it"
         ) from None
@@ -142,7 +156,7 @@ def read_batches(
             _refuse_nulls(path, rows, wanted, start)
             yield rows.cast(wanted)
             start += rows.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path}: cannot be read after row {start} ({error}); `{table.command}` writes it"
         ) from None

@@ -32,6 +32,7 @@ from nexa_distill.errors import Locked, StorageFailed
 
 GROUP_SECONDS = 0.02
 GROUP_WRITES = 64
+DIED = "the process died"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
     request_key TEXT PRIMARY KEY,
@@ -82,9 +83,8 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(SCHEMA)
-            died = "UPDATE attempts SET outcome='uncertain', error='the process died' "
-            cursor = self._db.execute(f"{died} WHERE outcome='in_flight' RETURNING request_key")
-            self.died_in_flight = [row[0] for row in cursor.fetchall()]
+            died = "UPDATE attempts SET outcome='uncertain', error=? WHERE outcome='in_flight'"
+            self._db.execute(died, (DIED,))
         except sqlite3.Error as error:
             raise _failed(path, error) from None
         # A connection of its own for reading: it sees what is committed, and nothing else.
@@ -147,11 +147,13 @@ class Journal:
             for outcome, status, said in rows
         ]
 
-    def counts(self) -> dict[str, int]:
-        """Number of attempts per outcome, over all runs."""
-        return dict(
-            self._committed.execute("SELECT outcome, count(*) FROM attempts GROUP BY outcome")
+    def uncertain(self) -> list[str]:
+        """Keys of the requests that were once sent and brought no complete answer, in order."""
+        sql = (
+            "SELECT request_key FROM attempts WHERE outcome='uncertain' "
+            "GROUP BY request_key ORDER BY min(id)"
         )
+        return [row[0] for row in self._committed.execute(sql)]
 
     async def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
         if self._broken:
@@ -165,7 +167,7 @@ class Journal:
             if not self._broken:
                 try:
                     self._commit(group)
-                except sqlite3.Error as error:
+                except Exception as error:  # noqa: BLE001  a dead writer would let all wait forever
                     self._broken = _failed(self.path, error)
             for write in group:
                 write.finish(self._broken)
@@ -213,7 +215,7 @@ def _resolve(done: asyncio.Future[None], broken: StorageFailed | None) -> None:
         done.set_result(None)
 
 
-def _failed(path: Path, error: sqlite3.Error) -> StorageFailed:
+def _failed(path: Path, error: Exception) -> StorageFailed:
     return StorageFailed(
         f"{path}: the journal cannot be written ({error}); no further request is sent. "
         "Free space (df -h .) and run the same command again"

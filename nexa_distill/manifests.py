@@ -113,6 +113,18 @@ def refuse_stale(path: Path, storage: Storage) -> None:
             raise InputMissing(f"{path}: was made from an earlier {item['path']}{again}")
 
 
+def repairs(storage: Storage) -> list[Path]:
+    """The regenerated answers, if they repair the answers that stand there now; else nothing.
+
+    Those of an earlier input or teacher stay on disk and count for nothing.
+    """
+    path, answers = storage.path("regen_dataset"), storage.path("collected_dataset")
+    manifest, now = load_manifest(path, storage), load_manifest(answers, storage)
+    if not path.exists() or manifest is None or now is None:
+        return []
+    return [path] if now["sha256"] in [item["sha256"] for item in manifest["inputs"]] else []
+
+
 def run_id() -> str:
     """The launcher's run, or this process when it was started by hand."""
     by_hand = f"manual-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"

@@ -7,6 +7,7 @@ naming the row. Not covered: compressed files, nested folders' names as ids.
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +79,17 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{path}: row {number} has another number of cells than the header"
-                )
-            yield {name: cell or None for name, cell in row.items()}
+        try:
+            for number, row in enumerate(csv.DictReader(file)):
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}: row {number} has another number of cells than the header"
+                    )
+                yield {name: cell or None for name, cell in row.items()}
+        except csv.Error as error:
+            raise InputError(f"{path}: not a readable CSV file ({error})") from None
 
 
 def _text(path: Path) -> Iterator[dict[str, Any]]:

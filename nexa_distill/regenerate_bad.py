@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill import cli
-from nexa_distill.collection import Collector, Row, Summary, load_system_prompt, request_body
-from nexa_distill.config import DistillConfig, load_config, with_flags
+from nexa_distill.collection import Collector, Row, Summary, request_body
+from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, REASONS, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.gateway import PromptRequest, request_key
@@ -44,7 +44,9 @@ def rejected_by_gates(path: Path) -> Reasons:
 def rejected_by_people(path: Path) -> Reasons:
     """What a person said. Raises InputError naming the line that is not a decision."""
     found: Reasons = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             decision = json.loads(line)
             action, sample = decision["action"], decision["sample_id"]
@@ -70,19 +72,25 @@ def repair_request(row: Row, reason: str, system: str, config: DistillConfig) ->
         f"{row['user_prompt']}\n\nAn earlier answer to this was rejected: {reason}. "
         "Write a new answer that does not have this fault. Do not mention the earlier answer."
     )
-    body = request_body(system, prompt, regen_model(config), config)
+    body = request_body(system, prompt, regen_model(config), config, _options(config))
     return PromptRequest(row["sample_id"], 1, request_key(body, round_=1), body)
+
+
+def _options(config: DistillConfig) -> dict[str, Any]:
+    provider = config.chosen_provider()[1]
+    return provider.extra_body | provider.regen_extra_body
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """What decides the new answers, next to the inputs and the journal."""
     provider = config.chosen_provider()[1]
+    price = provider.prices.get(regen_model(config))
     return {
         "model": regen_model(config),
         "system_prompt": load_system_prompt(config.collection.regen_system_prompt_path),
         "decoding": config.collection.model_dump(include={"max_tokens", "temperature"}),
-        "extra_body": provider.extra_body,
-        "prices": [provider.prompt_usd_per_million, provider.completion_usd_per_million],
+        "extra_body": _options(config),
+        "price": price and price.model_dump(),
     }
 
 

@@ -34,7 +34,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.evidence import Evidence, Key
 from nexa_distill.gate_report import FilterStats, funnel, markdown
 from nexa_distill.handoff import read_batches, table_writer, write_json, write_text
-from nexa_distill.manifests import StageRun, refuse_stale
+from nexa_distill.manifests import StageRun, refuse_stale, repairs
 from nexa_distill.progress import Progress
 
 SOURCE = TABLES["collected_dataset"]
@@ -57,8 +57,11 @@ class SampleGate:
         reasons: list[str] = []
         scores: dict[str, float] = {}
         for row in checks:
-            if row["check"] in JUDGED and row["value"] is not None and row["ok"] is not False:
-                scores[row["check"]] = row["value"]
+            if row["check"] in JUDGED and row["ok"] is not False:
+                if row["value"] is None:
+                    reasons.append("check_missing")
+                else:
+                    scores[row["check"]] = row["value"]
             elif not row["ok"]:
                 reasons.append(row["reason"] or "check_missing")
         return list(dict.fromkeys(reasons + self._low(scores)))
@@ -187,7 +190,7 @@ def run(
     """
     storage = config.storage
     gate = gate or _gate(config)
-    src = src or _existing(config, ["collected_dataset", "regen_dataset"])
+    src = src or [storage.path("collected_dataset"), *repairs(storage)]
     checks = checks or _existing(config, ["rules_checks", "exec_checks", "judge_checks"])
     dst = dst or storage.path("filtered_dataset")
     rejections = rejections or storage.path("rejections")

@@ -40,10 +40,7 @@ def _training(_config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
 
 
 def _generation(config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
-    from nexa_distill.collection import load_system_prompt  # the held-out prompts are asked with it
-
-    system = load_system_prompt(config.collection.system_prompt_path)
-    return {**student.generation_settings(), "system_prompt": system}
+    return student.generation_settings(config)
 
 
 STAGES = (

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill import cli
-from nexa_distill.config import DistillConfig, Storage, load_config
+from nexa_distill.config import DistillConfig, Storage, load_config, load_system_prompt
 from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.dataset_card import write_card
 from nexa_distill.errors import InputError
@@ -154,8 +154,6 @@ def settings(config: DistillConfig) -> dict[str, Any]:
 
 
 def _system_prompt(config: DistillConfig) -> str:
-    from nexa_distill.collection import load_system_prompt  # what the teacher was given
-
     return load_system_prompt(config.collection.system_prompt_path)
 
 

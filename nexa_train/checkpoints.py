@@ -6,6 +6,7 @@ and renamed, so a folder with the right name is complete. No pickles. The learni
 order of the data are functions of step, seed and epoch; they need no state.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nexa_distill.handoff import sync_folder, write_json
@@ -30,7 +32,12 @@ def complete_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        try:
+            yield temporary
+        except SafetensorError as error:  # its message is all that is left of the system's error
+            if "os error 28" in str(error) or "No space" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
+            raise
         for file in (path for path in temporary.rglob("*") if path.is_file()):
             with file.open("rb") as written:
                 os.fsync(written.fileno())

@@ -31,8 +31,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill import cli
-from nexa_distill.collection import load_system_prompt
-from nexa_distill.config import DistillConfig, Generation, StudentConfig, load_config, load_yaml
+from nexa_distill.config import (
+    DistillConfig,
+    Generation,
+    StudentConfig,
+    load_config,
+    load_system_prompt,
+    load_yaml,
+)
 from nexa_distill.contracts import OUTPUTS, TABLES, sha256_text
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import read_table, table_writer
@@ -51,12 +57,6 @@ class Prompt:
 
     row: Row
     ids: list[int]
-
-
-def settings(config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
-    """What decides the answers, next to the prompts and the checkpoint."""
-    system = load_system_prompt(config.collection.system_prompt_path)
-    return {**student.generation_settings(), "system_prompt": system}
 
 
 def held_out(rows: pa.Table, generate: Generation) -> list[Row]:
@@ -182,7 +182,8 @@ def _answer_all(
     storage, (name, keep_layers, model_id) = config.storage, model
     prompts = storage.path("raw_dataset")
     inputs = [prompts] if checkpoint is None else [prompts, checkpoint]
-    stage = StageRun("student_gen", storage, inputs=inputs, settings=settings(config, student))
+    settings = student.generation_settings(config)
+    stage = StageRun("student_gen", storage, inputs=inputs, settings=settings)
     if stage.is_current(dst):
         print(f"student_gen: {dst} is up to date")
         return

@@ -12,8 +12,6 @@ Run:
 import argparse
 import fcntl
 import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from nexa_distill import cli
 from nexa_distill.config import Storage, load_config
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import sync_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,17 +52,11 @@ def materialise_bundled_model(dst: Path) -> Path:
     with _one_writer(dst):
         if dst.is_dir():
             return dst
-        temporary = dst.with_name(f".{dst.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-        try:
-            _convert(bundled_weights(), temporary)
-            for file in temporary.iterdir():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            temporary.rename(dst)
-            sync_folder(dst.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        weights = bundled_weights()
+        from nexa_train.checkpoints import complete_folder
+
+        with complete_folder(dst) as temporary:
+            _convert(weights, temporary)
     return dst
 
 
@@ -121,21 +112,43 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(
-        model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
-    )
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loadable(model, error) from None
     return loaded if keep_layers is None else depth_pruned(loaded, keep_layers)
+
+
+def load_tokenizer(model: str) -> Any:
+    """The model's tokenizer. Raises InputError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(model, error) from None
+
+
+def _not_loadable(model: str, error: Exception) -> Exception:
+    """What to say of a model that transformers cannot load; a full disk stays what it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    said = " ".join(str(error).split())[:300]
+    return InputError(
+        f"{model}: not a model that can be loaded ({said}); student: takes {BUNDLED}, a Hugging "
+        "Face id, or a local folder with config.json, tokenizer and safetensors"
+    )
 
 
 def load_for_inference(model: str, keep_layers: list[int] | None = None) -> tuple[Any, Any]:
     """(model, tokenizer), ready to answer: on the GPU if there is one, bfloat16 where native."""
     import torch
-    from transformers import AutoTokenizer
 
     loaded = load_model(model, keep_layers, torch.bfloat16 if native_bf16() else torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    return loaded.to(device).eval(), tokenizer
+    return loaded.to(device).eval(), load_tokenizer(model)
 
 
 def native_bf16() -> bool:
@@ -158,7 +171,12 @@ def depth_pruned(model_or_path: "PreTrainedModel | str | Path", keep_layers: lis
     if isinstance(model_or_path, str | Path):
         return load_model(str(model_or_path), keep_layers)
     model: Any = model_or_path
-    layers = model.model.layers
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None:
+        raise InputError(
+            f"keep_layers is set, and {type(model).__name__} has no model.layers to keep; "
+            "write keep_layers: null"
+        )
     last = len(layers) - 1
     if not keep_layers or keep_layers != sorted(set(keep_layers)):
         raise InputError(f"keep_layers is {keep_layers}; expected ascending indices 0..{last}")

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import AutoTokenizer
 
 from nexa_distill import cli
 from nexa_distill.config import Storage, StudentConfig, load_config, load_yaml
@@ -39,7 +38,7 @@ from nexa_distill.progress import Progress
 from nexa_train import checkpoints
 from nexa_train.answer_loss import AnswerLoss, mean_loss
 from nexa_train.chat import IGNORE, Sample
-from nexa_train.local_models import load_model, native_bf16, resolve_model
+from nexa_train.local_models import load_model, load_tokenizer, native_bf16, resolve_model
 from nexa_train.sft_data import Dataset, collate, epoch_batches, load_dataset
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
@@ -130,7 +129,7 @@ class Trainer:
                 if done % settings.save_every_steps == 0 and not last and main:
                     self._save(done)
                 self.accelerator.wait_for_everyone()
-        return row.get("val_loss", mean_loss(self.bare, self.data.val, 8, self.pad_id))
+        return row.get("val_loss")
 
     def _step(self, batches: list[list[Sample]], rate: float, done: int) -> dict[str, Any]:
         """One optimizer step; the loss is per trained token of the whole step."""
@@ -228,7 +227,7 @@ def _prepare(
     config: StudentConfig, base: str, dataset: Path, folder: Path, run_key: str
 ) -> tuple[Trainer, Any, int]:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    tokenizer = load_tokenizer(base)
     data = load_dataset(dataset, tokenizer, config.train.max_length)
     print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
     accelerator = Accelerator(

@@ -67,6 +67,7 @@ def test_f26_the_same_id_with_other_content_is_refused(tmp_path: Path) -> None:
         ({"text": "  "}, "column text is empty"),
         ({"text": 7}, "column text is int"),
         ({"text": "x", "domain": ["y"]}, "column domain is list"),
+        ({"text": "half \ud800"}, "half of a surrogate pair at character 5"),
     ],
 )
 def test_f28_a_bad_row_is_named_with_its_column(

@@ -177,7 +177,7 @@ def test_f02_a_request_in_flight_at_a_crash_is_named_and_asked_once_more(tmp_pat
         process.kill()
         process.wait()
         said = ask(made, prompts(3))
-        assert "3 requests were in flight when an earlier run died" in said
+        assert "3 requests once ended without a complete answer" in said
         assert "may be billed twice" in said
         assert sum(teacher.billed().values()) <= 6
     assert len(answers(made)) == 3
@@ -259,6 +259,70 @@ def test_f14_used_up_quota_stops_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     with ledger_teacher(tmp_path, fault="status:429", always=True) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         assert "quota is used up" in ask(made, prompts(5), code=69)
+
+
+def test_f14_a_redirect_is_no_answer_and_stops_the_run(tmp_path: Path) -> None:
+    with ledger_teacher(tmp_path, fault="status:302", always=True) as teacher:
+        made = workspace(tmp_path, teacher.base_url)
+        assert "check base_url" in ask(made, prompts(5), code=69)
+        assert not teacher.billed()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost"])
+def test_an_address_without_a_scheme_is_named(tmp_path: Path, url: str) -> None:
+    said = ask(workspace(tmp_path, url), prompts(1), code=69)
+    assert f"base_url is {url!r}, expected http" in said
+
+
+def test_a_budget_in_dollars_needs_a_price(tmp_path: Path) -> None:
+    with ledger_teacher(tmp_path) as teacher:
+        made = workspace(tmp_path, teacher.base_url)
+        said = ask(made, prompts(3), "--max-usd", "1", code=65)
+        assert "no price of ledger-teacher" in said
+        assert not teacher.billed()
+
+
+def test_a_budget_in_dollars_holds(tmp_path: Path) -> None:
+    """One answer costs 100 + 50 tokens; what is in flight is reserved at its most."""
+    price = {"prompt": 100.0, "completion": 1000.0}
+    with ledger_teacher(tmp_path, delay=0.02) as teacher:
+        local = {"base_url": teacher.base_url, "prices": {"ledger-teacher": price}}
+        made = workspace(tmp_path, teacher.base_url, budget={"max_usd": 1.0})
+        made.change(providers={"vllm": local | {"model": "ledger-teacher"}})
+        ask(made, prompts(100), code=77)
+        spent = sum(teacher.billed().values()) * 0.06
+        assert 0.5 < spent <= 1.0
+
+
+def test_the_providers_own_options_are_laid_over_and_null_takes_a_key_out(tmp_path: Path) -> None:
+    options = {"temperature": None, "top_k": 5}
+    with ledger_teacher(tmp_path) as teacher:
+        made = workspace(tmp_path, teacher.base_url)
+        made.change(
+            providers={
+                "vllm": {
+                    "base_url": teacher.base_url, "model": "ledger-teacher", "extra_body": options
+                }
+            }
+        )  # fmt: skip
+        ask(made, prompts(1))
+    with sqlite3.connect(made.path("journal") / "teacher.sqlite") as db:
+        (body,) = db.execute("SELECT body FROM requests").fetchone()
+    sent = json.loads(body)
+    assert sent["top_k"] == 5
+    assert "temperature" not in sent
+
+
+def test_a_kill_counts_against_no_request(tmp_path: Path) -> None:
+    with ledger_teacher(tmp_path, delay=1.0) as teacher:
+        made = workspace(tmp_path, teacher.base_url, collection={"max_attempts": 1})
+        command = made.command(COLLECT, "--src", put(made, prompts(3)))
+        process = subprocess.Popen(command, cwd=ROOT)
+        wait_for(lambda: in_flight(made) == 3)
+        process.kill()
+        process.wait()
+        ask(made, prompts(3))
+    assert len(answers(made)) == 3
 
 
 def test_a_dead_provider_stops_the_run(tmp_path: Path) -> None:

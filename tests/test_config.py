@@ -92,8 +92,8 @@ def test_flags_win_over_yaml_and_a_flag_not_given_says_nothing() -> None:
 
 
 def test_a_flag_out_of_range_is_bad_input_and_not_a_traceback(tmp_path: Path) -> None:
-    done = workspace(tmp_path).run("nexa_distill.canonicalize", "--limit", "0", code=65)
-    assert "input.limit is 0" in done.stderr
+    done = workspace(tmp_path).run("nexa_distill.collect_teacher", "--temperature", "5", code=65)
+    assert "collection.temperature is 5.0" in done.stderr
     assert "Traceback" not in done.stderr
 
 

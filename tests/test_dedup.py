@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from nexa_distill import canonicalize, dedup
 from nexa_distill.config import Split
+from nexa_distill.contracts import CANONICAL
 from nexa_distill.dedup import split_of
-from nexa_distill.errors import InputMissing
+from nexa_distill.errors import InputError, InputMissing
 from tests.workspace import Workspace, workspace
 
 SPLIT = Split(val=0.1, test=0.2, seed=7)
@@ -65,6 +66,24 @@ def test_shares_are_as_asked() -> None:
     found = [split_of(f"cluster {n}", SPLIT) for n in range(20_000)]
     assert found.count("test") / 20_000 == pytest.approx(0.2, abs=0.01)
     assert found.count("val") / 20_000 == pytest.approx(0.1, abs=0.01)
+
+
+def test_input_without_a_held_out_document_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    made, kept = inputs(tmp_path, [{"text": "Eins."}])
+    side = kept[0]["split"]
+    missing = "test" if side == "train" else "train"
+    with pytest.raises(InputError, match=f"no document falls into .*{missing}"):
+        dedup.require_both_sides(made.load())
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    made, _ = inputs(tmp_path, [{"text": "Eins."}])
+    pq.write_table(CANONICAL.empty_table(), tmp_path / "empty.parquet")
+    with pytest.raises(InputError, match="holds no rows"):
+        dedup.run(made.load(), src=tmp_path / "empty.parquet", dst=tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_f34_an_unsealed_or_edited_input_is_refused(tmp_path: Path) -> None:

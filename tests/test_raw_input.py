@@ -68,6 +68,12 @@ def test_a_file_that_cannot_be_read_names_the_place(
     assert name in str(error.value)
 
 
+def test_a_cell_of_any_length_is_read(tmp_path: Path) -> None:
+    (tmp_path / "raw.csv").write_text("text\n" + "x" * 300_000 + "\n")
+    (row,) = read_raw(tmp_path / "raw.csv")
+    assert len(row.values["text"]) == 300_000
+
+
 def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no such file or folder"):
         list(read_raw(tmp_path / "nowhere.jsonl"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -127,6 +128,22 @@ def test_two_processes_follow_the_losses_of_one(finished: tuple[Run, Path]) -> N
     norms = [[row["grad_norm"] for row in metrics(o) if "grad_norm" in row] for o in (output, many)]
     assert norms[1] == pytest.approx(norms[0], rel=0.05)
     assert metrics(many)[-1]["val_loss"] == pytest.approx(metrics(output)[-1]["val_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("distributed", ["false", "true"])
+def test_a_student_that_is_none_is_bad_input_with_one_process_or_many(
+    tmp_path: Path, distributed: str
+) -> None:
+    run = Run(tmp_path)
+    config = yaml.safe_load(run.config.read_text()) | {"student": str(tmp_path)}
+    run.config.write_text(yaml.safe_dump(config))
+    script = "scripts/shell/training/run_training.sh"
+    command = ["bash", script, str(run.config), distributed, *run.flags(tmp_path / "out")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 65, done.stderr
+    assert f"{tmp_path}: not a model that can be loaded" in done.stderr
 
 
 def test_the_loss_is_that_of_the_whole_logits(tmp_path: Path) -> None:

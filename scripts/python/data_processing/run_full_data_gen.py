@@ -13,7 +13,7 @@ def main() -> int:
     """Command line."""
     parser = cli.parser(__doc__)
     parser.add_argument("--input", metavar="PATH", help="raw data (default: input.path)")
-    parser.add_argument("--limit", type=int, metavar="N", help="first N raw rows")
+    parser.add_argument("--limit", type=cli.count, metavar="N", help="first N raw rows")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
     args = parser.parse_args()
     flags = {
@@ -24,6 +24,7 @@ def main() -> int:
     config.chosen_provider()
     canonicalize.run(config)
     dedup.run(config)
+    dedup.require_both_sides(config)
     collect_teacher.run(config)
     return 0
 

@@ -22,7 +22,7 @@ choose_python() {
 }
 
 launch_many() {
-  local python=$1 gpus count
+  local python=$1 gpus count code=0
   shift
   gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
   count=$((gpus > 0 ? gpus : 2))
@@ -35,7 +35,13 @@ launch_many() {
   if ((gpus == 0)); then
     export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   fi
-  exec "$python" -m accelerate.commands.launch "${options[@]}" -m nexa_train.train_sft "$@"
+  # accelerate turns every failure into 1: the first process that fails leaves its own code.
+  NEXA_EXIT_FILE=$(mktemp)
+  export NEXA_EXIT_FILE
+  "$python" -m accelerate.commands.launch "${options[@]}" -m nexa_train.train_sft "$@" || code=$?
+  if [[ -s $NEXA_EXIT_FILE ]]; then code=$(<"$NEXA_EXIT_FILE"); fi
+  rm -f "$NEXA_EXIT_FILE"
+  return "$code"
 }
 
 main() {
