@@ -114,15 +114,16 @@ def refuse_stale(path: Path, storage: Storage) -> None:
 
 
 def repairs(storage: Storage) -> list[Path]:
-    """The regenerated answers, if they repair the answers that stand there now; else nothing.
+    """The regenerated answers, unless their manifest says that they repair other answers.
 
-    Those of an earlier input or teacher stay on disk and count for nothing.
+    Those of an earlier input or teacher stay on disk and count for nothing. An unsealed file is
+    named all the same: whoever reads it refuses it.
     """
     path, answers = storage.path("regen_dataset"), storage.path("collected_dataset")
     manifest, now = load_manifest(path, storage), load_manifest(answers, storage)
-    if not path.exists() or manifest is None or now is None:
+    if manifest and now and now["sha256"] not in [item["sha256"] for item in manifest["inputs"]]:
         return []
-    return [path] if now["sha256"] in [item["sha256"] for item in manifest["inputs"]] else []
+    return [path] if path.exists() else []
 
 
 def run_id() -> str:

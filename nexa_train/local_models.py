@@ -216,6 +216,7 @@ def main() -> int:
         return 0
     from nexa_train import model_server
 
+    model_server.free_port(arguments.port)  # refused before a model is written for it
     folder = Path(resolve_model(arguments.model, storage))
     model_server.serve(
         folder,

@@ -55,7 +55,7 @@ def serve(
     if not (folder / "config.json").is_file():
         raise InputMissing(f"{folder}: no config.json here; --model takes a checkpoint folder")
     _refuse_second(endpoint)
-    port = _free_port(port)
+    port = free_port(port)
     log = endpoint.with_name(f"{endpoint.name}.log")
     endpoint.parent.mkdir(parents=True, exist_ok=True)
     with _server(folder, port, log) as server:
@@ -152,7 +152,7 @@ def _tail(log: Path, lines: int = 12) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _free_port(wanted: int) -> int:
+def free_port(wanted: int) -> int:
     """A port that can be bound now: `wanted`, or any when it is 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
