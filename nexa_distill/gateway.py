@@ -104,7 +104,7 @@ class Gateway:
     ) -> None:  # fmt: skip
         self.endpoint, self.price, self.settings = endpoint, price, settings
         self.budget, self.journal, self.tally = budget, journal, Tally()
-        self._stop = asyncio.Event()
+        self._stop, self._settled = asyncio.Event(), asyncio.Event()
         self._fatal: BaseException | None = None
         self._paused_until = 0.0  # monotonic
 
@@ -176,7 +176,7 @@ class Gateway:
         self, session: aiohttp.ClientSession, request: PromptRequest, data: bytes
     ) -> tuple[Outcome, float]:
         """One send: reserved, recorded, sent, recorded. Returns outcome and pause asked for."""
-        reserve = self._reserve(request, data)
+        reserve = await self._reserve(request, data)
         try:
             attempt = await self.journal.begin(request.key, data)
             # A spent budget stops what is not reserved yet; what is reserved is sent.
@@ -191,6 +191,7 @@ class Gateway:
             await self.journal.end(attempt, outcome)
         finally:
             self.tally.in_flight.pop(request.key, None)
+            self._settled.set()
         self._count(outcome, reserve)
         if outcome.status is not None and self._stops(outcome):
             raise ProviderUnusable(self._refusal(outcome))
@@ -217,15 +218,21 @@ class Gateway:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             return Outcome("uncertain", error=f"{type(error).__name__}: {error}"), 0.0
 
-    def _reserve(self, request: PromptRequest, data: bytes) -> tuple[int, float]:
-        """Hold back the most that a request can cost: a token of the prompt is 3 bytes or more."""
+    async def _reserve(self, request: PromptRequest, data: bytes) -> tuple[int, float]:
+        """Hold back the most that a request can cost: a token of the prompt is 3 bytes or more.
+
+        While others are in flight it waits for what they really cost.
+        """
         prompt, answer = len(data) // 3, self._most_answer_tokens(request)
         usd = self.price.cost(prompt, answer) if self.price else 0.0  # max_usd needs a price
-        if broken := self.tally.over(self.budget, prompt + answer, usd):
-            raise BudgetReached(
-                f"{broken}. {self.tally.answered} answers of this run are stored; a budget counts "
-                "from the start of each run: the same command goes on with a new one"
-            )
+        while broken := self.tally.over(self.budget, prompt + answer, usd):
+            if not self.tally.in_flight:
+                raise BudgetReached(
+                    f"{broken}. {self.tally.answered} answers of this run are stored; a budget "
+                    "counts from the start of each run: the same command goes on with a new one"
+                )
+            self._settled.clear()
+            await self._settled.wait()
         self.tally.requests += 1
         self.tally.in_flight[request.key] = (prompt + answer, usd)
         return prompt + answer, usd

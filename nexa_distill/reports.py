@@ -149,6 +149,10 @@ def timing_report(storage: Storage) -> dict[str, Any]:
         "created_at": utc_now(),
     }
     path = storage.path("reports") / "timing_report.json"
+    if path.is_file():  # nothing has run since: not a byte changes
+        written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if written["durations"] == durations:
+            return written
     write_json(path, report)
     write_text(path.with_suffix(".md"), _timing_markdown(report))
     return report

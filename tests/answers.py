@@ -74,7 +74,8 @@ def collect(
 ) -> Path:
     """Write rows at their `storage:` path and seal them, as the collecting stage would."""
     path = write_answers(config.storage.path(key), rows)
-    StageRun("teacher", config.storage, inputs=[], settings={}).seal(
+    repaired = [config.storage.path("collected_dataset")] if key == "regen_dataset" else []
+    StageRun("teacher", config.storage, inputs=repaired, settings={}).seal(
         path, rows_in=len(rows), rejected=0
     )
     return path

@@ -54,6 +54,11 @@ STUDENT = {
 }  # fmt: skip
 
 
+def _heed_ctrl_c() -> None:
+    """A shell's background job, which the tests may be in, hands an ignored SIGINT down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class TinyProject:
     """The folder, and what a person does in it."""
 
@@ -125,6 +130,7 @@ class TinyProject:
             ["bash", "launch_pipeline.sh", *options],
             cwd=self.root, env=self.env, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=_heed_ctrl_c,
         )  # fmt: skip
 
     def tmux(self, *words: str) -> str:
