@@ -29,7 +29,7 @@ def rules(config: dict[str, Any]) -> list[LambdaFilter]:
     refusal = re.compile("|".join(f"(?:{p})" for p in config["refusal_patterns"]), re.ASCII)
     chars = (config["min_char_length"], config["max_char_length"])
     tokens = (config["min_token_length"], config["max_token_length"])
-    token = re.compile(r"\w+|[^\w\s]", re.ASCII)
+    token = re.compile(r"[0-9A-Za-z_\x80-\U0010ffff]+|[!-/:-@\[-^`{-~]")
 
     def enough_tokens(doc: Document) -> bool:
         return bool(tokens[0] <= len(token.findall(doc.text)) <= tokens[1])
