@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.contracts import TABLES
+from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches
 
 CHECKED = TABLES["rules_checks"]
@@ -38,6 +39,9 @@ class Evidence:
         self._scores: list[float] = []
         self._absent = set(required)
         self.families: set[str] = set()
+        if len({path.resolve() for path in paths}) < len(paths):
+            # Made checks are counted: a second look at one file would stand in for a missing one.
+            raise InputError(f"--checks names a file twice: {', '.join(map(str, paths))}")
         for path in paths:
             for rows in read_batches(path, CHECKED):
                 self._add(rows, required)

@@ -242,3 +242,13 @@ def test_the_filtering_script_runs_both_gates_and_prints_the_funnel(tmp_path: Pa
     assert "| - too_short | 1 | 1 |" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.count("is up to date") == 2
+
+
+def test_a_checks_file_named_twice_cannot_stand_in_for_a_missing_check(tmp_path: Path) -> None:
+    src = write_answers(tmp_path / "answers.parquet", [answer(0)])
+    checks = tmp_path / "checks.parquet"
+    with table_writer(checks, CHECKS) as out:
+        out.write(pa.Table.from_pylist([check(answer(0))], schema=CHECKS))
+    twice, out_files = [checks, checks], (tmp_path / "kept.parquet", tmp_path / "no.parquet")
+    with pytest.raises(InputError, match="names a file twice"):
+        SampleGate(GATE).filter_dataset([src], twice, *out_files)
