@@ -17,12 +17,14 @@ from nexa_distill.journal import Answered
 
 @dataclass(frozen=True)
 class Answer:
-    """Tokens as billed. `model` as the API named it."""
+    """Tokens as billed. `model` and `fingerprint` as the API named them; `flag`: see contracts."""
 
     text: str | None = None
     reasoning: str | None = None
     finish_reason: str | None = None
     model: str | None = None
+    fingerprint: str | None = None
+    flag: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
@@ -33,17 +35,20 @@ def parse_answer(raw: bytes) -> Answer:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
-        return Answer()
+        return Answer(flag="malformed")
     body = _mapping(body)
     usage = _mapping(body.get("usage"))
     choices = body.get("choices")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
     message = _mapping(choice.get("message"))
+    text = _content(message.get("content"))
     return Answer(
-        text=_content(message.get("content")),
+        text=text,
         reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
         finish_reason=_text(choice.get("finish_reason")),
         model=_text(body.get("model")),
+        fingerprint=_text(body.get("system_fingerprint")),
+        flag=_flag(choice, message, text),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
         total_tokens=_count(usage.get("total_tokens")),
@@ -72,6 +77,8 @@ def output_row(
         "reasoning_output": answer.reasoning,
         "model_id": model if provider.start else answer.model or model,
         "finish_reason": answer.finish_reason,
+        "answer_flag": answer.flag,
+        "system_fingerprint": answer.fingerprint,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "total_tokens": answer.total_tokens,
@@ -80,6 +87,20 @@ def output_row(
         "request_key": key,
         "created_at": datetime.fromtimestamp(stored.ended_at, UTC),
     }
+
+
+def _flag(choice: Mapping[str, Any], message: Mapping[str, Any], text: str | None) -> str | None:
+    """What is unusual about a choice (contracts.ANSWER_FLAGS), the gravest first."""
+    finish = choice.get("finish_reason")
+    signs = {
+        "malformed": not message,
+        "content_filter": finish == "content_filter",
+        "refused": bool(message.get("refusal")),
+        "truncated": finish == "length",
+        "tool_calls": bool(message.get("tool_calls")),
+        "no_text": not text,
+    }
+    return next((flag for flag, holds in signs.items() if holds), None)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -1,30 +1,57 @@
-"""What a run has spent, and whether one more request may be sent."""
-
-from dataclasses import dataclass, field
+"""What has been spent, and whether one more request may be sent."""
 
 from nexa_distill.config import Budget
+from nexa_distill.journal import Spent
 
 
-@dataclass
 class Tally:
-    """What this run sent and spent. Tokens and dollars as billed; requests are sends."""
+    """Spent by all runs (`before` and since), and reserved for what is on its way.
 
-    requests: int = 0
-    answered: int = 0
-    tokens: int = 0
-    usd: float = 0.0
-    in_flight: dict[str, tuple[int, float]] = field(default_factory=dict)
+    Tokens and dollars as billed; an attempt that may have been billed counts as its reservation.
+    """
 
-    def over(self, budget: Budget, tokens: int, usd: float) -> str | None:
+    def __init__(self, budget: Budget, before: Spent) -> None:
+        self.budget, self.before = budget, before
+        self.requests, self.tokens, self.usd = before
+        self.sent = self.answered = 0  # of this run
+        self._reserved_tokens, self._reserved_usd, self._reservations = 0, 0.0, 0
+
+    @property
+    def usd_now(self) -> float:
+        """US dollars spent by this run."""
+        return self.usd - self.before.usd
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is reserved: what stands in `over` will not change by waiting."""
+        return not self._reservations
+
+    def over(self, tokens: int, usd: float) -> str | None:
         """Which limit one more request of at most `tokens` and `usd` could break, or None."""
-        reserved_tokens = sum(t for t, _ in self.in_flight.values())
-        reserved_usd = sum(u for _, u in self.in_flight.values())
-        would_be = {
-            "max_requests": (self.requests + 1, budget.max_requests),
-            "max_tokens": (self.tokens + reserved_tokens + tokens, budget.max_tokens),
-            "max_usd": (self.usd + reserved_usd + usd, budget.max_usd),
-        }
-        for name, (value, limit) in would_be.items():
+        limits = self.budget
+        would_be = (
+            ("max_requests", self.requests + self._reservations + 1, limits.max_requests),
+            ("max_tokens", self.tokens + self._reserved_tokens + tokens, limits.max_tokens),
+            ("max_usd", self.usd + self._reserved_usd + usd, limits.max_usd),
+        )
+        for name, value, limit in would_be:
             if limit is not None and value > limit:
                 return f"budget.{name} is {limit:g}; the next request could bring it to {value:g}"
         return None
+
+    def reserve(self, tokens: int, usd: float) -> None:
+        """A request goes out."""
+        self.sent += 1
+        self._reservations += 1
+        self._reserved_tokens += tokens
+        self._reserved_usd += usd
+
+    def release(self, tokens: int, usd: float, *, billed: tuple[int, float] | None) -> None:
+        """It has ended; `billed` is what it cost or may have cost, None if it was not billed."""
+        self._reservations -= 1
+        self._reserved_tokens -= tokens
+        self._reserved_usd -= usd
+        if billed:
+            self.requests += 1
+            self.tokens += billed[0]
+            self.usd += billed[1]

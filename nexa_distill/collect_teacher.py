@@ -11,19 +11,20 @@ Run: python -m nexa_distill.collect_teacher [--provider NAME] [--dry-run]
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from nexa_distill import cli
-from nexa_distill.collection import Asked, Collector, Row, Summary, request_body
+from nexa_distill.collection import BATCH_ROWS, Collector, Row, Rows, Summary, request_body
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.gateway import PromptRequest, request_key
-from nexa_distill.handoff import check_unique, read_batches
+from nexa_distill.estimate import say_estimate
+from nexa_distill.gateway import PromptRequest, prompt_request
+from nexa_distill.handoff import UniqueKeys, read_batches
 from nexa_distill.manifests import StageRun
 
 INPUTS_TABLE = TABLES["raw_dataset"]
@@ -42,14 +43,17 @@ def resolve_prompt(row: Mapping[str, Any]) -> str:
     return str(prompt)
 
 
-def build_requests(rows: list[Row], config: DistillConfig) -> list[PromptRequest]:
-    """One request per row, attempt 0, in the rows' order."""
+def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptRequest]:
+    """`collection.samples` requests per row, attempts 0, 1, ..., in the rows' order."""
     default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
     options, requests = config.chosen_provider()[1].extra_body, []
     for row in rows:
         system = row["system_prompt"] or default
         body = request_body(system, resolve_prompt(row), model, config, options)
-        requests.append(PromptRequest(row["sample_id"], 0, request_key(body), body))
+        requests += [
+            prompt_request(row["sample_id"], body, attempt=index, index=index)
+            for index in range(config.collection.samples)
+        ]
     return requests
 
 
@@ -61,7 +65,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "model": teacher_model(config),
         "system_prompt": load_system_prompt(config.collection.system_prompt_path),
         "decoding": config.collection.model_dump(
-            include={"max_tokens", "temperature", "max_samples"}
+            include={"max_tokens", "temperature", "max_samples", "samples"}
         ),
         "extra_body": provider.extra_body,
         "price": price and price.model_dump(),
@@ -87,48 +91,50 @@ def run(
     unanswered = storage.path("unanswered")
     if given:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
-    total, asked = _rows(src, config, renamed or {})
+    total, rows = _rows(src, config, renamed or {})
     decides = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
     stage = StageRun("teacher", storage, inputs=[src], settings=decides)
     if not retry_failed and stage.is_current(dst, unanswered):
         print(f"teacher: {dst} is up to date")
         return None
     collector = Collector(
-        "teacher", config, name, teacher_model(config), asked, total, retry_failed
-    )
+        "teacher", config, name, teacher_model(config), rows,
+        lambda row: build_requests([row], config), total * config.collection.samples, retry_failed,
+    )  # fmt: skip
     if dry_run:
-        collector.say_estimate(stage.id)
+        say_estimate(collector, stage.id)
         return None
     summary = collector.run(stage, dst, unanswered)
     summary.say("teacher", name, dst, unanswered)
     return summary
 
 
-def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple[int, Asked]:
+def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple[int, Rows]:
     """(number of rows, the rows in batches). All of `src` is validated here, before any request."""
-    ids = []
-    keys = ["sample_id", "user_prompt"]
-    for batch in read_batches(src, INPUTS_TABLE, columns=keys, renamed=renamed):
-        for row in batch.to_pylist():
-            resolve_prompt(row)
-        ids.append(batch.select(["sample_id"]))
-    if not ids:
+    keys, count = UniqueKeys(src), 0
+    columns = ["sample_id", "user_prompt"]
+    for batch in read_batches(src, INPUTS_TABLE, columns=columns, renamed=renamed):
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(batch["user_prompt"])), 0)
+        if pc.any(blank).as_py():
+            resolve_prompt(batch.filter(blank).slice(0, 1).to_pylist()[0])
+        keys.add(batch["sample_id"])
+        count += batch.num_rows
+    if not count:
         raise InputError(f"{src}: holds no rows; nothing to ask")
-    check_unique(src, pa.concat_tables(ids), ["sample_id"])
-    rows_in = sum(batch.num_rows for batch in ids)
-    total = min(rows_in, config.collection.max_samples or rows_in)
+    keys.refuse_twice(lambda: read_batches(src, INPUTS_TABLE, columns=["sample_id"]))
+    total = min(count, config.collection.max_samples or count)
 
-    def asked() -> Iterator[list[tuple[Row, PromptRequest]]]:
-        left = total
-        size = config.collection.batch_size
-        for batch in read_batches(src, INPUTS_TABLE, batch_rows=size, renamed=renamed):
-            rows = batch.slice(0, left).to_pylist()
-            yield list(zip(rows, build_requests(rows, config), strict=True))
-            left -= len(rows)
+    def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
+        left, wanted = total, list(columns) if columns else None
+        for batch in read_batches(
+            src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=wanted, renamed=renamed
+        ):
+            yield batch.slice(0, left).to_pylist()
+            left -= batch.num_rows
             if left <= 0:
                 return
 
-    return total, asked
+    return total, rows
 
 
 def run_collection(args: argparse.Namespace) -> int:

@@ -128,15 +128,18 @@ class Provider(Section):
     """One OpenAI-compatible API. `prices` by model; a model without one is unpriced.
 
     `extra_body` is laid over each request, `regen_extra_body` over that for regeneration; a null
-    in them takes the key out. `start` is the command of a server that runs on this machine: it
-    gets `--endpoint-file FILE` and writes its address there (see model_server.py). Both are null
-    for an API that somebody else runs.
+    in them takes the key out. Requests and tokens per minute are what the account allows (null =
+    not known; the pace adapts in any case). `start` is the command of a server that runs on this
+    machine: it gets `--endpoint-file FILE` and writes its address there (see model_server.py). Both
+    are null for an API that somebody else runs.
     """
 
     base_url: str | None
     model: str
     regen_model: str
     api_key_env: str | None
+    requests_per_minute: float | None = Field(gt=0)
+    tokens_per_minute: float | None = Field(gt=0)
     prices: dict[str, Price]
     start: list[str] | None
     endpoint_file: str | None
@@ -159,10 +162,13 @@ class Collection(Section):
     timeout_seconds: float = Field(gt=0)
     max_attempts: Count
     max_samples: Count | None
+    samples: Count
+    on_uncertain: Literal["resend", "hold"]
+    stop_on_model_change: bool
 
 
 class Budget(Section):
-    """Stops a run of the command before it is exceeded; null = no limit."""
+    """Of all paid stages and all runs together; stops before it is exceeded. null = no limit."""
 
     max_usd: NonNegative | None
     max_requests: Count | None

@@ -60,6 +60,8 @@ OUTPUTS = pa.schema(
         _field("reasoning_output", _STR, "reasoning kept apart from the answer"),
         _field("model_id", _STR, "model that answered, as the API named it", required=True),
         _field("finish_reason", _STR, "stop, length, content_filter, ...; null when not said"),
+        _field("answer_flag", _STR, "what is unusual about the answer (below); null = nothing"),
+        _field("system_fingerprint", _STR, "the API's word for its configuration; null when not said"),
         _field("prompt_tokens", _INT, "as billed; null when not said"),
         _field("completion_tokens", _INT, "as billed; null when not said"),
         _field("total_tokens", _INT, "as billed; null when not said"),
@@ -164,6 +166,9 @@ TABLES: dict[str, Table] = {
 REASONS: dict[str, str] = {
     "duplicate": "the same content stands in an earlier row",
     "request_refused": "the API refused this request (4xx); --retry-failed asks again",
+    "held": "sent, and perhaps billed, without an answer; on_uncertain is hold",
+    "prompt_too_large": "the request is larger than any model reads; it was not sent",
+    "unreadable_answer": "reading the stored answer raised an error; it is read again by the next run",
     "provider_failed": "every allowed attempt failed (5xx, timeout); --retry-failed asks again",
     "empty_output": "the model gave no answer text",
     "truncated": "the answer did not end by itself (finish_reason is not stop)",
@@ -184,6 +189,17 @@ REASONS: dict[str, str] = {
     "low_reasoning": "judge.reasoning is below judge_r_threshold",
     "check_missing": "a required check was not made, and doubt is a rejection",
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
+}
+
+# OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.
+ANSWER_FLAGS: dict[str, str] = {
+    "malformed": "HTTP 200, and no chat completion in it (HTML, empty, an error object, no choices)",
+    "content_filter": "the provider's filter cut or withheld it",
+    "refused": "the model refused in the API's own `refusal` field",
+    "truncated": "it reached max_tokens (finish_reason length)",
+    "tool_calls": "the model called a tool",
+    "no_text": "no answer text; there may be reasoning",
+    "schema_mismatch": "not the JSON that the task's response schema asks for",
 }
 
 
@@ -233,6 +249,8 @@ def _markdown() -> str:
         for f in schema:
             null = "yes" if f.nullable else "never"
             lines.append(f"| `{f.name}` | {f.type} | {null} | {f.metadata[b'doc'].decode()} |")
+    lines += ["", "## answer_flag", "", "| flag | what is unusual |", "|---|---|"]
+    lines += [f"| `{flag}` | {meaning} |" for flag, meaning in ANSWER_FLAGS.items()]
     lines += ["", "## reasons", "", "| reason | what happened |", "|---|---|"]
     lines += [f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()]
     return "\n".join(lines)

@@ -1,261 +1,405 @@
-"""The only code that talks to a model API: many requests in flight, each one in the journal.
+"""The only code that talks to a model API: connections kept full, each request in the journal.
 
-A request is sent when its attempt is on disk, and its answer is on disk before anyone reads it.
+Requests are journaled ahead of their turn, so that a send waits for no fsync; a worker hands its
+answer to the journal and takes the next request at once. An answer is parsed when it is on disk.
+
 What is done about an attempt that brought no answer is decided here and nowhere else:
 
 | what happened                                   | then                                          |
 |-------------------------------------------------|-----------------------------------------------|
 | 3xx, 401 to 404, 429 with insufficient_quota    | the run stops (69); what is in flight ends    |
 | no connection, `max_attempts` times             | the run stops (69)                            |
-| 429                                             | everyone waits as told; never counted         |
+| 429                                             | everyone slows down; never counted            |
+| 503, 529                                        | everyone slows down; again, as below          |
 | 5xx, 408, 409, 425, timeout, cut connection     | again with back-off, `max_attempts` in all    |
 | any other status                                | this request is refused; the run goes on      |
 
-Not covered here: streaming, batch mode, adaptive concurrency.
+How fast is `pacing.py`, one send is `transport.py`. Not covered: streaming; batch mode is
+`batch_mode.py`.
 """
 
 import asyncio
-import email.utils
+import contextlib
+import functools
 import json
+import math
 import random
 import signal
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
+import uvloop
 
-from nexa_distill.answers import cost_usd, parse_answer
+from nexa_distill import cli, failpoints
+from nexa_distill.answers import Answer, cost_usd, parse_answer
 from nexa_distill.budget import Tally
 from nexa_distill.cli import Stopped
-from nexa_distill.config import Budget, Collection, Price
+from nexa_distill.config import Collection, Provider
 from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.endpoint import Endpoint
-from nexa_distill.errors import BudgetReached, NexaError, ProviderUnusable
-from nexa_distill.journal import DIED, Journal, Outcome
+from nexa_distill.errors import BudgetReached, NexaError, ProviderUnusable, StorageFailed
+from nexa_distill.journal import DIED, Asking, Ended, Journal, Outcome
+from nexa_distill.pacing import Pacer
 from nexa_distill.progress import Progress
+from nexa_distill.transport import ABANDONED, DEFAULT_PAUSE_SECONDS, Reply, Transport
 
-ABANDONED = "abandoned at the stop"
 OUR_OWN_STOPS = {ABANDONED, DIED}  # no fault of the provider: they count against no request
 STOPS_THE_RUN = {401, 402, 403, 404}
+OVERLOADED = {429, 503, 529}
 TRY_AGAIN = {408, 409, 425}
-MAX_BODY_BYTES = 64 * 2**20
 GRACE_SECONDS = 10.0
-MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 600.0
+MIN_PAUSE_SECONDS = 0.05
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
-DEFAULT_PAUSE_SECONDS = 2.0
+NO_ANSWERS = 32  # so many bodies with no choices and not one with: this is no such API
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PromptRequest:
-    """One question to a model: `body` is the chat completion's JSON without the model's address."""
+    """One question to a model: `body` is the chat completion's JSON, `data` its bytes."""
 
     sample_id: str
     attempt: int
     key: str
     body: dict[str, Any]
+    data: bytes
 
 
-def request_key(body: dict[str, Any], round_: int = 0, index: int = 0) -> str:
-    """What makes two requests the same: endpoint kind, model, messages, decoding, index, round."""
-    return sha256_text(compact_json(["chat", body, index, round_]))
+def prompt_request(
+    sample_id: str, body: dict[str, Any], *, attempt: int = 0, round_: int = 0, index: int = 0
+) -> PromptRequest:
+    """The request and its key: what makes two requests the same.
+
+    That is the endpoint's kind, model, messages, decoding parameters, sample index and round.
+    """
+    text = compact_json(body)
+    key = sha256_text(f'["chat",{text},{index},{round_}]')
+    return PromptRequest(sample_id, attempt, key, body, text.encode("utf-8", "surrogatepass"))
 
 
-def given_up(attempts: list[tuple[str, int | None, str]], max_attempts: int) -> str | None:
+def given_up(attempts: list[Ended], max_attempts: int) -> str | None:
     """The reason why a request is not asked again without --retry-failed, or None."""
     if not attempts:
         return None
-    outcome, status, _ = attempts[-1]
-    if outcome == "rejected" and status is not None and status != 429 and not _again(status):
-        return None if _stops(status) else "request_refused"
+    last = attempts[-1]
+    if last.outcome == "rejected" and last.status not in (None, 429) and not _again(last.status):
+        return None if _stops(last.status) else "request_refused"
     counted = [
         a for a in attempts
-        if a[0] in ("rejected", "uncertain") and a[1] != 429 and a[2] not in OUR_OWN_STOPS
+        if a.outcome in ("rejected", "uncertain") and a.status != 429
+        and a.error not in OUR_OWN_STOPS
     ]  # fmt: skip
     return "provider_failed" if len(counted) >= max_attempts else None
 
 
-def retry_after(value: str | None) -> float:
-    """Seconds to wait by a Retry-After header (RFC 9110 10.2.3): a number or an HTTP date.
+@dataclass(slots=True)
+class _Sending:
+    """One request on its way. `tries`: attempts of this run that count against it."""
 
-    Absent, negative or garbage is `DEFAULT_PAUSE_SECONDS`; at most `MAX_PAUSE_SECONDS`.
-    """
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        try:
-            date = email.utils.parsedate_to_datetime(value or "")
-            seconds = date.timestamp() - time.time()
-        except ValueError:
-            seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        seconds = DEFAULT_PAUSE_SECONDS
-    return min(seconds, MAX_PAUSE_SECONDS)
+    asking: Asking
+    attempt: int
+    tries: int = 0
+    sent_at: float = 0.0
 
 
 class Gateway:
     """Asks one endpoint. One instance per run; `ask_all` once."""
 
     def __init__(
-        self, endpoint: Endpoint, price: Price | None, settings: Collection, budget: Budget,
-        journal: Journal,
+        self, endpoint: Endpoint, provider: Provider, settings: Collection, model: str,
+        journal: Journal, tally: Tally,
     ) -> None:  # fmt: skip
-        self.endpoint, self.price, self.settings = endpoint, price, settings
-        self.budget, self.journal, self.tally = budget, journal, Tally()
-        self._stop, self._settled = asyncio.Event(), asyncio.Event()
+        self.endpoint, self.settings, self.model = endpoint, settings, model
+        self.price = provider.prices.get(model)
+        self.journal, self.tally = journal, tally
+        self.pacer = Pacer(
+            settings.concurrency, provider.requests_per_minute, provider.tokens_per_minute
+        )
+        self.models: Counter[tuple[str | None, str | None]] = Counter()  # and fingerprint
+        self._malformed = 0
+        self._ahead = max(settings.batch_size, settings.concurrency)
+        self._ready: deque[_Sending] = deque()
+        self._flying = 0
+        self._filled = False
+        self._retries: set[asyncio.Task[None]] = set()
         self._fatal: BaseException | None = None
-        self._paused_until = 0.0  # monotonic
 
-    async def ask_all(self, requests: Iterator[PromptRequest], progress: Progress) -> None:
-        """Send every request, `settings.concurrency` at a time, until each is decided.
+    def run(self, batches: Iterator[list[Asking]], progress: Progress) -> None:
+        """`ask_all` on an event loop of its own; the signal handlers are put back after it."""
+        try:
+            uvloop.run(self.ask_all(batches, progress))
+        finally:
+            cli.handle_signals()
+
+    async def ask_all(self, batches: Iterator[list[Asking]], progress: Progress) -> None:
+        """Send every request until each is decided.
 
         Raises ProviderUnusable (69), BudgetReached (77), StorageFailed (74), Stopped or
         KeyboardInterrupt, always after the answers in flight are stored (or their grace is over).
         """
-        limit = aiohttp.ClientTimeout(total=self.settings.timeout_seconds)
-        headers = {"Content-Type": "application/json"}
-        if self.endpoint.key:
-            headers["Authorization"] = f"Bearer {self.endpoint.key}"
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=limit, headers=headers
-        ) as session:
+        self._stop, self._changed, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._door, self._progress = asyncio.Lock(), progress
+        self._bill_the_unbilled()
+        async with Transport(self.endpoint, self.settings.timeout_seconds) as transport:
+            filler = asyncio.create_task(self._fill(batches))
             workers = [
-                asyncio.create_task(self._work(session, requests, progress))
-                for _ in range(self.settings.concurrency)
+                asyncio.create_task(self._work(transport)) for _ in range(self.settings.concurrency)
             ]
             self._handle_signals(workers)
-            await asyncio.gather(*workers, return_exceptions=False)
+            for task in (filler, *workers):
+                await task
+            await self._let_go()
         if self._fatal:
             raise self._fatal
 
-    async def _work(
-        self, session: aiohttp.ClientSession, requests: Iterator[PromptRequest], progress: Progress
-    ) -> None:
+    # ---- requests come in, ahead of their turn
+
+    async def _fill(self, batches: Iterator[list[Asking]]) -> None:
         try:
-            for request in requests:  # shared: each worker takes the next one
-                if self._stop.is_set():
-                    return
-                if await self._ask(session, request):
-                    progress.add(1, f"${self.tally.usd:.4f}" if self.tally.usd else "")
-        except NexaError as error:
+            while not self._stop.is_set():
+                if len(self._ready) >= self._ahead:
+                    self._room.clear()
+                    await self._room.wait()
+                elif batch := next(batches, None):
+                    await self._begin(batch)
+                else:
+                    break
+        except Exception as error:  # noqa: BLE001  even after a bug, what is in flight ends well
+            self._end_run(error)
+        self._filled = True
+        self._changed.set()
+
+    async def _begin(self, batch: list[Asking]) -> None:
+        attempts = await self.journal.begin(batch)
+        self._ready.extend(_Sending(a, n) for a, n in zip(batch, attempts, strict=True))
+        self._changed.set()
+
+    # ---- one worker
+
+    async def _work(self, transport: Transport) -> None:
+        try:
+            while sending := await self._next():
+                reply = await transport.post(self._as_sent(sending.asking.body))
+                failpoints.hit("after_recv")
+                self._flying -= 1
+                self._settle(sending, reply)
+                self._changed.set()
+        except Exception as error:  # noqa: BLE001  as above
             self._end_run(error)
         except asyncio.CancelledError:
             if not self._stop.is_set():
                 raise
 
-    async def _ask(self, session: aiohttp.ClientSession, request: PromptRequest) -> bool:
-        """Send until the request is answered, refused or given up (True), or the run stops."""
-        body = {**request.body, "model": self.endpoint.model}
-        data = json.dumps(body).encode()
-        counted = 0
-        while not self._stop.is_set():
-            await self._sleep(self._paused_until - time.monotonic())
-            if self._stop.is_set():
-                break
-            outcome, pause = await self._attempt(session, request, data)
-            if outcome.outcome == "answered":
-                return True
-            if outcome.status == 429:
-                self._paused_until = max(
-                    self._paused_until, time.monotonic() + max(pause, MIN_PAUSE_SECONDS)
-                )
-                continue
-            counted += 1
-            retryable = outcome.status is None or _again(outcome.status)
-            if not retryable or counted >= self.settings.max_attempts:
-                self._refuse_dead_provider(outcome)
-                return True
-            backoff = min(FIRST_BACKOFF_SECONDS * 2 ** (counted - 1), MAX_BACKOFF_SECONDS)
-            await self._sleep(max(backoff, pause) * random.uniform(0.7, 1.0))  # noqa: S311
-        return False
+    def _as_sent(self, body: bytes) -> bytes:
+        """A server that we start goes by a name of its own (a path)."""
+        if self.endpoint.model == self.model:
+            return body
+        return json.dumps({**json.loads(body), "model": self.endpoint.model}).encode()
 
-    async def _attempt(
-        self, session: aiohttp.ClientSession, request: PromptRequest, data: bytes
-    ) -> tuple[Outcome, float]:
-        """One send: reserved, recorded, sent, recorded. Returns outcome and pause asked for."""
-        reserve = await self._reserve(request, data)
-        try:
-            attempt = await self.journal.begin(request.key, data)
-            # A spent budget stops what is not reserved yet; what is reserved is sent.
-            if self._stop.is_set() and not isinstance(self._fatal, BudgetReached):
-                await self.journal.end(attempt, Outcome("not_sent", error="the run was stopping"))
-                return Outcome("not_sent"), 0.0
-            try:
-                outcome, pause = await self._post(session, data)
-            except asyncio.CancelledError:
-                await self.journal.end(attempt, Outcome("uncertain", error=ABANDONED))
-                raise
-            await self.journal.end(attempt, outcome)
-        finally:
-            self.tally.in_flight.pop(request.key, None)
-            self._settled.set()
-        self._count(outcome, reserve)
-        if outcome.status is not None and self._stops(outcome):
-            raise ProviderUnusable(self._refusal(outcome))
-        return outcome, pause
+    async def _next(self) -> _Sending | None:
+        """The next request to send, when it may be sent; None when there is no more."""
+        async with self._door:  # one at a time looks and waits; the others queue here
+            while not self._stop.is_set():
+                if not self._ready:
+                    if self._filled and not self._flying and not self._retries:
+                        return None
+                    await self._change()
+                    continue
+                now = time.monotonic()
+                asking = self._ready[0].asking
+                wait = self._wait(now, asking)
+                if wait:
+                    await self._change(wait)
+                    continue
+                sending = self._ready.popleft()
+                if len(self._ready) < self._ahead:
+                    self._room.set()
+                self._send(sending, now)
+                return sending
+        return None
 
-    async def _post(self, session: aiohttp.ClientSession, data: bytes) -> tuple[Outcome, float]:
-        start = time.monotonic()
-        url = f"{self.endpoint.base_url}/chat/completions"
-        try:
-            async with session.post(url, data=data, allow_redirects=False) as response:
-                raw = await _body(response)
-                if raw is None:
-                    too_large = f"body over {MAX_BODY_BYTES} bytes"
-                    return Outcome("uncertain", response.status, error=too_large), 0.0
-                elapsed = (time.monotonic() - start) * 1000
-                if response.status == 200:
-                    return Outcome("answered", response.status, raw, None, elapsed), 0.0
-                said = raw.replace((self.endpoint.key or "\0").encode(), b"***")
-                pause = response.headers.get("Retry-After")
-                refused = Outcome("rejected", response.status, said, None, elapsed)
-                return refused, retry_after(pause) if pause or response.status == 429 else 0.0
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return Outcome("not_sent", error=f"{type(error).__name__}: {error}"), 0.0
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            return Outcome("uncertain", error=f"{type(error).__name__}: {error}"), 0.0
+    def _wait(self, now: float, asking: Asking) -> float:
+        """Seconds until this may be sent; infinity = until something in flight has ended."""
+        if wait := self.pacer.wait(now, self._flying):
+            return wait
+        if self.journal.wire.full:
+            return math.inf
+        broken = self.tally.over(asking.most_tokens, asking.most_usd)
+        if broken and self.tally.idle:
+            raise BudgetReached(
+                f"{broken} (all runs together). {self.tally.answered} answers of this run are "
+                "stored; raise it and run the same command to go on"
+            )
+        return math.inf if broken else 0.0
 
-    async def _reserve(self, request: PromptRequest, data: bytes) -> tuple[int, float]:
-        """Hold back the most that a request can cost: a token of the prompt is 3 bytes or more.
+    def _send(self, sending: _Sending, now: float) -> None:
+        asking = sending.asking
+        sending.sent_at = now
+        self._flying += 1
+        self.journal.wire.add(sending.attempt)
+        self.tally.reserve(asking.most_tokens, asking.most_usd)
+        self.pacer.sent(now, asking.most_tokens)
 
-        While others are in flight it waits for what they really cost.
-        """
-        prompt, answer = len(data) // 3, self._most_answer_tokens(request)
-        usd = self.price.cost(prompt, answer) if self.price else 0.0  # max_usd needs a price
-        while broken := self.tally.over(self.budget, prompt + answer, usd):
-            if not self.tally.in_flight:
-                raise BudgetReached(
-                    f"{broken}. {self.tally.answered} answers of this run are stored; a budget "
-                    "counts from the start of each run: the same command goes on with a new one"
-                )
-            self._settled.clear()
-            await self._settled.wait()
-        self.tally.requests += 1
-        self.tally.in_flight[request.key] = (prompt + answer, usd)
-        return prompt + answer, usd
+    # ---- what an attempt's end means
 
-    def _most_answer_tokens(self, request: PromptRequest) -> int:
-        limits = (request.body.get(key) for key in ("max_completion_tokens", "max_tokens"))
-        return next((limit for limit in limits if limit), self.settings.max_tokens)
-
-    def _count(self, outcome: Outcome, reserved: tuple[int, float]) -> None:
-        if outcome.outcome == "uncertain":  # perhaps billed: count what it could have cost
-            self.tally.tokens += reserved[0]
-            self.tally.usd += reserved[1]
-        if outcome.outcome != "answered":
+    def _settle(self, sending: _Sending, reply: Reply) -> None:
+        now, outcome = time.monotonic(), reply.outcome
+        self.journal.end(
+            sending.attempt, outcome, functools.partial(self._stored, sending, outcome)
+        )
+        if outcome.outcome == "answered":
+            self.pacer.served(now, now - sending.sent_at)
             return
-        answer = parse_answer(outcome.raw or b"")
-        cost = cost_usd(answer, self.price)
-        self.tally.answered += 1
-        self.tally.tokens += reserved[0] if answer.total_tokens is None else answer.total_tokens
-        self.tally.usd += reserved[1] if cost is None else cost
+        status = outcome.status or 0
+        if status in OVERLOADED:
+            default = DEFAULT_PAUSE_SECONDS if status == 429 else 0.0
+            pause = default if reply.pause is None else reply.pause
+            self.pacer.pause(now, max(pause, MIN_PAUSE_SECONDS) if status == 429 else pause)
+            self.pacer.refused(now, sending.sent_at)
+        if self._is_fatal(outcome):
+            raise ProviderUnusable(self._refusal(outcome))
+        if outcome.error != ABANDONED:
+            self._decide(sending, outcome, reply.pause or 0.0)
 
-    def _stops(self, outcome: Outcome) -> bool:
+    def _decide(self, sending: _Sending, outcome: Outcome, pause: float) -> None:
+        """Again, refused, or given up."""
+        if outcome.status == 429:
+            self._retry(sending, 0.0)
+            return
+        if outcome.outcome == "uncertain" and self.settings.on_uncertain == "hold":
+            self._progress.add(1)
+            return
+        sending.tries += 1
+        retryable = outcome.status is None or _again(outcome.status)
+        if retryable and sending.tries < self.settings.max_attempts:
+            backoff = min(FIRST_BACKOFF_SECONDS * 2 ** (sending.tries - 1), MAX_BACKOFF_SECONDS)
+            self._retry(sending, max(backoff, pause) * random.uniform(0.7, 1.0))  # noqa: S311
+        elif outcome.outcome == "not_sent":
+            raise ProviderUnusable(
+                f"provider {self.endpoint.provider}: no connection to {self.endpoint.base_url} in "
+                f"{self.settings.max_attempts} attempts ({outcome.error}); is the server running?"
+            )
+        else:
+            self._progress.add(1)
+
+    def _retry(self, sending: _Sending, seconds: float) -> None:
+        task = asyncio.create_task(self._again_in(seconds, sending))
+        self._retries.add(task)
+        task.add_done_callback(self._retries.discard)
+        task.add_done_callback(lambda _: self._changed.set())
+
+    async def _again_in(self, seconds: float, sending: _Sending) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        if self._stop.is_set():
+            return
+        try:
+            (known,) = self.journal.known([sending.asking.key]).values()
+            (attempt,) = await self.journal.begin([sending.asking._replace(request_id=known.id)])
+        except NexaError as error:
+            self._end_run(error)
+        else:
+            self._ready.appendleft(_Sending(sending.asking, attempt, sending.tries))
+
+    # ---- what is on disk is read
+
+    def _stored(self, sending: _Sending, outcome: Outcome, error: StorageFailed | None) -> None:
+        """The end of an attempt is on disk, or the disk has failed."""
+        if error:
+            self._end_run(error)
+            return
+        asking = sending.asking
+        self.journal.wire.remove(sending.attempt)
+        billed = None
+        if outcome.outcome == "answered":
+            answer, usd = self._bill(sending.attempt, outcome.raw or b"")
+            tokens = asking.most_tokens if answer.total_tokens is None else answer.total_tokens
+            billed = (tokens, asking.most_usd if usd is None else usd)
+            self.tally.answered += 1
+            self._look_at(answer, outcome.raw or b"")
+        elif outcome.outcome == "uncertain":  # perhaps billed: count what it could have cost
+            billed = (asking.most_tokens, asking.most_usd)
+        self.tally.release(asking.most_tokens, asking.most_usd, billed=billed)
+        if outcome.outcome == "answered":
+            spent = f"${self.tally.usd:.4f}" if self.tally.usd else ""
+            self._progress.add(1, spent)
+        self._changed.set()
+
+    def _bill(self, attempt: int, raw: bytes) -> tuple[Answer, float | None]:
+        try:
+            answer = parse_answer(raw)
+        except Exception:  # noqa: BLE001  a bug here costs a row of the table, not the run
+            answer = Answer()
+        usd = cost_usd(answer, self.price)
+        counts = (answer.prompt_tokens, answer.completion_tokens, answer.total_tokens)
+        self.journal.bill(attempt, *counts, usd)
+        return answer, usd
+
+    def _bill_the_unbilled(self) -> None:
+        for attempt, raw in self.journal.unbilled():
+            self._bill(attempt, raw)
+
+    def _look_at(self, answer: Answer, raw: bytes) -> None:
+        """Stop early at what is no such API, or, if asked to, at a change of the model."""
+        if answer.flag == "malformed":
+            self._malformed += 1
+            if self._malformed >= NO_ANSWERS and not self.models:
+                self._end_run(ProviderUnusable(self._no_such_api(raw)))
+            return
+        self.models[answer.model, answer.fingerprint] += 1
+        if self.settings.stop_on_model_change and len(self.models) > 1:
+            names = ", ".join(f"{model} ({print_})" for model, print_ in self.models)
+            self._end_run(
+                ProviderUnusable(
+                    f"provider {self.endpoint.provider}: the model changed during the run: "
+                    f"{names}; set collection.stop_on_model_change to false to go on"
+                )
+            )
+
+    def _no_such_api(self, raw: bytes) -> str:
+        said = " ".join(raw[:200].decode("utf-8", "replace").split())
+        return (
+            f"provider {self.endpoint.provider} ({self.endpoint.base_url}) answered 200 without a "
+            f"chat completion {NO_ANSWERS} times; the last: {said!r}; check base_url, then run "
+            "again with --retry-failed"
+        )
+
+    # ---- the end
+
+    async def _let_go(self) -> None:
+        """Nothing is in flight: end what was never sent, and wait for the disk."""
+        for task in list(self._retries):
+            task.cancel()
+        if self.journal.broken:
+            return
+        never = Outcome("not_sent", error="the run was stopping")
+        for sending in self._ready:
+            self.journal.end(sending.attempt, never, lambda _: None)
+        try:
+            await self.journal.on_disk()  # the ends; what they cost is recorded after that
+            await self.journal.on_disk()
+        except StorageFailed as error:
+            self._end_run(error)
+
+    def _end_run(self, error: BaseException) -> None:
+        self._fatal = self._fatal or error
+        for event in (self._stop, self._changed, self._room):
+            event.set()
+
+    async def _change(self, seconds: float = math.inf) -> None:
+        """Wait until something has changed, at most so long."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await self._changed.wait()
+
+    def _is_fatal(self, outcome: Outcome) -> bool:
         quota = outcome.status == 429 and b"insufficient_quota" in (outcome.raw or b"")
-        return quota or _stops(outcome.status or 0)
+        return quota or _stops(outcome.status)
 
     def _refusal(self, outcome: Outcome) -> str:
         said = " ".join((outcome.raw or b"").decode("utf-8", "replace").split())[:300]
@@ -273,25 +417,6 @@ class Gateway:
             f"{self.tally.answered} answers of this run are stored"
         )
 
-    def _refuse_dead_provider(self, outcome: Outcome) -> None:
-        if outcome.outcome == "not_sent":
-            raise ProviderUnusable(
-                f"provider {self.endpoint.provider}: no connection to {self.endpoint.base_url} in "
-                f"{self.settings.max_attempts} attempts ({outcome.error}); is the server running?"
-            )
-
-    def _end_run(self, error: BaseException) -> None:
-        self._fatal = self._fatal or error
-        self._stop.set()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, but wake up when the run stops."""
-        if seconds > 0:
-            try:
-                await asyncio.wait_for(self._stop.wait(), seconds)
-            except TimeoutError:
-                return
-
     def _handle_signals(self, workers: list[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
 
@@ -303,10 +428,10 @@ class Gateway:
             if self._stop.is_set():
                 abandon()
                 return
-            flying = len(self.tally.in_flight)
             print(
-                f"\nstopping: {flying} requests in flight, waiting up to {GRACE_SECONDS:.0f} s for "
-                "their answers (once more to abandon them)", file=sys.stderr, flush=True,
+                f"\nstopping: {self._flying} requests in flight, waiting up to "
+                f"{GRACE_SECONDS:.0f} s for their answers (once more to abandon them)",
+                file=sys.stderr, flush=True,
             )  # fmt: skip
             self._end_run(error)
             loop.call_later(GRACE_SECONDS, abandon)
@@ -316,21 +441,10 @@ class Gateway:
         loop.add_signal_handler(signal.SIGHUP, stop, Stopped())
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body as received, or None when it is larger than any answer can be."""
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            return None
-    return b"".join(parts)
-
-
-def _stops(status: int) -> bool:
+def _stops(status: int | None) -> bool:
     """Whether the API as a whole is not usable like this; a redirect is another address's page."""
-    return status in STOPS_THE_RUN or 300 <= status < 400
+    return status is not None and (status in STOPS_THE_RUN or 300 <= status < 400)
 
 
-def _again(status: int) -> bool:
-    return status in TRY_AGAIN or status >= 500
+def _again(status: int | None) -> bool:
+    return status is not None and (status in TRY_AGAIN or status >= 500)

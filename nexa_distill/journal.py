@@ -1,55 +1,91 @@
 """The ledger of every request: what was asked, each attempt, and the raw bytes of each answer.
 
-One SQLite file per stage (WAL, synchronous=FULL). An attempt is on disk before its request is
-sent and its answer is on disk before it is parsed. Writes are collected into one commit
-(`GROUP_SECONDS` or `GROUP_WRITES`), so an fsync is paid per group and not per answer.
+One SQLite file per stage (WAL, synchronous=FULL). Rows are only ever added. An attempt is on disk
+before its request is sent, and an answer is on disk before it is parsed (`group_commit.py`).
 
-Outcome of an attempt: `in_flight`, then one of
+How an attempt ends:
   `answered`  a complete 200 body is stored; this request is never sent again
   `rejected`  the API said no (a status other than 200): not billed
-  `not_sent`  no connection: not billed
+  `not_sent`  no connection, or stopped before the send: not billed
   `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
-An attempt still `in_flight` when the file is opened belongs to a process that died: `uncertain`.
+An attempt without an end, when the file is opened, belongs to a process that died: `uncertain` if
+it was on the wire (`in_flight.py`), `not_sent` if not.
 
 One process at a time (`flock`): a second one gets Locked (75) with the holder's pid and host.
 A failed write is final (StorageFailed, 74): nothing more is accepted, so nothing more is sent.
 """
 
-import asyncio
 import contextlib
 import fcntl
+import json
 import os
-import queue
 import socket
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
 from nexa_distill.errors import Locked, StorageFailed
+from nexa_distill.group_commit import GroupCommit, Then
+from nexa_distill.in_flight import InFlight, left_behind
 
-GROUP_SECONDS = 0.02
-GROUP_WRITES = 64
 DIED = "the process died"
+VERSION = 1
+TABLES = ("requests", "attempts", "outcomes", "usage")
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS requests (
-    request_key TEXT PRIMARY KEY,
-    body        BLOB NOT NULL      -- JSON as sent
-);
-CREATE TABLE IF NOT EXISTS attempts (
+CREATE TABLE runs (             -- one run of the command; ended_at is null when it was killed
     id          INTEGER PRIMARY KEY,
-    request_key TEXT NOT NULL REFERENCES requests,
-    run_id      TEXT NOT NULL,
+    run_id      TEXT NOT NULL,  -- of the whole pipeline
+    started_at  REAL NOT NULL,  -- unix seconds, UTC, as everywhere here
+    ended_at    REAL,
+    slowest_commit_ms REAL      -- from the arrival of an answer to its commit
+);
+CREATE TABLE requests (
+    id          INTEGER PRIMARY KEY,
+    request_key TEXT NOT NULL UNIQUE,
+    sample_id   TEXT,           -- the first sample that asked this
+    body        BLOB NOT NULL   -- JSON; a server that we start gets its own name as `model`
+);
+CREATE TABLE attempts (         -- written before the request is sent
+    id          INTEGER PRIMARY KEY,
+    request_id  INTEGER NOT NULL REFERENCES requests,
+    run         INTEGER NOT NULL REFERENCES runs,
+    most_tokens INTEGER,        -- the most it can be billed, reserved in the budget
+    most_usd    REAL
+);
+CREATE INDEX attempts_of ON attempts (request_id);
+CREATE TABLE outcomes (
+    attempt_id  INTEGER PRIMARY KEY REFERENCES attempts,
     outcome     TEXT NOT NULL,
-    status      INTEGER,           -- HTTP status, when there was one
-    raw         BLOB,              -- body as received (of a refusal: its start)
+    status      INTEGER,        -- HTTP status, when there was one
+    raw         BLOB,           -- body as received
     error       TEXT,
     latency_ms  REAL,
-    ended_at    REAL               -- unix seconds, UTC
+    ended_at    REAL
 );
-CREATE INDEX IF NOT EXISTS attempts_by_key ON attempts (request_key, outcome);
+CREATE TABLE usage (            -- read from the answer after it was stored
+    attempt_id  INTEGER PRIMARY KEY REFERENCES attempts,
+    prompt_tokens INTEGER, completion_tokens INTEGER, total_tokens INTEGER, cost_usd REAL
+);
+"""
+# From the tables of release 0.1, where an attempt and its outcome were one row.
+OLD_ASIDE = """
+DROP INDEX attempts_by_key;
+ALTER TABLE requests RENAME TO old_requests;
+ALTER TABLE attempts RENAME TO old_attempts;
+"""
+OLD_OVER = """
+INSERT INTO requests SELECT rowid, request_key, NULL, body FROM old_requests;
+INSERT INTO runs (run_id, started_at)
+    SELECT run_id, coalesce(min(ended_at), 0) FROM old_attempts GROUP BY run_id;
+INSERT INTO attempts SELECT o.id, r.id, runs.id, NULL, NULL
+    FROM old_attempts o JOIN requests r USING (request_key) JOIN runs USING (run_id);
+INSERT INTO outcomes SELECT id, outcome, status, raw, error, latency_ms, ended_at
+    FROM old_attempts WHERE outcome <> 'in_flight';
+DROP TABLE old_attempts;
+DROP TABLE old_requests;
 """
 
 
@@ -71,148 +107,256 @@ class Outcome(NamedTuple):
     latency_ms: float | None = None
 
 
-class Journal:
-    """Use as a context manager, from one event loop; writes happen in a thread of its own."""
+class Ended(NamedTuple):
+    """A finished attempt, for deciding what happens next. `error` is what stopped it."""
 
-    def __init__(self, path: Path, run_id: str) -> None:
-        self.path, self.run_id = path, run_id
+    outcome: str
+    status: int | None
+    error: str
+
+
+@dataclass
+class Known:
+    """A request that the journal has, and its finished attempts in order.
+
+    `asked_now`: an attempt was begun since the journal was opened.
+    """
+
+    id: int
+    attempts: list[Ended] = field(default_factory=list)
+    asked_now: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether a complete answer is stored."""
+        return any(attempt.outcome == "answered" for attempt in self.attempts)
+
+
+class Spent(NamedTuple):
+    """What is or may be billed. `requests` are sends that may have reached the API."""
+
+    requests: int
+    tokens: int
+    usd: float
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Both together."""
+        requests, tokens = self.requests + other.requests, self.tokens + other.tokens
+        return Spent(requests, tokens, self.usd + other.usd)
+
+
+class Asking(NamedTuple):
+    """A request to be begun. `request_id` is None when the journal has never seen it."""
+
+    request_id: int | None
+    key: str
+    sample_id: str
+    body: bytes
+    most_tokens: int
+    most_usd: float
+
+
+class Journal:
+    """Use as a context manager, from one event loop. `places`: attempts on the wire at a time."""
+
+    def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(".lock"))
+        wire = path.with_suffix(".inflight")
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, cached_statements=512
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(SCHEMA)
-            died = "UPDATE attempts SET outcome='uncertain', error=? WHERE outcome='in_flight'"
-            self._db.execute(died, (DIED,))
+            _prepare(self._db, path)
+            _bury(self._db, left_behind(wire))
+            started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
+            (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
+            # A connection of its own for reading: it sees what is committed, and nothing else.
+            self._committed = sqlite3.connect(path, isolation_level=None)
+            self._next_request = self._newest("requests") + 1
+            self._next_attempt = self._newest("attempts") + 1
         except sqlite3.Error as error:
             raise _failed(path, error) from None
-        # A connection of its own for reading: it sees what is committed, and nothing else.
-        self._committed = sqlite3.connect(path, isolation_level=None)
-        newest = self._committed.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()
-        self._next_id = int(newest[0]) + 1
-        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._broken: StorageFailed | None = None
-        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
-        self._thread.start()
+        self.wire = InFlight(wire, places)
+        self._writer = GroupCommit(self._db, TABLES, lambda error: _failed(path, error))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writes.put(None)
-        self._thread.join()
+        self._writer.close()
+        if not self._writer.broken:
+            ended = (time.time(), self._writer.slowest_seconds * 1000, self.run)
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute(
+                    "UPDATE runs SET ended_at=?, slowest_commit_ms=? WHERE id=?", ended
+                )
         self._committed.close()
         self._db.close()
+        self.wire.close()
         self._lock.close()
 
-    async def begin(self, key: str, body: bytes) -> int:
-        """Record that `key` is about to be sent; returns when that is on disk."""
-        self._next_id, attempt = self._next_id + 1, self._next_id
-        await self._write(
-            ("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, body)),
-            (
-                "INSERT INTO attempts (id, request_key, run_id, outcome) VALUES (?, ?, ?, ?)",
-                (attempt, key, self.run_id, "in_flight"),
-            ),
-        )
-        return attempt
+    @property
+    def broken(self) -> StorageFailed | None:
+        """Why nothing can be written any more, or None."""
+        return self._writer.broken
 
-    async def end(self, attempt: int, outcome: Outcome) -> None:
-        """Record how the attempt ended; returns when that is on disk."""
+    async def begin(self, asking: Sequence[Asking]) -> list[int]:
+        """Record that these are about to be sent; returns their attempts when that is on disk."""
+        attempts = []
+        for a in asking:
+            self._next_attempt, attempt = self._next_attempt + 1, self._next_attempt
+            request = a.request_id
+            if request is None:
+                self._next_request, request = self._next_request + 1, self._next_request
+                self._writer.add("requests", (request, a.key, a.sample_id, a.body))
+            row = (attempt, request, self.run, a.most_tokens, a.most_usd)
+            self._writer.add("attempts", row)
+            attempts.append(attempt)
+        await self._writer.on_disk()
+        return attempts
+
+    def end(self, attempt: int, outcome: Outcome, then: Then) -> None:
+        """Record how an attempt ended; `then` is called when that is on disk, or cannot be."""
+        row = (attempt, outcome.outcome, outcome.status, outcome.raw, outcome.error)
+        self._writer.add("outcomes", (*row, outcome.latency_ms, time.time()), then)
+
+    def bill(
+        self, attempt: int, prompt: int | None, completion: int | None, total: int | None,
+        usd: float | None,
+    ) -> None:  # fmt: skip
+        """Record what a stored answer cost. Tokens as the API counted them."""
+        self._writer.add("usage", (attempt, prompt, completion, total, usd))
+
+    async def on_disk(self) -> None:
+        """Wait for everything recorded so far. Raises StorageFailed."""
+        await self._writer.on_disk()
+
+    def known(self, keys: Iterable[str]) -> dict[str, Known]:
+        """What is committed about these requests; a key that was never asked is not in it."""
         sql = (
-            "UPDATE attempts SET outcome=?, status=?, raw=?, error=?, latency_ms=?, ended_at=? "
-            "WHERE id=?"
+            "SELECT r.request_key, r.id, o.outcome, o.status, coalesce(o.error, ''), a.run "
+            "FROM requests r LEFT JOIN attempts a ON a.request_id = r.id "
+            "LEFT JOIN outcomes o ON o.attempt_id = a.id "
+            "WHERE r.request_key IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
-        await self._write((sql, (*outcome, time.time(), attempt)))
+        found: dict[str, Known] = {}
+        rows = self._committed.execute(sql, (json.dumps(list(keys)),))
+        for key, id_, outcome, status, error, run in rows:
+            known = found.setdefault(key, Known(id_))
+            known.asked_now = known.asked_now or run == self.run
+            if outcome:
+                known.attempts.append(Ended(outcome, status, error))
+        return found
 
-    def answer(self, key: str) -> Answered | None:
-        """The stored answer of a request, or None."""
+    def answers(self, keys: Iterable[str]) -> dict[str, Answered]:
+        """The newest stored answer of each of these requests that has one."""
+        sql = (
+            "SELECT r.request_key, o.raw, o.latency_ms, o.ended_at FROM requests r "
+            "JOIN attempts a ON a.request_id = r.id JOIN outcomes o ON o.attempt_id = a.id "
+            "WHERE o.outcome='answered' "
+            "AND r.request_key IN (SELECT value FROM json_each(?)) ORDER BY a.id"
+        )
+        rows = self._committed.execute(sql, (json.dumps(list(keys)),))
+        return {key: Answered(raw, latency, at) for key, raw, latency, at in rows}
+
+    def evidence(self, key: str) -> str:
+        """The API's last word about a request: HTTP status and the start of the body, or error."""
         row = self._committed.execute(
-            "SELECT raw, latency_ms, ended_at FROM attempts "
-            "WHERE request_key=? AND outcome='answered' ORDER BY id LIMIT 1",
+            "SELECT o.status, coalesce(o.error, substr(o.raw, 1, 2000), '') FROM requests r "
+            "JOIN attempts a ON a.request_id = r.id JOIN outcomes o ON o.attempt_id = a.id "
+            "WHERE r.request_key=? ORDER BY a.id DESC LIMIT 1",
             (key,),
         ).fetchone()
-        return Answered(*row) if row else None
-
-    def attempts(self, key: str) -> list[tuple[str, int | None, str]]:
-        """(outcome, HTTP status, evidence) of each finished attempt of a request, in order."""
-        rows = self._committed.execute(
-            "SELECT outcome, status, coalesce(error, substr(raw, 1, 2000), '') FROM attempts "
-            "WHERE request_key=? AND outcome<>'in_flight' ORDER BY id",
-            (key,),
-        )
-        return [
-            (outcome, status, said.decode("utf-8", "replace") if isinstance(said, bytes) else said)
-            for outcome, status, said in rows
-        ]
+        status, said = row or (None, "")
+        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+        return f"HTTP {status}: {text}" if status else text
 
     def uncertain(self) -> list[str]:
         """Keys of the requests that were once sent and brought no complete answer, in order."""
         sql = (
-            "SELECT request_key FROM attempts WHERE outcome='uncertain' "
-            "GROUP BY request_key ORDER BY min(id)"
+            "SELECT r.request_key FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+            "JOIN requests r ON r.id = a.request_id WHERE o.outcome='uncertain' "
+            "GROUP BY r.id ORDER BY min(a.id)"
         )
         return [row[0] for row in self._committed.execute(sql)]
 
-    async def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
-        if self._broken:
-            raise self._broken
-        done = asyncio.get_running_loop().create_future()
-        self._writes.put(_Write(statements, done))
-        await done
+    def spent(self) -> Spent:
+        """All runs together; an uncertain attempt counts as the most that it can have cost."""
+        return _spent(self._committed)
 
-    def _work(self) -> None:
-        while group := list(self._group()):
-            if not self._broken:
-                try:
-                    self._commit(group)
-                except Exception as error:  # noqa: BLE001  a dead writer would let all wait forever
-                    self._broken = _failed(self.path, error)
-            for write in group:
-                write.finish(self._broken)
+    def unbilled(self) -> list[tuple[int, bytes]]:
+        """(attempt, body) of the stored answers whose cost was not recorded before a crash."""
+        sql = (
+            "SELECT attempt_id, raw FROM outcomes WHERE outcome='answered' "
+            "AND attempt_id NOT IN (SELECT attempt_id FROM usage)"
+        )
+        return self._committed.execute(sql).fetchall()
 
-    def _commit(self, group: list["_Write"]) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        for write in group:
-            for sql, values in write.statements:
-                self._db.execute(sql, values)
-        self._db.execute("COMMIT")
-
-    def _group(self) -> Iterator["_Write"]:
-        """The next writes to commit together; empty when the journal is closing."""
-        first = self._writes.get()
-        if first is None:
-            return
-        yield first
-        until = time.monotonic() + GROUP_SECONDS
-        for _ in range(GROUP_WRITES - 1):
-            try:
-                write = self._writes.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                return
-            if write is None:
-                self._writes.put(None)  # finish this group first
-                return
-            yield write
+    def _newest(self, table: str) -> int:
+        row = self._committed.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()  # noqa: S608
+        return int(row[0])
 
 
-class _Write(NamedTuple):
-    statements: tuple[tuple[str, tuple[Any, ...]], ...]
-    done: asyncio.Future[None]
+def spent_elsewhere(folder: Path, but: Path) -> Spent:
+    """What the other stages' journals in `folder` have spent; read only, a missing one is 0."""
+    total = Spent(0, 0, 0.0)
+    for path in sorted(folder.glob("*.sqlite")):
+        if path.resolve() == but.resolve():
+            continue
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        with contextlib.closing(db), contextlib.suppress(sqlite3.OperationalError):
+            total = total.plus(_spent(db))  # a journal of another version is left out
+    return total
 
-    def finish(self, broken: StorageFailed | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-            self.done.get_loop().call_soon_threadsafe(_resolve, self.done, broken)
+
+def _spent(db: sqlite3.Connection) -> Spent:
+    """An answer without usage, and an uncertain one, counts as its reservation."""
+    sql = (
+        "SELECT count(*), "
+        "coalesce(sum(coalesce(u.total_tokens, a.most_tokens)), 0), "
+        "coalesce(sum(coalesce(u.cost_usd, a.most_usd)), 0.0) "
+        "FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+        "LEFT JOIN usage u ON u.attempt_id = a.id WHERE o.outcome IN ('answered', 'uncertain')"
+    )
+    return Spent(*db.execute(sql).fetchone())
 
 
-def _resolve(done: asyncio.Future[None], broken: StorageFailed | None) -> None:
-    if done.cancelled():
-        return
-    if broken:
-        done.set_exception(broken)
-    else:
-        done.set_result(None)
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Make the tables, or refuse a file that another version wrote."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not version and not tables:
+        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+    elif not version:
+        _adopt(db)
+    elif version != VERSION:
+        raise StorageFailed(
+            f"{path}: a journal of version {version}, expected {VERSION}; "
+            "update the project, or move the file away to ask everything anew"
+        )
+
+
+def _adopt(db: sqlite3.Connection) -> None:
+    """Take over the journal of release 0.1: its answers are paid for."""
+    db.executescript(
+        f"BEGIN; {OLD_ASIDE} {SCHEMA} {OLD_OVER} PRAGMA user_version={VERSION}; COMMIT;"
+    )
+
+
+def _bury(db: sqlite3.Connection, wire: set[int] | None) -> None:
+    """End the attempts of a process that died. `wire`: those that were sent; None = perhaps all."""
+    sql = "SELECT id FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
+    rows = [
+        (id_, "uncertain" if wire is None or id_ in wire else "not_sent", DIED, time.time())
+        for (id_,) in db.execute(sql)
+    ]
+    db.execute("BEGIN IMMEDIATE")
+    db.executemany("INSERT INTO outcomes VALUES (?, ?, NULL, NULL, ?, NULL, ?)", rows)
+    db.execute("COMMIT")
 
 
 def _failed(path: Path, error: Exception) -> StorageFailed:

@@ -13,32 +13,44 @@ Run: python -m nexa_distill.regenerate_bad [--annotations FILE] [--provider NAME
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from nexa_distill import cli
-from nexa_distill.collection import Collector, Row, Summary, request_body
+from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary, request_body
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, REASONS, TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.gateway import PromptRequest, request_key
-from nexa_distill.handoff import read_batches
+from nexa_distill.estimate import say_estimate
+from nexa_distill.gateway import PromptRequest, prompt_request
+from nexa_distill.handoff import read_batches, read_table
 from nexa_distill.manifests import StageRun
 
 Reasons = dict[str, str]  # sample_id -> what was wrong with its first answer, in words
 
 
-def rejected_by_gates(path: Path) -> Reasons:
-    """What the gates said about each rejected first answer."""
+def rejected_by_gates(path: Path, kept: set[str]) -> Reasons:
+    """What the gates said about each rejected first answer of a sample that is not in `kept`."""
     table, found = TABLES["rejections"], Reasons()
     columns = ["sample_id", "attempt", "rejection_reasons"]
     for batch in read_batches(path, table, columns=columns):
         for row in batch.to_pylist():
-            if row["attempt"] == 0:
+            if row["attempt"] == 0 and row["sample_id"] not in kept:
                 words = [REASONS[reason] for reason in row["rejection_reasons"]]
                 found[row["sample_id"]] = "; ".join(words)
     return found
+
+
+def kept_at_first(config: DistillConfig) -> set[str]:
+    """Samples of which another answer of the first round was kept (`collection.samples` > 1)."""
+    path, samples = config.storage.path("filtered_dataset"), config.collection.samples
+    if samples == 1 or not path.exists():
+        return set()
+    rows = read_table(path, TABLES["filtered_dataset"])
+    return set(rows.filter(pc.less(rows["attempt"], samples))["sample_id"].to_pylist())
 
 
 def rejected_by_people(path: Path) -> Reasons:
@@ -73,7 +85,7 @@ def repair_request(row: Row, reason: str, system: str, config: DistillConfig) ->
         "Write a new answer that does not have this fault. Do not mention the earlier answer."
     )
     body = request_body(system, prompt, regen_model(config), config, _options(config))
-    return PromptRequest(row["sample_id"], 1, request_key(body, round_=1), body)
+    return prompt_request(row["sample_id"], body, attempt=config.collection.samples, round_=1)
 
 
 def _options(config: DistillConfig) -> dict[str, Any]:
@@ -112,26 +124,31 @@ def run(
     if stage.is_current(dst, unanswered):
         print(f"regenerate: {dst} is up to date")
         return None
-    reasons = rejected_by_people(annotations) if annotations else rejected_by_gates(src)
+    reasons = (
+        rejected_by_people(annotations)
+        if annotations
+        else rejected_by_gates(src, kept_at_first(config))
+    )
     system = load_system_prompt(config.collection.regen_system_prompt_path)
 
-    def asked() -> Iterator[list[tuple[Row, PromptRequest]]]:
-        for batch in read_batches(answers, TABLES["collected_dataset"], batch_rows=1024):
-            rows = batch.select(INPUTS.names).to_pylist()
-            yield [
-                (row, repair_request(row, reasons[row["sample_id"]], system, config))
-                for row in rows
-                if row["sample_id"] in reasons
-            ]
+    def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
+        """The first collected answer's row of each sample that is to be repaired."""
+        for batch in read_batches(answers, TABLES["collected_dataset"], batch_rows=BATCH_ROWS):
+            first = batch.filter(pc.equal(batch["attempt"], 0))
+            found = first.select(columns or INPUTS.names).to_pylist()
+            yield [row for row in found if row["sample_id"] in reasons]
 
-    total = sum(len(batch) for batch in asked())
+    total = sum(len(batch) for batch in rows(["sample_id"]))
     if not total:
         print("regenerate: nothing was rejected, nothing to do")
         return None
     name = config.chosen_provider()[0]
-    collector = Collector("regenerate", config, name, regen_model(config), asked, total)
+    collector = Collector(
+        "regenerate", config, name, regen_model(config), rows,
+        lambda row: [repair_request(row, reasons[row["sample_id"]], system, config)], total,
+    )  # fmt: skip
     if dry_run:
-        collector.say_estimate(stage.id)
+        say_estimate(collector, stage.id)
         return None
     summary = collector.run(stage, dst, unanswered)
     summary.say("regenerate", name, dst, unanswered)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill.contracts import INPUTS
+from nexa_distill.in_flight import left_behind
 from tests.ledger_teacher import Teacher, ledger_teacher
 from tests.workspace import ROOT, Workspace, workspace
 
@@ -184,13 +185,7 @@ def test_f02_a_request_in_flight_at_a_crash_is_named_and_asked_once_more(tmp_pat
 
 
 def in_flight(made: Workspace) -> int:
-    path = made.path("journal") / "teacher.sqlite"
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-            sql = "SELECT count(*) FROM attempts WHERE outcome='in_flight'"
-            return int(db.execute(sql).fetchone()[0])
-    except sqlite3.Error:
-        return -1
+    return len(left_behind(made.path("journal") / "teacher.inflight") or [])
 
 
 def wait_for(condition: Any, seconds: float = 15) -> None:
@@ -383,7 +378,7 @@ def test_f17_an_answer_after_the_timeout_is_uncertain_and_sent_once_more(tmp_pat
         ask(made, prompts(3))
         assert sorted(teacher.billed().values()) == [2, 2, 2]
     with sqlite3.connect(made.path("journal") / "teacher.sqlite") as db:
-        counts = dict(db.execute("SELECT outcome, count(*) FROM attempts GROUP BY outcome"))
+        counts = dict(db.execute("SELECT outcome, count(*) FROM outcomes GROUP BY outcome"))
     assert counts == {"uncertain": 3, "answered": 3}
 
 
