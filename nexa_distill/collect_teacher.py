@@ -11,7 +11,7 @@ Run: python -m nexa_distill.collect_teacher [--provider NAME] [--dry-run]
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,26 @@ def resolve_prompt(row: Mapping[str, Any]) -> str:
     return str(prompt)
 
 
-def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptRequest]:
-    """`collection.samples` requests per row, attempts 0, 1, ..., in the rows' order."""
+def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]:
+    """What a row asks: `collection.samples` requests, attempts 0, 1, ..."""
     default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
-    options, requests = config.chosen_provider()[1].extra_body, []
-    for row in rows:
+    options, samples = config.chosen_provider()[1].extra_body, config.collection.samples
+
+    def requests_of(row: Row) -> list[PromptRequest]:
         system = row["system_prompt"] or default
         body = request_body(system, resolve_prompt(row), model, config, options)
-        requests += [
+        return [
             prompt_request(row["sample_id"], body, attempt=index, index=index)
-            for index in range(config.collection.samples)
+            for index in range(samples)
         ]
-    return requests
+
+    return requests_of
+
+
+def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptRequest]:
+    """The requests of all `rows`, in their order."""
+    requests_of = request_maker(config)
+    return [request for row in rows for request in requests_of(row)]
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def run(
         return None
     collector = Collector(
         "teacher", config, name, teacher_model(config), rows,
-        lambda row: build_requests([row], config), total * config.collection.samples, retry_failed,
+        request_maker(config), total * config.collection.samples, retry_failed,
     )  # fmt: skip
     if dry_run:
         say_estimate(collector, stage.id)

@@ -34,6 +34,7 @@ Row = dict[str, Any]
 Rows = Callable[[Sequence[str] | None], Iterator[list[Row]]]
 
 BATCH_ROWS = 2048  # rows in memory at a time, and in a row group of the tables
+CHUNK_ROWS = 64  # rows turned into requests at a time: the event loop stands still meanwhile
 ASK_COLUMNS = ("sample_id", "template_name", "system_prompt", "user_prompt")  # all that is sent
 MAX_PROMPT_BYTES = 8 * 2**20
 CLOCK_SLACK_SECONDS = 2.0
@@ -173,18 +174,18 @@ class Collector:
         A batch must be begun in the journal before the next one is asked for: that is how a
         request that stands in two batches is seen.
         """
-        size = max(self.config.collection.batch_size, self.config.collection.concurrency)
         for batch in self.rows(ASK_COLUMNS):
-            requests = [request for row in batch for request in self.requests_of(row)]
-            for start in range(0, len(requests), size):
-                chunk = {request.key: request for request in requests[start : start + size]}
+            for start in range(0, len(batch), CHUNK_ROWS):
+                rows = batch[start : start + CHUNK_ROWS]
+                requests = [request for row in rows for request in self.requests_of(row)]
+                chunk = {request.key: request for request in requests}
                 known = journal.known(chunk)
                 asking = [
                     self._asking(request, known.get(key))
                     for key, request in chunk.items()
                     if not self.settled(request, known.get(key))
                 ]
-                for _ in range(len(requests[start : start + size]) - len(asking)):
+                for _ in range(len(requests) - len(asking)):
                     skip()
                 if asking:
                     yield asking

@@ -210,9 +210,12 @@ def check_reasons(reasons: Sequence[str]) -> None:
         raise ValueError(f"reasons not in contracts.REASONS: {unknown}")
 
 
+_COMPACT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def compact_json(value: object) -> str:
     """The one JSON form that is hashed: sorted keys, no spaces, UTF-8 as it is."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _COMPACT.encode(value)
 
 
 def sha256_text(text: str) -> str:
