@@ -18,9 +18,17 @@ from typing import Any
 import pyarrow.compute as pc
 
 from nexa_distill import cli
-from nexa_distill.collection import BATCH_ROWS, Collector, Row, Rows, Summary, request_body
+from nexa_distill.collection import (
+    BATCH_ROWS,
+    Collector,
+    Row,
+    Rows,
+    Summary,
+    read_again,
+    request_body,
+)
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import INPUTS, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.estimate import say_estimate
 from nexa_distill.gateway import PromptRequest, prompt_request
@@ -73,7 +81,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "model": teacher_model(config),
         "system_prompt": load_system_prompt(config.collection.system_prompt_path),
         "decoding": config.collection.model_dump(
-            include={"max_tokens", "temperature", "max_samples", "samples"}
+            include={"max_tokens", "temperature", "max_samples", "samples", "on_uncertain"}
         ),
         "extra_body": provider.extra_body,
         "price": price and price.model_dump(),
@@ -102,7 +110,8 @@ def run(
     total, rows = _rows(src, config, renamed or {})
     decides = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
     stage = StageRun("teacher", storage, inputs=[src], settings=decides)
-    if not retry_failed and stage.is_current(dst, unanswered):
+    current = stage.is_current(dst, unanswered) and not read_again(unanswered)
+    if current and not retry_failed:
         print(f"teacher: {dst} is up to date")
         return None
     collector = Collector(
@@ -129,20 +138,34 @@ def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple
         count += batch.num_rows
     if not count:
         raise InputError(f"{src}: holds no rows; nothing to ask")
-    keys.refuse_twice(lambda: read_batches(src, INPUTS_TABLE, columns=["sample_id"]))
-    total = min(count, config.collection.max_samples or count)
+    content = [name for name in INPUTS.names if name not in ("source_file", "source_row")]
+    twice = keys.repeated(lambda: read_batches(src, INPUTS_TABLE, columns=content, renamed=renamed))
+    if twice:
+        print(f"teacher: {src}: {len(twice)} samples stand there more than once; asked once each")
 
     def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
-        left, wanted = total, list(columns) if columns else None
+        left, seen = config.collection.max_samples or count, set[str]()
+        wanted = list(columns) if columns else None
         for batch in read_batches(
             src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=wanted, renamed=renamed
         ):
-            yield batch.slice(0, left).to_pylist()
-            left -= batch.num_rows
+            found = batch.slice(0, left).to_pylist()
+            left -= len(found)
+            yield [row for row in found if _is_first(row["sample_id"], twice, seen)]
             if left <= 0:
                 return
 
-    return total, rows
+    if not twice:
+        return min(count, config.collection.max_samples or count), rows
+    return sum(len(batch) for batch in rows(["sample_id"])), rows
+
+
+def _is_first(sample: str, twice: set[str], seen: set[str]) -> bool:
+    if sample in seen:
+        return False
+    if sample in twice:
+        seen.add(sample)
+    return True
 
 
 def run_collection(args: argparse.Namespace) -> int:
@@ -160,7 +183,8 @@ def run_collection(args: argparse.Namespace) -> int:
             "teacher_model": args.teacher, "concurrency": args.concurrency,
             "max_tokens": args.max_tokens, "temperature": args.temperature,
             "system_prompt_path": args.system_prompt, "max_samples": args.max_samples,
-            "batch_size": args.batch_size,
+            "batch_size": args.batch_size, "samples": args.samples,
+            "on_uncertain": args.on_uncertain,
         },
         "budget": {"max_usd": args.max_usd},
     }  # fmt: skip
@@ -196,7 +220,9 @@ def main() -> int:
     add("--context-column", metavar="NAME", help="column of --src that is context")
     add("--task-type-column", metavar="NAME", help="column of --src that is template_name")
     add("--max-samples", type=cli.count, metavar="N", help="first N rows")
-    add("--batch-size", type=cli.count, metavar="N", help="input rows taken up at a time")
+    add("--samples", type=cli.count, metavar="N", help="answers per prompt")
+    add("--batch-size", type=cli.count, metavar="N", help="requests journaled ahead")
+    add("--on-uncertain", choices=["resend", "hold"], help="what was sent and may be billed")
     add("--max-usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
     add("--dry-run", action="store_true", help="say what would be sent, send nothing")
     add("--estimate", action="store_true", help="the same as --dry-run")

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nexa_distill.answers import output_row
 from nexa_distill.budget import Tally
 from nexa_distill.config import DistillConfig, Price, Provider
-from nexa_distill.contracts import OUTPUTS, UNANSWERED
+from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.endpoint import reach
 from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.gateway import Gateway, PromptRequest, given_up
-from nexa_distill.handoff import table_writer
+from nexa_distill.handoff import read_batches, table_writer
 from nexa_distill.journal import Answered, Asking, Journal, Known, spent_elsewhere
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
@@ -52,6 +53,7 @@ class Summary:
     usd: float | None = None
     models: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
+    unreadable: int = 0
     clock_moved_seconds: float = 0.0
 
     @property
@@ -85,6 +87,11 @@ class Summary:
                 for (model, print_), count in self.models.most_common()
             )
             yield f"the answers are not of one model: {found}"
+        if self.unreadable:
+            yield (
+                f"{self.unreadable} stored answers could not be read: a bug, its traceback is in "
+                f"{unanswered}; once it is mended the same command reads them, at no cost"
+            )
         if self.unanswered:
             yield f"{self.unanswered} prompts have no answer, see {unanswered}; " + (
                 "--retry-failed asks them again"
@@ -266,9 +273,19 @@ class Collector:
         }  # fmt: skip
 
 
+def read_again(unanswered: Path) -> bool:
+    """Whether answers are stored that could not be read: a bug, perhaps mended since."""
+    table = TABLES["unanswered"]
+    return unanswered.exists() and any(
+        pc.any(pc.equal(batch["rejection_reason"], "unreadable_answer")).as_py()
+        for batch in read_batches(unanswered, table, columns=["rejection_reason"])
+    )
+
+
 def _count(summary: Summary, rows: list[Row], missing: list[Row]) -> None:
     summary.rows += len(rows) + len(missing)
     summary.answered += len(rows)
+    summary.unreadable += sum(row["rejection_reason"] == "unreadable_answer" for row in missing)
     for row in rows:
         summary.models[row["model_id"], row["system_fingerprint"]] += 1
         if row["answer_flag"]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nexa_distill import failpoints
 from nexa_distill.contracts import Table
 from nexa_distill.errors import InputError, InputMissing, did_you_mean
 
@@ -33,10 +34,14 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        failpoints.hit("replace")
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        failpoints.hit("replace")
         temporary.replace(path)
+        failpoints.hit("replace")
         sync_folder(path.parent)
+        failpoints.hit("replace")
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,6 +88,7 @@ class TableWriter:
 
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Append rows as one row group; the columns are brought into the schema's order."""
+        failpoints.hit("row_group")
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         self._parquet.write_table(table.select(self.schema.names).cast(self.schema))
         self.rows += table.num_rows
@@ -196,25 +202,34 @@ class UniqueKeys:
         """The keys of some more rows, strings."""
         self._hashes.extend(map(hash, keys.to_pylist()))
 
-    def refuse_twice(self, again: Callable[[], Iterator[pa.Table]]) -> None:
-        """Raises InputError naming the key. `again` yields the rows once more, keys first."""
+    def repeated(self, again: Callable[[], Iterator[pa.Table]]) -> set[str]:
+        """Keys that stand more than once, always with the same content.
+
+        `again` yields the rows once more, the key in the first column and the content in the
+        others. Raises InputError naming a key that stands there with different contents.
+        """
         ordered = np.sort(np.frombuffer(self._hashes, np.int64))
         suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-        if not suspects:
-            return
-        seen: dict[str, int] = {}
-        row = 0
-        for batch in again():
-            for key in batch.column(0).to_pylist():
-                if hash(key) in suspects and key in seen:
-                    name = batch.column_names[0]
+        seen: dict[str, tuple[int, Mapping[str, object]]] = {}
+        found, start = set[str](), 0
+        for batch in again() if suspects else ():
+            keys = batch.column(0).to_pylist()
+            for row, key in enumerate(keys):
+                if hash(key) not in suspects:
+                    continue
+                content = batch.slice(row, 1).to_pylist()[0]
+                first, other = seen.setdefault(key, (start + row, content))
+                if content != other:
+                    differ = [name for name in content if content[name] != other[name]]
                     raise InputError(
-                        f"{self.path}: {name} {key} stands 2 times, in rows {seen[key]} and {row} "
-                        "(0-based), expected once"
+                        f"{self.path}: {batch.column_names[0]} {key} stands in rows {first} and "
+                        f"{start + row} (0-based) with different {', '.join(differ)}: give one of "
+                        "them another id"
                     )
-                if hash(key) in suspects:
-                    seen[key] = row
-                row += 1
+                if first != start + row:
+                    found.add(key)
+            start += len(keys)
+        return found
 
 
 def _refuse_nulls(path: Path, rows: pa.Table, schema: pa.Schema, start: int) -> None:

@@ -102,12 +102,12 @@ class Pacer:
         """The provider refused for load what was sent at `sent_at`."""
         if self._cut_at is not None and sent_at <= self._cut_at:
             return
-        believed = self.window
+        believed, left = self.window, self.window * MOST_CUT
         if self._cut_at is not None and self._latency:
             recent = sum(at >= now - MEASURE_SECONDS for at in self._answers)
             rate = recent / min(now - self._cut_at, MEASURE_SECONDS)
             believed = min(rate * self._latency, self.window)
-        left = max(believed * LEAST_CUT, self.window * MOST_CUT)
+            left = max(believed * LEAST_CUT, left)
         self._plateau = max(believed, left)
         self.window = self._left = max(left, self._slowest())
         self._cut_at, self.cuts = now, self.cuts + 1

@@ -1,88 +1,32 @@
-"""A teacher on loopback that bills every generation in a file, and misbehaves on request.
+"""A teacher on loopback that bills every generation in a file, and misbehaves on a script.
 
 It answers deterministically from the request. Faults are chosen per request by its own hash and
 by how often it was asked, so that a disturbed run can be compared with an undisturbed one.
 
     with ledger_teacher(folder, delay=0.05, fault="status:500", share=0.5) as teacher:
-        teacher.base_url, teacher.billed()
+        teacher.base_url, teacher.billed(), teacher.sends()
+
+`teacher_script.Script` lists the keyword arguments, `teacher_faults` and `teacher_answers` what can
+go wrong, `teacher_batches` the Batch API. Not covered: `stream: true`, limits of tokens a minute.
 """
 
-import argparse
-import asyncio
 import contextlib
-import hashlib
 import json
-import os
-import random
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from tests.teacher_answers import ODD_TEXT, answer_text
+from tests.teacher_script import Script
 
-SYLLABLES = [first + last for first in "bdfgklmnprst" for last in "aeiou"]
+__all__ = ["ODD_TEXT", "Teacher", "answer_text", "ledger_teacher"]
 
-
-def answer_text(prompt: str, words: int = 110) -> str:
-    """Made-up words in sentences that pass the shipped rules; a function of the prompt alone."""
-    chance = random.Random(prompt)
-    made = ["".join(chance.choices(SYLLABLES, k=3)) for _ in range(words)]
-    sentences = [" ".join(made[n : n + 11]) for n in range(0, words, 11)]
-    return "We will measure this. " + " ".join(f"{text.capitalize()}." for text in sentences)
-
-
-def completion(body: dict[str, Any]) -> dict[str, Any]:
-    text = answer_text(body["messages"][-1]["content"])
-    usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": "x", "model": body["model"], "choices": [choice], "usage": usage}
-
-
-class Server:
-    """`fault`: status:CODE, html, empty, no_choices, cut, hang, or none; first time only unless
-    `always`; `share` of the requests, chosen by their hash."""
-
-    def __init__(self, ledger: Path, delay: float, fault: str, share: float, always: bool) -> None:
-        self.ledger, self.delay, self.fault = ledger, delay, fault
-        self.share, self.always = share, always
-        self.asked: Counter[str] = Counter()
-
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        raw = await request.read()
-        key = hashlib.sha256(raw).hexdigest()
-        self.asked[key] += 1
-        await asyncio.sleep(self.delay)
-        hit = int(key[:8], 16) / 2**32 < self.share and (self.always or self.asked[key] == 1)
-        kind, _, value = self.fault.partition(":") if hit else ("none", "", "")
-        if kind == "status":
-            said = {"error": {"message": f"scripted {value}", "code": os.environ.get("CODE", "")}}
-            return web.json_response(said, status=int(value), headers={"Retry-After": "0"})
-        self._bill(key)
-        if kind == "hang":
-            await asyncio.sleep(3600)
-        if kind == "cut":
-            return await self._cut(request)
-        bodies = {"html": "<html>busy</html>", "empty": "", "no_choices": '{"choices": null}'}
-        text = bodies.get(kind) if kind in bodies else json.dumps(completion(json.loads(raw)))
-        return web.Response(text=text, content_type="application/json")
-
-    async def _cut(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "5000"})
-        await response.prepare(request)
-        await response.write(b'{"choices": [{"mess')
-        if request.transport:
-            request.transport.close()
-        return response
-
-    def _bill(self, key: str) -> None:
-        with self.ledger.open("a") as file:
-            file.write(key + "\n")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -92,64 +36,50 @@ class Teacher:
     process: subprocess.Popen[bytes]
 
     def billed(self) -> Counter[str]:
-        """Request hash -> number of generations billed."""
-        return Counter(self.ledger.read_text().split() if self.ledger.exists() else [])
+        """Request hash -> number of generations billed (a choice is a generation)."""
+        return Counter(_lines(self.ledger))
+
+    def sends(self, path: str | None = "/v1/chat/completions") -> list[dict[str, Any]]:
+        """Every request to `path` (None: to any) in order of arrival, refused ones too.
+
+        at (seconds since the epoch), monotonic (of this machine), method, path, key (of billed()),
+        fault ("rate": the limit), status and retry_after as the client is told them, None where
+        it is told none (the status is known in advance for chat completions only),
+        authorization_present.
+        """
+        sends = map(json.loads, _lines(self.ledger.with_name("sends.jsonl")))
+        return [send for send in sends if path in (None, send["path"])]
+
+    def batches(self) -> list[str]:
+        """The ids of the batches created, oldest first."""
+        return _lines(self.ledger.with_name("batches.txt"))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 @contextlib.contextmanager
-def ledger_teacher(
-    folder: Path, *, delay: float = 0.0, fault: str = "none", share: float = 1.0,
-    always: bool = False, port: int = 0,
-) -> Iterator[Teacher]:  # fmt: skip
-    """A running server in a process of its own; the ledger is `folder`/ledger.txt."""
+def ledger_teacher(folder: Path, *, port: int = 0, **script: Any) -> Iterator[Teacher]:
+    """A running server in a process of its own; `script` is the arguments of `Script`.
+
+    `folder` gets ledger.txt, sends.jsonl and batches.txt; what another server wrote there stays.
+    """
+    checked = asdict(Script(**script))
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     ready = folder / f"port-{time.monotonic_ns()}"
-    ledger = folder / "ledger.txt"
-    command = [sys.executable, __file__, str(ledger), str(ready), str(delay), fault, str(share)]
-    process = subprocess.Popen([*command, str(int(always)), str(port)])
+    given = {"folder": str(folder), "ready": str(ready), "port": port, "script": checked}
+    command = [sys.executable, "-m", "tests.teacher_server", json.dumps(given)]
+    process = subprocess.Popen(command, cwd=ROOT)
     try:
         deadline = time.monotonic() + 30
         while not (ready.exists() and ready.read_text().endswith("\n")):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the ledger teacher did not start")
             time.sleep(0.02)
-        yield Teacher(f"http://127.0.0.1:{ready.read_text().strip()}/v1", ledger, process)
+        base_url = f"http://127.0.0.1:{ready.read_text().strip()}/v1"
+        yield Teacher(base_url, folder / "ledger.txt", process)
     finally:
         process.kill()
         process.wait()
-
-
-async def serve(arguments: argparse.Namespace) -> None:
-    server = Server(
-        arguments.ledger, arguments.delay, arguments.fault, arguments.share, bool(arguments.always)
-    )
-    app = web.Application(client_max_size=2**30)
-    app.router.add_post("/v1/chat/completions", server.chat)
-    app.router.add_get("/v1/models", lambda _: _models())
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", arguments.port)
-    await site.start()
-    address = runner.addresses[0]
-    arguments.ready.write_text(f"{address[1]}\n")
-    await asyncio.Event().wait()
-
-
-async def _models() -> web.Response:
-    return web.json_response({"data": []})
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("ledger", type=Path)
-    parser.add_argument("ready", type=Path)
-    parser.add_argument("delay", type=float)
-    parser.add_argument("fault")
-    parser.add_argument("share", type=float)
-    parser.add_argument("always", type=int)
-    parser.add_argument("port", type=int)
-    asyncio.run(serve(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()
