@@ -25,15 +25,14 @@ from nexa_distill.collection import (
     Rows,
     Summary,
     read_again,
-    request_body,
 )
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.estimate import say_estimate
-from nexa_distill.gateway import PromptRequest, prompt_request
 from nexa_distill.handoff import UniqueKeys, read_batches
 from nexa_distill.manifests import StageRun
+from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
 
 INPUTS_TABLE = TABLES["raw_dataset"]
 

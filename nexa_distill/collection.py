@@ -9,7 +9,7 @@ import itertools
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from nexa_distill.config import DistillConfig, Price, Provider
 from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.endpoint import reach
 from nexa_distill.errors import InputError, ProviderUnusable
-from nexa_distill.gateway import Gateway, PromptRequest, given_up
+from nexa_distill.gateway import Gateway
 from nexa_distill.handoff import read_batches, table_writer
 from nexa_distill.journal import Answered, Asking, Journal, Known, spent_elsewhere
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
+from nexa_distill.prompt_request import PromptRequest
+from nexa_distill.refusals import given_up
 
 Row = dict[str, Any]
 # The rows to answer, in batches, with the columns that are named (None = all); every call starts
@@ -292,20 +294,3 @@ def _count(summary: Summary, rows: list[Row], missing: list[Row]) -> None:
             summary.flags[row["answer_flag"]] += 1
         if row["cost_usd"] is not None:
             summary.usd = (summary.usd or 0.0) + row["cost_usd"]
-
-
-def request_body(
-    system: str, prompt: str, model: str, config: DistillConfig, extra: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A chat completion's JSON: what changes the answer. A null in `extra` drops its key."""
-    body = {
-        "model": model,
-        "messages": [
-            {"role": "system", "content": system},
-            {"role": "user", "content": prompt},
-        ],
-        "max_tokens": config.collection.max_tokens,
-        "temperature": config.collection.temperature,
-        **extra,
-    }
-    return {key: value for key, value in body.items() if value is not None}

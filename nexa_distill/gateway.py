@@ -3,19 +3,8 @@
 Requests are journaled ahead of their turn, so that a send waits for no fsync; a worker hands its
 answer to the journal and takes the next request at once. An answer is parsed when it is on disk.
 
-What is done about an attempt that brought no answer is decided here and nowhere else:
-
-| what happened                                   | then                                          |
-|-------------------------------------------------|-----------------------------------------------|
-| 3xx, 401 to 404, 429 with insufficient_quota    | the run stops (69); what is in flight ends    |
-| no connection, `max_attempts` times             | the run stops (69)                            |
-| 429                                             | everyone slows down; never counted            |
-| 503, 529                                        | everyone slows down; again, as below          |
-| 5xx, 408, 409, 425, timeout, cut connection     | again with back-off, `max_attempts` in all    |
-| any other status                                | this request is refused; the run goes on      |
-
-How fast is `pacing.py`, one send is `transport.py`. Not covered: streaming; batch mode is
-`batch_mode.py`.
+What an attempt without an answer means is `refusals.py`, how fast is `pacing.py`, one send is
+`transport.py`. Not covered: streaming; batch mode is `batch_mode.py`.
 """
 
 import asyncio
@@ -30,69 +19,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import uvloop
 
-from nexa_distill import cli, failpoints
+from nexa_distill import cli, failpoints, refusals
 from nexa_distill.answers import Answer, cost_usd, parse_answer
 from nexa_distill.budget import Tally
 from nexa_distill.cli import Stopped
 from nexa_distill.config import Collection, Provider
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.endpoint import Endpoint
-from nexa_distill.errors import BudgetReached, NexaError, ProviderUnusable, StorageFailed
-from nexa_distill.journal import DIED, Asking, Ended, Journal, Outcome
+from nexa_distill.errors import BudgetReached, NexaError, StorageFailed
+from nexa_distill.journal import Asking, Journal, Outcome
 from nexa_distill.pacing import Pacer
 from nexa_distill.progress import Progress
 from nexa_distill.transport import ABANDONED, DEFAULT_PAUSE_SECONDS, Reply, Transport
 
-OUR_OWN_STOPS = {ABANDONED, DIED}  # no fault of the provider: they count against no request
-STOPS_THE_RUN = {401, 402, 403, 404}
-OVERLOADED = {429, 503, 529}
-TRY_AGAIN = {408, 409, 425}
 GRACE_SECONDS = 10.0
 MIN_PAUSE_SECONDS = 0.05
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
-NO_ANSWERS = 32  # so many bodies with no choices and not one with: this is no such API
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRequest:
-    """One question to a model: `body` is the chat completion's JSON, `data` its bytes."""
-
-    sample_id: str
-    attempt: int
-    key: str
-    body: dict[str, Any]
-    data: bytes
-
-
-def prompt_request(
-    sample_id: str, body: dict[str, Any], *, attempt: int = 0, round_: int = 0, index: int = 0
-) -> PromptRequest:
-    """The request and its key: what makes two requests the same.
-
-    That is the endpoint's kind, model, messages, decoding parameters, sample index and round.
-    """
-    text = compact_json(body)
-    key = sha256_text(f'["chat",{text},{index},{round_}]')
-    return PromptRequest(sample_id, attempt, key, body, text.encode("utf-8", "surrogatepass"))
-
-
-def given_up(attempts: list[Ended], max_attempts: int) -> str | None:
-    """The reason why a request is not asked again without --retry-failed, or None."""
-    if not attempts:
-        return None
-    last = attempts[-1]
-    if last.outcome == "rejected" and last.status not in (None, 429) and not _again(last.status):
-        return None if _stops(last.status) else "request_refused"
-    counted = [
-        a for a in attempts
-        if a.outcome in ("rejected", "uncertain") and a.status != 429
-        and a.error not in OUR_OWN_STOPS
-    ]  # fmt: skip
-    return "provider_failed" if len(counted) >= max_attempts else None
 
 
 @dataclass(slots=True)
@@ -254,13 +198,13 @@ class Gateway:
             self.pacer.served(now, now - sending.sent_at)
             return
         status = outcome.status or 0
-        if status in OVERLOADED:
+        if status in refusals.OVERLOADED:
             default = DEFAULT_PAUSE_SECONDS if status == 429 else 0.0
             pause = default if reply.pause is None else reply.pause
             self.pacer.pause(now, max(pause, MIN_PAUSE_SECONDS) if status == 429 else pause)
             self.pacer.refused(now, sending.sent_at)
-        if self._is_fatal(outcome):
-            raise ProviderUnusable(self._refusal(outcome))
+        if refusals.is_fatal(outcome):
+            raise refusals.refused(self.endpoint, outcome)
         if outcome.error != ABANDONED:
             self._decide(sending, outcome, reply.pause or 0.0)
 
@@ -273,15 +217,12 @@ class Gateway:
             self._progress.add(1)
             return
         sending.tries += 1
-        retryable = outcome.status is None or _again(outcome.status)
-        if retryable and sending.tries < self.settings.max_attempts:
+        if refusals.again(outcome.status) and sending.tries < self.settings.max_attempts:
             backoff = min(FIRST_BACKOFF_SECONDS * 2 ** (sending.tries - 1), MAX_BACKOFF_SECONDS)
             self._retry(sending, max(backoff, pause) * random.uniform(0.7, 1.0))  # noqa: S311
         elif outcome.outcome == "not_sent":
-            raise ProviderUnusable(
-                f"provider {self.endpoint.provider}: no connection to {self.endpoint.base_url} in "
-                f"{self.settings.max_attempts} attempts ({outcome.error}); is the server running?"
-            )
+            attempts = self.settings.max_attempts
+            raise refusals.unreachable(self.endpoint, attempts, outcome.error)
         else:
             self._progress.add(1)
 
@@ -347,26 +288,12 @@ class Gateway:
         """Stop early at what is no such API, or, if asked to, at a change of the model."""
         if answer.flag == "malformed":
             self._malformed += 1
-            if self._malformed >= NO_ANSWERS and not self.models:
-                self._end_run(ProviderUnusable(self._no_such_api(raw)))
+            if self._malformed >= refusals.NO_ANSWERS and not self.models:
+                self._end_run(refusals.no_such_api(self.endpoint, raw))
             return
         self.models[answer.model, answer.fingerprint] += 1
         if self.settings.stop_on_model_change and len(self.models) > 1:
-            names = ", ".join(f"{model} ({print_})" for model, print_ in self.models)
-            self._end_run(
-                ProviderUnusable(
-                    f"provider {self.endpoint.provider}: the model changed during the run: "
-                    f"{names}; set collection.stop_on_model_change to false to go on"
-                )
-            )
-
-    def _no_such_api(self, raw: bytes) -> str:
-        said = " ".join(raw[:200].decode("utf-8", "replace").split())
-        return (
-            f"provider {self.endpoint.provider} ({self.endpoint.base_url}) answered 200 without a "
-            f"chat completion {NO_ANSWERS} times; the last: {said!r}; check base_url, then run "
-            "again with --retry-failed"
-        )
+            self._end_run(refusals.model_changed(self.endpoint, self.models))
 
     # ---- the end
 
@@ -397,26 +324,6 @@ class Gateway:
             async with asyncio.timeout(None if seconds == math.inf else seconds):
                 await self._changed.wait()
 
-    def _is_fatal(self, outcome: Outcome) -> bool:
-        quota = outcome.status == 429 and b"insufficient_quota" in (outcome.raw or b"")
-        return quota or _stops(outcome.status)
-
-    def _refusal(self, outcome: Outcome) -> str:
-        said = " ".join((outcome.raw or b"").decode("utf-8", "replace").split())[:300]
-        address, key = "check base_url", self.endpoint.key_name or "api_key_env"
-        hints = {
-            401: f"check {key} in .env",
-            402: "the account has no credit",
-            403: f"the key in {key} may not do this",
-            404: f"{address} and model ({self.endpoint.model})",
-            429: "the quota is used up",
-        }
-        return (
-            f"provider {self.endpoint.provider} ({self.endpoint.base_url}) refuses with HTTP "
-            f"{outcome.status}: {said or '(no text)'}; {hints.get(outcome.status or 0, address)}. "
-            f"{self.tally.answered} answers of this run are stored"
-        )
-
     def _handle_signals(self, workers: list[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
 
@@ -439,12 +346,3 @@ class Gateway:
         loop.add_signal_handler(signal.SIGINT, stop, KeyboardInterrupt())
         loop.add_signal_handler(signal.SIGTERM, stop, Stopped())
         loop.add_signal_handler(signal.SIGHUP, stop, Stopped())
-
-
-def _stops(status: int | None) -> bool:
-    """Whether the API as a whole is not usable like this; a redirect is another address's page."""
-    return status is not None and (status in STOPS_THE_RUN or 300 <= status < 400)
-
-
-def _again(status: int | None) -> bool:
-    return status is not None and (status in TRY_AGAIN or status >= 500)

@@ -20,14 +20,14 @@ from typing import Any
 import pyarrow.compute as pc
 
 from nexa_distill import cli
-from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary, request_body
+from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, REASONS, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.estimate import say_estimate
-from nexa_distill.gateway import PromptRequest, prompt_request
 from nexa_distill.handoff import read_batches, read_table
 from nexa_distill.manifests import StageRun
+from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
 
 Reasons = dict[str, str]  # sample_id -> what was wrong with its first answer, in words
 

@@ -92,13 +92,22 @@ def test_f27_the_same_content_under_two_ids_is_paid_once_and_given_to_both(tmp_p
     assert texts(made)["s0000"] == texts(made)["s0003"]
 
 
-def test_f26_a_sample_id_that_stands_twice_is_refused_before_any_request(tmp_path: Path) -> None:
+def test_f26_an_id_with_two_contents_is_refused_before_any_request(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url)
-        said = ask(made, [*prompts(3), prompts(1)[0]], code=65)
-        assert "s0000" in said
-        assert "2 times" in said
+        other = prompts(1)[0] | {"user_prompt": "Something else?"}
+        said = ask(made, [*prompts(3), other], code=65)
+        assert "sample_id s0000 stands in rows 0 and 3 (0-based) with different user_prompt" in said
         assert not teacher.billed()
+
+
+def test_f26_a_row_that_stands_twice_is_asked_and_written_once(tmp_path: Path) -> None:
+    with ledger_teacher(tmp_path) as teacher:
+        made = workspace(tmp_path, teacher.base_url)
+        said = ask(made, [*prompts(3), prompts(1)[0] | {"source_row": 9}])
+        assert "1 samples stand there more than once; asked once each" in said
+        assert sum(teacher.billed().values()) == 3
+    assert [row["sample_id"] for row in answers(made)] == ["s0000", "s0001", "s0002"]
 
 
 @pytest.mark.parametrize(
