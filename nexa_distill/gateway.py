@@ -125,7 +125,7 @@ class Gateway:
 
     async def _work(self, transport: Transport) -> None:
         try:
-            while sending := await self._next():
+            while sending := self._take() or await self._next():
                 reply = await transport.post(self._as_sent(sending.asking.body))
                 failpoints.hit("after_recv")
                 self._flying -= 1
@@ -143,6 +143,13 @@ class Gateway:
             return body
         return json.dumps({**json.loads(body), "model": self.endpoint.model}).encode()
 
+    def _take(self) -> _Sending | None:
+        """The next request, if it may be sent at once and nobody waits for it at the door."""
+        if not self._ready or self._door.locked() or self._stop.is_set():
+            return None
+        now = time.monotonic()
+        return None if self._wait(now, self._ready[0].asking) else self._send(now)
+
     async def _next(self) -> _Sending | None:
         """The next request to send, when it may be sent; None when there is no more."""
         async with self._door:  # one at a time looks and waits; the others queue here
@@ -153,16 +160,10 @@ class Gateway:
                     await self._change()
                     continue
                 now = time.monotonic()
-                asking = self._ready[0].asking
-                wait = self._wait(now, asking)
-                if wait:
+                if wait := self._wait(now, self._ready[0].asking):
                     await self._change(wait)
                     continue
-                sending = self._ready.popleft()
-                if len(self._ready) < self._ahead:
-                    self._room.set()
-                self._send(sending, now)
-                return sending
+                return self._send(now)
         return None
 
     def _wait(self, now: float, asking: Asking) -> float:
@@ -179,13 +180,18 @@ class Gateway:
             )
         return math.inf if broken else 0.0
 
-    def _send(self, sending: _Sending, now: float) -> None:
+    def _send(self, now: float) -> _Sending:
+        """Take the next request from the queue: from here on it counts as sent."""
+        sending = self._ready.popleft()
+        if len(self._ready) < self._ahead:
+            self._room.set()
         asking = sending.asking
         sending.sent_at = now
         self._flying += 1
         self.journal.wire.add(sending.attempt)
         self.tally.reserve(asking.most_tokens, asking.most_usd)
         self.pacer.sent(now, asking.most_tokens)
+        return sending
 
     # ---- what an attempt's end means
 
