@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ class Run:
     wall_seconds: float
     cpu_seconds: float
     peak_mb: float
+    slowest_commit_ms: float | None  # of an answer, from its arrival; ours only
 
     @property
     def rate(self) -> float:
@@ -72,13 +74,13 @@ def one_run(
         figures = measure(command, folder)
         with urllib.request.urlopen(f"{address}/stats") as response:  # noqa: S310
             stats = json.load(response)
-        answered = right_answers(out)
+        answered, slowest = right_answers(out), slowest_commit(folder)
     if stats["most_in_flight"] > in_flight:
         raise Unfit(f"{stats['most_in_flight']} requests in flight, allowed {in_flight}")
     if stats["billed"] != answered:
         raise Unfit(f"{stats['billed']} billed for {answered} answers")
     counted = {key: stats[key] for key in ("billed", "rejected", "seconds", "last_billed")}
-    return Run(requests, answered, **counted, **figures)
+    return Run(requests, answered, **counted, **figures, slowest_commit_ms=slowest)
 
 
 @contextlib.contextmanager
@@ -131,6 +133,15 @@ def _input(number: int) -> dict[str, Any]:
         "cluster_id": str(number), "split": "train",
     }  # fmt: skip
     return row | {"sample_id": sample_id(row["task_id"], canonical_input(row))}
+
+
+def slowest_commit(folder: Path) -> float | None:
+    """As the journal below `folder` says, if there is one."""
+    for journal in folder.rglob("journal/*.sqlite"):
+        with contextlib.closing(sqlite3.connect(journal)) as db:
+            (slowest,) = db.execute("SELECT max(slowest_commit_ms) FROM runs").fetchone()
+            return float(slowest)
+    return None
 
 
 def measure(command: list[str], folder: Path) -> dict[str, Any]:

@@ -57,11 +57,12 @@ def speed_table(found: Measured, share_of: str, share: Callable[[int, Run], floa
             f"{median(runs, 'wall_seconds'):.1f}",
             f"{statistics.median(further) * 1000:.2f}",
             f"{median(runs, 'peak_mb'):,.0f}",
+            ", ".join(f"{run.slowest_commit_ms:.0f}" for run in runs if run.slowest_commit_ms),
         ]
         return " | ".join(cells)
 
     heads = ["contender", "requests", "requests/s, median", "range", share_of, "whole run, s",
-             "CPU, ms per request", "peak memory, MB"]  # fmt: skip
+             "CPU, ms per request", "peak memory, MB", "slowest commit of each round, ms"]  # fmt: skip
     return table(heads, found, row)
 
 
