@@ -1,8 +1,9 @@
 """What an answer says: the fields of a chat completion, read from the bytes as received.
 
 Source of the format: the OpenAI chat completions API, and the fields that vLLM, SGLang, Ollama and
-OpenRouter add (`reasoning_content`, `reasoning`). Whatever the bytes are, reading never fails: what
-is not there or not of its type is missing, and a row without answer text is rejected by the rules.
+OpenRouter add (`reasoning_content`, `reasoning`); a server without a reasoning parser leaves
+`<think>...</think>` before the answer, which is taken apart here. Whatever the bytes are, reading
+never fails: what is not there or not of its type is missing.
 """
 
 import json
@@ -13,6 +14,11 @@ from typing import Any
 
 from nexa_distill.config import Price, Provider
 from nexa_distill.journal import Answered
+from nexa_distill.response_schemas import ResponseSchemas
+
+MOST_TOKENS = 2**31  # no answer has more: what says so is no count
+TEXT_PARTS = ("text", "output_text")
+THINK, THOUGHT = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,11 @@ def parse_answer(raw: bytes) -> Answer:
     choices = body.get("choices")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
     message = _mapping(choice.get("message"))
-    text = _content(message.get("content"))
+    thought, text = _apart(_content(message.get("content")))
+    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
     return Answer(
         text=text,
-        reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
+        reasoning=reasoning or thought,
         finish_reason=_text(choice.get("finish_reason")),
         model=_text(body.get("model")),
         fingerprint=_text(body.get("system_fingerprint")),
@@ -55,21 +62,33 @@ def parse_answer(raw: bytes) -> Answer:
     )
 
 
-def cost_usd(answer: Answer, price: Price | None) -> float | None:
-    """US dollars of an answer; None when its tokens or the model's price are not known."""
+def is_completion(raw: bytes) -> bool:
+    """Whether there is a message in it; what cannot be read, by a bug of ours, counts as one."""
+    try:
+        return parse_answer(raw).flag != "malformed"
+    except Exception:  # noqa: BLE001  it is looked at again where its row is written
+        return True
+
+
+def cost_usd(answer: Answer, price: Price | None, discount: float = 1.0) -> float | None:
+    """US dollars of an answer; None when its tokens or the model's price are not known.
+
+    `discount` is the share of the price that is billed: batches cost less.
+    """
     if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
         return None
-    return price.cost(answer.prompt_tokens, answer.completion_tokens)
+    return discount * price.cost(answer.prompt_tokens, answer.completion_tokens)
 
 
 def output_row(
-    row: Mapping[str, Any], attempt: int, key: str, model: str, stored: Answered, provider: Provider
-) -> dict[str, Any]:
+    row: Mapping[str, Any], attempt: int, key: str, model: str, stored: Answered,
+    provider: Provider, schemas: ResponseSchemas,
+) -> dict[str, Any]:  # fmt: skip
     """One row of contracts.OUTPUTS. `model` is the name asked for, used when the API says none.
 
     A server that we start names itself by a path on this machine; it is called by its own name.
     """
-    answer = parse_answer(stored.raw)
+    answer, price = parse_answer(stored.raw), provider.prices.get(model)
     return {
         **row,
         "attempt": attempt,
@@ -77,13 +96,13 @@ def output_row(
         "reasoning_output": answer.reasoning,
         "model_id": model if provider.start else answer.model or model,
         "finish_reason": answer.finish_reason,
-        "answer_flag": answer.flag,
+        "answer_flag": _with_schema(answer, schemas, row["template_name"]),
         "system_fingerprint": answer.fingerprint,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "total_tokens": answer.total_tokens,
         "latency_ms": stored.latency_ms,
-        "cost_usd": cost_usd(answer, provider.prices.get(model)),
+        "cost_usd": cost_usd(answer, price, stored.discount),
         "request_key": key,
         "created_at": datetime.fromtimestamp(stored.ended_at, UTC),
     }
@@ -98,9 +117,16 @@ def _flag(choice: Mapping[str, Any], message: Mapping[str, Any], text: str | Non
         "refused": bool(message.get("refusal")),
         "truncated": finish == "length",
         "tool_calls": bool(message.get("tool_calls")),
-        "no_text": not text,
+        "no_text": not (text and text.strip()),
     }
     return next((flag for flag, holds in signs.items() if holds), None)
+
+
+def _with_schema(answer: Answer, schemas: ResponseSchemas, task: str) -> str | None:
+    """The flag, with the task's schema in mind: a text that was cut is no JSON either."""
+    if answer.text is None or answer.flag not in (None, "truncated", "tool_calls"):
+        return answer.flag
+    return answer.flag if schemas.satisfied(task, answer.text) else "schema_mismatch"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -108,11 +134,21 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _content(value: object) -> str | None:
-    """Text, or the text parts of a list of content parts."""
+    """Text, or the text parts of a list of content parts (others hold reasoning or images)."""
     if isinstance(value, list):
-        parts = (_text(_mapping(part).get("text")) for part in value)
-        return "".join(part for part in parts if part) or None
-    return _text(value)
+        parts = [part for part in map(_mapping, value) if part.get("type", "text") in TEXT_PARTS]
+        return "".join(_text(part.get("text")) or "" for part in parts) or None
+    return _text(value) or None
+
+
+def _apart(text: str | None) -> tuple[str | None, str | None]:
+    """(reasoning, answer). The opening tag may have stood in the prompt, by the chat template."""
+    before, end, after = (text or "").partition(THOUGHT)
+    thought = before.lstrip().removeprefix(THINK)
+    begins = thought != before.lstrip()
+    if not begins and (not end or THINK in before):
+        return None, text
+    return thought.strip() or None, after.lstrip() or None
 
 
 def _text(value: object) -> str | None:
@@ -123,5 +159,6 @@ def _text(value: object) -> str | None:
 
 
 def _count(value: object) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-    return int(value) if is_count and isinstance(value, int) else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value < MOST_TOKENS else None

@@ -1,7 +1,24 @@
 """What has been spent, and whether one more request may be sent."""
 
-from nexa_distill.config import Budget
+from nexa_distill.config import Budget, Provider
+from nexa_distill.errors import InputError
 from nexa_distill.journal import Spent
+
+
+def dollars(usd: float) -> str:
+    """`1.20`, `0.0123`: two decimals, or as many as it takes, up to four; six below a cent."""
+    decimals = 2 if usd >= 100 else 4 if usd >= 0.01 else 6
+    whole, _, cents = f"{usd:,.{decimals}f}".partition(".")
+    return f"{whole}.{cents.rstrip('0').ljust(2, '0')}"
+
+
+def refuse_unpriced(budget: Budget, name: str, provider: Provider, model: str) -> None:
+    """Raises InputError (65) when dollars are limited and cannot be counted."""
+    if budget.max_usd is not None and model not in provider.prices:
+        raise InputError(
+            f"budget.max_usd is set and providers.{name}.prices has no price of {model}: dollars "
+            "cannot be counted. Write its price, or use budget.max_requests or max_tokens"
+        )
 
 
 class Tally:
@@ -20,6 +37,14 @@ class Tally:
     def usd_now(self) -> float:
         """US dollars spent by this run."""
         return self.usd - self.before.usd
+
+    @property
+    def spend(self) -> str:
+        """For the progress line: `$1.2345 of $5.00`; empty when nothing has a price."""
+        limit = self.budget.max_usd
+        if limit is None:
+            return f"${self.usd:.4f}" if self.usd else ""
+        return f"${self.usd:.4f} of ${dollars(limit)}"
 
     @property
     def idle(self) -> bool:
@@ -45,6 +70,15 @@ class Tally:
         self._reservations += 1
         self._reserved_tokens += tokens
         self._reserved_usd += usd
+
+    def hold(self, part: Spent) -> None:
+        """A part of `before` is still under way: it is reserved, and not yet spent."""
+        self.requests -= part.requests
+        self.tokens -= part.tokens
+        self.usd -= part.usd
+        self._reservations += part.requests
+        self._reserved_tokens += part.tokens
+        self._reserved_usd += part.usd
 
     def release(self, tokens: int, usd: float, *, billed: tuple[int, float] | None) -> None:
         """It has ended; `billed` is what it cost or may have cost, None if it was not billed."""

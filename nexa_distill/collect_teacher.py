@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from nexa_distill import cli
+from nexa_distill.capabilities import schema_warning
 from nexa_distill.collection import (
     BATCH_ROWS,
     Collector,
@@ -28,11 +29,12 @@ from nexa_distill.collection import (
 )
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, TABLES
-from nexa_distill.errors import InputError
-from nexa_distill.estimate import say_estimate
+from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.estimate_text import say_estimate
 from nexa_distill.handoff import UniqueKeys, read_batches
 from nexa_distill.manifests import StageRun
 from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
+from nexa_distill.response_schemas import load_schemas
 
 INPUTS_TABLE = TABLES["raw_dataset"]
 
@@ -54,10 +56,12 @@ def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]
     """What a row asks: `collection.samples` requests, attempts 0, 1, ..."""
     default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
     options, samples = config.chosen_provider()[1].extra_body, config.collection.samples
+    schemas = load_schemas(config.collection.response_schemas)
 
     def requests_of(row: Row) -> list[PromptRequest]:
         system = row["system_prompt"] or default
-        body = request_body(system, resolve_prompt(row), model, config, options)
+        extra = schemas.options(row["template_name"]) | options
+        body = request_body(system, resolve_prompt(row), model, config, extra)
         return [
             prompt_request(row["sample_id"], body, attempt=index, index=index)
             for index in range(samples)
@@ -83,6 +87,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
             include={"max_tokens", "temperature", "max_samples", "samples", "on_uncertain"}
         ),
         "extra_body": provider.extra_body,
+        "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "price": price and price.model_dump(),
     }
 
@@ -106,34 +111,50 @@ def run(
     unanswered = storage.path("unanswered")
     if given:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
-    total, rows = _rows(src, config, renamed or {})
+    collector = collector_of(config, src, renamed, retry_failed=retry_failed)
     decides = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
     stage = StageRun("teacher", storage, inputs=[src], settings=decides)
     current = stage.is_current(dst, unanswered) and not read_again(unanswered)
     if current and not retry_failed:
         print(f"teacher: {dst} is up to date")
         return None
-    collector = Collector(
-        "teacher", config, name, teacher_model(config), rows,
-        request_maker(config), total * config.collection.samples, retry_failed,
-    )  # fmt: skip
+    if warning := schema_warning(config, name, collector.model):
+        print(f"teacher: {warning}")
     if dry_run:
-        say_estimate(collector, stage.id)
+        say_estimate(collector)
         return None
     summary = collector.run(stage, dst, unanswered)
     summary.say("teacher", name, dst, unanswered)
     return summary
 
 
+def collector_of(
+    config: DistillConfig,
+    src: Path,
+    renamed: Mapping[str, str] | None = None,
+    *,
+    retry_failed: bool = False,
+) -> Collector:
+    """What asks for the answers of `src`, which is validated here."""
+    total, rows = _rows(src, config, renamed or {})
+    return Collector(
+        "teacher", config, config.chosen_provider()[0], teacher_model(config), rows,
+        request_maker(config), total * config.collection.samples, retry_failed,
+    )  # fmt: skip
+
+
 def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple[int, Rows]:
     """(number of rows, the rows in batches). All of `src` is validated here, before any request."""
-    keys, count = UniqueKeys(src), 0
-    columns = ["sample_id", "user_prompt"]
-    for batch in read_batches(src, INPUTS_TABLE, columns=columns, renamed=renamed):
+    keys, count, tasks = UniqueKeys(src), 0, set[str]()
+    columns = ["sample_id", "user_prompt", "template_name"]
+    for batch in read_batches(
+        src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=columns, renamed=renamed
+    ):
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(batch["user_prompt"])), 0)
         if pc.any(blank).as_py():
             resolve_prompt(batch.filter(blank).slice(0, 1).to_pylist()[0])
         keys.add(batch["sample_id"])
+        tasks.update(batch["template_name"].unique().to_pylist())
         count += batch.num_rows
     if not count:
         raise InputError(f"{src}: holds no rows; nothing to ask")
@@ -141,6 +162,10 @@ def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple
     twice = keys.repeated(lambda: read_batches(src, INPUTS_TABLE, columns=content, renamed=renamed))
     if twice:
         print(f"teacher: {src}: {len(twice)} samples stand there more than once; asked once each")
+
+    for task in config.collection.response_schemas.keys() - tasks:
+        near = did_you_mean(task, tasks)
+        print(f"teacher: {src}: no prompt is of task type {task}{near}; its schema is not used")
 
     def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
         left, seen = config.collection.max_samples or count, set[str]()
@@ -183,7 +208,7 @@ def run_collection(args: argparse.Namespace) -> int:
             "max_tokens": args.max_tokens, "temperature": args.temperature,
             "system_prompt_path": args.system_prompt, "max_samples": args.max_samples,
             "batch_size": args.batch_size, "samples": args.samples,
-            "on_uncertain": args.on_uncertain,
+            "on_uncertain": args.on_uncertain, "batch_api": args.batch or None,
         },
         "budget": {"max_usd": args.max_usd},
     }  # fmt: skip
@@ -222,10 +247,11 @@ def main() -> int:
     add("--samples", type=cli.count, metavar="N", help="answers per prompt")
     add("--batch-size", type=cli.count, metavar="N", help="requests journaled ahead")
     add("--on-uncertain", choices=["resend", "hold"], help="what was sent and may be billed")
+    add("--batch", action="store_true", help="by the provider's Batch API: cheaper, within a day")
     add("--max-usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
     add("--dry-run", action="store_true", help="say what would be sent, send nothing")
     add("--estimate", action="store_true", help="the same as --dry-run")
-    add("--retry-failed", action="store_true", help="ask again what was refused or given up")
+    add("--retry-failed", action="store_true", help="ask again what brought no answer")
     return run_collection(parser.parse_args())
 
 

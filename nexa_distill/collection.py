@@ -11,25 +11,36 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill.answers import output_row
-from nexa_distill.budget import Tally
+from nexa_distill.answers import is_completion, output_row
+from nexa_distill.batch_mode import BatchMode
+from nexa_distill.budget import Tally, refuse_unpriced
 from nexa_distill.config import DistillConfig, Price, Provider
 from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.endpoint import reach
 from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.gateway import Gateway
 from nexa_distill.handoff import read_batches, table_writer
-from nexa_distill.journal import Answered, Asking, Journal, Known, spent_elsewhere
+from nexa_distill.journal import (
+    Answered,
+    Asking,
+    Ended,
+    Journal,
+    Known,
+    ReadOnlyJournal,
+    spent_elsewhere,
+)
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.prompt_request import PromptRequest
 from nexa_distill.refusals import given_up
+from nexa_distill.response_schemas import ResponseSchemas, load_schemas
 
 Row = dict[str, Any]
 # The rows to answer, in batches, with the columns that are named (None = all); every call starts
@@ -94,8 +105,8 @@ class Summary:
                 f"{self.unreadable} stored answers could not be read: a bug, its traceback is in "
                 f"{unanswered}; once it is mended the same command reads them, at no cost"
             )
-        if self.unanswered:
-            yield f"{self.unanswered} prompts have no answer, see {unanswered}; " + (
+        if without := self.unanswered - self.unreadable:
+            yield f"{without} prompts have no answer, see {unanswered}; " + (
                 "--retry-failed asks them again"
             )
         if abs(self.clock_moved_seconds) > CLOCK_SLACK_SECONDS:
@@ -128,8 +139,19 @@ class Collector:
 
     @property
     def price(self) -> Price | None:
-        """Of the model; None when it is unpriced."""
-        return self.provider.prices.get(self.model)
+        """Of the model, in the mode that is asked in; None when it is unpriced."""
+        price, discount = self.provider.prices.get(self.model), self.provider.batch_discount
+        return price.share(discount) if price and discount and self.batch_mode else price
+
+    @property
+    def batch_mode(self) -> bool:
+        """Whether the requests go out in batches."""
+        return self.config.collection.batch_api
+
+    @cached_property
+    def schemas(self) -> ResponseSchemas:
+        """What the answers of some task types must satisfy."""
+        return load_schemas(self.config.collection.response_schemas)
 
     @property
     def journal_path(self) -> Path:
@@ -138,7 +160,8 @@ class Collector:
 
     def run(self, stage: StageRun, dst: Path, unanswered: Path) -> Summary:
         """Ask, write `dst` and `unanswered`, seal both. Errors as `Gateway.ask_all`."""
-        self._refuse_unpriced_budget()
+        refuse_unpriced(self.config.budget, self.provider_name, self.provider, self.model)
+        self._refuse_batches_where_there_are_none()
         clock = time.time() - time.monotonic()
         places = PLACES_PER_SLOT * self.config.collection.concurrency
         with Journal(self.journal_path, stage.id, places) as journal:
@@ -152,14 +175,43 @@ class Collector:
         return summary
 
     def _ask(self, journal: Journal) -> int:
-        """Number of requests sent. The provider is reached only if there is something to ask."""
+        """Number of requests sent. The provider is reached only if there is something to ask.
+
+        Batches that an earlier run left open come first, whatever the mode: they are paid.
+        """
+        in_batches = 0
+        if self.batch_mode or journal.batches.open():
+            in_batches = self._ask_in_batches(journal)
+        return in_batches if self.batch_mode else in_batches + self._ask_one_by_one(journal)
+
+    def _ask_in_batches(self, journal: Journal) -> int:
+        """Finish the open batches; in batch mode ask for all the rest too, as often as it takes."""
+        with Progress(self.name, self.total) as progress:
+            rest = self.missing(journal, lambda: progress.add(1)) if self.batch_mode else iter(())
+            first = next(rest, None)
+            if first is None and not journal.batches.open():
+                return 0
+            passes = itertools.chain(
+                [itertools.chain([first] if first else [], rest)],
+                (self.missing(journal) for _ in itertools.count()),
+            )
+            tally = self._tally(journal)
+            with reach(self.provider_name, self.provider, self.model) as endpoint:
+                mode = BatchMode(
+                    endpoint, self.provider, self.config.collection, self.model, journal, tally,
+                    progress, forget=self.retry_failed,
+                )  # fmt: skip
+                mode.run(passes if self.batch_mode else iter(()))
+            progress.add(max(0, self.total - progress.done))
+        return tally.sent
+
+    def _ask_one_by_one(self, journal: Journal) -> int:
         with Progress(self.name, self.total) as progress:
             batches = self.missing(journal, lambda: progress.add(1))
             first = next(batches, None)
             if first is None:
                 return 0
-            elsewhere = spent_elsewhere(self.journal_path.parent, self.journal_path)
-            tally = Tally(self.config.budget, journal.spent().plus(elsewhere))
+            tally = self._tally(journal)
             with reach(self.provider_name, self.provider, self.model) as endpoint:
                 gateway = Gateway(
                     endpoint, self.provider, self.config.collection, self.model, journal, tally
@@ -167,12 +219,16 @@ class Collector:
                 gateway.run(itertools.chain([first], batches), progress)
         return tally.sent
 
-    def _refuse_unpriced_budget(self) -> None:
-        if self.config.budget.max_usd is not None and self.price is None:
+    def _tally(self, journal: Journal) -> Tally:
+        elsewhere = spent_elsewhere(self.journal_path.parent, self.journal_path)
+        return Tally(self.config.budget, journal.spent().plus(elsewhere))
+
+    def _refuse_batches_where_there_are_none(self) -> None:
+        if self.batch_mode and self.provider.batch_discount is None:
             raise InputError(
-                f"budget.max_usd is set and providers.{self.provider_name}.prices has no price of "
-                f"{self.model}: dollars cannot be counted. Write its price, or use "
-                "budget.max_requests or max_tokens"
+                f"batch mode is asked for and providers.{self.provider_name}.batch_discount is "
+                "null: this API has no batches. Run without --batch, with collection.batch_api: "
+                "false, or write the share of the price that a batch costs there (0.5: half)"
             )
 
     def missing(
@@ -183,46 +239,68 @@ class Collector:
         A batch must be begun in the journal before the next one is asked for: that is how a
         request that stands in two batches is seen.
         """
+        for requests, known in self.chunks(journal):
+            chunk = dict[str, PromptRequest]()
+            for request in requests:
+                chunk.setdefault(request.key, request)
+            asking = [
+                self.asking(request, known.get(key))
+                for key, request in chunk.items()
+                if not self.settled(request, known.get(key))
+            ]
+            under_way = sum(request.under_way for request in known.values())
+            for _ in range(len(requests) - len(asking) - under_way):
+                skip()
+            if asking:
+                yield asking
+
+    def chunks(
+        self, journal: ReadOnlyJournal
+    ) -> Iterator[tuple[list[PromptRequest], dict[str, Known]]]:
+        """The requests of some rows at a time, and what is known of them by key."""
         for batch in self.rows(ASK_COLUMNS):
             for start in range(0, len(batch), CHUNK_ROWS):
                 rows = batch[start : start + CHUNK_ROWS]
                 requests = [request for row in rows for request in self.requests_of(row)]
-                chunk = {request.key: request for request in requests}
-                known = journal.known(chunk)
-                asking = [
-                    self._asking(request, known.get(key))
-                    for key, request in chunk.items()
-                    if not self.settled(request, known.get(key))
-                ]
-                for _ in range(len(requests) - len(asking)):
-                    skip()
-                if asking:
-                    yield asking
+                known = journal.known(request.key for request in requests)
+                if self.retry_failed:
+                    _reconsider(journal, known)
+                yield requests, known
 
     def settled(self, request: PromptRequest, known: Known | None) -> str | None:
-        """Why a request is not to be sent (`answered`, `asked`, or a reason), or None."""
+        """Why a request is not to be sent (`answered`, `under_way`, `asked`, or a reason), or None.
+
+        With --retry-failed, only what this run tried in batches counts against it.
+        """
         if len(request.data) > MAX_PROMPT_BYTES:
             return "prompt_too_large"
         if known is None:
             return None
         if known.answered:
             return "answered"
-        if known.asked_now:
+        if known.under_way:
+            return "under_way"
+        settings, tries = self.config.collection, known.new_attempts
+        if known.asked_now or tries >= settings.max_attempts:
             return "asked"
-        if self.retry_failed:
+        before = len(known.attempts) - tries if self.retry_failed else 0
+        counted = known.attempts[before:]
+        if not counted:
             return None
-        settings = self.config.collection
-        held = settings.on_uncertain == "hold" and known.attempts[-1].outcome == "uncertain"
-        return "held" if held else given_up(known.attempts, settings.max_attempts)
+        held = settings.on_uncertain == "hold" and counted[-1].outcome == "uncertain"
+        return "held" if held else given_up(counted, settings.max_attempts)
 
-    def _asking(self, request: PromptRequest, known: Known | None) -> Asking:
+    def asking(self, request: PromptRequest, known: Known | None) -> Asking:
         """With the most that it can cost: a token of the prompt is 3 bytes or more."""
-        limits = (request.body.get(key) for key in ("max_completion_tokens", "max_tokens"))
-        answer = next((limit for limit in limits if limit), self.config.collection.max_tokens)
-        prompt = len(request.data) // 3
+        answer, prompt = self.longest_answer(request), len(request.data) // 3
         usd = self.price.cost(prompt, answer) if self.price else 0.0
         id_ = known.id if known else None
         return Asking(id_, request.key, request.sample_id, request.data, prompt + answer, usd)
+
+    def longest_answer(self, request: PromptRequest) -> int:
+        """Tokens that the answer has at most."""
+        limits = (request.body.get(key) for key in ("max_completion_tokens", "max_tokens"))
+        return next((limit for limit in limits if limit), self.config.collection.max_tokens)
 
     def _write(self, journal: Journal, dst: Path, unanswered: Path) -> Summary:
         summary = Summary()
@@ -232,7 +310,7 @@ class Collector:
                 good.write(pa.Table.from_pylist(rows, schema=OUTPUTS))
                 bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
                 _count(summary, rows, missing)
-            if summary.rows and not summary.answered:
+            if summary.rows and not summary.answered and not summary.unreadable:
                 raise ProviderUnusable(
                     f"provider {self.provider_name} answered none of {summary.rows} requests; "
                     f"its last word: {missing[-1]['detail'][:300]}"
@@ -255,10 +333,13 @@ class Collector:
 
     def _output(self, row: Row, request: PromptRequest, stored: Answered) -> Row | str:
         """The row, or a traceback: a bug in reading an answer sets that row aside, not the run."""
+        provider, schemas = self.provider, self.schemas
         try:
-            return output_row(row, request.attempt, request.key, self.model, stored, self.provider)
+            return output_row(
+                row, request.attempt, request.key, self.model, stored, provider, schemas
+            )
         except Exception:  # noqa: BLE001  the answer is paid and stored; it will be read again
-            return traceback.format_exc()
+            return traceback.format_exc().encode(errors="replace").decode()  # it may quote the text
 
     def _unanswered(self, row: Row, request: PromptRequest, why: str, journal: Journal) -> Row:
         if why.startswith("Traceback"):
@@ -282,6 +363,16 @@ def read_again(unanswered: Path) -> bool:
         pc.any(pc.equal(batch["rejection_reason"], "unreadable_answer")).as_py()
         for batch in read_batches(unanswered, table, columns=["rejection_reason"])
     )
+
+
+def _reconsider(journal: ReadOnlyJournal, known: dict[str, Known]) -> None:
+    """--retry-failed takes a 200 without a chat completion (a wrong address) for a refusal."""
+    answered = [key for key, request in known.items() if request.answered and not request.asked_now]
+    for key, stored in journal.answers(answered).items():
+        if not is_completion(stored.raw):
+            refused = Ended("rejected", 200, "")
+            ends = known[key].attempts
+            known[key].attempts = [refused if e.outcome == "answered" else e for e in ends]
 
 
 def _count(summary: Summary, rows: list[Row], missing: list[Row]) -> None:

@@ -123,6 +123,10 @@ class Price(Section):
         """US dollars of one answer."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
+    def share(self, discount: float) -> "Price":
+        """What is left of it: 0.5 is half the price."""
+        return Price(prompt=self.prompt * discount, completion=self.completion * discount)
+
 
 class Provider(Section):
     """One OpenAI-compatible API. `prices` by model; a model without one is unpriced.
@@ -131,7 +135,8 @@ class Provider(Section):
     in them takes the key out. Requests and tokens per minute are what the account allows (null =
     not known; the pace adapts in any case). `start` is the command of a server that runs on this
     machine: it gets `--endpoint-file FILE` and writes its address there (see model_server.py). Both
-    are null for an API that somebody else runs.
+    are null for an API that somebody else runs. `batch_discount` is the share of the price that an
+    answer by the Batch API costs; null = there is no Batch API.
     """
 
     base_url: str | None
@@ -141,6 +146,7 @@ class Provider(Section):
     requests_per_minute: float | None = Field(gt=0)
     tokens_per_minute: float | None = Field(gt=0)
     prices: dict[str, Price]
+    batch_discount: float | None = Field(gt=0, le=1)
     start: list[str] | None
     endpoint_file: str | None
     start_timeout_seconds: NonNegative
@@ -149,10 +155,12 @@ class Provider(Section):
 
 
 class Collection(Section):
-    """How the teacher is asked."""
+    """How the teacher is asked. `response_schemas`: task type -> path of a JSON schema file."""
 
     teacher_model: str | None
     batch_size: Count
+    batch_api: bool
+    batch_requests: int = Field(ge=1, le=50_000)
     system_prompt_path: str
     regen_teacher_model: str | None
     regen_system_prompt_path: str
@@ -165,14 +173,19 @@ class Collection(Section):
     samples: Count
     on_uncertain: Literal["resend", "hold"]
     stop_on_model_change: bool
+    response_schemas: dict[str, str]
 
 
 class Budget(Section):
-    """Of all paid stages and all runs together; stops before it is exceeded. null = no limit."""
+    """Of all paid stages and all runs together; stops before it is exceeded. null = no limit.
+
+    `target_samples`: kept samples that the cost report projects to.
+    """
 
     max_usd: NonNegative | None
     max_requests: Count | None
     max_tokens: Count | None
+    target_samples: Count
 
 
 class DistillConfig(Section):
@@ -227,6 +240,16 @@ def _pattern(pattern: str) -> str:
     return pattern
 
 
+def _rejectable(flag: str) -> str:
+    from nexa_distill.contracts import FLAG_REASONS
+
+    if flag not in FLAG_REASONS:
+        known = ", ".join(FLAG_REASONS)
+        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {known}"
+        raise PydanticCustomError("flag", "{text}", {"text": text})
+    return flag
+
+
 Share = Annotated[float, Field(ge=0), AfterValidator(_share)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
@@ -250,6 +273,7 @@ class FilterConfig(Section):
     null, false and an empty list turn a rule off. Lengths are of one answer.
     """
 
+    reject_flags: list[Annotated[str, AfterValidator(_rejectable)]]
     require_stop: bool
     min_char_length: Count | None
     max_char_length: Count | None
@@ -337,6 +361,17 @@ class StudentConfig(Section):
         system = load_system_prompt(config.collection.system_prompt_path)
         own = self.model_dump(include={"student", "keep_layers", "generate"})
         return {**own, "system_prompt": system}
+
+    def tokenizer(self, storage: Storage) -> Path | None:
+        """The `tokenizer.json` of `student`, if it is on this disk already.
+
+        The bundled model is the one that is made in `storage.models`.
+        """
+        bundled = self.student == "bundled"
+        files = storage.path("models").glob("*/tokenizer.json") if bundled else ()
+        found = [*files, Path(self.student) / "tokenizer.json"]
+        there = (file for file in found if file.is_file() and not file.parent.name.startswith("."))
+        return next(there, None)
 
     def checkpoint(self, storage: Storage) -> Path:
         """Where the finished checkpoint is."""

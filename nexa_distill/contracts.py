@@ -170,6 +170,9 @@ REASONS: dict[str, str] = {
     "prompt_too_large": "the request is larger than any model reads; it was not sent",
     "unreadable_answer": "reading the stored answer raised an error; it is read again by the next run",
     "provider_failed": "every allowed attempt failed (5xx, timeout); --retry-failed asks again",
+    "malformed_response": "HTTP 200 without a chat completion in it",
+    "content_filter": "the provider's filter cut or withheld the answer",
+    "schema_mismatch": "not the JSON that the task's response schema asks for",
     "empty_output": "the model gave no answer text",
     "truncated": "the answer did not end by itself (finish_reason is not stop)",
     "too_short": "fewer characters than min_char_length",
@@ -200,6 +203,14 @@ ANSWER_FLAGS: dict[str, str] = {
     "tool_calls": "the model called a tool",
     "no_text": "no answer text; there may be reasoning",
     "schema_mismatch": "not the JSON that the task's response schema asks for",
+}
+
+# The reason of a flagged answer, of the flags that no other rule tells from the columns.
+FLAG_REASONS: dict[str, str] = {
+    "malformed": "malformed_response",
+    "content_filter": "content_filter",
+    "refused": "refusal",
+    "schema_mismatch": "schema_mismatch",
 }
 
 

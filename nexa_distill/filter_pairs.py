@@ -69,17 +69,18 @@ def _rules(filters: FilterConfig) -> dict[str, Any]:
 def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":
     """The rows of `df` that pass every rule, with their index; every column is kept as it is.
 
-    Needs the columns `teacher_output`, `finish_reason` and `template_name`. Raises InputError.
+    Needs the columns `teacher_output`, `finish_reason` and `template_name`; a frame without
+    `answer_flag` has no flagged answers. Raises InputError.
     """
     rules, kept = Rules(config), []
-    for name in COLUMNS:
+    for name in COLUMNS[:3]:
         if name not in df.columns:
             raise InputError(
                 f"column {name} is missing{did_you_mean(name, map(str, df.columns))}; "
-                f"the rules need {', '.join(COLUMNS)}"
+                f"the rules need {', '.join(COLUMNS[:3])}"
             )
     for start in range(0, len(df), BATCH_ROWS):
-        texts = df[list(COLUMNS)].iloc[start : start + BATCH_ROWS]
+        texts = df.reindex(columns=list(COLUMNS)).iloc[start : start + BATCH_ROWS]
         schema = pa.schema([(name, pa.string()) for name in COLUMNS])
         rows = pa.Table.from_pandas(texts, schema=schema, preserve_index=False)
         kept.append(passing(rules.measure(rows)))
@@ -91,11 +92,9 @@ def _count(summary: RuleSummary, measured: Sequence[Measured]) -> None:
     open_rows = np.ones(len(measured[0].ok), np.bool_)
     summary.total += len(open_rows)
     for m in measured:
-        for reason, failed in (("check_missing", ~m.known), (m.reason, m.known & ~m.ok)):
-            found = int((open_rows & failed).sum())
-            if found:
-                summary.reasons[reason] += found
-            open_rows &= ~failed
+        missing, failed = open_rows & ~m.known, open_rows & m.known & ~m.ok
+        summary.reasons += Counter(check_missing=int(missing.sum())) + m.count(failed)
+        open_rows &= m.known & m.ok
     summary.kept += int(open_rows.sum())
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import uvloop
 
 from nexa_distill import cli, failpoints, refusals
-from nexa_distill.answers import Answer, cost_usd, parse_answer
+from nexa_distill.answers import Answer, parse_answer
+from nexa_distill.billing import UNREAD, bill, bill_the_unbilled
 from nexa_distill.budget import Tally
 from nexa_distill.cli import Stopped
 from nexa_distill.config import Collection, Provider
@@ -86,7 +87,9 @@ class Gateway:
         """
         self._stop, self._changed, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._door, self._progress = asyncio.Lock(), progress
-        self._bill_the_unbilled()
+        bill_the_unbilled(self.journal, self.price)
+        if self.settings.stop_on_model_change:
+            self._remember_model()
         async with Transport(self.endpoint, self.settings.timeout_seconds) as transport:
             filler = asyncio.create_task(self._fill(batches))
             workers = [
@@ -263,32 +266,28 @@ class Gateway:
         self.journal.wire.remove(sending.attempt)
         billed = None
         if outcome.outcome == "answered":
-            answer, usd = self._bill(sending.attempt, outcome.raw or b"")
+            raw = outcome.raw or b""
+            answer, usd = bill(self.journal, self.price, sending.attempt, raw)
             tokens = asking.most_tokens if answer.total_tokens is None else answer.total_tokens
             billed = (tokens, asking.most_usd if usd is None else usd)
             self.tally.answered += 1
-            self._look_at(answer, outcome.raw or b"")
+            if answer is not UNREAD:
+                self._look_at(answer, raw)
         elif outcome.outcome == "uncertain":  # perhaps billed: count what it could have cost
             billed = (asking.most_tokens, asking.most_usd)
         self.tally.release(asking.most_tokens, asking.most_usd, billed=billed)
         if outcome.outcome == "answered":
-            spent = f"${self.tally.usd:.4f}" if self.tally.usd else ""
-            self._progress.add(1, spent)
+            self._progress.add(1, self.tally.spend)
         self._changed.set()
 
-    def _bill(self, attempt: int, raw: bytes) -> tuple[Answer, float | None]:
-        try:
-            answer = parse_answer(raw)
-        except Exception:  # noqa: BLE001  a bug here costs a row of the table, not the run
-            answer = Answer()
-        usd = cost_usd(answer, self.price)
-        counts = (answer.prompt_tokens, answer.completion_tokens, answer.total_tokens)
-        self.journal.bill(attempt, *counts, usd)
-        return answer, usd
-
-    def _bill_the_unbilled(self) -> None:
-        for attempt, raw in self.journal.unbilled():
-            self._bill(attempt, raw)
+    def _remember_model(self) -> None:
+        """The model of the first answer stored, for `stop_on_model_change`: a rerun stops again."""
+        for raw in self.journal.answers_of(self.model):
+            with contextlib.suppress(Exception):  # what cannot be read says nothing
+                first = parse_answer(raw)
+                if first.flag != "malformed":
+                    self.models[first.model, first.fingerprint] += 1
+                    return
 
     def _look_at(self, answer: Answer, raw: bytes) -> None:
         """Stop early at what is no such API, or, if asked to, at a change of the model."""

@@ -9,7 +9,8 @@ How an attempt ends:
   `not_sent`  no connection, or stopped before the send: not billed
   `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
 An attempt without an end, when the file is opened, belongs to a process that died: `uncertain` if
-it was on the wire (`in_flight.py`), `not_sent` if not.
+it was on the wire (`in_flight.py`), `not_sent` if not. Those of an open batch (`batch_ledger.py`)
+are under way at the provider, with or without a process here.
 
 One process at a time (`flock`): a second one gets Locked (75) with the holder's pid and host.
 A failed write is final (StorageFailed, 74): nothing more is accepted, so nothing more is sent.
@@ -22,19 +23,26 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
+from nexa_distill.batch_ledger import (
+    BATCH_SCHEMA,
+    BATCH_TABLES,
+    BatchLedger,
+    open_batches,
+    under_way,
+)
 from nexa_distill.errors import Locked, StorageFailed
 from nexa_distill.group_commit import GroupCommit, Then
 from nexa_distill.in_flight import InFlight, left_behind
 
 DIED = "the process died"
 VERSION = 1
-TABLES = ("requests", "attempts", "outcomes", "usage")
-SCHEMA = """
+TABLES = ("requests", "attempts", "outcomes", "usage", *BATCH_TABLES)
+SCHEMA = f"""
 CREATE TABLE runs (             -- one run of the command; ended_at is null when it was killed
     id          INTEGER PRIMARY KEY,
     run_id      TEXT NOT NULL,  -- of the whole pipeline
@@ -53,7 +61,8 @@ CREATE TABLE attempts (         -- written before the request is sent
     request_id  INTEGER NOT NULL REFERENCES requests,
     run         INTEGER NOT NULL REFERENCES runs,
     most_tokens INTEGER,        -- the most it can be billed, reserved in the budget
-    most_usd    REAL
+    most_usd    REAL,
+    batch       INTEGER         -- null: sent by itself
 );
 CREATE INDEX attempts_of ON attempts (request_id);
 CREATE TABLE outcomes (
@@ -69,6 +78,7 @@ CREATE TABLE usage (            -- read from the answer after it was stored
     attempt_id  INTEGER PRIMARY KEY REFERENCES attempts,
     prompt_tokens INTEGER, completion_tokens INTEGER, total_tokens INTEGER, cost_usd REAL
 );
+{BATCH_SCHEMA}
 """
 # From the tables of release 0.1, where an attempt and its outcome were one row.
 OLD_ASIDE = """
@@ -80,7 +90,7 @@ OLD_OVER = """
 INSERT INTO requests SELECT rowid, request_key, NULL, body FROM old_requests;
 INSERT INTO runs (run_id, started_at)
     SELECT run_id, coalesce(min(ended_at), 0) FROM old_attempts GROUP BY run_id;
-INSERT INTO attempts SELECT o.id, r.id, runs.id, NULL, NULL
+INSERT INTO attempts SELECT o.id, r.id, runs.id, NULL, NULL, NULL
     FROM old_attempts o JOIN requests r USING (request_key) JOIN runs USING (run_id);
 INSERT INTO outcomes SELECT id, outcome, status, raw, error, latency_ms, ended_at
     FROM old_attempts WHERE outcome <> 'in_flight';
@@ -90,11 +100,15 @@ DROP TABLE old_requests;
 
 
 class Answered(NamedTuple):
-    """The stored answer of a request. `ended_at` is unix seconds."""
+    """The stored answer of a request. `ended_at` is unix seconds.
+
+    By a batch: no latency, and `discount` is the share of the price that it cost.
+    """
 
     raw: bytes
-    latency_ms: float
+    latency_ms: float | None
     ended_at: float
+    discount: float = 1.0
 
 
 class Outcome(NamedTuple):
@@ -119,12 +133,15 @@ class Ended(NamedTuple):
 class Known:
     """A request that the journal has, and its finished attempts in order.
 
-    `asked_now`: an attempt was begun since the journal was opened.
+    `asked_now`: an attempt was begun since the journal was opened, and not in a batch.
+    `under_way`: it is in an open batch. `new_attempts`: so many of the attempts are of this run.
     """
 
     id: int
     attempts: list[Ended] = field(default_factory=list)
     asked_now: bool = False
+    under_way: bool = False
+    new_attempts: int = 0
 
     @property
     def answered(self) -> bool:
@@ -156,112 +173,79 @@ class Asking(NamedTuple):
     most_usd: float
 
 
-class Journal:
-    """Use as a context manager, from one event loop. `places`: attempts on the wire at a time."""
+class ReadOnlyJournal:
+    """What a journal holds, without its lock: a collector may be writing it. Changes nothing.
 
-    def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
+    Attempts without an end are read as the next collector will end them. Use as a context manager.
+    Raises StorageFailed for a file that is no journal of this version.
+    """
+
+    run = 0  # no attempt is of this run
+
+    def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path.with_suffix(".lock"))
-        wire = path.with_suffix(".inflight")
         try:
-            self._db = sqlite3.connect(
-                path, check_same_thread=False, isolation_level=None, cached_statements=512
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            _prepare(self._db, path)
-            _bury(self._db, left_behind(wire))
-            started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
-            (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
-            # A connection of its own for reading: it sees what is committed, and nothing else.
-            self._committed = sqlite3.connect(path, isolation_level=None)
-            self._next_request = self._newest("requests") + 1
-            self._next_attempt = self._newest("attempts") + 1
+            self._committed = _for_reading(path)
+            self.unburied = dict(_unended(self._committed, left_behind(_wire(path))))
         except sqlite3.Error as error:
-            raise _failed(path, error) from None
-        self.wire = InFlight(wire, places)
-        self._writer = GroupCommit(self._db, TABLES, lambda error: _failed(path, error))
+            raise StorageFailed(f"{path}: the journal cannot be read ({error})") from None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-        if not self._writer.broken:
-            ended = (time.time(), self._writer.slowest_seconds * 1000, self.run)
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute(
-                    "UPDATE runs SET ended_at=?, slowest_commit_ms=? WHERE id=?", ended
-                )
+    def __exit__(self, _: object, error: object, __: object) -> None:
         self._committed.close()
-        self._db.close()
-        self.wire.close()
-        self._lock.close()
+        if isinstance(error, sqlite3.Error):
+            raise StorageFailed(f"{self.path}: the journal cannot be read ({error})") from None
 
-    @property
-    def broken(self) -> StorageFailed | None:
-        """Why nothing can be written any more, or None."""
-        return self._writer.broken
-
-    async def begin(self, asking: Sequence[Asking]) -> list[int]:
-        """Record that these are about to be sent; returns their attempts when that is on disk."""
-        attempts = []
-        for a in asking:
-            self._next_attempt, attempt = self._next_attempt + 1, self._next_attempt
-            request = a.request_id
-            if request is None:
-                self._next_request, request = self._next_request + 1, self._next_request
-                self._writer.add("requests", (request, a.key, a.sample_id, a.body))
-            row = (attempt, request, self.run, a.most_tokens, a.most_usd)
-            self._writer.add("attempts", row)
-            attempts.append(attempt)
-        await self._writer.on_disk()
-        return attempts
-
-    def end(self, attempt: int, outcome: Outcome, then: Then) -> None:
-        """Record how an attempt ended; `then` is called when that is on disk, or cannot be."""
-        row = (attempt, outcome.outcome, outcome.status, outcome.raw, outcome.error)
-        self._writer.add("outcomes", (*row, outcome.latency_ms, time.time()), then)
-
-    def bill(
-        self, attempt: int, prompt: int | None, completion: int | None, total: int | None,
-        usd: float | None,
-    ) -> None:  # fmt: skip
-        """Record what a stored answer cost. Tokens as the API counted them."""
-        self._writer.add("usage", (attempt, prompt, completion, total, usd))
-
-    async def on_disk(self) -> None:
-        """Wait for everything recorded so far. Raises StorageFailed."""
-        await self._writer.on_disk()
+    def read(self, sql: str, *values: object) -> sqlite3.Cursor:
+        """Rows of a query over what is committed (`SCHEMA`)."""
+        return self._committed.execute(sql, values)
 
     def known(self, keys: Iterable[str]) -> dict[str, Known]:
         """What is committed about these requests; a key that was never asked is not in it."""
         sql = (
-            "SELECT r.request_key, r.id, o.outcome, o.status, coalesce(o.error, ''), a.run "
+            "SELECT r.request_key, r.id, a.id, o.outcome, o.status, coalesce(o.error, ''), "
+            "a.run, a.batch "
             "FROM requests r LEFT JOIN attempts a ON a.request_id = r.id "
             "LEFT JOIN outcomes o ON o.attempt_id = a.id "
             "WHERE r.request_key IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
         found: dict[str, Known] = {}
         rows = self._committed.execute(sql, (json.dumps(list(keys)),))
-        for key, id_, outcome, status, error, run in rows:
+        for key, id_, attempt, outcome, status, error, run, batch in rows:
             known = found.setdefault(key, Known(id_))
-            known.asked_now = known.asked_now or run == self.run
+            known.asked_now = known.asked_now or (run == self.run and batch is None)
             if outcome:
                 known.attempts.append(Ended(outcome, status, error))
+                known.new_attempts += run == self.run
+            elif attempt in self.unburied:
+                known.attempts.append(Ended(self.unburied[attempt], None, DIED))
+            elif batch is not None:
+                known.under_way = True
         return found
 
     def answers(self, keys: Iterable[str]) -> dict[str, Answered]:
         """The newest stored answer of each of these requests that has one."""
         sql = (
-            "SELECT r.request_key, o.raw, o.latency_ms, o.ended_at FROM requests r "
-            "JOIN attempts a ON a.request_id = r.id JOIN outcomes o ON o.attempt_id = a.id "
+            "SELECT r.request_key, o.raw, o.latency_ms, o.ended_at, coalesce(b.discount, 1.0) "
+            "FROM requests r JOIN attempts a ON a.request_id = r.id "
+            "JOIN outcomes o ON o.attempt_id = a.id LEFT JOIN batches b ON b.id = a.batch "
             "WHERE o.outcome='answered' "
             "AND r.request_key IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
         rows = self._committed.execute(sql, (json.dumps(list(keys)),))
-        return {key: Answered(raw, latency, at) for key, raw, latency, at in rows}
+        return {key: Answered(*answer) for key, *answer in rows}
+
+    def answers_of(self, model: str) -> Iterator[bytes]:
+        """Bodies of the answers to requests that named this model, oldest first."""
+        named = f'"model":{json.dumps(model, ensure_ascii=False)}'.encode()  # as in a stored body
+        sql = (
+            "SELECT o.raw FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+            "JOIN requests r ON r.id = a.request_id "
+            "WHERE o.outcome='answered' AND instr(r.body, ?) ORDER BY o.attempt_id"
+        )
+        return (raw for (raw,) in self._committed.execute(sql, (named,)))
 
     def evidence(self, key: str) -> str:
         """The API's last word about a request: HTTP status and the start of the body, or error."""
@@ -286,15 +270,109 @@ class Journal:
 
     def spent(self) -> Spent:
         """All runs together; an uncertain attempt counts as the most that it can have cost."""
-        return _spent(self._committed)
+        return _spent(self._committed).plus(self.unended())
 
-    def unbilled(self) -> list[tuple[int, bytes]]:
-        """(attempt, body) of the stored answers whose cost was not recorded before a crash."""
+    def unended(self) -> Spent:
+        """The most that the sends without an end can have cost; of a running collector's, too."""
+        perhaps = [id_ for id_, outcome in self.unburied.items() if outcome == "uncertain"]
         sql = (
-            "SELECT attempt_id, raw FROM outcomes WHERE outcome='answered' "
-            "AND attempt_id NOT IN (SELECT attempt_id FROM usage)"
+            "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
+            "FROM attempts WHERE id IN (SELECT value FROM json_each(?))"
+        )
+        return Spent(*self.read(sql, json.dumps(perhaps)).fetchone())
+
+    def unbilled(self) -> list[tuple[int, bytes, float]]:
+        """(attempt, body, discount) of the stored answers whose cost is not recorded."""
+        sql = (
+            "SELECT a.id, o.raw, coalesce(b.discount, 1.0) FROM outcomes o "
+            "JOIN attempts a ON a.id = o.attempt_id LEFT JOIN batches b ON b.id = a.batch "
+            "WHERE o.outcome='answered' AND a.id NOT IN (SELECT attempt_id FROM usage)"
         )
         return self._committed.execute(sql).fetchall()
+
+
+class Journal(ReadOnlyJournal):
+    """Use as a context manager, from one event loop. `places`: attempts on the wire at a time."""
+
+    def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
+        self.path, self.unburied = path, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(path.with_suffix(".lock"))
+        wire = _wire(path)
+        try:
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, cached_statements=512
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            _prepare(self._db, path)
+            _bury(self._db, left_behind(wire))
+            started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
+            (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
+            # A connection of its own for reading: it sees what is committed, and nothing else.
+            self._committed = sqlite3.connect(path, isolation_level=None)
+            self._next_request = self._newest("requests") + 1
+            self._next_attempt = self._newest("attempts") + 1
+        except sqlite3.Error as error:
+            raise _failed(path, error) from None
+        self.wire = InFlight(wire, places)
+        self._writer = GroupCommit(self._db, TABLES, lambda error: _failed(path, error))
+        self.batches = BatchLedger(self._committed, self._writer, self.run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        if not self._writer.broken:
+            ended = (time.time(), self._writer.slowest_seconds * 1000, self.run)
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute(
+                    "UPDATE runs SET ended_at=?, slowest_commit_ms=? WHERE id=?", ended
+                )
+        self._committed.close()
+        self._db.close()
+        self.wire.close()
+        self._lock.close()
+
+    @property
+    def broken(self) -> StorageFailed | None:
+        """Why nothing can be written any more, or None."""
+        return self._writer.broken
+
+    async def begin(self, asking: Sequence[Asking], batch: int | None = None) -> list[int]:
+        """Record that these are about to be sent; returns their attempts when that is on disk.
+
+        `batch`: the one that they go out with.
+        """
+        attempts = []
+        for a in asking:
+            self._next_attempt, attempt = self._next_attempt + 1, self._next_attempt
+            request = a.request_id
+            if request is None:
+                self._next_request, request = self._next_request + 1, self._next_request
+                self._writer.add("requests", (request, a.key, a.sample_id, a.body))
+            row = (attempt, request, self.run, a.most_tokens, a.most_usd, batch)
+            self._writer.add("attempts", row)
+            attempts.append(attempt)
+        await self._writer.on_disk()
+        return attempts
+
+    def end(self, attempt: int, outcome: Outcome, then: Then) -> None:
+        """Record how an attempt ended; `then` is called when that is on disk, or cannot be."""
+        row = (attempt, outcome.outcome, outcome.status, outcome.raw, outcome.error)
+        self._writer.add("outcomes", (*row, outcome.latency_ms, time.time()), then)
+
+    def bill(
+        self, attempt: int, prompt: int | None, completion: int | None, total: int | None,
+        usd: float | None,
+    ) -> None:  # fmt: skip
+        """Record what a stored answer cost. Tokens as the API counted them."""
+        self._writer.add("usage", (attempt, prompt, completion, total, usd))
+
+    async def on_disk(self) -> None:
+        """Wait for everything recorded so far. Raises StorageFailed."""
+        await self._writer.on_disk()
 
     def _newest(self, table: str) -> int:
         row = self._committed.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()  # noqa: S608
@@ -307,14 +385,14 @@ def spent_elsewhere(folder: Path, but: Path) -> Spent:
     for path in sorted(folder.glob("*.sqlite")):
         if path.resolve() == but.resolve():
             continue
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         with contextlib.closing(db), contextlib.suppress(sqlite3.OperationalError):
             total = total.plus(_spent(db))  # a journal of another version is left out
     return total
 
 
 def _spent(db: sqlite3.Connection) -> Spent:
-    """An answer without usage, and an uncertain one, counts as its reservation."""
+    """An answer without usage, an uncertain one and one in an open batch: as its reservation."""
     sql = (
         "SELECT count(*), "
         "coalesce(sum(coalesce(u.total_tokens, a.most_tokens)), 0), "
@@ -322,7 +400,7 @@ def _spent(db: sqlite3.Connection) -> Spent:
         "FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
         "LEFT JOIN usage u ON u.attempt_id = a.id WHERE o.outcome IN ('answered', 'uncertain')"
     )
-    return Spent(*db.execute(sql).fetchone())
+    return Spent(*db.execute(sql).fetchone()).plus(Spent(*under_way(db)))
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
@@ -340,6 +418,26 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
+def _for_reading(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write. No file is an empty journal; one of release 0.1 is copied."""
+    where = f"{path.resolve().as_uri()}?mode=ro" if path.exists() else ":memory:"
+    db = sqlite3.connect(where, uri=True)
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if path.exists() and not version:
+        copy = sqlite3.connect(":memory:")
+        with contextlib.closing(db):
+            db.backup(copy)
+        db = copy
+    if version != VERSION:
+        _prepare(db, path)
+    return db
+
+
+def _wire(path: Path) -> Path:
+    """Where the ids of attempts on the wire are."""
+    return path.with_suffix(".inflight")
+
+
 def _adopt(db: sqlite3.Connection) -> None:
     """Take over the journal of release 0.1: its answers are paid for."""
     db.executescript(
@@ -347,13 +445,21 @@ def _adopt(db: sqlite3.Connection) -> None:
     )
 
 
-def _bury(db: sqlite3.Connection, wire: set[int] | None) -> None:
-    """End the attempts of a process that died. `wire`: those that were sent; None = perhaps all."""
-    sql = "SELECT id FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
-    rows = [
-        (id_, "uncertain" if wire is None or id_ in wire else "not_sent", DIED, time.time())
-        for (id_,) in db.execute(sql)
+def _unended(db: sqlite3.Connection, wire: set[int] | None) -> list[tuple[int, str]]:
+    """(attempt, outcome) of a process that died. `wire`: those sent; None = perhaps all."""
+    sql = "SELECT id, batch FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
+    left, open_ = db.execute(sql).fetchall(), open_batches(db)
+    sent = {id_ for id_, batch in left if batch is None and (wire is None or id_ in wire)}
+    return [
+        (id_, "uncertain" if id_ in sent else "not_sent")
+        for id_, batch in left
+        if batch not in open_
     ]
+
+
+def _bury(db: sqlite3.Connection, wire: set[int] | None) -> None:
+    """End the attempts of a process that died."""
+    rows = [(id_, outcome, DIED, time.time()) for id_, outcome in _unended(db, wire)]
     db.execute("BEGIN IMMEDIATE")
     db.executemany("INSERT INTO outcomes VALUES (?, ?, NULL, NULL, ?, NULL, ?)", rows)
     db.execute("COMMIT")

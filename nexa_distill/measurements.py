@@ -30,10 +30,15 @@ def checks_table(rows: pa.Table, measured: Sequence[Measured]) -> pa.Table:
     `rows` needs `sample_id` and `attempt`.
     """
     count, width = rows.num_rows, len(measured)
-    reasons = list(dict.fromkeys([m.reason for m in measured] + ["check_missing"]))
+    usual = [m.reason for m in measured]
+    others = [reason for m in measured for reason in m.reasons.values()]
+    reasons = list(dict.fromkeys([*usual, *others, "check_missing"]))
     known = np.stack([m.known for m in measured], axis=1).ravel()
     ok = np.stack([m.ok for m in measured], axis=1).ravel() & known
-    own = np.tile([reasons.index(m.reason) for m in measured], count)
+    own = np.tile([reasons.index(reason) for reason in usual], count)
+    for j, m in enumerate(measured):
+        for row, other in m.reasons.items():
+            own[row * width + j] = reasons.index(other)
     reason = np.where(known, own, len(reasons) - 1)
     value = np.full((count, width), np.nan)
     for j, m in enumerate(measured):

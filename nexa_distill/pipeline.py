@@ -1,6 +1,6 @@
 """The whole pipeline: what would run and why, what is running, and whether the result is whole.
 
-    python -m nexa_distill.pipeline plan      per session: run or skip, why, the command
+    python -m nexa_distill.pipeline plan      per session: run or skip, why; what the teacher costs
     python -m nexa_distill.pipeline status    the newest run, and what is sealed on disk
     python -m nexa_distill.pipeline verify    every hash from the raw file to the checkpoint
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import TextIO
 
 from nexa_distill import cli, leftovers
-from nexa_distill.chain import verify_chain
+from nexa_distill.capabilities import plan_line
+from nexa_distill.chain import Freshness, verify_chain
 from nexa_distill.config import DistillConfig, Storage, load_config
-from nexa_distill.errors import Locked
+from nexa_distill.cost_report import cost_report
+from nexa_distill.cost_text import headline
+from nexa_distill.errors import Locked, NexaError
 from nexa_distill.manifests import load_manifest
 from nexa_distill.planning import Request, make_plan, plan_lines
 from nexa_distill.runs import (
@@ -41,6 +44,7 @@ from nexa_distill.runs import (
 from nexa_distill.stages import STAGES, locate
 
 POLL_SECONDS = 0.3
+PLANNED_REQUESTS = 50_000  # a plan is quick: of more, it counts none
 LAUNCHER = "bash launch_pipeline.sh"
 
 
@@ -82,6 +86,43 @@ class DistillationPipeline:
         """The commands of the sessions that would run now, in order, as a person types them."""
         steps = make_plan(Request(self.config_path), new_run_dir(Path(self.config.storage.logs)))
         return [shlex.join(step.command) for step in steps if step.runs]
+
+
+def plan(request: Request) -> Iterator[str]:
+    """What a launch would run, and what its teacher would be asked and cost. Sends nothing."""
+    fresh = Freshness(request.load())
+    logs = Path(fresh.config.storage.logs)
+    steps = make_plan(request, new_run_dir(logs), fresh)
+    yield from plan_lines(steps)
+    if any(step.session == "data_gen" and step.runs for step in steps):
+        yield f"teacher: {_capable(fresh.config)}"
+        yield from (f"teacher: {line}" for line in _asking(fresh))
+
+
+def _capable(config: DistillConfig) -> str:
+    from nexa_distill.collect_teacher import teacher_model
+
+    return plan_line(config, config.chosen_provider()[0], teacher_model(config))
+
+
+def _asking(fresh: Freshness) -> Iterator[str]:
+    from nexa_distill import collect_teacher
+    from nexa_distill.estimate_text import estimate_lines
+
+    stale = {stage.name for stage in STAGES if stage.session == "data_gen" and fresh.why_run(stage)}
+    if before := sorted(stale - {"teacher"}):
+        yield f"what it is asked and costs is known after {' and '.join(before)}"
+    elif stale:
+        try:
+            prompts = fresh.config.storage.path("raw_dataset")
+            collector = collect_teacher.collector_of(fresh.config, prompts)
+            if collector.total <= PLANNED_REQUESTS:
+                yield from estimate_lines(collector)
+            else:
+                command = "python -m nexa_distill.collect_teacher --estimate"
+                yield f"up to {collector.total:,} requests; `{command}` counts them"
+        except NexaError as error:
+            yield f"no estimate: {error}"
 
 
 def prepare(request: Request) -> Path | None:
@@ -167,7 +208,7 @@ def status(config: DistillConfig) -> Iterator[str]:
 
 
 def summary(config: DistillConfig) -> Iterator[str]:
-    """Rows and cost of every sealed stage, from the manifests, and the report's headline."""
+    """Rows and cost of every sealed stage, what was spent in all, and the report's headline."""
     yield f"{'stage':<20} {'rows in':>8} {'kept':>8} {'rejected':>8} {'seconds':>8} {'US$':>8}"
     for stage in STAGES:
         manifest = load_manifest(locate(stage.outputs[0], config), config.storage)
@@ -177,6 +218,8 @@ def summary(config: DistillConfig) -> Iterator[str]:
         cost = "" if manifest["cost_usd"] is None else f"{manifest['cost_usd']:.4f}"
         rows = " ".join(f"{manifest[key]:>8}" for key in ("rows_in", "kept", "rejected"))
         yield f"{stage.name:<20} {rows} {manifest['seconds']:>8.1f} {cost:>8}".rstrip()
+    if paid := list(headline(cost_report(config))):
+        yield from ("", *paid)
     yield from _headline(config.storage)
 
 
@@ -222,12 +265,7 @@ def main() -> int:
     """Returns the exit code; `watch` returns the run's."""
     given = _parser().parse_args()
     if given.command == "plan":
-        request = _request(given)
-        print(
-            "\n".join(
-                plan_lines(make_plan(request, new_run_dir(Path(request.load().storage.logs))))
-            )
-        )
+        print("\n".join(plan(_request(given))))
         return 0
     if given.command == "prepare":
         run_dir = prepare(_request(given))

@@ -49,16 +49,16 @@ class Step:
     ready_file: str = ""
 
 
-def make_plan(request: Request, run_dir: Path) -> list[Step]:
+def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -> list[Step]:
     """Per session, in order: run or skip, why, and the command.
 
     Doubt runs: a stage that is up to date after all says so in a second. Raises InputMissing when
     the raw input is needed and absent, InputError for a bad setting of a stage that is asked for.
     """
-    config = request.load()
+    fresh = fresh or Freshness(request.load())
+    config, upstream, steps = fresh.config, "", list[Step]()
     _, provider = config.chosen_provider()
     named, chosen = _chosen_sessions(request)
-    fresh, upstream, steps = Freshness(config), "", list[Step]()
     for session in SESSIONS:
         command = session_command(session, config, request)
         why = _why(session, chosen, named, fresh, upstream)

@@ -50,6 +50,12 @@ class Progress:
         if time.monotonic() - self._written > WRITE_EVERY_SECONDS:
             self._write()
 
+    def say(self, note: str) -> None:
+        """Another word at the line's end, though no row was done."""
+        self.note = note
+        self._bar.set_postfix_str(note)
+        self._write()
+
     def _write(self) -> None:
         self._written = time.monotonic()
         if self._file is None:

@@ -2,11 +2,12 @@
 
 Reads:  `storage.collected_dataset`, `storage.rejections`; with --annotations the decisions of a
         person (`{sample_id, attempt, action, reason, note}` per line; reject and regenerate count)
-Writes: `storage.regen_dataset` (contracts.OUTPUTS, attempt 1), beside it what got no answer
+Writes: `storage.regen_dataset` (contracts.OUTPUTS, the attempt after the collection's samples),
+        beside it what got no answer
 Keeps:  rows_in == answered + unanswered; the new answers pass the same gates as the first ones
 
 A request is in `storage.journal`/regenerate.sqlite, so running this twice pays once.
-Not covered: a third attempt; `rejections` of attempts > 0 are left alone.
+Not covered: a second repair; a sample of which one answer was kept is left alone.
 
 Run: python -m nexa_distill.regenerate_bad [--annotations FILE] [--provider NAME] [--dry-run]
 """
@@ -20,27 +21,33 @@ from typing import Any
 import pyarrow.compute as pc
 
 from nexa_distill import cli
-from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary
+from nexa_distill.capabilities import schema_warning
+from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary, read_again
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, REASONS, TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.estimate import say_estimate
+from nexa_distill.estimate_text import say_estimate
 from nexa_distill.handoff import read_batches, read_table
 from nexa_distill.manifests import StageRun
 from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
+from nexa_distill.response_schemas import ResponseSchemas, load_schemas
 
 Reasons = dict[str, str]  # sample_id -> what was wrong with its first answer, in words
 
 
-def rejected_by_gates(path: Path, kept: set[str]) -> Reasons:
-    """What the gates said about each rejected first answer of a sample that is not in `kept`."""
+def rejected_by_gates(path: Path, kept: set[str], samples: int) -> Reasons:
+    """What the gates said about the first rejected answer of each sample that is not in `kept`.
+
+    Only of the `samples` first answers: what was said about a repair is not repaired again.
+    """
     table, found = TABLES["rejections"], Reasons()
     columns = ["sample_id", "attempt", "rejection_reasons"]
     for batch in read_batches(path, table, columns=columns):
         for row in batch.to_pylist():
-            if row["attempt"] == 0 and row["sample_id"] not in kept:
+            passes = row["rejection_reasons"] == ["better_attempt_kept"]
+            if row["attempt"] < samples and row["sample_id"] not in kept and not passes:
                 words = [REASONS[reason] for reason in row["rejection_reasons"]]
-                found[row["sample_id"]] = "; ".join(words)
+                found.setdefault(row["sample_id"], "; ".join(words))
     return found
 
 
@@ -78,13 +85,16 @@ def regen_model(config: DistillConfig) -> str:
     return config.collection.regen_teacher_model or config.chosen_provider()[1].regen_model
 
 
-def repair_request(row: Row, reason: str, system: str, config: DistillConfig) -> PromptRequest:
+def repair_request(
+    row: Row, reason: str, system: str, config: DistillConfig, schemas: ResponseSchemas
+) -> PromptRequest:
     """The same question, the reason for the rejection, and a stricter system prompt."""
     prompt = (
         f"{row['user_prompt']}\n\nAn earlier answer to this was rejected: {reason}. "
         "Write a new answer that does not have this fault. Do not mention the earlier answer."
     )
-    body = request_body(system, prompt, regen_model(config), config, _options(config))
+    extra = schemas.options(row["template_name"]) | _options(config)
+    body = request_body(system, prompt, regen_model(config), config, extra)
     return prompt_request(row["sample_id"], body, attempt=config.collection.samples, round_=1)
 
 
@@ -102,6 +112,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "system_prompt": load_system_prompt(config.collection.regen_system_prompt_path),
         "decoding": config.collection.model_dump(include={"max_tokens", "temperature"}),
         "extra_body": _options(config),
+        "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "price": price and price.model_dump(),
     }
 
@@ -113,6 +124,7 @@ def run(
     dst: Path | None = None,
     *,
     dry_run: bool = False,
+    retry_failed: bool = False,
 ) -> Summary | None:
     """Ask again for what was rejected; None when there was nothing to do."""
     storage = config.storage
@@ -121,22 +133,28 @@ def run(
     answers = storage.path("collected_dataset")
     inputs = [answers, annotations or src]
     stage = StageRun("regenerate", storage, inputs=inputs, settings=settings(config))
-    if stage.is_current(dst, unanswered):
+    current = stage.is_current(dst, unanswered) and not read_again(unanswered)
+    if current and not retry_failed:
         print(f"regenerate: {dst} is up to date")
         return None
     reasons = (
         rejected_by_people(annotations)
         if annotations
-        else rejected_by_gates(src, kept_at_first(config))
+        else rejected_by_gates(src, kept_at_first(config), config.collection.samples)
     )
     system = load_system_prompt(config.collection.regen_system_prompt_path)
+    schemas = load_schemas(config.collection.response_schemas)
 
     def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
         """The first collected answer's row of each sample that is to be repaired."""
+        left = set(reasons)
         for batch in read_batches(answers, TABLES["collected_dataset"], batch_rows=BATCH_ROWS):
-            first = batch.filter(pc.equal(batch["attempt"], 0))
-            found = first.select(columns or INPUTS.names).to_pylist()
-            yield [row for row in found if row["sample_id"] in reasons]
+            found = []
+            for row in batch.select(columns or INPUTS.names).to_pylist():
+                if row["sample_id"] in left:
+                    left.remove(row["sample_id"])
+                    found.append(row)
+            yield found
 
     total = sum(len(batch) for batch in rows(["sample_id"]))
     if not total:
@@ -145,10 +163,13 @@ def run(
     name = config.chosen_provider()[0]
     collector = Collector(
         "regenerate", config, name, regen_model(config), rows,
-        lambda row: [repair_request(row, reasons[row["sample_id"]], system, config)], total,
+        lambda row: [repair_request(row, reasons[row["sample_id"]], system, config, schemas)],
+        total, retry_failed,
     )  # fmt: skip
+    if warning := schema_warning(config, name, collector.model):
+        print(f"regenerate: {warning}")
     if dry_run:
-        say_estimate(collector, stage.id)
+        say_estimate(collector)
         return None
     summary = collector.run(stage, dst, unanswered)
     summary.say("regenerate", name, dst, unanswered)
@@ -165,7 +186,10 @@ def run_regeneration(args: argparse.Namespace) -> int:
         },
     }
     config = with_flags(load_config(args.config), flags)
-    run(config, args.src, args.annotations, args.dst, dry_run=args.dry_run)
+    run(
+        config, args.src, args.annotations, args.dst,
+        dry_run=args.dry_run or args.estimate, retry_failed=args.retry_failed,
+    )  # fmt: skip
     return 0
 
 
@@ -180,6 +204,8 @@ def main() -> int:
     add("--teacher", metavar="MODEL", help="default: the provider's regen_model")
     add("--system-prompt", metavar="FILE", help="default: collection.regen_system_prompt_path")
     add("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    add("--estimate", action="store_true", help="the same as --dry-run")
+    add("--retry-failed", action="store_true", help="ask again what brought no answer")
     return run_regeneration(parser.parse_args())
 
 

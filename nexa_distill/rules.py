@@ -1,7 +1,7 @@
 """The rules: pure checks of an answer's text against `configs/filters.yaml`, a batch at a time.
 
 Reads nothing and writes nothing: `Rules(config).measure(rows)` gives one `Measured` per rule, in
-a fixed order, for the columns `teacher_output`, `finish_reason` and `template_name`.
+a fixed order, for the columns `teacher_output`, `finish_reason`, `template_name`, `answer_flag`.
 
 What is measured:
 - a character is a Unicode code point;
@@ -11,11 +11,14 @@ What is measured:
 
 Not covered: loops shorter than a window without spaces ("aaaa" counts as one word, so the minimum
 of tokens meets it), refusals in other languages than the patterns', irregular verb forms.
-An answer of null has only `rules.empty_output`; its other checks are null: they cannot be made.
+An answer of null has only `rules.answer_flag` and `rules.empty_output`; its other checks are null:
+they cannot be made.
 """
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -24,10 +27,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.config import FilterConfig
+from nexa_distill.contracts import FLAG_REASONS
 from nexa_distill.errors import InputError
 from nexa_distill.repetition import Tokens, repetition
 
-COLUMNS = ("teacher_output", "finish_reason", "template_name")
+COLUMNS = ("teacher_output", "finish_reason", "template_name", "answer_flag")
 BATCH_ROWS = 8192
 FENCE = "```"
 EVIDENCE_BYTES = 80
@@ -37,7 +41,10 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measured:
-    """One rule on every answer of a batch. `ok` counts only where `known`; `detail` by row."""
+    """One rule on every answer of a batch. `ok` counts only where `known`; `detail` by row.
+
+    `reasons` by row, where a row fails for another than the rule's usual `reason`.
+    """
 
     check: str
     reason: str
@@ -45,6 +52,13 @@ class Measured:
     known: Flags
     value: Numbers | None
     detail: dict[int, str]
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+    def count(self, rows: Flags) -> Counter[str]:
+        """The reasons of these rows, all of which fail."""
+        found = Counter(why for row, why in self.reasons.items() if rows[row])
+        found[self.reason] += int(rows.sum()) - found.total()
+        return +found
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ class Answers:
         self.tokens = Tokens(self.low)
         self.finish = rows["finish_reason"]
         self.task = rows["template_name"]
+        self.flag = rows["answer_flag"]
 
 
 def inflected(verb: str) -> str:
@@ -115,18 +130,29 @@ class Rules:
     def measure(self, rows: pa.Table) -> list[Measured]:
         """Every rule that is on, in a fixed order, on every row of one batch."""
         answers = Answers(rows)
-        found = [*self._ends(answers), *self._lengths(answers), *self._content(answers)]
-        return [*found, *self._patterns(answers)]
+        found = [*self._flag(answers), *self._ends(answers), *self._lengths(answers)]
+        return [*found, *self._content(answers), *self._patterns(answers)]
+
+    def _flag(self, answers: Answers) -> list[Measured]:
+        """First, for it says why there is no text or no `stop`."""
+        if not self.config.reject_flags:
+            return []
+        bad = _flags(pc.is_in(answers.flag, pa.array(self.config.reject_flags)))
+        flags = {i: answers.flag[i].as_py() for i in np.flatnonzero(bad).tolist()}
+        reasons = {i: FLAG_REASONS[flag] for i, flag in flags.items()}
+        every, usual = np.ones(len(bad), np.bool_), FLAG_REASONS["malformed"]
+        return [Measured("rules.answer_flag", usual, ~bad, every, None, flags, reasons)]
 
     def _ends(self, answers: Answers) -> list[Measured]:
         found = []
+        some = (answers.tokens.per_text > 0) & answers.known
+        every = np.ones(len(some), np.bool_)
         if self.config.require_stop:
             stop, said = pc.equal(answers.finish, "stop"), _flags(answers.finish.is_valid())
             ok = _flags(pc.fill_null(stop, False))
             other = {i: answers.finish[i].as_py() for i in np.flatnonzero(said & ~ok).tolist()}
-            found.append(Measured("rules.finish_reason", "truncated", ok, said, None, other))
-        some = (answers.tokens.per_text > 0) & answers.known
-        every = np.ones(len(some), np.bool_)
+            calls = {i: "empty_output" for i in other if other[i] == "tool_calls" and not some[i]}
+            found.append(Measured("rules.finish_reason", "truncated", ok, said, None, other, calls))
         found.append(Measured("rules.empty_output", "empty_output", some, every, None, {}))
         return found
 

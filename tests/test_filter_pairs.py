@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.filtering.reference import Reference, repeated_share, token_count, window_starts
 from nexa_distill import filter_pairs
 from nexa_distill.config import FilterConfig, load_yaml
-from nexa_distill.contracts import CHECKS, OUTPUTS, TABLES
+from nexa_distill.contracts import ANSWER_FLAGS, CHECKS, OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import read_table, table_writer
 from nexa_distill.repetition import Tokens, repetition
@@ -68,6 +68,10 @@ def reasons_of(row: dict[str, Any], config: FilterConfig, tmp_path: Path) -> lis
         (answer(output=f"I'm sorry. {GOOD}"), "refusal"),
         (answer(output=LOOP), "repetition"),
         (answer(output=f"{GOOD} Call 123-45-6789."), "safety_flag"),
+        (answer(answer_flag="malformed"), "malformed_response"),
+        (answer(answer_flag="content_filter"), "content_filter"),
+        (answer(answer_flag="refused"), "refusal"),
+        (answer(answer_flag="schema_mismatch"), "schema_mismatch"),
     ],
 )
 def test_each_fault_of_an_answer_has_its_reason(
@@ -95,6 +99,47 @@ def test_an_answer_of_null_is_empty_and_its_other_checks_are_missing(tmp_path: P
     reasons = reasons_of(answer(output=None), shipped(), tmp_path)
     assert reasons[0] == "empty_output"
     assert set(reasons[1:]) == {"check_missing"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "columns", "reason"),
+    [
+        ("malformed", {"finish_reason": None}, "malformed_response"),
+        ("refused", {}, "refusal"),
+        ("content_filter", {"finish_reason": "content_filter"}, "content_filter"),
+        ("tool_calls", {"finish_reason": "tool_calls"}, "empty_output"),
+        ("no_text", {}, "empty_output"),
+    ],
+)
+def test_the_first_reason_against_an_answer_without_text_is_why_there_is_none(
+    flag: str, columns: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    row = answer(output=None, answer_flag=flag, **columns)
+    assert reasons_of(row, shipped(), tmp_path)[0] == reason
+
+
+@pytest.mark.parametrize("flag", ["truncated", "tool_calls", "no_text", None])
+def test_a_flag_that_is_not_rejected_is_no_reason(flag: str | None, tmp_path: Path) -> None:
+    assert reasons_of(answer(answer_flag=flag), shipped(), tmp_path) == []
+
+
+def test_the_rule_of_flags_can_be_turned_off(tmp_path: Path) -> None:
+    row = answer(answer_flag="refused")
+    assert reasons_of(row, shipped(reject_flags=["malformed"]), tmp_path) == []
+    assert reasons_of(row, shipped(reject_flags=[]), tmp_path) == []
+
+
+def test_each_flag_is_counted_under_its_own_reason(tmp_path: Path) -> None:
+    config = project(tmp_path)
+    flags = ["malformed", None, "refused", "malformed", "schema_mismatch", None]
+    collect(config, [answer(i, answer_flag=flag) for i, flag in enumerate(flags)])
+    summary = filter_pairs.run(config)
+    assert summary is not None
+    assert summary.reasons == {"malformed_response": 2, "refusal": 1, "schema_mismatch": 1}
+    checks = read_table(config.storage.path("rules_checks"), TABLES["rules_checks"]).to_pylist()
+    found = [c["reason"] for c in checks if c["check"] == "rules.answer_flag"]
+    expected = ["malformed_response", None, "refusal", "malformed_response", "schema_mismatch"]
+    assert found == [*expected, None]
 
 
 @pytest.mark.parametrize("text", ["{", "NaN", "[" * 100_000, '{"a": 1} done'])
@@ -133,6 +178,7 @@ ROWS = st.lists(
             "teacher_output": st.none() | st.lists(PIECES, max_size=30).map("".join),
             "finish_reason": st.sampled_from(["stop", "stop", "stop", "length", None]),
             "template_name": st.sampled_from(["hypothesis", "json"]),
+            "answer_flag": st.sampled_from([None, None, None, *ANSWER_FLAGS]),
         }
     ),
     max_size=12,
@@ -149,7 +195,8 @@ def test_the_fast_rules_keep_exactly_what_the_plain_reference_keeps(
         max_char_length=300, max_token_length=60, require_json_for=["json"],
         require_action_verb=limits[1] % 2 == 0,
     )  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["teacher_output", "finish_reason", "template_name"])
+    columns = ["teacher_output", "finish_reason", "template_name", "answer_flag"]
+    frame = pd.DataFrame(rows, columns=columns)
     kept = filter_pairs.apply_filters(frame, config)
     reference = Reference(config)
     assert list(kept.index) == [i for i, row in enumerate(rows) if reference.keeps(row)]
@@ -175,6 +222,9 @@ def test_apply_filters_keeps_index_and_columns_and_names_a_missing_column() -> N
     kept = filter_pairs.apply_filters(frame, shipped())
     assert list(kept.index) == [7, 9]
     assert list(kept.columns) == OUTPUTS.names
+    assert list(filter_pairs.apply_filters(frame.drop(columns="answer_flag"), shipped()).index) == [
+        7, 9,
+    ]  # fmt: skip
     with pytest.raises(InputError, match=r"teacher_output is missing.*teacher_outputs"):
         filter_pairs.apply_filters(
             frame.rename(columns={"teacher_output": "teacher_outputs"}), shipped()
@@ -271,6 +321,8 @@ def test_f25_text_that_is_not_utf8_is_refused_with_the_sample(tmp_path: Path) ->
         ({"min_char_lenght": 3}, 'unknown key min_char_lenght .did you mean "min_char_length"'),
         ({"max_char_length": 50}, "max_char_length is 50: below min_char_length"),
         ({"allowed_action_verbs": []}, "no verb is allowed"),
+        ({"reject_flags": ["malform"]}, 'reject_flags.0 is .malform.: .*did you mean "malformed"'),
+        ({"reject_flags": ["truncated"]}, "reject_flags.0 is .truncated.: no answer_flag that"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_names_its_key_and_says_what_to_write(

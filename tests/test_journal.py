@@ -103,7 +103,7 @@ def test_spent_counts_what_may_have_been_billed_as_its_reservation(tmp_path: Pat
 
         asyncio.run(bill())
         assert journal.spent() == Spent(3, 15 + 100 + 100, 0.25 + 1.0 + 1.0)
-        assert journal.unbilled() == [(attempts[1], b"{}")]
+        assert journal.unbilled() == [(attempts[1], b"{}", 1.0)]
     with Journal(tmp_path / "b.sqlite", "run") as journal:
         assert spent_elsewhere(tmp_path, journal.path) == Spent(3, 215, 2.25)
         assert journal.spent() == Spent(0, 0, 0.0)

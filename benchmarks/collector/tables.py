@@ -62,7 +62,7 @@ def speed_table(found: Measured, share_of: str, share: Callable[[int, Run], floa
         return " | ".join(cells)
 
     heads = ["contender", "requests", "requests/s, median", "range", share_of, "whole run, s",
-             "CPU, ms per request", "peak memory, MB", "slowest commit of each round, ms"]  # fmt: skip
+             "CPU, ms per request", "peak memory, MB", "slowest commits, ms"]  # fmt: skip
     return table(heads, found, row)
 
 

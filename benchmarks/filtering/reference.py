@@ -79,8 +79,10 @@ class Reference:
         self.word = re.compile(r"[a-z0-9_]+")
 
     def keeps(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row (teacher_output, finish_reason, template_name) passes."""
+        """Whether the row (teacher_output, finish_reason, template_name, answer_flag) passes."""
         config, text = self.config, row["teacher_output"]
+        if row["answer_flag"] in config.reject_flags:
+            return False
         if text is None or (config.require_stop and row["finish_reason"] != "stop"):
             return False
         data = text.encode()

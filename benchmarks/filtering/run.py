@@ -37,7 +37,7 @@ from nexa_distill.handoff import table_writer
 DATATROVE = "datatrove[io,processing]==0.10.1"
 FILTERS = Path("configs/filters.yaml")
 SIX_RULES: dict[str, Any] = {
-    "require_stop": False, "max_repetition": None, "forbidden_patterns": [],
+    "reject_flags": [], "require_stop": False, "max_repetition": None, "forbidden_patterns": [],
     "template_patterns": [], "require_json_for": [],
 }  # fmt: skip
 FAULTS = {
@@ -102,7 +102,7 @@ def plain(src: Path, folder: Path, config: FilterConfig) -> None:
     reference = Reference(config)
     with table_writer(folder / "kept.parquet", OUTPUTS) as out:
         for batch in pq.ParquetFile(src).iter_batches(8192):
-            columns = ["teacher_output", "finish_reason", "template_name"]
+            columns = ["teacher_output", "finish_reason", "template_name", "answer_flag"]
             keep = [reference.keeps(row) for row in batch.select(columns).to_pylist()]
             out.write(batch.filter(pa.array(keep)))
 

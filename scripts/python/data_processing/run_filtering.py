@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nexa_distill import cli, filter_pairs, reports, sample_gate
 from nexa_distill.config import load_config
+from nexa_distill.cost_report import write_cost_report
 
 
 def main() -> int:
@@ -22,6 +23,7 @@ def main() -> int:
     filter_pairs.run(config)
     sample_gate.run(config)
     reports.timing_report(config.storage)
+    write_cost_report(config)
     funnel = config.storage.path("reports") / "sample_gate" / "gate_report.md"
     print(f"\n{funnel.read_text(encoding='utf-8')}")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nexa_distill import cli, filter_pairs, regenerate_bad, sample_gate
 from nexa_distill.config import load_config
+from nexa_distill.cost_report import write_cost_report
 
 
 def main() -> int:
@@ -18,6 +19,7 @@ def main() -> int:
     regenerate_bad.run(config, annotations=args.annotations)
     filter_pairs.run(config)
     sample_gate.run(config)
+    write_cost_report(config)
     return 0
 
 

@@ -5,13 +5,16 @@ Run: python scripts/python/deployment/run_packaging.py [--format sharegpt]
 
 from nexa_distill import cli, reports, to_sft
 from nexa_distill.config import load_config
+from nexa_distill.cost_report import write_cost_report
 
 
 def main() -> int:
     """Command line."""
     args = to_sft.arguments()
     to_sft.run_packaging(args)
-    reports.timing_report(load_config(args.config).storage)
+    config = load_config(args.config)
+    reports.timing_report(config.storage)
+    write_cost_report(config)
     return 0
 
 

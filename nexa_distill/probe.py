@@ -1,0 +1,203 @@
+"""What can this provider's model do? A few tiny questions, asked once.
+
+Reads:  the configuration; GET /models of the provider
+Writes: `storage.journal`/capabilities/PROVIDER.json, which `pipeline plan` shows
+Keeps:  every question in `storage.journal`/probe.sqlite: it counts in the budget and is never asked
+        again, unless --refresh says so
+Raises: as collect_teacher: ProviderUnusable (69), BudgetReached (77)
+
+A capability is what an answer shows: a schema counts when the answer keeps to it although the
+question asks for a sentence. A seed counts when it is not refused; whether it gives the same answer
+again is not looked at.
+
+Run: python -m nexa_distill.probe [--provider NAME] [--model MODEL] [--refresh]
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import aiohttp
+
+from nexa_distill import capabilities, cli
+from nexa_distill.budget import Tally, refuse_unpriced
+from nexa_distill.capabilities import Capabilities
+from nexa_distill.config import DistillConfig, Provider, load_config, with_flags
+from nexa_distill.contracts import sha256_text
+from nexa_distill.endpoint import Endpoint, reach
+from nexa_distill.errors import ProviderUnusable
+from nexa_distill.gateway import Gateway
+from nexa_distill.journal import Asking, Journal, spent_elsewhere
+from nexa_distill.manifests import run_id, utc_now
+from nexa_distill.probe_answers import PROBE_SCHEMA, Reply, findings, listed, start
+from nexa_distill.progress import Progress
+from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
+from nexa_distill.refusals import given_up
+
+SYSTEM, QUESTION = "You answer briefly.", "How many legs has a spider? Answer in one sentence."
+ANSWER_TOKENS = 256  # at most; enough for a model that thinks first
+ATTEMPTS = 2
+MODELS_BYTES, MODELS_SECONDS = 8 * 2**20, 30.0
+# What each question carries besides the first one.
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "completion": {},
+    "json_schema": PROBE_SCHEMA.options("probe"),
+    "logprobs": {"logprobs": True},
+    "seed": {"seed": 7},
+    "n": {"n": 2},
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Of one model of one provider."""
+
+    config: DistillConfig
+    name: str
+    model: str
+
+    @property
+    def provider(self) -> Provider:
+        """The settings of the API that is asked."""
+        return self.config.providers[self.name]
+
+    def run(self, *, refresh: bool = False) -> Capabilities:
+        """What is known already, or what the answers show. Errors as `Gateway.ask_all`."""
+        if not refresh and (known := capabilities.load(self.config, self.name, self.model)):
+            return known
+        refuse_unpriced(self.config.budget, self.name, self.provider, self.model)
+        path = self.config.storage.path("journal") / "probe.sqlite"
+        with Journal(path, run_id()) as journal:
+            questions = self._newest(journal, refresh)
+            asking = self._to_ask(journal, questions)
+            self._announce(asking)
+            with reach(self.name, self.provider, self.model) as endpoint:
+                if asking:
+                    self._ask(journal, asking, endpoint)
+                models = asyncio.run(_models(endpoint))
+            replies = {name: _reply(journal, request) for name, request in questions.items()}
+        self._refuse_silence(replies["completion"], endpoint)
+        found = {"models": listed(models, endpoint.model)} | findings(replies)
+        base_url = self.provider.base_url
+        made = Capabilities(self.name, self.model, base_url, utc_now(), found)
+        capabilities.save(self.config, made)
+        return made
+
+    def _newest(self, journal: Journal, refresh: bool) -> dict[str, PromptRequest]:
+        """The newest round of questions that was begun; with `refresh`, one more."""
+        begun = 0
+        while journal.known([self._questions(begun)["completion"].key]):
+            begun += 1
+        return self._questions(begun if refresh else max(begun - 1, 0))
+
+    def _questions(self, round_: int) -> dict[str, PromptRequest]:
+        provider, made = self.provider, {}
+        regenerates = self.model == provider.regen_model != provider.model
+        options = provider.extra_body | (provider.regen_extra_body if regenerates else {})
+        for name, asked in QUESTIONS.items():
+            body = request_body(SYSTEM, QUESTION, self.model, self.config, options | asked)
+            limits = body.keys() & {"max_tokens", "max_completion_tokens"}
+            body |= dict.fromkeys(limits, ANSWER_TOKENS)
+            request = prompt_request(name, body, round_=round_)
+            where = provider.base_url or self.name  # another address is another question
+            made[name] = replace(request, key=sha256_text(f"{where}|{request.key}"))
+        return made
+
+    def _to_ask(self, journal: Journal, questions: Mapping[str, PromptRequest]) -> list[Asking]:
+        """What has brought neither an answer nor a refusal yet."""
+        price, made = self.provider.prices.get(self.model), []
+        known = journal.known(request.key for request in questions.values())
+        for request in questions.values():
+            before = known.get(request.key)
+            if before and (before.answered or given_up(before.attempts, sys.maxsize)):
+                continue
+            prompt, answer = len(request.data) // 3, ANSWER_TOKENS * request.body.get("n", 1)
+            usd = price.cost(prompt, answer) if price else 0.0
+            id_ = before.id if before else None
+            tokens = prompt + answer
+            made.append(Asking(id_, request.key, request.sample_id, request.data, tokens, usd))
+        return made
+
+    def _announce(self, asking: list[Asking]) -> None:
+        usd = sum(a.most_usd for a in asking)
+        cost = f"at most ${usd:.6f}" if self.model in self.provider.prices else "unpriced"
+        print(
+            f"probe: asks {self.name} ({self.provider.base_url or 'its own server'}) {self.model} "
+            f"for its list of models and {len(asking)} questions of at most {ANSWER_TOKENS} answer "
+            f"tokens, {cost}",
+            flush=True,
+        )
+
+    def _ask(self, journal: Journal, asking: list[Asking], endpoint: Endpoint) -> None:
+        """One after the other, so that a refusal of the whole API ends it at once."""
+        changes = {"concurrency": 1, "max_attempts": ATTEMPTS, "stop_on_model_change": False}
+        settings = self.config.collection.model_copy(update=changes)
+        spent = journal.spent().plus(spent_elsewhere(journal.path.parent, journal.path))
+        tally = Tally(self.config.budget, spent)
+        gateway = Gateway(endpoint, self.provider, settings, self.model, journal, tally)
+        with Progress("probe", len(asking)) as progress:
+            gateway.run(iter([asking]), progress)
+
+    def _refuse_silence(self, plain: Reply, endpoint: Endpoint) -> None:
+        if plain.answer.flag == "malformed":
+            raise ProviderUnusable(
+                f"provider {self.name} ({endpoint.base_url}) does not answer a plain question: "
+                f"{start(plain.said)}; check base_url, model ({endpoint.model}) and extra_body, "
+                "then run again with --refresh"
+            )
+
+
+def _reply(journal: Journal, request: PromptRequest) -> Reply:
+    stored = journal.answers([request.key]).get(request.key)
+    known = journal.known([request.key])[request.key]
+    refused = bool(given_up(known.attempts, sys.maxsize))
+    return Reply(stored, refused, journal.evidence(request.key))
+
+
+async def _models(endpoint: Endpoint) -> tuple[int | None, bytes]:
+    """(HTTP status, body) of GET /models; the status is None when there was no response."""
+    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    limit, body = aiohttp.ClientTimeout(total=MODELS_SECONDS), bytearray()
+    url = f"{endpoint.base_url}/models"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=limit, headers=headers) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            async for part in response.content.iter_any():
+                body += part
+                if len(body) > MODELS_BYTES:
+                    break
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        return None, f"{type(error).__name__}: {error}".encode(errors="replace")
+    said = bytes(body)
+    return response.status, said.replace(endpoint.key.encode(), b"***") if endpoint.key else said
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("--provider", metavar="NAME", help="a key of providers: in the configuration")
+    add("--base-url", metavar="URL", help="another address for this provider")
+    add("--model", metavar="MODEL", help="default: collection.teacher_model, or the provider's")
+    add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
+    add("--refresh", action="store_true", help="ask again, whatever is known")
+    args = parser.parse_args()
+    config = load_config(args.config)
+    name, _ = config.chosen_provider(args.provider)
+    provider: dict[str, Any] = {"base_url": args.base_url, "api_key_env": args.api_key_env}
+    if args.base_url:  # somebody else's server: nothing of ours is started
+        provider |= {"start": [], "endpoint_file": ""}
+    config = with_flags(config, {"providers": {name: provider}})
+    model = args.model or config.collection.teacher_model or config.providers[name].model
+    found = Probe(config, name, model).run(refresh=args.refresh)
+    print("\n".join(capabilities.table(found)))
+    print(f"probe: {capabilities.cache_path(config, name)}; --refresh asks again")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,132 @@
+"""The JSON schemas that answers of some task types must satisfy.
+
+Reads `collection.response_schemas` (task type -> path of a JSON schema file). A request of such a
+task carries its schema as `response_format`, which is part of its key, and the answer's text is
+checked against it afterwards. What does not satisfy it is flagged, and never asked again.
+
+Source of the format: structured outputs of the OpenAI chat completions API; vLLM, SGLang, Ollama
+and OpenRouter read the same field. A schema is JSON Schema 2020-12, or what its `$schema` says.
+Formats ("date", "email") are not checked, and a `$ref` to a file or an address is refused.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from referencing import Registry, Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from nexa_distill.errors import InputError, InputMissing
+
+NAME_LENGTH = 64  # of a schema in a request; letters, digits, _ and -
+
+
+@dataclass(frozen=True)
+class ResponseSchemas:
+    """By task type: the schema and its validator, compiled once."""
+
+    schemas: Mapping[str, Mapping[str, Any]]
+    validators: Mapping[str, Validator]
+
+    def options(self, task: str) -> dict[str, Any]:
+        """What a request of this task type carries besides its messages."""
+        if task not in self.schemas:
+            return {}
+        name = re.sub("[^A-Za-z0-9_-]", "_", task)[:NAME_LENGTH]
+        asked = {"name": name, "schema": self.schemas[task], "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": asked}}
+
+    def satisfied(self, task: str, text: str) -> bool:
+        """Whether an answer to this task type is the JSON that was asked for, if any was."""
+        validator = self.validators.get(task)
+        if validator is None:
+            return True
+        try:
+            return bool(validator.is_valid(json.loads(text, parse_constant=_refuse)))
+        except (ValueError, ArithmeticError, RecursionError):  # endless numbers or nesting
+            return False
+
+
+def load_schemas(files: Mapping[str, str]) -> ResponseSchemas:
+    """Read the schema of each task type.
+
+    Raises InputMissing (66) for an absent file, InputError (65) naming file and place for one that
+    is no JSON schema.
+    """
+    return compiled({task: _load(task, Path(path)) for task, path in files.items()})
+
+
+def compiled(schemas: Mapping[str, dict[str, Any]]) -> ResponseSchemas:
+    """Schemas that are known to be good."""
+    return ResponseSchemas(schemas, {task: _validator(s) for task, s in schemas.items()})
+
+
+def _load(task: str, path: Path) -> dict[str, Any]:
+    where = f"{path} (collection.response_schemas.{task})"
+    if not path.is_file():
+        raise InputMissing(f"{where}: no such file; expected a JSON schema")
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(schema).__name__}")
+    try:
+        _check(schema)
+    except _NotASchema as error:
+        raise InputError(f"{where}: not a JSON schema: {error}") from None
+    return schema
+
+
+class _NotASchema(Exception):
+    """What is wrong, and where in the schema."""
+
+
+def _check(schema: dict[str, Any]) -> None:
+    dialect = schema.get("$schema", Draft202012Validator.META_SCHEMA["$id"])
+    kind = validator_for({"$schema": dialect}, default=None) if isinstance(dialect, str) else None
+    if kind is None:
+        raise _NotASchema(f"$.$schema is {dialect!r}, which is not known")
+    try:
+        kind.check_schema(schema)
+        for reference in _unresolved(schema):
+            raise _NotASchema(f"$ref {reference!r} points to nothing in this file")
+        _validator(schema).is_valid({})
+    except SchemaError as error:
+        raise _NotASchema(f"{error.json_path}: {error.message}") from None
+    except RecursionError:
+        raise _NotASchema("a $ref leads back to itself") from None
+
+
+def _validator(schema: Mapping[str, Any]) -> Validator:
+    """With a registry of its own it fetches nothing; by default a $ref leads into the network."""
+    made: Validator = validator_for(schema, Draft202012Validator)(schema, registry=Registry())
+    return made
+
+
+def _unresolved(schema: dict[str, Any]) -> Iterator[str]:
+    """Each reference that cannot be followed."""
+    root = Resource.from_contents(schema, default_specification=DRAFT202012)
+    left = [(root, Registry().resolver_with_root(root))]
+    while left:
+        resource, outer = left.pop()
+        resolver, contents = outer.in_subresource(resource), resource.contents
+        named = contents if isinstance(contents, Mapping) else {}
+        for reference in filter(None, map(named.get, ("$ref", "$dynamicRef"))):
+            try:
+                resolver.lookup(reference)
+            except Unresolvable:
+                yield reference
+        left += [(part, resolver) for part in resource.subresources()]
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
