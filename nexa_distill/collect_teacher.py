@@ -1,7 +1,7 @@
-"""The teacher answers every prompt once.
+"""The teacher answers every prompt, `collection.samples` times.
 
 Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns named by flags)
-Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempt 0), `storage.unanswered`
+Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempts 0, 1, ...), `storage.unanswered`
 Keeps:  rows_in == answered + unanswered; truncated and empty answers too, the rules reject them
 
 Every request is in `storage.journal`/teacher.sqlite before it is sent. An answer is never asked

@@ -96,7 +96,9 @@ def _exam(storage: Storage, name: str, prompts: Sequence[Json], loss: Json | Non
         row["sample_id"]: [] for row in rows(files.kept, TABLES["filtered_dataset"])
     }
     for row in rows(files.rejections, TABLES["rejections"]):
-        reasons[row["sample_id"]] = row["rejection_reasons"]
+        reasons[row["sample_id"]] = [
+            reason for reason in row["rejection_reasons"] if reason != "better_attempt_kept"
+        ]  # an answer that passes has passed, kept or not
     if reasons.keys() != answers.keys():
         raise InputError(
             f"{files.kept} and {files.rejections} judge {len(reasons)} of {len(answers)} answers; "
