@@ -1,14 +1,16 @@
 """What every command shares: `--config`, and how an error becomes one line and an exit code."""
 
 import argparse
+import contextlib
 import errno
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from nexa_distill.errors import NexaError
 
@@ -18,6 +20,28 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 class Stopped(BaseException):
     """SIGTERM or SIGHUP arrived. Not an Exception, so that no handler for errors swallows it."""
+
+
+class _Log(io.TextIOBase):
+    """stderr that may be lost: a full disk or a closed terminal never stops the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> argparse.ArgumentParser:
@@ -54,6 +78,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     Any other exception is a bug: its traceback is shown and the code is 1.
     """
     handle_signals()
+    sys.stderr = _Log(sys.stderr)
     try:
         status = main()
     except NexaError as error:

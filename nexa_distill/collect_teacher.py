@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill import cli
 from nexa_distill.capabilities import schema_warning
 from nexa_distill.collection import (
     BATCH_ROWS,
+    MAX_PROMPT_BYTES,
     Collector,
     Row,
     Rows,
@@ -136,20 +138,27 @@ def collector_of(
     retry_failed: bool = False,
 ) -> Collector:
     """What asks for the answers of `src`, which is validated here."""
-    total, rows = _rows(src, config, renamed or {})
+    total, rows, too_large = _rows(src, config, renamed or {})
     return Collector(
         "teacher", config, config.chosen_provider()[0], teacher_model(config), rows,
-        request_maker(config), total * config.collection.samples, retry_failed,
+        request_maker(config), total * config.collection.samples, retry_failed, too_large,
     )  # fmt: skip
 
 
-def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple[int, Rows]:
-    """(number of rows, the rows in batches). All of `src` is validated here, before any request."""
-    keys, count, tasks = UniqueKeys(src), 0, set[str]()
-    columns = ["sample_id", "user_prompt", "template_name"]
-    for batch in read_batches(
-        src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=columns, renamed=renamed
-    ):
+def _rows(
+    src: Path, config: DistillConfig, renamed: Mapping[str, str]
+) -> tuple[int, Rows, dict[str, int]]:
+    """(number of rows, the rows in batches, bytes of the prompts that are too large to be sent).
+
+    All of `src` is validated here, before any request.
+    """
+    keys, count, tasks, too_large = UniqueKeys(src), 0, set[str](), dict[str, int]()
+    for batch in read_batches(src, INPUTS_TABLE, batch_rows=BATCH_ROWS, renamed=renamed):
+        sizes = pc.binary_length(batch["user_prompt"])
+        large = pc.greater(sizes, MAX_PROMPT_BYTES)
+        if pc.any(large).as_py():
+            ids = batch["sample_id"].filter(large).to_pylist()
+            too_large |= zip(ids, sizes.filter(large).to_pylist(), strict=True)
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(batch["user_prompt"])), 0)
         if pc.any(blank).as_py():
             resolve_prompt(batch.filter(blank).slice(0, 1).to_pylist()[0])
@@ -173,15 +182,28 @@ def _rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple
         for batch in read_batches(
             src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=wanted, renamed=renamed
         ):
-            found = batch.slice(0, left).to_pylist()
+            found = (_shortened(batch) if too_large else batch).slice(0, left).to_pylist()
             left -= len(found)
             yield [row for row in found if _is_first(row["sample_id"], twice, seen)]
             if left <= 0:
                 return
 
     if not twice:
-        return min(count, config.collection.max_samples or count), rows
-    return sum(len(batch) for batch in rows(["sample_id"])), rows
+        return min(count, config.collection.max_samples or count), rows, too_large
+    return sum(len(batch) for batch in rows(["sample_id"])), rows, too_large
+
+
+def _shortened(batch: pa.Table) -> pa.Table:
+    """Prompts that are too large to be sent, cut to their beginning: nobody needs them whole."""
+    if "user_prompt" not in batch.column_names:
+        return batch
+    prompts = batch["user_prompt"]
+    large = pc.greater(pc.binary_length(prompts), MAX_PROMPT_BYTES)
+    start = pc.utf8_slice_codeunits(prompts.filter(large), 0, 1000)
+    shortened = pc.replace_with_mask(
+        prompts.combine_chunks(), large.combine_chunks(), start.combine_chunks()
+    )
+    return batch.set_column(batch.column_names.index("user_prompt"), "user_prompt", shortened)
 
 
 def _is_first(sample: str, twice: set[str], seen: set[str]) -> bool:

@@ -9,7 +9,7 @@ import itertools
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,6 +121,7 @@ class Collector:
     """One stage that asks: `name` is also the journal's; `model` is the logical name.
 
     `requests_of`: what a row asks, one request per wanted answer. `total`: number of requests.
+    `too_large`: samples that are not asked, and the bytes of their prompts.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Collector:
     requests_of: Callable[[Row], list[PromptRequest]]
     total: int
     retry_failed: bool = False
+    too_large: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def provider(self) -> Provider:
@@ -272,7 +274,7 @@ class Collector:
 
         With --retry-failed, only what this run tried in batches counts against it.
         """
-        if len(request.data) > MAX_PROMPT_BYTES:
+        if request.sample_id in self.too_large:
             return "prompt_too_large"
         if known is None:
             return None
@@ -349,7 +351,8 @@ class Collector:
             settled = self.settled(request, known)
             given = given_up(known.attempts, 1) if known else None
             reason = settled if settled in ("held", "prompt_too_large") else given or why
-            detail = journal.evidence(request.key) or f"{len(request.data)} bytes"
+            size = self.too_large.get(request.sample_id)
+            detail = f"{size} bytes" if size else journal.evidence(request.key)
         return {
             **row, "attempt": request.attempt, "rejection_reason": reason, "detail": detail,
             "request_key": request.key,

@@ -259,9 +259,15 @@ class Gateway:
 
     def _stored(self, sending: _Sending, outcome: Outcome, error: StorageFailed | None) -> None:
         """The end of an attempt is on disk, or the disk has failed."""
-        if error:
-            self._end_run(error)
-            return
+        try:
+            if error:
+                raise error
+            self._count(sending, outcome)
+        except Exception as failed:  # noqa: BLE001  the loop would log it, and the run would hang
+            self._end_run(failed)
+        self._changed.set()
+
+    def _count(self, sending: _Sending, outcome: Outcome) -> None:
         asking = sending.asking
         self.journal.wire.remove(sending.attempt)
         billed = None
@@ -278,7 +284,6 @@ class Gateway:
         self.tally.release(asking.most_tokens, asking.most_usd, billed=billed)
         if outcome.outcome == "answered":
             self._progress.add(1, self.tally.spend)
-        self._changed.set()
 
     def _remember_model(self) -> None:
         """The model of the first answer stored, for `stop_on_model_change`: a rerun stops again."""
@@ -340,13 +345,13 @@ class Gateway:
             if self._stop.is_set():
                 abandon()
                 return
+            self._end_run(error)
+            loop.call_later(GRACE_SECONDS, abandon)
             print(
                 f"\nstopping: {self._flying} requests in flight, waiting up to "
                 f"{GRACE_SECONDS:.0f} s for their answers (once more to abandon them)",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-            self._end_run(error)
-            loop.call_later(GRACE_SECONDS, abandon)
 
         loop.add_signal_handler(signal.SIGINT, stop, KeyboardInterrupt())
         loop.add_signal_handler(signal.SIGTERM, stop, Stopped())

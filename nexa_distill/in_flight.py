@@ -19,8 +19,8 @@ class InFlight:
     def __init__(self, path: Path, places: int) -> None:
         size = HEADER_BYTES + 8 * places
         with path.open("w+b") as file:
-            file.write(_boot_id().ljust(HEADER_BYTES, b"\0"))
-            file.truncate(size)
+            # Written, not truncated: a page that needs space later would end us by SIGBUS.
+            file.write(_boot_id().ljust(size, b"\0"))
             file.flush()
             self._map = mmap.mmap(file.fileno(), size)
         self._ids = memoryview(self._map)[HEADER_BYTES:].cast("q")

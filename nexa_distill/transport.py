@@ -35,7 +35,7 @@ class Transport:
     """Connections to one endpoint. Use as an async context manager."""
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
-        self.key = endpoint.key
+        self._secret = (endpoint.key or "").encode()
         self.url = URL(f"{endpoint.base_url}/chat/completions")
         # Bodies are stored as they come: asking for plain ones keeps the bytes readable.
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -72,10 +72,10 @@ class Transport:
         status = response.status
         if raw is None:
             return Reply(Outcome("uncertain", status, error=f"body over {MAX_BODY_BYTES} bytes"))
+        if self._secret and self._secret in raw:  # some servers repeat the key in their message
+            raw = raw.replace(self._secret, b"***")
         if status == 200:
             return Reply(Outcome("answered", status, raw, None, elapsed))
-        if self.key:  # some servers repeat the key in their error message
-            raw = raw.replace(self.key.encode(), b"***")
         return Reply(Outcome("rejected", status, raw, None, elapsed), pause_asked(response.headers))
 
 
