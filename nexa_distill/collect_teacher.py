@@ -32,9 +32,9 @@ from nexa_distill.collection import (
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, TABLES
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.estimate_text import say_estimate
 from nexa_distill.handoff import UniqueKeys, read_batches
 from nexa_distill.manifests import StageRun
+from nexa_distill.money.estimate_text import say_estimate
 from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
 from nexa_distill.response_schemas import load_schemas
 

@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.answers import is_completion, output_row
-from nexa_distill.batch_mode import BatchMode
-from nexa_distill.budget import Tally, refuse_unpriced
+from nexa_distill.batches.mode import BatchMode
 from nexa_distill.config import DistillConfig, Price, Provider
 from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.endpoint import reach
@@ -37,6 +36,7 @@ from nexa_distill.journal import (
     spent_elsewhere,
 )
 from nexa_distill.manifests import StageRun
+from nexa_distill.money.budget import Tally, refuse_unpriced
 from nexa_distill.progress import Progress
 from nexa_distill.prompt_request import PromptRequest
 from nexa_distill.refusals import given_up

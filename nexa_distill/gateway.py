@@ -4,7 +4,7 @@ Requests are journaled ahead of their turn, so that a send waits for no fsync; a
 answer to the journal and takes the next request at once. An answer is parsed when it is on disk.
 
 What an attempt without an answer means is `refusals.py`, how fast is `pacing.py`, one send is
-`transport.py`. Not covered: streaming; batch mode is `batch_mode.py`.
+`transport.py`. Not covered: streaming; batch mode is `batches/mode.py`.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ import uvloop
 
 from nexa_distill import cli, failpoints, refusals
 from nexa_distill.answers import Answer, parse_answer
-from nexa_distill.billing import UNREAD, bill, bill_the_unbilled
-from nexa_distill.budget import Tally
 from nexa_distill.cli import Stopped
 from nexa_distill.config import Collection, Provider
 from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import BudgetReached, NexaError, StorageFailed
 from nexa_distill.journal import Asking, Journal, Outcome
+from nexa_distill.money.billing import UNREAD, bill, bill_the_unbilled
+from nexa_distill.money.budget import Tally
 from nexa_distill.pacing import Pacer
 from nexa_distill.progress import Progress
 from nexa_distill.transport import ABANDONED, DEFAULT_PAUSE_SECONDS, Reply, Transport

@@ -25,10 +25,10 @@ from nexa_distill import cli, leftovers
 from nexa_distill.capabilities import plan_line
 from nexa_distill.chain import Freshness, verify_chain
 from nexa_distill.config import DistillConfig, Storage, load_config
-from nexa_distill.cost_report import cost_report
-from nexa_distill.cost_text import headline
 from nexa_distill.errors import Locked, NexaError
 from nexa_distill.manifests import load_manifest
+from nexa_distill.money.cost_report import cost_report
+from nexa_distill.money.cost_text import headline
 from nexa_distill.planning import Request, make_plan, plan_lines
 from nexa_distill.runs import (
     SessionState,
@@ -107,7 +107,7 @@ def _capable(config: DistillConfig) -> str:
 
 def _asking(fresh: Freshness) -> Iterator[str]:
     from nexa_distill import collect_teacher
-    from nexa_distill.estimate_text import estimate_lines
+    from nexa_distill.money.estimate_text import estimate_lines
 
     stale = {stage.name for stage in STAGES if stage.session == "data_gen" and fresh.why_run(stage)}
     if before := sorted(stale - {"teacher"}):

@@ -22,7 +22,6 @@ from typing import Any
 import aiohttp
 
 from nexa_distill import capabilities, cli
-from nexa_distill.budget import Tally, refuse_unpriced
 from nexa_distill.capabilities import Capabilities
 from nexa_distill.config import DistillConfig, Provider, load_config, with_flags
 from nexa_distill.contracts import sha256_text
@@ -31,6 +30,7 @@ from nexa_distill.errors import ProviderUnusable
 from nexa_distill.gateway import Gateway
 from nexa_distill.journal import Asking, Journal, spent_elsewhere
 from nexa_distill.manifests import run_id, utc_now
+from nexa_distill.money.budget import Tally, refuse_unpriced
 from nexa_distill.probe_answers import PROBE_SCHEMA, Reply, findings, listed, start
 from nexa_distill.progress import Progress
 from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body

@@ -26,9 +26,9 @@ from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary, read_ag
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, REASONS, TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.estimate_text import say_estimate
 from nexa_distill.handoff import read_batches, read_table
 from nexa_distill.manifests import StageRun
+from nexa_distill.money.estimate_text import say_estimate
 from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
 from nexa_distill.response_schemas import ResponseSchemas, load_schemas
 

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 import pytest
 
-from nexa_distill.batch_files import MAX_LINE_BYTES, lines, read_line, request_line
-from nexa_distill.budget import Tally
+from nexa_distill.batches.files import MAX_LINE_BYTES, lines, read_line, request_line
 from nexa_distill.collection import Collector
 from nexa_distill.config import Budget
 from nexa_distill.journal import Ended, Known, Spent
+from nexa_distill.money.budget import Tally
 from nexa_distill.prompt_request import prompt_request
 from tests.faults import (
     Run,

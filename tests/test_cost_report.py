@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill import collect_teacher, filter_pairs, pipeline, regenerate_bad, sample_gate
-from nexa_distill.cost_report import cost_report, write_cost_report
 from nexa_distill.journal import Asking, Journal, Outcome
 from nexa_distill.manifests import StageRun
+from nexa_distill.money.cost_report import cost_report, write_cost_report
 from tests.faults import COLLECT, Row, ask, prompts, put, wait_for
 from tests.ledger_teacher import ledger_teacher
 from tests.test_estimate import GEN, PRICE, collect, priced

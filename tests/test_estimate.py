@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from nexa_distill import collect_teacher, regenerate_bad
-from nexa_distill.budget import Tally, dollars
 from nexa_distill.config import Budget
-from nexa_distill.cost_report import cost_report
-from nexa_distill.estimate import Estimate, estimate
-from nexa_distill.estimate_text import estimate_lines
 from nexa_distill.journal import Journal, Spent
+from nexa_distill.money.budget import Tally, dollars
+from nexa_distill.money.cost_report import cost_report
+from nexa_distill.money.estimate import Estimate, estimate
+from nexa_distill.money.estimate_text import estimate_lines
 from tests.faults import COLLECT, Row, ask, on_the_wire, prompts, put, wait_for
 from tests.ledger_teacher import Teacher, ledger_teacher
 from tests.workspace import ROOT, Workspace, workspace

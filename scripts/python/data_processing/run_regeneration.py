@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nexa_distill import cli, filter_pairs, regenerate_bad, sample_gate
 from nexa_distill.config import load_config
-from nexa_distill.cost_report import write_cost_report
+from nexa_distill.money.cost_report import write_cost_report
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ Run: python scripts/python/deployment/run_packaging.py [--format sharegpt]
 
 from nexa_distill import cli, reports, to_sft
 from nexa_distill.config import load_config
-from nexa_distill.cost_report import write_cost_report
+from nexa_distill.money.cost_report import write_cost_report
 
 
 def main() -> int:

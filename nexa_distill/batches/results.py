@@ -8,13 +8,13 @@ import itertools
 from pathlib import Path
 
 from nexa_distill import failpoints, refusals
-from nexa_distill.batch_files import lines, read_line
-from nexa_distill.batch_ledger import Asked, Batch
-from nexa_distill.billing import bill
-from nexa_distill.budget import Tally
+from nexa_distill.batches.files import lines, read_line
+from nexa_distill.batches.ledger import Asked, Batch
 from nexa_distill.config import Price
 from nexa_distill.errors import StorageFailed
 from nexa_distill.journal import Journal, Outcome
+from nexa_distill.money.billing import bill
+from nexa_distill.money.budget import Tally
 from nexa_distill.progress import Progress
 
 CHUNK_LINES = 256  # stored together

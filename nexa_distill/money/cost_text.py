@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nexa_distill.budget import dollars
+from nexa_distill.money.budget import dollars
 from nexa_distill.runs import clock
 
 Figures = Mapping[str, Any]

@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 
 from nexa_distill import refusals
-from nexa_distill.batch_files import URL
+from nexa_distill.batches.files import URL
 from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.handoff import replacing

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from nexa_distill.budget import dollars
 from nexa_distill.collection import Collector
 from nexa_distill.config import Budget
-from nexa_distill.estimate import Estimate, estimate
+from nexa_distill.money.budget import dollars
+from nexa_distill.money.estimate import Estimate, estimate
 from nexa_distill.runs import clock
 
 SHOWN_REASONS = 8

@@ -30,12 +30,10 @@ from typing import Any
 import uvloop
 
 from nexa_distill import cli, failpoints, refusals
-from nexa_distill.batch_api import BatchApi, NotFound, Refused, Unavailable
-from nexa_distill.batch_files import MAX_FILE_BYTES, request_line, words
-from nexa_distill.batch_ledger import Batch
-from nexa_distill.batch_results import Results
-from nexa_distill.billing import bill_the_unbilled
-from nexa_distill.budget import Tally
+from nexa_distill.batches.api import BatchApi, NotFound, Refused, Unavailable
+from nexa_distill.batches.files import MAX_FILE_BYTES, request_line, words
+from nexa_distill.batches.ledger import Batch
+from nexa_distill.batches.results import Results
 from nexa_distill.cli import Stopped
 from nexa_distill.config import Collection, Provider
 from nexa_distill.endpoint import Endpoint
@@ -43,6 +41,8 @@ from nexa_distill.errors import BudgetReached, InputError, ProviderUnusable
 from nexa_distill.handoff import replacing
 from nexa_distill.journal import Asking, Journal, Outcome, Spent
 from nexa_distill.manifests import sha256_path
+from nexa_distill.money.billing import bill_the_unbilled
+from nexa_distill.money.budget import Tally
 from nexa_distill.progress import Progress
 
 ENDS = {"completed", "failed", "expired", "cancelled"}

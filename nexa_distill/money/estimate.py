@@ -18,9 +18,9 @@ from nexa_distill.collection import Collector
 from nexa_distill.config import DistillConfig, StudentConfig, load_yaml
 from nexa_distill.errors import NexaError
 from nexa_distill.journal import ReadOnlyJournal, Spent, spent_elsewhere
+from nexa_distill.money.rates import Rates, measure
+from nexa_distill.money.why_new import Earlier, why_sent
 from nexa_distill.prompt_request import PromptRequest
-from nexa_distill.rates import Rates, measure
-from nexa_distill.why_new import Earlier, why_sent
 
 BYTES_PER_TOKEN = 4
 TOKENIZED = 500  # requests that the tokenizer reads

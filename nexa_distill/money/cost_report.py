@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 from nexa_distill.config import DistillConfig, Storage
 from nexa_distill.contracts import TABLES
-from nexa_distill.cost_text import markdown
 from nexa_distill.errors import NexaError
 from nexa_distill.handoff import read_batches, write_json, write_text
 from nexa_distill.manifests import load_manifest, repairs, run_id, utc_now
-from nexa_distill.spending import Figures, known_sum, ratio, spending, whole_sum
+from nexa_distill.money.cost_text import markdown
+from nexa_distill.money.spending import Figures, known_sum, ratio, spending, whole_sum
 
 TEACHERS = ("teacher", "regenerate")  # their tokens are teacher tokens
 PER_SAMPLE = (*TEACHERS, "judge")  # stages that cost more when there are more samples
