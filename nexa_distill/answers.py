@@ -8,9 +8,8 @@ never fails: what is not there or not of its type is missing.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from nexa_distill.config import Price, Provider
 from nexa_distill.journal import Answered
@@ -21,8 +20,7 @@ TEXT_PARTS = ("text", "output_text")
 THINK, THOUGHT = "<think>", "</think>"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Tokens as billed. `model` and `fingerprint` as the API named them; `flag`: see contracts."""
 
     text: str | None = None
@@ -155,6 +153,8 @@ def _text(value: object) -> str | None:
     """A string that UTF-8 can carry (a lone surrogate becomes U+FFFD), or None."""
     if not isinstance(value, str):
         return None
+    if value.isascii():  # nearly always, and each answer is read twice
+        return value
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
