@@ -125,7 +125,8 @@ def open_table(
     if not path.is_file():
         raise InputError(f"{path}: expected a Parquet file, found a folder")
     try:
-        parquet = pq.ParquetFile(path)
+        # Buffering ahead would hold the whole file in memory by the end of a pass.
+        parquet = pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path}: not a complete Parquet file ({error}); `{table.command}` writes it"
