@@ -274,7 +274,7 @@ class Collector:
 
         With --retry-failed, only what this run tried in batches counts against it.
         """
-        if request.sample_id in self.too_large:
+        if request.sample_id in self.too_large or len(request.data) > MAX_PROMPT_BYTES:
             return "prompt_too_large"
         if known is None:
             return None
@@ -351,8 +351,9 @@ class Collector:
             settled = self.settled(request, known)
             given = given_up(known.attempts, 1) if known else None
             reason = settled if settled in ("held", "prompt_too_large") else given or why
-            size = self.too_large.get(request.sample_id)
-            detail = f"{size} bytes" if size else journal.evidence(request.key)
+            size = self.too_large.get(request.sample_id, len(request.data))
+            large = reason == "prompt_too_large"
+            detail = f"{size} bytes" if large else journal.evidence(request.key)
         return {
             **row, "attempt": request.attempt, "rejection_reason": reason, "detail": detail,
             "request_key": request.key,

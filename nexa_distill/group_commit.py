@@ -35,7 +35,7 @@ class _Group:
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
     then: list[Then] = field(default_factory=list)
     size: int = 0
-    began: float = field(default_factory=time.monotonic)
+    began: float = 0.0  # monotonic: when its first row came in
 
 
 class GroupCommit:
@@ -59,6 +59,8 @@ class GroupCommit:
     def add(self, table: str, row: tuple[Any, ...], then: Then | None = None) -> None:
         """Have `row` committed; `then` hears of it on the loop, with the error if it failed."""
         group = self._open
+        if not group.size:
+            group.began = time.monotonic()
         group.rows[table].append(row)
         group.size += 1
         if then:
@@ -66,9 +68,7 @@ class GroupCommit:
         if group.size >= GROUP_ROWS:
             self.flush()
         elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            group.began = time.monotonic()
-            self._timer = loop.call_later(GROUP_SECONDS, self.flush)
+            self._timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Hand over what came in so far, without waiting for more."""
@@ -82,6 +82,8 @@ class GroupCommit:
     async def on_disk(self) -> None:
         """Wait until all that was added is committed. Raises StorageFailed."""
         done = asyncio.get_running_loop().create_future()
+        if not self._open.size:
+            self._open.began = time.monotonic()
         self._open.then.append(lambda error: _resolve(done, error))
         self._open.size += 1
         self.flush()

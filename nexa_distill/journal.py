@@ -318,14 +318,15 @@ class Journal(ReadOnlyJournal):
 
 
 def spent_elsewhere(folder: Path, but: Path) -> Spent:
-    """What the other stages' journals in `folder` have spent; read only, a missing one is 0."""
+    """What the other stages' journals in `folder` have spent. Raises StorageFailed.
+
+    One that cannot be read stops the run: counted as nothing, it would let a budget be exceeded.
+    """
     total = Spent(0, 0, 0.0)
     for path in sorted(folder.glob("*.sqlite")):
-        if path.resolve() == but.resolve():
-            continue
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        with contextlib.closing(db), contextlib.suppress(sqlite3.OperationalError):
-            total = total.plus(_spent(db))  # a journal of another version is left out
+        if path.resolve() != but.resolve():
+            with ReadOnlyJournal(path) as other:
+                total = total.plus(other.spent())
     return total
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults import COLLECT, answers, ask, on_the_wire, prompts, put, texts, wait_for
+from tests.faults import COLLECT, answers, ask, prompts, put, texts, wait_for
 from tests.ledger_teacher import Teacher, ledger_teacher
-from tests.workspace import ROOT, Workspace, workspace
-
-__all__ = ["COLLECT", "answers", "ask", "in_flight", "prompts", "put", "texts", "wait_for"]
+from tests.workspace import ROOT, workspace
 
 
 def test_every_prompt_is_answered_once_and_a_rerun_asks_nothing(tmp_path: Path) -> None:
@@ -56,10 +54,6 @@ def test_f26_a_row_that_stands_twice_is_asked_and_written_once(tmp_path: Path) -
         assert "1 samples stand there more than once; asked once each" in said
         assert sum(teacher.billed().values()) == 3
     assert [row["sample_id"] for row in answers(made)] == ["s0000", "s0001", "s0002"]
-
-
-def in_flight(made: Workspace) -> int:
-    return len(on_the_wire(made))
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost"])

@@ -62,6 +62,16 @@ def test_f09_a_prompt_of_200_mb_is_set_aside_and_the_others_are_answered(tmp_pat
         survived(made, teacher)
 
 
+def test_f09_a_system_prompt_that_is_too_large_is_not_sent_either(tmp_path: Path) -> None:
+    rows = prompts(2)
+    rows[1]["system_prompt"] = "x" * (9 * 2**20)
+    with ledger_teacher(tmp_path) as teacher:
+        made = workspace(tmp_path, teacher.base_url)
+        ask(made, rows)
+        assert reasons(made) == {"s0001": "prompt_too_large"}
+        assert sum(teacher.billed().values()) == 1
+
+
 @pytest.mark.slow
 def test_f09_without_memory_for_a_row_the_old_table_stays(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:

@@ -109,6 +109,31 @@ def test_spent_counts_what_may_have_been_billed_as_its_reservation(tmp_path: Pat
         assert journal.spent() == Spent(0, 0, 0.0)
 
 
+def test_a_journal_that_cannot_be_read_is_not_counted_as_nothing_spent(tmp_path: Path) -> None:
+    (tmp_path / "torn.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(StorageFailed, match=r"torn\.sqlite"):
+        spent_elsewhere(tmp_path, tmp_path / "teacher.sqlite")
+    (tmp_path / "torn.sqlite").unlink()
+    with sqlite3.connect(tmp_path / "old.sqlite") as db:
+        db.executescript(OLD_SCHEMA)
+    db.close()
+    assert spent_elsewhere(tmp_path, tmp_path / "teacher.sqlite").requests == 3
+
+
+def test_the_slowest_commit_is_counted_from_a_row_and_not_from_idleness(tmp_path: Path) -> None:
+    async def write(journal: Journal) -> None:
+        await journal.on_disk()
+        await asyncio.sleep(0.3)
+        await journal.on_disk()
+
+    path = tmp_path / "j.sqlite"
+    with Journal(path, "run") as journal:
+        asyncio.run(write(journal))
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT slowest_commit_ms FROM runs").fetchone()[0] < 250
+    db.close()
+
+
 def test_the_journal_of_the_first_release_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     with sqlite3.connect(path) as db:

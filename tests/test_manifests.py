@@ -17,7 +17,7 @@ from nexa_distill.manifests import (
     sealed_hash,
     sha256_path,
 )
-from tests.test_collection import prompts
+from tests.faults import prompts
 from tests.workspace import workspace
 
 FIELDS = [

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from nexa_distill import filter_pairs, regenerate_bad, sample_gate
+from tests.faults import prompts, put
 from tests.ledger_teacher import ledger_teacher
-from tests.test_collection import prompts, put
 from tests.workspace import Workspace, workspace
 
 GEN = "scripts/python/data_processing/run_full_data_gen.py"

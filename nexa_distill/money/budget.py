@@ -22,21 +22,16 @@ def refuse_unpriced(budget: Budget, name: str, provider: Provider, model: str) -
 
 
 class Tally:
-    """Spent by all runs (`before` and since), and reserved for what is on its way.
+    """Spent by all runs (`before` this one and since), and reserved for what is on its way.
 
     Tokens and dollars as billed; an attempt that may have been billed counts as its reservation.
     """
 
     def __init__(self, budget: Budget, before: Spent) -> None:
-        self.budget, self.before = budget, before
+        self.budget = budget
         self.requests, self.tokens, self.usd = before
         self.sent = self.answered = 0  # of this run
         self._reserved_tokens, self._reserved_usd, self._reservations = 0, 0.0, 0
-
-    @property
-    def usd_now(self) -> float:
-        """US dollars spent by this run."""
-        return self.usd - self.before.usd
 
     @property
     def spend(self) -> str:
