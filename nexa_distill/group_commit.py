@@ -9,6 +9,7 @@ A failed commit is final: nothing that comes after it is accepted.
 """
 
 import asyncio
+import functools
 import itertools
 import queue
 import sqlite3
@@ -39,15 +40,19 @@ class _Group:
 
 
 class GroupCommit:
-    """`tables` in the order in which their rows are inserted. `add` from one event loop only."""
+    """`tables` in the order in which their rows are inserted. `add` from one event loop only.
+
+    `afterwards` is called by the thread after each commit, when those who waited for it are told.
+    """
 
     def __init__(
         self, db: sqlite3.Connection, tables: tuple[str, ...],
-        failed: Callable[[Exception], StorageFailed],
+        failed: Callable[[Exception], StorageFailed], afterwards: Callable[[], None],
     ) -> None:  # fmt: skip
         self.broken: StorageFailed | None = None
         self.slowest_seconds = 0.0  # from a row's arrival to its commit
         self._db, self._tables, self._failed = db, tables, failed
+        self._afterwards = afterwards
         self._open = _Group()
         self._timer: asyncio.TimerHandle | None = None
         self._groups: queue.SimpleQueue[tuple[_Group, asyncio.AbstractEventLoop] | None]
@@ -97,17 +102,21 @@ class GroupCommit:
     def _work(self) -> None:
         while waiting := list(self._waiting()):
             groups = [group for group, _ in waiting]
-            if not self.broken:
-                try:
-                    self._commit(groups)
-                except Exception as error:  # noqa: BLE001  a dead thread would let all wait forever
-                    self.broken = self._failed(error)
+            self._unless_broken(functools.partial(self._commit, groups))
             oldest = min(group.began for group in groups)
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - oldest)
             try:
                 waiting[0][1].call_soon_threadsafe(self._tell, groups, self.broken)
             except RuntimeError:  # the loop is gone: nobody waits any more
                 continue
+            self._unless_broken(self._afterwards)
+
+    def _unless_broken(self, write: Callable[[], None]) -> None:
+        if not self.broken:
+            try:
+                write()
+            except Exception as error:  # noqa: BLE001  a dead thread would let all wait forever
+                self.broken = self._failed(error)
 
     def _waiting(self) -> Iterator[tuple[_Group, asyncio.AbstractEventLoop]]:
         """All groups handed over by now, at least one; nothing when closed."""

@@ -33,6 +33,7 @@ from nexa_distill.errors import Locked, StorageFailed
 from nexa_distill.group_commit import GroupCommit, Then
 from nexa_distill.in_flight import InFlight, left_behind
 from nexa_distill.journal_schema import TABLES, for_reading, prepare
+from nexa_distill.key_index import KeyIndex, complete
 
 DIED = "the process died"
 
@@ -124,6 +125,7 @@ class ReadOnlyJournal:
         self.path = path
         try:
             self._committed = for_reading(path)
+            self._keys = KeyIndex(self._committed)
             self.unburied = dict(_unended(self._committed, left_behind(_wire(path))))
         except sqlite3.Error as error:
             raise StorageFailed(f"{path}: the journal cannot be read ({error})") from None
@@ -147,10 +149,10 @@ class ReadOnlyJournal:
             "a.run, a.batch "
             "FROM requests r LEFT JOIN attempts a ON a.request_id = r.id "
             "LEFT JOIN outcomes o ON o.attempt_id = a.id "
-            "WHERE r.request_key IN (SELECT value FROM json_each(?)) ORDER BY a.id"
+            "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
         found: dict[str, Known] = {}
-        rows = self._committed.execute(sql, (json.dumps(list(keys)),))
+        rows = self._committed.execute(sql, (self._ids(keys),))
         for key, id_, attempt, outcome, status, error, run, batch in rows:
             known = found.setdefault(key, Known(id_))
             known.asked_now = known.asked_now or (run == self.run and batch is None)
@@ -170,9 +172,9 @@ class ReadOnlyJournal:
             "FROM requests r JOIN attempts a ON a.request_id = r.id "
             "JOIN outcomes o ON o.attempt_id = a.id LEFT JOIN batches b ON b.id = a.batch "
             "WHERE o.outcome='answered' "
-            "AND r.request_key IN (SELECT value FROM json_each(?)) ORDER BY a.id"
+            "AND r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
-        rows = self._committed.execute(sql, (json.dumps(list(keys)),))
+        rows = self._committed.execute(sql, (self._ids(keys),))
         return {key: Answered(*answer) for key, *answer in rows}
 
     def answers_of(self, model: str) -> Iterator[bytes]:
@@ -190,8 +192,8 @@ class ReadOnlyJournal:
         row = self._committed.execute(
             "SELECT o.status, coalesce(o.error, substr(o.raw, 1, 2000), '') FROM requests r "
             "JOIN attempts a ON a.request_id = r.id JOIN outcomes o ON o.attempt_id = a.id "
-            "WHERE r.request_key=? ORDER BY a.id DESC LIMIT 1",
-            (key,),
+            "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id DESC LIMIT 1",
+            (self._ids([key]),),
         ).fetchone()
         status, said = row or (None, "")
         text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
@@ -228,6 +230,9 @@ class ReadOnlyJournal:
         )
         return self._committed.execute(sql).fetchall()
 
+    def _ids(self, keys: Iterable[str]) -> str:
+        return json.dumps(self._keys.ids(keys))
+
 
 class Journal(ReadOnlyJournal):
     """Use as a context manager, from one event loop. `places`: attempts on the wire at a time."""
@@ -245,17 +250,22 @@ class Journal(ReadOnlyJournal):
             self._db.execute("PRAGMA synchronous=FULL")
             prepare(self._db, path)
             _bury(self._db, left_behind(wire))
+            complete(self._db)
             started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
             (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
             # A connection of its own for reading: it sees what is committed, and nothing else.
             self._committed = sqlite3.connect(path, isolation_level=None)
+            self._keys = KeyIndex(self._committed)
             self._next_request = self._newest("requests") + 1
             self._next_attempt = self._newest("attempts") + 1
         except sqlite3.Error as error:
             raise _failed(path, error) from None
         self.wire = InFlight(wire, places)
-        self._writer = GroupCommit(self._db, TABLES, lambda error: _failed(path, error))
-        self.batches = BatchLedger(self._committed, self._writer, self.run)
+        self._writer = GroupCommit(
+            self._db, TABLES, lambda error: _failed(path, error),
+            afterwards=lambda: self._keys.write(self._db),
+        )  # fmt: skip
+        self.batches = BatchLedger(self._committed, self._keys, self._writer, self.run)
 
     def __enter__(self) -> Self:
         return self
@@ -289,6 +299,7 @@ class Journal(ReadOnlyJournal):
             request = a.request_id
             if request is None:
                 self._next_request, request = self._next_request + 1, self._next_request
+                self._keys.add(a.key, request)
                 self._writer.add("requests", (request, a.key, a.sample_id, a.body))
             row = (attempt, request, self.run, a.most_tokens, a.most_usd, batch)
             self._writer.add("attempts", row)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from nexa_distill.batches.ledger import BATCH_SCHEMA, BATCH_TABLES
 from nexa_distill.errors import StorageFailed
+from nexa_distill.key_index import KEY_SCHEMA
 
-VERSION = 1
+VERSION = 2
 TABLES = ("requests", "attempts", "outcomes", "usage", *BATCH_TABLES)
 SCHEMA = f"""
 CREATE TABLE runs (             -- one run of the command; ended_at is null when it was killed
@@ -19,7 +20,7 @@ CREATE TABLE runs (             -- one run of the command; ended_at is null when
 );
 CREATE TABLE requests (
     id          INTEGER PRIMARY KEY,
-    request_key TEXT NOT NULL UNIQUE,
+    request_key TEXT NOT NULL,  -- found by request_keys
     sample_id   TEXT,           -- the first sample that asked this
     body        BLOB NOT NULL   -- JSON; a server that we start gets its own name as `model`
 );
@@ -45,7 +46,7 @@ CREATE TABLE usage (            -- read from the answer after it was stored
     attempt_id  INTEGER PRIMARY KEY REFERENCES attempts,
     prompt_tokens INTEGER, completion_tokens INTEGER, total_tokens INTEGER, cost_usd REAL
 );
-{BATCH_SCHEMA}
+{KEY_SCHEMA}{BATCH_SCHEMA}
 """
 # From the tables of release 0.1, where an attempt and its outcome were one row.
 OLD_ASIDE = """

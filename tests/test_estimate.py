@@ -259,7 +259,7 @@ def test_a_journal_that_cannot_be_read_is_named_and_the_plan_stands(tmp_path: Pa
     assert "a journal of version 9" in shown
     assert "filtering   run" in shown
     with sqlite3.connect(file) as db:
-        db.execute("PRAGMA user_version=1")
+        db.execute("PRAGMA user_version=2")
     whole = file.read_bytes()
     file.write_bytes(whole[:8192] + b"?" * (len(whole) - 8192))
     shown = made.run("nexa_distill.pipeline", "plan").stdout

@@ -154,7 +154,7 @@ def test_a_journal_of_a_later_version_is_refused(tmp_path: Path) -> None:
         pass
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=99")
-    with pytest.raises(StorageFailed, match="version 99, expected 1"):
+    with pytest.raises(StorageFailed, match="version 99, expected 2"):
         Journal(path, "run")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from nexa_distill.group_commit import GroupCommit
+from nexa_distill.key_index import KeyIndex
 
 BATCH_TABLES = ("batches", "batch_steps")
 BATCH_SCHEMA = """
@@ -78,8 +79,10 @@ def under_way(db: sqlite3.Connection) -> tuple[int, int, float]:
 class BatchLedger:
     """The batches of one journal: read from what is committed, written by its group commits."""
 
-    def __init__(self, committed: sqlite3.Connection, writer: GroupCommit, run: int) -> None:
-        self._db, self._writer, self._run = committed, writer, run
+    def __init__(
+        self, committed: sqlite3.Connection, keys: KeyIndex, writer: GroupCommit, run: int
+    ) -> None:
+        self._db, self._keys, self._writer, self._run = committed, keys, writer, run
 
     def next_id(self) -> int:
         """Of no batch yet, not even of one whose file was never finished."""
@@ -121,9 +124,9 @@ class BatchLedger:
             "SELECT r.request_key, a.id, a.most_tokens, a.most_usd, o.outcome IS NOT NULL "
             "FROM requests r JOIN attempts a ON a.request_id = r.id "
             "LEFT JOIN outcomes o ON o.attempt_id = a.id "
-            "WHERE r.request_key IN (SELECT value FROM json_each(?)) AND a.batch=?"
+            "WHERE r.id IN (SELECT value FROM json_each(?)) AND a.batch=?"
         )
-        rows = self._db.execute(sql, (json.dumps(list(keys)), batch))
+        rows = self._db.execute(sql, (json.dumps(self._keys.ids(keys)), batch))
         return {key: Asked(*asked) for key, *asked in rows}
 
     def rest(self, batch: int, size: int) -> Iterator[list[Asked]]:

@@ -1,0 +1,59 @@
+"""Cleaners: what is left of an answer, by kind, one line per case."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexa_distill.cleaning import CLEANERS, Kind, clean
+
+SELECT = "SELECT name FROM state"
+CASES: list[tuple[Kind, str, str | None]] = [
+    ("sql", f"```sql\n{SELECT}\n```", SELECT),
+    ("sql", f"Here is the query:\n\n```sql\n{SELECT};\n```\nIt selects all names.", f"{SELECT};"),
+    ("sql", f"```\n{SELECT}\n```", SELECT),
+    ("sql", f"```text\nstate\n```\nthen\n```SQL\n{SELECT}\n```", SELECT),
+    ("sql", f"```sql\nSQL: {SELECT}\n```", SELECT),
+    ("sql", f"```sql\n{SELECT}", SELECT),  # cut off
+    ("sql", f"SQL: {SELECT}", SELECT),
+    ("sql", f"**SQL Query:** {SELECT}", SELECT),
+    ("sql", f"Answer:\n{SELECT}", SELECT),
+    ("sql", f"{SELECT};\n\nThis query returns each name.", SELECT),
+    ("sql", f"{SELECT}\n\nThis query returns each name.", SELECT),
+    ("sql", f"{SELECT}\nExplanation: each name.", SELECT),
+    ("sql", "SELECT ';' FROM state; It has a semicolon.", "SELECT ';' FROM state"),
+    ("sql", "SELECT 1 -- a; b\n; the end", "SELECT 1 -- a; b"),
+    ("sql", "with big as (select 1) select * from big", "with big as (select 1) select * from big"),
+    ("sql", f"With regard to your question:\n{SELECT}", SELECT),
+    ("sql", "SELECT 1; DROP TABLE state", "SELECT 1; DROP TABLE state"),
+    ("sql", "SELECT 1;\nDROP TABLE state; done", "SELECT 1;\nDROP TABLE state"),
+    ("sql", "DROP TABLE state", "DROP TABLE state"),
+    ("sql", "I cannot answer this.", None),
+    ("sql", "```sql\n```", None),
+    ("sql", "", None),
+    ("python", "```python\nprint(1)\n```", "print(1)"),
+    ("python", "One:\n```py\na = 1\n```\ntwo:\n```py\nb = 2\n```", "a = 1\n\nb = 2"),
+    ("python", "Sure:\ndef f():\n    return 1", "def f():\n    return 1"),
+    ("python", "I do not write code.", None),
+    ("json", 'The answer is {"a": [1, 2]}. Good luck!', '{"a": [1, 2]}'),
+    ("json", "```json\n[1, 2]\n```", "[1, 2]"),
+    ("json", "a {set} of [things] and {}", "{}"),
+    ("json", "none here", None),
+    ("json", "[" * 5000, None),
+    ("fenced", "```\ntext\n```", "text"),
+    ("fenced", "See:\n```\ntext\n```", "See:\n```\ntext\n```"),
+    ("fenced", "as it is", "as it is"),
+]
+
+
+@pytest.mark.parametrize(("kind", "said", "answer"), CASES)
+def test_what_is_left_of_an_answer(kind: Kind, said: str, answer: str | None) -> None:
+    assert clean(said, kind) == answer
+
+
+@given(st.text(st.sampled_from("`\n;'\"-/* sqlSELECT{}[]with()as:="), max_size=60))
+def test_a_cleaner_leaves_a_part_of_what_was_said_and_does_it_once(said: str) -> None:
+    for kind in CLEANERS:
+        left = clean(said, kind)
+        if left is not None:
+            assert left
+            assert kind == "python" or left in said
