@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from nexa_distill.cleaning import Cleaner
 from nexa_distill.config import Price, Provider
 from nexa_distill.journal import Answered
 from nexa_distill.response_schemas import ResponseSchemas
@@ -80,21 +81,23 @@ def cost_usd(answer: Answer, price: Price | None, discount: float = 1.0) -> floa
 
 def output_row(
     row: Mapping[str, Any], attempt: int, key: str, model: str, stored: Answered,
-    provider: Provider, schemas: ResponseSchemas,
+    provider: Provider, schemas: ResponseSchemas, cleaner: Cleaner,
 ) -> dict[str, Any]:  # fmt: skip
     """One row of contracts.OUTPUTS. `model` is the name asked for, used when the API says none.
 
     A server that we start names itself by a path on this machine; it is called by its own name.
     """
     answer, price = parse_answer(stored.raw), provider.prices.get(model)
+    text, said = cleaner(row["template_name"], answer.text)
     return {
         **row,
         "attempt": attempt,
-        "teacher_output": answer.text,
+        "teacher_output": text,
+        "raw_output": said,
         "reasoning_output": answer.reasoning,
         "model_id": model if provider.start else answer.model or model,
         "finish_reason": answer.finish_reason,
-        "answer_flag": _with_schema(answer, schemas, row["template_name"]),
+        "answer_flag": _with_schema(answer.flag, text, schemas, row["template_name"]),
         "system_fingerprint": answer.fingerprint,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
@@ -120,11 +123,13 @@ def _flag(choice: Mapping[str, Any], message: Mapping[str, Any], text: str | Non
     return next((flag for flag, holds in signs.items() if holds), None)
 
 
-def _with_schema(answer: Answer, schemas: ResponseSchemas, task: str) -> str | None:
+def _with_schema(
+    flag: str | None, text: str | None, schemas: ResponseSchemas, task: str
+) -> str | None:
     """The flag, with the task's schema in mind: a text that was cut is no JSON either."""
-    if answer.text is None or answer.flag not in (None, "truncated", "tool_calls"):
-        return answer.flag
-    return answer.flag if schemas.satisfied(task, answer.text) else "schema_mismatch"
+    if text is None or flag not in (None, "truncated", "tool_calls"):
+        return flag
+    return flag if schemas.satisfied(task, text) else "schema_mismatch"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

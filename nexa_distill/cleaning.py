@@ -1,4 +1,4 @@
-"""The answer itself, out of what the model said. Pure; by kind of answer, set per task type.
+"""The answer itself, out of what the model said. Pure; by kind of answer (`cleaners:`).
 
     sql      the first fenced block marked sql, or the first fence, or from the first line that
              begins a statement; labels ("SQL:") and explanations after the last `;` go
@@ -8,8 +8,7 @@
 
 Reasoning in `<think>` tags is taken apart before this (`answers.py`). A cleaner that finds nothing
 leaves nothing: the answer is then empty, which the rules reject. It never repairs: a statement
-after a statement stays, for the exec gate to refuse. What a cleaner has changed stands beside the
-result, in `raw_output`.
+after a statement stays, for the exec gate to refuse. Then personal data that `pii:` redacts goes.
 
 Not covered: code that is spread over prose without fences; a fence inside a fence.
 """
@@ -17,10 +16,12 @@ Not covered: code that is spread over prose without fences; a fence inside a fen
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-Kind = Literal["sql", "python", "json", "fenced"]
+from nexa_distill import pii
+from nexa_distill.config import AnswerKind, DistillConfig, FilterConfig, load_yaml
 
 MOST_STARTS = 100  # brackets at which JSON is looked for: each look may read all of the text
 
@@ -55,7 +56,33 @@ TOKENS = re.compile(
 )
 
 
-def clean(text: str, kind: Kind) -> str | None:
+class Cleaner:
+    """What is done to every answer: cut out by the kind of its task type, then redacted."""
+
+    def __init__(self, kinds: Mapping[str, AnswerKind], redacted: list[pii.Kind]) -> None:
+        self._kinds, self._redacted = kinds, redacted
+
+    def __call__(self, task: str, said: str | None) -> tuple[str | None, str | None]:
+        """(teacher_output, raw_output) of contracts.OUTPUTS."""
+        kind = self._kinds.get(task)
+        found = clean(said, kind) if said and kind else said
+        if found and self._redacted:
+            found = pii.redact(found, self._redacted)
+        return found, said if found != said else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome, next to the answers."""
+        return {"cleaners": dict(self._kinds), "redact": self._redacted}
+
+
+def cleaner_of(config: DistillConfig) -> Cleaner:
+    """As `cleaners:` and, in the filters file, `pii:` say."""
+    filters = load_yaml(Path(config.filters), FilterConfig)
+    return Cleaner(config.cleaners, filters.pii.of("redact"))
+
+
+def clean(text: str, kind: AnswerKind) -> str | None:
     """The answer of this kind in `text`, without space around it; None when there is none."""
     found = CLEANERS[kind](text)
     return found.strip() or None if found else None
@@ -112,7 +139,7 @@ def _fenced(text: str) -> str:
     return whole[2] if whole else text
 
 
-CLEANERS: dict[Kind, Callable[[str], str | None]] = {
+CLEANERS: dict[AnswerKind, Callable[[str], str | None]] = {
     "sql": _sql,
     "python": _python,
     "json": _json,

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from nexa_distill import cli
 from nexa_distill.capabilities import schema_warning
+from nexa_distill.cleaning import cleaner_of
 from nexa_distill.collection import (
     BATCH_ROWS,
     MAX_PROMPT_BYTES,
@@ -91,6 +92,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "extra_body": provider.extra_body,
         "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "price": price and price.model_dump(),
+        **cleaner_of(config).settings,
     }
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from nexa_distill.answers import is_completion, output_row
 from nexa_distill.batches.mode import BatchMode
+from nexa_distill.cleaning import Cleaner, cleaner_of
 from nexa_distill.config import DistillConfig, Price, Provider
 from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.endpoint import reach
@@ -154,6 +155,11 @@ class Collector:
     def schemas(self) -> ResponseSchemas:
         """What the answers of some task types must satisfy."""
         return load_schemas(self.config.collection.response_schemas)
+
+    @cached_property
+    def cleaner(self) -> Cleaner:
+        """What is done to every answer."""
+        return cleaner_of(self.config)
 
     @property
     def journal_path(self) -> Path:
@@ -338,8 +344,9 @@ class Collector:
         provider, schemas = self.provider, self.schemas
         try:
             return output_row(
-                row, request.attempt, request.key, self.model, stored, provider, schemas
-            )
+                row, request.attempt, request.key, self.model, stored, provider, schemas,
+                self.cleaner,
+            )  # fmt: skip
         except Exception:  # noqa: BLE001  the answer is paid and stored; it will be read again
             return traceback.format_exc().encode(errors="replace").decode()  # it may quote the text
 

@@ -9,7 +9,7 @@ Flags win over YAML. Paths are relative to the current directory.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -23,8 +23,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from nexa_distill import pii
 from nexa_distill.errors import InputError, InputMissing, did_you_mean
 
+PiiAction = Literal["flag", "redact", "reject"]
+AnswerKind = Literal["sql", "python", "json", "fenced"]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -189,7 +192,7 @@ class Budget(Section):
 
 
 class DistillConfig(Section):
-    """`configs/distill_config.yaml`."""
+    """`configs/distill_config.yaml`. `cleaners`: task type -> kind of answer (`cleaning.py`)."""
 
     storage: Storage
     input: RawInput
@@ -199,6 +202,7 @@ class DistillConfig(Section):
     provider: str
     providers: dict[str, Provider] = Field(min_length=1)
     collection: Collection
+    cleaners: dict[str, AnswerKind]
     budget: Budget
     filters: str
     student: str
@@ -254,6 +258,24 @@ Share = Annotated[float, Field(ge=0), AfterValidator(_share)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
+class Pii(Section):
+    """`pii:` what becomes of personal data and secrets in an answer (`pii.py`).
+
+    `flag` counts it, `redact` writes `[email]` in its place, `reject` rejects the answer; null does
+    not look for it.
+    """
+
+    email: PiiAction | None
+    phone: PiiAction | None
+    card: PiiAction | None
+    secret: PiiAction | None
+
+    def of(self, *actions: PiiAction) -> list[pii.Kind]:
+        """The kinds with one of these actions; without any given, all that are looked for."""
+        wanted = actions or get_args(PiiAction)
+        return [kind for kind in get_args(pii.Kind) if getattr(self, kind) in wanted]
+
+
 class GateConfig(Section):
     """`sample_gate:` what an answer needs to be kept.
 
@@ -265,6 +287,20 @@ class GateConfig(Section):
     judge_f_threshold: Share
     judge_r_threshold: Share
     require_both: bool
+
+
+class QualityGates(Section):
+    """`quality_gates:` of a whole run: what SampleGate's report must reach; null = not asked.
+
+    `min_total` counts the answers that were judged; the rates are shares of them that were kept,
+    execute and match the known answer; `min_judge_mean` is the mean of all judges' scores.
+    """
+
+    min_total: Count | None
+    min_keep_rate: Share | None
+    min_exec_pass_rate: Share | None
+    min_gold_match_rate: Share | None
+    min_judge_mean: Share | None
 
 
 class FilterConfig(Section):
@@ -291,7 +327,9 @@ class FilterConfig(Section):
     max_repetition: Share | None
     require_json_for: list[str]
     safety_patterns: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Pattern]
+    pii: Pii
     sample_gate: GateConfig
+    quality_gates: QualityGates
 
     @field_validator("max_char_length", "max_token_length")
     @classmethod
@@ -358,9 +396,11 @@ class StudentConfig(Section):
 
     def generation_settings(self, config: "DistillConfig") -> dict[str, Any]:
         """What decides the held-out answers, next to the prompts and the checkpoint."""
+        from nexa_distill.cleaning import cleaner_of
+
         system = load_system_prompt(config.collection.system_prompt_path)
         own = self.model_dump(include={"student", "keep_layers", "generate"})
-        return {**own, "system_prompt": system}
+        return {**own, "system_prompt": system, **cleaner_of(config).settings}
 
     def tokenizer(self, storage: Storage) -> Path | None:
         """The `tokenizer.json` of `student`, if it is on this disk already.

@@ -56,7 +56,8 @@ REJECTED_INPUTS = pa.schema([*CANONICAL, _REASON])
 OUTPUTS = pa.schema(
     [
         *INPUTS, ATTEMPT,
-        _field("teacher_output", _STR, "the answer; null when the model gave none"),
+        _field("teacher_output", _STR, "the answer, cleaned; null when there is none"),
+        _field("raw_output", _STR, "the answer as received; null when cleaning changed nothing"),
         _field("reasoning_output", _STR, "reasoning kept apart from the answer"),
         _field("model_id", _STR, "model that answered, as the API named it", required=True),
         _field("finish_reason", _STR, "stop, length, content_filter, ...; null when not said"),
@@ -173,7 +174,7 @@ REASONS: dict[str, str] = {
     "malformed_response": "HTTP 200 without a chat completion in it",
     "content_filter": "the provider's filter cut or withheld the answer",
     "schema_mismatch": "not the JSON that the task's response schema asks for",
-    "empty_output": "the model gave no answer text",
+    "empty_output": "the model gave no answer text, or none of the kind that its task asks for",
     "truncated": "the answer did not end by itself (finish_reason is not stop)",
     "too_short": "fewer characters than min_char_length",
     "too_long": "more characters than max_char_length",
@@ -188,6 +189,8 @@ REASONS: dict[str, str] = {
     "repetition": "the answer repeats itself in a loop",
     "invalid_json": "the task asks for JSON and this is not JSON",
     "safety_flag": "one of the safety patterns occurs",
+    "personal_data": "an e-mail address, phone or card number, which `pii:` does not let pass",
+    "secret": "a key, token or private key",
     "low_factuality": "judge.factuality is below judge_f_threshold",
     "low_reasoning": "judge.reasoning is below judge_r_threshold",
     "check_missing": "a required check was not made, and doubt is a rejection",

@@ -19,7 +19,7 @@ comes back along a curve that is flat around that rate and steeper the longer no
 import math
 from collections import deque
 
-FIRST_WINDOW = 128
+FIRST_WINDOW = 256
 LEAST_CUT, MOST_CUT = 0.95, 0.4  # share of the window, or of the served rate, that is left
 PLATEAU_SECONDS = 8.0  # after a cut, until the window is back where the limit is believed
 PROBE_SECONDS = 3.0  # then, until it is 1 - LEAST_CUT above that; 27 times that in three times this

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from nexa_distill import cli
 from nexa_distill.capabilities import schema_warning
+from nexa_distill.cleaning import cleaner_of
 from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary, read_again
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, REASONS, TABLES
@@ -114,6 +115,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "extra_body": _options(config),
         "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "price": price and price.model_dump(),
+        **cleaner_of(config).settings,
     }
 
 

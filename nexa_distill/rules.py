@@ -7,7 +7,8 @@ What is measured:
 - a character is a Unicode code point;
 - a token is a word or a punctuation mark, counted without a tokenizer, and repetition the share
   (0..1) of the answer that was said before in it (both defined in `nexa_distill/repetition.py`);
-- patterns are RE2, on the answer with A-Z lower-cased.
+- patterns are RE2, on the answer with A-Z lower-cased; personal data and secrets (`safety.pii_*`,
+  value = how many) as `nexa_distill/pii.py` says, and an answer with some passes if it is `flag`.
 
 Not covered: loops shorter than a window without spaces ("aaaa" counts as one word, so the minimum
 of tokens meets it), refusals in other languages than the patterns', irregular verb forms.
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nexa_distill import pii
 from nexa_distill.config import FilterConfig
 from nexa_distill.contracts import FLAG_REASONS
 from nexa_distill.errors import InputError
@@ -118,7 +120,8 @@ class Rules:
         self.config = config
         self.patterns = _pattern_rules(config)
         fence = [FENCE] if config.ban_unbalanced_code_fences else []
-        self.screen = "|".join([*fence, *(rule.pattern for rule in self.patterns)])
+        personal = [pii.SCREEN[kind] for kind in config.pii.of()]
+        self.screen = "|".join([*fence, *personal, *(rule.pattern for rule in self.patterns)])
         verbs = "|".join(inflected(verb) for verb in config.allowed_action_verbs)
         self.verbs = rf"\b(?:{verbs})\b" if config.require_action_verb else None
         try:
@@ -205,6 +208,7 @@ class Rules:
         suspects = np.flatnonzero(_flags(pc.match_substring_regex(answers.low, self.screen)))
         low = answers.low.take(pa.array(suspects))
         found = [self._pattern(rule, answers, suspects, low) for rule in self.patterns]
+        found += [self._pii(kind, answers, suspects, low) for kind in self.config.pii.of()]
         if self.config.ban_unbalanced_code_fences:
             fences = np.zeros(len(answers.low))
             fences[suspects] = pc.count_substring(low, FENCE).to_numpy()
@@ -222,6 +226,19 @@ class Rules:
         places = zip(suspects[hits].tolist(), at.to_pylist(), strict=True)
         detail = {i: _evidence(answers.text[i].as_py(), start) for i, start in places}
         return Measured(rule.check, rule.reason, ok, answers.known, None, detail)
+
+    def _pii(
+        self, kind: pii.Kind, answers: Answers, suspects: npt.NDArray[np.int64], low: pa.Array
+    ) -> Measured:
+        looked_at = suspects[_flags(pc.match_substring_regex(low, pii.SCREEN[kind]))].tolist()
+        places = {i: list(pii.find(answers.text[i].as_py(), kind)) for i in looked_at}
+        count = np.zeros(len(answers.low))
+        count[list(places)] = [len(found) for found in places.values()]
+        # Where, and not what: the evidence must not spread it.
+        detail = {i: f"at character {found[0][0]}" for i, found in places.items() if found}
+        reason = "secret" if kind == "secret" else "personal_data"
+        ok = (count == 0) | (getattr(self.config.pii, kind) == "flag")
+        return Measured(f"safety.pii_{kind}", reason, ok, answers.known, count, detail)
 
 
 def json_error(text: str) -> str | None:

@@ -6,7 +6,7 @@ Writes  sft_parquet (contracts.SFT), sft_jsonl and splits/{train,val,test}.jsonl
         dataset card), and with --format another form beside sft_jsonl
 Keeps   every row, in order; a sample is a pure function of its row and the system prompt
 Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) when there is
-        nothing to train on
+        nothing to train on, QualityGateMissed (3) when the kept answers are not worth it
 
     python -m nexa_distill.to_sft --format sharegpt
 
@@ -27,7 +27,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill import cli
+from nexa_distill import cli, quality_gates
 from nexa_distill.config import DistillConfig, Storage, load_config, load_system_prompt
 from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.dataset_card import write_card
@@ -149,8 +149,9 @@ def _attempts(path: Path) -> dict[str, int]:
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides the samples, next to the kept answers."""
-    return {"system_prompt": _system_prompt(config)}
+    """What decides the samples, and whether there are any, next to the kept answers."""
+    gates = quality_gates.load_gates(config).model_dump()
+    return {"system_prompt": _system_prompt(config), "quality_gates": gates}
 
 
 def _system_prompt(config: DistillConfig) -> str:
@@ -231,6 +232,8 @@ def run(
         storage.path("splits") if dst_jsonl is None else jsonl.with_name(f"{jsonl.stem}.splits")
     )
     _check_inputs(src, regen, storage)
+    if storage.key_of(src) == "filtered_dataset":
+        quality_gates.enforce(config)
     inputs = [src, regen] if regen else [src]
     stage = StageRun("packaging", storage, inputs=inputs, settings=settings(config))
     outputs = [jsonl, splits, parquet]

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill import cli
+from nexa_distill.cleaning import Cleaner, cleaner_of
 from nexa_distill.config import (
     DistillConfig,
     Generation,
@@ -87,8 +88,9 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], generate: Generation, model_id: str
-) -> Iterator[Row]:
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], generate: Generation, model_id: str,
+    cleaner: Cleaner,
+) -> Iterator[Row]:  # fmt: skip
     """One row of contracts.OUTPUTS per prompt, batch by batch. The model is in evaluation mode."""
     stops = stop_tokens(model, tokenizer)
     for batch in batches(prompts, generate.batch_size):
@@ -96,7 +98,9 @@ def answer(
         new = _generate(model, tokenizer, batch, generate, stops)
         milliseconds = 1000 * (time.perf_counter() - start) / len(batch)
         for prompt, tokens in zip(batch, new, strict=True):
-            yield _row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
+            row = _row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
+            text, said = cleaner(row["template_name"], row["teacher_output"])
+            yield row | {"teacher_output": text, "raw_output": said}
 
 
 def _generate(
@@ -198,9 +202,9 @@ def _answer_all(
     chat.check_tokenizer(tokenizer)
     system = load_system_prompt(config.collection.system_prompt_path)
     asked = [Prompt(row, chat.prompt_ids(tokenizer, messages(row, system))) for row in rows]
-    answers = []
+    cleaner, answers = cleaner_of(config), []
     with Progress(f"answers of {model_id}", len(asked), unit="answers") as progress:
-        for row in answer(loaded, tokenizer, asked, student.generate, model_id):
+        for row in answer(loaded, tokenizer, asked, student.generate, model_id, cleaner):
             answers.append(row)
             progress.add()
     answers.sort(key=lambda row: str(row["sample_id"]))

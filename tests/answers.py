@@ -44,7 +44,7 @@ def answer(number: int = 0, output: str | None = GOOD, **columns: Any) -> dict[s
     return row | columns
 
 
-def project(folder: Path, **sections: Mapping[str, Any]) -> DistillConfig:
+def project(folder: Path, **sections: Any) -> DistillConfig:
     """The shipped configuration with its storage under `folder`; the YAML is `folder/config.yaml`.
 
     `sections` lay values over it. The filters file is the shipped one.

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from nexa_distill import answers, filter_pairs, gateway, regenerate_bad, sample_gate, to_sft
 from nexa_distill.answers import THINK, THOUGHT, Answer, output_row, parse_answer
+from nexa_distill.cleaning import Cleaner
 from nexa_distill.config import Price, load_config
 from nexa_distill.contracts import ANSWER_FLAGS, OUTPUTS, TABLES
 from nexa_distill.handoff import read_table, table_writer
@@ -256,7 +257,7 @@ def test_f25_odd_text_survives_journal_parquet_and_jsonl(
         found = stored(Path(name), bodies)
         assert [one.raw for one in found] == bodies
         rows = [
-            output_row(answer(n), 0, "k", "m", one, provider, compiled({}))
+            output_row(answer(n), 0, "k", "m", one, provider, compiled({}), Cleaner({}, []))
             for n, one in enumerate(found)
         ]
         path = Path(name) / "a.parquet"
@@ -345,7 +346,7 @@ RECURSIVE = {"hypothesis": {"anyOf": [{"type": "array", "items": {"$ref": "#"}},
 def test_f19_whatever_the_bytes_are_they_become_a_row_of_the_table(raw: bytes) -> None:
     found = Answered(raw, 1.0, 0.0)
     for schemas in (compiled({}), compiled(RECURSIVE)):
-        row = output_row(answer(), 0, "k", "m", found, shipped_provider(), schemas)
+        row = output_row(answer(), 0, "k", "m", found, shipped_provider(), schemas, Cleaner({}, []))
         table = pa.Table.from_pylist([row], schema=OUTPUTS)
         table.validate(full=True)
         assert row["answer_flag"] in {None, *ANSWER_FLAGS}

@@ -1,10 +1,16 @@
 """Cleaners: what is left of an answer, by kind, one line per case."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexa_distill.cleaning import CLEANERS, Kind, clean
+from nexa_distill.cleaning import CLEANERS, Cleaner, clean
+from nexa_distill.config import AnswerKind as Kind
+from tests.faults import answers, ask, prompts
+from tests.ledger_teacher import ledger_teacher
+from tests.workspace import workspace
 
 SELECT = "SELECT name FROM state"
 CASES: list[tuple[Kind, str, str | None]] = [
@@ -57,3 +63,30 @@ def test_a_cleaner_leaves_a_part_of_what_was_said_and_does_it_once(said: str) ->
         if left is not None:
             assert left
             assert kind == "python" or left in said
+
+
+def test_what_was_said_stands_beside_what_is_left_of_it() -> None:
+    cleaner = Cleaner({"text2sql": "sql"}, ["email"])
+    assert cleaner("text2sql", f"SQL: {SELECT}") == (SELECT, f"SQL: {SELECT}")
+    assert cleaner("text2sql", SELECT) == (SELECT, None)
+    assert cleaner("text2sql", "no query") == (None, "no query")
+    assert cleaner("math", "Ask a@b.org: 3") == ("Ask [email]: 3", "Ask a@b.org: 3")
+    assert cleaner("math", None) == (None, None)
+
+
+def test_a_run_keeps_the_query_and_what_was_said_and_a_new_cleaner_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    rows = prompts(3)
+    for row in rows:
+        row["template_name"] = "text2sql"
+    with ledger_teacher(tmp_path) as teacher:
+        made = workspace(tmp_path, teacher.base_url, cleaners={"text2sql": "sql"})
+        ask(made, rows)
+        for row in answers(made):
+            assert row["teacher_output"] is None  # this teacher writes prose
+            assert row["raw_output"]
+        made.change(cleaners={"text2sql": "fenced"})
+        ask(made, rows)
+        assert all(row["teacher_output"] and not row["raw_output"] for row in answers(made))
+        assert sum(teacher.billed().values()) == 3

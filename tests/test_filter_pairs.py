@@ -68,6 +68,8 @@ def reasons_of(row: dict[str, Any], config: FilterConfig, tmp_path: Path) -> lis
         (answer(output=f"I'm sorry. {GOOD}"), "refusal"),
         (answer(output=LOOP), "repetition"),
         (answer(output=f"{GOOD} Call 123-45-6789."), "safety_flag"),
+        (answer(output=f"{GOOD} Key: sk-aaaaaaaaaaaaaaaaaaaaaaaa."), "secret"),
+        (answer(output=f"{GOOD} Pay by 4111 1111 1111 1111."), "personal_data"),
         (answer(answer_flag="malformed"), "malformed_response"),
         (answer(answer_flag="content_filter"), "content_filter"),
         (answer(answer_flag="refused"), "refusal"),
@@ -93,6 +95,15 @@ def test_each_fault_of_an_answer_has_its_reason(
 )
 def test_a_sound_answer_has_no_reason_against_it(output: str, tmp_path: Path) -> None:
     assert reasons_of(answer(output=output), shipped(), tmp_path) == []
+
+
+def test_flagged_personal_data_is_counted_and_passes_without_being_repeated(tmp_path: Path) -> None:
+    row = answer(output=f"{GOOD} Write to a@b.org or c@d.org.")
+    assert reasons_of(row, shipped(), tmp_path) == []
+    checks = read_table(tmp_path / "checks.parquet", TABLES["rules_checks"]).to_pylist()
+    (found,) = [check for check in checks if check["check"] == "safety.pii_email"]
+    assert (found["ok"], found["value"]) == (True, 2.0)
+    assert "a@b.org" not in str(checks)
 
 
 def test_an_answer_of_null_is_empty_and_its_other_checks_are_missing(tmp_path: Path) -> None:

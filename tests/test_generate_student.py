@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from nexa_distill.cleaning import Cleaner
 from nexa_distill.contracts import OUTPUTS, TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.handoff import read_table
@@ -79,7 +80,7 @@ def test_left_padding_does_not_change_an_answer(tmp_path: Path) -> None:
 
     def texts(size: int) -> dict[str, Any]:
         generate = student.generate.model_copy(update={"batch_size": size})
-        made = generate_student.answer(model, tokenizer, asked, generate, "m")
+        made = generate_student.answer(model, tokenizer, asked, generate, "m", Cleaner({}, []))
         return {row["sample_id"]: row["teacher_output"] for row in made}
 
     assert texts(3) == texts(1)
@@ -92,7 +93,7 @@ def test_sampling_is_the_same_on_every_run(tmp_path: Path) -> None:
     generate = student.generate.model_copy(update={"temperature": 1.0})
 
     def texts() -> list[Any]:
-        made = generate_student.answer(model, tokenizer, asked, generate, "m")
+        made = generate_student.answer(model, tokenizer, asked, generate, "m", Cleaner({}, []))
         return [row["teacher_output"] for row in made]
 
     first = texts()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nexa_distill import pii
 from nexa_distill.config import FilterConfig
 
 LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
@@ -106,4 +107,7 @@ class Reference:
             return False
         if row["template_name"] in config.require_json_for and not _is_json(text):
             return False
-        return not any(pattern.search(low) for pattern in self.banned)
+        personal = config.pii.of("redact", "reject")
+        return not any(pattern.search(low) for pattern in self.banned) and not any(
+            True for kind in personal for _ in pii.find(text, kind)
+        )

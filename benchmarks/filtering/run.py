@@ -39,10 +39,12 @@ FILTERS = Path("configs/filters.yaml")
 SIX_RULES: dict[str, Any] = {
     "reject_flags": [], "require_stop": False, "max_repetition": None, "forbidden_patterns": [],
     "template_patterns": [], "require_json_for": [],
+    "pii": {"email": None, "phone": None, "card": None, "secret": None},
 }  # fmt: skip
 FAULTS = {
     0.05: " As shown by Smith et al. [12].", 0.08: " I'm sorry, as an AI I cannot help.",
     0.10: "\n```python\nprint(1)\n", 0.12: " <|im_end|>", 0.13: " 123-45-6789",
+    0.14: " Pay by 4111 1111 1111 1111.", 0.15: " See sk-aaaaaaaaaaaaaaaaaaaaaaaa.",
 }  # fmt: skip
 Contender = Callable[[], None]
 

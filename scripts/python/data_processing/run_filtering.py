@@ -1,11 +1,11 @@
-"""Teacher answers to kept answers: the rules, then SampleGate; ends with the funnel.
+"""Teacher answers to kept answers: the rules, then SampleGate; ends with the funnel and the gates.
 
 Run: python scripts/python/data_processing/run_filtering.py [--filters FILE]
 """
 
 from pathlib import Path
 
-from nexa_distill import cli, filter_pairs, reports, sample_gate
+from nexa_distill import cli, filter_pairs, quality_gates, reports, sample_gate
 from nexa_distill.config import load_config
 from nexa_distill.money.cost_report import write_cost_report
 
@@ -26,6 +26,7 @@ def main() -> int:
     write_cost_report(config)
     funnel = config.storage.path("reports") / "sample_gate" / "gate_report.md"
     print(f"\n{funnel.read_text(encoding='utf-8')}")
+    quality_gates.enforce(config)
     return 0
 
 
