@@ -4,7 +4,8 @@ Reads:  `input.path` (see `raw_input.py`), `defaults.prompts`/TASK.txt
 Writes: `storage.canonical` (contracts.CANONICAL): one row per prompt, duplicates included
 Keeps:  every raw row; a row that cannot become a prompt is an error (65), never skipped
 
-A raw file with `defaults.prompt_column` holds prompts that already exist. Otherwise the text in
+A raw file with `defaults.prompt_column` holds prompts that already exist, and
+`defaults.prompt_template` is laid around each. Otherwise the text in
 `defaults.context_column` (or `text_column`) is cut into chunks of at most `chunking.max_tokens`
 words and each chunk becomes one prompt per task type in `defaults.tasks`.
 
@@ -29,7 +30,7 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.raw_input import RawRow, read_raw
 
 ID_COLUMNS = ("task_id", "id", "sample_id")
-PASSED_ON = ("domain", "system_prompt", "reference", "schema", "gold_sql", "database")
+PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database")
 BATCH_ROWS = 4096
 
 
@@ -65,6 +66,7 @@ def canonical_rows(
                 "give each task an id of its own"
             )
         passed = {name: _text_or_none(row, name) for name in PASSED_ON}
+        passed["reference"] = _text_or_none(row, columns.reference_column)
         if source == columns.prompt_column:
             yield _prompt(row, identity, text, passed, columns)
         else:
@@ -75,9 +77,25 @@ def _prompt(
     row: RawRow, identity: str, prompt: str, passed: dict[str, Any], columns: Columns
 ) -> dict[str, Any]:
     context = _text_or_none(row, columns.context_column)
-    task = _text_or_none(row, columns.task_type_column) or "instruction"
+    task = _text_or_none(row, columns.task_type_column) or columns.task_type
     document = fold(context or prompt)
-    return _row(row, identity, task, prompt, context, passed, document)
+    parts = {**passed, "context": context, "prompt": prompt}
+    return _row(row, identity, task, _filled(row, columns, parts), context, passed, document)
+
+
+def _filled(row: RawRow, columns: Columns, parts: dict[str, str | None]) -> str:
+    """`defaults.prompt_template` with what stands in braces replaced, once, by the row's text."""
+
+    def part(match: re.Match[str]) -> str:
+        text = parts.get(match[1])
+        if text is None:
+            raise InputError(
+                f"{row.where()}: defaults.prompt_template asks for {match[0]}, and the row has none"
+                f"; known: {', '.join(parts)}"
+            )
+        return text
+
+    return re.sub(r"\{(\w+)\}", part, columns.prompt_template)
 
 
 def _prompts_from(

@@ -4,6 +4,8 @@ Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns 
 Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempts 0, 1, ...), `storage.unanswered`
 Keeps:  rows_in == answered + unanswered; truncated and empty answers too, the rules reject them
 
+With `answers.path` (--answers FILE) the answers are taken from a file and nobody is asked.
+
 Every request is in `storage.journal`/teacher.sqlite before it is sent. An answer is never asked
 for again: run the same command after any stop and only what is missing is sent.
 
@@ -33,6 +35,7 @@ from nexa_distill.collection import (
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, TABLES
 from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.existing_answers import write_answers
 from nexa_distill.handoff import UniqueKeys, read_batches
 from nexa_distill.manifests import StageRun
 from nexa_distill.money.estimate_text import say_estimate
@@ -93,6 +96,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "price": price and price.model_dump(),
         **cleaner_of(config).settings,
+        "answers": config.answers.model_dump(exclude={"path"}) if config.answers.path else None,
     }
 
 
@@ -115,6 +119,9 @@ def run(
     unanswered = storage.path("unanswered")
     if given:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
+    if config.answers.path:
+        _take(config, src, dst, unanswered)
+        return None
     collector = collector_of(config, src, renamed, retry_failed=retry_failed)
     decides = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
     stage = StageRun("teacher", storage, inputs=[src], settings=decides)
@@ -130,6 +137,16 @@ def run(
     summary = collector.run(stage, dst, unanswered)
     summary.say("teacher", name, dst, unanswered)
     return summary
+
+
+def _take(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None:
+    """The answers of `answers.path` in place of a teacher's."""
+    inputs = [src, Path(str(config.answers.path))]
+    stage = StageRun("teacher", config.storage, inputs=inputs, settings=settings(config))
+    if stage.is_current(dst, unanswered):
+        print(f"teacher: {dst} is up to date")
+    else:
+        write_answers(config, src, dst, unanswered, stage)
 
 
 def collector_of(
@@ -235,6 +252,7 @@ def run_collection(args: argparse.Namespace) -> int:
             "on_uncertain": args.on_uncertain, "batch_api": args.batch or None,
         },
         "budget": {"max_usd": args.max_usd},
+        "answers": {"path": args.answers},
     }  # fmt: skip
     columns = {
         "user_prompt": args.prompt_column,
@@ -256,6 +274,7 @@ def main() -> int:
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="default: storage.raw_dataset")
     add("--dst", type=Path, metavar="FILE", help="default: storage.collected_dataset")
+    add("--answers", metavar="FILE", help="answers that exist already, in place of asking")
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
     add("--base-url", metavar="URL", help="another address for this provider")
     add("--teacher", metavar="MODEL", help="default: the provider's model")

@@ -84,12 +84,19 @@ class Storage(Section):
 
 
 class Columns(Section):
-    """`defaults:` names of the columns in raw input, and the task types made from a text."""
+    """`defaults:` names of the columns in raw input, and the task types made from a text.
+
+    Of prompts that exist already: `task_type` is that of a row which names none, `prompt_template`
+    what stands around each (`{prompt}` and other columns, such as `{schema}`).
+    """
 
     prompt_column: str
     context_column: str
     task_type_column: str
     text_column: str
+    reference_column: str
+    task_type: str
+    prompt_template: str
     tasks: list[str] = Field(min_length=1)
     prompts: str
 
@@ -179,6 +186,17 @@ class Collection(Section):
     response_schemas: dict[str, str]
 
 
+class ExistingAnswers(Section):
+    """`answers:` a file of answers in place of a teacher; `path` null = the provider is asked.
+
+    `column` holds the answers, `model_id` says who gave them.
+    """
+
+    path: str | None
+    column: str
+    model_id: str
+
+
 class Budget(Section):
     """Of all paid stages and all runs together; stops before it is exceeded. null = no limit.
 
@@ -202,6 +220,7 @@ class DistillConfig(Section):
     provider: str
     providers: dict[str, Provider] = Field(min_length=1)
     collection: Collection
+    answers: ExistingAnswers
     cleaners: dict[str, AnswerKind]
     budget: Budget
     filters: str

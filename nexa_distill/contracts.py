@@ -166,6 +166,7 @@ TABLES: dict[str, Table] = {
 # Why a row was set aside. Closed: a reason that is not here cannot be written (`check_reasons`).
 REASONS: dict[str, str] = {
     "duplicate": "the same content stands in an earlier row",
+    "no_answer_in_file": "the file of existing answers has none for this prompt",
     "request_refused": "the API refused this request (4xx); --retry-failed asks again",
     "held": "sent, and perhaps billed, without an answer; on_uncertain is hold",
     "prompt_too_large": "the request is larger than any model reads; it was not sent",

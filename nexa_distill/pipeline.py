@@ -94,7 +94,8 @@ def plan(request: Request) -> Iterator[str]:
     logs = Path(fresh.config.storage.logs)
     steps = make_plan(request, new_run_dir(logs), fresh)
     yield from plan_lines(steps)
-    if any(step.session == "data_gen" and step.runs for step in steps):
+    asks = not fresh.config.answers.path
+    if asks and any(step.session == "data_gen" and step.runs for step in steps):
         yield f"teacher: {_capable(fresh.config)}"
         yield from (f"teacher: {line}" for line in _asking(fresh))
 
@@ -252,13 +253,17 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--input", type=Path, metavar="PATH", help="raw data")
             command.add_argument("--limit", type=int, metavar="N", help="first N raw rows")
             command.add_argument("--provider", metavar="NAME", help="one of providers:")
+            command.add_argument("--answers", type=Path, metavar="FILE", help="existing answers")
             command.add_argument("--from", dest="first", metavar="STAGE", help="this and after")
             command.add_argument("--only", metavar="STAGE", help="this alone")
     return made
 
 
 def _request(given: argparse.Namespace) -> Request:
-    return Request(given.config, given.input, given.limit, given.provider, given.first, given.only)
+    return Request(
+        given.config, given.input, given.limit, given.provider, given.first, given.only,
+        given.answers,
+    )  # fmt: skip
 
 
 def main() -> int:

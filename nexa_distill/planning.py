@@ -21,6 +21,7 @@ class Request:
     provider: str | None = None
     first: str | None = None
     only: str | None = None
+    answers: Path | None = None
 
     def load(self) -> DistillConfig:
         """The configuration with the flags laid over it."""
@@ -31,6 +32,8 @@ class Request:
             over["input"]["limit"] = self.limit
         if self.provider is not None:
             over["provider"] = self.provider
+        if self.answers is not None:
+            over["answers"] = {"path": str(self.answers)}
         return load_yaml(self.config, DistillConfig, over)
 
 
@@ -63,7 +66,7 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
         command = session_command(session, config, request)
         why = _why(session, chosen, named, fresh, upstream)
         step = Step(session, why.runs, why.text, command, upstream)
-        if session == "data_gen" and provider.start is not None:
+        if session == "data_gen" and provider.start is not None and not config.answers.path:
             endpoint = str(provider.endpoint_file)
             steps.append(_teacher(why.stale, provider.start, endpoint, run_dir / "data_gen.exit"))
             if why.stale:
@@ -111,6 +114,7 @@ def session_command(session: str, config: DistillConfig, request: Request) -> li
                 "--input": request.input,
                 "--limit": request.limit,
                 "--provider": request.provider,
+                "--answers": request.answers,
             }
             given = [str(word) for flag, v in flags.items() if v is not None for word in (flag, v)]
             script = "scripts/python/data_processing/run_full_data_gen.py"

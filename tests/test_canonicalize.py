@@ -139,3 +139,20 @@ def test_the_shipped_sample_is_sixty_four_passages_over_eight_domains() -> None:
     rows = [json.loads(line) for line in lines]
     assert len({row["text"] for row in rows}) == len(rows) == 64
     assert len({row["domain"] for row in rows}) == 8
+
+
+def test_a_template_is_laid_around_a_prompt_that_exists(tmp_path: Path) -> None:
+    columns = workspace(
+        tmp_path,
+        defaults={
+            "prompt_column": "instruction", "task_type": "text2sql", "reference_column": "answer",
+            "prompt_template": "{schema}\n\n{prompt}",
+        },
+    ).load().defaults  # fmt: skip
+    values = {"instruction": "How many {schema}s?", "schema": "CREATE TABLE s (a)", "answer": "3"}
+    (row,) = canonical_rows([RawRow("r.jsonl", 0, values)], columns, CHUNKING, TEMPLATES)
+    assert row["user_prompt"] == "CREATE TABLE s (a)\n\nHow many {schema}s?"
+    assert (row["template_name"], row["reference"]) == ("text2sql", "3")
+    del values["schema"]
+    with pytest.raises(InputError, match=r"row 0 .*asks for \{schema\}, and the row has none"):
+        list(canonical_rows([RawRow("r.jsonl", 0, values)], columns, CHUNKING, TEMPLATES))

@@ -15,10 +15,12 @@ def main() -> int:
     parser.add_argument("--input", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--limit", type=cli.count, metavar="N", help="first N raw rows")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
+    parser.add_argument("--answers", metavar="FILE", help="existing answers, in place of a teacher")
     args = parser.parse_args()
     flags = {
         "input": {"path": args.input, "limit": args.limit},
         "provider": args.provider,
+        "answers": {"path": args.answers},
     }
     config = with_flags(load_config(args.config), flags)
     config.chosen_provider()

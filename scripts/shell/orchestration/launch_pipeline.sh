@@ -18,6 +18,7 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
   --config FILE     settings (default: configs/distill_config.yaml)
   --input PATH      raw data: Parquet, JSONL, JSON, CSV, or a folder of .txt/.md
   --limit N         the first N raw rows
+  --answers FILE    answers that exist already, in place of a teacher
   --provider NAME   the teacher, one of providers: in the settings
   --from STAGE      start at this stage or session
   --only STAGE      this stage's session alone
@@ -40,11 +41,11 @@ parse() {
   ACTION=run DETACH=false TMUX_WANTED=true CONFIG=() ASKED=()
   while (($#)); do
     case $1 in
-      --config | --input | --limit | --provider | --from | --only)
+      --config | --input | --answers | --limit | --provider | --from | --only)
         (($# > 1)) || fail 2 "$1 needs a value; see --help"
         case $1 in
           --config) CONFIG=(--config "$(from_here "$2")") ;;
-          --input) ASKED+=(--input "$(from_here "$2")") ;;
+          --input | --answers) ASKED+=("$1" "$(from_here "$2")") ;;
           *) ASKED+=("$1" "$2") ;;
         esac
         shift
