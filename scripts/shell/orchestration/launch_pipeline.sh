@@ -29,7 +29,7 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
   --no-tmux         the same stages, one after the other, in this terminal
   --help            this text
 
-Exit codes: 0 ok, 1 bug, 2 usage, 65 bad input, 66 input missing, 69 provider or tool unusable,
+Exit codes: 0 ok, 1 bug, 2 usage, 3 quality gate, 65 bad input, 66 input missing, 69 provider or tool unusable,
 74 disk, 75 already running or a name is taken, 77 budget, 130 Ctrl-C, 143 stopped.
 HELP
 }
