@@ -50,9 +50,11 @@ class GateFiles:
 
     checks: Path
     passed_rules: Path
+    judge_checks: Path
     kept: Path
     rejections: Path
     rules_report: Path
+    judge_report: Path
     gate_report: Path
 
 
@@ -62,9 +64,11 @@ def gate_files(storage: Storage, model: str) -> GateFiles:
     return GateFiles(
         checks=folder / "rules.parquet",
         passed_rules=folder / "passed_rules.parquet",
+        judge_checks=folder / "judge.parquet",
         kept=folder / "kept.parquet",
         rejections=folder / "rejections.parquet",
         rules_report=folder / "rules" / "quality_report.json",
+        judge_report=folder / "judge" / "quality_report.json",
         gate_report=folder / "sample_gate" / "gate_report.json",
     )
 
