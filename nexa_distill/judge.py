@@ -186,13 +186,13 @@ def _refuse_silence(panel: Panel, summary: JudgeSummary) -> None:
     """A judge that answers nothing at all is a wrong setting, not a lot of bad answers."""
     for judge in panel.judges:
         found = summary.judges[judge.model]
-        if asked := found.verdicts.total() and found.verdicts["judge_unanswered"]:
-            if asked == found.verdicts.total():
-                raise ProviderUnusable(
-                    f"judge {judge.model} of provider {judge.provider_name} answered none of "
-                    f"{asked} requests; its last word: {found.silence[:300]}. If it knows no JSON "
-                    "schemas, give it extra_body: {response_format: null} in judging.judges"
-                )
+        asked, silent = found.verdicts.total(), found.verdicts["judge_unanswered"]
+        if asked and silent == asked:
+            raise ProviderUnusable(
+                f"judge {judge.model} of provider {judge.provider_name} answered none of {asked} "
+                f"requests; its last word: {found.silence[:300]}. If it knows no JSON schemas, "
+                "give it extra_body: {response_format: null} in judging.judges"
+            )
 
 
 def _read_again(checks: Path) -> bool:

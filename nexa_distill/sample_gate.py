@@ -58,22 +58,21 @@ class SampleGate:
         """
         reasons: list[str] = []
         scores: dict[str, float] = {}
+        judged = set[str]()
         for row in checks:
-            if row["check"] in JUDGED and row["ok"] is not False:
-                if row["value"] is None:
-                    reasons.append(row["reason"] or "check_missing")
-                else:
-                    scores[row["check"]] = row["value"]
-            elif not row["ok"]:
+            name = row["check"]
+            judged |= {name} & JUDGED.keys()
+            if name in JUDGED and row["ok"] is not False and row["value"] is not None:
+                scores[name] = row["value"]
+            elif name in JUDGED or not row["ok"]:
                 reasons.append(row["reason"] or "check_missing")
-        return list(dict.fromkeys(reasons + self._low(scores)))
+        lacks_one = ["check_missing"] * (self.config.require_both and len(judged) == 1)
+        return list(dict.fromkeys(reasons + self._low(scores) + lacks_one))
 
     def _low(self, scores: Mapping[str, float]) -> list[str]:
         """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
         low = [JUDGED[name] for name, value in scores.items() if not self._enough(name, value)]
-        if self.config.require_both:
-            return low + ["check_missing"] * (0 < len(scores) < len(JUDGED))
-        return low if len(low) == len(scores) else []
+        return low if self.config.require_both or len(low) == len(scores) else []
 
     def _enough(self, name: str, score: float) -> bool:
         factual = name == "judge.factuality"
