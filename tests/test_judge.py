@@ -22,6 +22,7 @@ from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.judging import panel
 from nexa_distill.judging.canaries import CANARIES
 from nexa_distill.judging.families import families, family_warnings
+from nexa_distill.judging.verdicts import read_verdict
 from nexa_distill.manifests import StageRun
 from nexa_distill.money.cost_report import cost_report
 from nexa_distill.sample_gate import SampleGate
@@ -357,7 +358,7 @@ def test_f31_a_bug_in_reading_sets_the_answer_aside_and_mending_it_costs_nothing
             raise ZeroDivisionError("a bug")
         return real(raw, rubric)
 
-    real: Callable[[bytes, str], Any] = panel.read_verdict
+    real: Callable[[bytes, str], Any] = read_verdict
     with ledger_teacher(tmp_path, says=says()) as teacher:
         made = made_of(tmp_path, teacher.base_url)
         monkeypatch.setattr(panel, "read_verdict", broken)
