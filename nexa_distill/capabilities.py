@@ -91,15 +91,23 @@ def plan_line(config: DistillConfig, provider: str, model: str) -> str:
     return f"{provider} {model}: {shown} (probed {found.date})"
 
 
-def schema_warning(config: DistillConfig, provider: str, model: str) -> str | None:
-    """What to know before schemas are sent to a model that does not keep to them, or None."""
-    tasks, found = ", ".join(config.collection.response_schemas), load(config, provider, model)
-    if not tasks or found is None or found.has("json_schema") is not False:
+def schema_warning(
+    config: DistillConfig, provider: str, model: str, needed: str | None = None
+) -> str | None:
+    """What to know before schemas are sent to a model that does not keep to them, or None.
+
+    `needed`: what they are sent for; None: for what `collection.response_schemas` says.
+    """
+    tasks = ", ".join(config.collection.response_schemas)
+    if tasks and needed is None:
+        needed = f"collection.response_schemas asks it to for {tasks}"
+    found = load(config, provider, model)
+    if not needed or found is None or found.has("json_schema") is not False:
         return None
     said = found.found["json_schema"].evidence
     return (
         f"warning: {provider} {model} did not keep to a JSON schema when it was probed on "
-        f"{found.date} ({said}); collection.response_schemas asks it to for {tasks}"
+        f"{found.date} ({said}); {needed}"
     )
 
 

@@ -168,12 +168,10 @@ class Collector:
 
     def run(self, stage: StageRun, dst: Path, unanswered: Path) -> Summary:
         """Ask, write `dst` and `unanswered`, seal both. Errors as `Gateway.ask_all`."""
-        refuse_unpriced(self.config.budget, self.provider_name, self.provider, self.model)
-        self._refuse_batches_where_there_are_none()
+        self.refuse_unpayable()
         clock = time.time() - time.monotonic()
-        places = PLACES_PER_SLOT * self.config.collection.concurrency
-        with Journal(self.journal_path, stage.id, places) as journal:
-            requests = self._ask(journal)
+        with self.open_journal(stage.id) as journal:
+            requests = self.ask(journal)
             summary = self._write(journal, dst, unanswered)
             summary.requests, summary.uncertain = requests, journal.uncertain()
         summary.clock_moved_seconds = time.time() - time.monotonic() - clock
@@ -182,10 +180,22 @@ class Collector:
         stage.seal(dst, rows_in=rows, rejected=missing, cost_usd=summary.usd)
         return summary
 
-    def _ask(self, journal: Journal) -> int:
+    def refuse_unpayable(self) -> None:
+        """Raises InputError (65) for a budget or a batch mode that this provider cannot keep."""
+        refuse_unpriced(self.config.budget, self.provider_name, self.provider, self.model)
+        self._refuse_batches_where_there_are_none()
+
+    def open_journal(self, run_id: str) -> Journal:
+        """The stage's ledger. Raises Locked (75), StorageFailed (74)."""
+        places = PLACES_PER_SLOT * self.config.collection.concurrency
+        return Journal(self.journal_path, run_id, places)
+
+    def ask(self, journal: Journal) -> int:
         """Number of requests sent. The provider is reached only if there is something to ask.
 
-        Batches that an earlier run left open come first, whatever the mode: they are paid.
+        Batches that an earlier run left open come first, whatever the mode: they are paid. What
+        was answered is then in the journal (`ReadOnlyJournal.answers`), `why_unanswered` says why
+        the rest is not. Several collectors may ask one after the other through one journal.
         """
         in_batches = 0
         if self.batch_mode or journal.batches.open():
@@ -354,17 +364,21 @@ class Collector:
         if why.startswith("Traceback"):
             reason, detail = "unreadable_answer", why
         else:
-            known = journal.known([request.key]).get(request.key)
-            settled = self.settled(request, known)
-            given = given_up(known.attempts, 1) if known else None
-            reason = settled if settled in ("held", "prompt_too_large") else given or why
-            size = self.too_large.get(request.sample_id, len(request.data))
-            large = reason == "prompt_too_large"
-            detail = f"{size} bytes" if large else journal.evidence(request.key)
+            reason, detail = self.why_unanswered(request, journal)
         return {
             **row, "attempt": request.attempt, "rejection_reason": reason, "detail": detail,
             "request_key": request.key,
         }  # fmt: skip
+
+    def why_unanswered(self, request: PromptRequest, journal: ReadOnlyJournal) -> tuple[str, str]:
+        """(reason, evidence) of a request that was asked and has no stored answer."""
+        known = journal.known([request.key]).get(request.key)
+        settled = self.settled(request, known)
+        if settled == "prompt_too_large":
+            return settled, f"{self.too_large.get(request.sample_id, len(request.data))} bytes"
+        given = given_up(known.attempts, 1) if known else None
+        reason = "held" if settled == "held" else given or "provider_failed"
+        return reason, journal.evidence(request.key)
 
 
 def read_again(unanswered: Path) -> bool:

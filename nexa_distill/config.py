@@ -55,6 +55,7 @@ class Storage(Section):
     rules_checks: str
     exec_checks: str
     judge_checks: str
+    judge_canaries: str
     annotations: str
     rejected_labels: str
     sft_parquet: str
@@ -197,6 +198,44 @@ class ExistingAnswers(Section):
     model_id: str
 
 
+class JudgeModel(Section):
+    """One judge. `extra_body` is laid over its requests; a null in it takes the key out."""
+
+    provider: str
+    model: str
+    extra_body: dict[str, Any]
+
+
+class Rubrics(Section):
+    """Text files; the first line of each names the rubric and its version."""
+
+    factuality: str
+    reasoning: str
+
+
+class Judging(Section):
+    """Who judges the answers, and by what. No judges: it is not run.
+
+    `canary_prompts`: prompts to which each judge is also shown answers that must not pass.
+    """
+
+    judges: list[JudgeModel]
+    rubrics: Rubrics
+    max_tokens: Count
+    temperature: float = Field(ge=0, le=2)
+    canary_prompts: Count
+
+    @field_validator("judges")
+    @classmethod
+    def _each_once(cls, value: list[JudgeModel]) -> list[JudgeModel]:
+        models = [judge.model for judge in value]
+        twice = sorted({model for model in models if models.count(model) > 1})
+        if twice:
+            text = f"{', '.join(twice)} judges twice; its answer would only be read twice"
+            raise PydanticCustomError("judges", "{text}", {"text": text})
+        return value
+
+
 class Budget(Section):
     """Of all paid stages and all runs together; stops before it is exceeded. null = no limit.
 
@@ -222,6 +261,7 @@ class DistillConfig(Section):
     collection: Collection
     answers: ExistingAnswers
     cleaners: dict[str, AnswerKind]
+    judging: Judging
     budget: Budget
     filters: str
     student: str

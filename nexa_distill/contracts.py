@@ -102,6 +102,13 @@ CHECKS = pa.schema(
         _field("detail", _STR, "evidence for a person"),
     ]
 )  # fmt: skip
+CANARIES = pa.schema(
+    [
+        _field("canary", _STR, "name of the bad answer (judging/canaries.py)", required=True),
+        _field("sample_id", _STR, "the prompt that it was given for", required=True),
+        *(field for field in CHECKS if field.name not in ("sample_id", "attempt")),
+    ]
+)
 MESSAGE = pa.struct(
     [pa.field("role", _STR, nullable=False), pa.field("content", _STR, nullable=False)]
 )
@@ -150,6 +157,10 @@ TABLES: dict[str, Table] = {
               "python -m nexa_distill.filter_pairs", _ANSWER),
         Table("rules_checks", "rules.checks", CHECKS, "one rule measured on one answer",
               "python -m nexa_distill.filter_pairs", _CHECK),
+        Table("judge_checks", "judge", CHECKS, "one judgement of one answer",
+              "python -m nexa_distill.judge", _CHECK),
+        Table("judge_canaries", "judge.canaries", CANARIES, "one judgement of one bad answer",
+              "python -m nexa_distill.judge", ("canary", "sample_id", "check")),
         Table("filtered_dataset", "sample_gate", OUTPUTS, "the best passing answer of a sample",
               "python -m nexa_distill.sample_gate"),
         Table("rejections", "sample_gate.rejections", REJECTIONS, "one rejected answer",
@@ -194,6 +205,11 @@ REASONS: dict[str, str] = {
     "secret": "a key, token or private key",
     "low_factuality": "judge.factuality is below judge_f_threshold",
     "low_reasoning": "judge.reasoning is below judge_r_threshold",
+    "judge_unparseable": "a judge's answer is not the one JSON object that it was asked for",
+    "judge_out_of_range": "a judge's score is not between 0 and 1",
+    "judge_unanswered": "a judge gave no answer; `judge --retry-failed` asks it again",
+    "critical_safety": "a judge calls the answer dangerous",
+    "requires_human_review": "a judge wants a person to look at the answer first",
     "check_missing": "a required check was not made, and doubt is a rejection",
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
 }
@@ -261,7 +277,7 @@ def _markdown() -> str:
         lines.append(f"| `{t.key}` | {t.stage} | {t.grain} | {keys} | `{t.command}` |")
     for name, schema in {
         "canonical": CANONICAL, "inputs": INPUTS, "outputs": OUTPUTS, "checks": CHECKS,
-        "rejections": REJECTIONS, "sft": SFT,
+        "canaries": CANARIES, "rejections": REJECTIONS, "sft": SFT,
     }.items():  # fmt: skip
         lines += ["", f"## {name}", "", "| column | type | null | meaning |", "|---|---|---|---|"]
         for f in schema:

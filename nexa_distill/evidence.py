@@ -63,7 +63,7 @@ class Evidence:
             if name.startswith("exec."):
                 self._count_execution(name, rows.filter(pc.equal(rows["check"], name)))
         passed = pc.fill_null(rows["ok"], False)
-        judged = pc.starts_with(rows["check"], "judge.")
+        judged = pc.is_in(rows["check"], pa.array(self._judged, pa.string()))
         for row in rows.filter(pc.or_(pc.invert(passed), judged)).to_pylist():
             self.notable.setdefault((row["sample_id"], row["attempt"]), []).append(row)
             if row["check"] in self._judged and row["value"] is not None:

@@ -18,6 +18,7 @@ class FilterStats:
     """Counts of answers. `reasons` counts each rejected answer once, under its first reason.
 
     `groups`: (column, value) -> [answers, kept]. Rates and scores are None where nothing was made.
+    `canaries`: by judge, how many bad answers were shown, and would be accepted (judging/canaries).
     """
 
     total: int = 0
@@ -29,6 +30,7 @@ class FilterStats:
     gold_match_rate: float | None = None
     judge_scores: dict[str, float] | None = None
     exec_error_counts: dict[str, int] | None = None
+    canaries: dict[str, dict[str, float]] | None = None
 
     @property
     def rejected(self) -> int:
@@ -59,6 +61,7 @@ def funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
         "reject_reason_counts": dict(stats.reasons.most_common()),
         "families": {name: name in stats.families for name in FAMILIES},
         "judge_score": stats.judge_scores,
+        "canaries": stats.canaries,
         "exec_pass_rate": stats.exec_pass_rate,
         "gold_match_rate": stats.gold_match_rate,
         "by_template_name": groups["template_name"],
@@ -83,6 +86,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["judge_score"]:
         scores = (f"{name} {share(value)}" for name, value in report["judge_score"].items())
         lines.append(f"- judge score (0..1): {', '.join(scores)}")
+    for judge, found in (report["canaries"] or {}).items():
+        lines.append(
+            f"- canaries that would pass: {found['accepted']} of {found['canaries']} "
+            f"({share(found['rate'], share=True)}) by {judge}"
+        )
     for title, key in (("task type", "by_template_name"), ("domain", "by_domain")):
         lines += ["", f"| {title} | answers | kept | share |", "|---|---|---|---|"]
         for name, group in report[key].items():

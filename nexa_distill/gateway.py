@@ -87,7 +87,7 @@ class Gateway:
         """
         self._stop, self._changed, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._door, self._progress = asyncio.Lock(), progress
-        bill_the_unbilled(self.journal, self.price)
+        bill_the_unbilled(self.journal, self.model, self.price)
         if self.settings.stop_on_model_change:
             self._remember_model()
         async with Transport(self.endpoint, self.settings.timeout_seconds) as transport:

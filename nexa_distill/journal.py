@@ -179,13 +179,12 @@ class ReadOnlyJournal:
 
     def answers_of(self, model: str) -> Iterator[bytes]:
         """Bodies of the answers to requests that named this model, oldest first."""
-        named = f'"model":{json.dumps(model, ensure_ascii=False)}'.encode()  # as in a stored body
         sql = (
             "SELECT o.raw FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id "
             "WHERE o.outcome='answered' AND instr(r.body, ?) ORDER BY o.attempt_id"
         )
-        return (raw for (raw,) in self._committed.execute(sql, (named,)))
+        return (raw for (raw,) in self._committed.execute(sql, (_named(model),)))
 
     def evidence(self, key: str) -> str:
         """The API's last word about a request: HTTP status and the start of the body, or error."""
@@ -221,14 +220,15 @@ class ReadOnlyJournal:
         )
         return Spent(*self.read(sql, json.dumps(perhaps)).fetchone())
 
-    def unbilled(self) -> list[tuple[int, bytes, float]]:
-        """(attempt, body, discount) of the stored answers whose cost is not recorded."""
+    def unbilled(self, model: str) -> list[tuple[int, bytes, float]]:
+        """(attempt, body, discount) of this model's stored answers whose cost is not recorded."""
         sql = (
             "SELECT a.id, o.raw, coalesce(b.discount, 1.0) FROM outcomes o "
-            "JOIN attempts a ON a.id = o.attempt_id LEFT JOIN batches b ON b.id = a.batch "
-            "WHERE o.outcome='answered' AND a.id NOT IN (SELECT attempt_id FROM usage)"
+            "JOIN attempts a ON a.id = o.attempt_id JOIN requests r ON r.id = a.request_id "
+            "LEFT JOIN batches b ON b.id = a.batch WHERE o.outcome='answered' "
+            "AND a.id NOT IN (SELECT attempt_id FROM usage) AND instr(r.body, ?)"
         )
-        return self._committed.execute(sql).fetchall()
+        return self._committed.execute(sql, (_named(model),)).fetchall()
 
     def _ids(self, keys: Iterable[str]) -> str:
         return json.dumps(self._keys.ids(keys))
@@ -326,6 +326,11 @@ class Journal(ReadOnlyJournal):
     def _newest(self, table: str) -> int:
         row = self._committed.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()  # noqa: S608
         return int(row[0])
+
+
+def _named(model: str) -> bytes:
+    """As it stands in the stored body of a request to this model, and nowhere in a prompt."""
+    return f'"model":{json.dumps(model, ensure_ascii=False)}'.encode("utf-8", "surrogatepass")
 
 
 def spent_elsewhere(folder: Path, but: Path) -> Spent:

@@ -64,10 +64,11 @@ class DistillationPipeline:
         collect_teacher.run(self.config)
 
     def filter_teacher(self) -> None:
-        """Rules, then SampleGate. Writes rule_filtered, filtered_dataset and rejections."""
-        from nexa_distill import filter_pairs, sample_gate
+        """Rules, judges, then SampleGate. Writes rule_filtered, filtered_dataset and rejections."""
+        from nexa_distill import filter_pairs, judge, sample_gate
 
         filter_pairs.run(self.config)
+        judge.run(self.config)
         sample_gate.run(self.config)
 
     def regenerate(self) -> None:
@@ -98,6 +99,8 @@ def plan(request: Request) -> Iterator[str]:
     if asks and any(step.session == "data_gen" and step.runs for step in steps):
         yield f"teacher: {_capable(fresh.config)}"
         yield from (f"teacher: {line}" for line in _asking(fresh))
+    if any(step.session == "filtering" and step.runs for step in steps):
+        yield from (f"judge: {line}" for line in _judging(fresh))
 
 
 def _capable(config: DistillConfig) -> str:
@@ -124,6 +127,26 @@ def _asking(fresh: Freshness) -> Iterator[str]:
                 yield f"up to {collector.total:,} requests; `{command}` counts them"
         except NexaError as error:
             yield f"no estimate: {error}"
+
+
+def _judging(fresh: Freshness) -> Iterator[str]:
+    """What the judges are asked, as far as that is known before the answers are filtered."""
+    from nexa_distill import judge
+    from nexa_distill.judging.submissions import submissions
+    from nexa_distill.money.estimate_text import estimate_lines
+
+    config, before = fresh.config, STAGES[: [stage.name for stage in STAGES].index("judge")]
+    if not config.judging.judges or not fresh.why_run(STAGES[len(before)]):
+        return
+    if stale := [stage.name for stage in before if fresh.why_run(stage)]:
+        yield f"what {len(config.judging.judges)} judges cost is known after {' and '.join(stale)}"
+        return
+    try:
+        given = submissions(config.storage.path("rule_filtered"), config.judging.canary_prompts)
+        for collector in judge.panel_of(config, given).judges:
+            yield from estimate_lines(collector)
+    except NexaError as error:
+        yield f"no estimate: {error}"
 
 
 def prepare(request: Request) -> Path | None:

@@ -11,7 +11,7 @@ stage that one run executed twice counts with both times.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,11 +43,14 @@ def quality_report(
     gold_match_rate: float | None = None,
     judge_scores: Mapping[str, float | None] | None = None,
     exec_error_counts: Mapping[str, int] | None = None,
+    judges: Mapping[str, Mapping[str, Any]] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the report of a stage to `path` (JSON) and beside it (Markdown), and return it.
 
     `reject_reason_counts` counts each rejected row once, under its first reason; `judge_scores` has
-    `min`, `max` and `mean`, 0..1. Rates are shares of the rows that were measured.
+    `min`, `max` and `mean`, 0..1. Rates are shares of the rows that were measured. `judges`: what
+    each judge did (judging/tally.py); the report of a stage that asks none has no such key.
     """
     rejected = sum(reject_reason_counts.values())
     report = {
@@ -62,6 +65,7 @@ def quality_report(
         "judge_score": dict(judge_scores or {"min": None, "max": None, "mean": None}),
         "reject_reason_counts": dict(reject_reason_counts),
         "exec_error_counts": None if exec_error_counts is None else dict(exec_error_counts),
+        **({} if judges is None else {"judges": dict(judges), "notes": list(notes)}),
         "created_at": utc_now(),
     }
     write_json(path, report)
@@ -98,7 +102,35 @@ def _quality_markdown(report: Mapping[str, Any]) -> str:
             lines += ["", f"| {title} | rows |", "|---|---|"]
             ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             lines += [f"| {name} | {count:,} |" for name, count in ordered]
+    if "judges" in report:
+        lines += _judges(report["judges"])
+        lines += ["", *(f"- {note}" for note in report["notes"])] if report["notes"] else []
     return "\n".join(lines) + "\n"
+
+
+def _judges(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What each judge did; its canaries with the scores that they got, not run without one."""
+    if not judges:
+        return ["", "judge: not run"]
+    counts = [name for name in next(iter(judges.values())) if name != "canary_scores"]
+    lines = ["", f"| judge | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
+    for name, judge in judges.items():
+        cells = ("unpriced" if key == "usd" and judge[key] is None else shown(judge[key])
+                 for key in counts)  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "| judge | canary | rubric | scores |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {canary} | {rubric} | {', '.join(_given(score) for score in scores)} |"
+        for name, judge in judges.items()
+        for canary, by_rubric in judge["canary_scores"].items()
+        for rubric, scores in by_rubric.items()
+    ]
+    rate = "How many of them would have been kept, by today's thresholds, says SampleGate's report."
+    return [*lines, "", rate]
+
+
+def _given(score: float | None) -> str:
+    return "none" if score is None else shown(score)
 
 
 def record(

@@ -1,7 +1,7 @@
 """SampleGate: from checks and thresholds to the answers that are kept.
 
 Reads   collected_dataset and regen_dataset (contracts.OUTPUTS), and those of rules_checks,
-        exec_checks and judge_checks that are there (contracts.CHECKS)
+        exec_checks and judge_checks that are there (contracts.CHECKS), with the judges' canaries
 Writes  filtered_dataset (the best passing answer of each sample), rejections (every other answer,
         with all its reasons), reports/sample_gate/{gate_report,quality_report}.{json,md}
 Keeps   of the answers of a sample that pass, the one with the highest mean of its judge scores
@@ -12,6 +12,7 @@ An answer passes when every check made of it passes and every required check was
 (`sample_gate:` in configs/filters.yaml). `ok` null never passes; only judge scores, which are
 measured without a threshold, are compared here. A required check that is missing is a reason of its
 own only where nothing else failed: a later gate need not look at what an earlier one refused.
+The same thresholds say which canaries a judge would have let through; they decide no answer.
 Memory grows by a few hundred bytes per answer; texts are streamed.
 
     python -m nexa_distill.sample_gate --judge-f-threshold 0.8
@@ -34,6 +35,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.evidence import Evidence, Key
 from nexa_distill.gate_report import FilterStats, funnel, markdown
 from nexa_distill.handoff import read_batches, table_writer, write_json, write_text
+from nexa_distill.judging.canaries import canaries_of, false_accepts
 from nexa_distill.manifests import StageRun, refuse_stale, repairs
 from nexa_distill.progress import Progress
 
@@ -56,22 +58,21 @@ class SampleGate:
         """
         reasons: list[str] = []
         scores: dict[str, float] = {}
+        judged = set[str]()
         for row in checks:
-            if row["check"] in JUDGED and row["ok"] is not False:
-                if row["value"] is None:
-                    reasons.append("check_missing")
-                else:
-                    scores[row["check"]] = row["value"]
-            elif not row["ok"]:
+            name = row["check"]
+            judged |= {name} & JUDGED.keys()
+            if name in JUDGED and row["ok"] is not False and row["value"] is not None:
+                scores[name] = row["value"]
+            elif name in JUDGED or not row["ok"]:
                 reasons.append(row["reason"] or "check_missing")
-        return list(dict.fromkeys(reasons + self._low(scores)))
+        lacks_one = ["check_missing"] * (self.config.require_both and len(judged) == 1)
+        return list(dict.fromkeys(reasons + self._low(scores) + lacks_one))
 
     def _low(self, scores: Mapping[str, float]) -> list[str]:
         """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
         low = [JUDGED[name] for name, value in scores.items() if not self._enough(name, value)]
-        if self.config.require_both:
-            return low + ["check_missing"] * (0 < len(scores) < len(JUDGED))
-        return low if len(low) == len(scores) else []
+        return low if self.config.require_both or len(low) == len(scores) else []
 
     def _enough(self, name: str, score: float) -> bool:
         factual = name == "judge.factuality"
@@ -195,15 +196,17 @@ def run(
     dst = dst or storage.path("filtered_dataset")
     rejections = rejections or storage.path("rejections")
     report = report or storage.path("reports") / "sample_gate" / "gate_report.json"
-    stage = StageRun("sample_gate", storage, inputs=[*src, *checks], settings=gate.model_dump())
+    canaries = [found for path in checks if (found := canaries_of(path, storage)).exists()]
+    inputs = [*src, *checks, *canaries]
+    stage = StageRun("sample_gate", storage, inputs=inputs, settings=gate.model_dump())
     for path in checks:
-        if storage.key_of(path) == "rules_checks":
-            refuse_stale(path, storage)
+        refuse_stale(path, storage)
     if stage.is_current(rejections, dst) and report.with_suffix(".json").exists():
         print(f"sample gate: {dst} is up to date")
         return None
     decider = SampleGate(gate)
     stats = decider.filter_dataset(src, checks, dst, rejections)
+    stats.canaries = false_accepts(canaries, lambda rows: not decider.filter_sample(rows))
     decider.generate_report(stats, report)
     reports.quality_report(
         report.with_name("quality_report.json"),

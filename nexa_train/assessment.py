@@ -7,7 +7,7 @@ in `comparison`.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
@@ -30,12 +30,14 @@ class Exam:
     """One model's answers to the held-out prompts, by `sample_id`.
 
     `reasons`: why an answer was rejected, first reason first; empty for one that passed.
-    `loss`: the measurement of `held_out_loss`, or None.
+    `loss`: the measurement of `held_out_loss`, or None. `scores`: by check of the judges, 0..1, of
+    the answers that they gave a verdict on; empty when no judge was run.
     """
 
     answers: Mapping[str, Json]
     reasons: Mapping[str, list[str]]
     loss: Json | None
+    scores: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def assess(prompts: Sequence[Json], exams: Mapping[str, Exam]) -> Json:
@@ -73,6 +75,7 @@ def _model(prompts: Sequence[Json], exam: Exam) -> Json:
         "by_task": _by("template_name", answered, exam),
         "by_domain": _by("domain", answered, exam),
         "reject_reason_counts": dict(first.most_common()),
+        "judge": {name: fmean(scores) for name, scores in exam.scores.items()} or None,
         "loss": _loss(exam.loss),
         "answer_tokens": _lengths(answers),
         "generation": _speed(answers),

@@ -34,6 +34,7 @@ from nexa_train.assessment import ANSWERS, Exam, assess
 from nexa_train.generate_student import DEFAULT_CONFIG, held_out
 
 Json = dict[str, Any]
+JUDGED = ("judge.factuality", "judge.reasoning")
 FUNNEL = {
     "prompts": "canonical",
     "without duplicates": "raw_dataset",
@@ -50,9 +51,11 @@ class GateFiles:
 
     checks: Path
     passed_rules: Path
+    judge_checks: Path
     kept: Path
     rejections: Path
     rules_report: Path
+    judge_report: Path
     gate_report: Path
 
 
@@ -62,9 +65,11 @@ def gate_files(storage: Storage, model: str) -> GateFiles:
     return GateFiles(
         checks=folder / "rules.parquet",
         passed_rules=folder / "passed_rules.parquet",
+        judge_checks=folder / "judge.parquet",
         kept=folder / "kept.parquet",
         rejections=folder / "rejections.parquet",
         rules_report=folder / "rules" / "quality_report.json",
+        judge_report=folder / "judge" / "quality_report.json",
         gate_report=folder / "sample_gate" / "gate_report.json",
     )
 
@@ -104,7 +109,14 @@ def _exam(storage: Storage, name: str, prompts: Sequence[Json], loss: Json | Non
             f"{files.kept} and {files.rejections} judge {len(reasons)} of {len(answers)} answers; "
             "run `python scripts/python/evaluation/run_evaluation.py`"
         )
-    return Exam(answers, reasons, loss)
+    judged = rows(files.judge_checks, TABLES["judge_checks"]) if files.judge_checks.exists() else []
+    scores = {
+        check: [
+            row["value"] for row in judged if row["check"] == check and row["value"] is not None
+        ]
+        for check in JUDGED
+    }
+    return Exam(answers, reasons, loss, {name: found for name, found in scores.items() if found})
 
 
 def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
@@ -149,6 +161,7 @@ def _inputs(storage: Storage, student: StudentConfig) -> list[Path]:
         *(storage.path(key) for key in ("raw_dataset", *ANSWERS.values(), "sft_parquet")),
         student.checkpoint(storage),
         *(path for files in gates for path in (files.kept, files.rejections)),
+        *(files.judge_checks for files in gates if files.judge_checks.exists()),
     ]
 
 

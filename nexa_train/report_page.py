@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from nexa_train import charts
-from nexa_train.report_style import STYLE
+from nexa_distill import charts
+from nexa_distill.report_style import STYLE
 from nexa_train.report_text import (
     NOT_MEASURED,
     TITLES,

@@ -129,11 +129,18 @@ def figures(models: Json) -> list[tuple[str, list[str]]]:
     def inside(key: str, field: str, digits: int = 0) -> Any:
         return lambda m: number(m[key][field] if m[key] else None, digits)
 
+    without = NOT_MEASURED if any(m["judge"] for m in models.values()) else "judge: not run"
+
+    def judged(check: str) -> Any:
+        return lambda m: number(m["judge"].get(check), 2) if m["judge"] else without
+
     return [
         row("model", lambda m: m["model_id"] or NOT_MEASURED),
         row("parameters", lambda m: millions(m["parameters"])),
         row("layers", lambda m: number(m["layers"])),
         row("passes the gate", lambda m: passes(m["gate"])),
+        row("judged factual, of what passes the rules", judged("judge.factuality")),
+        row("judged well reasoned, of what passes the rules", judged("judge.reasoning")),
         row("loss, nats per token", inside("loss", "nats_per_token", 3)),
         row("tokens of the loss", inside("loss", "tokens")),
         row("answer length, mean tokens", inside("answer_tokens", "mean")),

@@ -6,11 +6,13 @@ Source of the format: OpenAI's chat completions; `reasoning_content` as vLLM and
 import json
 import random
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 Json = dict[str, Any]
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 SYLLABLES = [first + last for first in "bdfgklmnprst" for last in "aeiou"]
 CAPABILITIES = ("models", "json_schema", "logprobs", "usage")
 # Stands before and after the answer of the fault `odd_text`: byte order mark, lone surrogate, NUL,
@@ -26,9 +28,11 @@ def answer_text(prompt: str, words: int = 110) -> str:
     return "We will measure this. " + " ".join(f"{text.capitalize()}." for text in sentences)
 
 
-def completion(body: Json, key: str, capabilities: Collection[str]) -> Json:
+def completion(
+    body: Json, key: str, capabilities: Collection[str], says: Mapping[str, str] = NOTHING
+) -> Json:
     """One choice of 50 tokens for each of `n`; nothing in it depends on time or order."""
-    texts = [_text(body, index) for index in range(choice_count(body))]
+    texts = [_scripted(body, says) or _text(body, index) for index in range(choice_count(body))]
     choices: list[Json] = [
         {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         for index, text in enumerate(texts)
@@ -50,6 +54,13 @@ def usage(choices: int) -> Json:
 
 def choice_count(body: Json) -> int:
     return int(body.get("n") or 1)
+
+
+def _scripted(body: Json, says: Mapping[str, str]) -> str | None:
+    """What it shall say when all that stands before it occurs in the model's name and messages."""
+    asked = "\n".join([body["model"], *(str(message["content"]) for message in body["messages"])])
+    fits = (said for wanted, said in says.items() if all(w in asked for w in wanted.split("|")))
+    return next(fits, None)
 
 
 def _text(body: Json, index: int) -> str:

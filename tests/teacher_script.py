@@ -41,6 +41,8 @@ class Script:
     swap_after       from the answer after that many on, another model and fingerprint answers
     rate, burst      requests a second, and at once (as many as in one second); 429 beyond
     halve_after      seconds from the first request until half the rate is left
+    says             {"words|more words": text}: a request whose model and messages hold all of the
+                     words is answered with that text, of several the first
     models           listed besides ledger-teacher
     capabilities     of CAPABILITIES; what is not named is refused (400; models: 404) or left out
     api_faults       {"METHOD /path": fault} for the other addresses, at the first request to each
@@ -62,6 +64,7 @@ class Script:
     rate: float | None = None
     burst: int | None = None
     halve_after: float | None = None
+    says: dict[str, str] = field(default_factory=dict)
     models: Sequence[str] = ()
     capabilities: Sequence[str] = CAPABILITIES
     api_faults: dict[str, str] = field(default_factory=dict)

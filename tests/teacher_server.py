@@ -114,7 +114,7 @@ class Server:
         """Generate: each choice is billed before anything of it is sent."""
         os.write(self.ledger, f"{key}\n".encode() * choice_count(body))
         self.answers += 1
-        answer = completion(body, key, self.script.capabilities)
+        answer = completion(body, key, self.script.capabilities, self.script.says)
         swap = self.script.swap_after
         return answer | (OTHER_MODEL if swap is not None and self.answers > swap else {})
 

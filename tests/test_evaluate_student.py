@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from nexa_distill.config import DistillConfig, StudentConfig
 from nexa_distill.errors import InputError, InputMissing
@@ -16,6 +17,7 @@ from nexa_train.assessment import Exam, assess
 from nexa_train.report_text import headline
 from tests.answers import REPOSITORY
 from tests.exam import prepare, rows, save_untrained
+from tests.ledger_teacher import ledger_teacher
 
 SCRIPT = "scripts/python/evaluation/run_evaluation.py"
 
@@ -117,6 +119,38 @@ def test_a_model_compared_with_itself_comes_out_equal(untrained: dict[str, Any])
     assert untrained["headline"][0].startswith("No difference")
     texts = [[e["answers"][m]["text"] for m in ("before", "after")] for e in untrained["examples"]]
     assert all(before == after for before, after in texts)
+
+
+def test_without_judges_the_report_says_so_rather_than_a_number(trained: Trained) -> None:
+    assert {model["judge"] for model in report_of(trained[0])["models"].values()} == {None}
+    text = trained[0].storage.path("evaluation_report").with_suffix(".md").read_text()
+    assert text.count("judge: not run") == 6
+
+
+def test_the_student_takes_the_judges_exam_too(tmp_path: Path) -> None:
+    config, student = prepare(tmp_path)
+    save_untrained(config, student)
+    file = tmp_path / "config.yaml"
+    with ledger_teacher(tmp_path / "judge", says={"Rubric: f": verdict(0.9)}) as teacher:
+        judges = [{"provider": "vllm", "model": "judge-a", "extra_body": {}}]
+        values = yaml.safe_load(file.read_text()) | {
+            "judging": {"judges": judges},
+            "providers": {"vllm": {"base_url": teacher.base_url, "model": "ledger-teacher"}},
+        }
+        file.write_text(yaml.safe_dump(values))
+        evaluate(config)
+    models = report_of(config)["models"]
+    assert models["teacher"]["judge"]["judge.factuality"] == pytest.approx(0.9)
+    assert 0 < models["teacher"]["judge"]["judge.reasoning"] < 1
+    assert models["before"]["judge"] is None  # none of its answers passes the rules
+    text = config.storage.path("evaluation_report").with_suffix(".md").read_text()
+    assert "judge: not run" not in text
+    gate = config.storage.path("evaluation") / "teacher/sample_gate/gate_report.json"
+    assert json.loads(gate.read_text())["families"]["judge"] is True
+
+
+def verdict(score: float) -> str:
+    return json.dumps({"reason": "as scripted", "score": score})
 
 
 def test_examples_are_the_first_by_sample_id(untrained: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ INSERT INTO attempts VALUES (4, 'c', 'r2', 'in_flight', NULL, NULL, NULL, NULL, 
 
 
 def asking(key: str, tokens: int = 100, usd: float = 1.0) -> Asking:
-    return Asking(None, key, f"sample-{key}", b"{}", tokens, usd)
+    return Asking(None, key, f"sample-{key}", b'{"model":"m"}', tokens, usd)
 
 
 def record(journal: Journal, *ends: tuple[str, Outcome | None], sent: bool = True) -> list[int]:
@@ -103,7 +103,8 @@ def test_spent_counts_what_may_have_been_billed_as_its_reservation(tmp_path: Pat
 
         asyncio.run(bill())
         assert journal.spent() == Spent(3, 15 + 100 + 100, 0.25 + 1.0 + 1.0)
-        assert journal.unbilled() == [(attempts[1], b"{}", 1.0)]
+        assert journal.unbilled("m") == [(attempts[1], b"{}", 1.0)]
+        assert journal.unbilled("another") == []  # it has a price of its own
     with Journal(tmp_path / "b.sqlite", "run") as journal:
         assert spent_elsewhere(tmp_path, journal.path) == Spent(3, 215, 2.25)
         assert journal.spent() == Spent(0, 0, 0.0)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nexa_train import charts
+from nexa_distill import charts
 from nexa_train.assessment import Exam, assess
 from nexa_train.report_page import page
 from nexa_train.report_text import headline, markdown

@@ -59,7 +59,7 @@ class BatchMode:
         journal: Journal, tally: Tally, progress: Progress, *, forget: bool,
     ) -> None:  # fmt: skip
         self.endpoint, self.settings, self.forget = endpoint, settings, forget
-        self.discount = provider.batch_discount
+        self.discount, self.model = provider.batch_discount, model
         self.journal, self.ledger, self.tally = journal, journal.batches, tally
         self.results = Results(journal, tally, provider.prices.get(model), progress)
         self.progress, self.stage = progress, journal.path.stem
@@ -127,7 +127,7 @@ class BatchMode:
         for stray in self.folder.glob(f"*{self.stage}-*"):
             if not stray.name.endswith(".unknown.jsonl"):
                 stray.unlink()  # what is at the provider needs no file any more
-        bill_the_unbilled(self.journal, self.results.price)
+        bill_the_unbilled(self.journal, self.model, self.results.price)
         self.tally.hold(Spent(*self.ledger.under_way()))
         for batch in self.ledger.open():
             remote = batch.remote

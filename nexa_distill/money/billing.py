@@ -25,7 +25,7 @@ def bill(
     return answer, usd
 
 
-def bill_the_unbilled(journal: Journal, price: Price | None) -> None:
-    """Answers that were stored, and whose cost was not, before a crash."""
-    for attempt, raw, discount in journal.unbilled():
+def bill_the_unbilled(journal: Journal, model: str, price: Price | None) -> None:
+    """Answers of a model that were stored, and whose cost was not, before a crash."""
+    for attempt, raw, discount in journal.unbilled(model):
         bill(journal, price, attempt, raw, discount)

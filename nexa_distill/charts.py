@@ -82,12 +82,15 @@ def _plot(rows: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="plot">{cells}</div>'
 
 
-def lines(series: Sequence[Line], *, x_label: str, y_label: str) -> str:
-    """A line chart in SVG; a series of one point is a dot. Empty without a point."""
+def lines(series: Sequence[Line], *, x_label: str, y_label: str, whole: bool = True) -> str:
+    """A line chart in SVG; a series of one point is a dot. Empty without a point.
+
+    `whole`: x counts something.
+    """
     points = [point for line in series for point in line.points]
     if not points:
         return ""
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=whole)
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The style sheet of the evaluation page: colours once for light, once for dark, and paper."""
+"""The style sheet of the HTML reports: colours once for light, once for dark, and paper."""
 
 STYLE = """
 :root{--page:#f6f7f9;--card:#fff;--ink:#1b2330;--soft:#5c6675;--line:#dfe3e9;--plain:#8a94a3;

@@ -1,0 +1,1 @@
+"""What judges are asked, how their answers are read, and how far they can be trusted."""

@@ -1,0 +1,200 @@
+"""`judge calibrate`: reports/judge/calibration.{json,md,html}, from the scores that are stored.
+
+Reads   judge_checks, the annotations (JSONL), the thresholds of SampleGate
+Writes  the report, its Markdown twin, and the same figures as curves in one HTML page
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from nexa_distill import charts
+from nexa_distill.config import DistillConfig, FilterConfig, load_yaml
+from nexa_distill.contracts import TABLES
+from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.handoff import read_batches, write_json, write_text
+from nexa_distill.judging import calibration
+from nexa_distill.judging.calibration import Decisions, Key
+from nexa_distill.manifests import refuse_stale, run_id, sealed_hash, utc_now
+from nexa_distill.report_style import STYLE
+from nexa_distill.reports import shown
+
+Figures = Mapping[str, Any]
+UNDEFINED = "not defined"
+NAMED = 5  # unknown answers that are named
+KINDS = {"kappa": "after", "precision": "teacher", "recall": "before"}  # colours of charts.py
+
+
+def write_calibration(
+    config: DistillConfig,
+    annotations: Path | None = None,
+    checks: Path | None = None,
+    report: Path | None = None,
+) -> Iterator[str]:
+    """Write the three files; yields what a person should read first.
+
+    Raises InputMissing (66) when the judge was not run, InputError (65) for a bad annotation or
+    when people decided on none of the answers that were judged.
+    """
+    storage = config.storage
+    checks = checks or storage.path("judge_checks")
+    sealed_hash(checks, storage)
+    refuse_stale(checks, storage)
+    annotations = annotations or storage.path("annotations")
+    report = report or storage.path("reports") / "judge" / "calibration.json"
+    decided = calibration.read_decisions(annotations)
+    gate = load_yaml(Path(config.filters), FilterConfig).sample_gate
+    limits = {"factuality": gate.judge_f_threshold, "reasoning": gate.judge_r_threshold}
+    found = _figures(decided, _scores(checks), limits, annotations, checks)
+    write_json(report, found)
+    write_text(report.with_suffix(".md"), markdown(found))
+    write_text(report.with_suffix(".html"), page(found))
+    yield from found["headline"]
+    yield f"judge: {report.with_suffix('.html')} (and .md, .json beside it)"
+
+
+def _scores(checks: Path) -> dict[str, dict[Key, float | None]]:
+    """Check -> answer -> score, None without a verdict."""
+    found: dict[str, dict[Key, float | None]] = {}
+    columns = ["sample_id", "attempt", "check", "value"]
+    for batch in read_batches(checks, TABLES["judge_checks"], columns=columns):
+        for row in batch.to_pylist():
+            if row["check"].split(".")[1] != "safety":
+                key = row["sample_id"], row["attempt"]
+                found.setdefault(row["check"], {})[key] = row["value"]
+    if not found:
+        raise InputMissing(
+            f"{checks}: holds no scores: judge: not run; name judges in judging.judges and run "
+            "`python -m nexa_distill.judge`"
+        )
+    return found
+
+
+def _figures(
+    decided: Decisions, scores: Mapping[str, Mapping[Key, float | None]],
+    limits: Mapping[str, float], annotations: Path, checks: Path,
+) -> dict[str, Any]:  # fmt: skip
+    judged = {key for of in scores.values() for key in of}
+    unknown = sorted((decided.agreed.keys() | set(decided.disputed)) - judged)
+    if not decided.agreed.keys() & judged:
+        raise InputError(
+            f"{annotations}: decides on none of the {len(judged)} answers in {checks} that were "
+            f"judged (without a dispute); {len(unknown)} decisions are on other answers"
+        )
+    made = {name: _check(name, of, decided, limits) for name, of in scores.items()}
+    return {
+        "run_id": run_id(),
+        "headline": [_sentence(name, figures) for name, figures in made.items()],
+        "answers_decided": len(decided.agreed),
+        "answers_disputed": len(decided.disputed),
+        "annotators": len(decided.annotators),
+        "accepted": sum(decided.agreed.values()),
+        "unknown_answers": len(unknown),
+        "unknown_named": [list(key) for key in unknown[:NAMED]],
+        "bootstrap": {"draws": calibration.DRAWS, "seed": calibration.SEED,
+                      "level": calibration.LEVEL},
+        "checks": made,
+        "created_at": utc_now(),
+    }  # fmt: skip
+
+
+def _check(
+    name: str, of: Mapping[Key, float | None], decided: Decisions, limits: Mapping[str, float]
+) -> dict[str, Any]:
+    scores = {key: score for key, score in of.items() if score is not None}
+    threshold = limits[name.split(".")[1]]
+    now = calibration.agreement(scores, decided.agreed, threshold)
+    points = calibration.curve(scores, decided.agreed)
+    return {
+        "answers": sum(now),
+        "without_verdict": sum(of[key] is None for key in decided.agreed if key in of),
+        "threshold": threshold,
+        **now._asdict(),
+        "kappa": now.kappa,
+        "kappa_interval": now.interval(),
+        "best_threshold": calibration.best(points),
+        "curve": points,
+    }
+
+
+def _sentence(name: str, found: Figures) -> str:
+    best = found["best_threshold"]
+    return (
+        f"{name}: kappa {_kappa(found)} at {found['threshold']:g} over {found['answers']} answers"
+        + ("" if best is None else f"; highest at {best:g}")
+    )
+
+
+def _kappa(found: Figures) -> str:
+    if found["kappa"] is None:
+        return UNDEFINED
+    low_high = found["kappa_interval"]
+    interval = "no interval" if low_high is None else f"{low_high[0]:.2f} to {low_high[1]:.2f}"
+    return f"{found['kappa']:.2f} ({interval})"
+
+
+def markdown(report: Figures) -> str:
+    """The report for a person."""
+    lines = [
+        "# Judges beside people", "", f"Run {report['run_id']}, {report['created_at']}.", "",
+        *(f"- {line}" for line in _facts(report)), "",
+        "| check | answers | no verdict | threshold | kappa (95 %) | both accept | only the judge |"
+        " only people | neither | best threshold |", "|---" * 10 + "|",
+    ]  # fmt: skip
+    for name, c in report["checks"].items():
+        cells = (name, c["answers"], c["without_verdict"], f"{c['threshold']:g}", _kappa(c),
+                 c["tp"], c["fp"], c["fn"], c["tn"], _number(c["best_threshold"]))  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    for name, c in report["checks"].items():
+        lines += ["", f"## {name}", "", "| threshold | kappa | precision | recall | kept |",
+                  "|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            f"| {p['threshold']:g} | {_number(p['kappa'])} | {_number(p['precision'])} | "
+            f"{_number(p['recall'])} | {p['tp'] + p['fp']} |"
+            for p in c["curve"]
+        ]
+    return "\n".join([*lines, "", calibration.__doc__ or ""])
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if value is None else shown(value)
+
+
+def _facts(report: Figures) -> Iterable[str]:
+    yield (
+        f"{report['answers_decided']} answers decided by {report['annotators']} people, "
+        f"{report['accepted']} of them accepted"
+    )
+    if report["answers_disputed"]:
+        yield f"{report['answers_disputed']} more on which people differ, left out"
+    if report["unknown_answers"]:
+        named = ", ".join(f"{sample} ({attempt})" for sample, attempt in report["unknown_named"])
+        yield f"{report['unknown_answers']} decisions on answers that no judge saw: {named}"
+
+
+def page(report: Figures) -> str:
+    """One HTML page that needs nothing else: a plot per check."""
+    sections = "".join(_section(name, found) for name, found in report["checks"].items())
+    facts = "".join(f"<li>{escape(line)}</li>" for line in _facts(report))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><title>Judges beside people</title>'
+        f"<style>{STYLE}</style></head><body><main><header><h1>Judges beside people</h1>"
+        f"<ul>{facts}</ul></header>{sections}</main></body></html>\n"
+    )
+
+
+def _section(name: str, found: Figures) -> str:
+    lines = [
+        charts.Line(
+            figure,
+            [(p["threshold"], p[figure]) for p in found["curve"] if p[figure] is not None],
+            kind,
+        )
+        for figure, kind in KINDS.items()
+    ]
+    plot = charts.lines(lines, x_label="threshold", y_label=", ".join(KINDS), whole=False)
+    note = escape(_sentence(name, found))
+    return f'<section><h2>{escape(name)}</h2><p class="note">{note}</p>{plot}</section>'

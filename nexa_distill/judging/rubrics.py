@@ -1,0 +1,106 @@
+"""What a judge is asked about an answer: the rubric, the material, the JSON that it must reply.
+
+The answer under judgement is not to be trusted. It stands between markers that carry a token made
+by hashing all of the material, so no part can hold its own end; and whatever a judge makes of it,
+only the fields of the judge's own reply count (`verdicts.py`).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nexa_distill.config import DistillConfig, JudgeModel, load_system_prompt
+from nexa_distill.contracts import compact_json, sha256_text
+from nexa_distill.errors import InputError
+from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
+from nexa_distill.response_schemas import compiled
+
+Row = Mapping[str, Any]
+
+TOKEN_LENGTH = 24
+SAFETY = ("safe", "review", "critical")
+_SCORED: dict[str, dict[str, Any]] = {
+    "reason": {"type": "string"},
+    "score": {"type": "number", "minimum": 0, "maximum": 1},
+}
+# By rubric: the fields of the reply. A judge gives its reason before its score.
+FIELDS: dict[str, dict[str, dict[str, Any]]] = {
+    "factuality": _SCORED,
+    "reasoning": _SCORED | {"safety": {"type": "string", "enum": list(SAFETY)}},
+}
+_SCHEMAS = compiled(
+    {
+        name: {
+            "type": "object", "properties": fields, "required": list(fields),
+            "additionalProperties": False,
+        }
+        for name, fields in FIELDS.items()
+    }
+)  # fmt: skip
+# What is shown of a row: column -> name of the part. The answer comes last.
+PARTS = {
+    "system_prompt": "instructions", "user_prompt": "question", "context": "source",
+    "schema": "tables", "reference": "known right answer", "gold_sql": "known right query",
+    "teacher_output": "answer",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """`text` is the system prompt, its first line with name and version included."""
+
+    name: str
+    version: str
+    text: str
+
+
+def load_rubrics(config: DistillConfig) -> list[Rubric]:
+    """The rubrics of `judging.rubrics`. Raises InputError naming the file without a version."""
+    files: dict[str, str] = config.judging.rubrics.model_dump()
+    return [_load(name, path) for name, path in files.items()]
+
+
+def _load(name: str, path: str) -> Rubric:
+    text = load_system_prompt(path)
+    first = text.partition("\n")[0]
+    found = re.fullmatch(rf"Rubric: {name}, version (\S+)", first.strip())
+    if not found:
+        raise InputError(
+            f'{path} (judging.rubrics.{name}): line 1 is {first[:60]!r}, expected "Rubric: {name}, '
+            'version 1"; give a changed rubric another version'
+        )
+    return Rubric(name, found[1], text)
+
+
+def judge_request(
+    row: Row, rubric: Rubric, judge: JudgeModel, config: DistillConfig
+) -> PromptRequest:
+    """One rubric, one answer. `config.collection` holds max_tokens and temperature of a verdict."""
+    extra = _SCHEMAS.options(rubric.name) | options(judge, config)
+    body = request_body(rubric.text, material(row), judge.model, config, extra)
+    return prompt_request(row["sample_id"], body, attempt=row["attempt"])
+
+
+def options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
+    """What a judge's requests carry besides their messages and schema.
+
+    The provider's `extra_body` is made for a teacher; its sampling does not hold here.
+    """
+    provider, settings = config.providers[judge.provider], config.collection
+    own = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
+    other = judge.model == provider.regen_model != provider.model
+    made_for = provider.regen_extra_body if other else {}
+    return provider.extra_body | own | made_for | judge.extra_body
+
+
+def material(row: Row) -> str:
+    """The parts of a row in their order; a source that stands in the question is not repeated."""
+    parts = {part: row[column] for column, part in PARTS.items() if row[column] is not None}
+    if parts.get("source", "") in parts["question"]:
+        parts.pop("source", None)
+    token = sha256_text(compact_json(parts))[:TOKEN_LENGTH]
+    return "\n\n".join(
+        f"=== {name} {token} ===\n{text}\n=== end of {name} {token} ==="
+        for name, text in parts.items()
+    )
