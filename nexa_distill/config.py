@@ -176,6 +176,23 @@ class Collection(Section):
     response_schemas: dict[str, str]
 
 
+class Execution(Section):
+    """What the exec gate runs: `tasks` by task type (null takes one out). Limits are per answer.
+
+    `databases`: folder of the SQLite files that rows name; `workers` null = one per core. A SQL
+    answer has `timeout_seconds` and, per query, `max_sql_steps` of SQLite's virtual machine.
+    """
+
+    tasks: dict[str, Literal["sql", "python", "math", "json"] | None]
+    databases: str | None
+    workers: Count | None
+    timeout_seconds: float = Field(gt=0)
+    memory_mb: int = Field(ge=128)
+    max_sql_steps: int = Field(ge=1000)
+    max_rows: Count
+    max_output_bytes: int = Field(ge=1000)
+
+
 class Budget(Section):
     """Of all paid stages and all runs together; stops before it is exceeded. null = no limit.
 
@@ -199,6 +216,7 @@ class DistillConfig(Section):
     provider: str
     providers: dict[str, Provider] = Field(min_length=1)
     collection: Collection
+    execution: Execution
     budget: Budget
     filters: str
     student: str

@@ -31,13 +31,14 @@ TASK_FIELDS = [
     _field("reference", _STR, "known right answer, if there is one"),
     _field("schema", _STR, "text2sql: CREATE TABLE statements"),
     _field("gold_sql", _STR, "text2sql: a right query"),
-    _field("database", _STR, "text2sql: name of the database"),
+    _field("database", _STR, "text2sql: name of the database, NAME or NAME.sqlite"),
+    _field("tests", _STR, "python: statements that a right program passes, after it is loaded"),
     _field("source_file", _STR, "raw file, relative to the input", required=True),
     _field("source_row", _INT, "0-based row (or file number) in the raw input; never an identity", required=True),
 ]  # fmt: skip
 CONTENT_COLUMNS = (
     "domain", "template_name", "system_prompt", "user_prompt", "context",
-    "reference", "schema", "gold_sql", "database",
+    "reference", "schema", "gold_sql", "database", "tests",
 )  # fmt: skip
 
 CANONICAL = pa.schema(
@@ -149,6 +150,8 @@ TABLES: dict[str, Table] = {
               "python -m nexa_distill.filter_pairs", _ANSWER),
         Table("rules_checks", "rules.checks", CHECKS, "one rule measured on one answer",
               "python -m nexa_distill.filter_pairs", _CHECK),
+        Table("exec_checks", "exec", CHECKS, "one thing that execution says of one answer",
+              "python -m nexa_distill.exec_gate", _CHECK),
         Table("filtered_dataset", "sample_gate", OUTPUTS, "the best passing answer of a sample",
               "python -m nexa_distill.sample_gate"),
         Table("rejections", "sample_gate.rejections", REJECTIONS, "one rejected answer",
@@ -190,6 +193,18 @@ REASONS: dict[str, str] = {
     "safety_flag": "one of the safety patterns occurs",
     "low_factuality": "judge.factuality is below judge_f_threshold",
     "low_reasoning": "judge.reasoning is below judge_r_threshold",
+    "not_executable": "it does not run: a syntax error, an unknown name, an exception, an early exit",
+    "not_a_query": "not exactly one SELECT (or WITH ... SELECT) statement",
+    "forbidden_operation": "it tried more than to answer: a write, a pragma, a process, the network",
+    "execution_timeout": "not done within timeout_seconds or max_sql_steps",
+    "memory_limit": "it needs more memory than memory_mb",
+    "output_limit": "more rows or bytes of output than allowed",
+    "execution_crashed": "the process that ran it died",
+    "wrong_result": "it runs, and its result is not that of the known answer",
+    "lucky_match": "right on this database, wrong on a changed copy of it",
+    "tests_failed": "the program does not pass the tests of its task",
+    "no_final_answer": "no final answer was found in a maths answer",
+    "not_decidable": "the known answer returns nothing, cannot be computed or cannot be read",
     "check_missing": "a required check was not made, and doubt is a rejection",
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
 }

@@ -64,10 +64,11 @@ class DistillationPipeline:
         collect_teacher.run(self.config)
 
     def filter_teacher(self) -> None:
-        """Rules, then SampleGate. Writes rule_filtered, filtered_dataset and rejections."""
-        from nexa_distill import filter_pairs, sample_gate
+        """Rules, execution, SampleGate. Writes rule_filtered, filtered_dataset and rejections."""
+        from nexa_distill import exec_gate, filter_pairs, sample_gate
 
         filter_pairs.run(self.config)
+        exec_gate.run(self.config)
         sample_gate.run(self.config)
 
     def regenerate(self) -> None:

@@ -197,7 +197,7 @@ def run(
     report = report or storage.path("reports") / "sample_gate" / "gate_report.json"
     stage = StageRun("sample_gate", storage, inputs=[*src, *checks], settings=gate.model_dump())
     for path in checks:
-        if storage.key_of(path) == "rules_checks":
+        if storage.key_of(path):
             refuse_stale(path, storage)
     if stage.is_current(rejections, dst) and report.with_suffix(".json").exists():
         print(f"sample gate: {dst} is up to date")

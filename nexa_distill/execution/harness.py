@@ -3,7 +3,8 @@
 Started as `python -I -S -B -c <this file> DESCRIPTOR`, with the standard library alone. Standard
 input holds the program with its limits and behind it, not read before the program has been loaded,
 the tests and a token; each is JSON after eight digits with its length. The report on DESCRIPTOR is
-what was reached and the token: a program that ends itself, or prints what it likes, reports nothing.
+what was reached and the token: a program that ends itself, or prints what it likes, reports
+nothing.
 """
 
 import json

@@ -5,8 +5,8 @@ The final answer is what stands after the last `####`, or else what math-verify 
 so a reference may be a worked solution. Equality is math-verify's (`verify`: numbers to six decimal
 places, expressions by simplification, 72 % equals 72/100 or 72).
 
-math-verify hands sympy's evaluating parser only digits, operators and brackets; LaTeX goes through a
-grammar. An expression that never ends or fills the memory (9**9**9**9) is ended by the worker's
+math-verify hands sympy's evaluating parser only digits, operators and brackets; LaTeX goes through
+a grammar. An expression that never ends or fills the memory (9**9**9**9) is ended by the worker's
 limits. Not covered: units are not compared (72 km is 72 miles).
 """
 

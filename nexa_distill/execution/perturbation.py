@@ -13,8 +13,8 @@ only numbers counts as numbers. The copies depend on the database's content alon
 The idea of changed databases: Zhong, Yu, Klein, "Semantic Evaluation for Text-to-SQL with Distilled
 Test Suites", EMNLP 2020. Not covered: a condition that holds for every text of its column
 (`country = 'usa'` where all are) stays without effect; rules of the data that the schema does not
-declare are broken, and a query that relies on one is called lucky; virtual tables and tables WITHOUT
-ROWID stay as they are.
+declare are broken, and a query that relies on one is called lucky; virtual tables and tables
+WITHOUT ROWID stay as they are.
 """
 
 import random
@@ -76,7 +76,7 @@ def _change_columns(
     foreign = {row[3] for row in _pragma(copy, "foreign_key_list", table)}
     fixed = _keys(copy, table) | {c for c in _columns(copy, table) if c.lower().endswith("id")}
     for column in _columns(copy, table):
-        read = f"SELECT _rowid_, {_quoted(column)} FROM {_quoted(table)} ORDER BY _rowid_"
+        read = f"SELECT _rowid_, {_quoted(column)} FROM {_quoted(table)} ORDER BY _rowid_"  # noqa: S608
         stored = copy.execute(read).fetchall()
         values = [value for _, value in stored]
         numeric = _is_numeric(values)
@@ -86,11 +86,9 @@ def _change_columns(
         elif column in fixed or column in foreign:
             change = None
         if change is not None and len(values) > 1:
-            write = f"UPDATE {_quoted(table)} SET {_quoted(column)} = ? WHERE _rowid_ = ?"
+            write = f"UPDATE {_quoted(table)} SET {_quoted(column)} = ? WHERE _rowid_ = ?"  # noqa: S608
             changed = change(values, draw)
-            copy.executemany(
-                write, zip(changed, (rowid for rowid, _ in stored), strict=True)
-            )
+            copy.executemany(write, zip(changed, (rowid for rowid, _ in stored), strict=True))
 
 
 def _changes(variant: str, *, numeric: bool) -> Callable[[Values, random.Random], Values] | None:
@@ -156,9 +154,7 @@ def _tied(values: Values, draw: random.Random) -> Values:
     return [draw.choice(few) if v is not None else v for v in values]
 
 
-def _drop_rows(
-    copy: sqlite3.Connection, table: str, share: float, draw: random.Random
-) -> None:
+def _drop_rows(copy: sqlite3.Connection, table: str, share: float, draw: random.Random) -> None:
     rows = [row for (row,) in copy.execute(f"SELECT _rowid_ FROM {_quoted(table)}")]  # noqa: S608
     gone = draw.sample(rows, round(len(rows) * share))
     copy.executemany(f"DELETE FROM {_quoted(table)} WHERE _rowid_ = ?", [(row,) for row in gone])  # noqa: S608

@@ -1,9 +1,10 @@
 """Worker processes that check answers, each answer within a hard wall.
 
 A worker that passes the wall, or dies, is replaced, and the verdict is about the answer that it was
-at: `execution_timeout` or `execution_crashed`. Workers have an environment of their own (nothing but
-PYTHONPATH), a process group, limits on memory and file size, and end with their parent. The memory
-here does not depend on what an answer returns: of a worker's line only `LINE_BYTES` are read.
+at: `execution_timeout` or `execution_crashed`. Workers have an environment of their own (nothing
+but PYTHONPATH), a process group, limits on memory and file size, and end with their parent. The
+memory here does not depend on what an answer returns: of a worker's line only `LINE_BYTES` are
+read.
 
     with Pool(setting, workers=2) as pool:
         for checks in pool.map(jobs): ...      # in the order of the jobs
@@ -122,8 +123,8 @@ class _Worker:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "nexa_distill.execution.worker"],
-                stdin=theirs, stdout=subprocess.DEVNULL, env={"PYTHONPATH": PACKAGES}, cwd="/",
-                start_new_session=True,
+                stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/",
+                env={"PYTHONPATH": PACKAGES}, start_new_session=True,
             )  # fmt: skip
 
     def start(self, setting: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """The checks of a Python answer: it can be loaded, and passes the tests of its task.
 
 The answer is loaded as a module named `answer` (what stands below `if __name__ == "__main__":` is
-not run), then the tests run in the same namespace: statements, of which a right program passes every
-`assert`. An exit, whatever its status, before the last test is a failure. See `sandbox.py` for what
-holds the program and what does not.
+not run), then the tests run in the same namespace: statements, of which a right program passes
+every `assert`. An exit, whatever its status, before the last test is a failure. See `sandbox.py`
+for what holds the program and what does not.
 """
 
 import signal

@@ -25,6 +25,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from nexa_distill.errors import NexaError
 from nexa_distill.execution import seccomp
@@ -119,7 +120,7 @@ def run(program: str, tests: str | None, limits: Limits) -> Ran:
     words = command()
     cut = words.index("--")
     try:
-        child = subprocess.Popen(
+        child = subprocess.Popen[bytes](
             [*words[:cut], "--seccomp", str(rules), *words[cut:], str(writing)],
             stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={},
             pass_fds=(rules, writing),
@@ -159,11 +160,11 @@ def _listen(
     child: subprocess.Popen[bytes], reading: int, wall: float, most: int
 ) -> tuple[bytes, bytes, str | None]:
     """Output and report until both have ended; what stopped it before that."""
-    assert child.stdout is not None
-    output = child.stdout.fileno()
+    printed: IO[bytes] = child.stdout  # type: ignore[assignment]  # a pipe, as asked for
+    output = printed.fileno()
     said = {output: bytearray(), reading: bytearray()}
     sizes = {output: most, reading: REPORT_BYTES}
-    with selectors.DefaultSelector() as ready, child.stdout:
+    with selectors.DefaultSelector() as ready, printed:
         for descriptor in said:
             ready.register(descriptor, selectors.EVENT_READ)
         stopped = None

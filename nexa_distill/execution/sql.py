@@ -3,12 +3,12 @@
 What holds it: the file is opened read-only and immutable; an authorizer lets pass only reading the
 database's own tables and the functions of `FUNCTIONS`; a progress handler counts the steps of
 SQLite's virtual machine and looks at the clock; values, rows and memory have limits. It runs in a
-worker that its parent kills (`pool.py`), because a single step (one `replace` on a long text) is not
-interrupted. Steps, unlike seconds, are the same on every machine: raise `max_sql_steps`, not the
-clock, for a large database.
+worker that its parent kills (`pool.py`), because a single step (one `replace` on a long text) is
+not interrupted. Steps, unlike seconds, are the same on every machine: raise `max_sql_steps`, not
+the clock, for a large database.
 
-Not covered: a fault in SQLite itself would have the rights of the worker; `date('now')` and its like
-are let through, so such a query may give another verdict tomorrow.
+Not covered: a fault in SQLite itself would have the rights of the worker; `date('now')` and its
+like are let through, so such a query may give another verdict tomorrow.
 """
 
 import re
@@ -24,23 +24,25 @@ Rows = list[tuple[Any, ...]]
 
 STEPS_AT_ONCE = 1000  # between two looks at the clock
 # What counts as a query: SELECT or WITH after spaces and comments. EXPLAIN, VALUES, PRAGMA do not.
-QUERY = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with)\b", re.IGNORECASE | re.DOTALL)
+QUERY = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with)\b", re.IGNORECASE | re.DOTALL
+)
 # Everything but what leaves the database, tells of the machine or is different each time.
-FUNCTIONS = frozenset(
-    """
+_FUNCTIONS = """
     abs char coalesce concat concat_ws format glob hex if ifnull iif instr length octet_length like
     likelihood likely unlikely lower ltrim max min nullif printf quote replace round rtrim sign
     soundex substr substring trim typeof unhex unicode upper zeroblob
     avg count group_concat string_agg median percentile sum total
-    row_number rank dense_rank percent_rank cume_dist ntile lag lead first_value last_value nth_value
+    row_number rank dense_rank percent_rank cume_dist ntile lag lead first_value last_value
+    nth_value
     date time datetime julianday unixepoch strftime timediff current_date current_time
     current_timestamp
     acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2
     mod pi pow power radians sin sinh sqrt tan tanh trunc
     json json_array json_array_length json_extract json_object json_patch json_type json_valid
     json_quote json_group_array json_group_object json_each json_tree -> ->> match
-    """.split()
-)
+"""
+FUNCTIONS = frozenset(_FUNCTIONS.split())
 TABLE_FUNCTIONS = frozenset({"json_each", "json_tree"})
 
 
@@ -148,7 +150,9 @@ class Database:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_READ and self._may_read(str(first).lower(), second):
             return sqlite3.SQLITE_OK
-        self._denied = self._denied or f"{_NAMES.get(action, action)} {second or first or ''}".strip()
+        self._denied = (
+            self._denied or f"{_NAMES.get(action, action)} {second or first or ''}".strip()
+        )
         return sqlite3.SQLITE_DENY
 
     def _may_read(self, table: str, column: str | None) -> bool:
@@ -159,7 +163,8 @@ class Database:
 
 
 _NAMES = {
-    sqlite3.SQLITE_FUNCTION: "function", sqlite3.SQLITE_READ: "read", sqlite3.SQLITE_PRAGMA: "pragma",
-    sqlite3.SQLITE_INSERT: "insert", sqlite3.SQLITE_UPDATE: "update", sqlite3.SQLITE_DELETE: "delete",
-    sqlite3.SQLITE_ATTACH: "attach",
+    sqlite3.SQLITE_FUNCTION: "function", sqlite3.SQLITE_READ: "read",
+    sqlite3.SQLITE_PRAGMA: "pragma", sqlite3.SQLITE_ATTACH: "attach",
+    sqlite3.SQLITE_INSERT: "insert", sqlite3.SQLITE_UPDATE: "update",
+    sqlite3.SQLITE_DELETE: "delete",
 }  # fmt: skip

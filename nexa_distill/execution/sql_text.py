@@ -41,7 +41,7 @@ def normal_form(query: str) -> str | None:
         parsed = normalize_identifiers(_parse(query), dialect="sqlite")
     except ValueError:
         return None
-    return parsed.sql(dialect="sqlite", comments=False)
+    return str(parsed.sql(dialect="sqlite", comments=False))
 
 
 def _parse(query: str):  # type: ignore[no-untyped-def]

@@ -60,7 +60,7 @@ def _shown(detail: Any) -> str | None:
 
 
 def failed(reason: str, detail: Any = None, *, known: bool) -> list[Check]:
-    """The checks of an answer that does not execute; `known`: there is something to compare with."""
+    """The checks of an answer that does not execute; `known`: it would have been compared."""
     names = ("executes", "matches") if known else ("executes",)
     return [check(name, False, reason, detail) for name in names]
 
