@@ -3,16 +3,20 @@
     numbers   the numbers of each column change places, texts stay
     texts     the texts of each column change places, numbers stay
     rows      a part of the rows is missing and numbers are scaled (times 1/4 to 4)
+    mixed     for each text there are two further rows with it, the rest of which comes from other
+              rows; numbers are scaled
     ties      each column of numbers has only its least, middle and greatest value
 
 Schema, types, keys and the texts that occur stay, so that a query with a text in it still finds
 rows; what each copy leaves alone keeps queries with several conditions decidable. Keys are declared
-primary, unique and foreign keys, and columns whose name ends with "id". A text column that holds
+primary, unique and foreign keys, and columns whose name ends with "id"; a table in which each text
+of some column stands once gets no further rows, for that may be its key. A text column that holds
 only numbers counts as numbers. The copies depend on the database's content alone.
 
 The idea of changed databases: Zhong, Yu, Klein, "Semantic Evaluation for Text-to-SQL with Distilled
 Test Suites", EMNLP 2020. Not covered: a condition that holds for every text of its column
-(`country = 'usa'` where all are) stays without effect; rules of the data that the schema does not
+(`country = 'usa'` where all are) stays without effect, and so does the difference of `> 100` and
+`>= 100`; rules of the data that the schema does not
 declare are broken, and a query that relies on one is called lucky; virtual tables and tables
 WITHOUT ROWID stay as they are.
 """
@@ -20,14 +24,15 @@ WITHOUT ROWID stay as they are.
 import random
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("numbers", "texts", "rows", "ties")
+VARIANTS = ("numbers", "texts", "rows", "mixed", "ties")
 TIES = 1 + VARIANTS.index("ties")  # its place after the real database
 NUMBER = re.compile(r"\s*-?\d+(?:\.\d+)?\s*\Z")
-Values = list[Any]
+MOST_ROWS = 20_000  # of a table that gets further ones
+Values = Sequence[Any]
 
 
 def perturbed(source: Path, folder: Path, digest: str) -> list[Path]:
@@ -57,6 +62,8 @@ def _change(copy: sqlite3.Connection, variant: str, digest: str) -> None:
         _change_columns(copy, table, variant, draw)
         if variant == "rows" and table.lower() not in referenced:
             _drop_rows(copy, table, 0.2 + 0.07 * (place % 7), draw)
+        if variant == "mixed" and (added := _further_rows(copy, table, draw)):
+            _insert(copy, table, added)
     copy.execute("COMMIT")
 
 
@@ -93,7 +100,7 @@ def _change_columns(
 
 def _changes(variant: str, *, numeric: bool) -> Callable[[Values, random.Random], Values] | None:
     if numeric:
-        return {"numbers": _rotated, "rows": _scaled, "ties": _tied}.get(variant)
+        return {"numbers": _rotated, "rows": _scaled, "mixed": _scaled, "ties": _tied}.get(variant)
     return _rotated if variant == "texts" else None
 
 
@@ -158,3 +165,33 @@ def _drop_rows(copy: sqlite3.Connection, table: str, share: float, draw: random.
     rows = [row for (row,) in copy.execute(f"SELECT _rowid_ FROM {_quoted(table)}")]  # noqa: S608
     gone = draw.sample(rows, round(len(rows) * share))
     copy.executemany(f"DELETE FROM {_quoted(table)} WHERE _rowid_ = ?", [(row,) for row in gone])  # noqa: S608
+
+
+def _further_rows(copy: sqlite3.Connection, table: str, draw: random.Random) -> list[Values]:
+    """None for a table with a key other than one whole number, and for a large one."""
+    names, keys = _columns(copy, table), _keys(copy, table)
+    listed = ", ".join(map(_quoted, names))
+    rows = copy.execute(f"SELECT {listed} FROM {_quoted(table)} ORDER BY _rowid_").fetchall()  # noqa: S608
+    if not 1 < len(rows) <= MOST_ROWS or len(keys) > 1:
+        return []
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    if any(not isinstance(value, int) for key in keys for value in columns[key]):
+        return []
+    texts = {
+        n: dict.fromkeys(v) for n, v in columns.items() if n not in keys and not _is_numeric(v)
+    }
+    if any(len(different) == len(rows) for different in texts.values()):
+        return []
+    added: list[Values] = []
+    for kept, different in texts.items():
+        for value in 2 * list(different) if len(different) > 1 else ():
+            row = {name: draw.choice(values) for name, values in columns.items()} | {kept: value}
+            row |= {key: max(columns[key]) + 1 + len(added) for key in keys}
+            added.append(list(row.values()))
+    return added
+
+
+def _insert(copy: sqlite3.Connection, table: str, rows: list[Values]) -> None:
+    names = _columns(copy, table)
+    listed, marks = ", ".join(map(_quoted, names)), ", ".join("?" * len(names))
+    copy.executemany(f"INSERT INTO {_quoted(table)} ({listed}) VALUES ({marks})", rows)  # noqa: S608
