@@ -30,7 +30,7 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.raw_input import RawRow, read_raw
 
 ID_COLUMNS = ("task_id", "id", "sample_id")
-PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database")
+PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database", "tests")
 BATCH_ROWS = 4096
 
 
@@ -194,6 +194,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     """What decides the canonical prompts, next to the raw data."""
     return {
         "limit": config.input.limit,
+        "passed_on": PASSED_ON,
         "columns": config.defaults.model_dump(exclude={"prompts"}),
         "templates": load_templates(config.defaults),
         "chunking": config.chunking.model_dump(),

@@ -236,6 +236,23 @@ class Judging(Section):
         return value
 
 
+class Execution(Section):
+    """What the exec gate runs: `tasks` by task type (null takes one out). Limits are per answer.
+
+    `databases`: folder of the SQLite files that rows name; `workers` null = one per core. A SQL
+    answer has `timeout_seconds` and, per query, `max_sql_steps` of SQLite's virtual machine.
+    """
+
+    tasks: dict[str, Literal["sql", "python", "math", "json"] | None]
+    databases: str | None
+    workers: Count | None
+    timeout_seconds: float = Field(gt=0)
+    memory_mb: int = Field(ge=128)
+    max_sql_steps: int = Field(ge=1000)
+    max_rows: Count
+    max_output_bytes: int = Field(ge=1000)
+
+
 class Budget(Section):
     """Of all paid stages and all runs together; stops before it is exceeded. null = no limit.
 
@@ -262,6 +279,7 @@ class DistillConfig(Section):
     answers: ExistingAnswers
     cleaners: dict[str, AnswerKind]
     judging: Judging
+    execution: Execution
     budget: Budget
     filters: str
     student: str

@@ -72,6 +72,8 @@ class Evidence:
     def _count_execution(self, name: str, rows: pa.Table) -> None:
         tally = self._tally.setdefault(name, Counter())
         tally.update("passed" if ok else "failed" for ok in rows["ok"].to_pylist())
+        if name != "exec.executes":
+            return
         failed = rows.filter(pc.invert(pc.fill_null(rows["ok"], False)))
         self._tally.setdefault("errors", Counter()).update(
             reason or "check_missing" for reason in failed["reason"].to_pylist()

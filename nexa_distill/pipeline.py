@@ -64,10 +64,11 @@ class DistillationPipeline:
         collect_teacher.run(self.config)
 
     def filter_teacher(self) -> None:
-        """Rules, judges, then SampleGate. Writes rule_filtered, filtered_dataset and rejections."""
-        from nexa_distill import filter_pairs, judge, sample_gate
+        """Rules, execution, judges, SampleGate: rule_filtered, filtered_dataset, rejections."""
+        from nexa_distill import exec_gate, filter_pairs, judge, sample_gate
 
         filter_pairs.run(self.config)
+        exec_gate.run(self.config)
         judge.run(self.config)
         sample_gate.run(self.config)
 

@@ -50,9 +50,18 @@ class ResponseSchemas:
         if validator is None:
             return True
         try:
-            return bool(validator.is_valid(json.loads(text, parse_constant=_refuse)))
+            return bool(validator.is_valid(parse_json(text)))
         except (ValueError, ArithmeticError, RecursionError):  # endless numbers or nesting
             return False
+
+
+def parse_json(text: str) -> object:
+    """The value of a text that is JSON as a whole. Raises ValueError; NaN and Infinity are none."""
+    try:
+        value: object = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
 
 
 def load_schemas(files: Mapping[str, str]) -> ResponseSchemas:

@@ -50,6 +50,7 @@ STAGES = (
           "collect_teacher"),
     Stage("rules", "filtering", ("collected_dataset",), ("rule_filtered", "rules_checks"),
           "filter_pairs", optional=("regen_dataset",)),
+    Stage("exec", "filtering", ("rule_filtered",), ("exec_checks",), "exec_gate"),
     Stage("judge", "filtering", ("rule_filtered",), ("judge_checks", "judge_canaries"), "judge"),
     Stage("sample_gate", "filtering", ("collected_dataset", "rules_checks"),
           ("filtered_dataset", "rejections"), "sample_gate",

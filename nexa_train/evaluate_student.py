@@ -11,7 +11,7 @@ Raises: InputMissing (66) for a missing or stale input, InputError (65) for answ
         have not judged or that are not to the same prompts
 
 What the figures mean is said in `assessment`, how differences are judged in `comparison`; the
-three gates run in `scripts/python/evaluation/run_evaluation.py`.
+gates run in `scripts/python/evaluation/run_evaluation.py`.
 
 Run: python -m nexa_train.evaluate_student [--config configs/baseline_distill.yaml]
          [--pipeline-config FILE]
@@ -50,11 +50,13 @@ class GateFiles:
     """What the gates write about one model's answers."""
 
     checks: Path
+    exec_checks: Path
     passed_rules: Path
     judge_checks: Path
     kept: Path
     rejections: Path
     rules_report: Path
+    exec_report: Path
     judge_report: Path
     gate_report: Path
 
@@ -64,11 +66,13 @@ def gate_files(storage: Storage, model: str) -> GateFiles:
     folder = storage.path("evaluation") / model
     return GateFiles(
         checks=folder / "rules.parquet",
+        exec_checks=folder / "exec.parquet",
         passed_rules=folder / "passed_rules.parquet",
         judge_checks=folder / "judge.parquet",
         kept=folder / "kept.parquet",
         rejections=folder / "rejections.parquet",
         rules_report=folder / "rules" / "quality_report.json",
+        exec_report=folder / "exec" / "quality_report.json",
         judge_report=folder / "judge" / "quality_report.json",
         gate_report=folder / "sample_gate" / "gate_report.json",
     )

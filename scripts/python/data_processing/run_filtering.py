@@ -1,11 +1,19 @@
-"""Teacher answers to kept answers: the rules, judges, SampleGate; then the funnel and the gates.
+"""Teacher answers to kept answers: rules, execution, judges, SampleGate; the funnel; the gates.
 
 Run: python scripts/python/data_processing/run_filtering.py [--filters FILE]
 """
 
 from pathlib import Path
 
-from nexa_distill import cli, filter_pairs, judge, quality_gates, reports, sample_gate
+from nexa_distill import (
+    cli,
+    exec_gate,
+    filter_pairs,
+    judge,
+    quality_gates,
+    reports,
+    sample_gate,
+)
 from nexa_distill.config import load_config
 from nexa_distill.money.cost_report import write_cost_report
 
@@ -21,6 +29,7 @@ def main() -> int:
     if args.filters:
         config = config.model_copy(update={"filters": str(args.filters)})
     filter_pairs.run(config)
+    exec_gate.run(config)
     judge.run(config)
     sample_gate.run(config)
     reports.timing_report(config.storage)

@@ -1,9 +1,9 @@
 """The student takes the teacher's exam: answer, judge, compare, report.
 
-The student before and after training answers the held-out prompts, the rules, the judges (if there
-are any) and SampleGate judge its answers and the teacher's, and the report says whether training
-helped. Each step is skipped when its output is up to date, so the same command continues after any
-stop.
+The student before and after training answers the held-out prompts; the rules, the exec gate, the
+judges (if there are any) and SampleGate judge its answers and the teacher's, and the report says
+whether training helped. Each step is skipped when its output is up to date, so the same command
+continues after any stop.
 
 Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--student FILE]
 """
@@ -11,23 +11,27 @@ Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--stude
 import json
 from pathlib import Path
 
-from nexa_distill import cli, filter_pairs, judge, reports, sample_gate
+from nexa_distill import cli, exec_gate, filter_pairs, judge, reports, sample_gate
 from nexa_distill.config import DistillConfig, StudentConfig, load_config, load_yaml
 from nexa_train import evaluate_student, generate_student
 from nexa_train.assessment import ANSWERS
 
 
 def gate(config: DistillConfig, model: str) -> None:
-    """Rules, judges and SampleGate on the answers of `teacher`, `before` or `after`."""
+    """Rules, exec gate, judges and SampleGate on the answers of `teacher`, `before` or `after`."""
     files = evaluate_student.gate_files(config.storage, model)
     answers = config.storage.path(ANSWERS[model])
     filter_pairs.run(
         config, src=[answers], dst=files.passed_rules, checks=files.checks,
         report=files.rules_report,
     )  # fmt: skip
+    exec_gate.run(
+        config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report
+    )
     judge.run(config, src=files.passed_rules, checks=files.judge_checks, report=files.judge_report)
     sample_gate.run(
-        config, src=[answers], checks=[files.checks, files.judge_checks], dst=files.kept,
+        config, src=[answers], checks=[files.checks, files.exec_checks, files.judge_checks],
+        dst=files.kept,
         rejections=files.rejections, report=files.gate_report,
     )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Running what a model wrote, contained: SQL, Python, final answers of maths, JSON."""

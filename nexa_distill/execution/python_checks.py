@@ -1,0 +1,58 @@
+"""The checks of a Python answer: it can be loaded, and passes the tests of its task.
+
+The answer is loaded as a module named `answer` (what stands below `if __name__ == "__main__":` is
+not run), then the tests run in the same namespace: statements, of which a right program passes
+every `assert`. An exit, whatever its status, before the last test is a failure. See `sandbox.py`
+for what holds the program and what does not.
+"""
+
+import signal
+
+from nexa_distill.execution import sandbox
+from nexa_distill.execution.sql import Limits
+from nexa_distill.execution.verdicts import Check, Job, check, failed, undecided
+
+REASONS = {"MemoryError": "memory_limit", "PermissionError": "forbidden_operation"}
+READ_ONLY = "OSError: [Errno 30]"
+
+
+class PythonChecks:
+    """Each answer in a sandbox of its own."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def check(self, job: Job) -> list[Check]:
+        """executes; and matches where there are tests (`job.known`)."""
+        ran = sandbox.run(job.answer or "", job.known, self._limits)
+        known = job.known is not None
+        if ran.step is None:
+            return self._cut_off(ran, known=known)
+        if ran.step == "load" and ran.error is not None:
+            return failed(_reason(ran.error, "not_executable"), ran.error, known=known)
+        executes = check("executes", True)
+        if not known:
+            return [executes]
+        reason = _reason(ran.error, "tests_failed") if ran.error else None
+        return [executes, check("matches", ran.error is None, reason, ran.error)]
+
+    def _cut_off(self, ran: sandbox.Ran, *, known: bool) -> list[Check]:
+        """It did not come to its report."""
+        if ran.stopped == "output":
+            most = self._limits.max_output_bytes
+            return failed("output_limit", f"printed more than {most} bytes", known=known)
+        if ran.stopped == "time" or ran.code == 128 + signal.SIGXCPU:
+            limit = f"more than {self._limits.timeout_seconds} s"
+            return failed("execution_timeout", limit, known=known)
+        if ran.output.startswith("bwrap: "):
+            return undecided("check_missing", ran.output)
+        if ran.code > 128:
+            return failed("execution_crashed", f"ended by signal {ran.code - 128}", known=known)
+        ended = f"ended itself with status {ran.code} before the tests were done"
+        return failed("not_executable", ended, known=known)
+
+
+def _reason(error: str, otherwise: str) -> str:
+    if error.startswith(READ_ONLY):
+        return "forbidden_operation"
+    return REASONS.get(error.partition(":")[0], otherwise)

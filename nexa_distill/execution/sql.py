@@ -1,0 +1,170 @@
+"""One SELECT on one SQLite database, contained.
+
+What holds it: the file is opened read-only and immutable; an authorizer lets pass only reading the
+database's own tables and the functions of `FUNCTIONS`; a progress handler counts the steps of
+SQLite's virtual machine and looks at the clock; values, rows and memory have limits. It runs in a
+worker that its parent kills (`pool.py`), because a single step (one `replace` on a long text) is
+not interrupted. Steps, unlike seconds, are the same on every machine: raise `max_sql_steps`, not
+the clock, for a large database.
+
+Not covered: a fault in SQLite itself would have the rights of the worker; `date('now')` and its
+like are let through, so such a query may give another verdict tomorrow.
+"""
+
+import re
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.execution.verdicts import Rejected
+
+Rows = list[tuple[Any, ...]]
+
+STEPS_AT_ONCE = 1000  # between two looks at the clock
+# What counts as a query: SELECT or WITH after spaces and comments. EXPLAIN, VALUES, PRAGMA do not.
+QUERY = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with)\b", re.IGNORECASE | re.DOTALL
+)
+# Everything but what leaves the database, tells of the machine or is different each time.
+_FUNCTIONS = """
+    abs char coalesce concat concat_ws format glob hex if ifnull iif instr length octet_length like
+    likelihood likely unlikely lower ltrim max min nullif printf quote replace round rtrim sign
+    soundex substr substring trim typeof unhex unicode upper zeroblob
+    avg count group_concat string_agg median percentile sum total
+    row_number rank dense_rank percent_rank cume_dist ntile lag lead first_value last_value
+    nth_value
+    date time datetime julianday unixepoch strftime timediff current_date current_time
+    current_timestamp
+    acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2
+    mod pi pow power radians sin sinh sqrt tan tanh trunc
+    json json_array json_array_length json_extract json_object json_patch json_type json_valid
+    json_quote json_group_array json_group_object json_each json_tree -> ->> match
+"""
+FUNCTIONS = frozenset(_FUNCTIONS.split())
+TABLE_FUNCTIONS = frozenset({"json_each", "json_tree"})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one answer: seconds of wall, MB of memory, steps and rows of a query, bytes of output."""
+
+    timeout_seconds: float
+    memory_mb: int
+    max_sql_steps: int
+    max_rows: int
+    max_output_bytes: int
+
+
+class Clock:
+    """The seconds that an answer has left, whatever else is done between its queries."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+    def __enter__(self) -> float:
+        self._started = time.monotonic()
+        return self._started + self.left
+
+    def __exit__(self, *_: object) -> None:
+        self.left -= time.monotonic() - self._started
+
+
+class Database:
+    """A database that answers queries and nothing else. Raises sqlite3.Error for a broken file."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._limits = limits
+        self._denied: str | None = None
+        self._steps, self._deadline = 0, 0.0
+        uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+        self._connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        heap = limits.memory_mb * 2**20 // 2
+        for pragma in ("trusted_schema=OFF", "temp_store=MEMORY", f"hard_heap_limit={heap}"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._tables = {
+            name.lower() for (name,) in self._connection.execute("SELECT name FROM sqlite_master")
+        }
+        for limit, value in (
+            (sqlite3.SQLITE_LIMIT_LENGTH, limits.max_output_bytes),
+            (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 100_000),
+            (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+            (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000),
+            (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 200),
+            (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 100),
+            (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
+        ):
+            self._connection.setlimit(limit, value)
+        self._connection.set_authorizer(self._authorize)
+        self._connection.set_progress_handler(self._progress, STEPS_AT_ONCE)
+
+    def rows(self, query: str, clock: Clock) -> Rows:
+        """All rows of the query, in its order. Raises Rejected with the reason and the evidence."""
+        if not QUERY.match(query):
+            raise Rejected("not_a_query", f"expected one SELECT, found {query.strip()[:60]!r}")
+        self._denied, self._steps = None, self._limits.max_sql_steps // STEPS_AT_ONCE
+        with clock as self._deadline:
+            try:
+                return self._fetch(query)
+            except MemoryError:
+                raise Rejected("memory_limit", "out of memory") from None
+            except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+                raise self._why(error) from None
+
+    def _fetch(self, query: str) -> Rows:
+        found: Rows = []
+        size, limits = 0, self._limits
+        for row in self._connection.execute(query):
+            size += sum(len(cell) if isinstance(cell, str | bytes) else 8 for cell in row)
+            found.append(row)
+            if len(found) > limits.max_rows or size > limits.max_output_bytes:
+                what = f"more than {limits.max_rows} rows or {limits.max_output_bytes} bytes"
+                raise Rejected("output_limit", what)
+        return found
+
+    def _why(self, error: Exception) -> Rejected:
+        text = str(error)
+        if "one statement" in text:
+            return Rejected("not_a_query", text)
+        if self._denied:
+            return Rejected("forbidden_operation", f"{self._denied}: {text}")
+        if text == "interrupted":
+            steps = "steps" if self._steps < 0 else "time"
+            return Rejected("execution_timeout", f"stopped at its limit of {steps}")
+        if "too big" in text:
+            return Rejected("output_limit", text)
+        return Rejected("not_executable", text)
+
+    def _progress(self) -> int:
+        self._steps -= 1
+        return self._steps < 0 or time.monotonic() > self._deadline
+
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, _base: str | None, _by: str | None
+    ) -> int:
+        if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and str(second).lower() in FUNCTIONS:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_READ and self._may_read(str(first).lower(), second):
+            return sqlite3.SQLITE_OK
+        self._denied = (
+            self._denied or f"{_NAMES.get(action, action)} {second or first or ''}".strip()
+        )
+        return sqlite3.SQLITE_DENY
+
+    def _may_read(self, table: str, column: str | None) -> bool:
+        """The database's tables, and names that stand for a subquery (no column is read of it)."""
+        if table.startswith(("sqlite_", "pragma_")):
+            return False
+        return table in self._tables or table in TABLE_FUNCTIONS or not column
+
+
+_NAMES = {
+    sqlite3.SQLITE_FUNCTION: "function", sqlite3.SQLITE_READ: "read",
+    sqlite3.SQLITE_PRAGMA: "pragma", sqlite3.SQLITE_ATTACH: "attach",
+    sqlite3.SQLITE_INSERT: "insert", sqlite3.SQLITE_UPDATE: "update",
+    sqlite3.SQLITE_DELETE: "delete",
+}  # fmt: skip
