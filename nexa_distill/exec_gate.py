@@ -1,7 +1,8 @@
 """The exec gate: what running an answer says about it. Measurements only, no thresholds.
 
 Reads   rule_filtered, or --src FILE... (contracts.OUTPUTS), and the SQLite files that rows name
-        in `database`, below `execution.databases` (NAME, NAME.sqlite or NAME/NAME.sqlite)
+        in `database`, below `execution.databases` or (null) beside the raw data: NAME, NAME.sqlite
+        or NAME/NAME.sqlite
 Writes  exec_checks (contracts.CHECKS, answers in input order),
         reports/exec/quality_report.{json,md}
 Keeps   every answer whose task type is in `execution.tasks`; the others get no check. A check that
@@ -42,7 +43,7 @@ from nexa_distill.execution.pool import Pool
 from nexa_distill.execution.sql import Limits
 from nexa_distill.execution.verdicts import Check, Job
 from nexa_distill.handoff import check_unique, read_batches, table_writer
-from nexa_distill.manifests import StageRun, sha256_path
+from nexa_distill.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.progress import Progress
 
 SOURCE = TABLES["rule_filtered"]
@@ -132,14 +133,18 @@ def survey(src: list[Path], tasks: Mapping[str, str]) -> Needs:
     return found
 
 
-def locate(names: list[str], folder: str | None) -> dict[str, Path]:
+def locate(names: list[str], folder: Path) -> dict[str, Path]:
     """The database files of these names. Raises InputMissing or InputError."""
-    if names and folder is None:
-        raise InputError(
-            f"rows name the database {names[0]} and execution.databases is null: set it to the "
-            "folder of the SQLite files, or pass --databases DIR"
-        )
-    return {name: _database(name, Path(str(folder))) for name in names}
+    return {name: _database(name, folder) for name in names}
+
+
+def _folder(config: DistillConfig) -> Path:
+    """Where the databases are: as configured, or beside the raw data that was read."""
+    if config.execution.databases:
+        return Path(config.execution.databases)
+    read = load_manifest(config.storage.path("canonical"), config.storage)
+    raw = Path(read["inputs"][0]["path"] if read else config.input.path)
+    return raw if raw.is_dir() else raw.parent
 
 
 def _database(name: str, folder: Path) -> Path:
@@ -263,7 +268,7 @@ def run(
     report = report or storage.path("reports") / "exec" / "quality_report.json"
     StageRun("exec", storage, inputs=src, settings={})
     needs = survey(src, _tasks(config.execution))
-    found = locate(sorted(needs.databases), config.execution.databases)
+    found = locate(sorted(needs.databases), _folder(config))
     inputs = [*src, *found.values()]
     stage = StageRun("exec", storage, inputs=inputs, settings=settings(config))
     if stage.is_current(checks) and report.exists():
