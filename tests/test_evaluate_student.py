@@ -12,7 +12,7 @@ import yaml
 from nexa_distill.config import DistillConfig, StudentConfig
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.manifests import StageRun
-from nexa_train import evaluate_student, held_out_loss, train_sft
+from nexa_train import agreement, evaluate_student, held_out_loss, train_sft
 from nexa_train.assessment import Exam, assess
 from nexa_train.report_text import headline
 from tests.answers import REPOSITORY
@@ -74,6 +74,20 @@ def test_a_student_that_learned_comes_out_better_in_gate_and_loss(trained: Train
     assert losses[1] < losses[0] / 4
     assert report["headline"][0].startswith("Training improved the student")
     assert (report["prompts"], gate["documents"], loss["samples"]) == (8, 4, 8)
+
+
+def test_the_scores_of_teacher_and_student_are_compared(trained: Trained) -> None:
+    config = trained[0]
+    path = config.storage.path("reports") / "evaluation" / "score_agreement.json"
+    report, before = json.loads(path.read_text()), path.stat()
+    passed = report_of(config)["models"]["after"]["gate"]["passed"]
+    assert (report["total"], report["matched"], report["missing"]) == (8, 8, 0)
+    assert report["teacher_mean"] == 1.0
+    assert report["student_mean"] == report["agreement_at_0.0"] == passed / 8
+    assert report["pass_threshold"] == 0.7
+    assert path.with_suffix(".md").read_text().startswith("# Scores of teacher and student")
+    agreement.run(*trained[:2])
+    assert path.stat() == before
 
 
 def test_the_script_prints_the_headline_and_where_the_page_is(trained: Trained) -> None:

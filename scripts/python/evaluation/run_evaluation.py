@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nexa_distill import cli, exec_gate, filter_pairs, judge, reports, sample_gate
 from nexa_distill.config import DistillConfig, StudentConfig, load_config, load_yaml
-from nexa_train import evaluate_student, generate_student
+from nexa_train import agreement, evaluate_student, generate_student
 from nexa_train.assessment import ANSWERS
 
 
@@ -49,6 +49,7 @@ def main() -> int:
     for model in ANSWERS:
         gate(config, model)
     page = evaluate_student.run(config, student)
+    agreement.run(config, student)
     reports.timing_report(config.storage)
     report = json.loads(config.storage.path("evaluation_report").read_text(encoding="utf-8"))
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
