@@ -8,7 +8,7 @@ Keeps:  every held-out prompt that the teacher answered; one that the student ha
 
 A score (0..1) is execution's (1.0 matches, 0.5 executes, 0.0); where nothing was executed the mean
 of the judges' scores; without judges 1.0 for an answer that passes the gates and 0.0 for one that
-does not. An answer that the rules reject, and that is not looked at further, has 0.0; what could not
+does not. An answer that the rules reject, and that nobody looks at further, has 0.0; what could not
 be decided has no score. From `judge_f_threshold` on a score passes.
 """
 
