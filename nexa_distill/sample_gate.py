@@ -9,9 +9,10 @@ Keeps   of the answers of a sample that pass, the one with the highest mean of i
 Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) for a bad one
 
 An answer passes when every check made of it passes and every required check was made
-(`sample_gate:` in configs/filters.yaml). `ok` null never passes; only judge scores, which are
-measured without a threshold, are compared here. A required check that is missing is a reason of its
-own only where nothing else failed: a later gate need not look at what an earlier one refused.
+(`sample_gate:` in configs/filters.yaml, and the scores of each judge that `judging.judges` names).
+`ok` null never passes; only judge scores, which are measured without a threshold, are compared
+here. A required check that is missing is a reason of its own only where nothing else failed: a
+later gate need not look at what an earlier one refused.
 The same thresholds say which canaries a judge would have let through; they decide no answer.
 Memory grows by a few hundred bytes per answer; texts are streamed.
 
@@ -171,8 +172,11 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     return _gate(config).model_dump()
 
 
-def _gate(config: DistillConfig) -> GateConfig:
-    return load_yaml(Path(config.filters), FilterConfig).sample_gate
+def _gate(config: DistillConfig, given: GateConfig | None = None) -> GateConfig:
+    """With the verdict of every judge that the configuration names among what is required."""
+    gate = given or load_yaml(Path(config.filters), FilterConfig).sample_gate
+    judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in JUDGED]
+    return gate.model_copy(update={"required": [*gate.required, *judges]})
 
 
 def run(
@@ -190,7 +194,7 @@ def run(
     `gate` defaults to `sample_gate:` of the file that the pipeline's `filters:` names.
     """
     storage = config.storage
-    gate = gate or _gate(config)
+    gate = _gate(config, gate)
     src = src or [storage.path("collected_dataset"), *repairs(storage)]
     checks = checks or _existing(config, ["rules_checks", "exec_checks", "judge_checks"])
     dst = dst or storage.path("filtered_dataset")
