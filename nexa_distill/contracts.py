@@ -229,6 +229,12 @@ REASONS: dict[str, str] = {
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
 }
 
+# Reasons that tell of a check that could not be made: another answer would not mend that.
+DOUBTS = {
+    "check_missing", "unreadable_answer", "judge_unparseable", "judge_out_of_range",
+    "judge_unanswered",
+}  # fmt: skip
+
 # OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.
 ANSWER_FLAGS: dict[str, str] = {
     "malformed": "HTTP 200, and no chat completion in it (HTML, empty, an error object, no choices)",

@@ -83,6 +83,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         f"- {name}: {'run' if there else 'not run'}" for name, there in report["families"].items()
     ]
+    for name, key in (("executes", "exec_pass_rate"), ("matches", "gold_match_rate")):
+        lines.append(f"- {name}: {share(report[key], share=True)}")
     if report["judge_score"]:
         scores = (f"{name} {share(value)}" for name, value in report["judge_score"].items())
         lines.append(f"- judge score (0..1): {', '.join(scores)}")

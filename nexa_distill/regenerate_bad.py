@@ -25,7 +25,7 @@ from nexa_distill.capabilities import schema_warning
 from nexa_distill.cleaning import cleaner_of
 from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary, read_again
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
-from nexa_distill.contracts import INPUTS, REASONS, TABLES
+from nexa_distill.contracts import DOUBTS, INPUTS, REASONS, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches, read_table
 from nexa_distill.manifests import StageRun
@@ -35,19 +35,22 @@ from nexa_distill.response_schemas import ResponseSchemas, load_schemas
 
 Reasons = dict[str, str]  # sample_id -> what was wrong with its first answer, in words
 
+NO_FAULTS = DOUBTS | {"better_attempt_kept"}  # of an answer
+
 
 def rejected_by_gates(path: Path, kept: set[str], samples: int) -> Reasons:
     """What the gates said about the first rejected answer of each sample that is not in `kept`.
 
-    Only of the `samples` first answers: what was said about a repair is not repaired again.
+    Only of the `samples` first answers: what was said about a repair is not repaired again. An
+    answer against which there is only doubt needs its check, and not another answer.
     """
     table, found = TABLES["rejections"], Reasons()
     columns = ["sample_id", "attempt", "rejection_reasons"]
     for batch in read_batches(path, table, columns=columns):
         for row in batch.to_pylist():
-            passes = row["rejection_reasons"] == ["better_attempt_kept"]
-            if row["attempt"] < samples and row["sample_id"] not in kept and not passes:
-                words = [REASONS[reason] for reason in row["rejection_reasons"]]
+            against = [r for r in row["rejection_reasons"] if r not in NO_FAULTS]
+            if row["attempt"] < samples and row["sample_id"] not in kept and against:
+                words = [REASONS[reason] for reason in against]
                 found.setdefault(row["sample_id"], "; ".join(words))
     return found
 

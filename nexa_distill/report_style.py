@@ -1,4 +1,6 @@
-"""The style sheet of the HTML reports: colours once for light, once for dark, and paper."""
+"""The frame of the HTML reports: colours once for light, once for dark, and paper."""
+
+from html import escape
 
 STYLE = """
 :root{--page:#f6f7f9;--card:#fff;--ink:#1b2330;--soft:#5c6675;--line:#dfe3e9;--plain:#8a94a3;
@@ -73,3 +75,13 @@ main{max-width:none;padding:0}section{border:0;padding:0;margin-top:1.4rem}
 pre,.prompt{max-height:none;overflow:visible}.row,.tile,h2,h3{break-inside:avoid}
 h2,h3{break-after:avoid}}
 """
+
+
+def document(title: str, body: str) -> str:
+    """A whole page that needs no other file. `title` is text, `body` HTML."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )

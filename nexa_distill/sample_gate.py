@@ -3,15 +3,17 @@
 Reads   collected_dataset and regen_dataset (contracts.OUTPUTS), and those of rules_checks,
         exec_checks and judge_checks that are there (contracts.CHECKS), with the judges' canaries
 Writes  filtered_dataset (the best passing answer of each sample), rejections (every other answer,
-        with all its reasons), reports/sample_gate/{gate_report,quality_report}.{json,md}
+        with all its reasons), reports/sample_gate/gate_report.{json,md,html} and
+        quality_report.{json,md}
 Keeps   of the answers of a sample that pass, the one with the highest mean of its judge scores
         (an unjudged one stands below any judged one), and of equals the earliest attempt
 Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) for a bad one
 
 An answer passes when every check made of it passes and every required check was made
-(`sample_gate:` in configs/filters.yaml). `ok` null never passes; only judge scores, which are
-measured without a threshold, are compared here. A required check that is missing is a reason of its
-own only where nothing else failed: a later gate need not look at what an earlier one refused.
+(`sample_gate:` in configs/filters.yaml, and the scores of each judge that `judging.judges` names).
+`ok` null never passes; only judge scores, which are measured without a threshold, are compared
+here. A required check that is missing is a reason of its own only where nothing else failed: a
+later gate need not look at what an earlier one refused.
 The same thresholds say which canaries a judge would have let through; they decide no answer.
 Memory grows by a few hundred bytes per answer; texts are streamed.
 
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nexa_distill import cli, reports
+from nexa_distill import cli, gate_page, reports
 from nexa_distill.config import DistillConfig, FilterConfig, GateConfig, load_config, load_yaml
 from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
 from nexa_distill.errors import InputError
@@ -134,12 +136,13 @@ class SampleGate:
         return reasons
 
     def generate_report(self, stats: FilterStats, path: Path | None = None) -> str:
-        """The funnel as Markdown; with `path`, also written there as JSON and, beside it, .md."""
+        """The funnel as Markdown; with `path`, also written there as JSON, .md and .html."""
         report = funnel(stats, self.config)
         text = markdown(report)
         if path:
             write_json(path.with_suffix(".json"), report)
             write_text(path.with_suffix(".md"), text)
+            write_text(path.with_suffix(".html"), gate_page.page(report))
         return text
 
 
@@ -171,8 +174,11 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     return _gate(config).model_dump()
 
 
-def _gate(config: DistillConfig) -> GateConfig:
-    return load_yaml(Path(config.filters), FilterConfig).sample_gate
+def _gate(config: DistillConfig, given: GateConfig | None = None) -> GateConfig:
+    """With the verdict of every judge that the configuration names among what is required."""
+    gate = given or load_yaml(Path(config.filters), FilterConfig).sample_gate
+    judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in JUDGED]
+    return gate.model_copy(update={"required": [*gate.required, *judges]})
 
 
 def run(
@@ -190,7 +196,7 @@ def run(
     `gate` defaults to `sample_gate:` of the file that the pipeline's `filters:` names.
     """
     storage = config.storage
-    gate = gate or _gate(config)
+    gate = _gate(config, gate)
     src = src or [storage.path("collected_dataset"), *repairs(storage)]
     checks = checks or _existing(config, ["rules_checks", "exec_checks", "judge_checks"])
     dst = dst or storage.path("filtered_dataset")
@@ -201,7 +207,8 @@ def run(
     stage = StageRun("sample_gate", storage, inputs=inputs, settings=gate.model_dump())
     for path in checks:
         refuse_stale(path, storage)
-    if stage.is_current(rejections, dst) and report.with_suffix(".json").exists():
+    written = all(report.with_suffix(end).exists() for end in (".json", ".md", ".html"))
+    if written and stage.is_current(rejections, dst):
         print(f"sample gate: {dst} is up to date")
         return None
     decider = SampleGate(gate)

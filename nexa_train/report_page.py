@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from nexa_distill import charts
-from nexa_distill.report_style import STYLE
+from nexa_distill.report_style import document
 from nexa_train.report_text import (
     NOT_MEASURED,
     TITLES,
@@ -33,13 +33,7 @@ def page(report: Json) -> str:
         _head(report), _tiles(report), _gate(report), _groups(report), _losses(report),
         _reasons(report["models"]), _funnel(report), _examples(report), _facts(report),
     ]  # fmt: skip
-    title = escape(f"Evaluation of {report['run_name']}")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
-        f"<style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return document(f"Evaluation of {report['run_name']}", "".join(sections))
 
 
 def _section(title: str, note: str, *body: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from nexa_distill import judge, pipeline, sample_gate
+from nexa_distill import judge, pipeline, regenerate_bad, sample_gate
 from nexa_distill.config import FilterConfig, GateConfig, load_yaml
 from nexa_distill.contracts import REASONS
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
@@ -289,7 +289,8 @@ def test_only_what_is_new_is_asked(tmp_path: Path) -> None:
         made = made_of(tmp_path, teacher.base_url, rows=rows)
         assert again(made, teacher) == 8 + CANARY_REQUESTS
         rows[3] |= {"teacher_output": "An edited answer."}
-        put(made, [*rows, answer(4)])
+        rows.append(answer(4, sample_id="f" * 64))
+        put(made, rows)
         assert again(made, teacher) == 4
         made.change(judging=judges("judge-a", "judge-b"))
         assert again(made, teacher) == 10 + CANARY_REQUESTS
@@ -300,7 +301,7 @@ def test_only_what_is_new_is_asked(tmp_path: Path) -> None:
         assert again(made, teacher) == 5 + CANARY_REQUESTS / 2
         assert report(made)["notes"][0] == "rubric factuality, version 2"
         shutil.rmtree(made.path("manifests"))
-        put(made, [*rows, answer(4)])
+        put(made, rows)
         before = made.path("judge_checks").read_bytes()
         assert again(made, teacher) == 0
         assert made.path("judge_checks").read_bytes() == before
@@ -470,7 +471,7 @@ def test_f36_canaries_measure_how_often_each_judge_is_fooled(tmp_path: Path) -> 
 
 def test_without_judges_nothing_is_run_and_every_report_says_so(tmp_path: Path) -> None:
     made = made_of(tmp_path, "http://127.0.0.1:9/v1")
-    made.change(judging={"judges": []})
+    made.change(judging={"judges": []}, storage={"judge_canaries": "elsewhere/canaries.parquet"})
     done = made.run("nexa_distill.judge")
     assert done.stdout == "judge: not run (judging.judges names no judge)\n"
     assert checks(made) == checks(made, "judge_canaries") == []
@@ -485,6 +486,7 @@ def test_without_judges_nothing_is_run_and_every_report_says_so(tmp_path: Path) 
     text = (made.path("reports") / "sample_gate" / "gate_report.md").read_text()
     assert "- judge: not run" in text
     assert "canaries" not in text
+    assert (made.folder / "processed/elsewhere/canaries.parquet").exists()
 
 
 def write_rules(made: Workspace) -> list[Path]:
@@ -504,18 +506,46 @@ def test_verdicts_on_earlier_answers_are_refused(tmp_path: Path) -> None:
 
 def test_the_pipeline_runs_judges_between_the_rules_and_the_gate(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=says()) as teacher:
-        made = workspace(tmp_path, teacher.base_url, judging=judges())
-        rows = [answer(n) for n in range(3)]
-        collect(made.load(), rows)
+        made = workspace(tmp_path, teacher.base_url, judging=judges(), input={"limit": 3})
+        made.run("scripts/python/data_processing/run_full_data_gen.py")
         done = made.run("nexa_distill.pipeline", "plan")
-        assert "judge: what 1 judges cost is known after" in done.stdout
+        assert "judge: what 1 judges cost is known after rules" in done.stdout
+        before = sent(teacher)
         made.run("scripts/python/data_processing/run_filtering.py")
-        assert sent(teacher) == 6 + CANARY_REQUESTS
+        assert sent(teacher) == before + 12 + CANARY_REQUESTS
         kept = pq.read_table(made.path("filtered_dataset"))
-        assert kept.num_rows == 3
-        distill = pipeline.DistillationPipeline(made.config)
-        distill.filter_teacher()
-        assert sent(teacher) == 6 + CANARY_REQUESTS
+        assert kept.num_rows == 6
+        made.path("judge_checks").unlink()
+        pipeline.DistillationPipeline(made.config).filter_teacher()
+        assert made.path("judge_checks").exists()
+        assert sent(teacher) == before + 12 + CANARY_REQUESTS
+        made.change(judging=judges("judge-b"))
+        done = made.run("nexa_distill.pipeline", "plan")
+        expected = 12 + CANARY_REQUESTS
+        assert f"judge: {expected} requests to send to vllm (judge-b)" in done.stdout
+
+
+def test_what_a_named_judge_has_not_seen_does_not_pass(tmp_path: Path) -> None:
+    with ledger_teacher(tmp_path, says=says()) as teacher:
+        made = made_of(tmp_path, teacher.base_url)
+        judge.run(made.load())
+        assert gated(made)[0]["kept"] == 3
+    made.change(judging=judges("judge-a", "judge-b"))
+    found, _ = gated(made)
+    assert found["reject_reason_counts"] == {"check_missing": 3}
+    made.change(judging=judges("judge-a"))
+    assert gated(made)[0]["kept"] == 3
+
+
+def test_doubt_about_an_answer_asks_the_teacher_for_no_other(tmp_path: Path) -> None:
+    script = {f"{F}|hypothesis 0.": "no JSON", f"{F}|hypothesis 1.": verdict(0.1),
+              f"{R}|hypothesis 1.": "no JSON"}  # fmt: skip
+    with ledger_teacher(tmp_path, says=script | says()) as teacher:
+        made = made_of(tmp_path, teacher.base_url)
+        judge.run(made.load())
+    gated(made)
+    wanted = regenerate_bad.rejected_by_gates(made.path("rejections"), set(), 1)
+    assert wanted == {answer(1)["sample_id"]: REASONS["low_factuality"]}
 
 
 def test_a_judge_on_the_command_line_judges_alone(tmp_path: Path) -> None:
@@ -544,6 +574,7 @@ def test_a_judge_on_the_command_line_judges_alone(tmp_path: Path) -> None:
         ("gemini-2.0-flash", {"Gemini"}), ("claude-sonnet-4", {"Claude"}),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", {"DeepSeek", "Qwen"}), ("phi-4", {"Phi"}),
         ("phi3:mini", {"Phi"}), ("SmolLM2-135M-Instruct", {"SmolLM"}), ("o3000", set()),
+        ("proto1", set()),
         ("sapphire", set()), ("dolphin-2", set()), ("ledger-teacher", set()),
     ],
 )  # fmt: skip

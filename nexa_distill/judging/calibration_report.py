@@ -17,7 +17,7 @@ from nexa_distill.handoff import read_batches, write_json, write_text
 from nexa_distill.judging import calibration
 from nexa_distill.judging.calibration import Decisions, Key
 from nexa_distill.manifests import refuse_stale, run_id, sealed_hash, utc_now
-from nexa_distill.report_style import STYLE
+from nexa_distill.report_style import document
 from nexa_distill.reports import shown
 
 Figures = Mapping[str, Any]
@@ -177,13 +177,8 @@ def page(report: Figures) -> str:
     """One HTML page that needs nothing else: a plot per check."""
     sections = "".join(_section(name, found) for name, found in report["checks"].items())
     facts = "".join(f"<li>{escape(line)}</li>" for line in _facts(report))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><title>Judges beside people</title>'
-        f"<style>{STYLE}</style></head><body><main><header><h1>Judges beside people</h1>"
-        f"<ul>{facts}</ul></header>{sections}</main></body></html>\n"
-    )
+    title = "Judges beside people"
+    return document(title, f"<header><h1>{title}</h1><ul>{facts}</ul></header>{sections}")
 
 
 def _section(name: str, found: Figures) -> str:
