@@ -97,7 +97,12 @@ def run(main: Callable[[], int]) -> NoReturn:
             74,
         )
     _leave(status)
-    sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # Everything is closed and on disk. What C libraries do while the interpreter is taken apart
+    # (one run in a thousand crashed there) must not change the code that this ends with.
+    os._exit(status)
 
 
 def _leave(status: int) -> None:
