@@ -127,12 +127,15 @@ def _work(
         resource.setrlimit(resource.RLIMIT_AS, (held + memory, held + memory))
     if before:
         before()
-    sys.argv = command
-    try:
-        cli.run(collect_teacher.main)
-    finally:
+    sys.argv, leave = command, os._exit
+
+    def measured(code: int) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         log.with_suffix(".peak").write_text(str(peak))
+        leave(code)
+
+    os._exit = measured  # type: ignore[assignment]
+    cli.run(collect_teacher.main)
 
 
 def collect(made: Workspace, *flags: str, code: int = 0, **options: Any) -> str:
