@@ -188,10 +188,12 @@ def _refuse_silence(panel: Panel, summary: JudgeSummary) -> None:
         found = summary.judges[judge.model]
         asked, silent = found.verdicts.total(), found.verdicts["judge_unanswered"]
         if asked and silent == asked:
+            refused = found.silence.startswith("request_refused")
+            hint = ". If it knows no JSON schemas, give it extra_body: {response_format: null}"
             raise ProviderUnusable(
                 f"judge {judge.model} of provider {judge.provider_name} answered none of {asked} "
-                f"requests; its last word: {found.silence[:300]}. If it knows no JSON schemas, "
-                "give it extra_body: {response_format: null} in judging.judges"
+                f"requests; its last word: {found.silence[:300]}{hint if refused else ''}. Correct "
+                "judging.judges or its provider, then run again with --retry-failed"
             )
 
 

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill import judge, pipeline, regenerate_bad, sample_gate
-from nexa_distill.config import FilterConfig, GateConfig, load_yaml
+from nexa_distill.config import FilterConfig, GateConfig, JudgeModel, load_yaml
 from nexa_distill.contracts import REASONS
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.judging import panel
 from nexa_distill.judging.canaries import CANARIES
 from nexa_distill.judging.families import families, family_warnings
+from nexa_distill.judging.rubrics import options
 from nexa_distill.judging.verdicts import read_verdict
 from nexa_distill.manifests import StageRun
 from nexa_distill.money.cost_report import cost_report
@@ -138,6 +139,24 @@ def test_the_whole_reply_is_in_the_journal_under_the_key_of_the_check(tmp_path: 
     assert (asked["temperature"], asked["max_tokens"]) == (0.0, 512)
     assert asked["response_format"]["json_schema"]["strict"] is True
     assert json.loads(raw)["choices"][0]["message"]["content"] == verdict(0.8, "safe")
+
+
+def test_a_judge_is_not_sampled_as_a_teacher_is(tmp_path: Path) -> None:
+    made = workspace(tmp_path)
+    provider = {
+        "model": "m", "regen_model": "o3", "extra_body": {"temperature": 0.9, "top_k": 5},
+        "regen_extra_body": {"max_tokens": None, "max_completion_tokens": 2048},
+    }  # fmt: skip
+    made.change(providers={"vllm": provider})
+    asking = judge._as_judge(made.load())
+
+    def of(model: str, **extra: Any) -> dict[str, Any]:
+        return options(JudgeModel(provider="vllm", model=model, extra_body=extra), asking)
+
+    assert of("m") == {"temperature": 0.0, "top_k": 5, "max_tokens": 512}
+    assert of("o3", temperature=None) == {
+        "temperature": None, "top_k": 5, "max_tokens": None, "max_completion_tokens": 2048,
+    }  # fmt: skip
 
 
 SCORES = {
