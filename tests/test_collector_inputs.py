@@ -381,7 +381,7 @@ def _spent(made: Workspace, kind: str) -> tuple[float, float]:
     """By the ledger, and the most that one more request can cost."""
     column = {"max_usd": "most_usd", "max_tokens": "most_tokens", "max_requests": "1"}[kind]
     with journal(made) as db:
-        (most,) = db.execute(f"SELECT max({column}) FROM attempts").fetchone()  # noqa: S608
+        (most,) = db.execute(f"SELECT max({column}) FROM attempts").fetchone()
     ended = outcomes(made)
     return BILL[kind] * ended["answered"] + most * ended["uncertain"], most
 
