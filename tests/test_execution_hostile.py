@@ -30,14 +30,15 @@ def isolated() -> None:
 
 
 def processes() -> set[int]:
-    """Every process of this test, workers and what they started: those with the canary's folder."""
+    """Workers, sandboxes and what runs in them."""
     own = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"nexa_distill.execution.worker" in line or line.startswith(b"/usr/bin/bwrap"):
+        marks = (b"nexa_distill.execution.worker", b"bwrap\0", b"\0-I\0-S\0-B\0-c\0")
+        if any(mark in line for mark in marks):
             own.add(int(folder.name))
     return own
 
