@@ -329,8 +329,9 @@ def test_the_command_takes_answers_checks_and_databases(tmp_path: Path) -> None:
     config = prepared(tmp_path, [sql(0, GOLD)], databases=None)
     src = write_answers(tmp_path / "mine.parquet", [sql(3, GOLD)])
     command = [
-        sys.executable, "-m", "nexa_distill.exec_gate", "--config", tmp_path / "config.yaml",
-        "--src", src, "--checks", tmp_path / "c.parquet", "--databases", tmp_path / "databases",
+        sys.executable, "-m", "nexa_distill.exec_gate", "--config", f"{tmp_path}/config.yaml",
+        "--src", str(src), "--checks", f"{tmp_path}/c.parquet",
+        "--databases", f"{tmp_path}/databases",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "1 of 1 answers execute, 1 of 1 match" in done.stdout
@@ -345,7 +346,7 @@ def test_the_command_takes_answers_checks_and_databases(tmp_path: Path) -> None:
 def test_filtering_runs_it_between_the_rules_and_sample_gate(tmp_path: Path) -> None:
     config = prepared(tmp_path, [sql(0, GOLD), sql(1, "DROP TABLE goods")])
     script = REPOSITORY / "scripts/python/data_processing/run_filtering.py"
-    command = [sys.executable, script, "--config", tmp_path / "config.yaml"]
+    command = [sys.executable, str(script), "--config", f"{tmp_path}/config.yaml"]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
     (kept,) = read_table(
         config.storage.path("filtered_dataset"), TABLES["filtered_dataset"]

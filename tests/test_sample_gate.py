@@ -233,7 +233,7 @@ def test_a_threshold_flag_above_one_is_refused_and_a_right_one_wins(tmp_path: Pa
     assert (right.returncode, right.stdout[:33]) == (0, "sample gate: 2 of 3 answers kept;")
 
 
-def test_the_filtering_script_runs_both_gates_and_prints_the_funnel(tmp_path: Path) -> None:
+def test_the_filtering_script_runs_every_gate_and_prints_the_funnel(tmp_path: Path) -> None:
     collect(project(tmp_path), [answer(0), answer(1, "no")])
     script = REPOSITORY / "scripts/python/data_processing/run_filtering.py"
     command = [sys.executable, str(script), "--config", str(tmp_path / "config.yaml")]
@@ -241,7 +241,7 @@ def test_the_filtering_script_runs_both_gates_and_prints_the_funnel(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "| - too_short | 1 | 1 |" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.count("is up to date") == 2
+    assert again.stdout.count("is up to date") == 3
 
 
 def test_a_checks_file_named_twice_cannot_stand_in_for_a_missing_check(tmp_path: Path) -> None:
