@@ -31,6 +31,8 @@ def maths() -> MathChecks:
         ("The answer is 5.", WORKED, "matches"),
         ("It has 5 apples", WORKED, "matches"),
         ("#### 5.0", WORKED, "matches"),
+        ("#### 5\nI hope these 7 lines help.", WORKED, "matches"),
+        ("#### 4\nNo:\n#### 5", WORKED, "matches"),
         ("\\boxed{\\frac{10}{2}}", WORKED, "matches"),
         ("#### 1,234", "1234", "matches"),
         ("#### $18", "#### 18", "matches"),
