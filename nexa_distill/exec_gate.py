@@ -148,7 +148,7 @@ def _folder(config: DistillConfig) -> Path:
 
 
 def _database(name: str, folder: Path) -> Path:
-    if Path(name).name != name:
+    if name in ("", ".", "..") or Path(name).name != name:
         raise InputError(f"database {name!r} is not a file's name; expected NAME or NAME.sqlite")
     places = (folder / name, folder / f"{name}.sqlite", folder / name / f"{name}.sqlite")
     path = next((place for place in places if place.is_file()), None)

@@ -1,11 +1,13 @@
 """SQL answers: what counts as a query, what matches, what is luck."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nexa_distill.execution.perturbation import VARIANTS, perturbed
+from nexa_distill.execution.sql import Database, Limits
 from nexa_distill.execution.sql_checks import SqlChecks
 from nexa_distill.execution.sql_text import normal_form, shape
 from nexa_distill.manifests import sha256_path
@@ -194,6 +196,30 @@ def test_a_normal_form_forgets_spelling_and_not_meaning() -> None:
     assert form != normal_form("SELECT name FROM goods WHERE price != 6")
     assert normal_form("SELECT 'Name'") != normal_form("SELECT 'name'")
     assert normal_form("SELEC FROM") is None
+
+
+FOREVER = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [(LIMITS, "steps"), (replace(LIMITS, timeout_seconds=0.2, max_sql_steps=10**12), "time")],
+)
+def test_an_endless_query_is_stopped_by_steps_and_by_time(
+    tmp_path: Path, limits: Limits, limit: str
+) -> None:
+    checker = checks(tmp_path, make_shops(tmp_path / "shops.sqlite"), limits, changed=False)
+    (found,) = verdict(checker, FOREVER)
+    assert (found.reason, found.detail) == (
+        "execution_timeout", f"stopped at its limit of {limit}",
+    )  # fmt: skip
+
+
+def test_a_file_is_opened_for_reading_alone(tmp_path: Path) -> None:
+    database = Database(make_shops(tmp_path / "shops.sqlite"), LIMITS)
+    database._connection.set_authorizer(None)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        database._connection.execute("DELETE FROM goods")
 
 
 def test_a_database_is_never_changed(tmp_path: Path) -> None:

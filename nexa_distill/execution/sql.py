@@ -84,6 +84,7 @@ class Database:
         heap = limits.memory_mb * 2**20 // 2
         for pragma in ("trusted_schema=OFF", "temp_store=MEMORY", f"hard_heap_limit={heap}"):
             self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")  # registers them
         self._tables = {
             name.lower() for (name,) in self._connection.execute("SELECT name FROM sqlite_master")
         }
