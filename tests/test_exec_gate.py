@@ -22,7 +22,7 @@ from nexa_distill.contracts import CONTENT_COLUMNS, TABLES, canonical_input
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.execution import sandbox
 from nexa_distill.handoff import read_table
-from nexa_distill.manifests import load_manifest, sha256_path
+from nexa_distill.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.stages import STAGES
 from tests.answers import REPOSITORY, answer, collect, project, write_answers
 from tests.databases import make_shops
@@ -51,7 +51,7 @@ def prepared(folder: Path, rows: list[dict[str, Any]], **execution: Any) -> Dist
     shipped = REPOSITORY / "configs/filters.yaml"
     filters.write_text(json.dumps({"extends": str(shipped), **LAX}))
     values = {"databases": str(databases), "timeout_seconds": 2.0, "workers": 2} | execution
-    config = project(folder, execution=values, filters=str(filters))  # type: ignore[arg-type]
+    config = project(folder, execution=values, filters=str(filters))
     collect(config, rows)
     filter_pairs.run(config)
     return config
@@ -243,11 +243,20 @@ def test_sample_gate_keeps_only_what_is_known_to_be_right(tmp_path: Path) -> Non
 # What is refused before anything runs.
 
 
-def test_rows_that_name_a_database_need_a_folder(tmp_path: Path) -> None:
+def test_without_a_folder_the_database_stands_beside_the_raw_data(tmp_path: Path) -> None:
     config = prepared(tmp_path, [sql(0, GOLD)], databases=None)
-    with pytest.raises(InputError, match=r"execution\.databases is null.*--databases DIR"):
-        exec_gate.run(config)
+    with pytest.raises(InputMissing, match=r"raw: holds no database shops .*--databases DIR"):
+        exec_gate.run(config)  # data/raw is what the shipped configuration reads
     assert not config.storage.path("exec_checks").exists()
+    raw = tmp_path / "databases" / "questions.jsonl"
+    canonical = config.storage.path("canonical")
+    write_answers(canonical, [])
+    raw.write_text("{}\n")
+    stage = StageRun("canonicalize", config.storage, inputs=[raw], settings={})
+    stage.seal(canonical, rows_in=0, rejected=0)
+    summary = exec_gate.run(config)
+    assert summary
+    assert summary.passed["exec.matches"] == 1
 
 
 def test_a_row_without_a_database_is_named(tmp_path: Path) -> None:
@@ -342,7 +351,7 @@ def test_the_command_takes_answers_checks_and_databases(tmp_path: Path) -> None:
     refused = subprocess.run(
         command[:-2], capture_output=True, text=True, check=False, cwd=REPOSITORY
     )
-    assert (refused.returncode, "execution.databases is null" in refused.stderr) == (65, True)
+    assert (refused.returncode, "holds no database shops" in refused.stderr) == (66, True)
 
 
 def test_filtering_runs_it_between_the_rules_and_sample_gate(tmp_path: Path) -> None:
