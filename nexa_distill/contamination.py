@@ -4,8 +4,8 @@ A run is an n-gram of `words` words, folded as in `shingles.py` (GPT-3's filter 
 al. 2020, appendix C); a text with fewer words counts as a whole, and only against a text that is
 the same as a whole. What is compared is a row's own text (see `dedup.py`), so a prompt template
 or a database schema is no match. Runs that occur more than `common` times in all texts, training
-and held out, are boilerplate ("All rights reserved. No part of ...") and count for nothing; how many
-distinct ones there were is in the result.
+and held out, are boilerplate ("All rights reserved. No part of ...") and count for nothing; how
+many distinct ones there were is in the result.
 
 The words stand on disk (`sketches.py`). In memory are the held-out runs, at most `BUDGET` at a
 time: with more of them the texts are read several times.

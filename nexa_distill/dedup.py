@@ -67,7 +67,7 @@ from nexa_distill.dedup_decisions import (
 )
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
-from nexa_distill.manifests import StageRun, load_manifest, sha256_path
+from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.sketches import in_order
 from nexa_distill.splits import SIDES, digests, keys, recall, remember, split_of
@@ -176,7 +176,7 @@ def _decide(config: DistillConfig, rows: Rows, dst: Path, evaluation: EvalTexts 
     )  # fmt: skip
     labels = subject_families(rows)
     settled = recall(rows.documents, memory, _decided_with(config))
-    stood = _stood(config, rows, dst)
+    stood = _stood(rows, dst)
     rows.documents.stood[:] = rows.documents.known
     if stood is not None:
         rows.documents.stood[:] = np.isin(np.arange(len(rows.documents.ids)), rows.document[stood])
@@ -187,15 +187,20 @@ def _decide(config: DistillConfig, rows: Rows, dst: Path, evaluation: EvalTexts 
     return verdicts
 
 
-def _stood(config: DistillConfig, rows: Rows, dst: Path) -> npt.NDArray[np.bool_] | None:
-    """Per row, whether the last output holds it; None when there is no intact one."""
-    manifest = load_manifest(dst, config.storage)
-    if manifest is None or not dst.is_file() or manifest["sha256"] != sha256_path(dst):
+def _stood(rows: Rows, dst: Path) -> npt.NDArray[np.bool_] | None:
+    """Per row, whether the last output holds it; None when there is no complete one.
+
+    It is replaced as a whole, so a stop before its seal does not matter here.
+    """
+    if not dst.is_file():
         return None
-    before = [
-        keys(digests(batch["sample_id"].to_pylist()))
-        for batch in read_batches(dst, TABLES["raw_dataset"], columns=["sample_id"])
-    ]
+    try:
+        before = [
+            keys(digests(batch["sample_id"].to_pylist()))
+            for batch in read_batches(dst, TABLES["raw_dataset"], columns=["sample_id"])
+        ]
+    except InputError:
+        return None
     return np.isin(rows.samples, np.concatenate([np.zeros(0, np.uint64), *before]))
 
 

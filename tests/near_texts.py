@@ -1,0 +1,81 @@
+"""Texts whose similarity is known: families of variants that are near one text, not each other.
+
+Of 100 words, a variant replaces five in a row, which changes seven of 98 three-word shingles:
+Jaccard 91 / 105 = 0.867 with its family's base (variant 0) and 84 / 112 = 0.75 with another variant.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from nexa_distill import canonicalize, dedup
+from tests.workspace import Workspace, workspace
+
+Doc = tuple[int, int]
+
+
+def text(family: int, variant: int = 0, words: int = 100) -> str:
+    draw = random.Random(family)
+    made = [f"{draw.choice('bdfgklmnprst')}{draw.randrange(10**6)}" for _ in range(words)]
+    if variant:
+        made[variant * 12 : variant * 12 + 5] = [f"x{family}v{variant}n{n}" for n in range(5)]
+    return " ".join(made)
+
+
+def rows_of(docs: Iterable[Doc]) -> list[dict[str, Any]]:
+    return [{"id": f"f{f}v{v}", "text": text(f, v)} for f, v in docs]
+
+
+def deduped(
+    folder: Path, rows: Iterable[Mapping[str, Any]], **changes: Any
+) -> tuple[Workspace, dict[str, dict[str, Any]]]:
+    """Run canonicalize and dedup on raw rows; the kept rows by sample_id. Again: the same folder."""
+    if (folder / "config.yaml").exists():
+        made = Workspace(folder, folder / "config.yaml")
+    else:
+        made = workspace(folder, input={"path": str(folder / "raw.jsonl")},
+                         defaults={"tasks": ["hypothesis"]})  # fmt: skip
+    made.change(**changes)
+    (folder / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    canonicalize.run(made.load())
+    dedup.run(made.load())
+    return made, kept(made)
+
+
+def kept(made: Workspace) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(made.path("raw_dataset")).to_pylist()
+    return {row["sample_id"]: row for row in rows}
+
+
+def rejected(made: Workspace) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(made.path("rejected_inputs")).to_pylist()
+    return {row["task_id"].split(":")[0]: row for row in rows}
+
+
+def sides(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    return {key: (row["cluster_id"], row["split"]) for key, row in rows.items()}
+
+
+def shingles(words: str, n: int = 3) -> set[tuple[str, ...]]:
+    """The oracle's own: plain sets of tuples."""
+    found = words.casefold().split()
+    return {tuple(found[i : i + n]) for i in range(max(len(found) - n + 1, 1))}
+
+
+def jaccard(a: str, b: str) -> float:
+    left, right = shingles(a), shingles(b)
+    return len(left & right) / len(left | right)
+
+
+def leaks(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs of kept rows that are near-duplicates and stand on different sides, by brute force."""
+    return [
+        (a["task_id"], b["task_id"])
+        for a, b in itertools.combinations(rows, 2)
+        if a["split"] != b["split"] and jaccard(a["context"], b["context"]) >= 0.8
+    ]
