@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from nexa_distill.config import Split
 from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE, compact_json, sha256_text
+from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches, table_writer
 from nexa_distill.shingles import Hashes, Indexes
 
@@ -134,7 +135,14 @@ def remember(documents: Documents, path: Path, decided_with: Mapping[str, Any]) 
 
 
 def _decided_before(path: Path) -> dict[bytes, bytes]:
-    return dict(pq.read_schema(path).metadata or {}) if path.exists() else {}
+    """What the memory at `path` was decided with; raises InputError (65) for a damaged one."""
+    try:
+        return dict(pq.read_schema(path).metadata or {}) if path.exists() else {}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path}: not a complete Parquet file ({error}). It remembers on which side of the split "
+            "each document stands: restore it, or delete it and all sides are decided anew"
+        ) from None
 
 
 def _settings(decided_with: Mapping[str, Any]) -> dict[bytes, bytes]:

@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.workspace import Workspace, workspace
 Doc = tuple[int, int]
 
 
+@cache
 def text(family: int, variant: int = 0, words: int = 100) -> str:
     draw = random.Random(family)
     made = [f"{draw.choice('bdfgklmnprst')}{draw.randrange(10**6)}" for _ in range(words)]
@@ -39,12 +41,15 @@ def deduped(
         made = Workspace(folder, folder / "config.yaml")
     else:
         made = workspace(folder, input={"path": str(folder / "raw.jsonl")},
-                         defaults={"tasks": ["hypothesis"]})  # fmt: skip
+                         defaults={"tasks": ["hypothesis"]},
+                         dedup={"contamination_words": None})  # fmt: skip
     made.change(**changes)
     (folder / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    canonicalize.run(made.load())
-    dedup.run(made.load())
-    return made, kept(made)
+    config = made.load()
+    canonicalize.run(config)
+    dedup.run(config)
+    rows = pq.read_table(config.storage.path("raw_dataset")).to_pylist()
+    return made, {row["sample_id"]: row for row in rows}
 
 
 def kept(made: Workspace) -> dict[str, dict[str, Any]]:
@@ -61,10 +66,11 @@ def sides(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     return {key: (row["cluster_id"], row["split"]) for key, row in rows.items()}
 
 
-def shingles(words: str, n: int = 3) -> set[tuple[str, ...]]:
+@cache
+def shingles(words: str, n: int = 3) -> frozenset[tuple[str, ...]]:
     """The oracle's own: plain sets of tuples."""
     found = words.casefold().split()
-    return {tuple(found[i : i + n]) for i in range(max(len(found) - n + 1, 1))}
+    return frozenset(tuple(found[i : i + n]) for i in range(max(len(found) - n + 1, 1)))
 
 
 def jaccard(a: str, b: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nexa_distill import dedup
@@ -23,10 +23,13 @@ from tests.near_texts import Doc, deduped, kept, leaks, rejected, rows_of, sides
 from tests.workspace import Workspace, workspace
 
 SPLIT = {"val": 0.3, "test": 0.3, "seed": 7}
+NO_SHRINKING = (Phase.explicit, Phase.generate)  # each example is several runs of the stage
 DOCS = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 6)), unique=True, min_size=1, max_size=14
 )
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(
+    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=NO_SHRINKING
+)
 
 
 def side_of(family: int, variant: int) -> str:
