@@ -1,8 +1,9 @@
 """Texts as words and word n-grams, in numbers: what near-duplicates and contamination compare.
 
 A text is folded (`fold`), and its words are what stands between spaces, without sentence
-punctuation at their edges (`3 + 4` and `3 - 4` stay different, `city?` is `city`). A character of a
-script that is written without spaces (Han, kana, Thai, Lao, Khmer, Burmese) is a word of its own.
+punctuation at their edges (`3 + 4` and `3 - 4` stay different; `city?` and `city ?` are `city`). A
+character of a script that is written without spaces (Han, kana, Thai, Lao, Khmer, Burmese) is a
+word of its own.
 A word is a 32-bit hash, an n-gram a 64-bit one; both are the same on every machine and in every
 run. A text with fewer than n words is one n-gram, all of it.
 """
@@ -39,8 +40,8 @@ def fold(text: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """The words of one text, as they are compared; an empty text is one empty word."""
-    spaced = _SPACELESS.sub(r" \1 ", fold(text)).split()
-    return [word.strip(EDGES) or word for word in spaced or [""]]
+    stripped = (word.strip(EDGES) for word in _SPACELESS.sub(r" \1 ", fold(text)).split())
+    return [word for word in stripped if word] or [""]
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,16 @@ def tokens(texts: pa.Array) -> Tokens:
         ]
         texts = pa.array(folded, pa.string())
     split = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(pc.ascii_lower(texts)))
-    starts = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy())])
+    first = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy())])[:-1]
     found = split.flatten().dictionary_encode()
-    known = [word.strip(EDGES) or word for word in found.dictionary.to_pylist()]
+    codes = found.indices.to_numpy()
+    known = [word.strip(EDGES) for word in found.dictionary.to_pylist()]
     hashes = np.array(RMinHash.hash_token_sets([known])[0], np.uint64)
-    return Tokens((mixed(hashes) >> np.uint64(32)).astype(np.uint32)[found.indices], starts)
+    words = (mixed(hashes) >> np.uint64(32)).astype(np.uint32)[codes]
+    real = np.array([bool(word) for word in known], np.bool_)[codes]
+    counts = np.add.reduceat(real.astype(np.int64), first) if len(first) else first
+    real[first[counts == 0]] = True  # a text of nothing but punctuation is one empty word
+    return Tokens(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
 
 
 def mixed(values: Hashes) -> Hashes:

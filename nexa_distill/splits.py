@@ -140,8 +140,8 @@ def _decided_before(path: Path) -> dict[bytes, bytes]:
         return dict(pq.read_schema(path).metadata or {}) if path.exists() else {}
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path}: not a complete Parquet file ({error}). It remembers on which side of the split "
-            "each document stands: restore it, or delete it and all sides are decided anew"
+            f"{path}: not a complete Parquet file ({error}). It remembers on which side of the "
+            "split each document stands: restore it, or delete it and all sides are decided anew"
         ) from None
 
 

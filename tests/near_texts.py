@@ -1,7 +1,7 @@
 """Texts whose similarity is known: families of variants that are near one text, not each other.
 
 Of 100 words, a variant replaces five in a row, which changes seven of 98 three-word shingles:
-Jaccard 91 / 105 = 0.867 with its family's base (variant 0) and 84 / 112 = 0.75 with another variant.
+Jaccard 91 / 105 = 0.867 with its family's base (variant 0), 84 / 112 = 0.75 with other variants.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def rows_of(docs: Iterable[Doc]) -> list[dict[str, Any]]:
 def deduped(
     folder: Path, rows: Iterable[Mapping[str, Any]], **changes: Any
 ) -> tuple[Workspace, dict[str, dict[str, Any]]]:
-    """Run canonicalize and dedup on raw rows; the kept rows by sample_id. Again: the same folder."""
+    """Run canonicalize and dedup on raw rows, again in the same folder; kept rows by sample_id."""
     if (folder / "config.yaml").exists():
         made = Workspace(folder, folder / "config.yaml")
     else:

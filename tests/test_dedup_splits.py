@@ -1,4 +1,4 @@
-"""Sides of the split are for good: nothing moves, and near-duplicates never stand on two of them."""
+"""Sides of the split are for good: nothing moves, and near-duplicates never stand on two."""
 
 import os
 import random
@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nexa_distill import dedup
-from nexa_distill.contracts import sha256_text
 from nexa_distill.chain import Freshness
+from nexa_distill.contracts import sha256_text
 from nexa_distill.manifests import sha256_path
 from nexa_distill.shingles import fold
 from nexa_distill.splits import split_of
 from nexa_distill.stages import STAGES
 from tests.near_texts import Doc, deduped, kept, leaks, rejected, rows_of, sides, text
-from tests.workspace import Workspace, workspace
+from tests.workspace import Workspace
 
 SPLIT = {"val": 0.3, "test": 0.3, "seed": 7}
 NO_SHRINKING = (Phase.explicit, Phase.generate)  # each example is several runs of the stage
@@ -144,9 +144,7 @@ def test_a_smaller_jaccard_keeps_the_held_out_row_of_two_that_now_meet(tmp_path:
     order = ("train", "val", "test")
     family, a, b = apart()
     first, before = deduped(tmp_path, rows_of([(family, a), (family, b)]), split=SPLIT)
-    made, after = deduped(
-        tmp_path, rows_of([(family, a), (family, b)]), dedup={"jaccard": 0.7}
-    )
+    made, after = deduped(tmp_path, rows_of([(family, a), (family, b)]), dedup={"jaccard": 0.7})
     (row,) = after.values()
     assert row["split"] == max((side for _, side in sides(before).values()), key=order.index)
     assert [r["rejection_reason"] for r in rejected(made).values()] == ["joins_splits"]
@@ -209,9 +207,7 @@ def test_ids_of_documents_from_elsewhere_need_not_be_hashes(tmp_path: Path) -> N
     made, _ = deduped(tmp_path, rows_of([(1, 0), (2, 0)]), split=SPLIT)
     table = pq.read_table(made.path("canonical"))
     names: list[Any] = ["one", "two"]
-    foreign = table.set_column(
-        table.column_names.index("document_id"), "document_id", [names]
-    )
+    foreign = table.set_column(table.column_names.index("document_id"), "document_id", [names])
     pq.write_table(foreign, tmp_path / "foreign.parquet")
     dedup.run(made.load(), src=tmp_path / "foreign.parquet", dst=tmp_path / "o.parquet")
     found = pq.read_table(tmp_path / "o.parquet")["cluster_id"].to_pylist()
@@ -222,15 +218,7 @@ def test_ids_of_documents_from_elsewhere_need_not_be_hashes(tmp_path: Path) -> N
 def test_a_damaged_memory_is_refused_with_the_way_out(tmp_path: Path, damage: bytes) -> None:
     made, _ = deduped(tmp_path, rows_of([(1, 0)]), split=SPLIT)
     made.path("clusters").write_bytes(damage)
-    done = workspace_run(made)
-    assert done.returncode == 65
+    made.change(dedup={"shingle_words": 4})
+    done = made.run("nexa_distill.dedup", code=65)
     assert "clusters_v1.parquet" in done.stderr
     assert "decided anew" in done.stderr
-
-
-def workspace_run(made: Workspace) -> Any:
-    made.change(dedup={"shingle_words": 4})
-    return made.run("nexa_distill.dedup", code=None)
-
-
-assert workspace
