@@ -48,8 +48,7 @@ def deduped(
     config = made.load()
     canonicalize.run(config)
     dedup.run(config)
-    rows = pq.read_table(config.storage.path("raw_dataset")).to_pylist()
-    return made, {row["sample_id"]: row for row in rows}
+    return made, kept(made)
 
 
 def kept(made: Workspace) -> dict[str, dict[str, Any]]:
