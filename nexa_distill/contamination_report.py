@@ -24,7 +24,8 @@ class Evidence:
     """Collects while the rows pass (`see`) what only their texts can tell."""
 
     def __init__(self, rows: Rows, verdicts: Verdicts, evaluation: EvalTexts | None) -> None:
-        self._rows, self._verdicts, self._evaluation = rows, verdicts, evaluation
+        self._rows, self._verdicts = rows, verdicts
+        self._places = evaluation.places if evaluation else {}
         guilty = verdicts.reason == CONTAMINATED
         self._wanted = np.unique(verdicts.other[guilty & (verdicts.other >= 0)])
         self._held: dict[int, dict[str, Any]] = {}
@@ -54,21 +55,17 @@ class Evidence:
         """What a rejected row matches: a sample_id, or the place in an eval file."""
         other = int(self._verdicts.other[row])
         if other >= 0:
-            return str(self._rows.ids("samples")[other].tobytes().hex())
+            return str(self._rows.sample_ids[other].tobytes().hex())
         if other == -1:
             return None
-        file, number, column = self._place(other)
+        file, number, column = self._places[-2 - other]
         return f"{file}:{number}:{column}"
-
-    def _place(self, other: int) -> tuple[str, int, str]:
-        assert self._evaluation is not None  # noqa: S101
-        return self._evaluation.places[-2 - other]
 
     def _match(self, row: int) -> dict[str, Any]:
         other = int(self._verdicts.other[row])
         if other >= 0:
             return self._held[other]
-        file, number, column = self._place(other)
+        file, number, column = self._places[-2 - other]
         return {"eval_file": file, "row": number, "column": column}
 
     def write(self, path: Path, chosen: Dedup) -> None:

@@ -35,11 +35,8 @@ all be one: put the instruction into `system_prompt`, or the text into the conte
 Run: python -m nexa_distill.dedup [--src FILE] [--dst FILE]
 """
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,11 +62,11 @@ from nexa_distill.dedup_decisions import (
     sketching,
     subject_families,
 )
-from nexa_distill.errors import InputError
+from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
-from nexa_distill.sketches import in_order
+from nexa_distill.sketches import in_order, scratch_folder
 from nexa_distill.splits import SIDES, digests, keys, recall, remember, split_of
 
 __all__ = ["require_both_sides", "run", "settings", "split_of"]
@@ -109,6 +106,8 @@ def run(
     rejected, folder = storage.path("rejected_inputs"), storage.path("reports") / "dedup"
     report = folder / "quality_report.json"
     evals = [Path(file) for file in config.dedup.eval_files]
+    if missing := [file for file in evals if not file.exists()]:
+        raise InputMissing(f"{missing[0]}: no such file; dedup.eval_files names it")
     stage = StageRun("dedup", storage, inputs=[src, *evals], settings=settings(config, limit))
     if stage.is_current(dst, rejected) and report.exists():
         print(f"dedup: {dst} is up to date")
@@ -116,7 +115,7 @@ def run(
     total = min(open_table(src, SOURCE).metadata.num_rows, limit or 2**63)
     if not total:
         raise InputError(f"{src}: holds no rows; run `{SOURCE.command}`")
-    with _scratch(dst) as scratch, Progress("dedup", total) as progress:
+    with scratch_folder(dst) as scratch, Progress("dedup", total) as progress:
         evaluation = EvalTexts(evals, scratch / "eval") if evals else None
         rows = _read(config, src, limit, scratch, progress)
         progress.say("comparing")
@@ -138,21 +137,6 @@ def run(
     stage.seal(dst, rows_in=total, rejected=out.rows)
     said = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
     print(f"dedup: {kept.rows} of {total} prompts kept{f' ({said})' if said else ''} -> {dst}")
-
-
-@contextmanager
-def _scratch(dst: Path) -> Iterator[Path]:
-    """A hidden folder beside `dst` that goes at the end; those that a kill left go now."""
-    for old in dst.parent.glob(f".{dst.name}.*.scratch"):
-        if not Path(f"/proc/{old.name.split('.')[-2]}").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    folder = dst.with_name(f".{dst.name}.{os.getpid()}.scratch")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(

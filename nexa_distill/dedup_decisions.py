@@ -119,13 +119,13 @@ class Rows:
         self.content, self.samples, documents, self.tasks, self.subject, self.question = columns
         self._parts = []
         _, first, self.document = np.unique(documents, return_index=True, return_inverse=True)
-        self.documents = Documents.of(self.ids("documents")[first], self.folder)
+        self.documents = Documents.of(self._mapped("documents")[first])
+        self.sample_ids = self._mapped("samples")
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def ids(self, name: str) -> Digests:
-        """The rows' `samples` or `documents`, mapped from the disk."""
+    def _mapped(self, name: str) -> Digests:
         return np.memmap(self.folder / name, np.uint8, "r").reshape(-1, 32)
 
 
@@ -225,23 +225,23 @@ def decide(
     verdicts.reason[again], verdicts.other[again] = DUPLICATE, best[again]
     verdicts.reason[refused & ~again] = JOINS_SPLITS
     if rows.how is not None:
-        _near_duplicates(rows, verdicts, labels, rank, stood & settled)
-    if config.dedup.contamination_words is not None:
-        _contaminated(rows, verdicts, config, evaluation)
+        _near_duplicates(rows, rows.how, verdicts, labels, rank, stood & settled)
+    if (words := config.dedup.contamination_words) is not None:
+        _contaminated(rows, verdicts, words, config.dedup.contamination_common, evaluation)
     return verdicts
 
 
 def _near_duplicates(
-    rows: Rows, verdicts: Verdicts, labels: Indexes, rank: Indexes, stays: npt.NDArray[np.bool_]
-) -> None:
+    rows: Rows, how: Sketching, verdicts: Verdicts, labels: Indexes, rank: Indexes,
+    stays: npt.NDArray[np.bool_],
+) -> None:  # fmt: skip
     """One row per task type and family of subject and question; those that stood all stay."""
-    assert rows.how is not None  # noqa: S101
     alive = np.flatnonzero(verdicts.reason == 0)
     salt = _salt(rows.tasks[alive], labels[rows.subject[alive]])
     _, group, size = np.unique(salt, return_inverse=True, return_counts=True)
     several = size[group] > 1
     alive, salt = alive[several], salt[several]
-    found = families(rows.questions, rows.question[alive], salt, rows.how)
+    found = families(rows.questions, rows.question[alive], salt, how)
     order = np.argsort(np.argsort(rank[alive], kind="stable"), kind="stable")
     best = alive[np.argsort(order)[_best(found, order)]] if len(alive) else alive
     drop = (best != alive) & ~stays[alive]
@@ -254,11 +254,9 @@ def _salt(tasks: npt.NDArray[np.int32], families_: Indexes) -> Hashes:
 
 
 def _contaminated(
-    rows: Rows, verdicts: Verdicts, config: DistillConfig,
+    rows: Rows, verdicts: Verdicts, words: int, common: int,
     evaluation: contamination.EvalTexts | None,
 ) -> None:  # fmt: skip
-    words, common = config.dedup.contamination_words, config.dedup.contamination_common
-    assert words is not None  # noqa: S101
     kept = np.flatnonzero(verdicts.reason == 0)
     training = rows.documents.sides[rows.document[kept]] == SIDES.index("train")
     train, held = kept[training], kept[~training]

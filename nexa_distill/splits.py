@@ -86,12 +86,11 @@ class Documents:
     refused: dict[int, str]
 
     @classmethod
-    def of(cls, ids: Digests, folder: Path) -> "Documents":
-        """Documents of these ids, of which nothing is known; names stand in `folder`."""
-        count = len(ids)
-        names = np.memmap(folder / "names", np.uint8, "w+", shape=(max(count, 1), 32))[:count]
-        none = np.zeros(count, np.bool_)
-        return cls(ids, names, none, none.copy(), np.full(count, -1, np.int8), {})
+    def of(cls, ids: Digests) -> "Documents":
+        """Documents of these ids, of which nothing is known."""
+        none = np.zeros(len(ids), np.bool_)
+        sides = np.full(len(ids), -1, np.int8)
+        return cls(ids, np.zeros_like(ids), none, none.copy(), sides, {})
 
 
 def recall(documents: Documents, path: Path, decided_with: Mapping[str, Any]) -> bool:
@@ -224,10 +223,8 @@ def _settle(
         for group in _components(sorted(tier), near):
             touched = {o for i in group for o in near[i] if o in placed}
             sides = {int(documents.sides[o]) for o in touched}
-            if not sides and tier is not away and tier is not stood:
-                sides = {-1}
-            elif not sides:
-                sides = {max(int(documents.sides[i]) for i in group)}
+            # Nothing to go by but themselves: the held-out side; -1 is that of new documents.
+            sides = sides or {max(int(documents.sides[i]) for i in group)}
             for index in group:
                 if len(sides) > 1 or (
                     documents.known[index] and documents.sides[index] not in sides
