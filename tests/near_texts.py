@@ -29,8 +29,15 @@ def text(family: int, variant: int = 0, words: int = 100) -> str:
     return " ".join(made)
 
 
-def rows_of(docs: Iterable[Doc]) -> list[dict[str, Any]]:
-    return [{"id": f"f{f}v{v}", "text": text(f, v)} for f, v in docs]
+def rows_of(docs: Iterable[Doc], tasks: int = 1) -> list[dict[str, Any]]:
+    """Raw rows; with several task types, near-duplicates of different types may all be kept."""
+    if tasks == 1:
+        return [{"id": f"f{f}v{v}", "text": text(f, v)} for f, v in docs]
+    return [
+        {"id": f"f{f}v{v}", "user_prompt": "Write.", "context": text(f, v),
+         "template_name": f"task-{v % tasks}"}
+        for f, v in docs
+    ]  # fmt: skip
 
 
 def deduped(

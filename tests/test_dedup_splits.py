@@ -60,8 +60,8 @@ def test_f34_from_scratch_clusters_and_sides_do_not_depend_on_the_order(
 ) -> None:
     shuffled = draw.sample(docs, len(docs))
     with tempfile.TemporaryDirectory() as name:
-        first, _ = deduped(Path(name) / "a", rows_of(docs), split=SPLIT)
-        second, other = deduped(Path(name) / "b", rows_of(shuffled), split=SPLIT)
+        first, _ = deduped(Path(name) / "a", rows_of(docs, 3), split=SPLIT)
+        second, other = deduped(Path(name) / "b", rows_of(shuffled, 3), split=SPLIT)
         assert clusters(first) == clusters(second)
         assert not leaks(other.values())
         assert len(clusters(first)) == len(docs)
@@ -75,15 +75,15 @@ def test_f34_rows_that_are_added_or_taken_away_move_no_row(
     everything = list(dict.fromkeys([*old, *new]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _, before = deduped(folder, rows_of(old), split=SPLIT)
-        _, after = deduped(folder, rows_of(draw.sample(everything, len(everything))))
+        _, before = deduped(folder, rows_of(old, 3), split=SPLIT)
+        _, after = deduped(folder, rows_of(draw.sample(everything, len(everything)), 3))
         assert {key: sides(after)[key] for key in before} == sides(before)
         assert not leaks(after.values())
         left = [doc for doc in everything if doc not in gone]
         if left:
-            _, fewer = deduped(folder, rows_of(left))
+            _, fewer = deduped(folder, rows_of(left, 3))
             assert not leaks(fewer.values())
-            _, again = deduped(folder, rows_of(everything))
+            _, again = deduped(folder, rows_of(everything, 3))
             assert not leaks(again.values())
             for rows in (fewer, again):
                 both = rows.keys() & after.keys()
@@ -181,8 +181,9 @@ def test_f34_a_kill_at_any_step_moves_no_row(tmp_path: Path) -> None:
     family, a, b = apart()
     old = rows_of([(family, a), (family, b), (2, 2)])
     new = rows_of([(2, 0), (family, 0), (3, 0), (family, a), (family, b), (2, 2)])
-    made, _ = deduped(tmp_path / "whole", old, split=SPLIT)
+    _, before = deduped(tmp_path / "whole", old, split=SPLIT)
     _, wanted = deduped(tmp_path / "whole", new)
+    assert {key: sides(wanted)[key] for key in before} == sides(before)
     for hit in (1, 3, 5, 7, 9, 11, 13, 22, 28):
         folder = tmp_path / str(hit)
         made, _ = deduped(folder, old, split=SPLIT)

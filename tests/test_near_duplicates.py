@@ -164,6 +164,16 @@ def test_one_of_near_duplicates_is_kept_per_task_type(tmp_path: Path) -> None:
     assert rows[row["matched"]]["task_id"].startswith("f1v1")
 
 
+def test_one_prompt_for_two_task_types_is_kept_for_both(tmp_path: Path) -> None:
+    rows = [
+        {"id": task, "user_prompt": text(1, variant), "template_name": task}
+        for variant, task in enumerate(("math", "cot"))
+    ]
+    _, found = deduped(tmp_path, rows)
+    assert len(found) == 2
+    assert len({row["cluster_id"] for row in found.values()}) == 1
+
+
 def test_planted_near_duplicates_are_one_cluster_on_one_side(tmp_path: Path) -> None:
     docs = [(family, variant) for family in range(12) for variant in range(4)]
     made, rows = deduped(tmp_path, rows_of(docs), dedup={"jaccard": 0.8})
