@@ -25,7 +25,7 @@ from nexa_distill.raw_input import read_raw
 from nexa_distill.shingles import Hashes, Indexes, ngrams
 from nexa_distill.sketches import Sketches, sketched
 
-BUDGET = 4_000_000  # held-out runs at a time
+BUDGET = 2_000_000  # held-out runs at a time
 _SLOTS = 2**25
 _BATCH = 4096
 

@@ -107,10 +107,10 @@ class Likeness:
     def pairs(self, a: Indexes, b: Indexes) -> npt.NDArray[np.bool_]:
         """Of each pair of texts, whether it is at least as similar as the threshold says."""
         good = np.zeros(len(a), np.bool_)
-        signatures = self._sketches.signatures
         for start in range(0, len(a), _PAIRS):
             part = slice(start, start + _PAIRS)
-            agreeing = (signatures[a[part]] == signatures[b[part]]).mean(axis=1)
+            left, right = (self._sketches.signatures(side[part]) for side in (a, b))
+            agreeing = (left == right).mean(axis=1)
             # Of different values, one in 256 agrees in the byte that is kept.
             near = start + np.flatnonzero((agreeing * 256 - 1) / 255 >= self._least)
             good[near] = self.jaccard(a[near], b[near]) >= self._how.threshold

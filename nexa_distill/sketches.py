@@ -6,6 +6,7 @@ one. The folder is the caller's to remove.
 """
 
 import itertools
+import mmap
 import os
 import shutil
 from collections import deque
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,6 @@ from nexa_distill.shingles import (
     Hashes,
     Indexes,
     Tokens,
-    Words,
     mixed,
     ngrams,
     prints,
@@ -40,6 +40,7 @@ Signatures = npt.NDArray[np.uint8]
 
 RECALL = 0.98
 SEED = 7
+RESIDENT = 2**25  # bytes of a mapped file, about
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -151,25 +152,27 @@ class Sketches:
         )
 
     @cached_property
-    def signatures(self) -> Signatures:
-        """One row per text, mapped from the disk."""
-        shape = (self._count, self._how.permutations if self._how else 0)
-        return np.memmap(self._folder / "signatures", np.uint8, "r", shape=shape)
+    def _signatures(self) -> "Mapped":
+        return Mapped(self._folder / "signatures", np.dtype(np.uint8))
+
+    def signatures(self, texts: Indexes) -> Signatures:
+        """The signatures of these texts, one row each."""
+        width = self._how.permutations if self._how else 0
+        return self._signatures.rows(texts, width)
 
     def band(self, number: int) -> Hashes:
         """Per text, its key in this band."""
         return np.fromfile(self._folder / f"band-{number}", np.uint64)
 
     @cached_property
-    def words(self) -> Words:
-        """The words of all texts, one after the other, mapped from the disk."""
-        return np.memmap(self._folder / "words", np.uint32, "r")
+    def _words(self) -> "Mapped":
+        return Mapped(self._folder / "words", np.dtype(np.uint32))
 
     def tokens(self, texts: Indexes) -> Tokens:
         """The words of these texts."""
         first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
         return Tokens(
-            np.asarray(self.words[ranges(first, lengths)]),
+            self._words.at(ranges(first, lengths)),
             np.concatenate([[0], np.cumsum(lengths)]),
         )
 
@@ -181,6 +184,30 @@ class Sketches:
             end = max(int(wanted), first + 1)
             yield first, min(end, self._count)
             first = end
+
+
+class Mapped:
+    """A file of numbers, mapped; pages that were read do not stay in this process's memory."""
+
+    def __init__(self, path: Path, kind: np.dtype[Any]) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._all, self._read = np.frombuffer(self._map, kind), 0
+
+    def at(self, places: Indexes) -> npt.NDArray[Any]:
+        """The numbers at these places."""
+        return self._taken(self._all[places])
+
+    def rows(self, places: Indexes, width: int) -> npt.NDArray[Any]:
+        """These rows, when the file is read as rows of `width` numbers."""
+        return self._taken(self._all.reshape(-1, width)[places])
+
+    def _taken(self, found: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._read += found.nbytes
+        if self._read > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return found
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
