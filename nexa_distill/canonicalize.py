@@ -14,7 +14,6 @@ Run: python -m nexa_distill.canonicalize [--src PATH] [--dst FILE] [--limit N]
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,11 @@ from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.handoff import table_writer
 from nexa_distill.manifests import StageRun
 from nexa_distill.raw_input import RawRow, read_raw
+from nexa_distill.shingles import fold
 
 ID_COLUMNS = ("task_id", "id", "sample_id")
 PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database", "tests")
 BATCH_ROWS = 4096
-
-
-def fold(text: str) -> str:
-    """The form in which two documents count as the same: NFKC, case folded, spaces collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def chunks(text: str, chunking: Chunking) -> list[str]:

@@ -46,6 +46,7 @@ class Storage(Section):
     canonical: str
     raw_dataset: str
     rejected_inputs: str
+    clusters: str
     collected_dataset: str
     unanswered: str
     rule_filtered: str
@@ -122,6 +123,24 @@ class Split(Section):
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
     seed: int
+
+
+class Dedup(Section):
+    """What counts as a near-duplicate and as contamination.
+
+    `jaccard`: share of common word n-grams from which on two texts are near-duplicates; null = only
+    equal rows are. `shingle_words`: length of these n-grams. `permutations`: MinHash values of a
+    text. `contamination_words`: length of a run of words that training must not share with held-out
+    rows and `eval_files`; null = not looked for. `contamination_common`: a run that occurs more
+    often than this in all texts is boilerplate and does not count.
+    """
+
+    jaccard: float | None = Field(gt=0, le=1)
+    shingle_words: Count
+    permutations: int = Field(ge=16, le=1024)
+    contamination_words: int | None = Field(ge=5, le=100)
+    contamination_common: Count
+    eval_files: list[str]
 
 
 class Price(Section):
@@ -273,6 +292,7 @@ class DistillConfig(Section):
     defaults: Columns
     chunking: Chunking
     split: Split
+    dedup: Dedup
     provider: str
     providers: dict[str, Provider] = Field(min_length=1)
     collection: Collection

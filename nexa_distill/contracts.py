@@ -53,7 +53,19 @@ INPUTS = pa.schema(
     ]
 )  # fmt: skip
 _REASON = _field("rejection_reason", _STR, "first reason", required=True)
-REJECTED_INPUTS = pa.schema([*CANONICAL, _REASON])
+REJECTED_INPUTS = pa.schema(
+    [
+        *CANONICAL, _REASON,
+        _field("matched", _STR, "sample_id of the row that was kept or is held out, or FILE:ROW:COLUMN of an eval file"),
+        _field("detail", _STR, "evidence for a person: the words that both have, the sides that would meet"),
+    ]
+)  # fmt: skip
+CLUSTERS = pa.schema(
+    [
+        _field("document_id", _STR, "sha256 of the folded source document", required=True),
+        _field("cluster_id", _STR, "its duplicate cluster, for good", required=True),
+    ]
+)
 OUTPUTS = pa.schema(
     [
         *INPUTS, ATTEMPT,
@@ -177,9 +189,18 @@ TABLES: dict[str, Table] = {
     )
 }  # fmt: skip
 
+# The memory of dedup: no hand-off, so it has no manifest (see `splits.py`).
+CLUSTERS_TABLE = Table(
+    "clusters", "dedup", CLUSTERS, "one document that was given a cluster",
+    "python -m nexa_distill.dedup", ("document_id",),
+)  # fmt: skip
+
 # Why a row was set aside. Closed: a reason that is not here cannot be written (`check_reasons`).
 REASONS: dict[str, str] = {
-    "duplicate": "the same content stands in an earlier row",
+    "duplicate": "the same content stands in a row that was kept",
+    "near_duplicate": "nearly the same prompt and context stand in a row of this task type that was kept",
+    "joins_splits": "would join duplicate clusters that stand on different sides of the split",
+    "contaminated": "a training row that shares a run of words with held-out data",
     "no_answer_in_file": "the file of existing answers has none for this prompt",
     "request_refused": "the API refused this request (4xx); --retry-failed asks again",
     "held": "sent, and perhaps billed, without an answer; on_uncertain is hold",
@@ -296,9 +317,11 @@ def _markdown() -> str:
     for t in TABLES.values():
         keys = ", ".join(f"`{k}`" for k in t.unique) or "none"
         lines.append(f"| `{t.key}` | {t.stage} | {t.grain} | {keys} | `{t.command}` |")
+    lines += ["", f"`clusters` is a memory and has no manifest: {CLUSTERS_TABLE.grain} per row."]
     for name, schema in {
-        "canonical": CANONICAL, "inputs": INPUTS, "outputs": OUTPUTS, "checks": CHECKS,
-        "canaries": CANARIES, "rejections": REJECTIONS, "sft": SFT,
+        "canonical": CANONICAL, "inputs": INPUTS, "rejected_inputs": REJECTED_INPUTS,
+        "clusters": CLUSTERS, "outputs": OUTPUTS, "checks": CHECKS, "canaries": CANARIES,
+        "rejections": REJECTIONS, "sft": SFT,
     }.items():  # fmt: skip
         lines += ["", f"## {name}", "", "| column | type | null | meaning |", "|---|---|---|---|"]
         for f in schema:

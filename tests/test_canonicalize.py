@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexa_distill import canonicalize
-from nexa_distill.canonicalize import canonical_rows, chunks, fold
+from nexa_distill.canonicalize import canonical_rows, chunks
 from nexa_distill.config import Chunking
 from nexa_distill.errors import InputError
 from nexa_distill.raw_input import RawRow
+from nexa_distill.shingles import fold
 from tests.workspace import Workspace, workspace
 
 CHUNKING = Chunking(max_tokens=400, overlap_tokens=40)

@@ -1,0 +1,242 @@
+"""The words, signatures and bands of many texts, in a scratch folder instead of in memory.
+
+On disk: 4 bytes per word; with `how`, one byte per MinHash value and 8 per band. In memory: 16
+bytes per text. Texts are numbered in the order in which they come; equal texts of one batch are
+one. The folder is the caller's to remove.
+"""
+
+import itertools
+import mmap
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from rensa import RMinHash
+
+from nexa_distill.shingles import (
+    Hashes,
+    Indexes,
+    Tokens,
+    mixed,
+    ngrams,
+    prints,
+    ranges,
+    tokens,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+Signatures = npt.NDArray[np.uint8]
+
+RECALL = 0.98
+SEED = 7
+RESIDENT = 2**25  # bytes of a mapped file, about
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Sketching:
+    """How texts are sketched: the similarity to find (0..1), words per shingle, MinHash values."""
+
+    threshold: float
+    words: int
+    permutations: int
+
+    @property
+    def rows(self) -> int:
+        """r: MinHash values in a band."""
+        fits = (r for r in range(self.permutations, 1, -1) if self.recall(r) >= RECALL)
+        return next(fits, 1)
+
+    @property
+    def bands(self) -> int:
+        """b: bands of the signature."""
+        return self.permutations // self.rows
+
+    def recall(self, rows: int) -> float:
+        """The chance that a pair just at the threshold shares a band: 1 - (1 - t^r)^b."""
+        return float(1 - (1 - self.threshold**rows) ** (self.permutations // rows))
+
+
+def sketch(texts: Tokens, how: Sketching) -> tuple[Signatures, Hashes]:
+    """Per text: the signature, one byte of each MinHash value, and the key of each band."""
+    shingles, starts = ngrams(texts, how.words)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        shingles, starts.astype(np.uint64), how.permutations, SEED
+    )
+    flat = itertools.chain.from_iterable(matrix.to_rows())
+    size = len(texts) * how.permutations
+    values = np.fromiter(flat, np.uint32, size).reshape(len(texts), how.permutations)
+    bands = values[:, : how.bands * how.rows].reshape(len(texts), how.bands, how.rows)
+    keys = np.zeros(bands.shape[:2], np.uint64)
+    with np.errstate(over="ignore"):
+        for row in range(how.rows):
+            keys = keys * _FACTOR + bands[:, :, row]
+        bytes_ = (values * np.uint32(0x9E3779B1)) >> np.uint32(24)
+    return bytes_.astype(np.uint8), mixed(keys)
+
+
+@dataclass(frozen=True)
+class Sketched:
+    """One batch: its distinct texts, and which of them each row is."""
+
+    texts: Tokens
+    row_texts: Indexes
+    prints: Hashes
+    signatures: Signatures | None
+    bands: Hashes | None
+
+
+def sketched(texts: pa.Array, how: Sketching | None) -> Sketched:
+    """What there is to know of a batch of texts (null counts as empty). Pure: for any thread."""
+    encoded = texts.fill_null("").dictionary_encode()
+    words = tokens(encoded.dictionary)
+    signatures, bands = sketch(words, how) if how else (None, None)
+    rows = encoded.indices.to_numpy().astype(np.int64)
+    return Sketched(words, rows, prints(words), signatures, bands)
+
+
+class Sketches:
+    """See the module. First `add` every batch, then `close`, then read."""
+
+    def __init__(self, folder: Path, how: Sketching | None) -> None:
+        folder.mkdir(parents=True)
+        self._folder, self._how, self._files = folder, how, ExitStack()
+        names = ["words", *(["signatures"] if how else [])]
+        names += [f"band-{band}" for band in range(how.bands if how else 0)]
+        self._out = {name: self._files.enter_context((folder / name).open("wb")) for name in names}
+        self._lengths: list[Indexes] = []
+        self._prints: list[Hashes] = []
+        self._count = 0
+
+    def add(self, batch: Sketched) -> Indexes:
+        """Append a batch and return, per row, the number of its text."""
+        self._out["words"].write(batch.texts.words.data)
+        if batch.signatures is not None and batch.bands is not None:
+            self._out["signatures"].write(batch.signatures.data)
+            for band, keys in enumerate(np.ascontiguousarray(batch.bands.T)):
+                self._out[f"band-{band}"].write(keys.data)
+        self._lengths.append(np.diff(batch.texts.starts))
+        self._prints.append(batch.prints)
+        numbers = batch.row_texts + self._count
+        self._count += len(batch.texts)
+        return numbers
+
+    def close(self) -> None:
+        """Nothing is added any more."""
+        self._files.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def prints(self) -> Hashes:
+        """Per text, a hash of its words: equal texts have equal ones."""
+        return np.concatenate([np.zeros(0, np.uint64), *self._prints])
+
+    @cached_property
+    def starts(self) -> Indexes:
+        """Where the words of each text begin; one more at the end."""
+        return np.concatenate(
+            [[0], np.cumsum(np.concatenate([[], *self._lengths]), dtype=np.int64)]
+        )
+
+    @cached_property
+    def _signatures(self) -> "Mapped":
+        return Mapped(self._folder / "signatures", np.dtype(np.uint8))
+
+    def signatures(self, texts: Indexes) -> Signatures:
+        """The signatures of these texts, one row each."""
+        width = self._how.permutations if self._how else 0
+        return self._signatures.rows(texts, width)
+
+    def band(self, number: int) -> Hashes:
+        """Per text, its key in this band."""
+        return np.fromfile(self._folder / f"band-{number}", np.uint64)
+
+    @cached_property
+    def _words(self) -> "Mapped":
+        return Mapped(self._folder / "words", np.dtype(np.uint32))
+
+    def tokens(self, texts: Indexes) -> Tokens:
+        """The words of these texts."""
+        first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
+        return Tokens(
+            self._words.at(ranges(first, lengths)),
+            np.concatenate([[0], np.cumsum(lengths)]),
+        )
+
+    def blocks(self, words: int = 2_000_000) -> Iterator[tuple[int, int]]:
+        """Ranges of texts that hold about so many words each."""
+        first = 0
+        while first < self._count:
+            wanted = np.searchsorted(self.starts, self.starts[first] + words, "right") - 1
+            end = max(int(wanted), first + 1)
+            yield first, min(end, self._count)
+            first = end
+
+
+class Mapped:
+    """A file of numbers, mapped; pages that were read do not stay in this process's memory."""
+
+    def __init__(self, path: Path, kind: np.dtype[Any]) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._all, self._read = np.frombuffer(self._map, kind), 0
+
+    def at(self, places: Indexes) -> npt.NDArray[Any]:
+        """The numbers at these places."""
+        return self._taken(self._all[places])
+
+    def rows(self, places: Indexes, width: int) -> npt.NDArray[Any]:
+        """These rows, when the file is read as rows of `width` numbers."""
+        return self._taken(self._all.reshape(-1, width)[places])
+
+    def _taken(self, found: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._read += found.nbytes
+        if self._read > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return found
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` of each item, on every core, a few items ahead, in the order of the items."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def scratch_folder(dst: Path) -> Iterator[Path]:
+    """A hidden folder beside `dst` that goes at the end; those that a kill left go now."""
+    for old in dst.parent.glob(f".{dst.name}.*.scratch"):
+        try:
+            os.kill(int(old.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(old, ignore_errors=True)
+        except PermissionError:
+            continue
+    folder = dst.with_name(f".{dst.name}.{os.getpid()}.scratch")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
