@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import nexa_distill
+from nexa_distill.errors import NexaError
 from nexa_distill.execution.stopwatch import FORM, GOLD, Stopwatch
 from nexa_distill.execution.verdicts import Check, Job, failed, scored, undecided
 
@@ -135,7 +136,7 @@ class _Worker:
             )  # fmt: skip
 
     def start(self, setting: Mapping[str, Any]) -> None:
-        """Wait until it is ready. Raises RuntimeError when it does not come up."""
+        """Wait until it is ready. Raises NexaError when it does not come up."""
         self._sent = time.monotonic() + START_SECONDS
         self._socket.settimeout(START_SECONDS)
         try:
@@ -143,7 +144,7 @@ class _Worker:
             self._line()
         except OSError:
             self.kill()
-            raise RuntimeError(
+            raise NexaError(
                 "a worker of the exec gate did not start (its error stands above); with little "
                 "memory, raise execution.memory_mb"
             ) from None
