@@ -23,6 +23,7 @@ kind in `execution/sql.py`, `sandbox.py`, `maths.py` and `worker.py`.
     python -m nexa_distill.exec_gate --databases data/databases
 """
 
+import itertools
 import os
 import sqlite3
 from collections import Counter, deque
@@ -43,7 +44,7 @@ from nexa_distill.execution.pool import Pool
 from nexa_distill.execution.sql import Limits
 from nexa_distill.execution.verdicts import Check, Job
 from nexa_distill.handoff import check_unique, read_batches, table_writer
-from nexa_distill.manifests import StageRun, load_manifest, sha256_path
+from nexa_distill.manifests import StageRun, load_manifest, sealed_hash, sha256_path
 from nexa_distill.progress import Progress
 
 SOURCE = TABLES["rule_filtered"]
@@ -217,23 +218,27 @@ def _checked(
 def _write(
     dst: Path, results: Iterator[tuple[dict[str, Any], list[Check]]], total: int
 ) -> ExecSummary:
-    summary, rows, seen = ExecSummary(), list[dict[str, Any]](), list[dict[str, Any]]()
+    summary, keys = ExecSummary(), list[pa.Table]()
     with table_writer(dst, CHECKS) as out, Progress("exec", total) as progress:
-        for key, checks in results:
-            rows += [key | c._asdict() for c in checks]
-            seen.append(key)
-            summary.add(checks)
-            if len(rows) >= BATCH_ROWS:
-                out.write(pa.Table.from_pylist(rows, schema=CHECKS))
-                rows.clear()
-            good = summary.executed - summary.reasons.total()
-            progress.add(1, f"{good} without a failure")
-        out.write(pa.Table.from_pylist(rows, schema=CHECKS))
+        counted = _counted(results, summary, progress)
+        while part := list(itertools.islice(counted, BATCH_ROWS)):
+            rows = [key | c._asdict() for key, checks in part for c in checks]
+            out.write(pa.Table.from_pylist(rows, schema=CHECKS))
+            keys.append(pa.Table.from_pylist([key for key, _ in part]))
     if summary.executed != total:
         raise RuntimeError(f"answers lost: {total} to execute, {summary}")
-    if seen:
-        check_unique(dst, pa.Table.from_pylist(seen), KEYS)
+    if keys:
+        check_unique(dst, pa.concat_tables(keys), KEYS)
     return summary
+
+
+def _counted(
+    results: Iterator[tuple[dict[str, Any], list[Check]]], summary: ExecSummary, progress: Progress
+) -> Iterator[tuple[dict[str, Any], list[Check]]]:
+    for key, checks in results:
+        summary.add(checks)
+        progress.add(1, f"{summary.executed - summary.reasons.total()} without a failure")
+        yield key, checks
 
 
 def _execute(
@@ -266,7 +271,8 @@ def run(
     storage = config.storage
     src, checks = src or [storage.path("rule_filtered")], checks or storage.path("exec_checks")
     report = report or storage.path("reports") / "exec" / "quality_report.json"
-    StageRun("exec", storage, inputs=src, settings={})
+    for path in src:
+        sealed_hash(path, storage)
     needs = survey(src, _tasks(config.execution))
     found = locate(sorted(needs.databases), _folder(config))
     inputs = [*src, *found.values()]

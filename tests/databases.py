@@ -1,6 +1,7 @@
 """A small database for tests of the exec gate, and the public one where it is at hand."""
 
 import sqlite3
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from nexa_distill.execution.perturbation import perturbed
 from nexa_distill.execution.sql import Limits
 from nexa_distill.execution.sql_checks import SqlChecks
+from nexa_distill.execution.stopwatch import FORM, Stopwatch
 from nexa_distill.execution.verdicts import Check, Job
 from nexa_distill.manifests import sha256_path
 from tests.answers import REPOSITORY
@@ -56,7 +58,10 @@ def checks(
 ) -> SqlChecks:
     """The checks on one database, which rows call `shops`."""
     copies = perturbed(database, folder, sha256_path(database)) if changed else []
-    return SqlChecks({"shops": [str(p) for p in (database, *copies)]}, limits, lambda _phase: None)
+    paths = [str(path) for path in (database, *copies)]
+    with tempfile.TemporaryFile() as shared:
+        shared.truncate(FORM.size)
+        return SqlChecks({"shops": paths}, limits, Stopwatch(shared.fileno()))
 
 
 def verdict(checker: SqlChecks, answer: str, gold: str | None = None) -> list[Check]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nexa_distill.errors import NexaError
 from nexa_distill.execution.pool import Pool
 from nexa_distill.execution.verdicts import Check, Job, check, scored
 from nexa_distill.execution.worker import answer_to
@@ -84,7 +85,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(tmp_path: Path) -> None:
     limits = asdict(LIMITS) | {"memory_mb": 1}
     setting = {"limits": limits, "kinds": ["sql"], "databases": {}, "schemas": {}}
-    with Pool(setting, 1) as run, pytest.raises(RuntimeError, match="did not start"):
+    with Pool(setting, 1) as run, pytest.raises(NexaError, match="did not start"):
         list(run.map(jobs(NAMES)))
 
 

@@ -5,7 +5,8 @@
     rows      a part of the rows is missing and numbers are scaled (times 1/4 to 4)
     mixed     for each text there are two further rows with it, the rest of which comes from other
               rows; numbers are scaled
-    ties      each column of numbers has only its least, middle and greatest value
+    ties      each column of numbers has only its least, middle and greatest value; asked where MAX,
+              MIN, ORDER BY or LIMIT occurs, unless the gold query itself picks by order
 
 Schema, types, keys and the texts that occur stay, so that a query with a text in it still finds
 rows; what each copy leaves alone keeps queries with several conditions decidable. Keys are declared

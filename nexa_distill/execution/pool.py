@@ -13,11 +13,14 @@ read.
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +29,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import nexa_distill
+from nexa_distill.errors import NexaError
+from nexa_distill.execution.stopwatch import FORM, GOLD, Stopwatch
 from nexa_distill.execution.verdicts import Check, Job, failed, scored, undecided
 
 JOBS_AT_ONCE, CHARACTERS_AT_ONCE = 16, 16_384  # sent ahead: a worker never waits, nor do we for it
@@ -114,38 +119,41 @@ def _parts(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 
 
 class _Worker:
-    """One process, and the socket to it."""
+    """One process, the socket to it, and its stopwatch."""
 
     def __init__(self, wall: float) -> None:
-        self._wall, self.ended = wall, False
+        self._wall, self.ended, self._buffer = wall, False, b""
         self._socket, theirs = socket.socketpair()
-        self._lines = self._socket.makefile("rb")
-        with theirs:
+        with theirs, tempfile.TemporaryFile() as shared:
+            shared.truncate(FORM.size)
+            self._watch = Stopwatch(shared.fileno())
+            descriptor = str(shared.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "nexa_distill.execution.worker"],
+                [sys.executable, "-P", "-m", "nexa_distill.execution.worker", descriptor],
                 stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/",
                 env={"PYTHONPATH": PACKAGES}, start_new_session=True,
+                pass_fds=(shared.fileno(),),
             )  # fmt: skip
 
     def start(self, setting: Mapping[str, Any]) -> None:
-        """Wait until it is ready. Raises RuntimeError when it does not come up."""
+        """Wait until it is ready. Raises NexaError when it does not come up."""
+        self._sent = time.monotonic() + START_SECONDS
         self._socket.settimeout(START_SECONDS)
         try:
             self._socket.sendall(json.dumps(setting).encode() + b"\n")
-            ready = self._lines.readline(LINE_BYTES)
+            self._line()
         except OSError:
-            ready = b""
-        if not ready:
             self.kill()
-            raise RuntimeError(
+            raise NexaError(
                 "a worker of the exec gate did not start (its error stands above); with little "
                 "memory, raise execution.memory_mb"
-            )
+            ) from None
         self._socket.settimeout(self._wall)
 
     def send(self, jobs: Sequence[Job]) -> None:
         """Hand them in; that it has died is found out when the first answer is read."""
         lines = b"".join(json.dumps(job).encode() + b"\n" for job in jobs)
+        self._sent = time.monotonic()
         try:
             self._socket.sendall(lines)
         except OSError:
@@ -153,20 +161,31 @@ class _Worker:
 
     def receive(self, job: Job) -> list[Check]:
         """The checks of the next job, which is this one."""
-        phase = "answer"
-        while True:
-            try:
-                line = self._lines.readline(LINE_BYTES)
-                said = json.loads(line)
-            except (OSError, ValueError) as error:
-                late = isinstance(error, TimeoutError)
-                self.kill()
-                return _blamed(job, phase, late=late)
-            if "checks" in said:
-                return [Check(*row) for row in said["checks"]]
-            if "bug" in said:
-                return undecided("check_missing", said["bug"])
-            phase = said["phase"]
+        try:
+            said = json.loads(self._line())
+        except (OSError, ValueError) as error:
+            self.kill()
+            return _blamed(job, self._watch.read()[1], late=isinstance(error, TimeoutError))
+        if "bug" in said:
+            return undecided("check_missing", said["bug"])
+        return [Check(*row) for row in said["checks"]]
+
+    def _line(self) -> bytes:
+        """The next line. Raises OSError when it has ended, TimeoutError when it takes too long."""
+        while b"\n" not in self._buffer:
+            while not select.select([self._socket], [], [], max(self._left(), 0))[0]:
+                if self._left() <= 0:
+                    raise TimeoutError
+            part = self._socket.recv(65536)
+            if not part or len(self._buffer) > LINE_BYTES:
+                raise ConnectionError
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _left(self) -> float:
+        """Seconds until the wall of what it is at, or of what it was handed since."""
+        return max(self._watch.read()[0], self._sent) + self._wall - time.monotonic()
 
     def kill(self) -> None:
         """End it and all that it started."""
@@ -178,13 +197,12 @@ class _Worker:
 
     def close(self) -> None:
         """After `kill`, and when nobody reads any more."""
-        self._lines.close()
         self._socket.close()
 
 
-def _blamed(job: Job, phase: str, *, late: bool) -> list[Check]:
+def _blamed(job: Job, whose: int, *, late: bool) -> list[Check]:
     """The verdict on the job at which a worker ended."""
-    if phase == "gold":
+    if whose == GOLD:
         return undecided("not_decidable", "the known query ended the process that ran it")
     if late:
         return failed("execution_timeout", "stopped at its wall", known=job.known is not None)

@@ -58,17 +58,17 @@ class Limits:
 
 
 class Clock:
-    """The seconds that an answer has left, whatever else is done between its queries."""
+    """The seconds that an answer has, and has used, whatever else is done between its queries."""
 
     def __init__(self, seconds: float) -> None:
-        self.left = seconds
+        self._seconds, self.used = seconds, 0.0
 
     def __enter__(self) -> float:
         self._started = time.monotonic()
-        return self._started + self.left
+        return self._started + self._seconds - self.used
 
     def __exit__(self, *_: object) -> None:
-        self.left -= time.monotonic() - self._started
+        self.used += time.monotonic() - self._started
 
 
 class Database:

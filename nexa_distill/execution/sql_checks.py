@@ -6,7 +6,8 @@ query that returns something on the real database and nothing on every changed o
 answer is the gold query in another spelling, which matches wherever that does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,21 +15,22 @@ from nexa_distill.execution.perturbation import TIES
 from nexa_distill.execution.results import holds_nothing, same_result
 from nexa_distill.execution.sql import Clock, Database, Limits, Rows
 from nexa_distill.execution.sql_text import Shape, normal_form, shape
+from nexa_distill.execution.stopwatch import ANSWER, GOLD, Stopwatch
 from nexa_distill.execution.verdicts import Check, Job, Rejected, check, failed
 
 OPEN_DATABASES = 32
 KNOWN_QUERIES = 64
-Phase = Callable[[str], None]
+SUPERLATIVE = re.compile(r"\b(?:max|min|order|limit)\b", re.IGNORECASE)
 
 
 class Gold:
     """A gold query and what it returns, each result found out once, when it is asked for."""
 
     def __init__(
-        self, query: str, databases: Sequence[Database], limits: Limits, phase: Phase
+        self, query: str, databases: Sequence[Database], limits: Limits, watch: Stopwatch
     ) -> None:
         self._query, self._databases, self._seconds = query, databases, limits.timeout_seconds
-        self._found, self._phase = dict[int, Rows | None](), phase
+        self._found, self._watch = dict[int, Rows | None](), watch
         self.detail: str | None = None
 
     def shape(self) -> Shape | None:
@@ -39,12 +41,15 @@ class Gold:
             self.detail = str(error)
             return None
 
-    def on(self, numbers: range) -> list[Rows | None]:
-        """Its results on databases, 0 = the real one; null (and `detail`) where that is nothing."""
+    def on(self, numbers: Sequence[int], clock: Clock) -> list[Rows | None]:
+        """Its results on databases, 0 = the real one; null (and `detail`) where that is nothing.
+
+        What it takes is not the time of the answer, whose `clock` stands meanwhile.
+        """
         if unknown := [number for number in numbers if number not in self._found]:
-            self._phase("gold")
+            self._watch.start(GOLD)
             self._found |= {number: self._run(number) for number in unknown}
-            self._phase("answer")
+            self._watch.start(ANSWER, clock.used)
         return [self._found[number] for number in numbers]
 
     def _run(self, number: int) -> Rows | None:
@@ -58,6 +63,10 @@ class Gold:
             return None
         return rows
 
+    def superlative(self, answer: str) -> bool:
+        """Whether one of the two asks for the most or the least, which may be several."""
+        return SUPERLATIVE.search(self._query) is not None or SUPERLATIVE.search(answer) is not None
+
     def same_query(self, answer: str) -> bool:
         """Whether the answer is this query, spelled another way."""
         form = normal_form(answer)
@@ -65,19 +74,16 @@ class Gold:
 
 
 class SqlChecks:
-    """Checks answers on `databases`: name -> the real file, then the changed ones.
-
-    `phase` is told when a gold query's time begins, and when the answer's goes on.
-    """
+    """Checks answers on `databases`: name -> the real file, then the changed ones."""
 
     def __init__(
-        self, databases: Mapping[str, Sequence[str]], limits: Limits, phase: Phase
+        self, databases: Mapping[str, Sequence[str]], limits: Limits, watch: Stopwatch
     ) -> None:
         self._limits = limits
         self._open = lru_cache(OPEN_DATABASES)(lambda path: Database(Path(path), limits))
         self._paths = databases
         self._gold = lru_cache(KNOWN_QUERIES)(
-            lambda place, query: Gold(query, self._databases(place), limits, phase)
+            lambda place, query: Gold(query, self._databases(place), limits, watch)
         )
 
     def _databases(self, place: str) -> list[Database]:
@@ -95,7 +101,7 @@ class SqlChecks:
         if job.known is None:
             return [executes]
         gold = self._gold(place, job.known)
-        text, expected = gold.shape(), gold.on(range(1))[0]
+        text, expected = gold.shape(), gold.on([0], clock)[0]
         if text is None or expected is None:
             return [executes, check("matches", None, "not_decidable", gold.detail)]
         if not same_result(found, expected, ordered=text.ordered):
@@ -109,8 +115,10 @@ def _elsewhere(
 ) -> Check:
     """matches_perturbed: on each changed database on which the gold query returns something."""
     name, told = "matches_perturbed", False
-    for number, expected in enumerate(gold.on(range(1, len(databases))), 1):
-        if expected is None or (number == TIES and text.picks):
+    ties = not text.picks and gold.superlative(answer)
+    numbers = [number for number in range(1, len(databases)) if number != TIES or ties]
+    for number, expected in zip(numbers, gold.on(numbers, clock), strict=True):
+        if expected is None:
             continue
         try:
             found = databases[number].rows(answer, clock)

@@ -2,8 +2,9 @@
 
 `python -m nexa_distill.execution.worker`, started by `pool.py` with an environment of its own. The
 first line is what it needs to know, every other one a job; each is answered by a line, in order.
-Lines are JSON: `{"phase": ...}` while a job goes on, `{"checks": [...]}` at its end, `{"bug": ...}`
-when a checker raised. It ends with its parent, whatever that one's end.
+Lines are JSON: `{"checks": [...]}`, or `{"bug": ...}` when a checker raised. The stopwatch of the
+descriptor in its argument says since when it is at a job. It ends with its parent, whatever that
+one's end.
 """
 
 import ctypes
@@ -18,20 +19,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nexa_distill.execution.sql import Limits
+from nexa_distill.execution.stopwatch import ANSWER, Stopwatch
 from nexa_distill.execution.verdicts import Check, Job, failed
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 Checker = Callable[[Job], list[Check]]
 
 
-def checkers(setting: Mapping[str, Any], phase: Callable[[str], None]) -> dict[str, Checker]:
+def checkers(setting: Mapping[str, Any], watch: Stopwatch) -> dict[str, Checker]:
     """By kind, those that are needed: the others' libraries are not imported."""
     limits, kinds = Limits(**setting["limits"]), setting["kinds"]
     found: dict[str, Checker] = {}
     if "sql" in kinds:
         from nexa_distill.execution.sql_checks import SqlChecks
 
-        found["sql"] = SqlChecks(setting["databases"], limits, phase).check
+        found["sql"] = SqlChecks(setting["databases"], limits, watch).check
     if "python" in kinds:
         from nexa_distill.execution.python_checks import PythonChecks
 
@@ -79,9 +81,11 @@ def main() -> None:
 
     setting = json.loads(lines.readline())
     contain(setting["limits"]["memory_mb"])
-    found = checkers(setting, lambda phase: say({"phase": phase}))
-    say({"phase": "ready"})
+    watch = Stopwatch(int(sys.argv[1]))
+    found = checkers(setting, watch)
+    say({"ready": True})
     for line in lines:
+        watch.start(ANSWER)
         say(answer_to(Job(*json.loads(line)), found))
 
 
