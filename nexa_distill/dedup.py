@@ -72,7 +72,7 @@ from nexa_distill.splits import SIDES, digests, keys, recall, remember, split_of
 __all__ = ["require_both_sides", "run", "settings", "split_of"]
 
 SOURCE = TABLES["canonical"]
-BATCH_ROWS = 4096
+BATCH_ROWS = 2048
 
 
 def settings(config: DistillConfig, limit: int | None = None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ Signatures = npt.NDArray[np.uint8]
 
 RECALL = 0.98
 SEED = 7
-RESIDENT = 2**25  # bytes of a mapped file, about
+RESIDENT = 2**22  # bytes taken from a mapped file until its pages are let go
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -176,7 +176,7 @@ class Sketches:
             np.concatenate([[0], np.cumsum(lengths)]),
         )
 
-    def blocks(self, words: int = 2_000_000) -> Iterator[tuple[int, int]]:
+    def blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
         """Ranges of texts that hold about so many words each."""
         first = 0
         while first < self._count:
