@@ -19,7 +19,7 @@ from nexa_distill.execution.worker import answer_to
 from tests.databases import LIMITS, make_shops
 
 HANGS = (
-    "SELECT name FROM goods WHERE instr(hex(zeroblob(95000)) || name, hex(zeroblob(47000)) || '1')"
+    "SELECT goods FROM sale WHERE instr(hex(zeroblob(95000)) || rowid, hex(zeroblob(47000)) || '1')"
 )
 NAMES = "SELECT name FROM goods"
 
