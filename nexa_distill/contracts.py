@@ -253,7 +253,7 @@ REASONS: dict[str, str] = {
 # Reasons that tell of a check that could not be made: another answer would not mend that.
 DOUBTS = {
     "check_missing", "unreadable_answer", "judge_unparseable", "judge_out_of_range",
-    "judge_unanswered",
+    "judge_unanswered", "not_decidable",
 }  # fmt: skip
 
 # OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.

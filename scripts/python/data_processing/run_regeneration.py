@@ -5,7 +5,7 @@ Run: python scripts/python/data_processing/run_regeneration.py [--annotations FI
 
 from pathlib import Path
 
-from nexa_distill import cli, filter_pairs, judge, regenerate_bad, sample_gate
+from nexa_distill import cli, exec_gate, filter_pairs, judge, regenerate_bad, sample_gate
 from nexa_distill.config import load_config
 from nexa_distill.money.cost_report import write_cost_report
 
@@ -18,6 +18,7 @@ def main() -> int:
     config = load_config(args.config)
     regenerate_bad.run(config, annotations=args.annotations)
     filter_pairs.run(config)
+    exec_gate.run(config)
     judge.run(config)
     sample_gate.run(config)
     write_cost_report(config)
