@@ -6,7 +6,6 @@ one. The folder is the caller's to remove.
 """
 
 import itertools
-import mmap
 import os
 import shutil
 from collections import deque
@@ -30,7 +29,6 @@ from nexa_distill.shingles import (
     mixed,
     ngrams,
     prints,
-    ranges,
     tokens,
 )
 
@@ -40,7 +38,6 @@ Signatures = npt.NDArray[np.uint8]
 
 RECALL = 0.98
 SEED = 7
-RESIDENT = 2**22  # bytes taken from a mapped file until its pages are let go
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -106,6 +103,21 @@ def sketched(texts: pa.Array, how: Sketching | None) -> Sketched:
     return Sketched(words, rows, prints(words), signatures, bands)
 
 
+class Stored:
+    """A file of numbers, read in pieces: a mapped one would stay in this process's memory."""
+
+    def __init__(self, path: Path, kind: type[np.unsignedinteger[Any]]) -> None:
+        self._file, self._kind = path.open("rb", buffering=0), np.dtype(kind)
+
+    def pieces(self, starts: Indexes, counts: Indexes) -> npt.NDArray[Any]:
+        """`counts[i]` numbers from number `starts[i]` on, one piece after the other."""
+        size, number = self._kind.itemsize, self._file.fileno()
+        places = zip((starts * size).tolist(), (counts * size).tolist(), strict=True)
+        return np.frombuffer(
+            b"".join(os.pread(number, length, start) for start, length in places), self._kind
+        )
+
+
 class Sketches:
     """See the module. First `add` every batch, then `close`, then read."""
 
@@ -152,27 +164,28 @@ class Sketches:
         )
 
     @cached_property
-    def _signatures(self) -> "Mapped":
-        return Mapped(self._folder / "signatures", np.dtype(np.uint8))
+    def _signatures(self) -> Stored:
+        return Stored(self._folder / "signatures", np.uint8)
 
     def signatures(self, texts: Indexes) -> Signatures:
         """The signatures of these texts, one row each."""
         width = self._how.permutations if self._how else 0
-        return self._signatures.rows(texts, width)
+        found = self._signatures.pieces(texts * width, np.full(len(texts), width))
+        return found.reshape(len(texts), width)
 
     def band(self, number: int) -> Hashes:
         """Per text, its key in this band."""
         return np.fromfile(self._folder / f"band-{number}", np.uint64)
 
     @cached_property
-    def _words(self) -> "Mapped":
-        return Mapped(self._folder / "words", np.dtype(np.uint32))
+    def _words(self) -> Stored:
+        return Stored(self._folder / "words", np.uint32)
 
     def tokens(self, texts: Indexes) -> Tokens:
         """The words of these texts."""
         first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
         return Tokens(
-            self._words.at(ranges(first, lengths)),
+            self._words.pieces(first, lengths),
             np.concatenate([[0], np.cumsum(lengths)]),
         )
 
@@ -184,30 +197,6 @@ class Sketches:
             end = max(int(wanted), first + 1)
             yield first, min(end, self._count)
             first = end
-
-
-class Mapped:
-    """A file of numbers, mapped; pages that were read do not stay in this process's memory."""
-
-    def __init__(self, path: Path, kind: np.dtype[Any]) -> None:
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._all, self._read = np.frombuffer(self._map, kind), 0
-
-    def at(self, places: Indexes) -> npt.NDArray[Any]:
-        """The numbers at these places."""
-        return self._taken(self._all[places])
-
-    def rows(self, places: Indexes, width: int) -> npt.NDArray[Any]:
-        """These rows, when the file is read as rows of `width` numbers."""
-        return self._taken(self._all.reshape(-1, width)[places])
-
-    def _taken(self, found: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        self._read += found.nbytes
-        if self._read > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return found
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
