@@ -98,8 +98,9 @@ def find(
     hits: list[_Hits] = []
     boilerplate = 0
     for part in range(parts if len(training) else 0):
-        index = _Index.of(reads, words, part, parts)
-        found, ignored = index.hits(sketches, training, words, common, part, parts)
+        found, ignored = _Index.of(reads, words, part, parts).hits(
+            sketches, training, words, common, part, parts
+        )
         hits.append(found)
         boilerplate += ignored
     return _longest(sketches, hits, words, boilerplate)
@@ -153,12 +154,12 @@ class _Index:
             for values, text, _ in _runs(where, texts, words, part, parts):
                 hashes.append(values)
                 sources.append(-1 - text if aside else text)
-        found, first, counts = np.unique(
-            np.concatenate(hashes), return_index=True, return_counts=True
-        )
+        whole, source = np.concatenate(hashes), np.concatenate(sources)
+        del hashes, sources
+        found, first, counts = np.unique(whole, return_index=True, return_counts=True)
         slots = np.zeros(_SLOTS, np.bool_)
         slots[_slot(found)] = True
-        return cls(found, np.concatenate(sources)[first], counts, slots)
+        return cls(found, source[first], counts, slots)
 
     def hits(
         self, sketches: Sketches, training: Indexes, words: int, common: int, part: int, parts: int

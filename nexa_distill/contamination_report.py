@@ -1,7 +1,8 @@
 """The evidence against contaminated rows, so that a person can see a false hit.
 
 Writes `reports/dedup/contamination.json` and its Markdown twin: per rejected training row its key
-and source, the held-out row or eval file that it matches, and the words that both have.
+and source, the held-out row or eval file that it matches, and the words that both have. The first
+`LISTED` rows; all are in `rejected_inputs` (`matched`, `detail`), so that they need not be held.
 """
 
 from pathlib import Path
@@ -17,7 +18,8 @@ from nexa_distill.handoff import write_json, write_text
 from nexa_distill.manifests import run_id, utc_now
 from nexa_distill.shingles import words_of
 
-SHOWN = 100  # rows in the Markdown twin; the JSON has all
+LISTED = 1000  # rows in the JSON
+SHOWN = 100  # in its Markdown twin
 
 
 class Evidence:
@@ -26,30 +28,36 @@ class Evidence:
     def __init__(self, rows: Rows, verdicts: Verdicts, evaluation: EvalTexts | None) -> None:
         self._rows, self._verdicts = rows, verdicts
         self._places = evaluation.places if evaluation else {}
-        guilty = verdicts.reason == CONTAMINATED
-        self._wanted = np.unique(verdicts.other[guilty & (verdicts.other >= 0)])
+        guilty = np.flatnonzero(verdicts.reason == CONTAMINATED)
+        self._count, others = len(guilty), verdicts.other[guilty[:LISTED]]
+        self._wanted = np.unique(others[others >= 0])
         self._held: dict[int, dict[str, Any]] = {}
         self._found: dict[int, dict[str, Any]] = {}
+        self._spans: dict[int, str] = {}
 
     def see(self, start: int, batch: pa.Table) -> None:
-        """Rows `start` and following."""
+        """Rows `start` and following; `span` knows those until the next call."""
         end = start + batch.num_rows
         first, last = np.searchsorted(self._wanted, [start, end])
         names = ["sample_id", "task_id", "source_file", "source_row"]
         for row in self._wanted[first:last].tolist():
             self._held[row] = batch.select(names).slice(row - start, 1).to_pylist()[0]
         reasons = self._verdicts.reason[start:end]
+        self._spans.clear()
         for row in (start + np.flatnonzero(reasons == CONTAMINATED)).tolist():
             values = batch.slice(row - start, 1).to_pylist()[0]
             first_word, words = self._verdicts.spans[row]
             span = words_of(own_texts(values)[0])[first_word : first_word + words]
-            self._found[row] = {
-                **{name: values[name] for name in names}, "words": words, "span": " ".join(span),
-            }  # fmt: skip
+            self._spans[row] = " ".join(span)
+            if len(self._found) < LISTED:
+                self._found[row] = {
+                    **{name: values[name] for name in names},
+                    "words": words, "span": self._spans[row],
+                }  # fmt: skip
 
     def span(self, row: int) -> str:
         """The words of a contaminated row that are held out too."""
-        return str(self._found[row]["span"])
+        return self._spans[row]
 
     def matched(self, row: int) -> str | None:
         """What a rejected row matches: a sample_id, or the place in an eval file."""
@@ -71,13 +79,13 @@ class Evidence:
     def write(self, path: Path, chosen: Dedup) -> None:
         """Write both reports. Without decontamination `contaminated` is null."""
         looked = chosen.contamination_words is not None
-        found = [{**self._found[row], "matched": self._match(row)} for row in sorted(self._found)]
+        found = [{**row, "matched": self._match(number)} for number, row in self._found.items()]
         report = {
             "run_id": run_id(),
             "contamination_words": chosen.contamination_words,
             "contamination_common": chosen.contamination_common,
             "eval_files": list(chosen.eval_files),
-            "contaminated": len(found) if looked else None,
+            "contaminated": self._count if looked else None,
             "boilerplate_runs": self._verdicts.common,
             "rows": found,
             "created_at": utc_now(),
@@ -106,6 +114,7 @@ def _markdown(report: dict[str, Any]) -> str:
         )
         span = row["span"].replace("|", "\\|")
         lines.append(f"| {row['task_id']} | {place} | {row['words']} | {span} |")
-    if len(report["rows"]) > SHOWN:
-        lines += ["", f"The first {SHOWN} of {len(report['rows']):,}; the JSON beside it has all."]
+    if report["contaminated"] > SHOWN:
+        lines += ["", f"The first {SHOWN} of {report['contaminated']:,}; all are in the table of "
+                  "rejected inputs (`matched`, `detail`)."]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -145,23 +145,19 @@ class Sketches:
         return numbers
 
     def close(self) -> None:
-        """Nothing is added any more."""
+        """Nothing is added any more.
+
+        From now on there are `prints` (per text, a hash of its words: equal texts have equal ones)
+        and `starts` (where the words of each text begin; one more at the end).
+        """
         self._files.close()
+        self.prints: Hashes = np.concatenate([np.zeros(0, np.uint64), *self._prints])
+        lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
+        self.starts: Indexes = np.cumsum(lengths)
+        self._prints, self._lengths = [], []
 
     def __len__(self) -> int:
         return self._count
-
-    @cached_property
-    def prints(self) -> Hashes:
-        """Per text, a hash of its words: equal texts have equal ones."""
-        return np.concatenate([np.zeros(0, np.uint64), *self._prints])
-
-    @cached_property
-    def starts(self) -> Indexes:
-        """Where the words of each text begin; one more at the end."""
-        return np.concatenate(
-            [[0], np.cumsum(np.concatenate([[], *self._lengths]), dtype=np.int64)]
-        )
 
     @cached_property
     def _signatures(self) -> Stored:

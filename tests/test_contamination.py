@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nexa_distill import contamination
+from nexa_distill import contamination, contamination_report
 from nexa_distill.contamination import find
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.sketches import Sketches, sketched
@@ -65,6 +65,18 @@ def test_the_training_row_goes_whatever_the_order_and_the_span_is_shown(
     page = (made.path("reports") / "dedup/contamination.md").read_text()
     assert RUN in page
     assert train["id"] in page
+
+
+def test_the_report_lists_the_first_rows_and_the_table_has_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contamination_report, "LISTED", 2)
+    monkeypatch.setattr(contamination_report, "SHOWN", 1)
+    rows = [doc("train", 5000 + 300 * n) for n in range(4)] + [doc("test", 9000)]
+    made, _ = deduped(tmp_path, rows, **LOOK)
+    assert (len(report(made)["rows"]), report(made)["contaminated"]) == (2, 4)
+    assert {row["detail"] for row in rejected(made).values()} == {RUN}
+    assert "first 1 of 4" in (made.path("reports") / "dedup/contamination.md").read_text()
 
 
 def test_twelve_words_are_no_match_and_val_is_held_out(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Near-duplicate clustering beside its rivals, and the memory of the whole stage.
 
     python -m benchmarks.dedup.run [--texts 200000] [--rounds 3] [--truth 3000]
-    python -m benchmarks.dedup.run memory [--rows 50000 500000]
+    python -m benchmarks.dedup.run memory [--rows 250000 500000]
 
 First what is found is compared with brute force: all pairs of `--truth` texts by exact Jaccard; it
 stops when ours finds less than 0.95 of them or joins what no chain of true pairs joins. Then rounds
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--truth", type=int, default=3_000)
-    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 500_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[250_000, 500_000])
     args = parser.parse_args()
     (memory if args.what == "memory" else compare)(args)
 
