@@ -136,7 +136,7 @@ PYTHON = [
     ("import os\nopen(os.path.expanduser('~/.bashrc'), 'w')", "not_executable"),
     ("open('/nexa-x', 'w')", "forbidden_operation"),
     ("open('/usr/lib/nexa-x', 'w')", "forbidden_operation"),
-    ("import os\nos.mkdir('/root/x')", "forbidden_operation"),
+    ("import os\nos.mkdir('/usr/lib/x')", "forbidden_operation"),
     ("open('/home/big', 'wb').write(bytes(10**8))", "not_executable"),
     ("for i in range(1000):\n    open(f'/home/{i}', 'wb').write(bytes(10**6))", "not_executable"),
     ("x = bytearray(10 * 10**9)", "memory_limit"),

@@ -56,7 +56,8 @@ class Teacher:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    """Complete lines: the last one may be half written."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
 @contextlib.contextmanager
