@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from nexa_distill import cli
 from nexa_distill.config import Storage, load_config
 from nexa_distill.errors import InputError, InputMissing
+from nexa_train.hardware import native_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,16 +150,6 @@ def load_for_inference(model: str, keep_layers: list[int] | None = None) -> tupl
     loaded = load_model(model, keep_layers, torch.bfloat16 if native_bf16() else torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval(), load_tokenizer(model)
-
-
-def native_bf16() -> bool:
-    """Whether this hardware multiplies bfloat16 itself; emulated, it is slower than float32."""
-    import torch
-
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def depth_pruned(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:

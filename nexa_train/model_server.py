@@ -24,6 +24,7 @@ from pathlib import Path
 
 from nexa_distill.errors import InputMissing, Locked, ProviderUnusable
 from nexa_distill.handoff import write_json
+from nexa_train.hardware import native_bf16
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -76,6 +77,8 @@ def _server(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[byt
     """The child process; its whole group is gone when the block ends."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder.name]
     command += [*BATCHING, "--host", HOST, "--port", str(port)]
+    if not native_bf16():
+        command += ["--dtype", "float32"]
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,

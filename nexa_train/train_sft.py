@@ -38,7 +38,8 @@ from nexa_distill.progress import Progress
 from nexa_train import checkpoints
 from nexa_train.answer_loss import AnswerLoss, mean_loss
 from nexa_train.chat import IGNORE, Sample
-from nexa_train.local_models import load_model, load_tokenizer, native_bf16, resolve_model
+from nexa_train.hardware import native_bf16
+from nexa_train.local_models import load_model, load_tokenizer, resolve_model
 from nexa_train.sft_data import Dataset, collate, epoch_batches, load_dataset
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
