@@ -91,7 +91,7 @@ UNANSWERED = pa.schema(
         ATTEMPT,
         _REASON,
         _field("detail", _STR, "the API's last word: status and start of the body"),
-        _field("request_key", _STR, "journal key of the request", required=True),
+        _field("request_key", _STR, "journal key of the request; null when nobody was asked"),
     ]
 )
 REJECTIONS = pa.schema(

@@ -89,7 +89,7 @@ def _output(row: Row, said: str, config: DistillConfig, cleaner: Cleaner) -> Row
 def _missing(row: Row, path: Path) -> Row:
     detail = f"{path}: no row with its sample_id or with {row['task_id']}"
     reason = {"rejection_reason": "no_answer_in_file", "detail": detail}
-    return {**row, "attempt": 0, "request_key": "", **reason}
+    return {**row, "attempt": 0, "request_key": None, **reason}
 
 
 def _rows(src: Path) -> Iterator[list[Row]]:
