@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill import pii
-from nexa_distill.config import AnswerKind, DistillConfig, FilterConfig, load_yaml
+from nexa_distill.config import AnswerKind, DistillConfig
+from nexa_distill.filter_config import FilterConfig
+from nexa_distill.settings_file import load_yaml
 
 MOST_STARTS = 100  # brackets at which JSON is looked for: each look may read all of the text
 

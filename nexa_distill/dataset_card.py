@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from nexa_distill.config import DistillConfig, StudentConfig, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import TABLES
 from nexa_distill.handoff import read_batches, write_text
 from nexa_distill.manifests import load_manifest
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 
 MARKS_PER_MESSAGE = 5
 BYTES_PER_TOKEN = 4

@@ -26,14 +26,16 @@ import numpy as np
 import pyarrow as pa
 
 from nexa_distill import cli, reports
-from nexa_distill.config import DistillConfig, FilterConfig, load_config, load_yaml, read_yaml
+from nexa_distill.config import DistillConfig, load_config
 from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
 from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.filter_config import FilterConfig
 from nexa_distill.handoff import TableWriter, check_unique, open_table, read_batches, table_writer
 from nexa_distill.manifests import StageRun, repairs
 from nexa_distill.measurements import WRITTEN_CHECKS, checks_table, passing
 from nexa_distill.progress import Progress
 from nexa_distill.rules import BATCH_ROWS, COLUMNS, Measured, Rules
+from nexa_distill.settings_file import load_yaml, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd

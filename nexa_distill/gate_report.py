@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from nexa_distill import reports
-from nexa_distill.config import GateConfig
+from nexa_distill.filter_config import GateConfig
 
 FAMILIES = ("rules", "exec", "judge")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.chain import Freshness
-from nexa_distill.config import DistillConfig, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.errors import InputMissing, UsageError
+from nexa_distill.settings_file import load_yaml
 from nexa_distill.stages import SESSIONS, STAGES, TEACHER, session_of
 
 

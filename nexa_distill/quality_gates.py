@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.config import DistillConfig, FilterConfig, QualityGates, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.errors import InputMissing, QualityGateMissed
+from nexa_distill.filter_config import FilterConfig, QualityGates
 from nexa_distill.manifests import load_manifest
+from nexa_distill.settings_file import load_yaml
 
 FILTERING = "python scripts/python/data_processing/run_filtering.py"
 

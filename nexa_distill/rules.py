@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill import pii
-from nexa_distill.config import FilterConfig
 from nexa_distill.contracts import FLAG_REASONS
 from nexa_distill.errors import InputError
+from nexa_distill.filter_config import FilterConfig
 from nexa_distill.repetition import Tokens, repetition
 
 COLUMNS = ("teacher_output", "finish_reason", "template_name", "answer_flag")

@@ -31,15 +31,17 @@ import numpy as np
 import pyarrow as pa
 
 from nexa_distill import cli, gate_page, reports
-from nexa_distill.config import DistillConfig, FilterConfig, GateConfig, load_config, load_yaml
+from nexa_distill.config import DistillConfig, load_config
 from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
 from nexa_distill.errors import InputError
 from nexa_distill.evidence import Evidence, Key
+from nexa_distill.filter_config import FilterConfig, GateConfig
 from nexa_distill.gate_report import FilterStats, funnel, markdown
 from nexa_distill.handoff import read_batches, table_writer, write_json, write_text
 from nexa_distill.judging.canaries import canaries_of, false_accepts
 from nexa_distill.manifests import StageRun, refuse_stale, repairs
 from nexa_distill.progress import Progress
+from nexa_distill.settings_file import load_yaml
 
 SOURCE = TABLES["collected_dataset"]
 JUDGED = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}

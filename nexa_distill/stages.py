@@ -10,8 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.config import DistillConfig, StudentConfig, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.errors import UsageError, did_you_mean
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 
 RAW = "input.path"
 CHECKPOINT = "checkpoint"

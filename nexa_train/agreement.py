@@ -18,11 +18,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from nexa_distill.config import DistillConfig, FilterConfig, StudentConfig, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import TABLES
+from nexa_distill.filter_config import FilterConfig
 from nexa_distill.handoff import read_table, write_json, write_text
 from nexa_distill.manifests import run_id, utc_now
 from nexa_distill.score_agreement import markdown, score_agreement
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 from nexa_train.assessment import ANSWERS
 from nexa_train.evaluate_student import gate_files
 from nexa_train.generate_student import held_out

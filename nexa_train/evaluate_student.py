@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill import cli
-from nexa_distill.config import DistillConfig, Storage, StudentConfig, load_config, load_yaml
+from nexa_distill.config import DistillConfig, Storage, load_config
 from nexa_distill.contracts import TABLES, Table
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_table, write_json, write_text
 from nexa_distill.manifests import StageRun, load_manifest, run_id, utc_now
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 from nexa_train import held_out_loss
 from nexa_train.assessment import ANSWERS, Exam, assess
 from nexa_train.generate_student import DEFAULT_CONFIG, held_out

@@ -32,19 +32,14 @@ import pyarrow.compute as pc
 
 from nexa_distill import cli
 from nexa_distill.cleaning import Cleaner, cleaner_of
-from nexa_distill.config import (
-    DistillConfig,
-    Generation,
-    StudentConfig,
-    load_config,
-    load_system_prompt,
-    load_yaml,
-)
+from nexa_distill.config import DistillConfig, load_config, load_system_prompt
 from nexa_distill.contracts import OUTPUTS, TABLES, sha256_text
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import read_table, table_writer
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import Generation, StudentConfig
 from nexa_train import chat, local_models
 
 DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")

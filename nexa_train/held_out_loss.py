@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.config import DistillConfig, Storage, StudentConfig
+from nexa_distill.config import DistillConfig, Storage
 from nexa_distill.contracts import TABLES
 from nexa_distill.handoff import read_table, write_json
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
+from nexa_distill.student_config import StudentConfig
 from nexa_train.chat import Sample, Skip, check_tokenizer, encode
 from nexa_train.local_models import BUNDLED, BUNDLED_NAME, load_for_inference, resolve_model
 

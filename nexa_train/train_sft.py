@@ -29,12 +29,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from nexa_distill import cli
-from nexa_distill.config import Storage, StudentConfig, load_config, load_yaml
+from nexa_distill.config import Storage, load_config
 from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import QualityGateMissed
 from nexa_distill.handoff import write_json, write_text
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 from nexa_train import checkpoints
 from nexa_train.answer_loss import AnswerLoss, mean_loss
 from nexa_train.chat import IGNORE, Sample

@@ -7,10 +7,12 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from nexa_distill.config import DistillConfig, StudentConfig, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import INPUTS, SFT
 from nexa_distill.handoff import table_writer
 from nexa_distill.manifests import StageRun
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 from nexa_train.local_models import load_model
 from tests.answers import REPOSITORY, answer, collect, project
 from tests.tiny_model import save_config, save_model, tokenizer

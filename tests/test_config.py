@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from nexa_distill.config import DistillConfig, load_config, load_yaml, with_flags
+from nexa_distill.config import DistillConfig, load_config, with_flags
 from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.settings_file import load_yaml
 from tests.workspace import ROOT, workspace
 
 SHIPPED = ROOT / "configs/distill_config.yaml"

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from nexa_distill.config import DistillConfig, StudentConfig
+from nexa_distill.config import DistillConfig
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.manifests import StageRun
+from nexa_distill.student_config import StudentConfig
 from nexa_train import agreement, evaluate_student, held_out_loss, train_sft
 from nexa_train.assessment import Exam, assess
 from nexa_train.report_text import headline

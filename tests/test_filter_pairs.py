@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from benchmarks.filtering.reference import Reference, repeated_share, token_count, window_starts
 from nexa_distill import filter_pairs
-from nexa_distill.config import FilterConfig, load_yaml
 from nexa_distill.contracts import ANSWER_FLAGS, CHECKS, OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.filter_config import FilterConfig
 from nexa_distill.handoff import read_table, table_writer
 from nexa_distill.repetition import Tokens, repetition
+from nexa_distill.settings_file import load_yaml
 from tests.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
 FILTERS = REPOSITORY / "configs/filters.yaml"

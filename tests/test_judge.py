@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill import judge, pipeline, regenerate_bad, sample_gate
-from nexa_distill.config import FilterConfig, GateConfig, JudgeModel, load_yaml
+from nexa_distill.config import JudgeModel
 from nexa_distill.contracts import REASONS
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
+from nexa_distill.filter_config import FilterConfig, GateConfig
 from nexa_distill.judging import panel
 from nexa_distill.judging.canaries import CANARIES
 from nexa_distill.judging.families import families, family_warnings
@@ -27,6 +28,7 @@ from nexa_distill.judging.verdicts import read_verdict
 from nexa_distill.manifests import StageRun
 from nexa_distill.money.cost_report import cost_report
 from nexa_distill.sample_gate import SampleGate
+from nexa_distill.settings_file import load_yaml
 from tests.answers import GOOD, answer, collect, write_answers
 from tests.ledger_teacher import Teacher, ledger_teacher
 from tests.workspace import ROOT, Workspace, workspace

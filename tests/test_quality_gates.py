@@ -12,8 +12,9 @@ import yaml
 
 from nexa_distill import filter_pairs, sample_gate, to_sft
 from nexa_distill.chain import Freshness
-from nexa_distill.config import DistillConfig, QualityGates
+from nexa_distill.config import DistillConfig
 from nexa_distill.errors import InputMissing, QualityGateMissed
+from nexa_distill.filter_config import QualityGates
 from nexa_distill.quality_gates import enforce, misses
 from nexa_distill.stages import STAGES
 from tests.answers import REPOSITORY, answer, collect, project

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexa_distill import filter_pairs, sample_gate
-from nexa_distill.config import DistillConfig, FilterConfig, GateConfig, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import CHECKS, TABLES
 from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.filter_config import FilterConfig, GateConfig
 from nexa_distill.gate_report import FilterStats
 from nexa_distill.handoff import read_table, table_writer
 from nexa_distill.sample_gate import SampleGate
+from nexa_distill.settings_file import load_yaml
 from tests.answers import REPOSITORY, answer, collect, project, write_answers
 
 GATE = load_yaml(REPOSITORY / "configs/filters.yaml", FilterConfig).sample_gate

@@ -13,9 +13,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from nexa_distill.config import Storage, StudentConfig, load_config, load_yaml
+from nexa_distill.config import Storage, load_config
 from nexa_distill.errors import InputError, QualityGateMissed
 from nexa_distill.manifests import sha256_path
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 from nexa_train import train_sft
 from nexa_train.answer_loss import AnswerLoss
 from nexa_train.chat import IGNORE

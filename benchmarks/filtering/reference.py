@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexa_distill import pii
-from nexa_distill.config import FilterConfig
+from nexa_distill.filter_config import FilterConfig
 
 LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 

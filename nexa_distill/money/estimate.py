@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from nexa_distill.collection import Collector
-from nexa_distill.config import DistillConfig, StudentConfig, load_yaml
+from nexa_distill.config import DistillConfig
 from nexa_distill.errors import NexaError
 from nexa_distill.journal import ReadOnlyJournal, Spent, spent_elsewhere
 from nexa_distill.money.rates import Rates, measure
 from nexa_distill.money.why_new import Earlier, why_sent
 from nexa_distill.prompt_request import PromptRequest
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 
 BYTES_PER_TOKEN = 4
 TOKENIZED = 500  # requests that the tokenizer reads

@@ -12,7 +12,9 @@ import json
 from pathlib import Path
 
 from nexa_distill import cli, exec_gate, filter_pairs, judge, reports, sample_gate
-from nexa_distill.config import DistillConfig, StudentConfig, load_config, load_yaml
+from nexa_distill.config import DistillConfig, load_config
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 from nexa_train import agreement, evaluate_student, generate_student
 from nexa_train.assessment import ANSWERS
 

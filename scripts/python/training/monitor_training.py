@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill import cli
-from nexa_distill.config import StudentConfig, load_config, load_yaml
+from nexa_distill.config import load_config
 from nexa_distill.errors import InputMissing
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 BLOCKS = " ▁▂▃▄▅▆▇█"

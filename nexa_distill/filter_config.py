@@ -1,0 +1,134 @@
+"""`configs/filters.yaml`, typed: every threshold of the rules, of SampleGate and of a whole run."""
+
+import re
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from nexa_distill import pii
+from nexa_distill.contracts import FLAG_REASONS
+from nexa_distill.errors import did_you_mean
+from nexa_distill.settings_file import Count, Section, Share
+
+PiiAction = Literal["flag", "redact", "reject"]
+
+
+def _pattern(pattern: str) -> str:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pattern:
+        raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
+    escapes = r"\\[pP]\{[^}]*\}|\\.|\(\?P"
+    if re.search("[A-Z]", re.sub(escapes, "", pattern)):
+        lower = "answers are lower-cased before matching; write the pattern in lower case"
+        raise PydanticCustomError("pattern", "{text}", {"text": lower})
+    try:
+        pc.match_substring_regex(pa.array([""]), pattern)
+    except pa.ArrowInvalid as error:
+        text = f"RE2 cannot compile this pattern ({error}); no look-around, no back-references"
+        raise PydanticCustomError("pattern", "{text}", {"text": text}) from None
+    return pattern
+
+
+def _rejectable(flag: str) -> str:
+    if flag not in FLAG_REASONS:
+        known = ", ".join(FLAG_REASONS)
+        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {known}"
+        raise PydanticCustomError("flag", "{text}", {"text": text})
+    return flag
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
+class Pii(Section):
+    """`pii:` what becomes of personal data and secrets in an answer (`pii.py`).
+
+    `flag` counts it, `redact` writes `[email]` in its place, `reject` rejects the answer; null does
+    not look for it.
+    """
+
+    email: PiiAction | None
+    phone: PiiAction | None
+    card: PiiAction | None
+    secret: PiiAction | None
+
+    def of(self, *actions: PiiAction) -> list[pii.Kind]:
+        """The kinds with one of these actions; without any given, all that are looked for."""
+        wanted = actions or get_args(PiiAction)
+        return [kind for kind in get_args(pii.Kind) if getattr(self, kind) in wanted]
+
+
+class GateConfig(Section):
+    """`sample_gate:` what an answer needs to be kept.
+
+    `required`: families (`rules`) or names (`judge.factuality`) of checks that must have been made.
+    Checks that are not required still reject where they were made and did not pass.
+    """
+
+    required: list[str]
+    judge_f_threshold: Share
+    judge_r_threshold: Share
+    require_both: bool
+
+
+class QualityGates(Section):
+    """`quality_gates:` of a whole run: what SampleGate's report must reach; null = not asked.
+
+    `min_total` counts the answers that were judged; the rates are shares of them that were kept,
+    execute and match the known answer; `min_judge_mean` is the mean of all judges' scores.
+    """
+
+    min_total: Count | None
+    min_keep_rate: Share | None
+    min_exec_pass_rate: Share | None
+    min_gold_match_rate: Share | None
+    min_judge_mean: Share | None
+
+
+class FilterConfig(Section):
+    """`configs/filters.yaml`: every threshold of the rules and of SampleGate.
+
+    null, false and an empty list turn a rule off. Lengths are of one answer.
+    """
+
+    reject_flags: list[Annotated[str, AfterValidator(_rejectable)]]
+    require_stop: bool
+    min_char_length: Count | None
+    max_char_length: Count | None
+    min_token_length: Count | None
+    max_token_length: Count | None
+    require_action_verb: bool
+    allowed_action_verbs: list[Annotated[str, Field(pattern="^[a-z]+$")]]
+    ban_citations: bool
+    citation_patterns: list[Pattern]
+    forbidden_patterns: list[Pattern]
+    ban_unbalanced_code_fences: bool
+    template_patterns: list[Pattern]
+    ban_refusals: bool
+    refusal_patterns: list[Pattern]
+    max_repetition: Share | None
+    require_json_for: list[str]
+    safety_patterns: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Pattern]
+    pii: Pii
+    sample_gate: GateConfig
+    quality_gates: QualityGates
+
+    @field_validator("max_char_length", "max_token_length")
+    @classmethod
+    def _above_minimum(cls, value: int | None, info: ValidationInfo) -> int | None:
+        lower = str(info.field_name).replace("max", "min")
+        least = info.data.get(lower)
+        if value is not None and least is not None and value < least:
+            text = f"below {lower} ({least}), so no answer could pass"
+            raise PydanticCustomError("range", "{text}", {"text": text})
+        return value
+
+    @field_validator("allowed_action_verbs")
+    @classmethod
+    def _some_verbs(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("require_action_verb") and not value:
+            raise PydanticCustomError("verbs", "require_action_verb is true and no verb is allowed")
+        return value

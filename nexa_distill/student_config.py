@@ -1,0 +1,77 @@
+"""`configs/baseline_distill.yaml`, typed: one student run."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from nexa_distill.cleaning import cleaner_of
+from nexa_distill.config import DistillConfig, Storage, load_system_prompt
+from nexa_distill.settings_file import Count, NonNegative, Section
+
+
+class Training(Section):
+    """`train:` of a student run. A step is one optimizer step."""
+
+    epochs: Count
+    batch_size: Count
+    gradient_accumulation: Count
+    learning_rate: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, le=1)
+    weight_decay: NonNegative
+    max_grad_norm: float = Field(gt=0)
+    max_length: Count
+    seed: int
+    save_every_steps: Count
+    eval_every_steps: Count
+
+
+class Generation(Section):
+    """`generate:` how a student answers held-out prompts. `max_prompts` null = all of the split."""
+
+    split: Literal["val", "test"]
+    max_new_tokens: Count
+    temperature: float = Field(ge=0, le=2)
+    batch_size: Count
+    max_prompts: Count | None
+
+
+class StudentConfig(Section):
+    """`configs/baseline_distill.yaml`: one student run.
+
+    It says nothing about where the data is: commands of `nexa_train` take that from the pipeline's
+    own file, `--pipeline-config configs/distill_config.yaml` (`storage:`). The finished checkpoint
+    stands at `<storage.students>/<run_name>/final` and is sealed there (`manifests.StageRun`).
+    `keep_layers`: indices of the decoder layers that the student keeps; null = all.
+    """
+
+    run_name: str
+    student: str
+    keep_layers: list[int] | None
+    train: Training
+    generate: Generation
+
+    def training_settings(self) -> dict[str, Any]:
+        """What decides the checkpoint."""
+        return self.model_dump(include={"student", "keep_layers", "train"})
+
+    def generation_settings(self, config: DistillConfig) -> dict[str, Any]:
+        """What decides the held-out answers, next to the prompts and the checkpoint."""
+        system = load_system_prompt(config.collection.system_prompt_path)
+        own = self.model_dump(include={"student", "keep_layers", "generate"})
+        return {**own, "system_prompt": system, **cleaner_of(config).settings}
+
+    def tokenizer(self, storage: Storage) -> Path | None:
+        """The `tokenizer.json` of `student`, if it is on this disk already.
+
+        The bundled model is the one that is made in `storage.models`.
+        """
+        bundled = self.student == "bundled"
+        files = storage.path("models").glob("*/tokenizer.json") if bundled else ()
+        found = [*files, Path(self.student) / "tokenizer.json"]
+        there = (file for file in found if file.is_file() and not file.parent.name.startswith("."))
+        return next(there, None)
+
+    def checkpoint(self, storage: Storage) -> Path:
+        """Where the finished checkpoint is."""
+        return storage.path("students") / self.run_name / "final"
