@@ -122,6 +122,11 @@ def session_command(session: str, config: DistillConfig, request: Request) -> li
             return ["python", script, *with_config, *given]
         case "filtering":
             return ["python", "scripts/python/data_processing/run_filtering.py", *with_config]
+        case "regeneration":
+            flags = {"--provider": request.provider, "--answers": request.answers}
+            given = [str(word) for flag, v in flags.items() if v is not None for word in (flag, v)]
+            script = "scripts/python/data_processing/run_regeneration.py"
+            return ["python", script, *with_config, *given]
         case "packaging":
             return ["python", "scripts/python/deployment/run_packaging.py", *with_config]
         case "training":

@@ -45,7 +45,7 @@ INSTRUCTIONS: dict[str, str] = {
     "low_reasoning": "Give the reasons step by step, each following from the one before.",
     "not_executable": "It must run without an error, on the given names only.",
     "not_a_query": "Give exactly one SELECT statement.",
-    "forbidden_operation": "Only compute the answer: no writing, no pragma, no process, no network.",
+    "forbidden_operation": "Only compute the answer: write nothing, start nothing.",
     "execution_timeout": "It must be done quickly: avoid needless joins and loops.",
     "memory_limit": "It must need little memory.",
     "output_limit": "Return only what is asked for.",
