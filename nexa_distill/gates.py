@@ -16,9 +16,9 @@ from nexa_distill import (
     repair_report,
     sample_gate,
 )
-from nexa_distill.config import DistillConfig
+from nexa_distill.config import DistillConfig, Storage
 from nexa_distill.decisions import decisions_of, record
-from nexa_distill.manifests import load_manifest
+from nexa_distill.manifests import repairs, sealed_hash
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ def repair(config: DistillConfig, annotations: Path | None = None) -> None:
 
 
 def _asked_something(config: DistillConfig) -> bool:
-    before = load_manifest(config.storage.path("regen_dataset"), config.storage)
+    before = _repaired(config.storage)
     regenerate_bad.run(config)
-    after = load_manifest(config.storage.path("regen_dataset"), config.storage)
-    return not (before and after and before["sha256"] == after["sha256"])
+    return before != _repaired(config.storage)
+
+
+def _repaired(storage: Storage) -> list[str]:
+    """The hash of the repairs that count now; the same bytes may be repairs of other answers."""
+    return [sealed_hash(path, storage) for path in repairs(storage)]

@@ -89,9 +89,7 @@ def _rounds(asked: pa.Table, kept: dict[str, int], first: int) -> list[Json]:
             {
                 "round": attempt - first + 1,
                 "answered": rows.num_rows,
-                "kept": sum(
-                    kept.get(sample) == attempt for sample in samples
-                ),
+                "kept": sum(kept.get(sample) == attempt for sample in samples),
                 "tokens": _sum(rows, "total_tokens"),
                 "usd": _sum(rows, "cost_usd"),
             }
