@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import TABLES, Table
 from nexa_distill.digests import Hashes, Indexes, digests, keys, mixed
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches
@@ -21,12 +21,15 @@ Attempts = npt.NDArray[np.int32]
 
 
 class AnswerKeys:
-    """The keys of the answers of some files. Raises InputError when one stands twice."""
+    """The keys of the answers of some files, tables like `table`.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    Raises InputError when one stands twice.
+    """
+
+    def __init__(self, paths: Sequence[Path], table: Table = ANSWERS) -> None:
         samples, attempts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
         for path in paths:
-            for rows in read_batches(path, ANSWERS, columns=KEY):
+            for rows in read_batches(path, table, columns=KEY):
                 samples.append(_sample_keys(rows))
                 attempts.append(rows["attempt"].to_numpy().astype(np.int32))
         self.samples, self.attempts = np.concatenate(samples), np.concatenate(attempts)

@@ -15,7 +15,7 @@ An answer passes when every check made of it passes and every required check was
 here. A required check that is missing is a reason of its own only where nothing else failed: a
 later gate need not look at what an earlier one refused.
 The same thresholds say which canaries a judge would have let through; they decide no answer.
-Texts are streamed; memory grows by some 50 bytes per answer (`evidence.py`).
+Texts are streamed; memory grows by some 130 bytes per answer (`evidence.py`).
 
     python -m nexa_distill.sample_gate --judge-f-threshold 0.8
 """
