@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nexa_distill.digests import Hashes, Indexes
 from nexa_distill.raw_input import read_raw
-from nexa_distill.shingles import Hashes, Indexes, ngrams
+from nexa_distill.shingles import ngrams
 from nexa_distill.sketches import Sketches, sketched
 
 BUDGET = 2_000_000  # held-out runs at a time

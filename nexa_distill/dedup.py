@@ -63,12 +63,13 @@ from nexa_distill.dedup_decisions import (
     sketching,
     subject_families,
 )
+from nexa_distill.digests import digests, keys
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.sketches import in_order, scratch_folder
-from nexa_distill.splits import SIDES, digests, keys, recall, remember, split_of
+from nexa_distill.splits import SIDES, recall, remember, split_of
 
 __all__ = ["require_both_sides", "run", "settings", "split_of"]
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 from nexa_distill import contamination
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input
+from nexa_distill.digests import Digests, Hashes, Indexes, digests, keys, mixed
 from nexa_distill.near_duplicates import edges, families, join, join_equal
-from nexa_distill.shingles import Hashes, Indexes, mixed
 from nexa_distill.sketches import Sketched, Sketches, Sketching, sketched
-from nexa_distill.splits import SIDES, Digests, Documents, digests, keys, place
+from nexa_distill.splits import SIDES, Documents, place
 
 REASONS = ("", "duplicate", "joins_splits", "near_duplicate", "contaminated")
 DUPLICATE, JOINS_SPLITS, NEAR_DUPLICATE, CONTAMINATED = range(1, 5)

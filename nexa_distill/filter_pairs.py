@@ -26,11 +26,12 @@ import numpy as np
 import pyarrow as pa
 
 from nexa_distill import cli, reports
+from nexa_distill.answer_keys import AnswerKeys
 from nexa_distill.config import DistillConfig, load_config
 from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.filter_config import FilterConfig
-from nexa_distill.handoff import TableWriter, check_unique, open_table, read_batches, table_writer
+from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
 from nexa_distill.manifests import StageRun, repairs
 from nexa_distill.measurements import WRITTEN_CHECKS, checks_table, passing
 from nexa_distill.progress import Progress
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 DEFAULT_FILTERS = Path("configs/filters.yaml")
 SOURCE = TABLES["collected_dataset"]
-KEYS = ("sample_id", "attempt")
 
 
 @dataclass
@@ -104,7 +104,6 @@ def _count(summary: RuleSummary, measured: Sequence[Measured]) -> None:
 class Checked:
     """One batch, done: what goes to each file."""
 
-    keys: pa.Table
     measured: list[Measured]
     checks: pa.Table
     kept: pa.Table
@@ -118,7 +117,7 @@ def _check(rules: Rules, rows: pa.Table) -> Checked:
         raise InputError(f"answers from sample_id {first} to {last}: not UTF-8: {error}") from None
     measured = rules.measure(rows)
     kept = rows.filter(pa.array(passing(measured)))
-    return Checked(rows.select(KEYS), measured, checks_table(rows, measured), kept)
+    return Checked(measured, checks_table(rows, measured), kept)
 
 
 def _in_order(rules: Rules, batches: Iterator[pa.Table]) -> Iterator[Checked]:
@@ -139,16 +138,14 @@ def _write(rules: Rules, src: list[Path], checks: TableWriter, kept: TableWriter
     total = sum(open_table(path, SOURCE).metadata.num_rows for path in src)
     if not total:
         raise InputError(f"{', '.join(map(str, src))}: 0 answers; run `{SOURCE.command}` first")
-    keys = []
+    AnswerKeys(src)  # refuses an answer that stands twice
     batches = (b for path in src for b in read_batches(path, SOURCE, batch_rows=BATCH_ROWS))
     with Progress("rules", total) as progress:
         for done in _in_order(rules, batches):
             checks.write(done.checks)
             kept.write(done.kept)
-            keys.append(done.keys)
             _count(summary, done.measured)
-            progress.add(done.keys.num_rows, f"{summary.kept} kept")
-    check_unique(src[-1], pa.concat_tables(keys), KEYS)
+            progress.add(len(done.measured[0].ok), f"{summary.kept} kept")
     if summary.total != total or summary.kept + summary.reasons.total() != total:
         raise RuntimeError(f"rows lost: {total} read, {summary}")
     return summary

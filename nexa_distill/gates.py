@@ -55,7 +55,10 @@ def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
     exec_gate.run(
         config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report
     )
-    judge.run(config, src=files.passed_rules, checks=files.judge_checks, report=files.judge_report)
+    judge.run(
+        config, src=files.passed_rules, execution=files.exec_checks, checks=files.judge_checks,
+        report=files.judge_report,
+    )  # fmt: skip
     sample_gate.run(
         config, src=[answers], checks=[files.checks, files.exec_checks, files.judge_checks],
         dst=files.kept, rejections=files.rejections, report=files.gate_report,

@@ -1,11 +1,12 @@
 """Judges: models that score the teacher's answers by rubrics.
 
-Reads   rule_filtered (contracts.OUTPUTS: the answers that pass the rules), the rubric files
+Reads   rule_filtered (contracts.OUTPUTS: the answers that pass the rules), exec_checks when they
+        are there (what the exec gate refused is shown to nobody), the rubric files
 Writes  judge_checks (contracts.CHECKS: judge.factuality and judge.reasoning, 0..1, judge.safety;
         by all judges together and by each), judge_canaries (contracts.CANARIES: the same for
         answers that must not pass), reports/judge/quality_report.{json,md}
-Keeps   every answer: this measures. A judge that fails, or whose reply is not the one JSON object
-        it was asked for, gives no score: ok and value are null, and null never passes
+Keeps   every answer that is shown: this measures. A judge that fails, or whose reply is not the
+        one JSON object it was asked for, gives no score: ok and value are null: that never passes
 Raises  InputMissing (66), InputError (65), and as the teacher's gateway: ProviderUnusable (69),
         StorageFailed (74), Locked (75), BudgetReached (77)
 
@@ -19,7 +20,7 @@ Run: python -m nexa_distill.judge [--provider NAME --judge MODEL] [--estimate]
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,20 @@ import pyarrow.compute as pc
 
 from nexa_distill import cli
 from nexa_distill.capabilities import schema_warning
-from nexa_distill.collection import Collector
-from nexa_distill.config import DistillConfig, JudgeModel, load_config, with_flags
+from nexa_distill.config import DistillConfig, load_config, with_flags
 from nexa_distill.contracts import CANARIES, CHECKS, TABLES, check_reasons
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.handoff import read_batches, table_writer
 from nexa_distill.journal import Journal
 from nexa_distill.judging.canaries import canaries_of
 from nexa_distill.judging.families import family_warnings
+from nexa_distill.judging.judges import as_judge, judge_flags, panel_of
 from nexa_distill.judging.panel import Panel, checks_of, nothing_to_judge
-from nexa_distill.judging.rubrics import judge_request, load_rubrics, options
-from nexa_distill.judging.submissions import Submissions, has_text, submissions
+from nexa_distill.judging.rubrics import load_rubrics, options
+from nexa_distill.judging.submissions import Submissions, submissions
 from nexa_distill.judging.tally import JudgeSummary
-from nexa_distill.manifests import StageRun
+from nexa_distill.manifests import StageRun, refuse_stale
 from nexa_distill.money.estimate_text import say_estimate
-from nexa_distill.prompt_request import PromptRequest
 
 Row = dict[str, Any]
 NOT_RUN = "judge: not run (judging.judges names no judge)"
@@ -50,7 +50,7 @@ NOT_RUN = "judge: not run (judging.judges names no judge)"
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """What decides the verdicts, next to the answers and the journal."""
-    judging, asking = config.judging, _as_judge(config)
+    judging, asking = config.judging, as_judge(config)
     if not judging.judges:
         return {"judges": []}
     return {
@@ -61,61 +61,32 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     }
 
 
-def _as_judge(config: DistillConfig) -> DistillConfig:
-    """The configuration by which a judge is asked: verdicts are shorter than answers, and colder.
-
-    Several judges share one ledger, and an open batch belongs to one provider: hence no batches.
-    """
-    judging = config.judging
-    own = {"max_tokens": judging.max_tokens, "temperature": judging.temperature}
-    return with_flags(config, {"collection": own | {"batch_api": False}})
-
-
-def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = False) -> Panel:
-    """The judges of the configuration, ready to be asked about `given`. Raises InputError."""
-    rubrics, asking = load_rubrics(config), _as_judge(config)
-
-    def requests_by(judge: JudgeModel) -> Callable[[Row], list[PromptRequest]]:
-        def requests_of(row: Row) -> list[PromptRequest]:
-            shown = rubrics if has_text(row) else []
-            return [judge_request(row, rubric, judge, asking) for rubric in shown]
-
-        return requests_of
-
-    def rows(_: Sequence[str] | None) -> Iterator[list[Row]]:
-        return given.batches()
-
-    total = (given.shown + len(given.canaries)) * len(rubrics)
-    judges = [
-        Collector(
-            "judge", asking, config.chosen_provider(judge.provider)[0], judge.model, rows,
-            requests_by(judge), total, retry_failed,
-        )
-        for judge in config.judging.judges
-    ]  # fmt: skip
-    return Panel(judges, rubrics)
-
-
 def run(
     config: DistillConfig,
     *,
     src: Path | None = None,
+    execution: Path | None = None,
     checks: Path | None = None,
     report: Path | None = None,
     dry_run: bool = False,
     retry_failed: bool = False,
 ) -> JudgeSummary | None:
-    """Judge every answer of `src`; None when there was nothing to do."""
+    """Judge every answer of `src` that passes `execution`; None when there was nothing to do.
+
+    `execution` are the exec gate's checks of `src`: by default the storage's, of its own answers.
+    """
     storage = config.storage
+    execution = execution if src else exec_checks(config)
     src, checks = src or storage.path("rule_filtered"), checks or storage.path("judge_checks")
     report = report or storage.path("reports") / "judge" / "quality_report.json"
     canaries = canaries_of(checks, storage)
-    stage = StageRun("judge", storage, inputs=[src], settings=settings(config))
+    inputs = [src, *([execution] if execution else [])]
+    stage = StageRun("judge", storage, inputs=inputs, settings=settings(config))
     current = stage.is_current(canaries, checks) and report.exists() and not _read_again(checks)
     if current and not retry_failed:
         print(f"judge: {checks} is up to date" if config.judging.judges else NOT_RUN)
         return None
-    given = submissions(src, config.judging.canary_prompts)
+    given = submissions(src, config.judging.canary_prompts, execution)
     panel = panel_of(config, given, retry_failed=retry_failed)
     warnings = list(_warnings(panel, given))
     print("\n".join(f"judge: {line}" for line in warnings), end="\n" if warnings else "")
@@ -130,6 +101,15 @@ def run(
     stage.seal(checks, rows_in=rows, rejected=rejected, cost_usd=summary.usd)
     _say(summary, given, checks, report)
     return summary
+
+
+def exec_checks(config: DistillConfig) -> Path | None:
+    """The storage's, if the exec gate was run. Raises InputMissing (66) when they are stale."""
+    path = config.storage.path("exec_checks")
+    if not path.exists():
+        return None
+    refuse_stale(path, config.storage)
+    return path
 
 
 def _warnings(panel: Panel, given: Submissions) -> Iterator[str]:
@@ -221,6 +201,8 @@ def _say(summary: JudgeSummary, given: Submissions, checks: Path, report: Path) 
         f"judge: {summary.answers} answers and {len(given.canaries)} canaries judged by "
         f"{', '.join(summary.judges)} ({summary.requests} requests now, {cost} in all) -> {checks}"
     )
+    if refused := int(given.refused.sum()):
+        print(f"judge: {refused} answers were shown to nobody: the exec gate refused them")
     for reason, count in summary.reasons.most_common():
         print(f"judge: {count} answers without a clean verdict: {reason}")
     print(f"judge: report: {report}")
@@ -230,28 +212,11 @@ def run_judging(args: argparse.Namespace) -> int:
     """The command line's work: flags over YAML, then `run`."""
     config = load_config(args.config)
     run(
-        with_flags(config, _flags(config, args)),
-        src=args.src, checks=args.checks, report=args.report,
+        with_flags(config, judge_flags(config, args)),
+        src=args.src, execution=args.exec_checks, checks=args.checks, report=args.report,
         dry_run=args.dry_run or args.estimate, retry_failed=args.retry_failed,
     )  # fmt: skip
     return 0
-
-
-def _flags(config: DistillConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """`--judge` and `--provider` name one judge instead of those of the configuration."""
-    name, provider = config.chosen_provider(args.provider)
-    flags: dict[str, Any] = {}
-    if args.base_url:  # somebody else's server: nothing of ours is started
-        served = {"base_url": args.base_url, "start": [], "endpoint_file": ""}
-        flags["providers"] = {name: served}
-    if args.judge or args.provider:
-        model = args.judge or provider.model
-        known = [
-            j.extra_body for j in config.judging.judges if (j.provider, j.model) == (name, model)
-        ]
-        judge = {"provider": name, "model": model, "extra_body": known[0] if known else {}}
-        flags["judging"] = {"judges": [judge]}
-    return flags
 
 
 def run_calibration(args: argparse.Namespace) -> int:
@@ -268,6 +233,7 @@ def main() -> int:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="answers (default: storage.rule_filtered)")
+    add("--exec-checks", type=Path, metavar="FILE", help="of --src: what failed is not judged")
     add("--checks", type=Path, metavar="FILE", help="default: storage.judge_checks")
     add("--report", type=Path, metavar="FILE", help="JSON; Markdown beside it")
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")

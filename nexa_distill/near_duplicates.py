@@ -20,7 +20,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from nexa_distill.shingles import Hashes, Indexes, mixed, ngrams, ranges
+from nexa_distill.digests import Hashes, Indexes, mixed
+from nexa_distill.shingles import ngrams, ranges
 from nexa_distill.sketches import Sketches, Sketching
 
 _PAIRS = 16_384  # whose signatures are compared at a time

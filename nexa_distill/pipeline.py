@@ -135,6 +135,7 @@ def _asking(fresh: Freshness) -> Iterator[str]:
 def _judging(fresh: Freshness) -> Iterator[str]:
     """What the judges are asked, as far as that is known before the answers are filtered."""
     from nexa_distill import judge
+    from nexa_distill.judging.judges import panel_of
     from nexa_distill.judging.submissions import submissions
     from nexa_distill.money.estimate_text import estimate_lines
 
@@ -145,8 +146,11 @@ def _judging(fresh: Freshness) -> Iterator[str]:
         yield f"what {len(config.judging.judges)} judges cost is known after {' and '.join(stale)}"
         return
     try:
-        given = submissions(config.storage.path("rule_filtered"), config.judging.canary_prompts)
-        for collector in judge.panel_of(config, given).judges:
+        given = submissions(
+            config.storage.path("rule_filtered"), config.judging.canary_prompts,
+            judge.exec_checks(config),
+        )  # fmt: skip
+        for collector in panel_of(config, given).judges:
             yield from estimate_lines(collector)
     except NexaError as error:
         yield f"no estimate: {error}"

@@ -16,7 +16,7 @@ An answer passes when every check made of it passes and every required check was
 here. A required check that is missing is a reason of its own only where nothing else failed: a
 later gate need not look at what an earlier one refused.
 The same thresholds say which canaries a judge would have let through; they decide no answer.
-Memory grows by a few hundred bytes per answer; texts are streamed.
+Texts are streamed; memory grows by some 130 bytes per answer (`evidence.py`).
 
     python -m nexa_distill.sample_gate --judge-f-threshold 0.8
 """
@@ -32,10 +32,12 @@ import numpy as np
 import pyarrow as pa
 
 from nexa_distill import cli, gate_page, reports
+from nexa_distill.answer_keys import AnswerKeys
 from nexa_distill.config import DistillConfig, load_config
 from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
+from nexa_distill.digests import Indexes
 from nexa_distill.errors import InputError
-from nexa_distill.evidence import Evidence, Key
+from nexa_distill.evidence import Case, Evidence, Seen
 from nexa_distill.filter_config import FilterConfig, GateConfig
 from nexa_distill.gate_report import FilterStats, funnel, markdown
 from nexa_distill.handoff import read_batches, table_writer, write_json, write_text
@@ -48,7 +50,6 @@ SOURCE = TABLES["collected_dataset"]
 JUDGED = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
 KEPT_ANOTHER = "better_attempt_kept"
 CHECK_FILES = ["rules_checks", "exec_checks", "judge_checks", "person_checks"]
-NOTHING = (-2.0, 0)  # ranks below every passing answer
 
 
 class SampleGate:
@@ -62,18 +63,16 @@ class SampleGate:
 
         Rows that passed may be left out. Whether required checks were made is not asked here.
         """
-        reasons: list[str] = []
-        scores: dict[str, float] = {}
-        judged = set[str]()
+        seen = Seen()
         for row in checks:
-            name = row["check"]
-            judged |= {name} & JUDGED.keys()
-            if name in JUDGED and row["ok"] is not False and row["value"] is not None:
-                scores[name] = row["value"]
-            elif name in JUDGED or not row["ok"]:
-                reasons.append(row["reason"] or "check_missing")
-        lacks_one = ["check_missing"] * (self.config.require_both and len(judged) == 1)
-        return list(dict.fromkeys(reasons + self._low(scores) + lacks_one))
+            seen = seen.add(row, JUDGED)
+        return self._against(Case(seen, missing=False))
+
+    def _against(self, case: Case) -> list[str]:
+        seen = case.seen
+        lacks_one = ["check_missing"] * (self.config.require_both and len(seen.judged) == 1)
+        found = list(dict.fromkeys([*seen.reasons, *self._low(dict(seen.scores)), *lacks_one]))
+        return found or ["check_missing"] * case.missing
 
     def _low(self, scores: Mapping[str, float]) -> list[str]:
         """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
@@ -92,8 +91,12 @@ class SampleGate:
 
         Raises InputError when a key stands twice or there is no answer at all.
         """
-        evidence = Evidence(checks, self.config.required, JUDGED)
-        reasons = self._decide(src, evidence)
+        answers = AnswerKeys(src)
+        if not len(answers):
+            names = ", ".join(map(str, src))
+            raise InputError(f"{names}: 0 answers; run `{SOURCE.command}` first")
+        evidence = Evidence(answers, checks, self.config.required, JUDGED)
+        reasons, of_answer = self._decide(answers, evidence)
         stats = FilterStats(
             families=sorted(evidence.families),
             exec_pass_rate=evidence.pass_rate("exec.executes"),
@@ -101,43 +104,33 @@ class SampleGate:
             judge_scores=evidence.judge_scores(),
             exec_error_counts=evidence.exec_errors(),
         )
-        with ExitStack() as files, Progress("sample gate", len(reasons)) as progress:
+        with ExitStack() as files, Progress("sample gate", len(answers)) as progress:
             kept_out = files.enter_context(table_writer(dst, OUTPUTS))
             rejected_out = files.enter_context(table_writer(rejections, REJECTIONS))
             for rows in _answers(src):
-                found = [reasons[key] for key in _keys(rows)]
+                these = of_answer[stats.total : stats.total + rows.num_rows]
+                found = [reasons[number] for number in these.tolist()]
                 keep = np.array([not r for r in found])
                 kept_out.write(rows.filter(pa.array(keep)))
                 rejected_out.write(_rejected(rows, keep, found))
                 stats.add(rows, found)
                 progress.add(rows.num_rows, f"{stats.kept} kept")
-            if stats.total != len(reasons) or kept_out.rows + rejected_out.rows != stats.total:
-                raise RuntimeError(f"rows lost: {len(reasons)} answers, {stats}")
+            if stats.total != len(answers) or kept_out.rows + rejected_out.rows != stats.total:
+                raise RuntimeError(f"rows lost: {len(answers)} answers, {stats}")
         check_reasons(list(stats.reasons))
         return stats
 
-    def _decide(self, src: Sequence[Path], evidence: Evidence) -> dict[Key, list[str]]:
-        """Reasons of every answer; of a sample's passing answers only the best has none."""
-        reasons: dict[Key, list[str]] = {}
-        best: dict[str, tuple[float, int]] = {}
-        for path in src:
-            for rows in read_batches(path, SOURCE, columns=list(SOURCE.unique)):
-                for key in _keys(rows):
-                    if key in reasons:
-                        raise InputError(f"{path}: answer {key} stands twice, expected once")
-                    seen = evidence.notable.get(key, [])
-                    found = self.filter_sample(seen)
-                    if not found and evidence.missing(key):
-                        found = ["check_missing"]
-                    reasons[key] = found
-                    if not found:
-                        best[key[0]] = max(best.get(key[0], NOTHING), _rank(key, seen))
-        if not reasons:
-            raise InputError(f"{', '.join(map(str, src))}: 0 answers; run `{SOURCE.command}` first")
-        for (sample, attempt), found in reasons.items():
-            if not found and best[sample][1] != -attempt:
-                found.append(KEPT_ANOTHER)
-        return reasons
+    def _decide(self, answers: AnswerKeys, evidence: Evidence) -> tuple[list[list[str]], Indexes]:
+        """The distinct lists of reasons, and which of them each answer has.
+
+        Of a sample's passing answers only the best has none.
+        """
+        cases, of_answer = evidence.cases()
+        reasons = [self._against(case) for case in cases]
+        passes = np.flatnonzero(np.array([not found for found in reasons])[of_answer])
+        best = answers.best(passes, np.array([_rank(case.seen) for case in cases])[of_answer])
+        of_answer[np.setdiff1d(passes, best, assume_unique=True)] = len(reasons)
+        return [*reasons, [KEPT_ANOTHER]], of_answer
 
     def generate_report(self, stats: FilterStats, path: Path | None = None) -> str:
         """The funnel as Markdown; with `path`, also written there as JSON, .md and .html."""
@@ -150,13 +143,10 @@ class SampleGate:
         return text
 
 
-def _rank(key: Key, seen: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
-    scores = [row["value"] for row in seen if row["check"] in JUDGED and 0 <= row["value"] <= 1]
-    return (fmean(scores) if scores else -1.0, -key[1])
-
-
-def _keys(rows: pa.Table) -> list[Key]:
-    return list(zip(rows["sample_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
+def _rank(seen: Seen) -> float:
+    """The mean of the judges' scores, 0..1; an unjudged answer stands below any judged one."""
+    scores = [score for _, score in seen.scores if 0 <= score <= 1]
+    return fmean(scores) if scores else -1.0
 
 
 def _answers(src: Sequence[Path]) -> Iterable[pa.Table]:

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rensa import RMinHash
 
-Hashes = npt.NDArray[np.uint64]
+from nexa_distill.digests import Hashes, Indexes, mixed
+
 Words = npt.NDArray[np.uint32]
-Indexes = npt.NDArray[np.int64]
 
 EDGES = (
     ".,;:!?\"'()[]{}\u00ab\u00bb\u2018\u2019\u201c\u201d\u2026"  # and quotes, ellipsis
@@ -76,15 +76,6 @@ def tokens(texts: pa.Array) -> Tokens:
     counts = np.add.reduceat(real.astype(np.int64), first) if len(first) else first
     real[first[counts == 0]] = True  # a text of nothing but punctuation is one empty word
     return Tokens(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
-
-
-def mixed(values: Hashes) -> Hashes:
-    """Every bit of the result depends on every bit of the value (the finalizer of splitmix64)."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: Hashes = values ^ (values >> np.uint64(31))
-    return found
 
 
 def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes]:

@@ -22,15 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from rensa import RMinHash
 
-from nexa_distill.shingles import (
-    Hashes,
-    Indexes,
-    Tokens,
-    mixed,
-    ngrams,
-    prints,
-    tokens,
-)
+from nexa_distill.digests import Hashes, Indexes, mixed
+from nexa_distill.shingles import Tokens, ngrams, prints, tokens
 
 T = TypeVar("T")
 R = TypeVar("R")

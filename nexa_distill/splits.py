@@ -31,12 +31,11 @@ import pyarrow.parquet as pq
 
 from nexa_distill.config import Split
 from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE, compact_json, sha256_text
+from nexa_distill.digests import Digests, Indexes, digests, keys
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches, table_writer
-from nexa_distill.shingles import Hashes, Indexes
 
 SIDES = ("train", "val", "test")  # where two must not meet, the later one stays
-Digests = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 _SETTINGS = b"decided_with"
 _BATCH = 65_536
@@ -48,26 +47,6 @@ def split_of(cluster_id: str, split: Split) -> str:
     if share < split.test:
         return "test"
     return "val" if share < split.test + split.val else "train"
-
-
-def digests(ids: Iterable[str]) -> Digests:
-    """32 bytes per id: what a SHA-256 in hex says, or the SHA-256 of any other id."""
-    joined = b"".join(map(_digest, ids))
-    return np.frombuffer(joined, np.uint8).reshape(-1, 32)
-
-
-def _digest(identity: str) -> bytes:
-    try:
-        found = bytes.fromhex(identity)
-    except ValueError:
-        found = b""
-    return found if len(found) == 32 else bytes.fromhex(sha256_text(identity))
-
-
-def keys(of: Digests) -> Hashes:
-    """The first 64 bits: enough to tell the ids of one data set apart, in the same order."""
-    found: Hashes = np.ascontiguousarray(of[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-    return found
 
 
 @dataclass

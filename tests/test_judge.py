@@ -12,17 +12,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill import judge, pipeline, sample_gate
 from nexa_distill.config import JudgeModel
-from nexa_distill.contracts import REASONS
+from nexa_distill.contracts import CHECKS, REASONS
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.filter_config import FilterConfig, GateConfig
+from nexa_distill.handoff import table_writer
 from nexa_distill.judging import panel
 from nexa_distill.judging.canaries import CANARIES
 from nexa_distill.judging.families import families, family_warnings
+from nexa_distill.judging.judges import as_judge
 from nexa_distill.judging.rubrics import options
 from nexa_distill.judging.verdicts import read_verdict
 from nexa_distill.manifests import StageRun
@@ -151,7 +154,7 @@ def test_a_judge_is_not_sampled_as_a_teacher_is(tmp_path: Path) -> None:
         "regen_extra_body": {"max_tokens": None, "max_completion_tokens": 2048},
     }  # fmt: skip
     made.change(providers={"vllm": provider})
-    asking = judge._as_judge(made.load())
+    asking = as_judge(made.load())
 
     def of(model: str, **extra: Any) -> dict[str, Any]:
         return options(JudgeModel(provider="vllm", model=model, extra_body=extra), asking)
@@ -231,6 +234,36 @@ def test_an_answer_without_text_is_shown_to_nobody_and_does_not_pass(tmp_path: P
 
 
 # Several judges.
+
+
+def test_what_the_exec_gate_refused_is_shown_to_no_judge(tmp_path: Path) -> None:
+    with ledger_teacher(tmp_path, says=says()) as teacher:
+        made = made_of(tmp_path, teacher.base_url)
+        executed(made, {0: True, 1: False, 2: None})
+        summary = judge.run(made.load())
+        assert sent(teacher) == 2 + CANARY_REQUESTS // 2  # canaries to one prompt
+        executed(made, {0: True, 1: True, 2: None})
+        judge.run(made.load())
+        assert sent(teacher) == 4 + CANARY_REQUESTS
+    assert summary is not None
+    assert summary.answers == 1
+    judged = {row["sample_id"] for row in checks(made)}
+    assert judged == {answer(0)["sample_id"], answer(1)["sample_id"]}
+
+
+def executed(made: Workspace, verdicts: dict[int, bool | None]) -> None:
+    """The exec gate's checks: by the answer's number, whether it executes."""
+    storage = made.load().storage
+    found = [
+        {"sample_id": answer(number)["sample_id"], "attempt": 0, "check": "exec.executes",
+         "ok": ok, "value": None, "reason": None if ok else "not_executable", "detail": None}
+        for number, ok in verdicts.items()
+    ]  # fmt: skip
+    with table_writer(storage.path("exec_checks"), CHECKS) as out:
+        out.write(pa.Table.from_pylist(found, schema=CHECKS))
+    StageRun("exec", storage, inputs=[storage.path("rule_filtered")], settings={}).seal(
+        storage.path("exec_checks"), rows_in=len(found), rejected=0
+    )
 
 
 def test_the_lowest_of_several_judges_counts_and_all_of_them_must_answer(tmp_path: Path) -> None:

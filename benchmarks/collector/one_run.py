@@ -24,6 +24,7 @@ import yaml
 
 from benchmarks.collector.contenders import Contender, Environments, Unfit
 from benchmarks.collector.questions import DECODING, MODEL, SYSTEM, answer, prompt, write_prompts
+from benchmarks.measured import LAUNCHER
 from nexa_distill.contracts import INPUTS, canonical_input, sample_id
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,10 +153,9 @@ def measure(command: list[str], folder: Path) -> dict[str, Any]:
         "HF_HOME": str(folder / "cache/hf"), "DATA_DESIGNER_HOME": str(folder / "cache/home"),
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "CURATOR_DISABLE_RICH_DISPLAY": "1",
     }  # fmt: skip
-    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("measured.py"))]
     with (folder / "log.txt").open("w+") as log:
         process = subprocess.Popen(
-            launcher + command, cwd=ROOT, env=os.environ | quiet, stdout=subprocess.PIPE,
+            [*LAUNCHER, *command], cwd=ROOT, env=os.environ | quiet, stdout=subprocess.PIPE,
             stderr=log, text=True, start_new_session=True,
         )  # fmt: skip
         try:

@@ -25,18 +25,12 @@ import pyarrow as pa
 import yaml
 
 from benchmarks.dedup import corpus
+from benchmarks.measured import peak_memory
 from nexa_distill.contracts import CANONICAL, sha256_text
 from nexa_distill.handoff import table_writer
 from nexa_distill.near_duplicates import join
 
 # A small parent of its own, so that the peak of its children is that of the stage.
-CHILD = """
-import resource, subprocess, sys, time
-started = time.time()
-subprocess.run(sys.argv[1:], check=True, capture_output=True)
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-print(peak, time.time() - started)
-"""
 CONTENDERS = ("ours", "rensa", "datasketch")
 
 
@@ -142,12 +136,7 @@ def stage(folder: Path, rows: int) -> tuple[float, float]:
             out.write(pa.Table.from_pylist([_row(n, made) for n in numbers], schema=CANONICAL))
     del made
     stage = ["nexa_distill.dedup", "--config", str(config), "--src", str(src)]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, sys.executable, "-m", *stage],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    peak, seconds = done.stdout.split()
-    return float(peak), float(seconds)
+    return peak_memory([sys.executable, "-m", *stage])
 
 
 def _row(number: int, made: list[str]) -> dict[str, Any]:

@@ -7,8 +7,20 @@ process that it waited for; peak memory is that of the largest one.
 
 import json
 import os
+import subprocess
 import sys
 import time
+
+LAUNCHER = [sys.executable, "-I", "-S", __file__]
+
+
+def peak_memory(command: list[str]) -> tuple[float, float]:
+    """Peak memory in MB, and seconds. Raises RuntimeError with the command's last words."""
+    done = subprocess.run([*LAUNCHER, *command], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    if found["code"]:
+        raise RuntimeError(f"{' '.join(command)}: exit {found['code']}: {done.stderr[-2000:]}")
+    return found["peak_mb"], found["wall_seconds"]
 
 
 def main() -> None:
