@@ -161,10 +161,10 @@ def rows_of(
 ) -> Iterator[list[Row]]:
     """The first collected answer's row of each of these samples, with the columns of INPUTS."""
     left = set(samples)
+    ids = pa.array(sorted(left), pa.string())
     path, wanted = config.storage.path("collected_dataset"), list(columns or INPUTS.names)
     for batch in read_batches(path, ANSWERS, batch_rows=BATCH_ROWS, columns=wanted):
         found = []
-        ids = pa.array(sorted(left), pa.string())
         for row in batch.filter(pc.is_in(batch["sample_id"], ids)).to_pylist():
             if row["sample_id"] in left:
                 left.remove(row["sample_id"])
@@ -227,7 +227,7 @@ def run(
 
 
 def _announce(config: DistillConfig, asking: Asking) -> None:
-    if config.answers.path:
+    if config.answers.path and not asking.rounds:
         print(f"regenerate: answers come from {config.answers.path}; no teacher is asked again")
     elif not asking.plan.wanted:
         print("regenerate: nothing was rejected that another answer would mend")
