@@ -37,6 +37,7 @@ class Storage(Section):
     judge_checks: str
     judge_canaries: str
     annotations: str
+    preferences: str
     rejected_labels: str
     sft_parquet: str
     sft_jsonl: str

@@ -74,7 +74,7 @@ def listens_elsewhere() -> bool:
     try:
         return not ipaddress.ip_address(address or "0.0.0.0").is_loopback  # noqa: S104 - asked, not bound
     except ValueError:
-        return address != "localhost"
+        return str(address) != "localhost"
 
 
 def main() -> None:

@@ -22,7 +22,14 @@ FAULTS = (
     "it leaves out something important", "it is badly written", "it is unsafe",
 )  # fmt: skip
 TITLES = {"split": "Split", "domain": "Domain", "template_name": "Task type"}
-ICONS = {"accept": "✓", "reject": "✗", "regenerate": "↻", "edit": "✎", CONFLICT: "⚡", UNDECIDED: "·"}
+ICONS = {
+    "accept": "✓",
+    "reject": "✗",
+    "regenerate": "↻",
+    "edit": "✎",
+    CONFLICT: "⚡",
+    UNDECIDED: "·",
+}
 CODE_TASKS = ("text2sql", "python", "json")
 AT = "row"  # in the session and in the address: the row's number in the file
 
@@ -89,13 +96,16 @@ def _go(number: Any) -> int:
     return int(number)
 
 
+def _move_to(number: int) -> None:
+    st.session_state["stay"] = True
+    _go(number)
+
+
 def _progress(answers: Answers, rows: Rows, number: int, decided: filters.Decided) -> None:
     done = int(filters.decided_rows(answers, decided)[rows].sum())
     place = int(np.searchsorted(rows, number)) + 1
     filtered = "" if len(rows) == len(answers) else f" (of {len(answers):,} in the file)"
-    st.progress(
-        done / len(rows), f"Answer {place:,} of {len(rows):,}{filtered} · {done:,} decided"
-    )
+    st.progress(done / len(rows), f"Answer {place:,} of {len(rows):,}{filtered} · {done:,} decided")
 
 
 def _next_undecided(
@@ -150,8 +160,8 @@ def _buttons(
 
 def _move(label: str, letter: str, to: int | None) -> None:
     st.button(
-        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=_go,
-        args=(to if to is not None else 0,),
+        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=_move_to,
+        args=(to or 0,),
     )  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 who looks, and what is held in memory for all browser tabs of one server.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import streamlit as st
 
@@ -34,14 +34,14 @@ class Room:
 
     def answers(self, path: Path | None = None) -> Answers:
         """The rows of `src`, or of another table of answers; read again when the file is new."""
-        path = path or self.src
-        sealed_hash_once(path, _version(path), self.config)
-        return _answers(path, _version(path))
+        file = look(path or self.src)
+        sealed_once(file, self.config)
+        return _answers(file)
 
     def checks(self) -> list[Checks]:
         """The checks files that are there."""
         paths = (self.config.storage.path(key) for key in CHECKS)
-        return [_checks(path, _version(path)) for path in paths if path.exists()]
+        return [_checks(look(path)) for path in paths if path.exists()]
 
     def decided(self) -> dict[Key, list[Annotation]]:
         """The current decisions on every answer."""
@@ -72,27 +72,36 @@ class Room:
         return [place for other, place in sorted(keys.items()) if other != key]
 
 
-def _version(path: Path) -> tuple[int, int]:
+class File(NamedTuple):
+    """A file as it is now: what is held in memory of it is true for this state of it."""
+
+    path: Path
+    changed: int
+    size: int
+
+
+def look(path: Path) -> File:
+    """The file's state; of one that is not there, zeros."""
     if not path.exists():
-        return (0, 0)
-    found = os.stat(path)
-    return found.st_mtime_ns, found.st_size
+        return File(path, 0, 0)
+    found = path.stat()
+    return File(path, found.st_mtime_ns, found.st_size)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _answers(path: Path, version: tuple[int, int]) -> Answers:
-    return Answers(path)
+def _answers(file: File) -> Answers:
+    return Answers(file.path)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _checks(path: Path, version: tuple[int, int]) -> Checks:
-    return Checks(path)
+def _checks(file: File) -> Checks:
+    return Checks(file.path)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def sealed_hash_once(path: Path, version: tuple[int, int], _config: DistillConfig) -> str:
+def sealed_once(file: File, _config: DistillConfig) -> str:
     """The hash of a file, after checking its seal. Raises InputMissing (66)."""
-    return sealed_hash(path, _config.storage)
+    return sealed_hash(file.path, _config.storage)
 
 
 @st.cache_resource
