@@ -42,12 +42,13 @@ def page(room: Room) -> None:
         st.info("This file holds no answers.")
         return
     number = _position(answers, room)
-    if number not in rows and len(rows) and not st.session_state.get("stay"):
-        number = _go(after(rows, number - 1) if after(rows, number - 1) is not None else rows[-1])
-    st.session_state["stay"] = False
     if not len(rows):
         st.info("No answer passes these filters.")
         return
+    if number not in rows:
+        following = after(rows, number)
+        number = int(rows[-1]) if following is None else following
+        _go(number)
     row, key = answers.row(number), answers.key(number)
     people = decided.get(key, [])
     _progress(answers, rows, number, decided)
@@ -89,16 +90,10 @@ def _position(answers: Answers, room: Room) -> int:
     return min(max(0, int(st.session_state[AT])), len(answers) - 1)
 
 
-def _go(number: Any) -> int:
+def _go(number: int) -> None:
     st.session_state[AT] = int(number)
     st.query_params[AT] = str(int(number))
     st.session_state.pop("editing", None)
-    return int(number)
-
-
-def _move_to(number: int) -> None:
-    st.session_state["stay"] = True
-    _go(number)
 
 
 def _progress(answers: Answers, rows: Rows, number: int, decided: filters.Decided) -> None:
@@ -138,7 +133,7 @@ def _buttons(
             _go(onward)
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        for action, letter in (("accept", "a"), ("reject", "r"), ("regenerate", "g")):
+        for action, letter in (("accept", "a"), ("reject", "x"), ("regenerate", "g")):
             st.button(
                 action.capitalize(), key=f"{action}-{name}", shortcut=letter,
                 type="primary" if action == "accept" else "secondary",
@@ -160,7 +155,7 @@ def _buttons(
 
 def _move(label: str, letter: str, to: int | None) -> None:
     st.button(
-        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=_move_to,
+        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=_go,
         args=(to or 0,),
     )  # fmt: skip
 
