@@ -8,7 +8,8 @@ Keeps   every decision: a reload, a second tab and a kill lose none
 Raises  nothing: what is wrong with a file or a flag stands on the page, with the next command
 
 It listens on 127.0.0.1 only, sends no statistics and shows what models wrote as text, never as
-HTML. Keys: a accept, x reject (Streamlit keeps r for itself), g regenerate, e edit, j next, k previous, u next undecided.
+HTML. Keys: a accept, x reject (r is taken by Streamlit), g regenerate, e edit, j next, k previous,
+u next undecided.
 
     streamlit run nexa_distill/ui_inspect.py -- --src PATH [--annotator NAME] [--start-index N]
 """
@@ -80,6 +81,7 @@ def listens_elsewhere() -> bool:
 def main() -> None:
     """Draw the page that is asked for."""
     st.set_page_config("Nexa Distill", layout="wide")
+    st.html("<style>.stMainBlockContainer {padding: 4rem 2.5rem 3rem}</style>")
     if listens_elsewhere():
         st.warning(
             "This server can be reached from other machines, and it asks nobody for a password. "

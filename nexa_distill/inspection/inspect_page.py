@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -53,7 +52,7 @@ def page(room: Room) -> None:
     people = decided.get(key, [])
     _progress(answers, rows, number, decided)
     _buttons(room, answers, rows, number, decided)
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([5, 4], gap="large")
     with left:
         _answer(row, key)
     with right:
@@ -100,7 +99,14 @@ def _progress(answers: Answers, rows: Rows, number: int, decided: filters.Decide
     done = int(filters.decided_rows(answers, decided)[rows].sum())
     place = int(np.searchsorted(rows, number)) + 1
     filtered = "" if len(rows) == len(answers) else f" (of {len(answers):,} in the file)"
-    st.progress(done / len(rows), f"Answer {place:,} of {len(rows):,}{filtered} · {done:,} decided")
+    undecided = _next_undecided(answers, rows, number, decided)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"Answer **{place:,}** of {len(rows):,}{filtered} · **{done:,}** decided")
+        st.space("stretch")
+        _move("Previous", "k", before(rows, number))
+        _move("Next", "j", after(rows, number))
+        _move("Next undecided", "u", undecided)
+    st.progress(done / len(rows))
 
 
 def _next_undecided(
@@ -115,7 +121,7 @@ def _next_undecided(
 def _buttons(
     room: Room, answers: Answers, rows: Rows, number: int, decided: filters.Decided
 ) -> None:
-    """Decisions to the left, moves to the right. Each button belongs to the row that is seen: a
+    """The decisions. Each button belongs to the row that is seen: a
     click that arrives late decides nothing about the next one.
     """
     key = answers.key(number)
@@ -143,12 +149,8 @@ def _buttons(
         st.selectbox("Reason", FAULTS, index=None, key=f"reason-{name}", width=240,
                      accept_new_options=True, placeholder="reason (optional)",
                      label_visibility="collapsed")  # fmt: skip
-        st.text_input("Note", key=f"note-{name}", placeholder="note (optional)", width=190,
+        st.text_input("Note", key=f"note-{name}", placeholder="note (optional)", width=220,
                       label_visibility="collapsed")  # fmt: skip
-        st.space("stretch")
-        _move("Previous", "k", before(rows, number))
-        _move("Next", "j", after(rows, number))
-        _move("Next undecided", "u", undecided)
     if st.session_state.get("editing") == name:
         _editor(room, answers.row(number), key, name, onward)
 
