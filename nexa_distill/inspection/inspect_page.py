@@ -134,7 +134,6 @@ def _buttons(
         if action == "accept":
             reason = None
         room.decide(key, action, reason=reason, note=note or None)
-        st.toast(f"{ICONS[action]} {action}, saved")
         if onward is not None:
             _go(onward)
 
