@@ -17,6 +17,7 @@ from tests.ledger_teacher import ledger_teacher
 from tests.workspace import Workspace, workspace
 
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=20_000)
 HOSTILE = (
     "<script>document.title = 'owned'; fetch('http://evil.test/x')</script>"
     "<img src='http://evil.test/i.png' onerror=\"document.title='owned'\">"
@@ -52,7 +53,8 @@ def settled(page: Page) -> None:
     """The page is drawn: no script runs, and keys are listened to."""
     idle = page.locator("[data-testid='stApp'][data-test-script-state='notRunning']")
     expect(idle).to_be_attached()
-    page.wait_for_timeout(300)
+    expect(page.get_by_role("button", name="Accept")).to_be_visible()
+    page.wait_for_timeout(500)
 
 
 def press(page: Page, key: str) -> None:
@@ -82,6 +84,7 @@ def test_f32_ten_rows_by_keyboard_a_reload_a_second_tab_and_a_kill_lose_and_doub
         expect(page.get_by_text("10 decided")).to_be_visible()
         second = page.context.new_page()
         second.goto(server.url)
+        press(second, "u")
         decide(second, path, "a")
         press(page, "u")
         expect(page.get_by_text("11 decided")).to_be_visible()
