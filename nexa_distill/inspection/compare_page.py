@@ -33,7 +33,7 @@ def page(room: Room) -> None:
 
 
 def _step(change: int, last: int) -> None:
-    st.session_state["prompt"] = min(max(0, st.session_state.get("prompt", 0) + change), last)
+    st.session_state["compared"] = min(max(0, st.session_state.get("compared", 0) + change), last)
 
 
 def _moves(place: int, count: int) -> None:
@@ -46,7 +46,7 @@ def _moves(place: int, count: int) -> None:
 
 
 def _open(prompts: Sequence[HeldOut]) -> None:
-    place = min(st.session_state.get("prompt", 0), len(prompts) - 1)
+    place = min(st.session_state.get("compared", 0), len(prompts) - 1)
     one = prompts[place]
     _moves(place, len(prompts))
     shown.text(one.user_prompt, "prompt", "quiet")
