@@ -70,7 +70,9 @@ STAGES = (
 )  # fmt: skip
 
 SESSIONS = tuple(dict.fromkeys(stage.session for stage in STAGES))
-INSPECT = "inspect"  # a session for people: it writes no table, and runs only when asked for by name
+INSPECT = (
+    "inspect"  # a session for people: it writes no table, and runs only when asked for by name
+)
 
 
 def locate(key: str, config: DistillConfig) -> Path:
