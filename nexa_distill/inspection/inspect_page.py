@@ -121,15 +121,20 @@ def _next_undecided(
 def _buttons(
     room: Room, answers: Answers, rows: Rows, number: int, decided: filters.Decided
 ) -> None:
-    """The decisions. Each button belongs to the row that is seen: a
-    click that arrives late decides nothing about the next one.
-    """
+    """The decisions on the row that is seen."""
     key = answers.key(number)
     name = f"{key[0]}-{key[1]}"
     undecided = _next_undecided(answers, rows, number, decided)
     onward = undecided if undecided is not None else after(rows, number)
 
+    # A key can reach the button of the row before too, while the browser takes it away: only the
+    # row that was drawn last can be decided on, and only once.
+    st.session_state["decidable"] = name
+
     def decide(action: str) -> None:
+        if st.session_state.get("decidable") != name:
+            return
+        st.session_state["decidable"] = None
         reason, note = st.session_state.get(f"reason-{name}"), st.session_state.get(f"note-{name}")
         if action == "accept":
             reason = None
