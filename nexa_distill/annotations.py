@@ -53,10 +53,11 @@ def append(path: Path, annotation: Annotation) -> None:
 
 def read(path: Path) -> list[Annotation]:
     """Every decision, the oldest first; none when there is no file."""
-    return [_annotation(path, number, line) for number, line in event_log.lines(path)]
+    return [parse(path, number, line) for number, line in event_log.lines(path)]
 
 
-def _annotation(path: Path, number: int, line: bytes) -> Annotation:
+def parse(path: Path, number: int, line: bytes) -> Annotation:
+    """The decision on one line. Raises InputError naming the line."""
     try:
         return Annotation.model_validate(json.loads(line))
     except ValidationError as error:

@@ -38,6 +38,7 @@ class Storage(Section):
     judge_canaries: str
     person_checks: str
     annotations: str
+    preferences: str
     rejected_labels: str
     sft_parquet: str
     sft_jsonl: str

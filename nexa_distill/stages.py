@@ -77,6 +77,9 @@ STAGES = (
 )  # fmt: skip
 
 SESSIONS = tuple(dict.fromkeys(stage.session for stage in STAGES))
+INSPECT = (
+    "inspect"  # a session for people: it writes no table, and runs only when asked for by name
+)
 
 
 def locate(key: str, config: DistillConfig) -> Path:
@@ -100,10 +103,10 @@ def settings(stage: Stage, config: DistillConfig) -> dict[str, Any] | None:
 
 def session_of(name: str) -> str:
     """The session of a session's or a stage's name. Raises UsageError naming the nearest."""
-    if name in SESSIONS:
+    if name in (*SESSIONS, INSPECT):
         return name
     for stage in STAGES:
         if stage.name == name:
             return stage.session
-    known = list(dict.fromkeys([*SESSIONS, *(stage.name for stage in STAGES)]))
+    known = list(dict.fromkeys([*SESSIONS, INSPECT, *(stage.name for stage in STAGES)]))
     raise UsageError(f'no stage "{name}"{did_you_mean(name, known)}; known: {", ".join(known)}')
