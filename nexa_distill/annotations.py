@@ -99,9 +99,13 @@ def verdict(annotations: Sequence[Annotation]) -> str | None:
     return annotations[0].action if len(said) == 1 else None
 
 
-def write_rejected(storage: Storage) -> None:
-    """Replace `storage.rejected_labels` by the current decisions against answers."""
-    last = current(read(storage.path("annotations")))
+def write_rejected(storage: Storage, last: dict[Key, list[Annotation]] | None = None) -> None:
+    """Replace `storage.rejected_labels` by the current decisions against answers.
+
+    `last`: `current` of the file, from whoever has it in memory.
+    """
+    if last is None:
+        last = current(read(storage.path("annotations")))
     rejected = [one for people in last.values() for one in people if one.action in AGAINST]
     text = "".join(json.dumps(one.model_dump()) + "\n" for one in rejected)
     write_text(storage.path("rejected_labels"), text)

@@ -55,12 +55,21 @@ def build_record(row: Mapping[str, Any], system_prompt: str | None) -> Record:
         raise InputError(
             f"sample_id {row['sample_id']}: no answer to train on; run the rules on it"
         )
-    system = row["system_prompt"] or system_prompt
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": row["user_prompt"]})
-    messages.append({"role": "assistant", "content": row["teacher_output"].strip()})
+    messages = [*prompt_messages(row, system_prompt), said_by_assistant(row["teacher_output"])]
     names = ("split", "template_name", "domain", "model_id", "attempt", "repaired_reason")
     return {"sample_id": row["sample_id"], "messages": messages} | {n: row[n] for n in names}
+
+
+def prompt_messages(row: Mapping[str, Any], system_prompt: str | None) -> list[dict[str, str]]:
+    """What the student is asked; `system_prompt` as in `build_record`."""
+    system = row["system_prompt"] or system_prompt
+    messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": row["user_prompt"]}]
+
+
+def said_by_assistant(text: str) -> dict[str, str]:
+    """The message of an answer."""
+    return {"role": "assistant", "content": text.strip()}
 
 
 def json_line(record: Mapping[str, Any]) -> str:

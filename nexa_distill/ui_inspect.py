@@ -19,6 +19,7 @@ import getpass
 import ipaddress
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,7 +28,6 @@ import streamlit as st
 from nexa_distill import cli
 from nexa_distill.config import DistillConfig, load_config
 from nexa_distill.errors import NexaError, UsageError
-from nexa_distill.inspection import compare_page, inspect_page, run_page, training_page
 from nexa_distill.inspection.room import Room, allowed
 
 SOURCES = ("filtered_dataset", "rule_filtered", "collected_dataset")
@@ -88,16 +88,20 @@ def main() -> None:
             "Start it with `--server.address 127.0.0.1`, and from elsewhere use `ssh -L`."
         )
     pages = [
-        st.Page(lambda: draw(inspect_page.page), title="Inspect", url_path="inspect", default=True),
-        st.Page(lambda: draw(run_page.page), title="Run", url_path="run"),
-        st.Page(lambda: draw(compare_page.page), title="Compare", url_path="compare"),
-        st.Page(lambda: draw(training_page.page), title="Training view", url_path="training"),
+        st.Page(lambda: draw("inspect"), title="Inspect", url_path="inspect", default=True),
+        st.Page(lambda: draw("run"), title="Run", url_path="run"),
+        st.Page(lambda: draw("compare"), title="Compare", url_path="compare"),
+        st.Page(lambda: draw("training"), title="Training view", url_path="training"),
     ]
     st.navigation(pages, position="top").run()
 
 
-def draw(page: "inspect_page.Page") -> None:
-    """One page; an error that a person can act on stands in its place."""
+def draw(name: str) -> None:
+    """One page; an error that a person can act on stands in its place.
+
+    Its module is imported when it is asked for: the first page need not wait for plots.
+    """
+    page = import_module(f"nexa_distill.inspection.{name}_page").page
     try:
         page(open_room(sys.argv[1:]))
     except NexaError as error:

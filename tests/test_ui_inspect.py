@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from nexa_distill import annotations, filter_pairs, sample_gate, to_sft
 from nexa_distill.errors import UsageError
+from nexa_distill.inspection.desk import Desk
 from nexa_distill.inspection.room import allowed
 from nexa_distill.ui_inspect import open_room
 from tests.answers import answer, project, write_answers
@@ -129,6 +130,49 @@ def test_f32_an_edit_a_reason_and_a_disagreement_are_shown(
         expect(page.get_by_text("too *short*")).to_be_visible()
     last = events(path)[-1]
     assert (last.action, last.edited_output, last.note) == ("edit", "Better.", "too *short*")
+
+
+def test_f32_a_key_that_is_pressed_twice_decides_no_row_twice(
+    made: Workspace, page: Page, tmp_path: Path
+) -> None:
+    """The second press comes while the browser still shows the row of the first one."""
+    path = tmp_path / "annotations.jsonl"
+    flags = ("--config", made.config, "--label-path", path, "--annotator", "ann")
+    with inspector(tmp_path / "log", *flags) as server:
+        page.goto(server.url)
+        for _ in range(6):
+            settled(page)
+            page.keyboard.press("a")
+            page.keyboard.press("a")
+        settled(page)
+    keys = [one.key for one in events(path)]
+    assert len(keys) >= 6
+    assert len(set(keys)) == len(keys)
+
+
+def test_f32_only_what_was_drawn_last_is_written_and_once() -> None:
+    desk, written = Desk(), list[str]()
+    desk.draw("a")
+    for name in ("a", "a", "b"):
+        desk.once(name, lambda name=name: written.append(name), 7)  # type: ignore[misc]
+    desk.draw("b")
+    desk.once("a", lambda: written.append("stale"), 9)
+    assert (written, desk.at) == (["a"], 7)
+
+
+def test_f32_where_writing_fails_the_press_may_be_repeated() -> None:
+    desk, written = Desk(), list[str]()
+    desk.go(3)
+    desk.draw("a")
+
+    def full() -> None:
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        desk.once("a", full, 4)
+    assert desk.at == 3
+    desk.once("a", lambda: written.append("a"), 4)
+    assert (written, desk.at) == (["a"], 4)
 
 
 def test_f38_a_hostile_answer_is_shown_as_text_and_fetches_nothing(tmp_path: Path) -> None:

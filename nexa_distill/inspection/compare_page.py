@@ -7,6 +7,7 @@ import streamlit as st
 
 from nexa_distill import preferences
 from nexa_distill.inspection import held_out, shown
+from nexa_distill.inspection.desk import desk
 from nexa_distill.inspection.held_out import TITLES, HeldOut
 from nexa_distill.inspection.room import Room
 from nexa_distill.preferences import Preference
@@ -102,6 +103,10 @@ def _texts(one: HeldOut, pair: tuple[str, str]) -> frozenset[str]:
 
 
 def _choice(room: Room, one: HeldOut, order: tuple[str, str]) -> None:
+    name = f"{one.sample_id}-{'-'.join(order)}"
+    here = desk("compare")
+    here.draw(name)
+
     def prefer(choice: str) -> None:
         event = {
             "sample_id": one.sample_id, "first": order[0], "second": order[1],
@@ -110,7 +115,8 @@ def _choice(room: Room, one: HeldOut, order: tuple[str, str]) -> None:
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }  # fmt: skip
         path = room.config.storage.path("preferences")
-        preferences.append(path, Preference.model_validate(event))
+        preference = Preference.model_validate(event)
+        here.once(name, lambda: preferences.append(path, preference), None)
 
     with st.container(horizontal=True):
         for label, letter, choice in (("Left is better", "1", "first"),

@@ -1,6 +1,6 @@
 """Page *Inspect*: one answer with all that is known of it, and a decision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,12 @@ import streamlit as st
 from nexa_distill.annotations import ACTIONS, Annotation, Key
 from nexa_distill.contracts import REASONS
 from nexa_distill.inspection import filters, shown
+from nexa_distill.inspection.desk import Desk, desk
 from nexa_distill.inspection.differences import differences
 from nexa_distill.inspection.filters import CONFLICT, UNDECIDED, Filters, after, before
 from nexa_distill.inspection.room import Room
-from nexa_distill.inspection.rows import Answers, Checks, Row, Rows
+from nexa_distill.inspection.rows import Answers, Checks, Mask, Row, Rows
 
-Page = Callable[[Room], None]
 # What is told to the teacher when it is asked again ("An earlier answer was rejected: ...").
 FAULTS = (
     "it states something false", "it does not answer the question", "it is too vague",
@@ -30,7 +30,7 @@ ICONS = {
     UNDECIDED: "·",
 }
 CODE_TASKS = ("text2sql", "python", "json")
-AT = "row"  # in the session and in the address: the row's number in the file
+AT = "row"  # in the address: the row's number in the file
 
 
 def page(room: Room) -> None:
@@ -40,18 +40,22 @@ def page(room: Room) -> None:
     if not len(answers):
         st.info("This file holds no answers.")
         return
-    number = _position(answers, room)
+    here = desk("inspect")
+    number = _position(here, answers, room)
     if not len(rows):
         st.info("No answer passes these filters.")
         return
     if number not in rows:
         following = after(rows, number)
         number = int(rows[-1]) if following is None else following
-        _go(number)
+        here.go(number)
+    if st.query_params.get(AT) != str(number):
+        st.query_params[AT] = str(number)
     row, key = answers.row(number), answers.key(number)
-    people = decided.get(key, [])
-    _progress(answers, rows, number, decided)
-    _buttons(room, answers, rows, number, decided)
+    people, done = decided.get(key, []), filters.decided_rows(answers, decided)[rows]
+    onward = _next_undecided(rows, done, number)
+    _progress(here, answers, rows, number, int(done.sum()), onward)
+    _buttons(here, room, answers, number, onward if onward is not None else after(rows, number))
     left, right = st.columns([5, 4], gap="large")
     with left:
         _answer(row, key)
@@ -81,66 +85,50 @@ def _options(answers: Answers, column: str) -> list[str]:
     return answers.values(column)
 
 
-def _position(answers: Answers, room: Room) -> int:
-    """The row that the session stands on; a new tab starts where its address says."""
-    if AT not in st.session_state:
+def _position(here: Desk, answers: Answers, room: Room) -> int:
+    """The row that the tab stands on; a new one starts where its address says."""
+    if here.at is None:
         asked = str(st.query_params.get(AT, room.start))
-        st.session_state[AT] = int(asked) if asked.isdecimal() else room.start
-    return min(max(0, int(st.session_state[AT])), len(answers) - 1)
+        here.at = int(asked) if asked.isdecimal() else room.start
+    here.at = min(max(0, here.at), len(answers) - 1)
+    return here.at
 
 
-def _go(number: int) -> None:
-    st.session_state[AT] = int(number)
-    st.query_params[AT] = str(int(number))
-    st.session_state.pop("editing", None)
-
-
-def _progress(answers: Answers, rows: Rows, number: int, decided: filters.Decided) -> None:
-    done = int(filters.decided_rows(answers, decided)[rows].sum())
+def _progress(
+    here: Desk, answers: Answers, rows: Rows, number: int, done: int, onward: int | None
+) -> None:
     place = int(np.searchsorted(rows, number)) + 1
     filtered = "" if len(rows) == len(answers) else f" (of {len(answers):,} in the file)"
-    undecided = _next_undecided(answers, rows, number, decided)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"Answer **{place:,}** of {len(rows):,}{filtered} · **{done:,}** decided")
         st.space("stretch")
-        _move("Previous", "k", before(rows, number))
-        _move("Next", "j", after(rows, number))
-        _move("Next undecided", "u", undecided)
+        _move(here, "Previous", "k", before(rows, number))
+        _move(here, "Next", "j", after(rows, number))
+        _move(here, "Next undecided", "u", onward)
     st.progress(done / len(rows))
 
 
-def _next_undecided(
-    answers: Answers, rows: Rows, number: int, decided: filters.Decided
-) -> int | None:
-    left = rows[~filters.decided_rows(answers, decided)[rows]]
+def _next_undecided(rows: Rows, done: Mask, number: int) -> int | None:
+    """The next of `rows` that is not `done`; behind the last one, the first of all."""
+    left = rows[~done]
     left = left[left != number]
     following = after(left, number)
     return following if following is not None else (int(left[0]) if len(left) else None)
 
 
-def _buttons(
-    room: Room, answers: Answers, rows: Rows, number: int, decided: filters.Decided
-) -> None:
+def _buttons(here: Desk, room: Room, answers: Answers, number: int, onward: int | None) -> None:
     """The decisions on the row that is seen."""
     key = answers.key(number)
     name = f"{key[0]}-{key[1]}"
-    undecided = _next_undecided(answers, rows, number, decided)
-    onward = undecided if undecided is not None else after(rows, number)
-
-    # A key can reach the button of the row before too, while the browser takes it away: only the
-    # row that was drawn last can be decided on, and only once.
-    st.session_state["decidable"] = name
+    here.draw(name)
 
     def decide(action: str) -> None:
-        if st.session_state.get("decidable") != name:
-            return
-        st.session_state["decidable"] = None
-        reason, note = st.session_state.get(f"reason-{name}"), st.session_state.get(f"note-{name}")
-        if action == "accept":
-            reason = None
-        room.decide(key, action, reason=reason, note=note or None)
-        if onward is not None:
-            _go(onward)
+        reason, note = _said(name)
+        said = {"reason": None if action == "accept" else reason, "note": note}
+        here.once(name, lambda: room.decide(key, action, **said), onward)
+
+    def edit() -> None:
+        here.editing = name
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
         for action, letter in (("accept", "a"), ("reject", "x"), ("regenerate", "g")):
@@ -149,28 +137,29 @@ def _buttons(
                 type="primary" if action == "accept" else "secondary",
                 on_click=decide, args=(action,),
             )  # fmt: skip
-        st.button("Edit", key=f"edit-{name}", shortcut="e", on_click=_start_editing, args=(name,))
+        st.button("Edit", key=f"edit-{name}", shortcut="e", on_click=edit)
         st.selectbox("Reason", FAULTS, index=None, key=f"reason-{name}", width=240,
                      accept_new_options=True, placeholder="reason (optional)",
                      label_visibility="collapsed")  # fmt: skip
         st.text_input("Note", key=f"note-{name}", placeholder="note (optional)", width=220,
                       label_visibility="collapsed")  # fmt: skip
-    if st.session_state.get("editing") == name:
-        _editor(room, answers.row(number), key, name, onward)
+    if here.editing == name:
+        _editor(here, room, answers.row(number), key, name, onward)
 
 
-def _move(label: str, letter: str, to: int | None) -> None:
+def _said(name: str) -> tuple[str | None, str | None]:
+    """Reason and note beside the buttons."""
+    return st.session_state.get(f"reason-{name}"), st.session_state.get(f"note-{name}") or None
+
+
+def _move(here: Desk, label: str, letter: str, to: int | None) -> None:
     st.button(
-        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=_go,
+        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=here.go,
         args=(to or 0,),
     )  # fmt: skip
 
 
-def _start_editing(name: str) -> None:
-    st.session_state["editing"] = name
-
-
-def _editor(room: Room, row: Row, key: Key, name: str, onward: int | None) -> None:
+def _editor(here: Desk, room: Room, row: Row, key: Key, name: str, onward: int | None) -> None:
     whole = row["teacher_output"] or ""
     if shown.hidden_characters(whole):
         st.warning("This answer is too long to be edited here.")
@@ -178,10 +167,10 @@ def _editor(room: Room, row: Row, key: Key, name: str, onward: int | None) -> No
     with st.form(f"editor-{name}"):
         edited = st.text_area("The answer as it should be", whole, height=260)
         if st.form_submit_button("Save the edit", type="primary"):
-            note = st.session_state.get(f"note-{name}") or None
-            reason = st.session_state.get(f"reason-{name}")
-            room.decide(key, "edit", reason=reason, note=note, edited_output=edited)
-            _go(onward if onward is not None else st.session_state[AT])
+            reason, note = _said(name)
+            said = {"reason": reason, "note": note, "edited_output": edited}
+            here.once(name, lambda: room.decide(key, "edit", **said), onward)
+            here.editing = None
             st.rerun()
 
 

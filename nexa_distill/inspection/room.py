@@ -59,7 +59,7 @@ class Room:
         """Bring `storage.rejected_labels` up to date, where its own decisions are looked at."""
         storage = self.config.storage
         if self.labels.resolve() == storage.path("annotations").resolve():
-            annotations.write_rejected(storage)
+            annotations.write_rejected(storage, self.decided())
 
     def other_attempts(self, key: Key) -> list[tuple[Path, int]]:
         """(file, row) of every other answer to the same prompt."""

@@ -1,0 +1,231 @@
+"""Decisions of people in and out of other programs: Label Studio, and preference training.
+
+Reads   `export`: a table of answers (--src, default: the rejections). `import`: what Label Studio
+        exports (JSON list or JSONL). `preferences`: the answers, what the gates said of them,
+        and the blind comparisons of the inspection room
+Writes  `export`: JSONL, one Label Studio task per answer. `import`: `storage.annotations`.
+        `preferences`: JSONL of {prompt, chosen, rejected, sample_id, source}, lists of messages:
+        TRL's conversational preference format, which its DPOTrainer reads
+Keeps   `import`: what is there already is not written again. `preferences`: one pair per two texts;
+        only prompts of --split (default train: held-out prompts stay out of training)
+Raises  InputError (65) naming the task that is not understood, before anything is written
+
+In Label Studio a project needs the labelling configuration that `export` prints: a choice named
+`action`, texts named `reason`, `note` and `edited_output`. Formats: labelstud.io/guide/tasks and
+labelstud.io/guide/export (JSON); huggingface.co/docs/trl/dataset_formats.
+
+    python -m nexa_distill.labels export --dst tasks.jsonl
+    python -m nexa_distill.labels import --src exported.json
+    python -m nexa_distill.labels preferences --dst preferences.jsonl
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nexa_distill import annotations, cli, preferences
+from nexa_distill.annotations import ACTIONS, Annotation
+from nexa_distill.config import DistillConfig, load_config, load_system_prompt
+from nexa_distill.contracts import DOUBTS, TABLES
+from nexa_distill.decisions import record
+from nexa_distill.errors import InputError, InputMissing, did_you_mean
+from nexa_distill.handoff import open_table, read_batches, replacing
+from nexa_distill.to_sft import json_line, prompt_messages, said_by_assistant
+
+Json = dict[str, Any]
+ANSWERS = TABLES["collected_dataset"]
+FIELDS = ("reason", "note", "edited_output")
+NOT_OF_THE_TEXT = DOUBTS | {"better_attempt_kept", "rejected_by_person"}
+LABELLING = """<View>
+  <Text name="prompt" value="$user_prompt"/><Text name="context" value="$context"/>
+  <Text name="answer" value="$teacher_output"/>
+  <Choices name="action" toName="answer" required="true">
+    <Choice value="accept"/><Choice value="reject"/>
+    <Choice value="regenerate"/><Choice value="edit"/>
+  </Choices>
+  <TextArea name="reason" toName="answer"/><TextArea name="note" toName="answer"/>
+  <TextArea name="edited_output" toName="answer" value="$teacher_output"/>
+</View>"""
+
+
+def tasks(src: Path) -> Iterator[Json]:
+    """One task per answer; Label Studio keeps what is in `data` and gives it back."""
+    shown = ["sample_id", "attempt", "template_name", "domain", "split", "user_prompt", "context",
+             "teacher_output", "model_id"]  # fmt: skip
+    rejected = "rejection_reasons" in open_table(src, ANSWERS).schema_arrow.names
+    for row in _rows(src, "rejections" if rejected else "collected_dataset"):
+        data = {name: "" if row[name] is None else row[name] for name in shown}
+        yield {"data": {**data, "rejection_reasons": ", ".join(row.get("rejection_reasons", []))}}
+
+
+def decisions(path: Path) -> list[Annotation]:
+    """The decisions in an export of Label Studio, the oldest first. Raises InputError."""
+    found = []
+    for place, task in enumerate(_exported(path), 1):
+        data = task.get("data") if isinstance(task, dict) else None
+        if not isinstance(data, dict) or not {"sample_id", "attempt"} <= data.keys():
+            raise InputError(
+                f"{path}: task {place}: expected data.sample_id and data.attempt, as `python -m "
+                f"nexa_distill.labels export` writes them; found {str(task)[:80]}"
+            )
+        for made in task.get("annotations") or []:
+            if not made.get("was_cancelled"):
+                found.append(_decision(path, place, data, made))
+    return sorted(found, key=lambda one: one.timestamp or "")
+
+
+def _exported(path: Path) -> list[Any]:
+    if not path.exists():
+        raise InputMissing(f"{path}: no such file; export it from Label Studio as JSON")
+    text = path.read_text(encoding="utf-8")
+    try:
+        if text.lstrip().startswith("["):
+            whole: list[Any] = json.loads(text)
+            return whole
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON, nor JSON by line: {error}") from None
+
+
+def _decision(
+    path: Path, place: int, data: Mapping[str, Any], made: Mapping[str, Any]
+) -> Annotation:
+    values = {item.get("from_name"): item.get("value", {}) for item in made.get("result", [])}
+    chosen = values.get("action", {}).get("choices") or []
+    if len(chosen) != 1 or chosen[0] not in ACTIONS:
+        near = did_you_mean(str(chosen[0]), ACTIONS) if chosen else ""
+        raise InputError(
+            f"{path}: task {place}: expected one choice named action out of {', '.join(ACTIONS)}; "
+            f"found {chosen}{near}"
+        )
+    texts = {name: "\n".join(values.get(name, {}).get("text") or []) or None for name in FIELDS}
+    if chosen[0] != "edit":
+        texts["edited_output"] = None
+    elif not texts["edited_output"]:
+        raise InputError(f"{path}: task {place}: the action is edit, and edited_output is empty")
+    who = made.get("completed_by")
+    person = who.get("email") or who.get("id") if isinstance(who, dict) else who
+    event = {
+        "sample_id": data["sample_id"], "attempt": data["attempt"], "action": chosen[0], **texts,
+        "annotator": f"labelstudio:{person}", "timestamp": made.get("created_at"),
+    }  # fmt: skip
+    return annotations.parse(path, place, json.dumps(event).encode())
+
+
+def pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) -> Iterator[Json]:
+    """Preference pairs; `counts` says what was left out."""
+    wanted, seen = set(splits), set[tuple[str, str, str]]()
+    system_prompt = load_system_prompt(config.collection.system_prompt_path)
+    for row, chosen, rejected, source in (*_of_attempts(config), *_of_comparisons(config)):
+        key = (row["sample_id"], chosen, rejected)
+        if row["split"] not in wanted:
+            counts["of other splits"] += 1
+        elif chosen.strip() == rejected.strip() or key in seen:
+            counts["of the same two texts"] += 1
+        else:
+            seen.add(key)
+            counts[source] += 1
+            yield {
+                "prompt": prompt_messages(row, system_prompt),
+                "chosen": [said_by_assistant(chosen)], "rejected": [said_by_assistant(rejected)],
+                "sample_id": row["sample_id"], "source": source,
+            }  # fmt: skip
+
+
+def _of_attempts(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
+    """Kept answer against each other attempt that was rejected for its text."""
+    storage = config.storage
+    kept = {row["sample_id"]: row for row in _rows(storage.path("filtered_dataset"))}
+    for row in _rows(storage.path("rejections"), "rejections"):
+        best, against = kept.get(row["sample_id"]), set(row["rejection_reasons"])
+        of_the_text = against - NOT_OF_THE_TEXT or "rejected_by_person" in against
+        if best and row["teacher_output"] and of_the_text and not against & DOUBTS:
+            yield best, best["teacher_output"], row["teacher_output"], "attempts"
+
+
+def _of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
+    """What people preferred without knowing whose it was; ties and disagreements are left out."""
+    storage = config.storage
+    prompts = {row["sample_id"]: row for row in _rows(storage.path("raw_dataset"), "raw_dataset")}
+    votes: dict[tuple[str, frozenset[str]], set[tuple[str, str] | None]] = {}
+    for one in preferences.current(preferences.read(storage.path("preferences"))):
+        texts = {"first": (one.first_output, one.second_output),
+                 "second": (one.second_output, one.first_output), "tie": None}  # fmt: skip
+        pair = one.sample_id, frozenset((one.first_output, one.second_output))
+        votes.setdefault(pair, set()).add(texts[one.preferred])
+    for (sample, _), said in votes.items():
+        winner = said.pop() if len(said) == 1 else None
+        if winner and sample in prompts:
+            yield prompts[sample], *winner, "comparisons"
+
+
+def _rows(path: Path, table: str = "filtered_dataset") -> Iterator[Json]:
+    for batch in read_batches(path, TABLES[table]):
+        yield from batch.to_pylist()
+
+
+def write_lines(dst: Path, rows: Iterable[Json]) -> int:
+    """JSONL, complete or not there; how many lines."""
+    count = 0
+    with replacing(dst) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json_line(row))
+            count += 1
+    return count
+
+
+def run_export(config: DistillConfig, src: Path | None, dst: Path) -> None:
+    """`export`."""
+    src = src or config.storage.path("rejections")
+    count = write_lines(dst, tasks(src))
+    print(f"labels: {count} answers of {src} -> {dst}")
+    print(f"the labelling configuration of a Label Studio project for them:\n{LABELLING}")
+
+
+def run_import(config: DistillConfig, src: Path) -> None:
+    """`import`."""
+    given = decisions(src)
+    new = record(config, given)
+    print(f"labels: {len(given)} decisions in {src}, {new} of them new -> "
+          f"{config.storage.path('annotations')}")  # fmt: skip
+
+
+def run_preferences(config: DistillConfig, dst: Path, splits: list[str]) -> None:
+    """`preferences`."""
+    counts: Counter[str] = Counter()
+    written = write_lines(dst, pairs(config, splits, counts))
+    made = ", ".join(f"{counts[name]} from {name}" for name in ("attempts", "comparisons"))
+    left = ", ".join(f"{counts[name]} {name}" for name in counts if name.startswith("of "))
+    print(f"labels: {written} pairs ({made}; left out: {left or 'none'}) -> {dst}")
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="answers as tasks of Label Studio")
+    export.add_argument("--src", type=Path, metavar="FILE", help="default: storage.rejections")
+    export.add_argument("--dst", type=Path, metavar="FILE", required=True)
+    taken = commands.add_parser("import", help="decisions made in Label Studio")
+    taken.add_argument("--src", type=Path, metavar="FILE", required=True)
+    made = commands.add_parser("preferences", help="pairs for preference training")
+    made.add_argument("--dst", type=Path, metavar="FILE", required=True)
+    made.add_argument("--split", nargs="+", choices=["train", "val", "test"], default=["train"])
+    for command in commands.choices.values():  # --config also after the command's name
+        command.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE")
+    given = parser.parse_args()
+    config = load_config(given.config)
+    if given.command == "export":
+        run_export(config, given.src, given.dst)
+    elif given.command == "import":
+        run_import(config, given.src)
+    else:
+        run_preferences(config, given.dst, given.split)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
