@@ -1,20 +1,25 @@
 """The inspection room in a real browser: decisions survive everything, hostile text is text."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from nexa_distill import annotations, filter_pairs, sample_gate, to_sft
+from nexa_distill import annotations, filter_pairs, preferences, sample_gate, to_sft
 from nexa_distill.errors import UsageError
 from nexa_distill.inspection.desk import Desk
 from nexa_distill.inspection.room import allowed
+from nexa_distill.manifests import StageRun
 from nexa_distill.ui_inspect import open_room
 from tests.answers import answer, project, write_answers
 from tests.browser import inspector, pages
 from tests.ledger_teacher import ledger_teacher
+from tests.test_inspection import compared
+from tests.tiny_model import ROOT, save_config, save_dataset, save_model
 from tests.workspace import Workspace, workspace
 
 pytestmark = pytest.mark.slow
@@ -237,6 +242,65 @@ def test_every_page_draws_a_run_and_says_what_was_not_run(made: Workspace, page:
             page.goto(f"{server.url}/{path}")
             expect(page.get_by_text(text).first).to_be_visible()
         assert "Traceback" not in server.log.read_text()
+
+
+def test_a_blind_preference_is_written_once_and_compare_moves_by_keyboard(
+    page: Page, tmp_path: Path
+) -> None:
+    config = compared(tmp_path)
+    path = config.storage.path("preferences")
+    with inspector(tmp_path / "log", "--config", tmp_path / "config.yaml") as server:
+        page.goto(f"{server.url}/compare")
+        expect(page.get_by_text("Prompt 1 of 2")).to_be_visible()
+        page.wait_for_timeout(500)
+        page.keyboard.press("j")
+        expect(page.get_by_text("Prompt 2 of 2")).to_be_visible()
+        page.get_by_text("Blind").click()
+        expect(page.get_by_text("0 of 2 compared")).to_be_visible()
+        expect(page.get_by_text("Student before training")).to_have_count(0)
+        page.get_by_text("Left", exact=True).click()  # away from the switch
+        for _ in range(2):
+            page.wait_for_timeout(800)
+            page.keyboard.press("1")
+            page.keyboard.press("1")
+        page.wait_for_timeout(800)
+        page.keyboard.press("1")  # where an interrupted press was lost
+        expect(page.get_by_text("You have compared all of them")).to_be_visible()
+        assert "Traceback" not in server.log.read_text()
+    found = preferences.read(path)
+    assert len(found) == len({one.sample_id for one in found}) == 2
+
+
+def test_the_training_view_shows_what_is_trained(page: Page, tmp_path: Path) -> None:
+    student = save_config(tmp_path / "student.yaml", save_model(tmp_path / "model"))
+    config = project(tmp_path, student=str(student))
+    path = config.storage.path("sft_parquet")
+    path.parent.mkdir(parents=True)
+    save_dataset(path, train=2, val=1)
+    StageRun("packaging", config.storage, inputs=[], settings={}).seal(path, rows_in=3, rejected=0)
+    with inspector(tmp_path / "log", "--config", tmp_path / "config.yaml") as server:
+        page.goto(f"{server.url}/training")
+        expect(page.get_by_text("Sample 1 of 3")).to_be_visible(timeout=60_000)
+        trained = page.locator("span.trained")
+        expect(trained.first).to_be_visible(timeout=60_000)
+        assert "".join(trained.all_inner_texts()).endswith("<|im_end|>")
+        page.wait_for_timeout(500)
+        page.keyboard.press("j")
+        expect(page.get_by_text("Sample 2 of 3")).to_be_visible()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_without_chromium_the_tests_say_so_and_under_ci_they_fail(tmp_path: Path) -> None:
+    """In a process whose PATH has no browser."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
+               "tests/test_ui_inspect.py", "-k", "bad_flag or outside_the_project"]  # fmt: skip
+    for ci, code in (("", 0), ("true", 1)):
+        env = os.environ | {"PATH": str(tmp_path), "CI": ci}
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stdout
+        assert "apt-get install chromium" in done.stdout
 
 
 def test_a_bad_flag_is_an_instruction() -> None:
