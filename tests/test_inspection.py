@@ -102,7 +102,7 @@ def test_decisions_are_followed_as_they_are_made(answers: Answers, tmp_path: Pat
     assert decisions.current() == {}
 
 
-def test_a_decision_on_an_answer_that_is_not_there_marks_no_row(
+def test_f32_a_decision_on_an_answer_that_is_not_there_marks_no_row(
     answers: Answers, tmp_path: Path
 ) -> None:
     path = tmp_path / "annotations.jsonl"

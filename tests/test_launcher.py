@@ -1,11 +1,13 @@
 """The launcher with a real tmux, real signals and tiny stages. F4, F6, F10, F12 of the faults."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,6 +177,26 @@ def test_f10_a_second_launch_is_refused_and_stop_ends_only_our_sessions(
     assert {project.exit_code(s) for s in ("data_gen", "filtering", "evaluation")} == {143}
     assert not is_running(stage)
     assert "data_gen     stopped" in project.launch("--status").stdout
+
+
+def test_only_inspect_starts_the_inspection_room_on_this_machine_and_stop_ends_it(
+    project: TinyProject,
+) -> None:
+    (project.root / "nexa_distill").symlink_to(ROOT / "nexa_distill")
+    done = project.launch("--only", "inspect", "--detach", check=0)
+    assert "tmux attach -t inspect" in done.stdout
+    assert project.sessions() == ["inspect"]
+    address = re.compile(r"http://127\.0\.0\.1:\d+")
+    log = project.run_dir / "inspect.log"
+    wait_until(lambda: log.exists() and address.search(log.read_text()), "an address", 60)
+    found = address.search(log.read_text())
+    assert found
+    with urllib.request.urlopen(f"{found[0]}/_stcore/health", timeout=30) as answer:  # noqa: S310
+        assert answer.status == 200
+    project.launch("--stop", check=0)
+    assert project.exit_code("inspect") == 143
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{found[0]}/_stcore/health", timeout=5)  # noqa: S310
 
 
 def stage_pid(project: TinyProject, session: str) -> int:

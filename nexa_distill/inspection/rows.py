@@ -1,11 +1,11 @@
 """Answers of a Parquet file, for a person who looks at one row at a time.
 
 Small columns are read once, when the file is opened; texts are read by row group when a row is
-looked at, and the last row groups stay in memory. 200,000 answers take some 60 MB.
+looked at, and the last row groups stay in memory.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Answers:
         self.attempts: Rows = self.small["attempt"].to_numpy()
         self._by_key: dict[Key, int] | None = None
         self._texts = lru_cache(8)(self._having)
+        self.values = cache(self._values)
 
     def __len__(self) -> int:
         return int(self.small.num_rows)
@@ -83,7 +84,7 @@ class Answers:
             self._by_key = {found: number for number, found in enumerate(keys)}
         return self._by_key.get(key)
 
-    def values(self, column: str) -> list[str]:
+    def _values(self, column: str) -> list[str]:
         """What occurs in a column, the most frequent first; of reasons, the first of each row."""
         if column == "rejection_reasons":
             if column not in self.small.column_names:
@@ -144,7 +145,7 @@ class Checks:
         found = (self._stored.row(int(n)) for n in np.flatnonzero(self._codes == code))
         return [row for row in found if row["attempt"] == key[1]]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The checks that occur."""
         return sorted(self._small["check"].unique().to_pylist())
