@@ -102,6 +102,7 @@ def moves(config: Path, folder: Path, count: int) -> Iterator[tuple[str, float]]
     flags = ("--config", config, "--src", src, "--annotator", "ann")
     with inspector(folder / "log", *flags) as server, pages() as page:
         opened(page, server.url)
+        page.wait_for_timeout(2000)  # a page that has just been drawn does not listen to keys yet
         for place in range(2, count + 2):
             idle(page)
             yield "next", seconds(partial(next_place, page, place))
