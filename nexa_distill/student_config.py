@@ -15,6 +15,7 @@ class Training(Section):
 
     epochs: Count
     batch_size: Count
+    packing: bool
     gradient_accumulation: Count
     learning_rate: float = Field(gt=0)
     warmup_ratio: float = Field(ge=0, le=1)

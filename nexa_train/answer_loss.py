@@ -4,7 +4,7 @@ With a vocabulary of 49,152 the logits of prompt and padding are most of the ari
 last layer; hidden states are picked first, then multiplied by the output embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from nexa_train.chat import IGNORE, Sample
-from nexa_train.sft_data import collate
+
+Collate = Callable[[Sequence[Sample], torch.device], dict[str, torch.Tensor]]
 
 
 class AnswerLoss(nn.Module):
@@ -29,7 +30,7 @@ class AnswerLoss(nn.Module):
             self.plain_head = self._head_is_plain(batch)
         targets = batch["labels"][:, 1:]
         wanted = targets != IGNORE
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs = {name: batch[name] for name in batch if name != "labels"}
         if self.plain_head:
             hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
             logits = self.model.get_output_embeddings()(hidden[:, :-1][wanted])
@@ -49,7 +50,7 @@ class AnswerLoss(nn.Module):
 
 @torch.no_grad()
 def mean_loss(
-    loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, pad_id: int
+    loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, batch_of: Collate
 ) -> float | None:
     """Nats per trained token over all samples; None when there is none: missing is not 0."""
     tokens = sum(sample.trained_tokens for sample in samples)
@@ -60,6 +61,6 @@ def mean_loss(
     ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
     total = 0.0
     for start in range(0, len(ordered), batch_size):
-        total += float(loss(collate(ordered[start : start + batch_size], pad_id, device)))
+        total += float(loss(batch_of(ordered[start : start + batch_size], device)))
     loss.train(was_training)
     return total / tokens

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train import checkpoints
-from nexa_train.answer_loss import AnswerLoss, mean_loss
+from nexa_train import checkpoints, packing
+from nexa_train.answer_loss import AnswerLoss, Collate, mean_loss
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.hardware import native_bf16
 from nexa_train.local_models import load_model, load_tokenizer, resolve_model
@@ -94,7 +95,7 @@ class Trainer:
     loss: AnswerLoss
     optimizer: Any
     data: Dataset
-    pad_id: int
+    batch_of: Collate
     run_key: str
     folder: Path
 
@@ -166,7 +167,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for number, samples in enumerate(batches):
             mine = samples[rank::world]
-            batch = collate(mine or samples[:1], self.pad_id, self.accelerator.device)
+            batch = self.batch_of(mine or samples[:1], self.accelerator.device)
             if not mine:  # every process has to take part; nothing of this one counts
                 batch["labels"].fill_(IGNORE)
             last = number == len(batches) - 1
@@ -182,7 +183,8 @@ class Trainer:
 
     def _val_loss(self) -> dict[str, float]:
         with self.accelerator.autocast():
-            value = mean_loss(self.bare, self.data.val, self.config.train.batch_size, self.pad_id)
+            size = self.config.train.batch_size
+            value = mean_loss(self.bare, self.data.val, size, self.batch_of)
         return {} if value is None else {"val_loss": value}
 
     def _save(self, step: int) -> None:
@@ -247,10 +249,20 @@ def _prepare(
     )
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
     model.train()
+    batch_of = _batching(config, model.to(accelerator.device), tokenizer, data)
     loss, optimizer = accelerator.prepare(AnswerLoss(model), optimizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trainer = Trainer(config, accelerator, loss, optimizer, data, pad, run_key, folder)
+    trainer = Trainer(config, accelerator, loss, optimizer, data, batch_of, run_key, folder)
     return trainer, tokenizer, resumed
+
+
+def _batching(config: StudentConfig, model: Any, tokenizer: Any, data: Dataset) -> Collate:
+    """How samples become a batch. Raises InputError for a model that cannot be packed."""
+    if config.train.packing:
+        packing.enable(model)
+        packing.prove_isolation(model, data.train)
+        return packing.collate_packed
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return partial(collate, pad_id=pad)
 
 
 def _finish(trainer: Trainer, tokenizer: Any, final: Path, val_loss: float | None) -> None:
