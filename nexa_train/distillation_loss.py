@@ -1,7 +1,7 @@
 """How far a student's next-token distribution q is from its teacher's p, in nats.
 
-forward_kl      KL(p || q) = sum p (log p - log q)               Hinton et al. 2015, arXiv:1503.02531
-reverse_kl      KL(q || p)                                       Gu et al. 2024, arXiv:2306.08543
+forward_kl      KL(p || q) = sum p (log p - log q)        Hinton et al. 2015, arXiv:1503.02531
+reverse_kl      KL(q || p)                                Gu et al. 2024, arXiv:2306.08543
 jensen_shannon  b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q, the generalised JSD of
                 Agarwal et al. 2024, arXiv:2306.13649; b = 0.5 is the Jensen-Shannon divergence
 
@@ -13,6 +13,7 @@ those tokens, and all others together (the tail). The student is looked at in th
 outcomes never makes a divergence larger, so what comes out is a lower bound of the dense figure.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,13 +21,13 @@ import torch
 from torch.nn import functional
 
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of log-probabilities
-SMALLEST = 1e-30  # of a tail's mass, before its logarithm
+SMALLEST = 1e-20  # a tail's mass: its logarithm has to be finite
 
 
 class TopK(NamedTuple):
     """A teacher's distribution at `temperature` for each of n tokens.
 
-    `ids`: (n, k), int64. `log_probs`: (n, k) nats. `tail`: (n,), log of the mass of all others.
+    `ids`: (n, k), int64. `log_probs`: (n, k) nats. `tail`: (n, 1), log of the mass of all others.
     """
 
     ids: torch.Tensor
@@ -78,9 +79,9 @@ def from_top_k(
     q = _log_probs(student, temperature)
     known = q.gather(-1, teacher.ids)
     # 1 - sum would lose a small tail to rounding where the known tokens have nearly everything.
-    rest = torch.log1p(-known.exp().sum(-1).clamp(max=1 - 1e-6))
-    ours = torch.cat([known, rest[:, None]], dim=-1)
-    theirs = torch.cat([teacher.log_probs.float(), teacher.tail.float()[:, None]], dim=-1)
+    rest = torch.log1p(-known.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
+    ours = torch.cat([known, rest], dim=-1)
+    theirs = torch.cat([teacher.log_probs, teacher.tail], dim=-1).float()
     return divergence(theirs, ours).sum() * temperature**2
 
 
@@ -89,7 +90,7 @@ def top_k(logits: torch.Tensor, k: int, temperature: float) -> TopK:
     found = _log_probs(logits, temperature)
     kept = found.topk(min(k, found.shape[-1]), dim=-1)
     others = found.scatter(-1, kept.indices, float("-inf"))
-    tail = torch.logsumexp(others, dim=-1).clamp(min=torch.tensor(SMALLEST).log())
+    tail = torch.logsumexp(others, dim=-1, keepdim=True).clamp(min=math.log(SMALLEST))
     return TopK(kept.indices, kept.values, tail)
 
 

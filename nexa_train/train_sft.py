@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,13 @@ from accelerate.utils import set_seed
 
 from nexa_distill import cli
 from nexa_distill.config import Storage, load_config
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import QualityGateMissed
 from nexa_distill.handoff import write_json, write_text
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train import checkpoints, packing
+from nexa_train import checkpoints, distillation, packing, teacher_logits
 from nexa_train.answer_loss import AnswerLoss, Collate, mean_loss
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.hardware import native_bf16
@@ -167,9 +166,9 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for number, samples in enumerate(batches):
             mine = samples[rank::world]
-            batch = self.batch_of(mine or samples[:1], self.accelerator.device)
             if not mine:  # every process has to take part; nothing of this one counts
-                batch["labels"].fill_(IGNORE)
+                mine = [replace(samples[0], labels=[IGNORE] * len(samples[0].labels))]
+            batch = self.batch_of(mine, self.accelerator.device)
             last = number == len(batches) - 1
             yield batch, nullcontext() if last else self.accelerator.no_sync(self.loss)
 
@@ -184,7 +183,8 @@ class Trainer:
     def _val_loss(self) -> dict[str, float]:
         with self.accelerator.autocast():
             size = self.config.train.batch_size
-            value = mean_loss(self.bare, self.data.val, size, self.batch_of)
+            bare = self.bare
+            value = mean_loss(bare.model, bare.logits, self.data.val, size, self.batch_of)
         return {} if value is None else {"val_loss": value}
 
     def _save(self, step: int) -> None:
@@ -200,15 +200,17 @@ def run(config: StudentConfig, storage: Storage, dataset: Path, folder: Path) ->
     """
     base = resolve_model(config.student, storage)
     weights = [Path(base)] if Path(base).is_dir() else []  # a hub id is named, not hashed
+    inputs = [dataset, *weights]
+    if config.distillation.cached:
+        inputs.append(teacher_logits.run(config, storage, dataset))
     stage = StageRun(
-        f"train.{folder.name}", storage,
-        inputs=[dataset, *weights], settings=config.training_settings(),
-    )  # fmt: skip
+        f"train.{folder.name}", storage, inputs=inputs, settings=config.training_settings()
+    )
     final = folder / "final"
     if stage.is_current(final):
         print(f"{final} is finished and current; nothing to do", flush=True)
         return False
-    trainer, tokenizer, resumed = _prepare(config, base, dataset, folder, _run_key(stage))
+    trainer, tokenizer, resumed = _prepare(config, storage, base, dataset, folder, stage.key)
     val_loss = trainer.train(resumed)
     if trainer.accelerator.is_main_process:
         _finish(trainer, tokenizer, final, val_loss)
@@ -223,13 +225,8 @@ def run(config: StudentConfig, storage: Storage, dataset: Path, folder: Path) ->
     return True
 
 
-def _run_key(stage: StageRun) -> str:
-    """A checkpoint is continued only with the data, weights and settings it was made with."""
-    return sha256_text(compact_json([*(i["sha256"] for i in stage.inputs), stage.config_sha256]))
-
-
 def _prepare(
-    config: StudentConfig, base: str, dataset: Path, folder: Path, run_key: str
+    config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str
 ) -> tuple[Trainer, Any, int]:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(base)
@@ -250,7 +247,8 @@ def _prepare(
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
     model.train()
     batch_of = _batching(config, model.to(accelerator.device), tokenizer, data)
-    loss, optimizer = accelerator.prepare(AnswerLoss(model), optimizer)
+    loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
+    loss, optimizer = accelerator.prepare(loss, optimizer)
     trainer = Trainer(config, accelerator, loss, optimizer, data, batch_of, run_key, folder)
     return trainer, tokenizer, resumed
 
