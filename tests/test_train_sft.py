@@ -99,7 +99,7 @@ def test_a_finished_run_does_nothing_and_changes_no_byte(finished: tuple[Run, Pa
     assert after == before
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_losses(tmp_path: Path) -> None:
+def test_f40_killed_in_the_middle_it_ends_with_the_same_losses(tmp_path: Path) -> None:
     run = Run(tmp_path, epochs=25, save_every_steps=10)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     training = subprocess.Popen(run.command(killed), cwd=ROOT, env=environment())
