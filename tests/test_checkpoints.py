@@ -4,6 +4,7 @@ import errno
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,13 @@ def stopped(whole: Run, output: Path, monkeypatch: pytest.MonkeyPatch, hit: int)
     """The disk is full at the `hit`-th step of saving."""
     with monkeypatch.context() as at:
         at.setattr(failpoints, "_WANTED", ["checkpoint", str(hit), "ENOSPC"])
-        at.setattr(failpoints, "_HITS", failpoints.Counter())
+        at.setattr(failpoints, "_HITS", Counter())
         with pytest.raises(OSError, match="No space left") as raised:
             whole.here(output)
     assert raised.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("hit", [1, 2, 3, 5, 9, 10, 12])
+@pytest.mark.parametrize("hit", [1, 2, 3, 9, 10])
 def test_f40_a_full_disk_in_a_save_costs_the_steps_since_the_last_one(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: int
 ) -> None:
@@ -70,6 +71,11 @@ def test_f40_killed_in_a_save(whole: Run, tmp_path: Path, hit: int) -> None:
     ends_as(whole, output)
 
 
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -78,11 +84,9 @@ def cut(path: Path) -> None:
     "damage",
     [
         lambda folder: cut(folder / "model.safetensors"),
-        lambda folder: cut(folder / checkpoints.OPTIMIZER),
         lambda folder: (folder / checkpoints.OPTIMIZER).unlink(),
         lambda folder: (folder / checkpoints.STATE).write_text('{"step": 6, "ru'),
-        lambda folder: (folder / checkpoints.STATE).unlink(),
-        lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+        empty,
     ],
 )
 def test_f40_a_torn_newest_checkpoint_is_passed_over(

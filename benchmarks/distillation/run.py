@@ -128,7 +128,7 @@ def trainings(bench: Bench) -> str:
         for loss in bench.arguments.losses:
             found[loss].append(bench.train(seed, loss))
             print(f"seed {seed}, {loss}: {found[loss][-1]}", file=sys.stderr, flush=True)
-    lines = ["| loss | held-out loss, nats/token, by seed | mean | agreement with the teacher, by seed "
+    lines = ["| loss | held-out loss, nats/token, by seed | mean | agreement, by seed "
              "| mean | step, s | times SFT |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     base = statistics.median(outcome.step_seconds for outcome in found["none"])
     for loss, outcomes in found.items():
