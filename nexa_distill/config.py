@@ -43,6 +43,7 @@ class Storage(Section):
     sft_parquet: str
     sft_jsonl: str
     splits: str
+    teacher_logits: str
     students: str
     models: str
     student_outputs: str

@@ -158,6 +158,20 @@ class Table:
 
 _ANSWER = ("sample_id", "attempt")
 _CHECK = (*_ANSWER, "check")
+TEACHER_LOGITS = pa.schema(
+    [
+        SAMPLE_ID,
+        _field("tokens_sha256", _STR, "of the sample's token ids and labels", required=True),
+        _field("tokens", pa.int32(), "n, the trained tokens of the sample", required=True),
+        _field("top_ids", pa.list_(pa.int32()), "n x k token ids, the most likely first", required=True),
+        _field("top_log_probs", pa.list_(pa.float16()), "n x k natural logarithms of their probabilities",
+               required=True),
+        _field("tail_log_prob", pa.list_(pa.float16()), "n logarithms of the mass of all other tokens",
+               required=True),
+    ]
+)  # fmt: skip
+
+
 TABLES: dict[str, Table] = {
     table.key: table
     for table in (
@@ -189,6 +203,9 @@ TABLES: dict[str, Table] = {
         Table("rejections", "sample_gate.rejections", REJECTIONS, "one rejected answer",
               "python -m nexa_distill.sample_gate", _ANSWER),
         Table("sft_parquet", "packaging", SFT, "one training sample", "python -m nexa_distill.to_sft"),
+        Table("teacher_logits", "teacher_logits", TEACHER_LOGITS,
+              "the teacher's most likely tokens along one training sample",
+              "python -m nexa_train.teacher_logits"),
         Table("student_outputs", "student_gen", OUTPUTS, "one held-out answer of the trained student",
               "python -m nexa_train.generate_student", _ANSWER),
         Table("baseline_outputs", "student_gen.baseline", OUTPUTS,
@@ -331,7 +348,7 @@ def _markdown() -> str:
     for name, schema in {
         "canonical": CANONICAL, "inputs": INPUTS, "rejected_inputs": REJECTED_INPUTS,
         "clusters": CLUSTERS, "outputs": OUTPUTS, "checks": CHECKS, "canaries": CANARIES,
-        "rejections": REJECTIONS, "sft": SFT,
+        "rejections": REJECTIONS, "sft": SFT, "teacher_logits": TEACHER_LOGITS,
     }.items():  # fmt: skip
         lines += ["", f"## {name}", "", "| column | type | null | meaning |", "|---|---|---|---|"]
         for f in schema:

@@ -176,6 +176,12 @@ class StageRun:
         self.inputs = [{"path": str(p), "sha256": sealed_hash(p, storage)} for p in inputs]
         self.config_sha256 = sha256_text(compact_json(settings))
 
+    @property
+    def key(self) -> str:
+        """What half-done work is continued by: the same inputs with the same settings."""
+        hashes = [item["sha256"] for item in self.inputs]
+        return sha256_text(compact_json([*hashes, self.config_sha256]))
+
     def is_current(self, *outputs: Path) -> bool:
         """Whether each output is intact and was made from these inputs with these settings."""
         return all(self._is_current(path) for path in outputs)

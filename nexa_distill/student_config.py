@@ -15,6 +15,7 @@ class Training(Section):
 
     epochs: Count
     batch_size: Count
+    packing: bool
     gradient_accumulation: Count
     learning_rate: float = Field(gt=0)
     warmup_ratio: float = Field(ge=0, le=1)
@@ -24,6 +25,25 @@ class Training(Section):
     seed: int
     save_every_steps: Count
     eval_every_steps: Count
+
+
+class Distillation(Section):
+    """`distillation:` learning from the teacher's probabilities, not only from its words.
+
+    `loss` none = supervised training alone. `top_k` is of the source `cache` only.
+    """
+
+    loss: Literal["none", "forward_kl", "reverse_kl", "jensen_shannon"]
+    source: Literal["cache", "online"]
+    teacher: str
+    kd_ratio: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0)
+    top_k: Count
+
+    @property
+    def cached(self) -> bool:
+        """Whether the teacher's probabilities come from `storage.teacher_logits`."""
+        return self.loss != "none" and self.source == "cache"
 
 
 class Generation(Section):
@@ -49,11 +69,20 @@ class StudentConfig(Section):
     student: str
     keep_layers: list[int] | None
     train: Training
+    distillation: Distillation
     generate: Generation
 
     def training_settings(self) -> dict[str, Any]:
         """What decides the checkpoint."""
-        return self.model_dump(include={"student", "keep_layers", "train"})
+        own = self.model_dump(include={"student", "keep_layers", "train"})
+        if self.distillation.loss == "none":
+            return own
+        return own | self.model_dump(include={"distillation"})
+
+    def logits_settings(self) -> dict[str, Any]:
+        """What decides the stored probabilities of the teacher, next to the training set."""
+        own = self.distillation.model_dump(include={"teacher", "temperature", "top_k"})
+        return {**own, "student": self.student, "max_length": self.train.max_length}
 
     def generation_settings(self, config: DistillConfig) -> dict[str, Any]:
         """What decides the held-out answers, next to the prompts and the checkpoint."""

@@ -4,7 +4,7 @@ With a vocabulary of 49,152 the logits of prompt and padding are most of the ari
 last layer; hidden states are picked first, then multiplied by the output embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,41 @@ from torch import nn
 from torch.nn import functional
 
 from nexa_train.chat import IGNORE, Sample
-from nexa_train.sft_data import collate
+
+Batch = dict[str, torch.Tensor]
+Collate = Callable[[Sequence[Sample], torch.device], Batch]
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q")
+
+
+class AnswerLogits:
+    """What a model predicts at the labelled tokens of a batch."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._plain_head: bool | None = None  # asked of the model on the first batch
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """(labelled tokens, vocabulary): sample by sample, in the order of the tokens."""
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        wanted = batch["labels"][:, 1:] != IGNORE
+        if self.plain_head(batch):
+            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            logits = self.model.get_output_embeddings()(hidden[:, :-1][wanted])
+        else:
+            logits = self.model(**inputs, use_cache=False).logits[:, :-1][wanted]
+        found: torch.Tensor = logits
+        return found
+
+    @torch.no_grad()
+    def plain_head(self, batch: Batch) -> bool:
+        """Whether logits are the output embedding and nothing more (no scaling, no soft cap)."""
+        if self._plain_head is None:
+            ids = batch["input_ids"][:1, :8]
+            hidden = self.model.base_model(ids, use_cache=False).last_hidden_state
+            ours = self.model.get_output_embeddings()(hidden).float()
+            theirs = self.model(ids, use_cache=False).logits.float()
+            self._plain_head = bool(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
+        return self._plain_head
 
 
 class AnswerLoss(nn.Module):
@@ -21,45 +55,33 @@ class AnswerLoss(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.plain_head: bool | None = None  # asked of the model on the first batch
+        self.logits = AnswerLogits(model)
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: Batch) -> torch.Tensor:
         """Sum over the batch, float32, one number; differentiable also without labels."""
-        if self.plain_head is None:
-            self.plain_head = self._head_is_plain(batch)
-        targets = batch["labels"][:, 1:]
-        wanted = targets != IGNORE
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if self.plain_head:
-            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-            logits = self.model.get_output_embeddings()(hidden[:, :-1][wanted])
-        else:
-            logits = self.model(**inputs, use_cache=False).logits[:, :-1][wanted]
-        return functional.cross_entropy(logits.float(), targets[wanted], reduction="sum")
+        return cross_entropy(self.logits(batch), batch)
 
-    @torch.no_grad()
-    def _head_is_plain(self, batch: dict[str, torch.Tensor]) -> bool:
-        """Whether logits are the output embedding and nothing more (no scaling, no soft cap)."""
-        ids = batch["input_ids"][:1, :8]
-        hidden = self.model.base_model(ids, use_cache=False).last_hidden_state
-        ours = self.model.get_output_embeddings()(hidden).float()
-        theirs = self.model(ids, use_cache=False).logits.float()
-        return bool(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
+
+def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sum over the labelled tokens, nats; `logits` as of AnswerLogits."""
+    targets = batch["labels"][:, 1:]
+    return functional.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="sum")
 
 
 @torch.no_grad()
 def mean_loss(
-    loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, pad_id: int
+    model: Any, logits: AnswerLogits, samples: Sequence[Sample], batch_size: int, batch_of: Collate
 ) -> float | None:
-    """Nats per trained token over all samples; None when there is none: missing is not 0."""
+    """Cross entropy per trained token over all samples, nats; None when there is none."""
     tokens = sum(sample.trained_tokens for sample in samples)
     if not tokens:
         return None
-    was_training, device = loss.training, next(loss.parameters()).device
-    loss.eval()
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
     ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
     total = 0.0
     for start in range(0, len(ordered), batch_size):
-        total += float(loss(collate(ordered[start : start + batch_size], pad_id, device)))
-    loss.train(was_training)
+        batch = batch_of(ordered[start : start + batch_size], device)
+        total += float(cross_entropy(logits(batch), batch))
+    model.train(was_training)
     return total / tokens

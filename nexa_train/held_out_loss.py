@@ -78,7 +78,7 @@ def measure(name: str, model: Any, samples: Sequence[Sample], pad_id: int) -> li
     with Progress(f"held-out loss of {name}", len(samples), unit="samples") as progress:
         for sample in samples:
             with torch.inference_mode():
-                nats = float(loss(collate([sample], pad_id, model.device)))
+                nats = float(loss(collate([sample], model.device, pad_id=pad_id)))
             measured.append(
                 {"sample_id": sample.sample_id, "nats": nats, "tokens": sample.trained_tokens}
             )

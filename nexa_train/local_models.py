@@ -50,7 +50,7 @@ def materialise_bundled_model(dst: Path) -> Path:
     bfloat16: half the disk of float32, and 1.2 to 1.4 times its speed on a CPU with AVX512-BF16.
     """
     dst.parent.mkdir(parents=True, exist_ok=True)
-    with _one_writer(dst):
+    with one_writer(dst):
         if dst.is_dir():
             return dst
         weights = bundled_weights()
@@ -62,8 +62,8 @@ def materialise_bundled_model(dst: Path) -> Path:
 
 
 @contextmanager
-def _one_writer(dst: Path) -> Iterator[None]:
-    """Hold the lock of `dst`: the teacher's session and the training's may start together."""
+def one_writer(dst: Path) -> Iterator[None]:
+    """Hold the lock of `dst`: two processes may want to make it at the same time."""
     with dst.with_name(f".{dst.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

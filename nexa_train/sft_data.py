@@ -59,7 +59,10 @@ def load_dataset(path: Path, tokenizer: Any, max_length: int) -> Dataset:
 def epoch_batches(
     samples: Sequence[Sample], batch_size: int, seed: int, epoch: int
 ) -> list[list[Sample]]:
-    """Every sample once, in shuffled batches of samples of similar length."""
+    """Every sample once, in shuffled batches of samples of similar length.
+
+    Packed batches are made of the same samples: what is trained does not depend on `packing`.
+    """
     order = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     shuffled = list(samples)
     order.shuffle(shuffled)
@@ -73,7 +76,7 @@ def epoch_batches(
 
 
 def collate(
-    samples: Sequence[Sample], pad_id: int, device: torch.device
+    samples: Sequence[Sample], device: torch.device, *, pad_id: int
 ) -> dict[str, torch.Tensor]:
     """`input_ids`, `attention_mask`, `labels`, each (samples, longest), padded on the right."""
     longest = max(len(sample.input_ids) for sample in samples)

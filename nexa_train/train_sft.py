@@ -20,7 +20,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,14 @@ from accelerate.utils import set_seed
 
 from nexa_distill import cli
 from nexa_distill.config import Storage, load_config
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import QualityGateMissed
 from nexa_distill.handoff import write_json, write_text
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train import checkpoints
-from nexa_train.answer_loss import AnswerLoss, mean_loss
+from nexa_train import checkpoints, distillation, packing, teacher_logits
+from nexa_train.answer_loss import AnswerLoss, Collate, mean_loss
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.hardware import native_bf16
 from nexa_train.local_models import load_model, load_tokenizer, resolve_model
@@ -94,7 +94,7 @@ class Trainer:
     loss: AnswerLoss
     optimizer: Any
     data: Dataset
-    pad_id: int
+    batch_of: Collate
     run_key: str
     folder: Path
 
@@ -166,9 +166,9 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for number, samples in enumerate(batches):
             mine = samples[rank::world]
-            batch = collate(mine or samples[:1], self.pad_id, self.accelerator.device)
             if not mine:  # every process has to take part; nothing of this one counts
-                batch["labels"].fill_(IGNORE)
+                mine = [replace(samples[0], labels=[IGNORE] * len(samples[0].labels))]
+            batch = self.batch_of(mine, self.accelerator.device)
             last = number == len(batches) - 1
             yield batch, nullcontext() if last else self.accelerator.no_sync(self.loss)
 
@@ -182,7 +182,9 @@ class Trainer:
 
     def _val_loss(self) -> dict[str, float]:
         with self.accelerator.autocast():
-            value = mean_loss(self.bare, self.data.val, self.config.train.batch_size, self.pad_id)
+            size = self.config.train.batch_size
+            bare = self.bare
+            value = mean_loss(bare.model, bare.logits, self.data.val, size, self.batch_of)
         return {} if value is None else {"val_loss": value}
 
     def _save(self, step: int) -> None:
@@ -198,15 +200,17 @@ def run(config: StudentConfig, storage: Storage, dataset: Path, folder: Path) ->
     """
     base = resolve_model(config.student, storage)
     weights = [Path(base)] if Path(base).is_dir() else []  # a hub id is named, not hashed
+    inputs = [dataset, *weights]
+    if config.distillation.cached:
+        inputs.append(teacher_logits.run(config, storage, dataset))
     stage = StageRun(
-        f"train.{folder.name}", storage,
-        inputs=[dataset, *weights], settings=config.training_settings(),
-    )  # fmt: skip
+        f"train.{folder.name}", storage, inputs=inputs, settings=config.training_settings()
+    )
     final = folder / "final"
     if stage.is_current(final):
         print(f"{final} is finished and current; nothing to do", flush=True)
         return False
-    trainer, tokenizer, resumed = _prepare(config, base, dataset, folder, _run_key(stage))
+    trainer, tokenizer, resumed = _prepare(config, storage, base, dataset, folder, stage.key)
     val_loss = trainer.train(resumed)
     if trainer.accelerator.is_main_process:
         _finish(trainer, tokenizer, final, val_loss)
@@ -221,13 +225,8 @@ def run(config: StudentConfig, storage: Storage, dataset: Path, folder: Path) ->
     return True
 
 
-def _run_key(stage: StageRun) -> str:
-    """A checkpoint is continued only with the data, weights and settings it was made with."""
-    return sha256_text(compact_json([*(i["sha256"] for i in stage.inputs), stage.config_sha256]))
-
-
 def _prepare(
-    config: StudentConfig, base: str, dataset: Path, folder: Path, run_key: str
+    config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str
 ) -> tuple[Trainer, Any, int]:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(base)
@@ -247,10 +246,21 @@ def _prepare(
     )
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
     model.train()
-    loss, optimizer = accelerator.prepare(AnswerLoss(model), optimizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trainer = Trainer(config, accelerator, loss, optimizer, data, pad, run_key, folder)
+    batch_of = _batching(config, model.to(accelerator.device), tokenizer, data)
+    loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
+    loss, optimizer = accelerator.prepare(loss, optimizer)
+    trainer = Trainer(config, accelerator, loss, optimizer, data, batch_of, run_key, folder)
     return trainer, tokenizer, resumed
+
+
+def _batching(config: StudentConfig, model: Any, tokenizer: Any, data: Dataset) -> Collate:
+    """How samples become a batch. Raises InputError for a model that cannot be packed."""
+    if config.train.packing:
+        packing.enable(model)
+        packing.prove_isolation(model, data.train)
+        return packing.collate_packed
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return partial(collate, pad_id=pad)
 
 
 def _finish(trainer: Trainer, tokenizer: Any, final: Path, val_loss: float | None) -> None:

@@ -99,7 +99,7 @@ def test_a_finished_run_does_nothing_and_changes_no_byte(finished: tuple[Run, Pa
     assert after == before
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_losses(tmp_path: Path) -> None:
+def test_f40_killed_in_the_middle_it_ends_with_the_same_losses(tmp_path: Path) -> None:
     run = Run(tmp_path, epochs=25, save_every_steps=10)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     training = subprocess.Popen(run.command(killed), cwd=ROOT, env=environment())
@@ -151,11 +151,11 @@ def test_a_student_that_is_none_is_bad_input_with_one_process_or_many(
 def test_the_loss_is_that_of_the_whole_logits(tmp_path: Path) -> None:
     model = load_model(str(save_model(tmp_path / "model")))
     data = load_dataset(save_dataset(tmp_path / "sft.parquet"), tokenizer(), 256)
-    batch = collate(data.train[:4], 2, torch.device("cpu"))
+    batch = collate(data.train[:4], torch.device("cpu"), pad_id=2)
     whole = model(**batch).loss * sum(s.trained_tokens for s in data.train[:4])
     loss = AnswerLoss(model)
-    assert float(loss(batch)) == pytest.approx(float(whole), rel=1e-5)
-    assert loss.plain_head
+    assert float(loss(batch).detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
+    assert loss.logits.plain_head(batch)
     labels_of_padding = batch["labels"][batch["attention_mask"] == 0]
     assert labels_of_padding.numel()
     assert bool((labels_of_padding == IGNORE).all())
@@ -169,7 +169,7 @@ def test_gradient_accumulation_weighs_by_tokens(tmp_path: Path) -> None:
     first = next(iter(losses(parts.folder / "output").values()))
     model = load_model(str(parts.model), [0, 1, 3])
     data = load_dataset(parts.dataset, tokenizer(), 256)
-    total = float(AnswerLoss(model)(collate(data.train, 2, torch.device("cpu"))))
+    total = float(AnswerLoss(model)(collate(data.train, torch.device("cpu"), pad_id=2)))
     assert first == pytest.approx(total / sum(s.trained_tokens for s in data.train), rel=0.01)
     assert len(losses(whole.folder / "output")) == 3
 

@@ -1,10 +1,10 @@
 """Who is measured, and the environments of those that are not this project."""
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+
+from benchmarks.environments import Environments, Unfit
 
 ENVIRONMENTS = {
     "clients": [
@@ -15,10 +15,6 @@ ENVIRONMENTS = {
     "curator": ["bespokelabs-curator==0.1.31"],
     "data-designer": ["data-designer==0.9.6"],
 }  # fmt: skip
-
-
-class Unfit(Exception):
-    """A contender that could not be installed, did not run, or answered wrongly."""
 
 
 @dataclass(frozen=True)
@@ -46,36 +42,9 @@ CONTENDERS = {
 }
 
 
-class Environments:
-    """Virtual environments below a folder, made at their first use and kept."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._broken: dict[str, str] = {}
-
-    def python(self, name: str | None) -> str:
-        """The interpreter of an environment; None is this one. Raises Unfit."""
-        if name is None:
-            return sys.executable
-        if name in self._broken:
-            raise Unfit(self._broken[name])
-        place, packages = self.folder / name, ENVIRONMENTS[name]
-        python, made = str(place / "bin/python"), place / "packages.txt"
-        if made.exists() and made.read_text().split() == packages:
-            return python
-        print(f"installing {' '.join(packages)} into {place}", file=sys.stderr, flush=True)
-        try:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            self._broken[name] = f"could not be installed: {error}"
-            raise Unfit(self._broken[name]) from None
-        made.write_text("\n".join(packages))
-        return python
-
-    def server_python(self) -> str:
-        """With uvloop, which is in the environment of the plain clients, if that can be had."""
-        try:
-            return self.python("clients")
-        except Unfit:
-            return sys.executable
+def server_python(environments: Environments) -> str:
+    """With uvloop, which is in the environment of the plain clients, if that can be had."""
+    try:
+        return environments.python("clients")
+    except Unfit:
+        return sys.executable

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.collector.contenders import Contender, Environments, Unfit
+from benchmarks.collector.contenders import Contender, server_python
 from benchmarks.collector.questions import DECODING, MODEL, SYSTEM, answer, prompt, write_prompts
+from benchmarks.environments import Environments, Unfit
 from benchmarks.measured import LAUNCHER
 from nexa_distill.contracts import INPUTS, canonical_input, sample_id
 
@@ -60,7 +61,7 @@ def one_run(
     python = environments.python(contender.environment)
     with (
         tempfile.TemporaryDirectory(dir=where) as name,
-        serving(environments.server_python(), server) as address,
+        serving(server_python(environments), server) as address,
     ):
         folder, base_url = Path(name), f"{address}/v1"
         (folder / "cache").mkdir()

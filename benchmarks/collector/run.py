@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.collector import tables
-from benchmarks.collector.contenders import CONTENDERS, Contender, Environments, Unfit
+from benchmarks.collector.contenders import CONTENDERS, ENVIRONMENTS, Contender
 from benchmarks.collector.one_run import Run, one_run
 from benchmarks.collector.server import Bucket
 from benchmarks.collector.tables import Measured
+from benchmarks.environments import Environments, Unfit
 
 CHECKED = 256  # requests of the run before anything is timed
 LATENCY_SECONDS, RATE, HALVE_AFTER = 0.2, 50.0, 45.0
@@ -144,7 +145,8 @@ def main() -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="collector-") as name:
         folder = Path(name).resolve()
-        environments = Environments((args.environments or folder / "environments").resolve())
+        place = (args.environments or folder / "environments").resolve()
+        environments = Environments(place, ENVIRONMENTS)
         found = measure(scenario, chosen, environments, folder)
     print(f"\n{args.scenario}: {scenario.in_flight} in flight, {scenario.rounds} rounds, ", end="")
     print(f"{os.cpu_count()} cores, load at the end {os.getloadavg()[0]:.1f}\n")

@@ -1,0 +1,68 @@
+"""TRL's SFTTrainer: one epoch in the given order, loss on the completion."""
+
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset  # type: ignore[import-untyped,unused-ignore]
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found,unused-ignore]
+
+from benchmarks.training.job import Figures, given, hand_over, read_rows, threads
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "chunked": {"loss_type": "chunked_nll"},
+    "packed": {"packing": True, "max_length": 1024, "loss_type": "chunked_nll"},
+    "defaults": {"gradient_checkpointing": True},
+}
+
+
+class Clock(TrainerCallback):
+    """Starts with the first step, after everything has been loaded and tokenised."""
+
+    started = ended = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """The first one starts the clock."""
+        self.started = self.started or time.monotonic()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Each one may be the last."""
+        self.ended = time.monotonic()
+
+
+def main() -> None:
+    job = given()
+    torch.set_num_threads(threads())
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    settings = {
+        "output_dir": f"{job.out}.trl", "num_train_epochs": 1, "learning_rate": job.learning_rate,
+        "per_device_train_batch_size": job.batch_size, "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential", "max_length": 2048, "logging_steps": 1,
+        "bf16": bf16(), "gradient_checkpointing": False, "report_to": "none",
+        "save_strategy": "no", "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    } | VARIANTS[job.variant]  # fmt: skip
+    rows, clock = read_rows(job), Clock()
+    trainer = SFTTrainer(
+        model=model, args=SFTConfig(**settings), train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, callbacks=[clock],
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    trained = sum(sum(row["completion_mask"]) for row in rows)
+    hand_over(job, Figures(tokens, trained, clock.ended - clock.started, losses))
+
+
+def bf16() -> bool:
+    """As `nexa_train.hardware.native_bf16`: emulated, it is slower than float32."""
+    able = torch.cpu.get_capabilities()
+    names = ("avx512_bf16", "amx_bf16", "bf16")
+    return torch.cuda.is_available() or any(able.get(name, False) for name in names)
+
+
+if __name__ == "__main__":
+    main()

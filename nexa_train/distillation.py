@@ -1,0 +1,76 @@
+"""Training on the teacher's probabilities beside its words: `(1 - kd_ratio) CE + kd_ratio KD`.
+
+The teacher is online (its model in the process: exact, its forward pass in every step) or cached
+(`storage.teacher_logits`: paid once, k tokens and a tail). Both are sums in nats over the trained
+tokens, as `AnswerLoss` is, so accumulation and processes weigh them alike. `distillation_loss.py`
+has the formulas.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nexa_distill.config import Storage
+from nexa_distill.student_config import Distillation, StudentConfig
+from nexa_train import packing
+from nexa_train.answer_loss import AnswerLogits, AnswerLoss, Batch, Collate, cross_entropy
+from nexa_train.chat import Sample
+from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
+from nexa_train.local_models import load_for_inference, resolve_model
+from nexa_train.sft_data import Dataset
+from nexa_train.teacher_logits import CachedTeacher, refuse_other_vocabulary
+
+
+class DistillationLoss(AnswerLoss):
+    """Sum over the labelled tokens of a batch. `vocabulary`: ids from there on are padding."""
+
+    def __init__(
+        self, model: Any, settings: Distillation, vocabulary: int, teacher: Any = None
+    ) -> None:
+        super().__init__(model)
+        self.settings, self.vocabulary = settings, vocabulary
+        # Not a submodule: its weights are neither trained nor saved nor sent to other processes.
+        self.teacher = AnswerLogits(teacher) if teacher is not None else None
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """One number, float32. A cached teacher's rows are in the batch (`CachedTeacher.batch`)."""
+        logits = self.logits(batch)
+        ratio = self.settings.kd_ratio
+        divergence = self._divergence(logits[:, : self.vocabulary], batch)
+        return (1 - ratio) * cross_entropy(logits, batch) + ratio * divergence
+
+    def _divergence(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
+        chosen, temperature = DIVERGENCES[self.settings.loss], self.settings.temperature
+        if self.teacher is None:
+            known = TopK(batch["top_ids"].long(), batch["top_log_probs"], batch["tail_log_prob"])
+            return from_top_k(chosen, known, student, temperature)
+        with torch.no_grad():
+            teacher = self.teacher(batch)[:, : self.vocabulary]
+        return dense(chosen, teacher, student, temperature)
+
+
+def attach(
+    config: StudentConfig, storage: Storage, model: Any, tokenizer: Any, data: Dataset,
+    batch_of: Collate,
+) -> tuple[AnswerLoss, Collate]:  # fmt: skip
+    """The loss of `distillation:`, and the batches that it needs.
+
+    Raises InputError for a teacher of another vocabulary, or a cache of other samples.
+    """
+    settings = config.distillation
+    if settings.loss == "none":
+        return AnswerLoss(model), batch_of
+    if settings.cached:
+        cached = CachedTeacher(storage.path("teacher_logits"), [*data.train, *data.val])
+
+        def with_teacher(samples: Sequence[Sample], device: torch.device) -> Batch:
+            return batch_of(samples, device) | cached.batch(samples, device)
+
+        return DistillationLoss(model, settings, len(tokenizer)), with_teacher
+    teacher, theirs = load_for_inference(resolve_model(settings.teacher, storage))
+    refuse_other_vocabulary(theirs, tokenizer)
+    if config.train.packing:
+        packing.enable(teacher)
+        packing.prove_isolation(teacher, data.train)
+    return DistillationLoss(model, settings, len(tokenizer), teacher), batch_of

@@ -1,0 +1,98 @@
+"""How far a student's next-token distribution q is from its teacher's p, in nats.
+
+forward_kl      KL(p || q) = sum p (log p - log q)        Hinton et al. 2015, arXiv:1503.02531
+reverse_kl      KL(q || p)                                Gu et al. 2024, arXiv:2306.08543
+jensen_shannon  b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q, the generalised JSD of
+                Agarwal et al. 2024, arXiv:2306.13649; b = 0.5 is the Jensen-Shannon divergence
+
+All are over distributions at temperature T (logits / T) and multiplied by T squared, which keeps
+the size of the gradients (Hinton et al., section 2). Everything is computed in float32.
+
+A teacher of which only the k most likely tokens are known is a distribution over k + 1 outcomes:
+those tokens, and all others together (the tail). The student is looked at in the same way. Joining
+outcomes never makes a divergence larger, so what comes out is a lower bound of the dense figure.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of log-probabilities
+SMALLEST = 1e-20  # a tail's mass: its logarithm has to be finite
+
+
+class TopK(NamedTuple):
+    """A teacher's distribution at `temperature` for each of n tokens.
+
+    `ids`: (n, k), int64. `log_probs`: (n, k) nats. `tail`: (n, 1), log of the mass of all others.
+    """
+
+    ids: torch.Tensor
+    log_probs: torch.Tensor
+    tail: torch.Tensor
+
+
+def forward_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """(n, outcomes) log-probabilities of teacher and student -> (n,) nats."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def reverse_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """As forward_kl, with the roles changed: a student is not to say what the teacher would not."""
+    return forward_kl(q, p)
+
+
+def jensen_shannon(p: torch.Tensor, q: torch.Tensor, beta: float = 0.5) -> torch.Tensor:
+    """Generalised: `beta` (0..1, both excluded) is the teacher's weight in the mixture."""
+    weights = torch.tensor([beta, 1 - beta], device=p.device).log()
+    mixture = torch.logsumexp(torch.stack([p + weights[0], q + weights[1]]), dim=0)
+    return beta * forward_kl(p, mixture) + (1 - beta) * forward_kl(q, mixture)
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": forward_kl, "reverse_kl": reverse_kl, "jensen_shannon": jensen_shannon,
+}  # fmt: skip
+
+
+def dense(
+    divergence: Divergence, teacher: torch.Tensor, student: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Sum over n tokens; logits (n, vocabulary) of each.
+
+    Models pad their vocabularies to different sizes: what only one of them has is left out of both.
+    """
+    shared = min(teacher.shape[-1], student.shape[-1])
+    p, q = (_log_probs(logits[:, :shared], temperature) for logits in (teacher, student))
+    return divergence(p, q).sum() * temperature**2
+
+
+def from_top_k(
+    divergence: Divergence, teacher: TopK, student: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Sum over n tokens, of a teacher at the same `temperature`; student's logits (n, vocabulary).
+
+    The student's vocabulary is that of the tokenizer and what pads it, as in `dense`.
+    """
+    q = _log_probs(student, temperature)
+    known = q.gather(-1, teacher.ids)
+    # 1 - sum would lose a small tail to rounding where the known tokens have nearly everything.
+    rest = torch.log1p(-known.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
+    ours = torch.cat([known, rest], dim=-1)
+    theirs = torch.cat([teacher.log_probs, teacher.tail], dim=-1).float()
+    return divergence(theirs, ours).sum() * temperature**2
+
+
+def top_k(logits: torch.Tensor, k: int, temperature: float) -> TopK:
+    """The teacher's k most likely tokens from its logits (n, vocabulary)."""
+    found = _log_probs(logits, temperature)
+    kept = found.topk(min(k, found.shape[-1]), dim=-1)
+    others = found.scatter(-1, kept.indices, float("-inf"))
+    tail = torch.logsumexp(others, dim=-1, keepdim=True).clamp(min=math.log(SMALLEST))
+    return TopK(kept.indices, kept.values, tail)
+
+
+def _log_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return functional.log_softmax(logits.float() / temperature, dim=-1)

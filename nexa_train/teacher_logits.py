@@ -1,0 +1,199 @@
+"""What the teacher would say at each trained token of the kept rows: its k most likely tokens.
+
+Reads:  `storage.sft_parquet` (train and val rows), the teacher model, the student's tokenizer
+Writes: `storage.teacher_logits` (contracts.TEACHER_LOGITS), sealed. While it runs, parts beside it,
+        from which the same command continues after any stop
+Size:   6 bytes per token and kept alternative and 2 for the tail, before compression
+Raises: InputError (65) for a teacher with another tokenizer, whose token ids mean other words
+
+The distribution is the teacher's at `distillation.temperature`: the tail of another temperature
+could not be told from k tokens. `CachedTeacher` gives it back, and refuses a row whose tokens are
+not those of the sample that is trained on.
+
+    python -m nexa_train.teacher_logits --config configs/baseline_distill.yaml
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nexa_distill import cli
+from nexa_distill.config import Storage, load_config
+from nexa_distill.contracts import TABLES, compact_json, sha256_text
+from nexa_distill.errors import InputError
+from nexa_distill.handoff import read_table, table_writer
+from nexa_distill.manifests import StageRun
+from nexa_distill.progress import Progress
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
+from nexa_train.chat import Sample
+
+TABLE = TABLES["teacher_logits"]
+STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
+PART = 32  # samples of a part: what a kill can cost
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """SHA-256 of which token has which id."""
+    return sha256_text(compact_json(tokenizer.get_vocab()))
+
+
+def tokens_hash(sample: Sample) -> str:
+    """SHA-256 of a sample's token ids and of where the loss is."""
+    return sha256_text(compact_json([sample.input_ids, sample.labels]))
+
+
+def refuse_other_vocabulary(teacher: Any, student: Any) -> None:
+    """Raises InputError unless both tokenizers mean the same by every id."""
+    if vocabulary_hash(teacher) != vocabulary_hash(student):
+        raise InputError(
+            f"distillation.teacher: the vocabulary of {teacher.name_or_path} ({len(teacher)} "
+            f"tokens) is not that of the student {student.name_or_path} ({len(student)} tokens), "
+            "so its probabilities are of other words; take a teacher of the student's family, or "
+            "distillation.loss: none"
+        )
+
+
+def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
+    """Make the table, unless it is up to date; returns its path. One process does it, others wait.
+
+    Raises as the module says.
+    """
+    from nexa_train.local_models import one_writer, resolve_model
+
+    dst = storage.path("teacher_logits")
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    bases = [resolve_model(name, storage) for name in (config.distillation.teacher, config.student)]
+    weights = [Path(base) for base in bases[:1] if Path(base).is_dir()]
+    stage = StageRun(
+        "teacher_logits", storage, inputs=[dataset, *weights], settings=config.logits_settings()
+    )
+    with one_writer(dst):
+        if stage.is_current(dst):
+            print(f"teacher logits: {dst} is up to date", flush=True)
+        else:
+            _make(config, stage, dataset, dst, *bases)
+    return dst
+
+
+def _make(
+    config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
+) -> None:
+    from nexa_train.local_models import load_for_inference, load_tokenizer
+    from nexa_train.sft_data import load_dataset
+
+    model, theirs = load_for_inference(teacher)
+    tokenizer = load_tokenizer(student)
+    refuse_other_vocabulary(theirs, tokenizer)
+    data = load_dataset(dataset, tokenizer, config.train.max_length)
+    samples = [*data.train, *data.val]
+    parts = dst.with_name(f".{dst.stem}.parts") / stage.key[:16]
+    with Progress("teacher logits", len(samples), unit="samples") as progress:
+        for number, start in enumerate(range(0, len(samples), PART)):
+            some, part = samples[start : start + PART], parts / f"{number:06d}.parquet"
+            if not part.exists():
+                with table_writer(part, TABLE.schema) as out:
+                    for rows in rows_of(config, model, some, len(tokenizer)):
+                        out.write(pa.Table.from_pylist(rows, schema=TABLE.schema))
+            progress.add(len(some))
+    with table_writer(dst, TABLE.schema) as out:
+        for part in sorted(parts.glob("*.parquet")):
+            out.write(pq.read_table(part))
+    skipped = sum(data.skipped.values())
+    stage.seal(dst, rows_in=len(samples) + skipped, rejected=skipped)
+    shutil.rmtree(parts.parent)
+    tokens = sum(sample.trained_tokens for sample in samples)
+    print(f"teacher logits: {tokens:,} tokens of {len(samples)} samples -> {dst} "
+          f"({dst.stat().st_size / max(1, tokens):.0f} bytes per token)", flush=True)  # fmt: skip
+
+
+def rows_of(
+    config: StudentConfig, model: Any, samples: Sequence[Sample], vocabulary: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of contracts.TEACHER_LOGITS, a batch at a time."""
+    import torch
+
+    from nexa_train import packing
+    from nexa_train.answer_loss import AnswerLogits
+    from nexa_train.distillation_loss import top_k
+
+    settings, size = config.distillation, config.train.batch_size
+    packing.enable(model)
+    packing.prove_isolation(model, samples)
+    logits_of = AnswerLogits(model)
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        with torch.inference_mode():
+            logits = logits_of(packing.collate_packed(batch, model.device))[:, :vocabulary]
+            found = top_k(logits, settings.top_k, settings.temperature)
+        lengths = [sample.trained_tokens for sample in batch]
+        parts = (torch.split(part.cpu(), lengths) for part in found)
+        yield [
+            {
+                "sample_id": sample.sample_id, "tokens_sha256": tokens_hash(sample),
+                "tokens": len(tail), "top_ids": ids.flatten().numpy(),
+                "top_log_probs": probs.flatten().half().numpy(),
+                "tail_log_prob": tail.flatten().half().numpy(),
+            }
+            for sample, ids, probs, tail in zip(batch, *parts, strict=True)
+        ]  # fmt: skip
+
+
+class CachedTeacher:
+    """The table, as tensors beside a batch. All of it is in memory: see Size above."""
+
+    def __init__(self, path: Path, samples: Sequence[Sample]) -> None:
+        """Raises InputError unless each sample stands there with the same tokens."""
+        self.path = path
+        table = read_table(path, TABLE)
+        self._columns = {
+            name: table[name].combine_chunks()
+            for name in ("top_ids", "top_log_probs", "tail_log_prob")
+        }
+        names, hashes = table["sample_id"].to_pylist(), table["tokens_sha256"].to_pylist()
+        self._rows = {name: row for row, name in enumerate(names)}
+        self.k = len(table["top_ids"][0]) // table["tokens"][0].as_py() if names else 1
+        for sample in samples:
+            row = self._rows.get(sample.sample_id)
+            if row is None or hashes[row] != tokens_hash(sample):
+                said = "is not there" if row is None else "was made for other tokens"
+                raise InputError(
+                    f"{path}: sample {sample.sample_id} {said}; remove the file, then run "
+                    f"`{TABLE.command}`"
+                )
+
+    def batch(self, samples: Sequence[Sample], device: Any) -> dict[str, Any]:
+        """`top_ids`, `top_log_probs`: (trained tokens, k); `tail_log_prob`: (trained tokens, 1)."""
+        import numpy as np
+        import torch
+
+        found = {}
+        for name, column in self._columns.items():
+            width = 1 if name == "tail_log_prob" else self.k
+            parts = []
+            for sample in samples:  # of one whose labels count for nothing, nothing is taken
+                values = column[self._rows[sample.sample_id]].values
+                parts.append(values[: sample.trained_tokens * width].to_numpy(zero_copy_only=False))
+            joined = torch.from_numpy(np.concatenate(parts)).to(device)
+            found[name] = joined.view(-1, width)
+        return found
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
+    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
+    arguments = parser.parse_args()
+    storage = load_config(arguments.pipeline_config).storage
+    config = load_yaml(arguments.config, StudentConfig)
+    run(config, storage, arguments.dataset or storage.path("sft_parquet"))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,110 @@
+"""Whatever ends a save, the run goes on from a whole checkpoint with the same losses (F40)."""
+
+import errno
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nexa_distill import failpoints
+from nexa_train import checkpoints
+from tests.test_train_sft import Run, environment, losses
+from tests.tiny_model import ROOT
+
+STEPS = 12  # 24 samples, batches of 4, two epochs; saved after 3, 6 and 9
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An undisturbed run, in its folder `out`."""
+    run = Run(tmp_path_factory.mktemp("whole"))
+    run.here(run.folder / "out")
+    assert len(losses(run.folder / "out")) == STEPS
+    return run
+
+
+def ends_as(whole: Run, output: Path) -> None:
+    assert losses(output) == losses(whole.folder / "out")
+    one, other = (load_file(o / "final/model.safetensors") for o in (whole.folder / "out", output))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not list(output.glob("step-*"))
+
+
+def stopped(whole: Run, output: Path, monkeypatch: pytest.MonkeyPatch, hit: int) -> None:
+    """The disk is full at the `hit`-th step of saving."""
+    with monkeypatch.context() as at:
+        at.setattr(failpoints, "_WANTED", ["checkpoint", str(hit), "ENOSPC"])
+        at.setattr(failpoints, "_HITS", Counter())
+        with pytest.raises(OSError, match="No space left") as raised:
+            whole.here(output)
+    assert raised.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("hit", [1, 2, 3, 9, 10])
+def test_f40_a_full_disk_in_a_save_costs_the_steps_since_the_last_one(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: int
+) -> None:
+    output = tmp_path / "out"
+    stopped(whole, output, monkeypatch, hit)
+    saved = [path.name for path in sorted(output.glob("step-*"))]
+    renamed = min(hit // 3, 3)  # the third hit of a save comes after its rename
+    assert saved[-1:] == [f"step-{3 * renamed:06d}"] * bool(renamed)
+    whole.here(output)
+    ends_as(whole, output)
+
+
+@pytest.mark.parametrize("hit", [1, 5])
+def test_f40_killed_in_a_save(whole: Run, tmp_path: Path, hit: int) -> None:
+    output = tmp_path / "out"
+    killed = environment() | {"NEXA_FAILPOINT": f"checkpoint:{hit}"}
+    done = subprocess.run(whole.command(output), cwd=ROOT, env=killed, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(output.glob(".step-*.tmp"))) == 1
+    whole.here(output)
+    ends_as(whole, output)
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: cut(folder / "model.safetensors"),
+        lambda folder: (folder / checkpoints.OPTIMIZER).unlink(),
+        lambda folder: (folder / checkpoints.STATE).write_text('{"step": 6, "ru'),
+        empty,
+    ],
+)
+def test_f40_a_torn_newest_checkpoint_is_passed_over(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    output = tmp_path / "out"
+    stopped(whole, output, monkeypatch, 7)
+    assert [path.name for path in sorted(output.glob("step-*"))] == ["step-000003", "step-000006"]
+    damage(output / "step-000006")
+    whole.here(output)
+    assert "step-000006 is not whole" in caplog.text
+    ends_as(whole, output)
+
+
+def test_a_checkpoint_of_another_run_is_not_continued(whole: Run, tmp_path: Path) -> None:
+    made = tmp_path / "step-000003"
+    made.mkdir()
+    (made / checkpoints.STATE).write_text('{"step": 3, "run_key": "other", "files": {}}')
+    assert checkpoints.latest(tmp_path, "other") == made
+    assert checkpoints.latest(tmp_path, "this") is None
