@@ -75,6 +75,18 @@ class Summary:
         """Rows that the API refused or failed to answer; they stand in their own table."""
         return self.rows - self.answered
 
+    def add(self, rows: list[Row], missing: list[Row]) -> None:
+        """Count rows of OUTPUTS and of UNANSWERED."""
+        self.rows += len(rows) + len(missing)
+        self.answered += len(rows)
+        self.unreadable += sum(row["rejection_reason"] == "unreadable_answer" for row in missing)
+        for row in rows:
+            self.models[row["model_id"], row["system_fingerprint"]] += 1
+            if row["answer_flag"]:
+                self.flags[row["answer_flag"]] += 1
+            if row["cost_usd"] is not None:
+                self.usd = (self.usd or 0.0) + row["cost_usd"]
+
     def say(self, stage: str, provider: str, dst: Path, unanswered: Path) -> None:
         """The end of the stage, in a line; what a person should know about it in some more."""
         cost = "unpriced" if self.usd is None else f"${self.usd:.4f}"
@@ -170,10 +182,11 @@ class Collector:
         """Ask, write `dst` and `unanswered`, seal both. Errors as `Gateway.ask_all`."""
         self.refuse_unpayable()
         clock = time.time() - time.monotonic()
+        summary = Summary()
         with self.open_journal(stage.id) as journal:
-            requests = self.ask(journal)
-            summary = self._write(journal, dst, unanswered)
-            summary.requests, summary.uncertain = requests, journal.uncertain()
+            summary.requests = self.ask(journal)
+            self._write(journal, dst, unanswered, summary)
+            summary.uncertain = journal.uncertain()
         summary.clock_moved_seconds = time.time() - time.monotonic() - clock
         rows, missing = summary.rows, summary.unanswered
         stage.seal(unanswered, rows_in=rows, rejected=missing)
@@ -320,22 +333,24 @@ class Collector:
         limits = (request.body.get(key) for key in ("max_completion_tokens", "max_tokens"))
         return next((limit for limit in limits if limit), self.config.collection.max_tokens)
 
-    def _write(self, journal: Journal, dst: Path, unanswered: Path) -> Summary:
-        summary = Summary()
+    def _write(self, journal: Journal, dst: Path, unanswered: Path, summary: Summary) -> None:
         with table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad:
-            for batch in self.rows(None):
-                rows, missing = self._rows(batch, journal)
+            missing: list[Row] = []
+            for rows, missing in self.results(journal):
                 good.write(pa.Table.from_pylist(rows, schema=OUTPUTS))
                 bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
-                _count(summary, rows, missing)
+                summary.add(rows, missing)
             if summary.rows and not summary.answered and not summary.unreadable:
                 raise ProviderUnusable(
                     f"provider {self.provider_name} answered none of {summary.rows} requests; "
                     f"its last word: {missing[-1]['detail'][:300]}"
                 )
-        return summary
 
-    def _rows(self, batch: list[Row], journal: Journal) -> tuple[list[Row], list[Row]]:
+    def results(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[Row], list[Row]]]:
+        """In batches, what the journal has: rows of OUTPUTS, and of UNANSWERED."""
+        return (self._rows(batch, journal) for batch in self.rows(None))
+
+    def _rows(self, batch: list[Row], journal: ReadOnlyJournal) -> tuple[list[Row], list[Row]]:
         """Rows of OUTPUTS and of UNANSWERED."""
         asked = [(row, request) for row in batch for request in self.requests_of(row)]
         stored = journal.answers(request.key for _, request in asked)
@@ -360,7 +375,9 @@ class Collector:
         except Exception:  # noqa: BLE001  the answer is paid and stored; it will be read again
             return traceback.format_exc().encode(errors="replace").decode()  # it may quote the text
 
-    def _unanswered(self, row: Row, request: PromptRequest, why: str, journal: Journal) -> Row:
+    def _unanswered(
+        self, row: Row, request: PromptRequest, why: str, journal: ReadOnlyJournal
+    ) -> Row:
         if why.startswith("Traceback"):
             reason, detail = "unreadable_answer", why
         else:
@@ -398,15 +415,3 @@ def _reconsider(journal: ReadOnlyJournal, known: dict[str, Known]) -> None:
             refused = Ended("rejected", 200, "")
             ends = known[key].attempts
             known[key].attempts = [refused if e.outcome == "answered" else e for e in ends]
-
-
-def _count(summary: Summary, rows: list[Row], missing: list[Row]) -> None:
-    summary.rows += len(rows) + len(missing)
-    summary.answered += len(rows)
-    summary.unreadable += sum(row["rejection_reason"] == "unreadable_answer" for row in missing)
-    for row in rows:
-        summary.models[row["model_id"], row["system_fingerprint"]] += 1
-        if row["answer_flag"]:
-            summary.flags[row["answer_flag"]] += 1
-        if row["cost_usd"] is not None:
-            summary.usd = (summary.usd or 0.0) + row["cost_usd"]

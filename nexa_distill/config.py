@@ -36,7 +36,9 @@ class Storage(Section):
     exec_checks: str
     judge_checks: str
     judge_canaries: str
+    person_checks: str
     annotations: str
+    preferences: str
     rejected_labels: str
     sft_parquet: str
     sft_jsonl: str
@@ -185,6 +187,19 @@ class Collection(Section):
     response_schemas: dict[str, str]
 
 
+class Regeneration(Section):
+    """`regeneration:` how rejected answers are asked for again.
+
+    `rounds` per sample; 0 = only where a person says `regenerate`. `models` of round 1, 2, ...; the
+    last one stays; empty = `collection.regen_teacher_model`. `answer_chars`: so much of the
+    rejected answer is shown to the model; 0 = nothing of it.
+    """
+
+    rounds: int = Field(ge=0, le=20)
+    models: list[str]
+    answer_chars: int = Field(ge=0)
+
+
 class ExistingAnswers(Section):
     """`answers:` a file of answers in place of a teacher; `path` null = the provider is asked.
 
@@ -275,6 +290,7 @@ class DistillConfig(Section):
     provider: str
     providers: dict[str, Provider] = Field(min_length=1)
     collection: Collection
+    regeneration: Regeneration
     answers: ExistingAnswers
     cleaners: dict[str, AnswerKind]
     judging: Judging

@@ -20,7 +20,11 @@ _STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us", tz="UTC")
 
 SAMPLE_ID = _field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
-ATTEMPT = _field("attempt", _INT, "0 = first answer, n = n-th repair", required=True)
+ATTEMPT = _field(
+    "attempt", _INT,
+    "first answers from 0, then one per round of repair; edits of people from 1000000",
+    required=True,
+)  # fmt: skip
 TASK_FIELDS = [
     _field("task_id", _STR, "name of the task in the raw data, with chunk and task type", required=True),
     _field("domain", _STR, "subject area, from the raw data"),
@@ -83,6 +87,7 @@ OUTPUTS = pa.schema(
         _field("cost_usd", _FLOAT, "US dollars by the configured prices; null when unpriced"),
         _field("request_key", _STR, "journal key of the request"),
         _field("created_at", _TIME, "when the answer arrived, UTC"),
+        _field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
     ]
 )  # fmt: skip
 UNANSWERED = pa.schema(
@@ -108,7 +113,7 @@ REJECTIONS = pa.schema(
 CHECKS = pa.schema(
     [
         SAMPLE_ID, ATTEMPT,
-        _field("check", _STR, "rules.*, exec.*, judge.*, safety.*", required=True),
+        _field("check", _STR, "rules.*, exec.*, judge.*, safety.*, person.decision", required=True),
         _field("ok", pa.bool_(), "null = could not be made, which never passes"),
         _field("value", _FLOAT, "what was measured, in the check's own unit"),
         _field("reason", _STR, "reason if it does not pass"),
@@ -134,6 +139,7 @@ SFT = pa.schema(
         _field("domain", _STR, "subject area"),
         _field("model_id", _STR, "model that wrote the answer", required=True),
         ATTEMPT,
+        _field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
     ]
 )  # fmt: skip
 
@@ -164,7 +170,7 @@ TABLES: dict[str, Table] = {
               "python -m nexa_distill.collect_teacher", _ANSWER),
         Table("unanswered", "teacher.unanswered", UNANSWERED, "one prompt without an answer",
               "python -m nexa_distill.collect_teacher", _ANSWER),
-        Table("regen_dataset", "regenerate", OUTPUTS, "one answer of an attempt > 0",
+        Table("regen_dataset", "regenerate", OUTPUTS, "one repair, by a model or a person",
               "python -m nexa_distill.regenerate_bad", _ANSWER),
         Table("rule_filtered", "rules", OUTPUTS, "one answer that passes the rules",
               "python -m nexa_distill.filter_pairs", _ANSWER),
@@ -176,6 +182,8 @@ TABLES: dict[str, Table] = {
               "python -m nexa_distill.judge", _CHECK),
         Table("judge_canaries", "judge.canaries", CANARIES, "one judgement of one bad answer",
               "python -m nexa_distill.judge", ("canary", "sample_id", "check")),
+        Table("person_checks", "person", CHECKS, "what people decided about one answer",
+              "python -m nexa_distill.person_checks", _CHECK),
         Table("filtered_dataset", "sample_gate", OUTPUTS, "the best passing answer of a sample",
               "python -m nexa_distill.sample_gate"),
         Table("rejections", "sample_gate.rejections", REJECTIONS, "one rejected answer",
@@ -246,6 +254,8 @@ REASONS: dict[str, str] = {
     "judge_unanswered": "a judge gave no answer; `judge --retry-failed` asks it again",
     "critical_safety": "a judge calls the answer dangerous",
     "requires_human_review": "a judge wants a person to look at the answer first",
+    "rejected_by_person": "a person rejected it, edited it or asked for another",
+    "annotators_disagree": "people do not agree about it",
     "check_missing": "a required check was not made, and doubt is a rejection",
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
 }
@@ -253,7 +263,7 @@ REASONS: dict[str, str] = {
 # Reasons that tell of a check that could not be made: another answer would not mend that.
 DOUBTS = {
     "check_missing", "unreadable_answer", "judge_unparseable", "judge_out_of_range",
-    "judge_unanswered", "not_decidable",
+    "judge_unanswered", "not_decidable", "annotators_disagree",
 }  # fmt: skip
 
 # OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.

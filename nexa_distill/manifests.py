@@ -114,16 +114,19 @@ def refuse_stale(path: Path, storage: Storage) -> None:
 
 
 def repairs(storage: Storage) -> list[Path]:
-    """The regenerated answers, unless their manifest says that they repair other answers.
+    """The regenerated answers, if they are whole and repair the answers that are there now.
 
-    Those of an earlier input or teacher stay on disk and count for nothing. An unsealed file is
-    named all the same: whoever reads it refuses it.
+    Those of an earlier input or teacher stay on disk and count for nothing, and so does a file
+    that is not sealed (a kill between the two): the gates come before the session that makes it
+    anew, and must not wait for it.
     """
     path, answers = storage.path("regen_dataset"), storage.path("collected_dataset")
     manifest, now = load_manifest(path, storage), load_manifest(answers, storage)
-    if manifest and now and now["sha256"] not in [item["sha256"] for item in manifest["inputs"]]:
+    if manifest is None or not path.exists() or manifest["sha256"] != sha256_path(path):
         return []
-    return [path] if path.exists() else []
+    if now and now["sha256"] not in [item["sha256"] for item in manifest["inputs"]]:
+        return []
+    return [path]
 
 
 def run_id() -> str:

@@ -64,19 +64,19 @@ class DistillationPipeline:
         collect_teacher.run(self.config)
 
     def filter_teacher(self) -> None:
-        """Rules, execution, judges, SampleGate: rule_filtered, filtered_dataset, rejections."""
-        from nexa_distill import exec_gate, filter_pairs, judge, sample_gate
+        """Rules, execution, judges, people, SampleGate: filtered_dataset, rejections."""
+        from nexa_distill import gates
 
-        filter_pairs.run(self.config)
-        exec_gate.run(self.config)
-        judge.run(self.config)
-        sample_gate.run(self.config)
+        gates.pass_gates(self.config)
 
     def regenerate(self) -> None:
-        """Ask again for rejected answers. Writes regen_dataset."""
-        from nexa_distill import regenerate_bad
+        """Ask again for rejected answers, round by round, each through the same gates.
 
-        regenerate_bad.run(self.config)
+        Writes regen_dataset and what `filter_teacher` writes.
+        """
+        from nexa_distill import gates
+
+        gates.repair(self.config)
 
     def package_sft(self) -> None:
         """Filtered answers to training samples. Writes sft_parquet, sft_jsonl and splits."""
@@ -102,6 +102,8 @@ def plan(request: Request) -> Iterator[str]:
         yield from (f"teacher: {line}" for line in _asking(fresh))
     if any(step.session == "filtering" and step.runs for step in steps):
         yield from (f"judge: {line}" for line in _judging(fresh))
+    if any(step.session == "regeneration" and step.runs for step in steps):
+        yield from (f"regeneration: {line}" for line in _repairing(fresh))
 
 
 def _capable(config: DistillConfig) -> str:
@@ -149,6 +151,25 @@ def _judging(fresh: Freshness) -> Iterator[str]:
             judge.exec_checks(config),
         )  # fmt: skip
         for collector in panel_of(config, given).judges:
+            yield from estimate_lines(collector)
+    except NexaError as error:
+        yield f"no estimate: {error}"
+
+
+def _repairing(fresh: Freshness) -> Iterator[str]:
+    """What is asked again; known once the gates have judged the answers that are there."""
+    from nexa_distill import regenerate_bad
+    from nexa_distill.money.estimate_text import estimate_lines
+    from nexa_distill.repair_plan import make_plan
+
+    gated = [stage for stage in STAGES if stage.session in ("data_gen", "filtering")]
+    if fresh.config.answers.path:
+        return
+    if any(fresh.why_run(stage) for stage in gated):
+        yield "what is asked again is known after filtering"
+        return
+    try:
+        for collector, _ in regenerate_bad.Asking(fresh.config, make_plan(fresh.config)).rounds:
             yield from estimate_lines(collector)
     except NexaError as error:
         yield f"no estimate: {error}"

@@ -9,7 +9,7 @@ from nexa_distill.chain import Freshness
 from nexa_distill.config import DistillConfig
 from nexa_distill.errors import InputMissing, UsageError
 from nexa_distill.settings_file import load_yaml
-from nexa_distill.stages import SESSIONS, STAGES, TEACHER, session_of
+from nexa_distill.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
     config, upstream, steps = fresh.config, "", list[Step]()
     _, provider = config.chosen_provider()
     named, chosen = _chosen_sessions(request)
+    if named == INSPECT:
+        command = session_command(INSPECT, config, request)
+        return [Step(INSPECT, runs=True, why="asked for by name", command=command)]
     for session in SESSIONS:
         command = session_command(session, config, request)
         why = _why(session, chosen, named, fresh, upstream)
@@ -122,6 +125,11 @@ def session_command(session: str, config: DistillConfig, request: Request) -> li
             return ["python", script, *with_config, *given]
         case "filtering":
             return ["python", "scripts/python/data_processing/run_filtering.py", *with_config]
+        case "regeneration":
+            flags = {"--provider": request.provider, "--answers": request.answers}
+            given = [str(word) for flag, v in flags.items() if v is not None for word in (flag, v)]
+            script = "scripts/python/data_processing/run_regeneration.py"
+            return ["python", script, *with_config, *given]
         case "packaging":
             return ["python", "scripts/python/deployment/run_packaging.py", *with_config]
         case "training":
@@ -134,6 +142,9 @@ def session_command(session: str, config: DistillConfig, request: Request) -> li
                 "--pipeline-config",
                 str(request.config),
             ]
+        case "inspect":
+            room = ["nexa_distill/ui_inspect.py", "--server.address", "127.0.0.1"]
+            return ["streamlit", "run", *room, "--", *with_config]
         case _:
             return ["python", "scripts/python/evaluation/run_evaluation.py", *with_config]
 
@@ -147,6 +158,8 @@ def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
         return only, (only,)
     if request.first:
         first = session_of(request.first)
+        if first == INSPECT:
+            raise UsageError("inspect stands beside the pipeline: start it with --only inspect")
         return first, SESSIONS[SESSIONS.index(first) :]
     return None, SESSIONS
 

@@ -1,7 +1,8 @@
 """SampleGate: from checks and thresholds to the answers that are kept.
 
 Reads   collected_dataset and regen_dataset (contracts.OUTPUTS), and those of rules_checks,
-        exec_checks and judge_checks that are there (contracts.CHECKS), with the judges' canaries
+        exec_checks, judge_checks and person_checks that are there (contracts.CHECKS), with the
+        judges' canaries
 Writes  filtered_dataset (the best passing answer of each sample), rejections (every other answer,
         with all its reasons), reports/sample_gate/gate_report.{json,md,html} and
         quality_report.{json,md}
@@ -48,6 +49,7 @@ from nexa_distill.settings_file import load_yaml
 SOURCE = TABLES["collected_dataset"]
 JUDGED = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
 KEPT_ANOTHER = "better_attempt_kept"
+CHECK_FILES = ["rules_checks", "exec_checks", "judge_checks", "person_checks"]
 
 
 class SampleGate:
@@ -190,7 +192,7 @@ def run(
     storage = config.storage
     gate = _gate(config, gate)
     src = src or [storage.path("collected_dataset"), *repairs(storage)]
-    checks = checks or _existing(config, ["rules_checks", "exec_checks", "judge_checks"])
+    checks = checks or _existing(config, CHECK_FILES)
     dst = dst or storage.path("filtered_dataset")
     rejections = rejections or storage.path("rejections")
     report = report or storage.path("reports") / "sample_gate" / "gate_report.json"

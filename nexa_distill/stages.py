@@ -55,9 +55,15 @@ STAGES = (
     Stage("exec", "filtering", ("rule_filtered",), ("exec_checks",), "exec_gate"),
     Stage("judge", "filtering", ("rule_filtered",), ("judge_checks", "judge_canaries"), "judge",
           optional=("exec_checks",)),
+    Stage("person", "filtering", ("collected_dataset",), ("person_checks",), "person_checks",
+          optional=("regen_dataset", "annotations")),
     Stage("sample_gate", "filtering", ("collected_dataset", "rules_checks"),
           ("filtered_dataset", "rejections"), "sample_gate",
-          optional=("regen_dataset", "exec_checks", "judge_checks", "judge_canaries")),
+          optional=("regen_dataset", "exec_checks", "judge_checks", "judge_canaries",
+                    "person_checks")),
+    # What it reads of the gates' tables is among its settings: see docs/adr/0014.
+    Stage("regenerate", "regeneration", ("collected_dataset",), ("regen_dataset",),
+          "regenerate_bad"),
     Stage("packaging", "packaging", ("filtered_dataset",),
           ("sft_parquet", "sft_jsonl", "splits"), "to_sft"),
     Stage("train", "training", ("sft_parquet",), (CHECKPOINT,), student=_training),
@@ -71,6 +77,9 @@ STAGES = (
 )  # fmt: skip
 
 SESSIONS = tuple(dict.fromkeys(stage.session for stage in STAGES))
+INSPECT = (
+    "inspect"  # a session for people: it writes no table, and runs only when asked for by name
+)
 
 
 def locate(key: str, config: DistillConfig) -> Path:
@@ -94,10 +103,10 @@ def settings(stage: Stage, config: DistillConfig) -> dict[str, Any] | None:
 
 def session_of(name: str) -> str:
     """The session of a session's or a stage's name. Raises UsageError naming the nearest."""
-    if name in SESSIONS:
+    if name in (*SESSIONS, INSPECT):
         return name
     for stage in STAGES:
         if stage.name == name:
             return stage.session
-    known = list(dict.fromkeys([*SESSIONS, *(stage.name for stage in STAGES)]))
+    known = list(dict.fromkeys([*SESSIONS, INSPECT, *(stage.name for stage in STAGES)]))
     raise UsageError(f'no stage "{name}"{did_you_mean(name, known)}; known: {", ".join(known)}')

@@ -59,7 +59,7 @@ def build_record(row: Mapping[str, Any], system_prompt: str | None) -> Record:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": row["user_prompt"]})
     messages.append({"role": "assistant", "content": row["teacher_output"].strip()})
-    names = ("split", "template_name", "domain", "model_id", "attempt")
+    names = ("split", "template_name", "domain", "model_id", "attempt", "repaired_reason")
     return {"sample_id": row["sample_id"], "messages": messages} | {n: row[n] for n in names}
 
 

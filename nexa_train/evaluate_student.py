@@ -19,7 +19,6 @@ Run: python -m nexa_train.evaluate_student [--config configs/baseline_distill.ya
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from nexa_distill import cli
 from nexa_distill.config import DistillConfig, Storage, load_config
 from nexa_distill.contracts import TABLES, Table
 from nexa_distill.errors import InputError
+from nexa_distill.gates import GateFiles
 from nexa_distill.handoff import read_table, write_json, write_text
 from nexa_distill.manifests import StageRun, load_manifest, run_id, utc_now
 from nexa_distill.settings_file import load_yaml
@@ -45,22 +45,6 @@ FUNNEL = {
     "kept by SampleGate": "filtered_dataset",
     "packaged": "sft_parquet",
 }
-
-
-@dataclass(frozen=True)
-class GateFiles:
-    """What the gates write about one model's answers."""
-
-    checks: Path
-    exec_checks: Path
-    passed_rules: Path
-    judge_checks: Path
-    kept: Path
-    rejections: Path
-    rules_report: Path
-    exec_report: Path
-    judge_report: Path
-    gate_report: Path
 
 
 def gate_files(storage: Storage, model: str) -> GateFiles:

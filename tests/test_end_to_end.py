@@ -26,7 +26,14 @@ from tests.tiny_model import save_config, save_model
 from tests.workspace import ROOT, Workspace, workspace
 
 pytestmark = pytest.mark.slow
-STAGES = ("run_full_data_gen", "run_filtering", "run_packaging", "train_sft", "run_evaluation")
+STAGES = (
+    "run_full_data_gen",
+    "run_filtering",
+    "run_regeneration",
+    "run_packaging",
+    "train_sft",
+    "run_evaluation",
+)
 CONCURRENCY = 4
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nexa_distill import judge, pipeline, regenerate_bad, sample_gate
+from nexa_distill import judge, pipeline, sample_gate
 from nexa_distill.config import JudgeModel
 from nexa_distill.contracts import CHECKS, REASONS
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
@@ -30,6 +30,7 @@ from nexa_distill.judging.rubrics import options
 from nexa_distill.judging.verdicts import read_verdict
 from nexa_distill.manifests import StageRun
 from nexa_distill.money.cost_report import cost_report
+from nexa_distill.repair_plan import make_plan
 from nexa_distill.sample_gate import SampleGate
 from nexa_distill.settings_file import load_yaml
 from tests.answers import GOOD, answer, collect, write_answers
@@ -598,8 +599,8 @@ def test_doubt_about_an_answer_asks_the_teacher_for_no_other(tmp_path: Path) -> 
         made = made_of(tmp_path, teacher.base_url)
         judge.run(made.load())
     gated(made)
-    wanted = regenerate_bad.rejected_by_gates(made.path("rejections"), set(), 1)
-    assert wanted == {answer(1)["sample_id"]: REASONS["low_factuality"]}
+    (wanted,) = make_plan(made.load()).wanted
+    assert (wanted.sample_id, wanted.reasons) == (answer(1)["sample_id"], ("low_factuality",))
 
 
 def test_a_judge_on_the_command_line_judges_alone(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from nexa_distill.planning import Step
 from nexa_distill.runs import write_plan
+from nexa_distill.stages import SESSIONS
 from tests.tiny_project import ROOT, TinyProject, wait_until
 
 RUN_STAGE = ROOT / "scripts/shell/orchestration/run_stage.sh"
@@ -26,7 +27,7 @@ def project() -> Iterator[TinyProject]:
     """A project whose stages end at once; its path is short because sockets need that."""
     root = Path(tempfile.mkdtemp(prefix="nx-"))
     made = TinyProject(root)
-    for session in ("data_gen", "filtering", "packaging", "training", "evaluation"):
+    for session in SESSIONS:
         made.does(session, QUIET)
     yield made
     made.close()
@@ -166,7 +167,7 @@ def test_f10_a_second_launch_is_refused_and_stop_ends_only_our_sessions(
     assert "data_gen     running" in project.launch("--status").stdout
     stage = stage_pid(project, "data_gen")
     stopped = project.launch("--stop", check=0)
-    assert "Stopped 5 running sessions" in stopped.stdout
+    assert "Stopped 6 running sessions" in stopped.stdout
     assert project.sessions() == ["training_eval"]
     assert {project.exit_code(s) for s in ("data_gen", "filtering", "evaluation")} == {143}
     assert not is_running(stage)
@@ -284,7 +285,7 @@ def test_one_command_runs_everything_and_the_next_one_nothing() -> None:
     project = TinyProject(root, provider="embedded")
     try:
         done = project.launch(check=0)
-        names = ["teacher", "data_gen", "filtering", "packaging", "training", "evaluation"]
+        names = ["teacher", *SESSIONS]
         assert sorted(project.sessions()) == sorted(names)
         assert {name: project.exit_code(name) for name in names} == dict.fromkeys(names, 0)
         assert "better than before" in done.stdout
@@ -292,7 +293,7 @@ def test_one_command_runs_everything_and_the_next_one_nothing() -> None:
         before = time.monotonic()
         again = project.launch(check=0)
         assert time.monotonic() - before < 15
-        assert again.stdout.count("up to date") == 5
+        assert again.stdout.count("up to date") == 6
         assert len(project.runs()) == 1
     finally:
         project.close()
@@ -345,7 +346,14 @@ def test_no_tmux_starts_and_ends_the_teacher_beside_data_gen() -> None:
     root = Path(tempfile.mkdtemp(prefix="nx-"))
     project = TinyProject(root, provider="embedded")
     try:
-        for session in ("data_gen", "filtering", "packaging", "training", "evaluation"):
+        for session in (
+            "data_gen",
+            "filtering",
+            "regeneration",
+            "packaging",
+            "training",
+            "evaluation",
+        ):
             project.does(session, QUIET)
         project.launch("--no-tmux", check=0)
         assert (project.exit_code("teacher"), project.exit_code("data_gen")) == (0, 0)

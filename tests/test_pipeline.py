@@ -14,7 +14,7 @@ from nexa_distill import pipeline
 from nexa_distill.chain import verify_chain
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputMissing, Locked, UsageError
-from nexa_distill.manifests import FILES, manifest_path, sha256_path
+from nexa_distill.manifests import FILES, StageRun, manifest_path, sha256_path
 from nexa_distill.planning import Request, Step, make_plan
 from nexa_distill.runs import exit_code, failures, planned_sessions, read_session, write_plan
 from nexa_distill.stages import CHECKPOINT, RAW, SESSIONS, STAGES, locate, session_of
@@ -107,7 +107,8 @@ def test_a_changed_threshold_leaves_data_gen_alone(finished: TinyProject) -> Non
     found = plan()
     assert found["data_gen"] == "skip: up to date"
     assert found["filtering"] == "run: rules: settings changed"
-    assert found["packaging"] == "run: upstream runs (filtering)"
+    assert found["regeneration"] == "run: upstream runs (filtering)"
+    assert found["packaging"] == "run: upstream runs (regeneration)"
 
 
 def test_a_changed_learning_rate_runs_training_and_evaluation_only(finished: TinyProject) -> None:
@@ -149,8 +150,16 @@ def test_doubt_about_an_output_runs_its_stage(
     assert plan()["filtering"].endswith(why)
 
 
-def test_a_repaired_answer_file_is_a_new_input_of_filtering(finished: TinyProject) -> None:
-    output("regen_dataset").write_bytes(b"x")
+def test_other_repairs_are_a_new_input_of_filtering(finished: TinyProject) -> None:
+    path = output("regen_dataset")
+    path.write_bytes(b"x")
+    found = plan()
+    assert found["filtering"] == "skip: up to date", "a file without its seal counts for nothing"
+    assert found["regeneration"].endswith("is not what its manifest seals")
+    config = Request(CONFIG).load()
+    StageRun("regenerate", config.storage, inputs=[output("collected_dataset")], settings={}).seal(
+        path, rows_in=1, rejected=0, count=1
+    )
     assert plan()["filtering"].startswith("run: input changed")
 
 
@@ -175,7 +184,8 @@ def test_each_session_waits_for_the_one_before_it_that_runs(project: TinyProject
     seal_session("filtering")
     steps = [s for s in make_plan(Request(CONFIG), Path("logs/run")) if s.runs]
     assert [(s.session, s.after) for s in steps] == [
-        ("packaging", ""), ("training", "packaging"), ("evaluation", "training"),
+        ("regeneration", ""), ("packaging", "regeneration"), ("training", "packaging"),
+        ("evaluation", "training"),
     ]  # fmt: skip
 
 
@@ -213,7 +223,7 @@ def test_plan_cli_commands_are_those_of_the_plan(project: TinyProject) -> None:
     made = pipeline.DistillationPipeline(CONFIG).plan_cli_commands()
     script = "scripts/python/data_processing/run_filtering.py"
     assert made[1] == f"python {script} --config configs/distill_config.yaml"
-    assert len(made) == 5
+    assert len(made) == 6
 
 
 # A run's folder.
@@ -334,7 +344,7 @@ def test_an_upstream_made_again_breaks_the_link_of_what_was_made_from_it(
 
 
 def test_an_unfinished_chain_is_not_whole(project: TinyProject) -> None:
-    for session in ("data_gen", "filtering", "packaging"):
+    for session in ("data_gen", "filtering", "regeneration", "packaging"):
         seal_session(session)
     with pytest.raises(InputMissing, match=r"broken link at train: .*final is missing"):
         list(verify_chain(Request(CONFIG).load()))

@@ -243,7 +243,7 @@ def test_the_filtering_script_runs_both_gates_and_prints_the_funnel(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "| - too_short | 1 | 1 |" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.count("is up to date") == 3  # and the judge is not run
+    assert again.stdout.count("is up to date") == 4  # and the judge is not run
     page = project(tmp_path).storage.path("reports") / "sample_gate" / "gate_report.html"
     assert "too_short" in page.read_text()
     page.unlink()

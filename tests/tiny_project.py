@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = {
     "data_gen": "scripts/python/data_processing/run_full_data_gen.py",
     "filtering": "scripts/python/data_processing/run_filtering.py",
+    "regeneration": "scripts/python/data_processing/run_regeneration.py",
     "packaging": "scripts/python/deployment/run_packaging.py",
     "training": "scripts/shell/training/train.py",
     "evaluation": "scripts/python/evaluation/run_evaluation.py",

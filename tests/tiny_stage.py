@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from nexa_distill.config import DistillConfig
 from nexa_distill.handoff import table_writer, write_text
-from nexa_distill.manifests import StageRun
+from nexa_distill.manifests import StageRun, repairs
 from nexa_distill.planning import Request
-from nexa_distill.stages import STAGES, locate, settings
+from nexa_distill.stages import STAGES, Stage, locate, settings
 
 REPORT = '{"headline": ["better than before"]}'
 
 
 def seal_session(session: str, config_file: Path = Path("configs/distill_config.yaml")) -> None:
-    """Write and seal every output of the session's stages: 3 rows in, 2 kept."""
+    """Write and seal every output of the session's stages: 3 rows in, 2 kept.
+
+    After repairs the gates are passed again, as by the real session.
+    """
     config = Request(config_file).load()
     for stage in STAGES:
         if stage.session != session:
@@ -21,7 +25,7 @@ def seal_session(session: str, config_file: Path = Path("configs/distill_config.
         run = StageRun(
             stage.name,
             config.storage,
-            inputs=[locate(key, config) for key in stage.inputs],
+            inputs=_inputs(stage, config),
             settings=settings(stage, config) or {},
         )
         for key in stage.outputs:
@@ -29,6 +33,16 @@ def seal_session(session: str, config_file: Path = Path("configs/distill_config.
             _write(path)
             run.seal(path, rows_in=3, rejected=1, count=2)
         print("sealed", stage.name)
+    if session == "regeneration":
+        seal_session("filtering", config_file)
+
+
+def _inputs(stage: Stage, config: DistillConfig) -> list[Path]:
+    there = {key: locate(key, config) for key in stage.optional}
+    if not repairs(config.storage):
+        there.pop("regen_dataset", None)
+    needed = [locate(key, config) for key in stage.inputs]
+    return needed + [path for path in there.values() if path.exists()]
 
 
 def _write(path: Path) -> None:

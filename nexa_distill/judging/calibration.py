@@ -13,7 +13,6 @@ Not covered: answers to one prompt are drawn as if they were independent; the be
 chosen on the same answers that it is judged by, so its kappa is too high.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nexa_distill.errors import InputError, InputMissing, did_you_mean
+from nexa_distill.annotations import Key, current, read
+from nexa_distill.errors import InputMissing
 
-Key = tuple[str, int]  # sample_id, attempt
-ACTIONS = {"accept": True, "reject": False, "regenerate": False, "edit": False}
 THRESHOLDS = [round(0.05 * step, 2) for step in range(21)]
 DRAWS, SEED, LEVEL = 2000, 7, 0.95
 
@@ -83,47 +81,21 @@ class Decisions:
 
 
 def read_decisions(path: Path) -> Decisions:
-    """The annotations, JSONL, in the order of time. Raises InputMissing (66), or InputError (65)
-    naming the line.
-    """
+    """What people decided. Raises InputMissing (66), or InputError (65) naming the line."""
     if not path.is_file():
         raise InputMissing(
             f"{path}: no such file; expected one decision per line: "
             '{"sample_id": ..., "attempt": 0, "action": "accept", "annotator": ...}'
         )
-    last: dict[Key, dict[str | None, bool]] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if line.strip():
-            try:
-                key, annotator, accepts = _decision(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number}: {error}; found {line[:80]!r}") from None
-            last.setdefault(key, {})[annotator] = accepts
-    found = Decisions(annotators={name for people in last.values() for name in people})
-    for key, people in last.items():
-        if len(set(people.values())) > 1:
+    found = Decisions()
+    for key, people in current(read(path)).items():
+        found.annotators |= {one.annotator for one in people}
+        accepted = {one.action == "accept" for one in people}
+        if len(accepted) > 1:
             found.disputed.append(key)
         else:
-            found.agreed[key] = next(iter(people.values()))
+            found.agreed[key] = accepted.pop()
     return found
-
-
-def _decision(line: object) -> tuple[Key, str | None, bool]:
-    """(answer, annotator, whether it is accepted). Raises ValueError saying what is wrong."""
-    if not isinstance(line, dict):
-        raise ValueError("expected a JSON object")
-    sample, attempt = line.get("sample_id"), line.get("attempt")
-    action, annotator = line.get("action"), line.get("annotator")
-    if not isinstance(sample, str):
-        raise ValueError("sample_id is not a text")
-    if isinstance(attempt, bool) or not isinstance(attempt, int):
-        raise ValueError("attempt is not a whole number")
-    if not isinstance(action, str) or action not in ACTIONS:
-        near = did_you_mean(str(action), ACTIONS)
-        raise ValueError(f"action is {action!r}{near}, expected one of {', '.join(ACTIONS)}")
-    if not isinstance(annotator, str | None):
-        raise ValueError("annotator is not a text")
-    return (sample, attempt), annotator, ACTIONS[action]
 
 
 def agreement(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill import charts
+from nexa_distill.annotations import Key
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.filter_config import FilterConfig
 from nexa_distill.handoff import read_batches, write_json, write_text
 from nexa_distill.judging import calibration
-from nexa_distill.judging.calibration import Decisions, Key
+from nexa_distill.judging.calibration import Decisions
 from nexa_distill.manifests import refuse_stale, run_id, sealed_hash, utc_now
 from nexa_distill.report_style import document
 from nexa_distill.reports import shown

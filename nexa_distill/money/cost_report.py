@@ -174,6 +174,7 @@ def _now(stage: str, figures: Figures, storage: Storage) -> _Answers:
 def _answers(table: Path, unanswered: Path) -> _Answers:
     columns = ["request_key", "prompt_tokens", "completion_tokens", "cost_usd"]
     rows = _read(table, "collected_dataset", columns)
+    rows = rows.filter(pc.is_valid(rows["request_key"]))  # of a file, or of a person: not asked
     once = rows.group_by("request_key").aggregate([(name, "min") for name in columns[1:]])
     missing = pc.count_distinct(_read(unanswered, "unanswered", ["request_key"])["request_key"])
     tokens = pc.add(once["prompt_tokens_min"], once["completion_tokens_min"])

@@ -1,19 +1,11 @@
-"""Teacher answers to kept answers: rules, execution, judges, SampleGate; the funnel; the gates.
+"""Teacher answers to kept answers: rules, execution, judges, people, SampleGate; the funnel.
 
 Run: python scripts/python/data_processing/run_filtering.py [--filters FILE]
 """
 
 from pathlib import Path
 
-from nexa_distill import (
-    cli,
-    exec_gate,
-    filter_pairs,
-    judge,
-    quality_gates,
-    reports,
-    sample_gate,
-)
+from nexa_distill import cli, gates, quality_gates, reports
 from nexa_distill.config import load_config
 from nexa_distill.money.cost_report import write_cost_report
 
@@ -28,10 +20,7 @@ def main() -> int:
     config = load_config(args.config)
     if args.filters:
         config = config.model_copy(update={"filters": str(args.filters)})
-    filter_pairs.run(config)
-    exec_gate.run(config)
-    judge.run(config)
-    sample_gate.run(config)
+    gates.pass_gates(config)
     reports.timing_report(config.storage)
     write_cost_report(config)
     funnel = config.storage.path("reports") / "sample_gate" / "gate_report.md"

@@ -1,27 +1,28 @@
-"""Rejected answers get a second attempt, then everything passes the gates again.
+"""Rejected answers get further attempts, each of which passes the same gates; the cost; the gates.
 
 Run: python scripts/python/data_processing/run_regeneration.py [--annotations FILE]
 """
 
 from pathlib import Path
 
-from nexa_distill import cli, exec_gate, filter_pairs, judge, regenerate_bad, sample_gate
-from nexa_distill.config import load_config
+from nexa_distill import cli, gates, quality_gates, reports
+from nexa_distill.config import load_config, with_flags
 from nexa_distill.money.cost_report import write_cost_report
 
 
 def main() -> int:
     """Command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="decisions of a person")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="decisions of people")
+    parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
+    parser.add_argument("--answers", metavar="FILE", help="existing answers: nobody is asked")
     args = parser.parse_args()
-    config = load_config(args.config)
-    regenerate_bad.run(config, annotations=args.annotations)
-    filter_pairs.run(config)
-    exec_gate.run(config)
-    judge.run(config)
-    sample_gate.run(config)
+    flags = {"provider": args.provider, "answers": {"path": args.answers}}
+    config = with_flags(load_config(args.config), flags)
+    gates.repair(config, args.annotations)
+    reports.timing_report(config.storage)
     write_cost_report(config)
+    quality_gates.enforce(config)
     return 0
 
 

@@ -11,34 +11,12 @@ Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--stude
 import json
 from pathlib import Path
 
-from nexa_distill import cli, exec_gate, filter_pairs, judge, reports, sample_gate
-from nexa_distill.config import DistillConfig, load_config
+from nexa_distill import cli, gates, reports
+from nexa_distill.config import load_config
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train import agreement, evaluate_student, generate_student
 from nexa_train.assessment import ANSWERS
-
-
-def gate(config: DistillConfig, model: str) -> None:
-    """Rules, exec gate, judges and SampleGate on the answers of `teacher`, `before` or `after`."""
-    files = evaluate_student.gate_files(config.storage, model)
-    answers = config.storage.path(ANSWERS[model])
-    filter_pairs.run(
-        config, src=[answers], dst=files.passed_rules, checks=files.checks,
-        report=files.rules_report,
-    )  # fmt: skip
-    exec_gate.run(
-        config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report
-    )
-    judge.run(
-        config, src=files.passed_rules, execution=files.exec_checks, checks=files.judge_checks,
-        report=files.judge_report,
-    )  # fmt: skip
-    sample_gate.run(
-        config, src=[answers], checks=[files.checks, files.exec_checks, files.judge_checks],
-        dst=files.kept,
-        rejections=files.rejections, report=files.gate_report,
-    )  # fmt: skip
 
 
 def main() -> int:
@@ -52,7 +30,8 @@ def main() -> int:
     student = load_yaml(args.student or Path(config.student), StudentConfig)
     generate_student.run(config, student)
     for model in ANSWERS:
-        gate(config, model)
+        answers = config.storage.path(ANSWERS[model])
+        gates.examine(config, answers, evaluate_student.gate_files(config.storage, model))
     page = evaluate_student.run(config, student)
     agreement.run(config, student)
     reports.timing_report(config.storage)

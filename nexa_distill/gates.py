@@ -1,0 +1,91 @@
+"""The gates in their order, and the loop of repair: the one list that scripts and pipeline run.
+
+Stages do not import each other; this composes them. Each does nothing when its output is up to
+date, so the same call continues after any stop.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexa_distill import (
+    exec_gate,
+    filter_pairs,
+    judge,
+    person_checks,
+    regenerate_bad,
+    repair_report,
+    sample_gate,
+)
+from nexa_distill.config import DistillConfig, Storage
+from nexa_distill.decisions import decisions_of, record
+from nexa_distill.manifests import repairs, sealed_hash
+
+
+@dataclass(frozen=True)
+class GateFiles:
+    """Where the results about some other answers go; each is written by the gate it is named by."""
+
+    checks: Path
+    exec_checks: Path
+    passed_rules: Path
+    judge_checks: Path
+    kept: Path
+    rejections: Path
+    rules_report: Path
+    exec_report: Path
+    judge_report: Path
+    gate_report: Path
+
+
+def pass_gates(config: DistillConfig) -> None:
+    """The storage's answers and repairs: rules, execution, judges, people, SampleGate."""
+    filter_pairs.run(config)
+    exec_gate.run(config)
+    judge.run(config)
+    person_checks.run(config)
+    sample_gate.run(config)
+
+
+def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
+    """The same of other answers, on which no person has decided."""
+    filter_pairs.run(
+        config, src=[answers], dst=files.passed_rules, checks=files.checks,
+        report=files.rules_report,
+    )  # fmt: skip
+    exec_gate.run(
+        config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report
+    )
+    judge.run(
+        config, src=files.passed_rules, execution=files.exec_checks, checks=files.judge_checks,
+        report=files.judge_report,
+    )  # fmt: skip
+    sample_gate.run(
+        config, src=[answers], checks=[files.checks, files.exec_checks, files.judge_checks],
+        dst=files.kept, rejections=files.rejections, report=files.gate_report,
+    )  # fmt: skip
+
+
+def repair(config: DistillConfig, annotations: Path | None = None) -> None:
+    """Ask again and pass the gates until there is nothing new to ask, then report.
+
+    `annotations`: decisions of people to be recorded first. It ends: a round is asked only after
+    the one before it was judged, and rounds are bounded.
+    """
+    if annotations:
+        given = decisions_of(annotations, config.storage.path("rejections"))
+        print(f"repair: {record(config, given)} new decisions of {annotations} recorded")
+    pass_gates(config)
+    while _asked_something(config):
+        pass_gates(config)
+    repair_report.write(config)
+
+
+def _asked_something(config: DistillConfig) -> bool:
+    before = _repaired(config.storage)
+    regenerate_bad.run(config)
+    return before != _repaired(config.storage)
+
+
+def _repaired(storage: Storage) -> list[str]:
+    """The hash of the repairs that count now; the same bytes may be repairs of other answers."""
+    return [sealed_hash(path, storage) for path in repairs(storage)]

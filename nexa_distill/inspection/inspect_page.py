@@ -1,0 +1,263 @@
+"""Page *Inspect*: one answer with all that is known of it, and a decision."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+
+from nexa_distill.annotations import ACTIONS, Annotation, Key
+from nexa_distill.contracts import REASONS
+from nexa_distill.inspection import filters, shown
+from nexa_distill.inspection.differences import differences
+from nexa_distill.inspection.filters import CONFLICT, UNDECIDED, Filters, after, before
+from nexa_distill.inspection.room import Room
+from nexa_distill.inspection.rows import Answers, Checks, Row, Rows
+
+Page = Callable[[Room], None]
+# What is told to the teacher when it is asked again ("An earlier answer was rejected: ...").
+FAULTS = (
+    "it states something false", "it does not answer the question", "it is too vague",
+    "it leaves out something important", "it is badly written", "it is unsafe",
+)  # fmt: skip
+TITLES = {"split": "Split", "domain": "Domain", "template_name": "Task type"}
+ICONS = {
+    "accept": "✓",
+    "reject": "✗",
+    "regenerate": "↻",
+    "edit": "✎",
+    CONFLICT: "⚡",
+    UNDECIDED: "·",
+}
+CODE_TASKS = ("text2sql", "python", "json")
+AT = "row"  # in the session and in the address: the row's number in the file
+
+
+def page(room: Room) -> None:
+    """Draw the row that the session stands on."""
+    answers, checks, decided = room.answers(), room.checks(), room.decided()
+    rows = filters.matching(answers, checks, decided, _choose_filters(answers, checks, room))
+    if not len(answers):
+        st.info("This file holds no answers.")
+        return
+    number = _position(answers, room)
+    if not len(rows):
+        st.info("No answer passes these filters.")
+        return
+    if number not in rows:
+        following = after(rows, number)
+        number = int(rows[-1]) if following is None else following
+        _go(number)
+    row, key = answers.row(number), answers.key(number)
+    people = decided.get(key, [])
+    _progress(answers, rows, number, decided)
+    _buttons(room, answers, rows, number, decided)
+    left, right = st.columns([5, 4], gap="large")
+    with left:
+        _answer(row, key)
+    with right:
+        _decisions(people)
+        _checks(checks, key, row)
+        _attempts(room, row, key)
+
+
+def _choose_filters(answers: Answers, checks: Sequence[Checks], room: Room) -> Filters:
+    with st.sidebar:
+        st.caption(f"{shown.plain(room.src.name)} · decisions by {shown.plain(room.annotator)}")
+        decisions = st.multiselect("Decision", [UNDECIDED, *ACTIONS, CONFLICT])
+        values = {column: st.multiselect(title, _options(answers, column))
+                  for column, title in TITLES.items()}  # fmt: skip
+        reasons = st.multiselect(
+            "Rejected for", _options(answers, "rejection_reasons"), help="Reasons of the gates.",
+            disabled="rejection_reasons" not in answers.small.column_names,
+        )  # fmt: skip
+        names = sorted({name for one in checks for name in one.names})
+        failed = st.multiselect("Check not passed", names)
+        text = st.text_input("Text in prompt, context or answer")
+    return Filters(values, reasons, failed, decisions, text)
+
+
+def _options(answers: Answers, column: str) -> list[str]:
+    return answers.values(column)
+
+
+def _position(answers: Answers, room: Room) -> int:
+    """The row that the session stands on; a new tab starts where its address says."""
+    if AT not in st.session_state:
+        asked = str(st.query_params.get(AT, room.start))
+        st.session_state[AT] = int(asked) if asked.isdecimal() else room.start
+    return min(max(0, int(st.session_state[AT])), len(answers) - 1)
+
+
+def _go(number: int) -> None:
+    st.session_state[AT] = int(number)
+    st.query_params[AT] = str(int(number))
+    st.session_state.pop("editing", None)
+
+
+def _progress(answers: Answers, rows: Rows, number: int, decided: filters.Decided) -> None:
+    done = int(filters.decided_rows(answers, decided)[rows].sum())
+    place = int(np.searchsorted(rows, number)) + 1
+    filtered = "" if len(rows) == len(answers) else f" (of {len(answers):,} in the file)"
+    undecided = _next_undecided(answers, rows, number, decided)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"Answer **{place:,}** of {len(rows):,}{filtered} · **{done:,}** decided")
+        st.space("stretch")
+        _move("Previous", "k", before(rows, number))
+        _move("Next", "j", after(rows, number))
+        _move("Next undecided", "u", undecided)
+    st.progress(done / len(rows))
+
+
+def _next_undecided(
+    answers: Answers, rows: Rows, number: int, decided: filters.Decided
+) -> int | None:
+    left = rows[~filters.decided_rows(answers, decided)[rows]]
+    left = left[left != number]
+    following = after(left, number)
+    return following if following is not None else (int(left[0]) if len(left) else None)
+
+
+def _buttons(
+    room: Room, answers: Answers, rows: Rows, number: int, decided: filters.Decided
+) -> None:
+    """The decisions on the row that is seen."""
+    key = answers.key(number)
+    name = f"{key[0]}-{key[1]}"
+    undecided = _next_undecided(answers, rows, number, decided)
+    onward = undecided if undecided is not None else after(rows, number)
+
+    # A key can reach the button of the row before too, while the browser takes it away: only the
+    # row that was drawn last can be decided on, and only once.
+    st.session_state["decidable"] = name
+
+    def decide(action: str) -> None:
+        if st.session_state.get("decidable") != name:
+            return
+        st.session_state["decidable"] = None
+        reason, note = st.session_state.get(f"reason-{name}"), st.session_state.get(f"note-{name}")
+        if action == "accept":
+            reason = None
+        room.decide(key, action, reason=reason, note=note or None)
+        if onward is not None:
+            _go(onward)
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        for action, letter in (("accept", "a"), ("reject", "x"), ("regenerate", "g")):
+            st.button(
+                action.capitalize(), key=f"{action}-{name}", shortcut=letter,
+                type="primary" if action == "accept" else "secondary",
+                on_click=decide, args=(action,),
+            )  # fmt: skip
+        st.button("Edit", key=f"edit-{name}", shortcut="e", on_click=_start_editing, args=(name,))
+        st.selectbox("Reason", FAULTS, index=None, key=f"reason-{name}", width=240,
+                     accept_new_options=True, placeholder="reason (optional)",
+                     label_visibility="collapsed")  # fmt: skip
+        st.text_input("Note", key=f"note-{name}", placeholder="note (optional)", width=220,
+                      label_visibility="collapsed")  # fmt: skip
+    if st.session_state.get("editing") == name:
+        _editor(room, answers.row(number), key, name, onward)
+
+
+def _move(label: str, letter: str, to: int | None) -> None:
+    st.button(
+        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=_go,
+        args=(to or 0,),
+    )  # fmt: skip
+
+
+def _start_editing(name: str) -> None:
+    st.session_state["editing"] = name
+
+
+def _editor(room: Room, row: Row, key: Key, name: str, onward: int | None) -> None:
+    whole = row["teacher_output"] or ""
+    if shown.hidden_characters(whole):
+        st.warning("This answer is too long to be edited here.")
+        return
+    with st.form(f"editor-{name}"):
+        edited = st.text_area("The answer as it should be", whole, height=260)
+        if st.form_submit_button("Save the edit", type="primary"):
+            note = st.session_state.get(f"note-{name}") or None
+            reason = st.session_state.get(f"reason-{name}")
+            room.decide(key, "edit", reason=reason, note=note, edited_output=edited)
+            _go(onward if onward is not None else st.session_state[AT])
+            st.rerun()
+
+
+def _answer(row: Row, key: Key) -> None:
+    look = "mono" if row["template_name"] in CODE_TASKS else ""
+    facts = [row["template_name"], row["domain"], row["split"], row["model_id"],
+             f"attempt {key[1]}", row["finish_reason"], row["answer_flag"]]  # fmt: skip
+    st.markdown("##### Prompt")
+    st.caption(" · ".join(shown.plain(fact) for fact in facts if fact))
+    shown.text(row["user_prompt"], "prompt", "quiet")
+    if row["context"] and row["context"] not in row["user_prompt"]:
+        st.markdown("##### Context")
+        shown.text(row["context"], "context", "quiet")
+    st.markdown("##### Answer")
+    shown.text(row["teacher_output"], "answer", look)
+    for title, column in (("Reasoning", "reasoning_output"), ("Known answer", "reference"),
+                          ("Known query", "gold_sql")):  # fmt: skip
+        if row[column]:
+            with st.expander(title, expanded=column == "gold_sql"):
+                shown.text(row[column], column, f"{look} quiet")
+    if row["raw_output"]:
+        with st.expander("As the model wrote it, before cleaning"):
+            shown.text(row["raw_output"], "raw", "quiet")
+    st.caption(f"sample\\_id {row['sample_id']}")
+
+
+def _decisions(people: Sequence[Annotation]) -> None:
+    st.markdown("##### Decision")
+    word = filters.said(people)
+    if word == CONFLICT:
+        st.warning("The annotators disagree. Until they agree this counts as a rejection.")
+    if not people:
+        st.caption("Nobody has decided yet.")
+    for one in people:
+        said = " · ".join(shown.plain(text) for text in (one.reason, one.note) if text)
+        st.markdown(f"{ICONS[one.action]} **{one.action}** by {shown.plain(one.annotator)}"
+                    + (f": {said}" if said else ""))  # fmt: skip
+        if one.edited_output is not None:
+            with st.expander("The edited answer"):
+                shown.text(one.edited_output, f"edited-{one.annotator}")
+
+
+def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
+    found = [line for one in checks for line in one.of(key)]
+    failed = [line for line in found if not line["ok"]]
+    st.markdown("##### Checks")
+    for reason in row.get("rejection_reasons") or []:
+        st.markdown(f":red[✗] **{shown.plain(reason)}**: {shown.plain(REASONS.get(reason, ''))}")
+    if not found:
+        st.caption("No check was made of this answer.")
+        return
+    st.caption(f"{len(found) - len(failed)} of {len(found)} passed")
+    order = sorted(found, key=lambda line: (bool(line["ok"]), line["check"]))
+    words = {True: "passed", False: "failed", None: "not known"}
+    st.dataframe(
+        [{"check": line["check"], "result": words[line["ok"]], "value": line["value"],
+          "why": shown.cut(" ".join(filter(None, (line["reason"], line["detail"]))))[:300]}
+         for line in order],
+        hide_index=True, height=min(38 + 35 * len(order), 320),
+        column_config={"value": st.column_config.NumberColumn(format="%.3g", width="small"),
+                       "result": st.column_config.TextColumn(width="small")},
+    )  # fmt: skip
+
+
+def _attempts(room: Room, row: Row, key: Key) -> None:
+    others = room.other_attempts(key)
+    if not others:
+        return
+    st.markdown("##### Other attempts")
+    for path, number in others:
+        _attempt(room, row, path, number)
+
+
+def _attempt(room: Room, row: Row, path: Path, number: int) -> None:
+    other = room.answers(path).row(number)
+    with st.expander(f"Attempt {other['attempt']} by {shown.plain(other['model_id'])}"):
+        st.caption("Words only in this attempt are green, words only in the shown answer are red.")
+        texts = [shown.cut(one["teacher_output"] or "") for one in (row, other)]
+        shown.spans(differences(*texts), f"attempt-{other['attempt']}")

@@ -1,0 +1,129 @@
+"""What a model is told about an answer that was rejected: the one home of these words.
+
+Every reason of contracts.REASONS is here, with an instruction, or among those that another answer
+would not mend (`NOT_REPAIRED`). An instruction says what to do, not what was bad: a small model
+does what it reads. Evidence goes along where it is about the answer alone. What execution found
+beside the known answer never does, and no word of a judge where there is a known answer, which
+judges are shown; whatever else quotes a known answer is left out too.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nexa_distill.contracts import DOUBTS
+
+EVIDENCE_CHARS = 300
+KNOWN = ("gold_sql", "reference", "tests")  # columns that the model must not see
+WORDS_PER_TOKEN = 0.55  # of an answer that must end before max_tokens, with room to spare
+JOURNAL_KEY = re.compile(r" \(journal: [0-9a-f]+\)$")
+
+COMPLETE = "End with a complete sentence and stop there."
+INSTRUCTIONS: dict[str, str] = {
+    "malformed_response": "Answer the question directly.",
+    "content_filter": "Keep to the subject matter, in neutral and factual language.",
+    "schema_mismatch": "Give exactly the JSON object that is asked for, and nothing else.",
+    "empty_output": "Give the answer itself, in full.",
+    "truncated": f"Keep the whole answer below {{most}} words. {COMPLETE}",
+    "too_short": "Say more: give the reasons and the details.",
+    "too_long": "Keep it short.",
+    "too_few_tokens": "Say more: give the reasons and the details.",
+    "too_many_tokens": "Keep it short.",
+    "no_action_verb": "Name a measurable outcome and the conditions: what to measure and what to "
+    "compare.",
+    "banned_citation": "Use no citations, no bracketed numbers and no names of papers.",
+    "forbidden_pattern": "Leave this out.",
+    "unbalanced_code_fence": "Close every code fence that you open.",
+    "template_leftover": "Fill every placeholder: no braces and no markers in the text.",
+    "refusal": "Answer the question with what you know; it is a harmless exercise.",
+    "repetition": "Say each thing only once.",
+    "invalid_json": "Give one valid JSON value and nothing around it.",
+    "safety_flag": "Leave out personal identifiers of any kind.",
+    "personal_data": "Leave out e-mail addresses, phone numbers and card numbers.",
+    "secret": "Leave out keys, tokens and passwords.",
+    "low_factuality": "State only what the given text supports.",
+    "low_reasoning": "Give the reasons step by step, each following from the one before.",
+    "not_executable": "It must run without an error, on the given names only.",
+    "not_a_query": "Give exactly one SELECT statement.",
+    "forbidden_operation": "Only compute the answer: write nothing, start nothing.",
+    "execution_timeout": "It must be done quickly: avoid needless joins and loops.",
+    "memory_limit": "It must need little memory.",
+    "output_limit": "Return only what is asked for.",
+    "execution_crashed": "Write it more simply.",
+    "wrong_result": "The earlier result was wrong: read the question again, and check columns, "
+    "conditions and grouping.",
+    "lucky_match": "The earlier answer was right only by chance: follow the question's conditions "
+    "exactly.",
+    "tests_failed": "The earlier program was wrong: read the task again, with its special cases.",
+    "no_final_answer": "End with the final answer on a line of its own.",
+    "critical_safety": "Leave out everything that could harm somebody.",
+    "requires_human_review": "Stay on safe and well-established ground.",
+    "rejected_by_person": "Do what the reviewer asks for.",
+}
+
+NOT_REPAIRED = DOUBTS | {
+    "better_attempt_kept",
+    # Of prompts, and of requests that brought no answer.
+    "duplicate", "near_duplicate", "joins_splits", "contaminated", "no_answer_in_file",
+    "request_refused", "held", "prompt_too_large", "provider_failed",
+}  # fmt: skip
+
+# Reasons whose evidence is about the answer alone.
+WITH_EVIDENCE = {
+    "forbidden_pattern", "invalid_json", "not_executable", "not_a_query", "forbidden_operation",
+}  # fmt: skip
+JUDGED = {"low_factuality", "low_reasoning", "critical_safety", "requires_human_review"}
+# Answers of which nothing is shown again.
+NOT_SHOWN = {
+    "malformed_response", "content_filter", "refusal", "safety_flag", "personal_data", "secret",
+    "critical_safety", "repetition", "empty_output",
+}  # fmt: skip
+
+
+class Fault(NamedTuple):
+    """A reason against an answer, and the evidence of its check; of a person, what they said."""
+
+    reason: str
+    detail: str | None = None
+
+
+def repair_prompt(
+    row: Mapping[str, Any], faults: Sequence[Fault], answer: str | None, max_tokens: int
+) -> str:
+    """The user message: the question, what to do this time, and (`answer`) what was rejected.
+
+    `row` is one of contracts.INPUTS, `max_tokens` the limit of an answer.
+    """
+    most = str(int(max_tokens * WORDS_PER_TOKEN) // 10 * 10)
+    told = dict.fromkeys(
+        INSTRUCTIONS[fault.reason].replace("{most}", most) + _said(row, fault) for fault in faults
+    )
+    parts = [row["user_prompt"]]
+    if answer and not {fault.reason for fault in faults} & NOT_SHOWN and not _quotes(row, answer):
+        parts.append(f"An earlier answer, which was not accepted:\n{answer}")
+    parts.append("\n".join(["Mind this:", *(f"- {line}" for line in told)]))
+    return "\n\n".join([*parts, "Write the answer only."])
+
+
+def _said(row: Mapping[str, Any], fault: Fault) -> str:
+    """The evidence, where it may be told."""
+    text = JOURNAL_KEY.sub("", fault.detail or "").strip()[:EVIDENCE_CHARS]
+    if not text:
+        return ""
+    if fault.reason == "rejected_by_person":  # who decides what is told about their decision
+        return f" The reviewer said: {text}"
+    if fault.reason in JUDGED:
+        has_known = any(row[name] for name in KNOWN)
+        return "" if has_known else f" A reader said: {text.partition(': ')[2] or text}"
+    told = fault.reason in WITH_EVIDENCE and not _quotes(row, text)
+    return f" Found: {text}" if told else ""
+
+
+def _quotes(row: Mapping[str, Any], text: str) -> bool:
+    """Whether a known answer occurs in the text, whatever its case and spaces."""
+    folded = _folded(text)
+    return any(_folded(row[name]) in folded for name in KNOWN if row[name])
+
+
+def _folded(text: str) -> str:
+    return "".join(text.casefold().split())

@@ -1,0 +1,70 @@
+"""What training makes of samples: each token, and whether the loss sees it.
+
+Reads:  JSON lines on stdin, {sample_id, messages}; the configured student's tokenizer
+Writes: one JSON line per sample on stdout: {sample_id, tokens: [[text, trained, special], ...]} or
+        {sample_id, skipped: reason}, by the very `chat.encode` of the training
+Raises: InputError (65) as the training would
+
+`trained` is said of the token that is predicted. A character that takes several tokens is shown
+with the last of them.
+
+Run: python -m nexa_train.token_view [--config configs/baseline_distill.yaml] < samples.jsonl
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nexa_distill import cli
+from nexa_distill.config import load_config
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
+from nexa_train.chat import IGNORE, Skip, check_tokenizer, encode
+from nexa_train.local_models import load_tokenizer, resolve_model
+
+Token = tuple[str, bool, bool]  # text, trained, special
+
+
+def view(tokenizer: Any, sample_id: str, messages: Any, max_length: int) -> dict[str, Any]:
+    """The sample as training sees it."""
+    made = encode(tokenizer, sample_id, messages, max_length)
+    if isinstance(made, Skip):
+        return {"sample_id": sample_id, "skipped": made.reason}
+    trained = [label != IGNORE for label in made.labels]
+    return {"sample_id": sample_id, "tokens": tokens(tokenizer, made.input_ids, trained)}
+
+
+def tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> list[Token]:
+    """Their texts; joined, they are the text that was tokenised."""
+    special, found, waiting = set(tokenizer.all_special_ids), list[Token](), list[int]()
+    for one, counts in zip(ids, trained, strict=True):
+        waiting.append(one)
+        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and len(waiting) < 4:
+            text = ""  # the first bytes of a character
+        else:
+            waiting.clear()
+        found.append((text, counts, one in special))
+    return found
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__, config=Path("configs/baseline_distill.yaml"))
+    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    args = parser.parse_args()
+    student = load_yaml(args.config, StudentConfig)
+    storage = load_config(args.pipeline_config).storage
+    tokenizer = load_tokenizer(resolve_model(student.student, storage))
+    check_tokenizer(tokenizer)
+    for line in sys.stdin:
+        sample = json.loads(line)
+        made = view(tokenizer, sample["sample_id"], sample["messages"], student.train.max_length)
+        print(json.dumps(made))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
