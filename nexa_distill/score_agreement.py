@@ -14,6 +14,7 @@ import pandas as pd
 from nexa_distill.reports import shown
 
 TOLERANCES = (0.0, 0.05, 0.1, 0.2)
+UNDEFINED = "not defined (no pair of scores, or one side's are all alike)"
 EPSILON = 1e-9  # 0.3 - 0.1 is a hair more than 0.2
 
 
@@ -59,5 +60,8 @@ def _correlation(both: pd.DataFrame) -> float | None:
 def markdown(report: Mapping[str, Any]) -> str:
     """The same for a person."""
     lines = ["# Scores of teacher and student", "", "| measure | value |", "|---|---|"]
-    lines += [f"| {name} | {shown(value)} |" for name, value in report.items()]
+    lines += [
+        f"| {name} | {UNDEFINED if value is None else shown(value)} |"
+        for name, value in report.items()
+    ]
     return "\n".join(lines) + "\n"

@@ -461,7 +461,7 @@ def test_f31_the_same_holds_for_repairs(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_a_repair_was_refused_is_asked_again_when_a_person_says_so(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault=["html", "status:400"], times=1) as teacher:
         made = workspace(tmp_path, teacher.base_url)
-        ask(made, prompts(12))
+        ask(made, prompts(40))
         rejected = gated(made).keys()
         regenerate_bad.run(made.load())
         lost = set(rejected) - set(

@@ -133,7 +133,10 @@ def test_a_failing_stage_stops_those_after_it_and_the_launcher_says_where(
     )
     assert "error: column text is missing" in done.stdout
     assert "packaging ended" not in done.stdout
-    assert "packaging is not started: filtering ended with code 1" in project.log("packaging")
+    said = project.log("regeneration")
+    assert "regeneration is not started: filtering ended with code 1" in said
+    said = project.log("packaging")
+    assert "packaging is not started: regeneration ended with code 75" in said
 
 
 def test_the_pane_of_a_stage_that_ends_at_once_stays_and_is_replaced_by_the_next_launch(

@@ -165,8 +165,9 @@ def _number(value: float | None) -> str:
 
 
 def _facts(report: Figures) -> Iterable[str]:
+    people = "1 person" if report["annotators"] == 1 else f"{report['annotators']} people"
     yield (
-        f"{report['answers_decided']} answers decided by {report['annotators']} people, "
+        f"{report['answers_decided']} answers decided by {people}, "
         f"{report['accepted']} of them accepted"
     )
     if report["answers_disputed"]:

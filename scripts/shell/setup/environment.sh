@@ -64,6 +64,11 @@ install() {
 
 build() {
   local mode=$1 python before
+  if [[ -L $VENV && -n $(stamp_line 1) && $(stamp_line 1) != "$ROOT" ]]; then
+    say "error: $VENV is a link to $(readlink "$VENV"), which belongs to $(stamp_line 1); making it"
+    say "anew would empty that one. Remove the link (rm $VENV), then run the same command again."
+    return 65
+  fi
   if ! usable; then
     python=$(find_python)
     say "Creating .venv with $("$python" --version) ..."
