@@ -10,9 +10,12 @@ BOS is what the template writes: the text is tokenised without special tokens of
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from jinja2 import TemplateError
 
 from nexa_distill.errors import InputError
 
@@ -21,6 +24,8 @@ IGNORE = -100  # the label that torch's cross entropy leaves out
 Message = Mapping[str, str]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 FAULTS = {
+    "template_fails": "its chat template cannot be rendered; mend it, or put another "
+    "chat_template.jinja into its folder",
     "no_chat_template": "the tokenizer has no chat template, so training text cannot equal "
     "inference text; use an instruct model, or put chat_template.jinja in its folder",
     "no_end_of_turn_token": "the tokenizer has no eos_token; set it in tokenizer_config.json, the "
@@ -63,7 +68,8 @@ class Sample:
 class Skip:
     """Not trained on. `tokens`: its length, where that is the reason.
 
-    The reason is `no_assistant`, `empty_answer`, `over_max_length` or `special_token_in_answer`.
+    The reason is `no_assistant`, `empty_answer`, `over_max_length`, `special_token_in_answer` (it
+    would stop there) or `bos_in_text` (a message writes the token that begins a conversation).
     """
 
     sample_id: str
@@ -74,10 +80,13 @@ class Skip:
 class MasksUnproven(InputError):
     """It cannot be shown that the loss is where it should be; `reason` is a key of FAULTS."""
 
-    def __init__(self, tokenizer: Any, reason: str, sample_id: str | None = None) -> None:
-        self.reason = reason
+    def __init__(
+        self, tokenizer: Any, reason: str, sample_id: str | None = None, said: object = ""
+    ) -> None:
+        self.reason, self.sample_id, self.said = reason, sample_id, " ".join(str(said).split())
         where = f" (sample {sample_id})" if sample_id else ""
-        super().__init__(f"{tokenizer.name_or_path}: {FAULTS[reason]}{where}")
+        why = f" ({self.said})" if self.said else ""
+        super().__init__(f"{tokenizer.name_or_path}: {FAULTS[reason]}{why}{where}")
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -113,12 +122,23 @@ def encode(
         return Skip(sample_id, "no_assistant")
     if any(not messages[turn]["content"].strip() for turn in turns):
         return Skip(sample_id, "empty_answer")
-    text, marked = _render_marked(tokenizer, messages)
-    spans = [_span(tokenizer, messages, turn, text) for turn in turns] if marked is None else marked
+    bos = tokenizer.bos_token
+    if bos and any(bos in message["content"] for message in messages):
+        return Skip(sample_id, "bos_in_text")
+    try:
+        text, marked = _render_marked(tokenizer, messages)
+        spans = marked
+        if spans is None:
+            spans = [_span(tokenizer, messages, turn, text) for turn in turns]
+    except MasksUnproven as error:
+        raise MasksUnproven(tokenizer, error.reason, sample_id, error.said) from None
     _prove(tokenizer, sample_id, messages, turns, text, spans)
     ids, labels = _label(tokenizer, text, spans)
     _prove_tokens(tokenizer, sample_id, text, spans, labels)
-    if _stops_early(tokenizer, labels, len(spans)):
+    ends = labels.count(tokenizer.eos_token_id)
+    if ends < len(spans):  # the text of eos_token does not become its id
+        raise MasksUnproven(tokenizer, "no_end_of_turn", sample_id)
+    if ends > len(spans):
         return Skip(sample_id, "special_token_in_answer")
     if max_length is not None and len(ids) > max_length:
         # Cut, its answer would teach to stop nowhere.
@@ -173,11 +193,6 @@ def _prove_tokens(
         raise MasksUnproven(tokenizer, "answer_not_recoverable", sample_id)
 
 
-def _stops_early(tokenizer: Any, labels: Sequence[int], turns: int) -> bool:
-    """Whether an answer says the end-of-turn token before its end."""
-    return list(labels).count(tokenizer.eos_token_id) != turns
-
-
 def _label(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Tokenise piece by piece at the spans' borders, as inference does: prompt, then answer."""
     ids: list[int] = []
@@ -196,21 +211,33 @@ def _label(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> tuple[lis
 
 def _render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> str:
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-    rendered = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
-    return str(rendered)
+    with _sandboxed(tokenizer):
+        text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
+    return str(text)
+
+
+@contextmanager
+def _sandboxed(tokenizer: Any) -> Iterator[None]:
+    """A template is a program from a checkpoint: what it may not do or cannot is its fault."""
+    try:
+        yield
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise MasksUnproven(tokenizer, "template_fails", said=error) from None
 
 
 def _render_marked(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
     """The conversation, and where its template marks the assistant's words; None = no markers."""
-    if not _GENERATION.search(tokenizer.chat_template):
+    template = tokenizer.get_chat_template()  # of several, the one named "default"
+    if not _GENERATION.search(template):
         return _render(tokenizer, messages, prompt=False), None
     from transformers.utils.chat_template_utils import render_jinja_template
 
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-    found: Any = render_jinja_template(
-        [plain], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )  # fmt: skip
+    with _sandboxed(tokenizer):
+        found: Any = render_jinja_template(
+            [plain], chat_template=template, return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )  # fmt: skip
     (text,), (spans,) = found
     return str(text), [(start, end) for start, end in spans]
 

@@ -23,7 +23,7 @@ CHATML = (
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def tokenizer(template: str | None = CHATML) -> Any:
+def tokenizer(template: str | dict[str, str] | None = CHATML) -> Any:
     """One token per byte, and the three marks."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(MARKS + alphabet)}
