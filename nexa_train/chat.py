@@ -105,6 +105,11 @@ def check_tokenizer(tokenizer: Any) -> None:
         raise MasksUnproven(tokenizer, "no_bos")
 
 
+def has_markers(template: str) -> bool:
+    """Whether the template itself says where the assistant's words are."""
+    return bool(_GENERATION.search(template))
+
+
 def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """What the model reads before it answers `messages`."""
     return _tokens(tokenizer, _render(tokenizer, messages, prompt=True))
@@ -228,7 +233,7 @@ def _sandboxed(tokenizer: Any) -> Iterator[None]:
 def _render_marked(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
     """The conversation, and where its template marks the assistant's words; None = no markers."""
     template = tokenizer.get_chat_template()  # of several, the one named "default"
-    if not _GENERATION.search(template):
+    if not has_markers(template):
         return _render(tokenizer, messages, prompt=False), None
     from transformers.utils.chat_template_utils import render_jinja_template
 
