@@ -12,15 +12,14 @@ from nexa_train.preflight_text import facts, outcome
 Json = Mapping[str, Any]
 # In the loss: coloured and underlined, so that paper and every eye can tell.
 STYLE = """<style>
-.tokens{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9;font-size:.9rem;
-font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;max-height:32rem;overflow:auto}
+.tokens{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65;font-size:.86rem;
+font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .tokens span{color:var(--soft);border-right:1px solid var(--line)}
 .tokens .in{color:var(--ink);border-bottom:2px solid var(--good);
 background:color-mix(in srgb,var(--good) 20%,transparent)}
 .tokens .mark{outline:1px solid var(--plain);outline-offset:-1px;border-radius:3px;padding:0 2px}
 .tokens u{text-decoration:none;opacity:.55}
 .legend.tokens{font-size:.88rem;gap:1.6rem}td b{font-weight:600}
-@media print{.tokens{max-height:none}}
 </style>"""
 
 

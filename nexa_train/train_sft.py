@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from nexa_distill import cli
@@ -233,14 +233,14 @@ def _prepare(
     config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str
 ) -> tuple[Trainer, Any, int]:
     folder.mkdir(parents=True, exist_ok=True)
-    preflight = Preflight(config, storage, dataset, base, main=PartialState().is_main_process)
-    data, tokenizer = preflight.data(), preflight.tokenizer
-    print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
     accelerator = Accelerator(
         mixed_precision="bf16" if native_bf16() else "no",
         log_with="tensorboard",
         project_dir=str(folder),
     )
+    preflight = Preflight(config, storage, dataset, base, main=accelerator.is_main_process)
+    data, tokenizer = preflight.data(), preflight.tokenizer
+    print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
     checkpoint = checkpoints.latest(folder, run_key)
