@@ -55,7 +55,8 @@ class CheckFailed(InputError):
 class Examination:
     """One pass over the rows. `limit`: rows of more tokens are refused; null = of any length.
 
-    `digest`: SHA-256 over split, ids and labels of what is trained on, in order.
+    `checks` are asked of each row. `digest`: SHA-256 over split, ids and labels of what is trained
+    on, in order.
     """
 
     def __init__(self, tokenizer: Any, limit: int | None) -> None:
@@ -67,7 +68,7 @@ class Examination:
         self._lengths, self._kept_longest = array("l"), 0
         self._bos: dict[tuple[str, ...], int] = {}
         self.digest = sha256_text("")
-        self._checks: dict[str, Callable[[Sample, Sequence[Message]], Found]] = {
+        self.checks: dict[str, Callable[[Sample, Sequence[Message]], Found]] = {
             "template_equal": self._template_equal, "one_bos": self._one_bos,
             "end_of_turn": self._end_of_turn, "labelled": self._labelled,
             "thinking_kept": self._thinking_kept, "recoverable": self._recoverable,
@@ -93,7 +94,7 @@ class Examination:
             self._lengths.extend([made.tokens] if made.tokens else [])
             return made
         self.looked["masks_proven"] += 1
-        for name, check in self._checks.items():
+        for name, check in self.checks.items():
             found = check(made, messages)
             self.looked[name] += found is not None
             if found:

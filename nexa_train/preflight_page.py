@@ -20,6 +20,7 @@ background:color-mix(in srgb,var(--good) 20%,transparent)}
 .tokens .mark{outline:1px solid var(--plain);outline-offset:-1px;border-radius:3px;padding:0 2px}
 .tokens u{text-decoration:none;opacity:.55}
 .legend.tokens{font-size:.88rem;gap:1.6rem}td b{font-weight:600}
+td code{color:var(--soft);font-size:.8rem}
 </style>"""
 
 
@@ -75,11 +76,11 @@ def _checks(report: Json) -> str:
     kind = {True: "good", False: "bad", None: "note"}
     rows = "".join(
         f'<tr><td><b class="{kind[check["ok"]]}">{escape(outcome(check))}</b></td>'
-        f"<td>{escape(check['says'])}</td><td>{check['rows']:,}</td>"
-        f"<td><code>{escape(check['check'])}</code></td></tr>"
+        f"<td>{escape(check['says'])} <code>{escape(check['check'])}</code></td>"
+        f"<td>{check['rows']:,}</td></tr>"
         for check in report["checks"]
     )
-    head = "<tr><th></th><th>what was asked</th><th>rows</th><th>name</th></tr>"
+    head = "<tr><th></th><th>what was asked</th><th>rows</th></tr>"
     table = f'<div class="wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     return _section("Checks", "Asked of every row; the first that fails stops the training.", table)
 

@@ -153,38 +153,38 @@ def encoded_as_in_training(tok: Any, messages: list[dict[str, str]]) -> None:
     encode(tok, "s", messages, 512)
 
 
-@pytest.mark.parametrize(
-    ("tok", "messages", "reason"),
-    [
-        (tokenizer(EVIL + CHATML), [ASK, SAY], "template_fails"),
-        (tokenizer("{{ raise_exception('no system role') }}"), [ASK, SAY], "template_fails"),
-        (tokenizer("{{ 1 / 0 }}" + CHATML), [ASK, SAY], "template_fails"),
-        (tokenizer("{% if %}"), [ASK, SAY], "template_fails"),
-        (tokenizer(None), [ASK, SAY], "no_chat_template"),
-        (without_eos(), [ASK, SAY], "no_end_of_turn_token"),
-        (with_bos("{{ bos_token + bos_token }}" + CHATML), [ASK, SAY], "two_bos"),
-        (with_bos(CHATML), [ASK, SAY], "no_bos"),
-        (tokenizer(CHATML.replace("<|im_end|>", "")), [ASK, SAY], "no_end_of_turn"),
-        (tokenizer(MARKED.replace(" + '<|im_end|>' }}{% endgeneration %}",
-                                  " }}{% endgeneration %}{{ '<|im_end|>' }}")),
-         [ASK, SAY], "no_end_of_turn"),
-        (with_eos_that_is_no_token(), [ASK, SAY], "no_end_of_turn"),
-        (tokenizer("{{ messages | length }}" + CHATML), [ASK, SAY], "turns_rewritten"),
-        (tokenizer(MARKED.replace("{% generation %}", "{% generation %}{% endgeneration %}"
-                                  "{% generation %}")), [ASK, SAY], "turns_unmarked"),
-        (tokenizer(CHATML.replace("<|im_start|>assistant\n' }}{% endif %}",
-                                  "<|im_start|>assistant\n<think>' }}{% endif %}")),
-         [ASK, SAY], "prompt_differs"),
-        (tokenizer(MARKED.replace("assistant\n' }}{% endif %}", "assistant:' }}{% endif %}")),
-         [ASK, SAY], "prompt_differs"),
-        (tokenizer(CHATML.replace("message['content'] +",
-                                  "message['content'].split('</think>')[-1] +")),
-         [ASK, THINK], "thinking_dropped"),
-        (tokenizer(CHATML.replace("message['content'] +", "message['content'] | upper +")),
-         [ASK, SAY], "answer_changed"),
-        (lower_casing(), [ASK, SAY], "answer_not_recoverable"),
-    ],
-)  # fmt: skip
+BROKEN: list[tuple[Any, list[dict[str, str]], str]] = [
+    (tokenizer(EVIL + CHATML), [ASK, SAY], "template_fails"),
+    (tokenizer("{{ raise_exception('no system role') }}"), [ASK, SAY], "template_fails"),
+    (tokenizer("{{ 1 / 0 }}" + CHATML), [ASK, SAY], "template_fails"),
+    (tokenizer("{% if %}"), [ASK, SAY], "template_fails"),
+    (tokenizer(None), [ASK, SAY], "no_chat_template"),
+    (without_eos(), [ASK, SAY], "no_end_of_turn_token"),
+    (with_bos("{{ bos_token + bos_token }}" + CHATML), [ASK, SAY], "two_bos"),
+    (with_bos(CHATML), [ASK, SAY], "no_bos"),
+    (tokenizer(CHATML.replace("<|im_end|>", "")), [ASK, SAY], "no_end_of_turn"),
+    (tokenizer(MARKED.replace(" + '<|im_end|>' }}{% endgeneration %}",
+                              " }}{% endgeneration %}{{ '<|im_end|>' }}")),
+     [ASK, SAY], "no_end_of_turn"),
+    (with_eos_that_is_no_token(), [ASK, SAY], "no_end_of_turn"),
+    (tokenizer("{{ messages | length }}" + CHATML), [ASK, SAY], "turns_rewritten"),
+    (tokenizer(MARKED.replace("{% generation %}", "{% generation %}{% endgeneration %}"
+                              "{% generation %}")), [ASK, SAY], "turns_unmarked"),
+    (tokenizer(CHATML.replace("<|im_start|>assistant\n' }}{% endif %}",
+                              "<|im_start|>assistant\n<think>' }}{% endif %}")),
+     [ASK, SAY], "prompt_differs"),
+    (tokenizer(MARKED.replace("assistant\n' }}{% endif %}", "assistant:' }}{% endif %}")),
+     [ASK, SAY], "prompt_differs"),
+    (tokenizer(CHATML.replace("message['content'] +",
+                              "message['content'].split('</think>')[-1] +")),
+     [ASK, THINK], "thinking_dropped"),
+    (tokenizer(CHATML.replace("message['content'] +", "message['content'] | upper +")),
+     [ASK, SAY], "answer_changed"),
+    (lower_casing(), [ASK, SAY], "answer_not_recoverable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tok", "messages", "reason"), BROKEN)
 def test_f41_what_cannot_be_proven_is_refused_with_its_own_reason(
     tok: Any, messages: list[dict[str, str]], reason: str
 ) -> None:
@@ -195,8 +195,7 @@ def test_f41_what_cannot_be_proven_is_refused_with_its_own_reason(
 
 
 def test_every_reason_to_refuse_has_a_case() -> None:
-    mark = test_f41_what_cannot_be_proven_is_refused_with_its_own_reason.pytestmark[0]
-    assert {case[2] for case in mark.args[1]} == set(FAULTS)
+    assert {reason for _tok, _messages, reason in BROKEN} == set(FAULTS)
 
 
 def test_markers_and_prefixes_find_the_same_words() -> None:
