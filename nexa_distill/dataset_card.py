@@ -85,14 +85,14 @@ def _head(samples: Path, counts: Mapping[str, Counter[str]]) -> list[str]:
 
 def _lengths(lengths: list[int], how: str, student: StudentConfig) -> list[str]:
     longest = student.train.max_length
-    over = sum(length > longest for length in lengths)
+    over = sum(length > longest for length in lengths) if longest else 0
     p50, p90, p95, p99, most = np.percentile(lengths, [50, 90, 95, 99, 100]).round().tolist()
     return [
         "", "## Length", "",
         f"Tokens of a whole sample, {how}.", "",
         "| p50 | p90 | p95 | p99 | max | longer than max_length |", "|---|---|---|---|---|---|",
         f"| {p50:.0f} | {p90:.0f} | {p95:.0f} | {p99:.0f} | {most:.0f} | {over:,} of "
-        f"{len(lengths):,} (max_length {longest}, run {student.run_name}) |",
+        f"{len(lengths):,} (max_length {longest or 'from the data'}, run {student.run_name}) |",
     ]  # fmt: skip
 
 

@@ -7,11 +7,15 @@ from pydantic import Field
 
 from nexa_distill.cleaning import cleaner_of
 from nexa_distill.config import DistillConfig, Storage, load_system_prompt
-from nexa_distill.settings_file import Count, NonNegative, Section
+from nexa_distill.settings_file import Count, NonNegative, Section, Share
 
 
 class Training(Section):
-    """`train:` of a student run. A step is one optimizer step."""
+    """`train:` of a student run. A step is one optimizer step.
+
+    `max_length` null: as long as the longest row, if the model can read that. `max_refused_share`:
+    of the rows; above it the preflight stops the training.
+    """
 
     epochs: Count
     batch_size: Count
@@ -21,7 +25,8 @@ class Training(Section):
     warmup_ratio: float = Field(ge=0, le=1)
     weight_decay: NonNegative
     max_grad_norm: float = Field(gt=0)
-    max_length: Count
+    max_length: Count | None
+    max_refused_share: Share
     seed: int
     save_every_steps: Count
     eval_every_steps: Count
@@ -74,15 +79,19 @@ class StudentConfig(Section):
 
     def training_settings(self) -> dict[str, Any]:
         """What decides the checkpoint."""
-        own = self.model_dump(include={"student", "keep_layers", "train"})
-        if self.distillation.loss == "none":
-            return own
-        return own | self.model_dump(include={"distillation"})
+        parts = {"student", "keep_layers", "train"}
+        if self.distillation.loss != "none":
+            parts.add("distillation")
+        return self.model_dump(include=parts, exclude={"train": {"max_refused_share"}})
 
     def logits_settings(self) -> dict[str, Any]:
         """What decides the stored probabilities of the teacher, next to the training set."""
         own = self.distillation.model_dump(include={"teacher", "temperature", "top_k"})
         return {**own, "student": self.student, "max_length": self.train.max_length}
+
+    def longest(self, context: int | None) -> int | None:
+        """Tokens of the longest row that may be trained on or measured; `context`: the model's."""
+        return self.train.max_length or context
 
     def generation_settings(self, config: DistillConfig) -> dict[str, Any]:
         """What decides the held-out answers, next to the prompts and the checkpoint."""

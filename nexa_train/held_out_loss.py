@@ -5,8 +5,8 @@ Reads:  `storage.sft_parquet` (rows of the split that `generate.split` names: ke
 Writes: `<storage.evaluation>/<model>/loss.json`, sealed, for `before`, `after` and, where it is the
         bundled model and therefore speaks the student's tokens, `teacher`
 Unit:   nats over the trained tokens of a sample (the answer and its end-of-turn token), each sample
-        by itself, so no figure depends on a batch. A sample longer than `train.max_length` is
-        counted under `skipped`, as in training.
+        by itself, so no figure depends on a batch. A sample longer than `train.max_length` (null:
+        than the model can read) is counted under `skipped`, as in training.
 
 A measurement, not a decision: what it means is decided in `evaluate_student`.
 """
@@ -24,7 +24,13 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.student_config import StudentConfig
 from nexa_train.chat import Sample, Skip, check_tokenizer, encode
-from nexa_train.local_models import BUNDLED, BUNDLED_NAME, load_for_inference, resolve_model
+from nexa_train.local_models import (
+    BUNDLED,
+    BUNDLED_NAME,
+    context_of,
+    load_for_inference,
+    resolve_model,
+)
 
 Json = dict[str, Any]
 
@@ -107,9 +113,10 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
     resolved = resolve_model(subject.model, storage)
     model, tokenizer = load_for_inference(resolved, subject.keep_layers)
     check_tokenizer(tokenizer)
+    longest = student.longest(context_of(resolved))
     rows = read_table(src, TABLES["sft_parquet"]).sort_by("sample_id").to_pylist()
     encoded = [
-        encode(tokenizer, row["sample_id"], row["messages"], student.train.max_length)
+        encode(tokenizer, row["sample_id"], row["messages"], longest)
         for row in rows
         if row["split"] == student.generate.split
     ]

@@ -122,6 +122,17 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
     return loaded if keep_layers is None else depth_pruned(loaded, keep_layers)
 
 
+def context_of(model: str) -> int | None:
+    """How many tokens the model can read; None where its configuration does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(model, error) from None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(model: str) -> Any:
     """The model's tokenizer. Raises InputError when there is none."""
     from transformers import AutoTokenizer

@@ -1,59 +1,83 @@
 """The training set as batches: which samples are trained on, in which order, padded how.
 
-Reads: `training/sft_dataset.parquet` (`contracts.SFT`). The order of batches depends on the seed
+Reads: `training/sft_dataset.parquet` (`contracts.SFT`), row by row through an `Examination`: no
+sample gets past the preflight's checks. The order of batches depends on the seed
 and the epoch only, so a resumed run continues in it, and a run on many processes follows it too.
 """
 
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from nexa_distill.contracts import TABLES
-from nexa_distill.errors import InputError
-from nexa_distill.handoff import read_table
-from nexa_train.chat import IGNORE, Sample, Skip, check_tokenizer, encode
+from nexa_distill.handoff import check_unique, read_batches
+from nexa_distill.progress import Progress
+from nexa_train.chat import IGNORE, Sample, Skip
+from nexa_train.examination import Examination
 
+SPLITS = ("train", "val")
+BATCH_ROWS = 1024
 SORT_WINDOW = 8  # batches that are sorted by length together: little padding, still shuffled
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded samples of the train and val splits, and how many were skipped for which reason."""
+    """Encoded samples of the train and val splits, and how many were skipped for which reason.
+
+    `sha256`: the examination's digest of them.
+    """
 
     train: list[Sample]
     val: list[Sample]
     rows: int
     skipped: dict[str, int]
+    sha256: str
 
 
-def load_dataset(path: Path, tokenizer: Any, max_length: int) -> Dataset:
-    """Encode the train and val splits; the test split is not looked at.
+def load_dataset(path: Path, tokenizer: Any, max_length: int | None) -> Dataset:
+    """`collect` with every row of up to `max_length` tokens, whatever share that is."""
+    examination = Examination(tokenizer, max_length)
+    return collect(examined(path, examination, None, quiet=True), examination)
 
-    Raises InputError when nothing is left to train on.
+
+def collect(made: Iterable[tuple[str, Sample | Skip]], examination: Examination) -> Dataset:
+    """The samples of `examined`, split by split."""
+    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    for split, sample in made:
+        if isinstance(sample, Sample):
+            splits[split].append(sample)
+    skipped, digest = dict(examination.refused), examination.digest
+    return Dataset(**splits, rows=examination.rows, skipped=skipped, sha256=digest)
+
+
+def examined(
+    path: Path, examination: Examination, max_refused_share: float | None, *, quiet: bool
+) -> Iterator[tuple[str, Sample | Skip]]:
+    """(split, encoded row) of the train and val splits; the test split is not looked at.
+
+    Raises CheckFailed.
     """
-    check_tokenizer(tokenizer)
-    splits: dict[str, list[Sample]] = {"train": [], "val": []}
-    skipped: Counter[str] = Counter()
-    rows = [row for row in read_table(path, TABLES["sft_parquet"]).to_pylist()
-            if row["split"] in splits]  # fmt: skip
-    for row in rows:
-        made = encode(tokenizer, row["sample_id"], row["messages"], max_length)
-        if isinstance(made, Skip):
-            skipped[made.reason] += 1
-        else:
-            splits[row["split"]].append(made)
-    if not splits["train"]:
-        raise InputError(
-            f"{path}: no sample to train on ({len(rows)} rows in train and val, skipped: "
-            f"{dict(skipped)}); lower the thresholds in configs/filters.yaml, raise "
-            "train.max_length, or collect more"
-        )
-    return Dataset(splits["train"], splits["val"], len(rows), dict(skipped))
+    table, columns = TABLES["sft_parquet"], ["sample_id", "split", "messages"]
+    keys = pa.concat_tables([table.schema.empty_table().select(columns[:2]),
+                             *read_batches(path, table, columns=columns[:2])])  # fmt: skip
+    check_unique(path, keys, table.unique)
+    examination.begin()
+    total = pc.sum(pc.is_in(keys["split"], pa.array(SPLITS))).as_py() or 0
+    with nullcontext() if quiet else Progress("preflight", total) as progress:
+        for batch in read_batches(path, table, columns=columns, batch_rows=BATCH_ROWS):
+            for row in batch.filter(pc.is_in(batch["split"], pa.array(SPLITS))).to_pylist():
+                made = examination.look(row["split"], row["sample_id"], row["messages"])
+                yield row["split"], made
+                if progress is not None:
+                    progress.add()
+    examination.finish(max_refused_share)
 
 
 def epoch_batches(

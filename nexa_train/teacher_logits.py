@@ -83,13 +83,13 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
 def _make(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
-    from nexa_train.local_models import load_for_inference, load_tokenizer
+    from nexa_train.local_models import context_of, load_for_inference, load_tokenizer
     from nexa_train.sft_data import load_dataset
 
     model, theirs = load_for_inference(teacher)
     tokenizer = load_tokenizer(student)
     refuse_other_vocabulary(theirs, tokenizer)
-    data = load_dataset(dataset, tokenizer, config.train.max_length)
+    data = load_dataset(dataset, tokenizer, config.longest(context_of(student)))
     samples = [*data.train, *data.val]
     parts = dst.with_name(f".{dst.stem}.parts") / stage.key[:16]
     with Progress("teacher logits", len(samples), unit="samples") as progress:

@@ -22,14 +22,14 @@ from nexa_distill.config import load_config
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train.chat import IGNORE, Skip, check_tokenizer, encode
-from nexa_train.local_models import load_tokenizer, resolve_model
+from nexa_train.local_models import context_of, load_tokenizer, resolve_model
 
 Token = tuple[str, bool, bool]  # text, trained, special
 
 
-def view(tokenizer: Any, sample_id: str, messages: Any, max_length: int) -> dict[str, Any]:
+def view(tokenizer: Any, sample_id: str, messages: Any, longest: int | None) -> dict[str, Any]:
     """The sample as training sees it."""
-    made = encode(tokenizer, sample_id, messages, max_length)
+    made = encode(tokenizer, sample_id, messages, longest)
     if isinstance(made, Skip):
         return {"sample_id": sample_id, "skipped": made.reason}
     trained = [label != IGNORE for label in made.labels]
@@ -57,11 +57,12 @@ def main() -> int:
     args = parser.parse_args()
     student = load_yaml(args.config, StudentConfig)
     storage = load_config(args.pipeline_config).storage
-    tokenizer = load_tokenizer(resolve_model(student.student, storage))
+    model = resolve_model(student.student, storage)
+    tokenizer, longest = load_tokenizer(model), student.longest(context_of(model))
     check_tokenizer(tokenizer)
     for line in sys.stdin:
         sample = json.loads(line)
-        made = view(tokenizer, sample["sample_id"], sample["messages"], student.train.max_length)
+        made = view(tokenizer, sample["sample_id"], sample["messages"], longest)
         print(json.dumps(made))
     return 0
 

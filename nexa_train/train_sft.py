@@ -9,7 +9,9 @@ The student before training is the base model with `keep_layers` (`local_models.
 `batch_size` and `gradient_accumulation` count samples over all processes: the same run on two
 processes follows the same losses. A finished run run again does nothing.
 
-Raises: 65 bad settings or nothing to train on; 66 no sealed dataset; 3 a loss that is not finite.
+The preflight comes first, in this process: the rows that passed it are those that are trained on.
+
+Raises: 65 bad settings, a failed preflight; 66 no sealed dataset; 3 a loss that is not finite.
 Run: python -m nexa_train.train_sft --config configs/baseline_distill.yaml
 """
 
@@ -41,8 +43,9 @@ from nexa_train import checkpoints, distillation, packing, teacher_logits
 from nexa_train.answer_loss import AnswerLoss, Collate, mean_loss
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.hardware import native_bf16
-from nexa_train.local_models import load_model, load_tokenizer, resolve_model
-from nexa_train.sft_data import Dataset, collate, epoch_batches, load_dataset
+from nexa_train.local_models import load_model, resolve_model
+from nexa_train.preflight import Preflight
+from nexa_train.sft_data import Dataset, collate, epoch_batches
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 
@@ -229,14 +232,14 @@ def _prepare(
     config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str
 ) -> tuple[Trainer, Any, int]:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(base)
-    data = load_dataset(dataset, tokenizer, config.train.max_length)
-    print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
     accelerator = Accelerator(
         mixed_precision="bf16" if native_bf16() else "no",
         log_with="tensorboard",
         project_dir=str(folder),
     )
+    preflight = Preflight(config, storage, dataset, base, main=accelerator.is_main_process)
+    data, tokenizer = preflight.data(), preflight.tokenizer
+    print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
     checkpoint = checkpoints.latest(folder, run_key)
@@ -274,7 +277,7 @@ def _finish(trainer: Trainer, tokenizer: Any, final: Path, val_loss: float | Non
                 "student": config.student, "keep_layers": config.keep_layers,
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "train_samples": len(data.train), "val_samples": len(data.val),
-                "skipped": data.skipped, "val_loss": val_loss,
+                "skipped": data.skipped, "samples_sha256": data.sha256, "val_loss": val_loss,
             },
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ CHATML = (
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def tokenizer(template: str | None = CHATML) -> Any:
+def tokenizer(template: str | dict[str, str] | None = CHATML) -> Any:
     """One token per byte, and the three marks."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(MARKS + alphabet)}
@@ -43,7 +43,7 @@ def save_model(folder: Path, layers: int = 4) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
         bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
@@ -75,7 +75,7 @@ def save_config(path: Path, student: Path, **train: Any) -> Path:
     values |= {"student": str(student), "keep_layers": [0, 1, 3]}
     values["train"] |= {
         "epochs": 2, "batch_size": 4, "gradient_accumulation": 1, "learning_rate": 0.003,
-        "max_length": 256, "save_every_steps": 3, "eval_every_steps": 4,
+        "max_length": 256, "max_refused_share": 0.0, "save_every_steps": 3, "eval_every_steps": 4,
     } | train  # fmt: skip
     path.write_text(yaml.safe_dump(values))
     return path

@@ -24,6 +24,8 @@ SKIPPED = {
     "no_assistant": "the conversation does not end with an answer",
     "empty_answer": "the answer is empty",
     "over_max_length": "it is longer than train.max_length; cut, it would teach to stop nowhere",
+    "special_token_in_answer": "its answer writes the end-of-turn token before its end",
+    "bos_in_text": "a message writes the token that begins a conversation",
 }
 
 

@@ -1,0 +1,141 @@
+"""What training would see, token by token, and whether that is right; asked before each training.
+
+Reads:  the student's YAML, `storage.sft_parquet` (sealed), the tokenizer and configuration of the
+        student's base model
+Writes: `<storage.reports>/training/preflight.{json,md,html}`, also when a check fails
+Keeps:  every row of train and val: trained on whole, or refused and counted with its reason
+Raises: CheckFailed (65) naming check, row, what was found and expected; 66 no sealed dataset
+
+`train_sft` runs it in its own process and trains on the very rows that passed here. `--show N`
+prints the first N rows: what is in the loss is green, or between brackets where there is no colour.
+
+Run: python -m nexa_train.preflight [--config configs/baseline_distill.yaml] [--show 3]
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nexa_distill import cli
+from nexa_distill.config import Storage, load_config
+from nexa_distill.contracts import compact_json, sha256_text
+from nexa_distill.handoff import write_json, write_text
+from nexa_distill.manifests import sealed_hash
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
+from nexa_train import preflight_page, preflight_text, token_view
+from nexa_train.chat import IGNORE, Sample, Skip, has_markers
+from nexa_train.examination import CheckFailed, Examination
+from nexa_train.local_models import context_of, load_tokenizer, resolve_model
+from nexa_train.sft_data import Dataset, collect, examined
+
+STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
+SHOWN = 6  # rows in the report, token by token
+Json = dict[str, Any]
+
+
+class Preflight:
+    """One pass over the rows of a training. `main`: this process reports; others only look."""
+
+    def __init__(
+        self, config: StudentConfig, storage: Storage, dataset: Path, base: str, *,
+        shown: int = SHOWN, main: bool = True,
+    ) -> None:  # fmt: skip
+        self.config, self.dataset, self.base, self.main = config, dataset, base, main
+        self.path = storage.path("reports") / "training" / "preflight.json"
+        self.dataset_sha256 = sealed_hash(dataset, storage)
+        self.tokenizer, self.context = load_tokenizer(base), context_of(base)
+        self.examination = Examination(self.tokenizer, config.longest(self.context))
+        self.shown, self.views = shown, list[Json]()
+
+    def data(self) -> Dataset:
+        """The rows that are trained on. Raises CheckFailed."""
+        return collect(self.rows(), self.examination)
+
+    def rows(self) -> Iterator[tuple[str, Sample | Skip]]:
+        """Each row as it is trained on; after the last one, or a failed check, the report."""
+        try:
+            self._refuse_beyond_context()
+            share = self.config.train.max_refused_share
+            for split, made in examined(self.dataset, self.examination, share, quiet=not self.main):
+                if isinstance(made, Sample) and len(self.views) < self.shown:
+                    self.views.append(self._view(split, made))
+                yield split, made
+        except CheckFailed:
+            self._write()
+            raise
+        self._write()
+
+    def report(self) -> Json:
+        """What is written; the same rows and settings give the same report."""
+        given, found = self.config.train.max_length, self.examination
+        chosen = given
+        if given is None and not found.failed:
+            chosen = min(found.longest(), self.context or found.longest())
+        return {
+            "run_name": self.config.run_name, "student": self.config.student,
+            "dataset": str(self.dataset), "dataset_sha256": self.dataset_sha256,
+            "tokenizer": fingerprint(self.tokenizer),
+            "max_length": chosen, "max_length_from": "train.max_length" if given else "the rows",
+            "context": self.context, "max_refused_share": self.config.train.max_refused_share,
+            **found.record(), "shown": self.views[:SHOWN],
+        }  # fmt: skip
+
+    def _refuse_beyond_context(self) -> None:
+        given = self.config.train.max_length
+        if given and self.context and given > self.context:
+            found = f"train.max_length is {given}, {self.base} reads at most {self.context} tokens"
+            raise self.examination.fail("not_cut", found, None)
+
+    def _view(self, split: str, made: Sample) -> Json:
+        trained = [label != IGNORE for label in made.labels]
+        tokens = token_view.tokens(self.tokenizer, made.input_ids, trained)
+        return {"sample_id": made.sample_id, "split": split, "tokens": tokens}
+
+    def _write(self) -> None:
+        if self.main:
+            report = self.report()
+            write_json(self.path, report)
+            write_text(self.path.with_suffix(".md"), preflight_text.markdown(report))
+            write_text(self.path.with_suffix(".html"), preflight_page.page(report))
+
+
+def fingerprint(tokenizer: Any) -> Json:
+    """Which tokenizer and chat template the report is about."""
+    several = isinstance(tokenizer.chat_template, dict)
+    template = tokenizer.get_chat_template() if several else tokenizer.chat_template
+    words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
+    return {
+        "name": tokenizer.name_or_path,
+        "sha256": sha256_text(compact_json([words, tokenizer.special_tokens_map])),
+        "template_sha256": template and sha256_text(template),
+        "masks": template and ("generation markers" if has_markers(template) else "prefixes"),
+    }
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
+    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--dataset", type=Path, metavar="FILE", help="default: storage.sft_parquet")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows")
+    args = parser.parse_args()
+    config = load_yaml(args.config, StudentConfig)
+    storage = load_config(args.pipeline_config).storage
+    dataset = args.dataset or storage.path("sft_parquet")
+    base = resolve_model(config.student, storage)
+    flight = Preflight(config, storage, dataset, base, shown=max(SHOWN, args.show))
+    for _ in flight.rows():
+        pass
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for view in flight.views[: args.show]:
+        print(preflight_text.sample(view, colour=colour), end="\n\n")
+    print(preflight_text.summary(flight.report()))
+    print(f"preflight: {flight.path.with_suffix('.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
