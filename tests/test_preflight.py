@@ -98,7 +98,6 @@ def test_f41_the_command_refuses_each_broken_tokenizer_with_its_own_reason(
     assert FAULTS[reason] in failed["found"]
     assert CHECKS[failed["check"]] == failed["expected"]
     assert outcomes(student.report())[OF_FAULT[reason]] is False
-    assert True not in outcomes(student.report()).values(), "what was not asked of all is no pass"
 
 
 def test_every_fault_belongs_to_a_check() -> None:
@@ -142,6 +141,15 @@ def second_bos(sample: Sample) -> Sample:
     return Sample(sample.sample_id, [1, *sample.input_ids], [IGNORE, *sample.labels])
 
 
+def bos_inside(sample: Sample) -> Sample:
+    ids, labels = sample.input_ids, sample.labels
+    return Sample(sample.sample_id, [*ids[:9], 1, *ids[9:]], [*labels[:9], IGNORE, *labels[9:]])
+
+
+def another_prompt(sample: Sample) -> Sample:
+    return replace(sample, input_ids=[1, 99, *sample.input_ids[2:]])
+
+
 def other_words(sample: Sample) -> Sample:
     return replace(sample, labels=[10 if label > 2 else label for label in sample.labels])
 
@@ -156,7 +164,8 @@ def cut_before_the_answer(sample: Sample) -> Sample:
     [
         (whole_row, "template_equal"), (cut_before_the_answer, "template_equal"),
         (without_end, "end_of_turn"), (whole_row, "end_of_turn"), (unlabelled, "labelled"),
-        (shifted, "labelled"), (second_bos, "one_bos"), (other_words, "recoverable"),
+        (shifted, "labelled"), (second_bos, "one_bos"), (bos_inside, "one_bos"), (another_prompt, "template_equal"),
+        (other_words, "recoverable"),
         (other_words, "thinking_kept"), (unlabelled, "thinking_kept"),
     ],
 )  # fmt: skip
@@ -170,10 +179,14 @@ def test_f41_a_defect_in_the_masks_is_seen(defect: Callable[[Sample], Sample], c
 
 def test_f41_a_row_that_a_check_refuses_stops_the_examination() -> None:
     examination = Examination(tokenizer(), None)
+    examination.look("train", "before", [ASK, SAY])
     examination.checks["labelled"] = lambda _made, _messages: "a finding"
     with pytest.raises(CheckFailed, match="labelled: found in sample s: a finding; expected: each"):
         examination.look("train", "s", [ASK, SAY])
     assert examination.record()["failed"]["sample_id"] == "s"
+    asked = outcomes(examination.record())
+    assert asked.pop("labelled") is False
+    assert set(asked.values()) == {None}, "what was not asked of all rows is no pass"
 
 
 # Lengths.
