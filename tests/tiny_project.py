@@ -44,9 +44,14 @@ given.endpoint_file.unlink()
 STUDENT = {
     "run_name": "tiny", "student": "tiny", "keep_layers": None,
     "train": {
-        "epochs": 1, "batch_size": 1, "gradient_accumulation": 1, "learning_rate": 1e-4,
+        "epochs": 1, "batch_size": 1, "packing": True, "gradient_accumulation": 1,
+        "learning_rate": 1e-4,
         "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 64,
         "max_refused_share": 0.0, "seed": 1, "save_every_steps": 1, "eval_every_steps": 1,
+    },
+    "distillation": {
+        "loss": "none", "source": "cache", "teacher": "tiny", "kd_ratio": 0.5, "temperature": 1.0,
+        "top_k": 8,
     },
     "generate": {
         "split": "test", "max_new_tokens": 8, "temperature": 0.0, "batch_size": 1,
