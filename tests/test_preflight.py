@@ -164,7 +164,8 @@ def cut_before_the_answer(sample: Sample) -> Sample:
     [
         (whole_row, "template_equal"), (cut_before_the_answer, "template_equal"),
         (without_end, "end_of_turn"), (whole_row, "end_of_turn"), (unlabelled, "labelled"),
-        (shifted, "labelled"), (second_bos, "one_bos"), (bos_inside, "one_bos"), (another_prompt, "template_equal"),
+        (shifted, "labelled"), (second_bos, "one_bos"), (bos_inside, "one_bos"),
+        (another_prompt, "template_equal"),
         (other_words, "recoverable"),
         (other_words, "thinking_kept"), (unlabelled, "thinking_kept"),
     ],
