@@ -111,14 +111,23 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
     Safetensors only and no code from the checkpoint. Raises InputError for a layer it has not.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
+        made: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(model, error) from None
+    loaded, found = made
+    if missing := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])}):
+        # transformers would begin with random weights in their place, and say so in a warning.
+        raise InputError(
+            f"{model}: {len(missing)} weights are missing or of another shape, the first is "
+            f"{missing[0]}; the checkpoint is not complete, get it again"
+        )
     return loaded if keep_layers is None else depth_pruned(loaded, keep_layers)
 
 
