@@ -225,14 +225,16 @@ def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
     st.caption(f"{len(found) - len(failed)} of {len(found)} passed")
     order = sorted(found, key=lambda line: (bool(line["ok"]), line["check"]))
     words = {True: "passed", False: "failed", None: "not known"}
-    st.dataframe(
-        [{"check": line["check"], "result": words[line["ok"]], "value": line["value"],
-          "why": shown.cut(" ".join(filter(None, (line["reason"], line["detail"]))))[:300]}
-         for line in order],
-        hide_index=True, height=min(38 + 35 * len(order), 320),
-        column_config={"value": st.column_config.NumberColumn(format="%.3g", width="small"),
-                       "result": st.column_config.TextColumn(width="small")},
-    )  # fmt: skip
+    rows = [
+        ("" if line["ok"] else "bad", [line["check"], words[line["ok"]], _number(line["value"]),
+         shown.cut(" ".join(filter(None, (line["reason"], line["detail"]))))[:300]])
+        for line in order
+    ]  # fmt: skip
+    shown.table(("check", "result", "value", "why"), rows, "checks")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _attempts(room: Room, row: Row, key: Key) -> None:

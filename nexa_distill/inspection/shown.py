@@ -41,6 +41,50 @@ export default function ({ data, parentElement }) {
 }
 """
 
+TABLE_STYLE = """
+.table { max-height: 20rem; overflow: auto; border: 1px solid #dfe3dc; border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-family: var(--st-font); font-size: 0.84rem;
+  color: var(--st-text-color); }
+th { position: sticky; top: 0; background: #f4f5f2; text-align: left; font-weight: 600; }
+th, td { padding: 0.32rem 0.6rem; border-bottom: 1px solid #eceee9; vertical-align: top; }
+td:nth-child(-n+3) { white-space: nowrap; }
+td:last-child { overflow-wrap: anywhere; min-width: 9rem; }
+tr.bad td { background: #fdf3f1; }
+tr.bad td:nth-child(2) { color: #8f2a1d; font-weight: 600; }
+"""
+TABLE_SCRIPT = """
+export default function ({ data, parentElement }) {
+  const made = (kind, texts, look) => {
+    const row = document.createElement("tr");
+    row.className = look;
+    row.replaceChildren(...texts.map((text) => {
+      const cell = document.createElement(kind);
+      cell.textContent = text;
+      return cell;
+    }));
+    return row;
+  };
+  const table = document.createElement("table");
+  table.replaceChildren(made("th", data.head, ""),
+    ...data.rows.map(([look, texts]) => made("td", texts, look)));
+  parentElement.querySelector(".table").replaceChildren(table);
+}
+"""
+
+
+@st.cache_resource
+def _table_component() -> Any:
+    return st.components.v2.component(
+        "nexa_table", html='<div class="table"></div>', css=TABLE_STYLE, js=TABLE_SCRIPT
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], key: str) -> None:
+    """Rows of (class of TABLE_STYLE, texts). Small: Streamlit's own brings pandas and a canvas."""
+    clean = [(look, [text.encode("utf-8", "replace").decode() for text in texts])
+             for look, texts in rows]  # fmt: skip
+    _table_component()(key=key, data={"head": list(head), "rows": clean})
+
 
 @st.cache_resource
 def _component() -> Any:
