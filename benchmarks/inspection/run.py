@@ -38,8 +38,10 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def stands(page: Page, place: int) -> None:
-    """The answer in this place (from 1) is drawn."""
+    """The answer in this place (from 1) is drawn: its text, and the buttons."""
     expect(page.get_by_text(f"Answer {place:,} of")).to_be_visible(timeout=60_000)
+    expect(page.locator(".text").last).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="Accept")).to_be_visible(timeout=60_000)
 
 
 def idle(page: Page) -> None:

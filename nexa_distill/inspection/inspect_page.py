@@ -234,7 +234,9 @@ def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 
 def _attempts(room: Room, row: Row, key: Key) -> None:

@@ -47,8 +47,8 @@ table { border-collapse: collapse; width: 100%; font-family: var(--st-font); fon
   color: var(--st-text-color); }
 th { position: sticky; top: 0; background: #f4f5f2; text-align: left; font-weight: 600; }
 th, td { padding: 0.32rem 0.6rem; border-bottom: 1px solid #eceee9; vertical-align: top; }
-td:nth-child(-n+3) { white-space: nowrap; }
-td:last-child { overflow-wrap: anywhere; min-width: 9rem; }
+td:nth-child(2), td:nth-child(3) { white-space: nowrap; }
+td:nth-child(1), td:nth-child(4) { overflow-wrap: anywhere; min-width: 7rem; }
 tr.bad td { background: #fdf3f1; }
 tr.bad td:nth-child(2) { color: #8f2a1d; font-weight: 600; }
 """
