@@ -65,6 +65,7 @@ class Examination:
         self.looked = Counter[str]()
         self.tokens = self.trained_tokens = 0
         self.failed: CheckFailed | None = None
+        self.asked_all = False
         self._lengths, self._kept_longest = array("l"), 0
         self._bos: dict[tuple[str, ...], int] = {}
         self.digest = sha256_text("")
@@ -104,7 +105,7 @@ class Examination:
 
     def finish(self, max_refused_share: float | None) -> None:
         """After the last row. Raises CheckFailed when too many were refused (null: not asked)."""
-        refused = self.refused.total()
+        refused, self.asked_all = self.refused.total(), True
         self.looked["few_refused"] = self.rows
         if not self.trained_rows["train"]:
             found = f"no sample to train on ({self.rows} rows in train and val, skipped: "
@@ -113,7 +114,8 @@ class Examination:
         if max_refused_share is not None and refused > max_refused_share * self.rows:
             reasons = ", ".join(f"{name} {n:,}" for name, n in self.refused.most_common())
             found = f"{refused:,} of {self.rows:,} rows refused ({refused / self.rows:.1%}: "
-            found += f"{reasons}), train.max_refused_share is {max_refused_share:.1%}"
+            found += f"{reasons}), train.max_refused_share is {max_refused_share:.1%}; raise "
+            found += "train.max_length, mend the rows, or allow a larger share"
             raise self.fail("few_refused", found, None)
 
     def fail(self, check: str, found: str, sample_id: str | None) -> CheckFailed:
@@ -150,7 +152,7 @@ class Examination:
         ok: bool | None = None
         if self.failed and self.failed.check == name:
             ok = False
-        elif not self.failed and self.looked[name]:
+        elif self.asked_all and self.looked[name]:
             ok = True
         return {"check": name, "ok": ok, "rows": self.looked[name], "says": CHECKS[name]}
 

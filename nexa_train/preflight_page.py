@@ -55,9 +55,9 @@ def _tiles(report: Json) -> str:
     kept = report["trained_on"]
     rows = sum(kept.values())
     tiles = [
-        ("rows trained on", f"{rows:,}",
+        ("rows that passed", f"{rows:,}",
          f"train {kept.get('train', 0):,}, val {kept.get('val', 0):,}"),
-        ("rows refused", f"{report['rows'] - rows:,}" if not report["failed"] else "not known",
+        ("rows refused", f"{sum(report['refused'].values()):,}",
          f"at most {report['max_refused_share']:.1%} allowed"),
         ("tokens in the loss", shown(report["trained_share"], share=True),
          f"{report['trained_tokens']:,} of {report['tokens']:,}"),

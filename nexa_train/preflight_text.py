@@ -11,11 +11,11 @@ Json = Mapping[str, Any]
 TRAINED, SPECIAL, QUIET, END = "\x1b[30;42m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 OPEN, CLOSE = "⟦", "⟧"  # around what is in the loss, where there is no colour
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-OUTCOME = {True: "ok", False: "FAILED", None: "not asked"}
+OUTCOME = {True: "ok", False: "FAILED", None: "not finished"}
 
 
 def outcome(check: Json) -> str:
-    """`ok`, `FAILED`, or that no row was there to ask; `not asked` is no pass."""
+    """`ok`, `FAILED`, or that no row was there to ask; `not finished` is no pass."""
     return "no such row" if check["ok"] is None and not check["rows"] else OUTCOME[check["ok"]]
 
 

@@ -235,6 +235,8 @@ def test_f41_too_many_refused_rows_stop_the_training_and_none_is_cut(
     else:
         with pytest.raises(CheckFailed, match=r"1 of 4 rows refused \(25.0%: over_max_length 1\)"):
             student.preflight(monkeypatch)
+        assert outcomes(student.report())["few_refused"] is False
+        assert outcomes(student.report())["recoverable"] is True, "it was asked of every row"
     report = student.report()
     assert report["refused"] == {"over_max_length": 1}
     assert report["rows"] == sum(report["trained_on"].values()) + sum(report["refused"].values())
