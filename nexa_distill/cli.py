@@ -73,7 +73,8 @@ def count(text: str) -> int:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit: 0, an error's own code, 74 disk, 130 Ctrl-C, 143 SIGTERM or SIGHUP.
+    """Run `main` and exit: 0, an error's own code, 74 disk, 130 Ctrl-C, 143 SIGTERM or SIGHUP, 141
+    when nobody reads its output any more.
 
     Any other exception is a bug: its traceback is shown and the code is 1.
     """
@@ -87,6 +88,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = _say("stopped by Ctrl-C; run the same command again to continue", 130)
     except Stopped:
         status = _say("stopped by a signal; run the same command again to continue", 143)
+    except BrokenPipeError:  # whoever read this has seen enough: `... status | head`
+        status = 141
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

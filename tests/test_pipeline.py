@@ -361,6 +361,18 @@ def test_status_answers_when_nothing_has_run(project: TinyProject) -> None:
     assert sum("not made yet" in line for line in lines) == len(STAGES)
 
 
+def test_a_reader_that_has_seen_enough_gets_no_traceback(project: TinyProject) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "nexa_distill.pipeline", "status"]
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            command, cwd=project.root, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=closed, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_the_summary_gives_rows_per_stage_and_the_reports_headline(finished: TinyProject) -> None:
     lines = list(pipeline.summary(Request(CONFIG).load()))
     assert lines[1].split()[:4] == ["canonicalize", "3", "2", "1"]
