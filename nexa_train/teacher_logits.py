@@ -83,6 +83,7 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
 def _make(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
+    from nexa_train import packing
     from nexa_train.local_models import context_of, load_for_inference, load_tokenizer
     from nexa_train.sft_data import load_dataset
 
@@ -91,6 +92,8 @@ def _make(
     refuse_other_vocabulary(theirs, tokenizer)
     data = load_dataset(dataset, tokenizer, config.longest(context_of(student)))
     samples = [*data.train, *data.val]
+    packing.enable(model)
+    packing.prove_isolation(model, samples)
     parts = dst.with_name(f".{dst.stem}.parts") / stage.key[:16]
     with Progress("teacher logits", len(samples), unit="samples") as progress:
         for number, start in enumerate(range(0, len(samples), PART)):
@@ -122,8 +125,6 @@ def rows_of(
     from nexa_train.distillation_loss import top_k
 
     settings, size = config.distillation, config.train.batch_size
-    packing.enable(model)
-    packing.prove_isolation(model, samples)
     logits_of = AnswerLogits(model)
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]

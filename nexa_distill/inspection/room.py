@@ -104,7 +104,7 @@ def sealed_once(file: File, _config: DistillConfig) -> str:
     return sealed_hash(file.path, _config.storage)
 
 
-@st.cache_resource
+@st.cache_resource(show_spinner=False)  # a spinner could end a callback between write and move
 def _decisions(path: Path) -> Decisions:
     return Decisions(path)
 
