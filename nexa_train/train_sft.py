@@ -196,16 +196,20 @@ class Trainer:
         )
 
 
-def run(config: StudentConfig, storage: Storage, dataset: Path, folder: Path) -> bool:
+def run(
+    config: StudentConfig, storage: Storage, dataset: Path, folder: Path, *,
+    logits: Path | None = None,
+) -> bool:  # fmt: skip
     """Train one student into `folder`; False when it was finished already.
 
+    `logits`: the teacher's probabilities, sealed at `storage.teacher_logits` by somebody else.
     Raises InputError, InputMissing or QualityGateMissed as the module says.
     """
     base = resolve_model(config.student, storage)
     weights = [Path(base)] if Path(base).is_dir() else []  # a hub id is named, not hashed
     inputs = [dataset, *weights]
     if config.distillation.cached:
-        inputs.append(teacher_logits.run(config, storage, dataset))
+        inputs.append(logits or teacher_logits.run(config, storage, dataset))
     stage = StageRun(
         f"train.{folder.name}", storage, inputs=inputs, settings=config.training_settings()
     )

@@ -1,0 +1,305 @@
+"""Two distillations in a few calls: System 1 answers at once, System 2 shows its reasoning.
+
+    import distill_app
+    distill_app.prepare_system1_dataset("train[:1000]")
+    folder = distill_app.distill_system1({"num_epochs": 1})
+    model, tokenizer = distill_app.load_student(folder)
+    print(distill_app.infer_student(model, tokenizer, "Why is the sky blue?"))
+
+Thin functions over `nexa_train`: training is `easydistill --config FILE` on a job file that they
+write. A model is a Hugging Face id (gated ones take HF_TOKEN or a local login), a local folder, or
+`bundled`, the one that ships with the install. Data files are lists of objects with `instruction`,
+`input` and `output`. Paths are relative to the current directory. Every text goes through the
+model's own chat template; models without one get a plain `User: ... Assistant:` one.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.config import load_config
+from nexa_distill.errors import InputError, NexaError
+from nexa_train import hub_datasets, replies
+from nexa_train import instructions as data
+from nexa_train.instructions import Mode, format_prompt
+from nexa_train.local_models import context_of, load_for_inference, load_quantised, resolve_model
+from nexa_train.plain_template import with_template
+
+__all__ = [
+    "compare_models", "distill_system1", "distill_system2", "format_prompt", "infer_student",
+    "label_with_teacher", "load_student", "load_teacher", "prepare_system1_dataset",
+    "prepare_system2_dataset", "read_json", "run_easy_distill", "save_json",
+    "write_system1_config", "write_system2_config",
+]  # fmt: skip
+ROOT = Path(__file__).resolve().parent
+TEACHER = "Qwen/Qwen2.5-7B-Instruct"
+SHOWN = 300  # characters of the teacher's answer in a comparison
+Items = list[dict[str, str]]
+
+
+# Data
+
+
+def save_json(path: str | Path, data_: Any) -> None:
+    """Write UTF-8 JSON, non-ASCII kept readable; its folder is made."""
+    data.write_json(Path(path), data_)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read UTF-8 JSON. Raises InputMissing or InputError."""
+    return data.read_json(Path(path))
+
+
+def prepare_system1_dataset(
+    slice_str: str = "train[:1000]",
+    teacher_model: Any = None,
+    teacher_tokenizer: Any = None,
+    relabel_with_teacher: bool = False,
+    out_instructions: str = "data/train_instructions.json",
+    out_labeled: str = "data/train_labeled.json",
+    source: str = "alibaba-pai/DistilQwen_100k",
+) -> None:
+    """Write instructions and labelled items from a dataset with `instruction` and `output`.
+
+    `slice_str`: a split with a slice, as `datasets` reads it. `source`: a hub id, a local folder or
+    file. With `relabel_with_teacher` the outputs are those of the teacher that is passed in.
+    Raises InputError for other columns, or a teacher that is not there.
+    """
+    items = hub_datasets.instruction_items(source, slice_str)
+    if not items:
+        print("No data for System 1 distillation")
+        return
+    asked = [{**item, "output": ""} for item in items]
+    if relabel_with_teacher:
+        if teacher_model is None or teacher_tokenizer is None:
+            raise InputError("relabel_with_teacher needs teacher_model and teacher_tokenizer: "
+                             "load_teacher(NAME) gives both")  # fmt: skip
+        items = label_with_teacher(teacher_model, teacher_tokenizer, asked)
+    save_json(out_instructions, asked)
+    save_json(out_labeled, items)
+
+
+def prepare_system2_dataset(
+    slice_str: str = "train[:2000]",
+    rv_min: float = 0.6,
+    cd_min: float = 0.6,
+    out_cot: str = "data/omnithought_cot.json",
+    source: str = "alibaba-pai/OmniThought",
+) -> None:
+    """Write items whose output is a chain of thought, from data in OmniThought's schema.
+
+    Kept are chains with at least `rv_min` reasoning verbosity and `cd_min` cognitive difficulty,
+    as shares of 10, the top of both scales (arXiv:2505.10937); of a question the first such chain.
+    """
+    items = hub_datasets.reasoning_items(source, slice_str, rv_min, cd_min)
+    if items is None:
+        print("Unexpected OmniThought schema, please inspect omni[0]")
+    elif not items:
+        print("No data for System 2 distillation")
+    else:
+        save_json(out_cot, items)
+
+
+# Models
+
+
+def load_teacher(model_name: str) -> tuple[Any, Any]:
+    """(model, tokenizer), in 8 bits where hardware and bitsandbytes are there. Raises InputError."""
+    model, tokenizer = load_quantised(_resolved(model_name))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, with_template(tokenizer)
+
+
+def load_student(model_path: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a local checkpoint. Raises InputError."""
+    model, tokenizer = load_for_inference(_resolved(model_path))
+    return model, with_template(tokenizer)
+
+
+def infer_student(
+    model: Any, tokenizer: Any, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256
+) -> str:
+    """The assistant's reply to `prompt`, greedy, and nothing else."""
+    asked = [format_prompt(prompt, mode=mode)]
+    said = replies.replies(model, tokenizer, asked, max_new_tokens=max_new_tokens)
+    return said[0].text
+
+
+def label_with_teacher(
+    teacher_model: Any,
+    teacher_tokenizer: Any,
+    items: Sequence[Mapping[str, str]],
+    batch_size: int = 2,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_p: float = 0.9,
+    mode: Mode = "system1",
+) -> Items:
+    """The items with `output` filled by the teacher, in their order; the same seed every time."""
+    asked = [format_prompt(item["instruction"], item.get("input", ""), mode) for item in items]
+    said = replies.replies(
+        teacher_model, teacher_tokenizer, asked, max_new_tokens=max_new_tokens,
+        temperature=temperature, top_p=top_p, batch_size=batch_size,
+    )  # fmt: skip
+    return [{**item, "output": reply.text} for item, reply in zip(items, said, strict=True)]
+
+
+def compare_models(
+    prompts: Sequence[str],
+    teacher_path: str = TEACHER,
+    system1_path: str = "./distilled-qwen2.5-0.5b",
+    system2_path: str = "./distilled-qwen2.5-1.5b-cot",
+    teacher_model: Any = None,
+    teacher_tokenizer: Any = None,
+    sys1_model: Any = None,
+    sys1_tokenizer: Any = None,
+    sys2_model: Any = None,
+    sys2_tokenizer: Any = None,
+    max_tokens_teacher: int = 256,
+    max_tokens_sys1: int = 256,
+    max_tokens_sys2: int = 256,
+) -> None:
+    """Print what teacher and students reply to each prompt; models that are passed in are used.
+
+    What cannot be loaded is skipped with "Model not found at PATH".
+    """
+    wanted: list[tuple[str, str, Any, Any, Mode, int]] = [
+        ("Teacher", teacher_path, teacher_model, teacher_tokenizer, "system1", max_tokens_teacher),
+        ("System 1 student", system1_path, sys1_model, sys1_tokenizer, "system1", max_tokens_sys1),
+        ("System 2 student", system2_path, sys2_model, sys2_tokenizer, "system2", max_tokens_sys2),
+    ]
+    said: dict[str, list[str]] = {}
+    for name, path, model, tokenizer, mode, limit in wanted:
+        if model is None or tokenizer is None:
+            try:
+                model, tokenizer = load_teacher(path) if name == "Teacher" else load_student(path)
+            except NexaError:
+                print(f"Model not found at {path}")
+                continue
+        said[name] = [infer_student(model, tokenizer, text, mode, limit) for text in prompts]
+        del model, tokenizer  # one model in memory at a time
+    for number, text in enumerate(prompts):
+        print(f"\nPrompt: {text}")
+        for name, answers in said.items():
+            answer = answers[number]
+            short = name == "Teacher" and len(answer) > SHOWN
+            print(f"{name}: {answer[:SHOWN] + ' ...' if short else answer}")
+
+
+# Jobs
+
+
+def write_system1_config(
+    labeled_path: str = "data/train_labeled.json",
+    out_dir: str = "./distilled-qwen2.5-0.5b",
+    teacher_model: str = TEACHER,
+    student_model: str = "Qwen/Qwen2.5-0.5B-Instruct",
+    num_epochs: int = 1,
+    config_path: str = "configs/kd_black_box_qwen_0_5b.json",
+    instruction_path: str | None = None,
+) -> str:
+    """Write a job that lets the teacher fill empty outputs and trains on all; returns its path.
+
+    Without `instruction_path` the instructions are those of the labelled file.
+    """
+    save_json(config_path, {
+        "job_type": "kd_black_box_local",
+        "dataset": {"instruction_path": instruction_path or labeled_path,
+                    "labeled_path": labeled_path},
+        "models": {"teacher": teacher_model, "student": student_model},
+        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs},
+    })  # fmt: skip
+    return config_path
+
+
+def write_system2_config(
+    labeled_path: str = "data/omnithought_cot.json",
+    out_dir: str = "./distilled-qwen2.5-1.5b-cot",
+    student_model: str = "Qwen/Qwen2.5-1.5B-Instruct",
+    num_epochs: int = 1,
+    config_path: str = "configs/kd_cot_qwen_1_5b.json",
+    template_path: str | None = None,
+) -> str:
+    """Write a job that trains on chains of thought, reasoning kept; returns its path.
+
+    `template_path`: a Jinja file over `instruction` and `input`; without it the one that
+    `format_prompt(mode="system2")` renders, so that training and `infer_student` agree.
+    """
+    template = template_path or str(data.PROMPTS / "system2.jinja")
+    save_json(config_path, {
+        "job_type": "kd_black_box_train_only",
+        "dataset": {"labeled_path": labeled_path, "template": template},
+        "models": {"student": student_model},
+        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs},
+    })  # fmt: skip
+    return config_path
+
+
+def run_easy_distill(config_path: str) -> int:
+    """Exit status of `easydistill --config PATH`: 0 is success, the rest is in its docstring."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "nexa_train.easydistill", "--config", config_path]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+
+
+def distill_system1(config: Mapping[str, Any]) -> str | None:
+    """Train a System 1 student. Keys and defaults: those of `write_system1_config`.
+
+    Returns `out_dir`, or None when there is no such student, no data, or the training failed.
+    """
+    given = _given(config, write_system1_config)
+    if not _student_and_data(given["student_model"], given["labeled_path"], "System 1"):
+        return None
+    return _train(write_system1_config(**given), given["out_dir"])
+
+
+def distill_system2(config: Mapping[str, Any]) -> str | None:
+    """Train a System 2 student on chains of thought. `cot_path` is the data; the rest are the keys
+    and defaults of `write_system2_config`. Returns as `distill_system1`.
+    """
+    named = {("labeled_path" if key == "cot_path" else key): v for key, v in config.items()}
+    given = _given(named, write_system2_config)
+    if not _student_and_data(given["student_model"], given["labeled_path"], "System 2"):
+        return None
+    return _train(write_system2_config(**given), given["out_dir"])
+
+
+def _given(config: Mapping[str, Any], write: Any) -> dict[str, Any]:
+    """The defaults of `write`, with `config` over them. Raises InputError for an unknown key."""
+    import inspect
+
+    known = {name: each.default for name, each in inspect.signature(write).parameters.items()}
+    if unknown := sorted(config.keys() - known.keys()):
+        raise InputError(f"unknown key {unknown[0]}; known here: {', '.join(known)}")
+    return {**known, **config}
+
+
+def _student_and_data(student: str, path: str, system: str) -> bool:
+    try:
+        context_of(_resolved(student))
+    except NexaError:
+        print(f"Invalid student model: {student}\nUse for example Qwen/Qwen2.5-0.5B-Instruct, a "
+              "local folder, or bundled")  # fmt: skip
+        return False
+    if Path(path).is_file() and data.read_items(Path(path)):
+        return True
+    print(f"No data for {system} distillation")
+    return False
+
+
+def _train(config_path: str, out_dir: str) -> str | None:
+    status = run_easy_distill(config_path)
+    if status:
+        print(f"easydistill ended with exit status {status}; its message is above")
+        return None
+    return out_dir
+
+
+def _resolved(model: str) -> str:
+    storage = load_config(ROOT / "configs/distill_config.yaml").storage
+    models = storage.model_copy(update={"root": str(ROOT / storage.root)})
+    return resolve_model(model, models)

@@ -1,0 +1,262 @@
+"""Run a job file of EasyDistill 1.x: `easydistill --config FILE.json`.
+
+Reads:  the job file (`job_file.Job`), its instructions and labelled data, for
+        `kd_white_box_train_only` its logits file
+Writes: `dataset.labeled_path` and `dataset.logits_path` where the job makes them; in
+        `training.output_dir` the trained student (safetensors, tokenizer, chat template), and in
+        its folder `run/` all that proves it: training set, preflight report, metrics, checkpoints,
+        manifests, the ledger of an API
+Keeps:  every labelled item is trained on whole, or refused and counted (see the preflight)
+Raises: as `train_sft` (65, 66, 3) and, for an API, the gateway (69, 77); never 0 for a failure
+
+A job run again continues where it was stopped, asks nothing twice, and does nothing when finished.
+One process trains, whatever the machine has. `inference.trust_remote_code` has no effect: code
+from a checkpoint is never run. The loss is on the answer and its end of turn only.
+
+Run: easydistill --config configs/kd_black_box_qwen_0_5b.json
+"""
+
+import filecmp
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nexa_distill import cli
+from nexa_distill.config import DistillConfig, Storage, load_config
+from nexa_distill.contracts import SFT
+from nexa_distill.errors import InputError, ProviderUnusable
+from nexa_distill.handoff import table_writer, write_text
+from nexa_distill.manifests import StageRun
+from nexa_distill.settings_file import load_yaml, merge, validated
+from nexa_distill.student_config import StudentConfig
+from nexa_train import labelling, logits_file, plain_template, teacher_logits, train_sft
+from nexa_train.instructions import PROMPTS, Item, Prompt, prompt_file, read_items, samples
+from nexa_train.instructions import write_json as write_items
+from nexa_train.job_file import Job, load_job
+from nexa_train.local_models import context_of, load_for_inference, load_tokenizer, resolve_model
+from nexa_train.sft_data import load_dataset
+
+CONFIGS = Path(__file__).parent / "configs"
+SYSTEM_PROMPT = "You are a helpful assistant."  # of an API's requests, where the job gives none
+KEY = "EASYDISTILL_API_KEY"
+LOSSES = {"forward_kld": "forward_kl", "reverse_kld": "reverse_kl"}
+
+
+def run(job: Job) -> Path:
+    """Do the job; returns the folder of the trained student. Raises as the module says."""
+    output = Path(job.training.output_dir)
+    config = pipeline_config(job)
+    storage = config.storage
+    for name in job.unused:
+        print(f"{name} has no effect here", flush=True)
+    if job.inference.trust_remote_code:
+        print("inference.trust_remote_code has no effect: no code from a checkpoint is run")
+    prompt = prompt_of(job)
+    items = labelled(job, config, prompt)
+    student = student_config(job, storage)
+    dataset = write_dataset(job, items, prompt, storage)
+    logits = None
+    if job.white_box:
+        logits = _logits(job, student, storage, dataset)
+    folder = storage.path("students") / student.run_name
+    train_sft.run(student, storage, dataset, folder, logits=logits)
+    publish(folder / "final", output)
+    print(f"easydistill: {job.job_type}: the student is in {output}", flush=True)
+    return output
+
+
+def pipeline_config(job: Job) -> DistillConfig:
+    """The project's settings, with everything below `output_dir/run`, and the API of the job."""
+    config = load_config(CONFIGS / "distill_config.yaml")
+    root = Path(job.training.output_dir) / "run"
+    models = config.storage.path("models").resolve()
+    ask = job.inference
+    over: dict[str, Any] = {"storage": {"root": str(root), "models": str(models)}}
+    if job.job_type == "kd_black_box_api":
+        if ask.api_key:
+            os.environ[KEY] = ask.api_key
+        prompt = root / "system_prompt.txt"
+        write_text(prompt, (ask.system_prompt or SYSTEM_PROMPT) + "\n")
+        of_job = {
+            "base_url": ask.base_url, "api_key_env": KEY if ask.api_key else None,
+            "model": job.models.teacher or _first_model(str(ask.base_url), ask.api_key),
+        }  # fmt: skip
+        over |= {
+            "provider": "job",
+            "providers": {"job": config.providers["vllm"].model_dump() | of_job},
+            "collection": {"max_tokens": ask.max_new_tokens, "temperature": ask.temperature,
+                           "samples": 1, "system_prompt_path": str(prompt)},
+        }  # fmt: skip
+    return validated("job file", merge(config.model_dump(), over), DistillConfig)
+
+
+def _first_model(base_url: str, key: str | None) -> str:
+    """The model that the server names first. Raises ProviderUnusable (69)."""
+    from openai import OpenAI, OpenAIError
+
+    try:
+        with OpenAI(base_url=base_url, api_key=key or "none", max_retries=2) as client:
+            return next(iter(client.models.list())).id
+    except (OpenAIError, StopIteration) as error:
+        raise ProviderUnusable(
+            f"inference.base_url: {base_url} names no model ({error}); set models.teacher"
+        ) from None
+
+
+def prompt_of(job: Job) -> Prompt:
+    """What makes the user's message. Raises InputMissing or InputError for `dataset.template`."""
+    path = job.dataset.template
+    made = prompt_file(Path(path)) if path else None
+    if path and made is None:
+        print(f"{path} renders whole conversations and is not used: the model's own chat template "
+              "is", flush=True)  # fmt: skip
+    found = made or prompt_file(PROMPTS / "system1.jinja")
+    if found is None:
+        raise InputError(f"{PROMPTS / 'system1.jinja'} does not use instruction")
+    return found
+
+
+def labelled(job: Job, config: DistillConfig, prompt: Prompt) -> list[Item]:
+    """The items of the job; those without an output get the teacher's, and the file is written.
+
+    Raises InputError when nothing is left to train on.
+    """
+    path = Path(job.dataset.labeled_path)
+    if not job.labels:
+        items = read_items(path)
+    else:
+        items = merged(read_items(Path(job.dataset.instruction_path or "")),
+                       read_items(path) if path.exists() else [])  # fmt: skip
+        answer = _teacher(job, config)
+        items = labelling.fill(items, prompt, config.storage, answer)
+        if not path.exists() or items != read_items(path):
+            write_items(path, items)
+    if not any(item["output"].strip() for item in items):
+        raise InputError(f"{path}: no item has an output; there is nothing to train on")
+    return items
+
+
+def merged(instructions: Sequence[Item], known: Sequence[Item]) -> list[Item]:
+    """The instructions in their order, each with the output that is known, if there is one.
+
+    An instruction file's own outputs are not the teacher's and do not count, unless it is itself
+    the labelled file.
+    """
+    outputs = {(item["instruction"], item["input"]): item["output"] for item in known}
+    return [Item(instruction=i["instruction"], input=i["input"],
+                 output=outputs.get((i["instruction"], i["input"]), "")) for i in instructions]  # fmt: skip
+
+
+def _teacher(job: Job, config: DistillConfig) -> labelling.Answer:
+    if job.job_type == "kd_black_box_api":
+        return labelling.by_api(config)
+    name, ask = str(job.models.teacher), job.inference
+    base = resolve_model(name, config.storage)
+    weights = [Path(base)] if Path(base).is_dir() else []
+    size = job.training.per_device_train_batch_size or 4
+    settings = {"name": name, "max_new_tokens": ask.max_new_tokens, "seed": ask.seed,
+                "temperature": ask.temperature, "batch_size": size}  # fmt: skip
+    return labelling.by_model(partial(load_for_inference, base), settings, config.storage, weights)
+
+
+def student_config(job: Job, storage: Storage) -> StudentConfig:
+    """`configs/baseline_distill.yaml`, with what the job says laid over it."""
+    base = load_yaml(CONFIGS / "baseline_distill.yaml", StudentConfig)
+    given, seed = job.training, job.dataset.seed
+    longest = [n for n in (given.max_length, job.distillation.max_seq_length if job.white_box
+                           else None) if n]  # fmt: skip
+    train = {
+        "epochs": given.num_train_epochs, "batch_size": given.per_device_train_batch_size,
+        "gradient_accumulation": given.gradient_accumulation_steps, "seed": seed,
+        "learning_rate": given.learning_rate, "weight_decay": given.weight_decay,
+        "warmup_ratio": given.warmup_ratio, "max_length": min(longest, default=None),
+        "save_every_steps": given.save_steps, "eval_every_steps": given.logging_steps,
+    }  # fmt: skip
+    values: dict[str, Any] = {
+        "run_name": "student", "keep_layers": None, "student": _student(job, storage),
+        "train": {key: value for key, value in train.items() if value is not None},
+    }  # fmt: skip
+    if job.white_box:
+        kd = job.distillation
+        chosen = {
+            "loss": LOSSES[kd.distillation_type], "source": "cache", "temperature": 1.0,
+            "teacher": job.models.teacher, "kd_ratio": kd.kd_ratio,
+            "top_k": job.inference.top_logits_num,
+        }  # fmt: skip
+        values["distillation"] = {k: v for k, v in chosen.items() if v is not None}
+    return validated("job file", merge(base.model_dump(), values), StudentConfig)
+
+
+def _student(job: Job, storage: Storage) -> str:
+    """The student's base model; for one without a chat template, a copy that has the plain one."""
+    base, copy = resolve_model(job.models.student, storage), Path(storage.root) / "student_base"
+    if plain_template.with_template_saved(base, load_tokenizer(base), copy) == base:
+        return job.models.student
+    print(f"{job.models.student} has no chat template: the plain one is used and stored", flush=True)
+    return str(copy)
+
+
+def write_dataset(job: Job, items: Sequence[Item], prompt: Prompt, storage: Storage) -> Path:
+    """The training set (contracts.SFT), sealed."""
+    path, labels = storage.path("sft_parquet"), Path(job.dataset.labeled_path)
+    rows = list(samples(items, prompt, job.models.teacher or labels.name))
+    stage = StageRun("packaging", storage, inputs=[labels], settings={"rows": rows})
+    if not stage.is_current(path):
+        with table_writer(path, SFT) as out:
+            out.write(pa.Table.from_pylist(rows, SFT))
+        stage.seal(path, rows_in=len(items), rejected=len(items) - len(rows))
+    return path
+
+
+def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -> Path:
+    """The table of the teacher's probabilities: computed and written down, or read."""
+    path = Path(job.dataset.logits_path or "")
+    names = pq.read_table(dataset, columns=["sample_id"])["sample_id"].to_pylist()
+    if job.labels:
+        table = teacher_logits.run(student, storage, dataset)
+        written = StageRun("logits_file", storage, inputs=[dataset, table], settings={})
+        if not written.is_current(path):
+            logits_file.write(table, names, path)
+            written.seal(path, rows_in=len(names), rejected=0, count=len(names))
+        return table
+    table = storage.path("teacher_logits")
+    stage = StageRun("teacher_logits", storage, inputs=[dataset, path],
+                     settings=student.logits_settings())  # fmt: skip
+    if not stage.is_current(table):
+        base = resolve_model(student.student, storage)
+        tokenizer = load_tokenizer(base)
+        data = load_dataset(dataset, tokenizer, student.longest(context_of(base)))
+        logits_file.read(path, names, data.train, len(tokenizer), table)
+        stage.seal(table, rows_in=len(names), rejected=len(names) - len(data.train))
+    return table
+
+
+def publish(final: Path, output: Path) -> None:
+    """Copy the finished student into `output`; `config.json` last: what has it is complete."""
+    files = sorted(final.iterdir(), key=lambda file: file.name == "config.json")
+    for file in files:
+        there = output / file.name
+        if not (there.exists() and filecmp.cmp(file, there)):  # size and time, which a copy keeps
+            shutil.copy2(file, there)
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__, config=Path("job.json"))
+    run(load_job(parser.parse_args().config))
+    return 0
+
+
+def entry() -> None:
+    """The command `easydistill`."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    entry()
