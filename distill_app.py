@@ -36,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parent
 TEACHER = "Qwen/Qwen2.5-7B-Instruct"
+LEARNING_RATE = 2e-5  # of models that are whole; a pruned one takes ten times as much
 SHOWN = 300  # characters of the teacher's answer in a comparison
 Items = list[dict[str, str]]
 
@@ -107,7 +108,7 @@ def prepare_system2_dataset(
 
 
 def load_teacher(model_name: str) -> tuple[Any, Any]:
-    """(model, tokenizer), in 8 bits where hardware and bitsandbytes are there. Raises InputError."""
+    """(model, tokenizer), in 8 bits where a GPU and bitsandbytes are. Raises InputError."""
     model, tokenizer = load_quantised(_resolved(model_name))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -211,7 +212,8 @@ def write_system1_config(
         "dataset": {"instruction_path": instruction_path or labeled_path,
                     "labeled_path": labeled_path},
         "models": {"teacher": teacher_model, "student": student_model},
-        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs},
+        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs,
+                     "learning_rate": LEARNING_RATE},
     })  # fmt: skip
     return config_path
 
@@ -234,7 +236,8 @@ def write_system2_config(
         "job_type": "kd_black_box_train_only",
         "dataset": {"labeled_path": labeled_path, "template": template},
         "models": {"student": student_model},
-        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs},
+        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs,
+                     "learning_rate": LEARNING_RATE},
     })  # fmt: skip
     return config_path
 

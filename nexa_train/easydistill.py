@@ -149,8 +149,10 @@ def merged(instructions: Sequence[Item], known: Sequence[Item]) -> list[Item]:
     the labelled file.
     """
     outputs = {(item["instruction"], item["input"]): item["output"] for item in known}
-    return [Item(instruction=i["instruction"], input=i["input"],
-                 output=outputs.get((i["instruction"], i["input"]), "")) for i in instructions]  # fmt: skip
+    return [
+        item | {"output": outputs.get((item["instruction"], item["input"]), "")}
+        for item in instructions
+    ]
 
 
 def _teacher(job: Job, config: DistillConfig) -> labelling.Answer:
@@ -198,7 +200,9 @@ def _student(job: Job, storage: Storage) -> str:
     base, copy = resolve_model(job.models.student, storage), Path(storage.root) / "student_base"
     if plain_template.with_template_saved(base, load_tokenizer(base), copy) == base:
         return job.models.student
-    print(f"{job.models.student} has no chat template: the plain one is used and stored", flush=True)
+    print(
+        f"{job.models.student} has no chat template: the plain one is used and stored", flush=True
+    )
     return str(copy)
 
 

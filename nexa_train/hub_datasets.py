@@ -17,7 +17,7 @@ Items = list[dict[str, str]]
 
 
 def rows(source: str, split: str) -> Any:
-    """The `datasets.Dataset` of a hub id, a local folder or a file; `split` may have a slice.
+    """The rows of a hub id, a local folder or a file; `split` may have a slice.
 
     Raises InputError for a source or split that cannot be loaded.
     """
@@ -32,22 +32,30 @@ def rows(source: str, split: str) -> Any:
             return load_dataset(kind, data_files=str(path), split=split)
         return load_dataset(str(path) if path.is_dir() else source, split=split)
     except (OSError, ValueError, RuntimeError) as error:
+        if "corresponds to no data" in str(error):  # an empty slice of a split that is there
+            return []
         raise InputError(f"{source}, split {split}: cannot be loaded ({error})") from None
 
 
 def instruction_items(source: str, split: str) -> Items:
     """Items of data with `instruction` and `output`, and perhaps `input`. Raises InputError."""
     found = rows(source, split)
-    if len(found) and not {"instruction", "output"} <= set(found.column_names):
+    if len(found) and not {"instruction", "output"} <= found[0].keys():
         raise InputError(
-            f"{source}: columns {', '.join(found.column_names)}, expected instruction and output"
+            f"{source}: columns {', '.join(found[0])}, expected instruction and output"
         )
     return [{"instruction": row["instruction"], "input": row.get("input") or "",
              "output": row["output"] or ""} for row in found if row["instruction"]]  # fmt: skip
 
 
 def reasoning_items(source: str, split: str, rv_min: float, cd_min: float) -> Items | None:
-    """The first chain of each question that reaches both levels; None for another schema."""
+    """The first chain of each question that reaches both levels; None for another schema.
+
+    Raises InputError for a level above 1.
+    """
+    for name, level in (("rv_min", rv_min), ("cd_min", cd_min)):
+        if level > 1:
+            raise InputError(f"{name} is {level}; levels are 0..1, write {level / TOP:g}")
     items = []
     for row in rows(source, split):
         try:

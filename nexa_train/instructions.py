@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -21,18 +21,12 @@ from nexa_distill.handoff import write_text
 
 Mode = Literal["system1", "system2"]
 PROMPTS = Path(__file__).parent / "prompts"
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # noqa: S701
+_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
 
-class Item(TypedDict):
-    """One instruction; `input` and `output` may be empty."""
-
-    instruction: str
-    input: str
-    output: str
-
-
+Item = dict[str, str]  # KEYS, all strings
 Prompt = Callable[[Mapping[str, str]], str]
+KEYS = ("instruction", "input", "output")
 
 
 def read_json(path: Path) -> Any:
@@ -65,13 +59,12 @@ def _item(path: Path, number: int, value: Any) -> Item:
     where = f"{path}: item {number}"
     if not isinstance(value, dict):
         raise InputError(f"{where} is {str(value)[:60]!r}, expected an object")
-    for key in Item.__annotations__:
+    for key in KEYS:
         if not isinstance(value.get(key, ""), str):
             raise InputError(f"{where}: {key} is {value[key]!r}, expected a string")
     if not value.get("instruction", "").strip():
         raise InputError(f"{where}: has no instruction, expected text")
-    return Item(instruction=value["instruction"], input=value.get("input", ""),
-                output=value.get("output", ""))  # fmt: skip
+    return {key: value.get(key, "") for key in KEYS}
 
 
 def prompt_file(path: Path) -> Prompt | None:
@@ -112,9 +105,7 @@ def key_of(item: Mapping[str, str]) -> str:
     return sha256_text(compact_json([item["instruction"], item.get("input", "")]))
 
 
-def samples(
-    items: Sequence[Item], prompt: Prompt, model_id: str
-) -> Iterator[dict[str, Any]]:
+def samples(items: Sequence[Item], prompt: Prompt, model_id: str) -> Iterator[dict[str, Any]]:
     """Rows of contracts.SFT, all in train: one for each item with an output, in their order."""
     seen = Counter[str]()
     for item in items:

@@ -25,7 +25,7 @@ from nexa_train.instructions import Item, Prompt, key_of
 
 PART = 32  # prompts of a part: what a kill can cost
 Row = dict[str, Any]
-Answer = Callable[[Path, Path], None]  # (prompts, where the answers go)
+Answer = Callable[[], None]  # asks storage.raw_dataset, writes storage.collected_dataset
 
 
 def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer) -> list[Item]:
@@ -40,12 +40,11 @@ def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer
         with table_writer(src, INPUTS) as out:
             out.write(pa.Table.from_pylist(list(rows.values()), INPUTS))
         StageRun("dedup", storage, inputs=[], settings={}).seal(src, rows_in=len(rows), rejected=0)
-    answer(src, dst)
+    answer()
     found = pq.read_table(dst, columns=["sample_id", "teacher_output", "finish_reason"]).to_pylist()
     whole = {row["sample_id"]: row["teacher_output"].strip() for row in found
              if row["teacher_output"] and row["finish_reason"] != "length"}  # fmt: skip
-    filled = [Item(instruction=item["instruction"], input=item["input"],
-                   output=item["output"] or whole.get(key_of(item), "")) for item in items]  # fmt: skip
+    filled = [item | {"output": item["output"] or whole.get(key_of(item), "")} for item in items]
     cut = sum(row["finish_reason"] == "length" for row in found)
     empty = sum(not item["output"].strip() for item in filled)
     print(f"teacher: {len(filled) - empty} of {len(filled)} items have an output"
@@ -71,7 +70,7 @@ def _input(item: Item, prompt: Prompt) -> Row:
 def by_api(config: DistillConfig) -> Answer:
     """Ask the provider of `config`, through the ledger."""
 
-    def answer(src: Path, dst: Path) -> None:
+    def answer() -> None:
         from nexa_distill import collect_teacher
 
         collect_teacher.run(config)
@@ -85,7 +84,8 @@ def by_model(
     """Ask a model in this process. `settings`: max_new_tokens, temperature, batch_size, seed,
     name."""
 
-    def answer(src: Path, dst: Path) -> None:
+    def answer() -> None:
+        src, dst = storage.path("raw_dataset"), storage.path("collected_dataset")
         stage = StageRun("teacher", storage, inputs=[src, *weights], settings=settings)
         if stage.is_current(dst):
             print(f"teacher: {dst} is up to date", flush=True)

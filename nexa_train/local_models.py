@@ -172,6 +172,25 @@ def load_for_inference(model: str, keep_layers: list[int] | None = None) -> tupl
     return loaded.to(device).eval(), load_tokenizer(model)
 
 
+def load_quantised(model: str) -> tuple[Any, Any]:
+    """As `load_for_inference`, in 8 bits where there are a GPU and the package bitsandbytes."""
+    import torch
+
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        return load_for_inference(model)
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    eight_bits = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, quantization_config=eight_bits, device_map="auto", use_safetensors=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise _not_loadable(model, error) from None
+    return loaded.eval(), load_tokenizer(model)
+
+
 def depth_pruned(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:
     """The smaller student: the decoder layers `keep_layers` (ascending), weights untouched.
 

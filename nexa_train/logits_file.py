@@ -10,7 +10,8 @@ trained tokens that the teacher mostly does not have among its own.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from nexa_distill.handoff import replacing, table_writer
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.teacher_logits import tokens_hash
 
-ALIGNED = 0.5  # of the trained tokens are among the teacher's; shifted by one, it is under a tenth
+AMONG = 0.5  # of the trained tokens are among the teacher's own, at least
 SUM_TOLERANCE = 1e-3
 ROWS = 1024
 Position = tuple[np.ndarray, np.ndarray]  # ids and probabilities, the most likely first
@@ -58,7 +59,7 @@ def read(
     trained on (not in `samples`) are passed over. Raises InputError naming the line.
     """
     wanted, known = {sample.sample_id: sample for sample in samples}, dict[str, list[Position]]()
-    total = found = 0
+    total, fits = 0, Counter[str]()
     for number, line in _lines(path, len(names)):
         sample = wanted.get(names[number])
         if sample is None:
@@ -66,21 +67,46 @@ def read(
         where = f"{path}: line {number + 1}"
         positions = _parse(where, line, sample, vocabulary)
         trained = [label for label in sample.labels[1:] if label != IGNORE]
-        found += sum(label in ids for label, (ids, _) in zip(trained, positions, strict=True))
+        fits.update(_fits(trained, positions))
         total += len(trained)
         known[sample.sample_id] = positions
-    if total and found < ALIGNED * total:
-        raise InputError(
-            f"{path}: only {found} of {total} trained tokens are among the teacher's; the lines "
-            "are of other samples, shifted, or of another tokenizer. Write the file again with "
-            "a job of type kd_white_box"
-        )
+    _refuse_misaligned(path, fits, total)
     width = min((len(ids) for rows in known.values() for ids, _ in rows), default=1)
     with table_writer(table, TEACHER_LOGITS) as out:
         for start in range(0, len(samples), ROWS):
             some = samples[start : start + ROWS]
             rows = [_row(sample, known[sample.sample_id], width) for sample in some]
             out.write(pa.Table.from_pylist(rows, TEACHER_LOGITS))
+
+
+def _fits(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, float]:
+    """How well the positions go with the tokens: tokens that are `among` a position's, and the
+    probability that all of them have, as they stand and one position `earlier` or `later`.
+    """
+    known = [dict(zip(ids.tolist(), p.tolist(), strict=True)) for ids, p in positions]
+    pairs = {
+        "here": (trained, known),
+        "earlier": (trained[1:], known),
+        "later": (trained, known[1:]),
+    }
+    found = {name: sum(own.get(token, 0.0) for token, own in zip(*pair, strict=False))
+             for name, pair in pairs.items()}  # fmt: skip
+    return found | {"among": sum(token in own for token, own in zip(trained, known, strict=True))}
+
+
+def _refuse_misaligned(path: Path, fits: Mapping[str, float], total: int) -> None:
+    again = "write the file again with a job of type kd_white_box"
+    if total and fits["among"] < AMONG * total:
+        raise InputError(
+            f"{path}: only {fits['among']:.0f} of {total} trained tokens are among the teacher's; "
+            f"the lines are of other samples or of another tokenizer; {again}"
+        )
+    for side in ("earlier", "later"):
+        if fits[side] > fits["here"]:
+            raise InputError(
+                f"{path}: the tokens fit better to the positions one {side} (mean probability "
+                f"{fits[side] / total:.3f} instead of {fits['here'] / total:.3f}); {again}"
+            )
 
 
 def _lines(path: Path, wanted: int) -> Iterator[tuple[int, Any]]:

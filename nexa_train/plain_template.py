@@ -36,6 +36,7 @@ def with_template_saved(model: str, tokenizer: Any, folder: Path) -> str:
     if tokenizer.chat_template is not None:
         return model
     source = _folder(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(folder):
         if not folder.is_dir():
             with complete_folder(folder) as temporary:
