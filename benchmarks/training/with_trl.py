@@ -43,7 +43,7 @@ def main() -> None:
         "train_sampling_strategy": "sequential", "max_length": 2048, "logging_steps": 1,
         "bf16": bf16(), "gradient_checkpointing": False, "report_to": "none",
         "save_strategy": "no", "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": False, "completion_only_loss": True,  # else the mask is not used
     } | VARIANTS[job.variant]  # fmt: skip
     rows, clock = read_rows(job), Clock()
     trainer = SFTTrainer(
