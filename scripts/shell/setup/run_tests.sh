@@ -31,7 +31,10 @@ main() {
   fi
   bash scripts/shell/setup/environment.sh --dev
   PATH=$ROOT/.venv/bin:$PATH
+  # Tests run side by side, and so do trainings in them: one thread each.
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   if (($# == 0)); then
+    set -- -n auto --maxprocesses 4 --dist loadfile
     check "ruff check" ruff check .
     check "ruff format" ruff format --check .
     check "mypy" mypy
