@@ -75,7 +75,7 @@ def pipeline_config(job: Job) -> DistillConfig:
     """The project's settings, with everything below `output_dir/run`, and the API of the job."""
     config = load_config(CONFIGS / "distill_config.yaml")
     root = Path(job.training.output_dir) / "run"
-    models = config.storage.path("models").resolve()
+    models = CONFIGS.resolve().parent / config.storage.path("models")  # one copy for all jobs
     ask = job.inference
     over: dict[str, Any] = {"storage": {"root": str(root), "models": str(models)}}
     if job.job_type == "kd_black_box_api":
