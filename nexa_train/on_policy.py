@@ -85,8 +85,9 @@ class Student:
         """One token a row: where the row's random number falls in the cumulated probabilities."""
         scaled = logits[:, : self.vocabulary].double() / self.settings.sampling_temperature
         cumulated = scaled.softmax(-1).cumsum(-1)
-        points = torch.tensor([draw.random() for draw in draws], device=logits.device)
-        drawn = torch.searchsorted(cumulated, points.double()[:, None], right=True)
+        points = [[draw.random()] for draw in draws]
+        where = torch.tensor(points, dtype=torch.double, device=logits.device)
+        drawn = torch.searchsorted(cumulated, where, right=True)
         return drawn[:, 0].clamp(max=cumulated.shape[1] - 1)
 
 

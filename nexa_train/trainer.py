@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from torch.distributed.tensor import DTensor
 
 from nexa_distill.errors import QualityGateMissed
 from nexa_distill.handoff import write_text
@@ -159,7 +160,7 @@ class Trainer:
 
     def _count(self, shares: list[Share]) -> tuple[int, int]:
         """Trained tokens and all tokens of a step, over all processes."""
-        mine = [sample for samples, _ in shares for sample in samples]
+        mine = [s for samples, _ in shares for s in samples if s.trained_tokens]
         counts = [sum(s.trained_tokens for s in mine), sum(len(s.input_ids) for s in mine)]
         summed = self.accelerator.reduce(
             torch.tensor(counts, device=self.accelerator.device), "sum"
@@ -214,4 +215,4 @@ class Trainer:
 
 
 def _number(norm: torch.Tensor) -> float:
-    return float(norm.full_tensor() if isinstance(norm, sharding.DTensor) else norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
