@@ -78,7 +78,7 @@ class AnswerLoss(nn.Module):
                 "its last layer; set train.fused_loss: false"
             )
 
-    def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:
+    def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:  # noqa: ARG002
         """Sum over the batch, float32, one number; differentiable also without labels.
 
         `words_only`: the cross entropy alone, whatever else a subclass adds.

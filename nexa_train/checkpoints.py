@@ -5,9 +5,8 @@ the adapter alone), `optimizer.safetensors` (AdamW's moments by parameter name),
 the size of every other file, written last. What is not trained is read from the base model again.
 It is written under a dotted name, synced and renamed, so a folder with the right name is complete;
 should a disk have lost a part of it nevertheless, the one before it, which is kept, is continued.
-No pickles. Tensors are whole, on however many processes they were made: a run may go on on another
-number of them. The learning rate and the order of the data are functions of step, seed and epoch; they
-need no state.
+No pickles. Tensors are whole, however many processes made them: another number may continue. The
+learning rate and the order of the data are functions of step, seed and epoch; they need no state.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """Answers that the student samples itself, for its teacher to score: on-policy distillation.
 
-Generalised knowledge distillation, Agarwal et al. 2024, https://arxiv.org/abs/2306.13649: a share of
-the batches has the student's own words in place of the data's, so that it learns in the situations
-which it gets itself into. Gradients do not flow through the sampling.
+Generalised knowledge distillation, Agarwal et al. 2024, https://arxiv.org/abs/2306.13649: a share
+of the batches has the student's own words in place of the data's, so that it learns in the
+situations which it gets itself into. Gradients do not flow through the sampling.
 
 Everything random follows the seed, the step and the sample: a resumed run says the same again, and
 so does a run on another number of processes.

@@ -37,8 +37,6 @@ def hasten(model: Any, train: Training) -> None:
 def _compile(model: Any) -> None:
     """Each decoder layer by itself, in place: parameters keep their names, and it is compiled once
     for all layers. Lengths differ from batch to batch, so they are no constants of it."""
-    import torch
-
     if not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError(
             "train.compile: no C++ compiler was found (g++, or what CXX names); run "
