@@ -35,7 +35,7 @@ class OnPolicy(Distilled):
         super().__init__(folder, train, **(own | wanted))
 
     def student(self, **wanted: Any) -> on_policy.Student:
-        model = load_model(str(self.model), [0, 1, 3])
+        model = load_model(str(self.model), [0, 1, 3]).train()
         packing.enable(model)
         settings = self.settings.distillation.model_copy(update=wanted)
         return on_policy.Student(model, settings, 7, VOCABULARY, END)
