@@ -7,7 +7,7 @@ from typing import Any
 
 from nexa_distill.errors import InputError
 from nexa_distill.student_config import StudentConfig, Training
-from nexa_train import adapters, checkpoints, sharding
+from nexa_train import adapters, checkpoints, packing, sharding
 from nexa_train.local_models import load_model
 
 
@@ -26,17 +26,25 @@ def build(config: StudentConfig, base: str, checkpoint: Path | None = None) -> A
 def hasten(model: Any, train: Training) -> None:
     """Settings that change time and memory, and nothing of what is learnt.
 
-    Raises InputError where `train.compile` cannot work.
+    Raises InputError where one of them cannot work.
     """
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if not model.supports_gradient_checkpointing:
+            raise InputError(
+                f"train.gradient_checkpointing: {type(model).__name__} knows none; set it to false"
+            )
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if train.compile:
         _compile(model)
 
 
 def _compile(model: Any) -> None:
     """Each decoder layer by itself, in place: parameters keep their names, and it is compiled once
-    for all layers. Lengths differ from batch to batch, so they are no constants of it."""
+    for all layers. Lengths differ from batch to batch, so they are no constants of it; packed
+    attention, which loops over them, is left out."""
+    from torch import compiler
+    from transformers import AttentionInterface
+
     if not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError(
             "train.compile: no C++ compiler was found (g++, or what CXX names); run "
@@ -48,5 +56,6 @@ def _compile(model: Any) -> None:
             f"train.compile: {type(model).__name__} does not say what its layers are; set "
             "train.compile: false"
         )
+    AttentionInterface.register(packing.PER_SAMPLE, compiler.disable(packing.attend_per_sample))
     for layer in layers:
         layer.compile(dynamic=True)

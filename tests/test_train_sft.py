@@ -175,8 +175,10 @@ def test_gradient_accumulation_weighs_by_tokens(tmp_path: Path) -> None:
     assert len(losses(whole.folder / "output")) == 3
 
 
-@pytest.mark.parametrize("setting", ["gradient_checkpointing", "compile"])
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(
+    ("setting", "packing"),
+    [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)],
+)
 def test_what_hastens_a_training_leaves_its_losses(
     tmp_path: Path, setting: str, packing: bool
 ) -> None:
@@ -196,7 +198,7 @@ def layers_run(run: Run) -> int:
     trained_model.hasten(model, config.train)
     ran: list[int] = []
     for layer in sharding.blocks(model):
-        layer.mlp.register_forward_hook(lambda *_: ran.append(1))
+        layer.mlp.register_forward_pre_hook(lambda *_: ran.append(1))
     data = load_dataset(run.dataset, tokenizer(), 256)
     loss = AnswerLoss(model)
     ran.clear()
