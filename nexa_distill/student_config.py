@@ -18,7 +18,7 @@ class Lora(Section):
     """
 
     rank: Count
-    alpha: float = Field(gt=0)
+    alpha: Count
     dropout: float = Field(ge=0, lt=1)
     target_modules: Literal["all-linear"] | list[str]
 

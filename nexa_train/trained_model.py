@@ -56,6 +56,7 @@ def _compile(model: Any) -> None:
             f"train.compile: {type(model).__name__} does not say what its layers are; set "
             "train.compile: false"
         )
-    AttentionInterface.register(packing.PER_SAMPLE, compiler.disable(packing.attend_per_sample))
+    apart: Any = compiler.disable(packing.attend_per_sample)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(packing.PER_SAMPLE, apart)
     for layer in layers:
         layer.compile(dynamic=True)

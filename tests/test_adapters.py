@@ -69,6 +69,16 @@ def test_a_fresh_adapter_changes_nothing_and_a_merged_one_says_what_it_said(run:
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
 
 
+def test_dropout_does_not_hide_a_plain_head(tmp_path: Path) -> None:
+    model = built(Run(tmp_path, lora=LORA | {"dropout": 0.5}))
+    for name, tensor in checkpoints.trained(model):
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor, std=0.3)
+    assert model.training
+    assert AnswerLoss(model).logits.plain_head
+    assert model.training
+
+
 def test_the_export_needs_no_peft_and_keeps_what_was_learnt(run: Run, tmp_path: Path) -> None:
     assert run.here(tmp_path / "out")
     rows = metrics(tmp_path / "out")

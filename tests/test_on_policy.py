@@ -55,7 +55,8 @@ def next_of(model: Any, ids: list[int], temperature: float) -> torch.Tensor:
     """Probabilities after `ids`, without a cache, padding or neighbours."""
     with torch.no_grad():
         logits = model.eval()(torch.tensor([ids]), use_cache=False).logits[0, -1, :VOCABULARY]
-    return (logits.double() / temperature).softmax(-1)
+    found: torch.Tensor = (logits.double() / temperature).softmax(-1)
+    return found
 
 
 def test_each_token_is_drawn_from_the_students_own_distribution(
@@ -179,7 +180,8 @@ def test_nothing_of_the_teacher_is_trained(run: OnPolicy, tmp_path: Path) -> Non
     trainer, _, _ = train_sft._prepare(
         config, run.storage(), str(run.model), run.dataset, tmp_path / "out", "key", shard=False
     )
-    teacher = trainer.loss.teacher.model
+    loss: Any = trainer.loss
+    teacher = loss.teacher.model
     before = [tensor.clone() for tensor in teacher.parameters()]
     trainer.train(0)
     for one, other in zip(before, teacher.parameters(), strict=True):
@@ -206,7 +208,7 @@ def test_two_processes_follow_the_losses_of_one(run: OnPolicy) -> None:
 
 
 @pytest.mark.parametrize("wanted", [{"source": "cache"}, {"loss": "none"}])
-def test_nobody_scores_it_in_advance(tmp_path: Path, wanted: dict[str, str]) -> None:
+def test_nobody_scores_it_in_advance(tmp_path: Path, wanted: dict[str, Any]) -> None:
     run = OnPolicy(tmp_path, **wanted)
     with pytest.raises(InputError, match=r"distillation\.on_policy is 1\.0: nobody can"):
         load_yaml(run.config, StudentConfig)

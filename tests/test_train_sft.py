@@ -198,7 +198,8 @@ def layers_run(run: Run) -> int:
     trained_model.hasten(model, config.train)
     ran: list[int] = []
     for layer in sharding.blocks(model):
-        layer.mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+        mlp: Any = layer.mlp
+        mlp.register_forward_pre_hook(lambda *_: ran.append(1))
     data = load_dataset(run.dataset, tokenizer(), 256)
     loss = AnswerLoss(model)
     ran.clear()
