@@ -48,7 +48,10 @@ def run(tmp_path: Path) -> OnPolicy:
 
 @pytest.fixture
 def samples(run: OnPolicy) -> list[Sample]:
-    return load_dataset(run.dataset, tokenizer(), 256).train[:5]
+    """Their prompts differ in length."""
+    made = load_dataset(run.dataset, tokenizer(), 256).train[:5]
+    return [Sample(s.sample_id, s.input_ids[3 * i :], s.labels[3 * i :])
+            for i, s in enumerate(made)]  # fmt: skip
 
 
 def next_of(model: Any, ids: list[int], temperature: float) -> torch.Tensor:
