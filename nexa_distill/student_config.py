@@ -3,18 +3,31 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from nexa_distill.cleaning import cleaner_of
 from nexa_distill.config import DistillConfig, Storage, load_system_prompt
 from nexa_distill.settings_file import Count, NonNegative, Section, Share
 
 
+class Lora(Section):
+    """`train.lora:` an adapter that is trained in place of the model.
+
+    `target_modules`: names of linear layers, or all of them but the output embedding.
+    """
+
+    rank: Count
+    alpha: Count
+    dropout: float = Field(ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str]
+
+
 class Training(Section):
     """`train:` of a student run. A step is one optimizer step.
 
     `max_length` null: as long as the longest row, if the model can read that. `max_refused_share`:
-    of the rows; above it the preflight stops the training.
+    of the rows; above it the preflight stops the training. `lora` null: the whole model is trained.
     """
 
     epochs: Count
@@ -27,6 +40,10 @@ class Training(Section):
     max_grad_norm: float = Field(gt=0)
     max_length: Count | None
     max_refused_share: Share
+    lora: Lora | None
+    gradient_checkpointing: bool
+    compile: bool
+    fused_loss: bool
     seed: int
     save_every_steps: Count
     eval_every_steps: Count
@@ -35,7 +52,8 @@ class Training(Section):
 class Distillation(Section):
     """`distillation:` learning from the teacher's probabilities, not only from its words.
 
-    `loss` none = supervised training alone. `top_k` is of the source `cache` only.
+    `loss` none = supervised training alone. `top_k` is of the source `cache` only. `on_policy`:
+    share of the batches in which the student answers itself, at `sampling_temperature`.
     """
 
     loss: Literal["none", "forward_kl", "reverse_kl", "jensen_shannon"]
@@ -44,6 +62,21 @@ class Distillation(Section):
     kd_ratio: float = Field(ge=0, le=1)
     temperature: float = Field(gt=0)
     top_k: Count
+    on_policy: Share
+    sampling_temperature: float = Field(gt=0)
+
+    @field_validator("on_policy")
+    @classmethod
+    def _needs_a_teacher_at_hand(cls, share: float, others: ValidationInfo) -> float:
+        online = others.data.get("loss") != "none" and others.data.get("source") == "online"
+        if share and not online:
+            raise PydanticCustomError(
+                "on_policy",
+                "nobody can have scored in advance what the student is going to say; set "
+                "distillation.source: online and distillation.loss to a divergence, or "
+                "on_policy: 0.0",
+            )
+        return share
 
     @property
     def cached(self) -> bool:
@@ -78,11 +111,12 @@ class StudentConfig(Section):
     generate: Generation
 
     def training_settings(self) -> dict[str, Any]:
-        """What decides the checkpoint."""
+        """What decides the checkpoint; how fast and in how much memory it is computed does not."""
         parts = {"student", "keep_layers", "train"}
         if self.distillation.loss != "none":
             parts.add("distillation")
-        return self.model_dump(include=parts, exclude={"train": {"max_refused_share"}})
+        speed = {"max_refused_share", "gradient_checkpointing", "compile", "fused_loss"}
+        return self.model_dump(include=parts, exclude={"train": speed})
 
     def logits_settings(self) -> dict[str, Any]:
         """What decides the stored probabilities of the teacher, next to the training set."""

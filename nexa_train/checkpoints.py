@@ -1,11 +1,12 @@
 """Checkpoints that are complete or not there, and what it takes to continue from one exactly.
 
-A checkpoint is a folder `step-NNNNNN`: the model (safetensors, float32), `optimizer.safetensors`
-(AdamW's moments by parameter name), `state.json` with the size of every other file, written last.
+A checkpoint is a folder `step-NNNNNN`: `model.safetensors` (what is trained, in float32: with LoRA
+the adapter alone), `optimizer.safetensors` (AdamW's moments by parameter name), `state.json` with
+the size of every other file, written last. What is not trained is read from the base model again.
 It is written under a dotted name, synced and renamed, so a folder with the right name is complete;
 should a disk have lost a part of it nevertheless, the one before it, which is kept, is continued.
-No pickles. The learning rate and the order of the data are functions of step, seed and epoch; they
-need no state.
+No pickles. Tensors are whole, however many processes made them: another number may continue. The
+learning rate and the order of the data are functions of step, seed and epoch; they need no state.
 """
 
 import errno
@@ -24,9 +25,10 @@ from safetensors.torch import load_file, save_file
 
 from nexa_distill import failpoints
 from nexa_distill.handoff import sync_folder, write_json
+from nexa_train.sharding import part, whole
 
 log = logging.getLogger(__name__)
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 KEPT = 2  # checkpoints on disk
 
 
@@ -79,37 +81,59 @@ def _state(path: Path) -> dict[str, Any] | None:
     return state if whole else None
 
 
+def trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """What the optimizer changes, by name."""
+    return [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
+
+
 def save(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, *, step: int, run_key: str
-) -> Path:
-    """Write `step-NNNNNN`, then remove those before the last `KEPT`."""
-    path = folder / f"step-{step:06d}"
-    with complete_folder(path) as temporary:
-        model.save_pretrained(temporary)
-        save_file(_moments(model, optimizer), temporary / OPTIMIZER)
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, *, step: int, run_key: str,
+    main: bool = True,
+) -> None:  # fmt: skip
+    """Write `step-NNNNNN`, then remove those before the last `KEPT`.
+
+    Every process of a sharded model has to ask; the `main` one writes.
+    """
+    weights = whole(trained(model), keep=main)
+    moments = whole(_moments(model, optimizer), keep=main)
+    if not main:
+        return
+    with complete_folder(folder / f"step-{step:06d}") as temporary:
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        model.config.save_pretrained(temporary)
+        save_file(moments, temporary / OPTIMIZER)
         files = {file.name: file.stat().st_size for file in temporary.iterdir()}
         write_json(temporary / STATE, {"step": step, "run_key": run_key, "files": files})
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
-    return path
+
+
+def restore_model(path: Path, model: Any) -> None:
+    """Put what checkpoint `path` has trained into `model`, which is made as its run made it."""
+    fill(model, load_file(path / WEIGHTS))
+
+
+@torch.no_grad()
+def fill(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Put trained weights into a whole model."""
+    for name, parameter in trained(model):
+        parameter.copy_(weights[name])
 
 
 def restore_optimizer(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
     """Put the moments of checkpoint `path` into `optimizer`; returns the steps that were done."""
     stored = load_file(path / OPTIMIZER)
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model):
         kinds = ("step", "exp_avg", "exp_avg_sq")
         state = {kind: stored[f"{name}|{kind}"] for kind in kinds if f"{name}|{kind}" in stored}
         if state:
             optimizer.state[parameter] = {
-                kind: value.to(parameter.device) for kind, value in state.items()
+                kind: part(parameter, value) for kind, value in state.items()
             }
     return int(json.loads((path / STATE).read_text(encoding="utf-8"))["step"])
 
 
-def _moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}|{kind}": value.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
+def _moments(model: Any, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in trained(model):
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            yield f"{name}|{kind}", value

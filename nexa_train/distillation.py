@@ -1,7 +1,8 @@
 """Training on the teacher's probabilities beside its words: `(1 - kd_ratio) CE + kd_ratio KD`.
 
 The teacher is online (its model in the process: exact, its forward pass in every step) or cached
-(`storage.teacher_logits`: paid once, k tokens and a tail). Both are sums in nats over the trained
+(`storage.teacher_logits`: paid once, k tokens and a tail). An online one can also score what the
+student says itself (`on_policy.py`): then KD alone. All are sums in nats over the trained
 tokens, as `AnswerLoss` is, so accumulation and processes weigh them alike. `distillation_loss.py`
 has the formulas.
 """
@@ -12,9 +13,18 @@ from typing import Any
 import torch
 
 from nexa_distill.config import Storage
+from nexa_distill.errors import InputError
 from nexa_distill.student_config import Distillation, StudentConfig
 from nexa_train import packing
-from nexa_train.answer_loss import AnswerLogits, AnswerLoss, Batch, Collate, cross_entropy
+from nexa_train.answer_loss import (
+    OWN_WORDS,
+    AnswerLogits,
+    AnswerLoss,
+    Batch,
+    Collate,
+    cross_entropy,
+    fused_cross_entropy,
+)
 from nexa_train.chat import Sample
 from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
 from nexa_train.local_models import load_for_inference, resolve_model
@@ -33,11 +43,18 @@ class DistillationLoss(AnswerLoss):
         # Not a submodule: its weights are neither trained nor saved nor sent to other processes.
         self.teacher = AnswerLogits(teacher) if teacher is not None else None
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """One number, float32. A cached teacher's rows are in the batch (`CachedTeacher.batch`)."""
+    def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:
+        """One number, float32. A cached teacher's rows are in the batch (`CachedTeacher.batch`).
+
+        Of the student's own words only the divergence counts: they are no example to follow.
+        """
         logits = self.logits(batch)
-        ratio = self.settings.kd_ratio
+        if words_only:
+            return cross_entropy(logits, batch)
         divergence = self._divergence(logits[:, : self.vocabulary], batch)
+        if OWN_WORDS in batch:
+            return divergence
+        ratio = self.settings.kd_ratio
         return (1 - ratio) * cross_entropy(logits, batch) + ratio * divergence
 
     def _divergence(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -59,8 +76,14 @@ def attach(
     Raises InputError for a teacher of another vocabulary, or a cache of other samples.
     """
     settings = config.distillation
+    fused = fused_cross_entropy() if config.train.fused_loss else None
     if settings.loss == "none":
-        return AnswerLoss(model), batch_of
+        return AnswerLoss(model, fused), batch_of
+    if fused is not None:
+        raise InputError(
+            "train.fused_loss: the kernel gives no probabilities to compare with the teacher's; "
+            "set it to false, or distillation.loss: none"
+        )
     if settings.cached:
         cached = CachedTeacher(storage.path("teacher_logits"), [*data.train, *data.val])
 

@@ -10,7 +10,8 @@ covered; `prove_isolation` refuses a model that is not, before the first step.
 them (Dao 2023, https://arxiv.org/abs/2307.08691).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -74,11 +75,24 @@ def attend_per_sample(
 
 
 def enable(model: Any) -> None:
-    """Let the model attend per sample. It keeps no key-value cache then: not for generation."""
+    """Let the model attend per sample. It keeps no key-value cache then: see `suspended`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PER_SAMPLE, attend_per_sample)
     model.set_attn_implementation(PER_SAMPLE)
+
+
+@contextmanager
+def suspended(model: Any) -> Iterator[None]:
+    """The usual attention, which generation needs for its cache; packed again afterwards."""
+    packed = model.config._attn_implementation == PER_SAMPLE
+    if packed:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if packed:
+            model.set_attn_implementation(PER_SAMPLE)
 
 
 @torch.no_grad()

@@ -18,11 +18,12 @@ from nexa_distill.errors import InputError, QualityGateMissed
 from nexa_distill.manifests import sha256_path
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train import train_sft
+from nexa_train import sharding, train_sft, trained_model
 from nexa_train.answer_loss import AnswerLoss
 from nexa_train.chat import IGNORE
 from nexa_train.local_models import load_model
 from nexa_train.sft_data import collate, epoch_batches, load_dataset
+from nexa_train.trainer import learning_rate
 from tests.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
 
 
@@ -155,7 +156,7 @@ def test_the_loss_is_that_of_the_whole_logits(tmp_path: Path) -> None:
     whole = model(**batch).loss * sum(s.trained_tokens for s in data.train[:4])
     loss = AnswerLoss(model)
     assert float(loss(batch).detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
-    assert loss.logits.plain_head(batch)
+    assert loss.logits.plain_head
     labels_of_padding = batch["labels"][batch["attention_mask"] == 0]
     assert labels_of_padding.numel()
     assert bool((labels_of_padding == IGNORE).all())
@@ -172,6 +173,79 @@ def test_gradient_accumulation_weighs_by_tokens(tmp_path: Path) -> None:
     total = float(AnswerLoss(model)(collate(data.train, torch.device("cpu"), pad_id=2)))
     assert first == pytest.approx(total / sum(s.trained_tokens for s in data.train), rel=0.01)
     assert len(losses(whole.folder / "output")) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "packing"),
+    [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)],
+)
+def test_what_hastens_a_training_leaves_its_losses(
+    tmp_path: Path, setting: str, packing: bool
+) -> None:
+    curves = []
+    for wanted in (False, True):
+        run = Run(tmp_path / str(wanted), packing=packing, **{setting: wanted})
+        run.here(run.folder / "out")
+        curves.append(losses(run.folder / "out"))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-6 if setting != "compile" else 1e-3)
+    assert len(curves[1]) == 12
+
+
+def layers_run(run: Run) -> int:
+    """How often layers compute in one forward and backward pass."""
+    config = load_yaml(run.config, StudentConfig)
+    model = trained_model.build(config, str(run.model))
+    trained_model.hasten(model, config.train)
+    ran: list[int] = []
+    for layer in sharding.blocks(model):
+        mlp: Any = layer.mlp
+        mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+    data = load_dataset(run.dataset, tokenizer(), 256)
+    loss = AnswerLoss(model)
+    ran.clear()
+    loss(collate(data.train[:4], torch.device("cpu"), pad_id=2)).backward()
+    return len(ran)
+
+
+def test_layers_are_computed_again_instead_of_kept(tmp_path: Path) -> None:
+    assert layers_run(Run(tmp_path / "a")) == 3
+    assert layers_run(Run(tmp_path / "b", gradient_checkpointing=True)) == 6
+
+
+def test_every_layer_is_compiled_and_without_a_compiler_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, compile=True)
+    config = load_yaml(run.config, StudentConfig)
+    model = trained_model.build(config, str(run.model))
+    before = [name for name, _ in model.named_parameters()]
+    trained_model.hasten(model, config.train)
+    assert all(layer._compiled_call_impl is not None for layer in sharding.blocks(model))
+    assert [name for name, _ in model.named_parameters()] == before
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    with pytest.raises(InputError, match="apt-get install g"):
+        trained_model.hasten(model, config.train)
+
+
+def test_a_fused_loss_without_a_gpu_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, fused_loss=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"needs a GPU.*train\.fused_loss: false"):
+        run.here(tmp_path / "out")
+
+
+def test_how_fast_it_is_computed_does_not_make_a_finished_run_stale(
+    finished: tuple[Run, Path],
+) -> None:
+    run, output = finished
+    before = run.config.read_text()
+    values = yaml.safe_load(before)
+    values["train"] |= {"gradient_checkpointing": True, "compile": True, "fused_loss": True}
+    run.config.write_text(yaml.safe_dump(values))
+    assert not run.here(output)
+    run.config.write_text(before)
 
 
 def test_an_epoch_has_every_sample_once_and_depends_on_seed_and_epoch_only(
@@ -202,7 +276,7 @@ def test_a_loss_that_is_not_finite_names_its_samples(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
-    rates = [train_sft.learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)

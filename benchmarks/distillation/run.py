@@ -27,7 +27,7 @@ from nexa_distill.contracts import SFT
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train import packing, teacher_logits, train_sft
-from nexa_train.answer_loss import AnswerLogits, mean_loss
+from nexa_train.answer_loss import AnswerLogits, AnswerLoss, mean_loss
 from nexa_train.chat import Sample, encode
 from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
 from nexa_train.local_models import BUNDLED, load_model, load_tokenizer, resolve_model
@@ -97,7 +97,7 @@ class Bench:
         student = load_model(str(out / "final")).eval()
         packing.enable(student)
         found = torch.cat(list(likeliest(student, self.held_out)))
-        nats = mean_loss(student, AnswerLogits(student), self.held_out, 4, packing.collate_packed)
+        nats = mean_loss(AnswerLoss(student), self.held_out, 4, packing.collate_packed)
         agreement = float((found == self.likeliest).float().mean())
         steps = [after - before for before, after in pairwise(seconds)][1:-1]  # the last one saves
         return Outcome(nats or float("nan"), agreement, statistics.median(steps))

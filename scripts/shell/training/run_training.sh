@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Train the student: bash scripts/shell/training/run_training.sh [CONFIG] [true|false] [flags...]
+# Train the student: bash scripts/shell/training/run_training.sh [CONFIG] [true|false|fsdp] [flags...]
 #   CONFIG  the student's settings (default: configs/baseline_distill.yaml)
 #   true    several processes by `accelerate launch`: one per GPU, or 2 on a CPU
+#   fsdp    the same, and each keeps a part of the model: for one that no GPU can hold whole
 #   flags   go to nexa_train.train_sft, for example --dataset FILE --output DIR
-# NEXA_PYTHON names another Python than .venv's.
+# NEXA_PYTHON names another Python than .venv's. NEXA_PROCESSES: how many on this machine. Several
+# machines: NEXA_MACHINES, NEXA_MACHINE_RANK (0..), NEXA_MAIN_ADDRESS and NEXA_MAIN_PORT of rank 0.
 set -euo pipefail
 
 usage() {
-  sed -n '2,6s/^# \{0,1\}//p' "$0"
+  sed -n '2,9s/^# \{0,1\}//p' "$0"
 }
 
 choose_python() {
@@ -22,13 +24,18 @@ choose_python() {
 }
 
 launch_many() {
-  local python=$1 gpus count code=0
+  local python=$1 gpus count machines=${NEXA_MACHINES:-1} code=0
   shift
   gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
-  count=$((gpus > 0 ? gpus : 2))
+  count=$((${NEXA_PROCESSES:-$((gpus > 0 ? gpus : 2))} * machines))
   # Every value that accelerate would otherwise take from its own file or warn about.
-  local -a options=(--num_processes "$count" --num_machines 1 --mixed_precision no)
-  options+=(--dynamo_backend no --main_process_port 0)
+  local -a options=(--num_processes "$count" --num_machines "$machines" --mixed_precision no)
+  options+=(--dynamo_backend no --main_process_port "${NEXA_MAIN_PORT:-0}")
+  if ((machines > 1)); then
+    options+=(--machine_rank "${NEXA_MACHINE_RANK:?of this machine, 0 on the first}")
+    options+=(--main_process_ip "${NEXA_MAIN_ADDRESS:?the address of machine 0}")
+    : "${NEXA_MAIN_PORT:?a free port of machine 0, the same on all machines}"
+  fi
   if ((count > 1)); then
     options+=(--multi_gpu) # the name of its launcher of many processes, on a CPU too
   fi
@@ -61,9 +68,10 @@ main() {
   export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
   case $distributed in
     true) launch_many "$python" --config "$config" "$@" ;;
+    fsdp) launch_many "$python" --config "$config" --shard "$@" ;;
     false) exec "$python" -m nexa_train.train_sft --config "$config" "$@" ;;
     *)
-      printf 'error: the second argument is %s; expected true (many processes) or false\n' \
+      printf 'error: the second argument is %s; expected true or fsdp (many processes) or false\n' \
         "$distributed" >&2
       return 2
       ;;
