@@ -41,6 +41,7 @@ from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import Generation, StudentConfig
 from nexa_train import chat, local_models
+from nexa_train.generation import new_tokens, said, stop_tokens
 
 DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
 Which = Literal["trained", "baseline"]
@@ -75,13 +76,6 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the generation config."""
-    configured = model.generation_config.eos_token_id
-    more = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [tokenizer.eos_token_id, *more] if token is not None})
-
-
 def answer(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], generate: Generation, model_id: str,
     cleaner: Cleaner,
@@ -94,54 +88,30 @@ def answer(
         milliseconds = 1000 * (time.perf_counter() - start) / len(batch)
         for prompt, tokens in zip(batch, new, strict=True):
             row = _row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
-            text, said = cleaner(row["template_name"], row["teacher_output"])
-            yield row | {"teacher_output": text, "raw_output": said}
+            text, raw = cleaner(row["template_name"], row["teacher_output"])
+            yield row | {"teacher_output": text, "raw_output": raw}
 
 
 def _generate(
     model: Any, tokenizer: Any, batch: list[Prompt], generate: Generation, stops: list[int]
 ) -> list[list[int]]:
-    """The new tokens of each prompt: (batch, at most max_new_tokens), padding still at the end."""
-    import torch
-    from transformers import GenerationConfig
-
-    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    width = max(len(prompt.ids) for prompt in batch)
-    ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch])
-    mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in batch])
-    # Built anew, so that nothing in the checkpoint but its own sampling limits has a say.
-    own, sampling = model.generation_config, dict[str, Any](do_sample=False)
-    if generate.temperature:
-        limits = {"top_k": own.top_k or 0, "top_p": own.top_p or 1.0}
-        sampling = {"do_sample": True, "temperature": generate.temperature, **limits}
-    wanted = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=generate.max_new_tokens, pad_token_id=pad, eos_token_id=stops, **sampling
-    )
-    torch.manual_seed(int(sha256_text(batch[0].row["sample_id"])[:8], 16))
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=wanted,
-        )
-    return [list(row) for row in out[:, width:].tolist()]
+    own = model.generation_config
+    return new_tokens(
+        model, tokenizer, [prompt.ids for prompt in batch], stops=stops,
+        max_new_tokens=generate.max_new_tokens, temperature=generate.temperature,
+        top_k=own.top_k or 0, top_p=own.top_p or 1.0,
+        seed=int(sha256_text(batch[0].row["sample_id"])[:8], 16),
+    )  # fmt: skip
 
 
 def _row(
-    tokenizer: Any,
-    prompt: Prompt,
-    tokens: list[int],
-    stops: list[int],
-    model_id: str,
+    tokenizer: Any, prompt: Prompt, tokens: list[int], stops: list[int], model_id: str,
     milliseconds: float,
-) -> Row:
-    end = next((i for i, token in enumerate(tokens) if token in stops), None)
-    said = tokens if end is None else tokens[:end]
-    text = tokenizer.decode(said, skip_special_tokens=True)
-    count = len(said) + (end is not None)
+) -> Row:  # fmt: skip
+    text, count, ended = said(tokenizer, tokens, stops)
     return {
         **prompt.row, "attempt": 0, "teacher_output": text or None, "reasoning_output": None,
-        "model_id": model_id, "finish_reason": "length" if end is None else "stop",
+        "model_id": model_id, "finish_reason": "stop" if ended else "length",
         "prompt_tokens": len(prompt.ids), "completion_tokens": count,
         "total_tokens": len(prompt.ids) + count, "latency_ms": milliseconds,
         "cost_usd": None, "request_key": None, "created_at": datetime.now(UTC),

@@ -13,7 +13,8 @@ from nexa_distill.contracts import OUTPUTS, TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.handoff import read_table
 from nexa_train import chat, generate_student
-from nexa_train.generate_student import Prompt, batches, messages, stop_tokens
+from nexa_train.generate_student import Prompt, batches, messages
+from nexa_train.generation import stop_tokens
 from nexa_train.local_models import load_for_inference
 from tests.exam import prepare, rows, save_untrained
 

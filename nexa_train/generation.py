@@ -1,0 +1,53 @@
+"""New tokens after prompts, batch by batch; what ends an answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, and those of the generation config."""
+    configured = model.generation_config.eos_token_id
+    more = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [tokenizer.eos_token_id, *more] if token is not None})
+
+
+def new_tokens(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
+    temperature: float, top_k: int, top_p: float, stops: list[int], seed: int,
+) -> list[list[int]]:  # fmt: skip
+    """(prompts, at most max_new_tokens): padding is still at the end. Temperature 0 is greedy.
+
+    Prompts are padded on the left. The same batch and seed give the same tokens; other hardware may
+    round differently.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        sampling = {
+            "do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        }  # fmt: skip
+    # Built anew, so that nothing in the checkpoint has a say that the caller does not know of.
+    wanted = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stops, **sampling
+    )
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+            generation_config=wanted,
+        )  # fmt: skip
+    return [list(row) for row in out[:, width:].tolist()]
+
+
+def said(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int]) -> tuple[str, int, bool]:
+    """Text, count (with the token that ended it) and whether one did, of one row of new tokens."""
+    end = next((i for i, token in enumerate(tokens) if token in stops), None)
+    words = tokens if end is None else tokens[:end]
+    text = tokenizer.decode(words, skip_special_tokens=True)
+    return text, len(words) + (end is not None), end is not None
