@@ -29,6 +29,7 @@ from nexa_train.report_text import (
     figures,
     groups,
     number,
+    regression,
     table,
 )
 
@@ -90,8 +91,18 @@ def _losses(metrics: Path) -> Json:
     }
 
 
+def read(checkpoint: Path) -> Json:
+    """Its training.json; one that an earlier version wrote says too little for a card: empty."""
+    path = checkpoint / "training.json"
+    found: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found if "proof" in found else {}
+
+
 def card(training: Json, report: Json | None) -> str:
     """The card of a checkpoint: from its training.json, and the report on it if there is one."""
+    if not training:
+        note = "How it was trained is not known here: its checkpoint is of an earlier version."
+        return "\n".join(["# Student", "", note, "", *_scores(report)]) + "\n"
     lines = [*_front_matter(training), f"# {as_code(training['run_name'])}", ""]
     lines += [*_what(training), *_data(training), *_training(training), *_scores(report)]
     return "\n".join([*lines, *_lineage(training, report)]) + "\n"
@@ -168,7 +179,7 @@ def _scores(report: Json | None) -> list[str]:
         ]  # fmt: skip
     models = report["models"]
     lines = ["## Scores", "", *(f"- {sentence}" for sentence in report["headline"])]
-    lines += [""]
+    lines += [f"- {regression(report['regression'])}", ""]
     lines += table(["", *TITLES.values()], [[name, *texts] for name, texts in figures(models)])
     for title, key in (("task type", "by_task"), ("domain", "by_domain")):
         lines += ["", *groups(models, title, key)]

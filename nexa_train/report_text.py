@@ -143,11 +143,16 @@ def figures(models: Json) -> list[tuple[str, list[str]]]:
     def judged(check: str) -> Any:
         return lambda m: number(m["judge"].get(check), 2) if m["judge"] else without
 
+    def executed(check: str) -> Any:
+        return lambda m: with_interval(m["execution"][check]) if m["execution"][check] else "none"
+
     return [
         row("model", lambda m: m["model_id"] or NOT_MEASURED),
         row("parameters", lambda m: millions(m["parameters"])),
         row("layers", lambda m: number(m["layers"])),
-        row("passes the gate", lambda m: passes(m["gate"])),
+        row("passes the gate", lambda m: with_interval(m["gate"])),
+        row("executes", executed("exec.executes")),
+        row("right result, by execution", executed("exec.matches")),
         row("judged factual, of what passes the rules", judged("judge.factuality")),
         row("judged well reasoned, of what passes the rules", judged("judge.reasoning")),
         row("loss, nats per token", inside("loss", "nats_per_token", 3)),
@@ -166,6 +171,8 @@ def markdown(report: Json) -> str:
     lines += ["", *table(["", *TITLES.values()], [[n, *v] for n, v in figures(report["models"])])]
     for title, key in (("task type", "by_task"), ("domain", "by_domain")):
         lines += ["", f"## Gate by {title}", "", *groups(report["models"], title, key)]
+        lines += ["", *compared(report["comparison"], title, key)]
+    lines += ["", "## Against the accepted run", "", regression(report["regression"])]
     lines += ["", "## First reasons of rejection", "", *_reasons(report["models"])]
     lines += ["", "## From raw data to training", ""]
     lines += table(["step", "rows"], [[s["step"], number(s["count"])] for s in report["funnel"]])
@@ -205,6 +212,33 @@ def groups(models: Json, title: str, key: str) -> list[str]:
     return table([title, *TITLES.values()], rows)
 
 
+def compared(comparison: Json, title: str, key: str) -> list[str]:
+    """Before and after training by group: many comparisons, so one alone proves little."""
+    rows = [
+        [as_code(name), interval(pair, percent=True), pair["verdict"], p_value(pair["mcnemar_p"])]
+        for name, pair in comparison[key].items()
+    ]
+    return table([title, "after minus before", "verdict", "McNemar"], rows)
+
+
+def regression(found: Json) -> str:
+    """What the comparison with the accepted run says, in one paragraph."""
+    if found["accepted"] is None:
+        return (
+            "No run has been accepted yet, so nothing was compared with this one; "
+            "`python -m nexa_train.regression accept` accepts it."
+        )
+    run = found["accepted"]
+    text = f"Accepted run {as_code(run['run_id'])} of {run['accepted_at'][:10]}"
+    if found["gate"]:
+        text += f": gate pass rate {interval(found['gate'], percent=True)}"
+    if found["loss"]:
+        text += f"; loss {interval(found['loss'])}"
+    if found["misses"]:
+        return f"{text}. Worse than it may be: {'; '.join(found['misses'])}."
+    return f"{text}. No worse than `regression_gate:` allows."
+
+
 def _reasons(models: Json) -> list[str]:
     counts = [models[name]["reject_reason_counts"] for name in TITLES]
     names = sorted({name for count in counts for name in count})
@@ -217,7 +251,8 @@ def _reasons(models: Json) -> list[str]:
 
 
 def _example(example: Json) -> list[str]:
-    title = " · ".join(filter(None, (example["template_name"], example["domain"])))
+    named = filter(None, (example["template_name"], example["domain"]))
+    title = " · ".join(as_code(name) for name in named)
     lines = [f"### {title} `{example['sample_id'][:12]}`", "", *_quoted(example["user_prompt"]), ""]
     for name, label in TITLES.items():
         answer = example["answers"][name]
