@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from nexa_distill import pii
 from nexa_distill.contracts import FLAG_REASONS
 from nexa_distill.errors import did_you_mean
-from nexa_distill.settings_file import Count, Section, Share
+from nexa_distill.settings_file import Count, NonNegative, Section, Share
 
 PiiAction = Literal["flag", "redact", "reject"]
 
@@ -88,6 +88,17 @@ class QualityGates(Section):
     min_judge_mean: Share | None
 
 
+class RegressionGate(Section):
+    """`regression_gate:` how much worse than the accepted run a student may be; null = not asked.
+
+    A gate is missed when the whole 95 % interval of the difference lies beyond it: of the share of
+    held-out answers that pass, and of the loss in nats per token.
+    """
+
+    max_pass_rate_drop: Share | None
+    max_loss_rise: NonNegative | None
+
+
 class FilterConfig(Section):
     """`configs/filters.yaml`: every threshold of the rules and of SampleGate.
 
@@ -115,6 +126,7 @@ class FilterConfig(Section):
     pii: Pii
     sample_gate: GateConfig
     quality_gates: QualityGates
+    regression_gate: RegressionGate
 
     @field_validator("max_char_length", "max_token_length")
     @classmethod

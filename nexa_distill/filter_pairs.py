@@ -65,7 +65,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
 
 
 def _rules(filters: FilterConfig) -> dict[str, Any]:
-    return filters.model_dump(exclude={"sample_gate", "quality_gates"})
+    return filters.model_dump(exclude={"sample_gate", "quality_gates", "regression_gate"})
 
 
 def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":

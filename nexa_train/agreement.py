@@ -1,7 +1,7 @@
 """Do student and teacher earn the same scores on the held-out prompts?
 
 Reads:  the answers of both (`collected_dataset`, `student_outputs`), what the gates said of each
-        (`evaluate_student.gate_files`), the held-out prompts
+        (`exams.gate_files`), the held-out prompts
 Writes: `reports/evaluation/score_agreement.{json,md}`
 Keeps:  every held-out prompt that the teacher answered; one that the student has no score for is
         counted as missing
@@ -27,7 +27,7 @@ from nexa_distill.score_agreement import markdown, score_agreement
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train.assessment import ANSWERS
-from nexa_train.evaluate_student import gate_files
+from nexa_train.exams import gate_files
 from nexa_train.generate_student import held_out
 
 Rows = Sequence[Mapping[str, Any]]

@@ -23,6 +23,7 @@ ANSWERS = {
     "after": "student_outputs",
 }
 EXAMPLES = 12
+EXECUTED = ("exec.executes", "exec.matches")
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Exam:
 
     `reasons`: why an answer was rejected, first reason first; empty for one that passed.
     `loss`: the measurement of `held_out_loss`, or None. `scores`: by check of the judges, 0..1, of
-    the answers that they gave a verdict on; empty when no judge was run.
+    the answers that they gave a verdict on; empty when no judge was run. `executed`: by sample the
+    checks that execution makes of it, null where it was not run or could not be decided.
     """
 
     answers: Mapping[str, Json]
     reasons: Mapping[str, list[str]]
     loss: Json | None
     scores: Mapping[str, list[float]] = field(default_factory=dict)
+    executed: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
 
 
 def assess(prompts: Sequence[Json], exams: Mapping[str, Exam]) -> Json:
-    """`{prompts, models, comparison, examples}` of the report, from what was measured.
+    """`{prompts, models, comparison, outcomes, examples}` of the report, from what was measured.
 
     `prompts` are the held-out rows. Raises InputError when `before` and `after` did not answer
     exactly these, because a paired comparison of different prompts would say nothing.
@@ -59,6 +62,7 @@ def assess(prompts: Sequence[Json], exams: Mapping[str, Exam]) -> Json:
         "prompts": len(prompts),
         "models": {name: _model(prompts, exam) for name, exam in exams.items()},
         "comparison": _comparison(prompts, exams["before"], exams["after"]),
+        "outcomes": _outcomes(prompts, exams["after"]),
         "examples": [_example(row, exams) for row in prompts[:EXAMPLES]],
     }
 
@@ -72,6 +76,7 @@ def _model(prompts: Sequence[Json], exam: Exam) -> Json:
         "parameters": exam.loss["parameters"] if exam.loss else None,
         "layers": exam.loss["layers"] if exam.loss else None,
         "gate": _gate(answered, exam),
+        "execution": _execution(answered, exam),
         "by_task": _by("template_name", answered, exam),
         "by_domain": _by("domain", answered, exam),
         "reject_reason_counts": dict(first.most_common()),
@@ -83,7 +88,10 @@ def _model(prompts: Sequence[Json], exam: Exam) -> Json:
 
 
 def _gate(rows: Sequence[Json], exam: Exam) -> Json:
-    passed, total = sum(not exam.reasons[row["sample_id"]] for row in rows), len(rows)
+    return _share(sum(not exam.reasons[row["sample_id"]] for row in rows), len(rows))
+
+
+def _share(passed: int, total: int) -> Json:
     interval = wilson(passed, total)
     return {
         "passed": passed, "total": total, "rate": passed / total if total else None,
@@ -91,10 +99,26 @@ def _gate(rows: Sequence[Json], exam: Exam) -> Json:
     }  # fmt: skip
 
 
+def _execution(rows: Sequence[Json], exam: Exam) -> dict[str, Json | None]:
+    """Of all answers that the check is about: one that the rules refused was not run, and is not
+    right. None: it is about none of them.
+    """
+    found = {}
+    for check in EXECUTED:
+        made = [exam.executed.get(row["sample_id"], {}) for row in rows]
+        values = [checks[check] for checks in made if check in checks]
+        share = _share(values.count(True), len(values)) | {"not_decided": values.count(None)}
+        found[check] = share if values else None
+    return found
+
+
 def _by(column: str, rows: Sequence[Json], exam: Exam) -> dict[str, Json]:
     names = sorted({row[column] or "not said" for row in rows})
     groups = {name: [r for r in rows if (r[column] or "not said") == name] for name in names}
-    return {name: _gate(group, exam) for name, group in groups.items()}
+    return {
+        name: _gate(group, exam) | {"execution": _execution(group, exam)}
+        for name, group in groups.items()
+    }
 
 
 def _loss(measured: Json | None) -> Json | None:
@@ -129,9 +153,37 @@ def _speed(answers: Sequence[Json]) -> Json | None:
 
 
 def _comparison(prompts: Sequence[Json], before: Exam, after: Exam) -> Json:
+    found: Json = {"gate": _compare_gate(prompts, before, after)}
+    for key, column in (("by_task", "template_name"), ("by_domain", "domain")):
+        names = sorted({row[column] or "not said" for row in prompts})
+        found[key] = {
+            name: _compare_gate(
+                [row for row in prompts if (row[column] or "not said") == name], before, after
+            )
+            for name in names
+        }
+    return found | {"loss": _compare_losses(before, after)}
+
+
+def _compare_gate(prompts: Sequence[Json], before: Exam, after: Exam) -> Json | None:
     passes = [[not exam.reasons[row["sample_id"]] for row in prompts] for exam in (before, after)]
-    groups = [row["cluster_id"] for row in prompts]
-    return {"gate": compare_passes(groups, *passes), "loss": _compare_losses(before, after)}
+    return compare_passes([row["cluster_id"] for row in prompts], *passes)
+
+
+def _outcomes(prompts: Sequence[Json], after: Exam) -> dict[str, Json]:
+    """Of the trained student, prompt by prompt: what a later run is compared with."""
+    losses = {s["sample_id"]: s for s in after.loss["samples"]} if after.loss else {}
+    keys = {row["sample_id"]: row["cluster_id"] for row in prompts}
+    keys |= {key: sample["document"] for key, sample in losses.items()}
+    return {
+        key: {
+            "document": document,
+            "passes": not after.reasons[key] if key in after.reasons else None,
+            "nats": losses[key]["nats"] if key in losses else None,
+            "tokens": losses[key]["tokens"] if key in losses else None,
+        }
+        for key, document in sorted(keys.items())
+    }
 
 
 def _compare_losses(before: Exam, after: Exam) -> Json | None:

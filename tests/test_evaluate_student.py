@@ -11,7 +11,7 @@ import yaml
 
 from nexa_distill.config import DistillConfig
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.manifests import StageRun
+from nexa_distill.manifests import StageRun, sealed_hash
 from nexa_distill.student_config import StudentConfig
 from nexa_train import agreement, evaluate_student, held_out_loss, train_sft
 from nexa_train.assessment import Exam, assess
@@ -100,6 +100,19 @@ def test_the_script_prints_the_headline_and_where_the_page_is(trained: Trained) 
     assert "## Side by side" in page.with_suffix(".md").read_text()
 
 
+def test_the_card_of_the_student_has_its_scores_and_the_seal_of_the_checkpoint(
+    trained: Trained,
+) -> None:
+    config, student, _ = trained
+    text = (config.storage.path("evaluation") / "model_card.md").read_text()
+    assert text.startswith("---\n")
+    assert all(sentence in text for sentence in report_of(config)["headline"])
+    assert report_of(config)["facts"]["checkpoint_sha256"] in text
+    final = student.checkpoint(config.storage)
+    assert "Not evaluated yet" in (final / "README.md").read_text()
+    sealed_hash(final, config.storage)
+
+
 def test_evaluating_again_changes_no_byte(trained: Trained) -> None:
     config = trained[0]
     root = Path(config.storage.root)
@@ -127,7 +140,10 @@ def test_a_model_compared_with_itself_comes_out_equal(untrained: dict[str, Any])
     models, comparison = untrained["models"], untrained["comparison"]
     assert models["before"]["loss"] == models["after"]["loss"]
     assert models["before"]["gate"] == models["after"]["gate"]
-    for found in comparison.values():
+    pairs = [comparison["gate"], comparison["loss"]]
+    pairs += [*comparison["by_task"].values(), *comparison["by_domain"].values()]
+    assert len(pairs) == 6
+    for found in pairs:
         assert (found["difference"], found["low"], found["high"]) == (0, 0, 0)
         assert found["verdict"] == "no difference"
     assert comparison["gate"]["mcnemar_p"] == 1

@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 
 from nexa_distill import charts
+from nexa_distill.filter_config import RegressionGate
+from nexa_train import regression
 from nexa_train.assessment import Exam, assess
 from nexa_train.report_page import page
 from nexa_train.report_text import headline, markdown
 from tests.answers import answer
 
+GATE = RegressionGate(max_pass_rate_drop=0.0, max_loss_rise=0.0)
 ATTACK = "<script>alert('x')</script>&<img src=x onerror=alert(1)>\"'"
 VOID = {"meta", "br", "img", "line", "circle", "polyline", "input", "link"}
 
@@ -28,6 +31,7 @@ def report(text: str = "An answer.", *, curve: bool = True, **columns: Any) -> d
     return {
         "headline": headline(found), "run_id": "run-1", "run_name": text, "split": "test", **found,
         "funnel": [{"step": text, "count": 9}, {"step": "packaged", "count": None}],
+        "regression": regression.compare(None, {}, GATE),
         "training_curve": rows if curve else [],
         "facts": {
             "student": text, "keep_layers": None, "train": {"seed": 7},

@@ -3,7 +3,7 @@
 The student before and after training answers the held-out prompts; the rules, the exec gate, the
 judges (if there are any) and SampleGate judge its answers and the teacher's, and the report says
 whether training helped. Each step is skipped when its output is up to date, so the same command
-continues after any stop.
+continues after any stop. A student that is worse than the accepted one ends it with 3.
 
 Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--student FILE]
 """
@@ -15,7 +15,7 @@ from nexa_distill import cli, gates, reports
 from nexa_distill.config import load_config
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train import agreement, evaluate_student, generate_student
+from nexa_train import agreement, evaluate_student, exams, generate_student, regression
 from nexa_train.assessment import ANSWERS
 
 
@@ -31,12 +31,13 @@ def main() -> int:
     generate_student.run(config, student)
     for model in ANSWERS:
         answers = config.storage.path(ANSWERS[model])
-        gates.examine(config, answers, evaluate_student.gate_files(config.storage, model))
+        gates.examine(config, answers, exams.gate_files(config.storage, model))
     page = evaluate_student.run(config, student)
     agreement.run(config, student)
     reports.timing_report(config.storage)
     report = json.loads(config.storage.path("evaluation_report").read_text(encoding="utf-8"))
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
+    print(regression.enforce(config))
     return 0
 
 

@@ -1,0 +1,154 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from nexa_train import export, model_card
+from nexa_train.export import ExportRefused
+from nexa_train.local_models import load_model, load_tokenizer
+from tests.test_train_sft import Run
+from tests.tiny_model import CHATML, save_model
+
+ATTACK = "<img src=x onerror=alert(1)>|`[a](javascript:x)`\n# heading\n---"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    run = Run(tmp_path_factory.mktemp("export"))
+    assert run.here(run.folder / "output")
+    return run, run.folder / "output" / "final"
+
+
+def lose_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.embed_tokens.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def untie(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+
+
+def disturb_one_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] += 0.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def turn_the_heads(folder: Path) -> None:
+    """Every weight is there, and the configuration builds another model around them."""
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 2.0}
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1.0}))
+
+
+def change_the_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(CHATML.replace("You help.", "You do not."))
+
+
+def end_elsewhere(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = "<|endoftext|>"  # noqa: S105
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+DAMAGE = {
+    lose_a_weight: "cannot be loaded",
+    untie: "cannot be loaded",
+    disturb_one_weight: "the weight model.norm.weight is another",
+    turn_the_heads: "its greedy answer to",
+    change_the_template: "chat template reads the prompt",
+    end_elsewhere: "an answer ended with the tokens",
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), DAMAGE.items(), ids=lambda v: getattr(v, "__name__", "")
+)
+def test_a_damaged_save_is_refused_and_nothing_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], said: str
+) -> None:
+    run, prove = Run(tmp_path, epochs=1), export.prove
+
+    def damaged(folder: Path, *rest: Any) -> None:
+        damage(folder)
+        prove(folder, *rest)
+
+    monkeypatch.setattr(export, "prove", damaged)
+    with pytest.raises(ExportRefused, match=said) as refused:
+        run.here(tmp_path / "output")
+    assert "run the same command again" in str(refused.value)
+    assert not (tmp_path / "output/final").exists()
+    assert list((tmp_path / "output").glob("step-*"))
+    assert not list(tmp_path.rglob("manifest.json"))
+    monkeypatch.undo()
+    assert run.here(tmp_path / "output")
+
+
+def test_what_is_saved_answers_as_the_model_in_memory(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+    export.to_precision(model)
+    copy = tmp_path / "copy"
+    model.save_pretrained(copy)
+    tokenizer.save_pretrained(copy)
+    export.prove(copy, model, tokenizer, {"a": [{"role": "user", "content": "Count 1."}]})
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_the_proof_asks_conversations_that_were_not_trained_on(trained: tuple[Run, Path]) -> None:
+    facts = json.loads((trained[1] / "training.json").read_text())
+    assert facts["proof"] == {"prompts": 4, "tokens": 32, "precision": "bfloat16"}
+    assert facts["dataset"]["split"] == {"train": 24, "val": 4}
+    assert facts["losses"]["val_loss"]["last"] == facts["val_loss"]
+    assert facts["losses"]["loss"]["last"] < facts["losses"]["loss"]["first"]
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return found
+
+
+def test_the_card_says_what_is_known_and_that_nothing_was_scored(
+    trained: tuple[Run, Path],
+) -> None:
+    run, final = trained
+    text = (final / "README.md").read_text()
+    head = front_matter(text)
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == "text-generation"
+    assert not {"license", "base_model"} & head.keys()  # a local folder that says neither
+    assert "Not evaluated yet" in text
+    facts = json.loads((final / "training.json").read_text())
+    assert all(item["sha256"] in text for item in facts["inputs"])
+    assert facts["samples_sha256"] in text
+    assert str(run.folder) not in text
+
+
+def test_a_licence_is_taken_from_the_base_models_card_and_never_guessed(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    for said, expected in [("license: mit", "mit"), ("license: [a, b]", None), ("a: [", None)]:
+        readme.write_text(f"---\n{said}\n---\ntext\n")
+        assert model_card._license(readme) == expected
+    assert model_card._origin("bundled")["license"] == "apache-2.0"
+    assert model_card._origin("org/model") == {"base_model": "org/model", "license": None}
+
+
+def test_names_from_data_cannot_become_markdown(trained: tuple[Run, Path]) -> None:
+    facts = json.loads((trained[1] / "training.json").read_text())
+    for key in ("domain", "template_name", "model_id"):
+        facts["dataset"][key] = {ATTACK: 3}
+    text = model_card.card(facts | {"run_name": ATTACK}, None)
+    assert front_matter(text)["library_name"] == "transformers"
+    assert "\n# heading" not in text
+    rows = [line for line in text.splitlines() if "onerror" in line and line.startswith("|")]
+    assert len(rows) == 3
+    assert all(row.count("|") - row.count("\\|") == 3 for row in rows)
+    assert all("`` <img" in row for row in rows)
