@@ -13,7 +13,7 @@ model, another tokenizer, template or end of turn. It does not show what another
 hardware or server makes of the same files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.student_config import StudentConfig
 from nexa_train import checkpoints, model_card
 from nexa_train.chat import prompt_ids
-from nexa_train.generation import stop_tokens
+from nexa_train.generation import new_tokens, stop_tokens
 from nexa_train.local_models import load_model, load_tokenizer
 from nexa_train.sft_data import Dataset
 
@@ -121,21 +121,12 @@ def _differences(
             yield f"the weight {name} is another"
     for sample, messages in prompts.items():
         ids = prompt_ids(tokenizer, messages)
-        said, now = (greedy(m, ids, stops) for m in (model, loaded))
+        said, now = (
+            new_tokens(m, reader, [ids], max_new_tokens=TOKENS, temperature=0.0, top_k=0, top_p=1.0,
+                       stops=stops, seed=0)[0]
+            for m in (model, loaded)
+        )  # fmt: skip
         if said != now or tokenizer.decode(said) != reader.decode(now):
             yield f"its greedy answer to {sample} is {reader.decode(now)!r}, " + (
                 f"the trained model's is {tokenizer.decode(said)!r}"
             )
-
-
-def greedy(model: Any, ids: Sequence[int], stops: Sequence[int]) -> list[int]:
-    """The likeliest tokens after `ids`: at most `TOKENS`."""
-    from transformers import GenerationConfig
-
-    wanted = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, max_new_tokens=TOKENS, eos_token_id=list(stops), pad_token_id=stops[0]
-    )
-    row = torch.tensor([list(ids)], device=model.device)
-    with torch.inference_mode():
-        out = model.generate(row, attention_mask=torch.ones_like(row), generation_config=wanted)
-    return list(out[0, len(ids) :].tolist())
