@@ -293,6 +293,7 @@ def _opens_with(path: Path, answered: int) -> None:
     assert counts.get("uncertain", 0) == attempts - answered
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("point", ["commit", "committed"])
 def test_f08_a_request_is_on_disk_before_it_is_sent(tmp_path: Path, point: str) -> None:
     """Even when the disk is slow. Each workspace's prompts are its own: they share the teacher."""

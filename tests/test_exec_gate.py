@@ -387,6 +387,7 @@ def test_ctrl_c_leaves_no_process_and_no_half_table(tmp_path: Path) -> None:
     assert not list(config.storage.path("exec_checks").parent.glob("*exec*"))
 
 
+@pytest.mark.alone
 def test_help_is_quick() -> None:
     before = time.monotonic()
     command = [sys.executable, "-m", "nexa_distill.exec_gate", "--help"]

@@ -19,7 +19,7 @@ from nexa_distill.stages import SESSIONS
 from tests.tiny_project import ROOT, TinyProject, wait_until
 
 RUN_STAGE = ROOT / "scripts/shell/orchestration/run_stage.sh"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 QUIET = "print('ran')\n"
 WAITS = "import time\nprint('working', flush=True)\ntime.sleep(60)\n"
 

@@ -380,6 +380,7 @@ def test_the_summary_gives_rows_per_stage_and_the_reports_headline(finished: Tin
     assert lines[-1].startswith("Report: data/processed/evaluation/report.json")
 
 
+@pytest.mark.alone
 def test_help_is_quick_and_the_data_side_imports_neither_torch_nor_the_student_side() -> None:
     code = (
         "import sys, nexa_distill.pipeline, nexa_distill.planning\n"

@@ -202,7 +202,8 @@ def test_the_test_command_checks_everything_and_ci_calls_it(checks: Path) -> Non
         "./run_tests.sh", "./scripts/shell/setup/environment.sh",
         "./scripts/shell/setup/run_tests.sh", ".ci/run",
     ]  # fmt: skip
-    assert calls[5] == "python -m pytest"
+    assert calls[5] == "python -m pytest -m not alone -n auto --maxprocesses 4 --dist loadfile"
+    assert calls[6:] == ["python -m pytest -m alone"]
 
 
 def test_arguments_go_to_pytest_alone(checks: Path) -> None:

