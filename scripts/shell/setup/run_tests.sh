@@ -33,16 +33,14 @@ main() {
   PATH=$ROOT/.venv/bin:$PATH
   # Tests run side by side, and so do trainings in them: one thread each.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  if (($# == 0)); then
-    check "ruff check" ruff check .
-    check "ruff format" ruff format --check .
-    check "mypy" mypy
-    check "shellcheck" lint_shell
-  fi
   if (($# > 0)); then
     check "pytest" python -m pytest "$@"
     return
   fi
+  check "ruff check" ruff check .
+  check "ruff format" ruff format --check .
+  check "mypy" mypy
+  check "shellcheck" lint_shell
   check "pytest, side by side" python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist loadfile
   check "pytest, one by one" python -m pytest -m alone
 }
