@@ -22,7 +22,10 @@ from nexa_distill.errors import InputError
 from nexa_train.chat import IGNORE, Sample
 
 PER_SAMPLE = "per_sample"  # name of the attention below in transformers' register
-PROOF_TOKENS, PROOF_TOLERANCE = 32, 1e-4
+PROOF_TOKENS = 32
+# Of the length of a token's hidden state. Other shapes round differently, in bfloat16 in the second
+# digit; samples that see each other are 0.2 to 1.4 apart (SmolLM2-135M).
+EXACT, ROUNDED = 1e-4, 0.1
 
 
 def collate_packed(samples: Sequence[Sample], device: torch.device) -> dict[str, torch.Tensor]:
@@ -109,12 +112,13 @@ def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
     alone = [_hidden(model, [sample], device) for sample in two]
     packed = _hidden(model, two, device)
     model.train(was_training)
-    apart = float((torch.cat(alone, dim=1) - packed).abs().max())
-    size = max(1.0, float(packed.abs().max()))
-    if not apart <= PROOF_TOLERANCE * size:
+    parted = torch.cat(alone, dim=1)
+    apart = float(((packed - parted).norm(dim=-1) / parted.norm(dim=-1)).max())
+    allowed = EXACT if model.dtype == torch.float32 else ROUNDED
+    if not apart <= allowed:
         raise InputError(
-            f"train.packing: packed samples change each other in {type(model).__name__} (hidden "
-            f"states {apart:.2g} apart, at most {PROOF_TOLERANCE * size:.2g} expected); set "
+            f"train.packing: packed samples change each other in {type(model).__name__} (a hidden "
+            f"state by {apart:.2g} of its length, at most {allowed:g} expected); set "
             "train.packing: false"
         )
 
