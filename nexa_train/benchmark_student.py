@@ -10,8 +10,8 @@ Raises: UsageError (2) without the harness or for a task that it does not know, 
 The harness is an extra (`pip install -e '.[benchmarks]'`): its tasks are downloaded from the
 Hugging Face hub, unless they name local files. The prompts go through the student's own chat
 template, few-shot examples as turns of the conversation. Figures under `--limit` are for a trial
-only: the file says so. Whether the file is up to date is judged by checkpoint, task files, limit and
-version, not by data that a task file names elsewhere.
+only: the file says so. Whether the file is up to date is judged by checkpoint, task files, limit
+and version, not by data that a task file names elsewhere.
 
 Run: python -m nexa_train.benchmark_student --tasks gsm8k,ifeval [--config FILE]
          [--pipeline-config FILE] [--checkpoint DIR] [--dst FILE] [--include-path DIR] [--limit N]
