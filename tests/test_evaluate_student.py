@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,26 @@ def test_a_student_that_got_worse_is_called_worse() -> None:
     prompts = rows(20)
     exams = {n: exam(prompts, passing=n != "after") for n in ("teacher", "before", "after")}
     assert "made the student worse" in headline(assess(prompts, exams))[0]
+
+
+def test_the_same_model_drawn_with_another_seed_is_no_different() -> None:
+    prompts = rows(200)
+    chances = [random.Random(number).random() for number in range(200)]
+
+    def drawn(seed: int) -> Exam:
+        dice = random.Random(seed)
+        reasons = {
+            row["sample_id"]: [] if dice.random() < chance else ["too_short"]
+            for row, chance in zip(prompts, chances, strict=True)
+        }
+        return Exam({row["sample_id"]: row for row in prompts}, reasons, None)
+
+    exams = {"teacher": drawn(0), "before": drawn(1), "after": drawn(2)}
+    gate = assess(prompts, exams)["comparison"]["gate"]
+    assert gate["only_before"] > 20
+    assert gate["only_after"] > 20
+    assert gate["low"] <= 0 <= gate["high"]
+    assert gate["verdict"] == "no difference"
 
 
 def test_a_teacher_that_did_not_answer_has_fewer_answers_not_zeros() -> None:

@@ -1,0 +1,175 @@
+"""Public benchmarks of the finished checkpoint, by lm-evaluation-harness.
+
+Reads:  the sealed checkpoint; tasks of the harness, or of `--include-path`
+Writes: `<storage.evaluation>/benchmarks.json`, sealed: per task its version, metrics with their
+        standard errors, samples and few-shot examples; the version of the harness, the sha256 of
+        the chat template and of the checkpoint, the limit, precision, and seeds
+Keeps:  every number as the harness gives it; a standard error that it does not know is null
+Raises: UsageError (2) without the harness or for a task that it does not know, InputMissing (66)
+
+The harness is an extra (`pip install -e '.[benchmarks]'`): its tasks are downloaded from the
+Hugging Face hub, unless they name local files. The prompts go through the student's own chat
+template, few-shot examples as turns of the conversation. Figures under `--limit` are for a trial
+only: the file says so. Whether the file is up to date is judged by checkpoint, task files, limit
+and version, not by data that a task file names elsewhere.
+
+Run: python -m nexa_train.benchmark_student --tasks gsm8k,ifeval [--config FILE]
+         [--pipeline-config FILE] [--checkpoint DIR] [--dst FILE] [--include-path DIR] [--limit N]
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nexa_distill import cli
+from nexa_distill.config import DistillConfig, load_config
+from nexa_distill.contracts import sha256_text
+from nexa_distill.errors import UsageError, did_you_mean
+from nexa_distill.handoff import write_json
+from nexa_distill.manifests import StageRun, run_id, utc_now
+from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
+
+STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
+SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,
+         "fewshot_random_seed": 1234}  # fmt: skip
+Json = dict[str, Any]
+
+
+def harness_version() -> str:
+    """The installed harness. Raises UsageError when there is none."""
+    try:
+        found = version("lm-eval")
+    except PackageNotFoundError:
+        found = ""
+    if not found or find_spec("lm_eval") is None:
+        raise UsageError(
+            "lm-evaluation-harness is not installed; run `pip install -e '.[benchmarks]'` and the "
+            "same command again"
+        )
+    return found
+
+
+def task_manager(tasks: Sequence[str], include: Path | None) -> Any:
+    """The harness's tasks and those below `include`. Raises UsageError naming the nearest."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(include) if include else None)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            near = did_you_mean(task, manager.all_tasks)
+            raise UsageError(f'no task "{task}"{near}; `lm_eval ls tasks` lists them')
+    return manager
+
+
+def summary(found: Mapping[str, Any]) -> Json:
+    """Of the harness's results what a reader needs to believe them; pure.
+
+    The harness writes `metric,filter` and `metric_stderr,filter` beside each other, "N/A" for an
+    error that it does not know.
+    """
+    tasks = {}
+    for task, values in found["results"].items():
+        errors = {key: value for key, value in values.items() if "_stderr," in key}
+        metrics = {
+            key: {"value": _number(value), "stderr": _number(errors.get(_stderr(key)))}
+            for key, value in values.items()
+            if "," in key and key not in errors
+        }
+        samples = found["n-samples"].get(task)
+        tasks[task] = {
+            "version": found["versions"].get(task), "n_shot": found["n-shot"].get(task),
+            "samples": samples["effective"] if samples else None,
+            "samples_of_task": samples["original"] if samples else None,
+            "higher_is_better": found["higher_is_better"].get(task), "metrics": metrics,
+        }  # fmt: skip
+    return tasks
+
+
+def _stderr(metric: str) -> str:
+    name, _, kind = metric.partition(",")
+    return f"{name}_stderr,{kind}"
+
+
+def _number(value: Any) -> float | None:
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def run(
+    config: DistillConfig, student: StudentConfig, tasks: Sequence[str], *,
+    checkpoint: Path | None = None, dst: Path | None = None, include: Path | None = None,
+    limit: int | None = None,
+) -> Path:  # fmt: skip
+    """Measure the checkpoint, unless the file is up to date; returns its path."""
+    storage, harness = config.storage, harness_version()
+    folder = checkpoint or student.checkpoint(storage)
+    path = dst or storage.path("evaluation") / "benchmarks.json"
+    stage = StageRun(
+        "benchmarks", storage, inputs=[folder, *([include] if include else [])],
+        settings={"tasks": list(tasks), "limit": limit, "harness": harness, "seeds": SEEDS},
+    )  # fmt: skip
+    if stage.is_current(path):
+        print(f"benchmarks: {path} is up to date")
+        return path
+    manager = task_manager(tasks, include)
+    found, template, precision = _evaluate(folder, tasks, manager, limit)
+    measured = summary(found)
+    write_json(
+        path,
+        {
+            "run_id": run_id(), "run_name": student.run_name, "harness": f"lm-eval {harness}",
+            "checkpoint_sha256": stage.inputs[0]["sha256"],
+            "chat_template_sha256": sha256_text(template), "precision": precision,
+            "limit": limit, "for_a_trial_only": limit is not None, "seeds": SEEDS,
+            "tasks": measured, "created_at": utc_now(),
+        },
+    )  # fmt: skip
+    count = sum(task["samples"] or 0 for task in measured.values())
+    stage.seal(path, rows_in=count, rejected=0, count=count)
+    print(f"benchmarks: {', '.join(measured)}, {count} samples -> {path}")
+    return path
+
+
+def _evaluate(
+    folder: Path, tasks: Sequence[str], manager: Any, limit: int | None
+) -> tuple[Json, str, str]:
+    """The harness's results, the chat template that it rendered with, and the precision."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from nexa_train import chat, local_models
+
+    model, tokenizer = local_models.load_for_inference(str(folder))
+    chat.check_tokenizer(tokenizer)
+    found = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(tasks), task_manager=manager,
+        limit=limit, apply_chat_template=True, fewshot_as_multiturn=True, log_samples=False,
+        **SEEDS,
+    )  # fmt: skip
+    return found, str(tokenizer.chat_template), str(model.dtype).removeprefix("torch.")
+
+
+def main() -> int:
+    """Command line."""
+    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
+    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--tasks", required=True, help="names, separated by commas")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another student")
+    parser.add_argument("--dst", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--include-path", type=Path, metavar="DIR", help="folder of own task files")
+    parser.add_argument("--limit", type=cli.count, help="samples of each task, for a trial")
+    args = parser.parse_args()
+    run(
+        load_config(args.pipeline_config), load_yaml(args.config, StudentConfig),
+        [task for task in args.tasks.split(",") if task], checkpoint=args.checkpoint, dst=args.dst,
+        include=args.include_path, limit=args.limit,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
