@@ -78,7 +78,10 @@ def prepare_system1_dataset(
         if teacher_model is None or teacher_tokenizer is None:
             raise InputError("relabel_with_teacher needs teacher_model and teacher_tokenizer: "
                              "load_teacher(NAME) gives both")  # fmt: skip
-        items = label_with_teacher(teacher_model, teacher_tokenizer, asked)
+        said = _replies(teacher_model, teacher_tokenizer, asked)
+        # An answer that was cut would teach to stop there: it stays empty, to be asked for again.
+        items = [item | {"output": reply.text if reply.ended else ""}
+                 for item, reply in zip(asked, said, strict=True)]  # fmt: skip
     save_json(out_instructions, asked)
     save_json(out_labeled, items)
 
@@ -140,13 +143,26 @@ def label_with_teacher(
     top_p: float = 0.9,
     mode: Mode = "system1",
 ) -> Items:
-    """The items with `output` filled by the teacher, in their order; the same seed every time."""
-    asked = [format_prompt(item["instruction"], item.get("input", ""), mode) for item in items]
-    said = replies.replies(
-        teacher_model, teacher_tokenizer, asked, max_new_tokens=max_new_tokens,
-        temperature=temperature, top_p=top_p, batch_size=batch_size,
+    """The items with `output` filled by the teacher, in their order; the same seed every time.
+
+    An answer is at most `max_new_tokens` long: a longer one is cut there.
+    """
+    said = _replies(
+        teacher_model, teacher_tokenizer, items, batch_size, max_new_tokens, temperature, top_p,
+        mode,
     )  # fmt: skip
     return [{**item, "output": reply.text} for item, reply in zip(items, said, strict=True)]
+
+
+def _replies(
+    model: Any, tokenizer: Any, items: Sequence[Mapping[str, str]], batch_size: int = 2,
+    max_new_tokens: int = 256, temperature: float = 0.8, top_p: float = 0.9, mode: Mode = "system1",
+) -> list[replies.Reply]:  # fmt: skip
+    asked = [format_prompt(item["instruction"], item.get("input") or "", mode) for item in items]
+    return replies.replies(
+        model, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=temperature,
+        top_p=top_p, batch_size=batch_size,
+    )  # fmt: skip
 
 
 def compare_models(
@@ -264,21 +280,24 @@ def distill_system2(config: Mapping[str, Any]) -> str | None:
     """Train a System 2 student on chains of thought. `cot_path` is the data; the rest are the keys
     and defaults of `write_system2_config`. Returns as `distill_system1`.
     """
-    named = {("labeled_path" if key == "cot_path" else key): v for key, v in config.items()}
-    given = _given(named, write_system2_config)
+    given = _given(config, write_system2_config, labeled_path="cot_path")
     if not _student_and_data(given["student_model"], given["labeled_path"], "System 2"):
         return None
     return _train(write_system2_config(**given), given["out_dir"])
 
 
-def _given(config: Mapping[str, Any], write: Any) -> dict[str, Any]:
-    """The defaults of `write`, with `config` over them. Raises InputError for an unknown key."""
+def _given(config: Mapping[str, Any], write: Any, **called: str) -> dict[str, Any]:
+    """The defaults of `write`, with `config` over them; `called`: what a parameter is called there.
+
+    Raises InputError for an unknown key.
+    """
     import inspect
 
-    known = {name: each.default for name, each in inspect.signature(write).parameters.items()}
+    known = {called.get(name, name): (name, each.default)
+             for name, each in inspect.signature(write).parameters.items()}  # fmt: skip
     if unknown := sorted(config.keys() - known.keys()):
         raise InputError(f"unknown key {unknown[0]}; known here: {', '.join(known)}")
-    return {**known, **config}
+    return {name: config.get(key, default) for key, (name, default) in known.items()}
 
 
 def _student_and_data(student: str, path: str, system: str) -> bool:

@@ -90,7 +90,7 @@ def save(
     folder: Path, model: Any, optimizer: torch.optim.Optimizer, *, step: int, run_key: str,
     main: bool = True,
 ) -> None:  # fmt: skip
-    """Write `step-NNNNNN`, then remove those before the last `KEPT`.
+    """Write `step-NNNNNN`, then remove all but the last `KEPT` of this run.
 
     Every process of a sharded model has to ask; the `main` one writes.
     """
@@ -104,7 +104,9 @@ def save(
         save_file(moments, temporary / OPTIMIZER)
         files = {file.name: file.stat().st_size for file in temporary.iterdir()}
         write_json(temporary / STATE, {"step": step, "run_key": run_key, "files": files})
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+    there = sorted(folder.glob("step-*"))
+    own = [path for path in there if (_state(path) or {}).get("run_key") == run_key]
+    for old in set(there) - set(own[-KEPT:]):  # other runs' and torn ones go, whatever their number
         shutil.rmtree(old)
 
 

@@ -19,6 +19,7 @@ Run: easydistill --config configs/kd_black_box_qwen_0_5b.json
 import filecmp
 import os
 import shutil
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,12 @@ from nexa_distill import cli
 from nexa_distill.config import DistillConfig, Storage, load_config
 from nexa_distill.contracts import SFT
 from nexa_distill.errors import InputError, ProviderUnusable
-from nexa_distill.handoff import table_writer, write_text
+from nexa_distill.handoff import replacing, table_writer, write_text
 from nexa_distill.manifests import StageRun
 from nexa_distill.settings_file import load_yaml, merge, validated
 from nexa_distill.student_config import StudentConfig
 from nexa_train import labelling, logits_file, plain_template, teacher_logits, train_sft
-from nexa_train.instructions import PROMPTS, Item, Prompt, prompt_file, read_items, samples
+from nexa_train.instructions import PROMPTS, Item, Prompt, key_of, prompt_file, read_items, samples
 from nexa_train.instructions import write_json as write_items
 from nexa_train.job_file import Job, load_job
 from nexa_train.local_models import context_of, load_for_inference, load_tokenizer, resolve_model
@@ -44,7 +45,7 @@ from nexa_train.sft_data import load_dataset
 
 CONFIGS = Path(__file__).parent / "configs"
 SYSTEM_PROMPT = "You are a helpful assistant."  # of an API's requests, where the job gives none
-KEY = "EASYDISTILL_API_KEY"
+KEY, CONFIG = "EASYDISTILL_API_KEY", "config.json"
 LOSSES = {"forward_kld": "forward_kl", "reverse_kld": "reverse_kl"}
 
 
@@ -72,28 +73,37 @@ def run(job: Job) -> Path:
 
 
 def pipeline_config(job: Job) -> DistillConfig:
-    """The project's settings, with everything below `output_dir/run`, and the API of the job."""
+    """The project's settings, with everything below `output_dir/run`."""
     config = load_config(CONFIGS / "distill_config.yaml")
     root = Path(job.training.output_dir) / "run"
     models = CONFIGS.resolve().parent / config.storage.path("models")  # one copy for all jobs
-    ask = job.inference
-    over: dict[str, Any] = {"storage": {"root": str(root), "models": str(models)}}
-    if job.job_type == "kd_black_box_api":
-        if ask.api_key:
-            os.environ[KEY] = ask.api_key
-        prompt = root / "system_prompt.txt"
-        write_text(prompt, (ask.system_prompt or SYSTEM_PROMPT) + "\n")
-        of_job = {
-            "base_url": ask.base_url, "api_key_env": KEY if ask.api_key else None,
-            "model": job.models.teacher or _first_model(str(ask.base_url), ask.api_key),
-        }  # fmt: skip
-        over |= {
-            "provider": "job",
-            "providers": {"job": config.providers["vllm"].model_dump() | of_job},
-            "collection": {"max_tokens": ask.max_new_tokens, "temperature": ask.temperature,
-                           "samples": 1, "system_prompt_path": str(prompt)},
-        }  # fmt: skip
-    return validated("job file", merge(config.model_dump(), over), DistillConfig)
+    storage = {"root": str(root), "models": str(models)}
+    return validated("job file", merge(config.model_dump(), {"storage": storage}), DistillConfig)
+
+
+def api_config(job: Job, config: DistillConfig) -> DistillConfig:
+    """`config` with the API of the job, and nothing of how the pipeline's own teacher is asked.
+
+    Raises ProviderUnusable (69) where the job names no model and the server none either.
+    """
+    ask, prompt = job.inference, Path(config.storage.root) / "system_prompt.txt"
+    if ask.api_key:
+        os.environ[KEY] = ask.api_key
+    write_text(prompt, (ask.system_prompt or SYSTEM_PROMPT) + "\n")
+    provider = config.providers["vllm"].model_dump() | {
+        "base_url": ask.base_url, "api_key_env": KEY if ask.api_key else None, "extra_body": {},
+        "model": job.models.teacher or _first_model(str(ask.base_url), ask.api_key),
+    }  # fmt: skip
+    values = merge(config.model_dump(), {
+        "provider": "job", "providers": {"job": provider}, "answers": {"path": None},
+        "collection": {
+            "max_tokens": ask.max_new_tokens, "temperature": ask.temperature, "samples": 1,
+            "system_prompt_path": str(prompt), "teacher_model": None, "max_samples": None,
+            "batch_api": False,
+        },
+    })  # fmt: skip
+    values["collection"]["response_schemas"] = values["cleaners"] = {}
+    return validated("job file", values, DistillConfig)
 
 
 def _first_model(base_url: str, key: str | None) -> str:
@@ -131,11 +141,13 @@ def labelled(job: Job, config: DistillConfig, prompt: Prompt) -> list[Item]:
     if not job.labels:
         items = read_items(path)
     else:
-        items = merged(read_items(Path(job.dataset.instruction_path or "")),
-                       read_items(path) if path.exists() else [])  # fmt: skip
-        answer = _teacher(job, config)
-        items = labelling.fill(items, prompt, config.storage, answer)
-        if not path.exists() or items != read_items(path):
+        asked, known = Path(job.dataset.instruction_path or ""), path.exists()
+        if known and asked.resolve() == path.resolve():
+            items = read_items(path)
+        else:
+            items = merged(read_items(asked), read_items(path) if known else [])
+        items = labelling.fill(items, prompt, config.storage, _teacher(job, config))
+        if not known or items != read_items(path):
             write_items(path, items)
     if not any(item["output"].strip() for item in items):
         raise InputError(f"{path}: no item has an output; there is nothing to train on")
@@ -143,21 +155,23 @@ def labelled(job: Job, config: DistillConfig, prompt: Prompt) -> list[Item]:
 
 
 def merged(instructions: Sequence[Item], known: Sequence[Item]) -> list[Item]:
-    """The instructions in their order, each with the output that is known, if there is one.
+    """The instructions in their order, each with an output that is known, then what else is known.
 
-    An instruction file's own outputs are not the teacher's and do not count, unless it is itself
-    the labelled file.
+    Of a question that stands there several times each gets an output of its own, while there are
+    some. An instruction file's own outputs are not the teacher's and do not count.
     """
-    outputs = {(item["instruction"], item["input"]): item["output"] for item in known}
-    return [
-        item | {"output": outputs.get((item["instruction"], item["input"]), "")}
-        for item in instructions
-    ]
+    left: dict[str, deque[Item]] = {}
+    for item in known:
+        if item["output"].strip():
+            left.setdefault(key_of(item), deque()).append(item)
+    found = [left[key_of(item)].popleft() if left.get(key_of(item)) else item | {"output": ""}
+             for item in instructions]  # fmt: skip
+    return found + [item for items in left.values() for item in items]
 
 
 def _teacher(job: Job, config: DistillConfig) -> labelling.Answer:
     if job.job_type == "kd_black_box_api":
-        return labelling.by_api(config)
+        return labelling.by_api(partial(api_config, job, config))
     name, ask = str(job.models.teacher), job.inference
     base = resolve_model(name, config.storage)
     weights = [Path(base)] if Path(base).is_dir() else []
@@ -182,6 +196,7 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
     }  # fmt: skip
     values: dict[str, Any] = {
         "run_name": "student", "keep_layers": None, "student": _student(job, storage),
+        "distillation": {"loss": "none", "on_policy": 0.0},
         "train": {key: value for key, value in train.items() if value is not None},
     }  # fmt: skip
     if job.white_box:
@@ -191,7 +206,7 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
             "teacher": job.models.teacher, "kd_ratio": kd.kd_ratio,
             "top_k": job.inference.top_logits_num,
         }  # fmt: skip
-        values["distillation"] = {k: v for k, v in chosen.items() if v is not None}
+        values["distillation"] |= {k: v for k, v in chosen.items() if v is not None}
     return validated("job file", merge(base.model_dump(), values), StudentConfig)
 
 
@@ -242,12 +257,21 @@ def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -
 
 
 def publish(final: Path, output: Path) -> None:
-    """Copy the finished student into `output`; `config.json` last: what has it is complete."""
-    files = sorted(final.iterdir(), key=lambda file: file.name == "config.json")
+    """Copy the finished student into `output`; `config.json` is there only beside all of it."""
+    files = sorted(final.iterdir(), key=lambda file: file.name == CONFIG)
+    if all(_copied(file, output / file.name) for file in files):
+        return
+    (output / CONFIG).unlink(missing_ok=True)
+    for old in output.glob("*.safetensors*"):  # of a student with other shards
+        if not (final / old.name).exists():
+            old.unlink()
     for file in files:
-        there = output / file.name
-        if not (there.exists() and filecmp.cmp(file, there)):  # size and time, which a copy keeps
-            shutil.copy2(file, there)
+        with replacing(output / file.name) as temporary:
+            shutil.copy2(file, temporary)
+
+
+def _copied(file: Path, there: Path) -> bool:
+    return there.exists() and filecmp.cmp(file, there)  # size and time, which a copy keeps
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ def rows(source: str, split: str) -> Any:
     Raises InputError for a source or split that cannot be loaded.
     """
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     path = Path(source)
     try:
@@ -31,7 +32,7 @@ def rows(source: str, split: str) -> Any:
                 raise InputError(f"{source}: expected one of {', '.join(FORMATS)}")
             return load_dataset(kind, data_files=str(path), split=split)
         return load_dataset(str(path) if path.is_dir() else source, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if "corresponds to no data" in str(error):  # an empty slice of a split that is there
             return []
         raise InputError(f"{source}, split {split}: cannot be loaded ({error})") from None

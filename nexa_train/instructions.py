@@ -24,7 +24,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
 
-Item = dict[str, str]  # KEYS, all strings
+Item = dict[str, Any]  # KEYS, all strings; other keys are kept
 Prompt = Callable[[Mapping[str, str]], str]
 KEYS = ("instruction", "input", "output")
 
@@ -45,7 +45,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a file; keys that are not there are empty.
+    """The items of a file; keys that are not there, or null, are empty.
 
     Raises InputError naming the item that is not `{instruction, input, output}` of strings.
     """
@@ -60,11 +60,11 @@ def _item(path: Path, number: int, value: Any) -> Item:
     if not isinstance(value, dict):
         raise InputError(f"{where} is {str(value)[:60]!r}, expected an object")
     for key in KEYS:
-        if not isinstance(value.get(key, ""), str):
+        if not isinstance(value.get(key) or "", str):
             raise InputError(f"{where}: {key} is {value[key]!r}, expected a string")
-    if not value.get("instruction", "").strip():
+    if not (value.get("instruction") or "").strip():
         raise InputError(f"{where}: has no instruction, expected text")
-    return {key: value.get(key, "") for key in KEYS}
+    return {**value, **{key: value.get(key) or "" for key in KEYS}}
 
 
 def prompt_file(path: Path) -> Prompt | None:

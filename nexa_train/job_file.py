@@ -17,7 +17,9 @@ JobType = Literal[
     "kd_black_box_api", "kd_black_box_local", "kd_black_box_train_only", "kd_white_box",
     "kd_white_box_train_only",
 ]  # fmt: skip
-UNUSED = ("enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "stream")
+UNUSED = (
+    "enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "stream", "max_model_len",
+)  # fmt: skip
 # What each type of job cannot do without.
 NEEDS = {
     "kd_black_box_api": ("dataset.instruction_path", "inference.base_url"),

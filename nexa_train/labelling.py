@@ -1,11 +1,11 @@
 """A teacher writes the outputs that instruction items lack; what was answered is never asked again.
 
 Reads:  items (`instructions.Item`), a teacher: a model on this machine, or an OpenAI-compatible API
-Writes: `storage.raw_dataset` (what was asked so far), `storage.collected_dataset` (the answers);
-        an API's also into `storage.journal`, a local model's into parts below the answers, from
-        which the same command continues after any stop
-Keeps:  every item, in its order. An answer that was cut at `max_new_tokens` is no answer: an item
-        without a whole one keeps its empty output
+Writes: `storage.raw_dataset` (what is lacking), `storage.collected_dataset` (the answers to it);
+        an API's also into `storage.journal`, a local model's into parts below the answers: both
+        remember what was answered, and the same command continues after any stop
+Keeps:  every item, in its order. An answer that was cut at `max_new_tokens`, or that the API
+        flagged, is no answer: an item without a whole one keeps its empty output
 Raises: as the gateway (an API), InputError (65) for a model that cannot be loaded
 """
 
@@ -24,6 +24,7 @@ from nexa_distill.progress import Progress
 from nexa_train.instructions import Item, Prompt, key_of
 
 PART = 32  # prompts of a part: what a kill can cost
+ANSWER = ["sample_id", "teacher_output", "finish_reason", "answer_flag"]
 Row = dict[str, Any]
 Answer = Callable[[], None]  # asks storage.raw_dataset, writes storage.collected_dataset
 
@@ -31,30 +32,27 @@ Answer = Callable[[], None]  # asks storage.raw_dataset, writes storage.collecte
 def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer) -> list[Item]:
     """The items with their outputs, `answer` having been asked for those that had none."""
     src, dst = storage.path("raw_dataset"), storage.path("collected_dataset")
-    before = {row["sample_id"]: row for row in _asked_before(src)}
     lacking = {key_of(item): _input(item, prompt) for item in items if not item["output"].strip()}
-    rows = before | lacking
-    if not rows:
+    if not lacking:
         return list(items)
-    if rows != before:
+    rows = list(lacking.values())
+    if not src.exists() or pq.read_table(src).to_pylist() != rows:
         with table_writer(src, INPUTS) as out:
-            out.write(pa.Table.from_pylist(list(rows.values()), INPUTS))
+            out.write(pa.Table.from_pylist(rows, INPUTS))
         StageRun("dedup", storage, inputs=[], settings={}).seal(src, rows_in=len(rows), rejected=0)
     answer()
-    found = pq.read_table(dst, columns=["sample_id", "teacher_output", "finish_reason"]).to_pylist()
+    found = pq.read_table(dst, columns=ANSWER).to_pylist()
     whole = {row["sample_id"]: row["teacher_output"].strip() for row in found
-             if row["teacher_output"] and row["finish_reason"] != "length"}  # fmt: skip
-    filled = [item | {"output": item["output"] or whole.get(key_of(item), "")} for item in items]
+             if row["teacher_output"] and row["finish_reason"] != "length"
+             and row["answer_flag"] is None}  # fmt: skip
+    filled = [item if item["output"].strip() else item | {"output": whole.get(key_of(item), "")}
+              for item in items]  # fmt: skip
     cut = sum(row["finish_reason"] == "length" for row in found)
     empty = sum(not item["output"].strip() for item in filled)
     print(f"teacher: {len(filled) - empty} of {len(filled)} items have an output"
           + (f"; {cut} answers were cut, raise inference.max_new_tokens" if cut else ""),
           flush=True)  # fmt: skip
     return filled
-
-
-def _asked_before(src: Path) -> list[Row]:
-    return list(pq.read_table(src).to_pylist()) if src.exists() else []
 
 
 def _input(item: Item, prompt: Prompt) -> Row:
@@ -67,13 +65,13 @@ def _input(item: Item, prompt: Prompt) -> Row:
     }  # fmt: skip
 
 
-def by_api(config: DistillConfig) -> Answer:
-    """Ask the provider of `config`, through the ledger."""
+def by_api(configured: Callable[[], DistillConfig]) -> Answer:
+    """Ask the provider of the configuration, through the ledger; what failed before, again."""
 
     def answer() -> None:
         from nexa_distill import collect_teacher
 
-        collect_teacher.run(config)
+        collect_teacher.run(configured(), retry_failed=True)
 
     return answer
 
@@ -92,9 +90,13 @@ def by_model(
             return
         known = StageRun("teacher", storage, inputs=weights, settings=settings).key
         folder = dst.with_name(f".{dst.stem}.parts") / known[:16]
-        wanted = pq.read_table(src).to_pylist()
-        rows = {row["sample_id"]: row for row in wanted}
-        done = {row["sample_id"]: row for row in _parts(folder)}
+        rows = {row["sample_id"]: row for row in pq.read_table(src).to_pylist()}
+        asked = {(key, row["user_prompt"]) for key, row in rows.items()}
+        done = {
+            row["sample_id"]: row
+            for row in _parts(folder)
+            if (row["sample_id"], row["user_prompt"]) in asked
+        }
         left = [row for key, row in rows.items() if key not in done]
         if left:
             for part in _answers(load, left, settings):

@@ -23,6 +23,7 @@ from nexa_distill.contracts import TEACHER_LOGITS
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import replacing, table_writer
 from nexa_train.chat import IGNORE, Sample
+from nexa_train.distillation_loss import SMALLEST
 from nexa_train.teacher_logits import tokens_hash
 
 AMONG = 0.5  # of the trained tokens are among the teacher's own, at least
@@ -47,7 +48,7 @@ def _positions(row: dict[str, Any] | None) -> list[dict[str, float]]:
     ids = np.array(row["top_ids"]).reshape(-1, width).tolist()
     probabilities = np.exp(np.array(row["top_log_probs"], dtype=np.float32)).reshape(-1, width)
     return [
-        {str(token): round(float(p), 7) for token, p in zip(*pair, strict=True)}
+        {str(token): float(f"{p:.6g}") for token, p in zip(*pair, strict=True)}
         for pair in zip(ids, probabilities, strict=True)
     ]
 
@@ -71,12 +72,22 @@ def read(
         total += len(trained)
         known[sample.sample_id] = positions
     _refuse_misaligned(path, fits, total)
-    width = min((len(ids) for rows in known.values() for ids, _ in rows), default=1)
+    width = _width(path, {len(ids) for rows in known.values() for ids, _ in rows} or {1})
     with table_writer(table, TEACHER_LOGITS) as out:
         for start in range(0, len(samples), ROWS):
             some = samples[start : start + ROWS]
             rows = [_row(sample, known[sample.sample_id], width) for sample in some]
             out.write(pa.Table.from_pylist(rows, TEACHER_LOGITS))
+
+
+def _width(path: Path, found: set[int]) -> int:
+    """Tokens that every position has. Servers give k, and the drawn one where it is another."""
+    if max(found) > min(found) + 1:
+        raise InputError(
+            f"{path}: positions hold {min(found)} to {max(found)} tokens, expected k, or k + 1 "
+            "where the token that was drawn is not among the k likeliest"
+        )
+    return min(found)
 
 
 def _fits(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, float]:
@@ -160,11 +171,10 @@ def _row(sample: Sample, positions: Sequence[Position], width: int) -> dict[str,
     """Of every position the same number of tokens; the rest is in the tail."""
     ids = np.stack([ids[:width] for ids, _ in positions])
     kept = np.stack([probabilities[:width] for _, probabilities in positions])
-    tiny = float(np.finfo(np.float16).tiny)
-    tail = np.clip(1 - kept.sum(axis=1), tiny, 1)
+    tail = np.clip(1 - kept.sum(axis=1), SMALLEST, 1)
     return {
         "sample_id": sample.sample_id, "tokens_sha256": tokens_hash(sample),
         "tokens": len(positions), "top_ids": ids.flatten(),
-        "top_log_probs": np.log(np.clip(kept, tiny, 1)).flatten().astype(np.float16),
+        "top_log_probs": np.log(np.clip(kept, SMALLEST, 1)).flatten().astype(np.float16),
         "tail_log_prob": np.log(tail).astype(np.float16),
     }  # fmt: skip

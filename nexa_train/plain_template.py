@@ -7,6 +7,7 @@ turn ends with the model's own end-of-sequence token and nothing after it.
 from pathlib import Path
 from typing import Any
 
+from nexa_distill.contracts import sha256_text
 from nexa_train.checkpoints import complete_folder
 from nexa_train.local_models import one_writer
 
@@ -28,15 +29,16 @@ def with_template(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def with_template_saved(model: str, tokenizer: Any, folder: Path) -> str:
-    """`model`, or where it has no chat template `folder`: its files, and the plain template.
+def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
+    """`model`, or where it has no chat template a folder in `parent`: its files, and the plain one.
 
     The weights are links. Raises InputError for a model that cannot be had.
     """
     if tokenizer.chat_template is not None:
         return model
-    source = _folder(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    source = _folder(model).resolve()
+    folder = parent / f"base-{sha256_text(str(source))[:12]}"  # another job may name another model
+    parent.mkdir(parents=True, exist_ok=True)
     with one_writer(folder):
         if not folder.is_dir():
             with complete_folder(folder) as temporary:

@@ -1,8 +1,9 @@
 """A model of which every process keeps a part (FSDP2, `fully_shard` of torch).
 
-A layer's weights are put together just before it computes and dropped after; gradients and AdamW's
-moments exist in parts only. Weights travel in float32 and are computed with in the precision of
-the run, so the losses are those of one process.
+A layer's weights are put together just before it computes; gradients, AdamW's moments and the
+float32 weights are kept in parts. Weights travel in float32 and are computed with in the precision
+of the run, so the losses are those of one process; where that is bfloat16, autocast holds a copy in
+it of the whole model during a step.
 
 `accelerate` starts the processes but does not shard: its plugin leaves a CPU out, and what is
 tested on a CPU is to be what runs on GPUs (docs/adr/0016).

@@ -60,3 +60,9 @@ def _compile(model: Any) -> None:
     AttentionInterface.register(packing.PER_SAMPLE, apart)
     for layer in layers:
         layer.compile(dynamic=True)
+
+
+def settle(model: Any) -> None:
+    """Take compilation out again: it rounds in its own way, and what is exported has none."""
+    for layer in sharding.blocks(model):
+        layer._compiled_call_impl = None

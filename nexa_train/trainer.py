@@ -210,6 +210,7 @@ class Trainer:
             model = trained_model.build(self.config, self.base)
             checkpoints.fill(model, weights)
             self.loss = AnswerLoss(model)
+        trained_model.settle(model)
         if self.config.train.lora:
             adapters.merge(model)
 

@@ -1,6 +1,7 @@
 """Whatever ends a save, the run goes on from a whole checkpoint with the same losses (F40)."""
 
 import errno
+import json
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 
 from nexa_distill import failpoints
 from nexa_train import checkpoints
+from nexa_train.local_models import load_model
 from tests.test_train_sft import Run, environment, losses
-from tests.tiny_model import ROOT
+from tests.tiny_model import ROOT, save_model
 
 STEPS = 12  # 24 samples, batches of 4, two epochs; saved after 3, 6 and 9
 
@@ -108,3 +110,18 @@ def test_a_checkpoint_of_another_run_is_not_continued(whole: Run, tmp_path: Path
     (made / checkpoints.STATE).write_text('{"step": 3, "run_key": "other", "files": {}}')
     assert checkpoints.latest(tmp_path, "other") == made
     assert checkpoints.latest(tmp_path, "this") is None
+
+
+def test_checkpoints_of_another_run_do_not_push_out_this_ones(tmp_path: Path) -> None:
+    for step in (100, 120):
+        old = tmp_path / f"step-{step:06d}"
+        old.mkdir()
+        text = json.dumps({"step": step, "run_key": "other", "files": {}})
+        (old / checkpoints.STATE).write_text(text)
+    model = load_model(str(save_model(tmp_path / "model")))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in (20, 40, 60):
+        checkpoints.save(tmp_path, model, optimizer, step=step, run_key="this")
+    there = sorted(path.name for path in tmp_path.glob("step-*"))
+    assert there == ["step-000040", "step-000060"]
+    assert checkpoints.latest(tmp_path, "this") == tmp_path / "step-000060"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
@@ -110,6 +111,82 @@ def test_a_local_teacher_fills_what_is_missing_and_is_not_asked_again(
     assert "3 of 3 items" in said
 
 
+def test_what_is_known_already_stays_and_repeated_questions_keep_their_answers() -> None:
+    def said(question: str, output: str = "") -> dict[str, Any]:
+        return {"instruction": question, "input": "", "output": output, "id": question}
+
+    known = [said("a", "first"), said("a", "second"), said("elsewhere", "kept"), said("b")]
+    asked = [said("a"), said("b", "not the teacher's"), said("a"), said("a")]
+    found = [item["output"] for item in easydistill.merged(asked, known)]
+    assert found == ["first", "", "second", "", "kept"]
+
+
+def test_a_labelled_file_that_is_its_own_instruction_file_is_only_filled(
+    folder: Path, speaking: Path
+) -> None:
+    items = [{"instruction": "Say 0.", "input": "", "output": "one way", "id": 7},
+             {"instruction": "Say 0.", "input": "", "output": "another", "id": 8},
+             {"instruction": "Say 1.", "input": "", "output": " ", "id": 9}]  # fmt: skip
+    write_json(folder / "labeled.json", items)
+    path = job(folder, job_type="kd_black_box_local", models={"teacher": str(speaking)},
+               dataset={"instruction_path": str(folder / "labeled.json")},
+               inference={"temperature": 0.0, "max_new_tokens": 20})  # fmt: skip
+    easydistill.run(load_job(path))
+    assert read_items(folder / "labeled.json") == [*items[:2], items[2] | {"output": "all ok"}]
+
+
+def test_a_new_template_is_a_new_question(folder: Path, speaking: Path) -> None:
+    write_json(folder / "asked.json", [{"instruction": "Say 1."}])
+    (folder / "t.jinja").write_text("Well. {{ instruction }}{{ input }}")
+    shared: dict[str, Any] = {
+        "job_type": "kd_black_box_local",
+        "models": {"teacher": str(speaking)},
+        "inference": {"temperature": 0.0, "max_new_tokens": 20},
+    }
+    data = {"instruction_path": str(folder / "asked.json"), "labeled_path": str(folder / "n.json")}
+    for more in ({}, {"template": str(folder / "t.jinja")}):
+        (folder / "n.json").unlink(missing_ok=True)
+        easydistill.run(load_job(job(folder, dataset={**data, **more}, **shared)))
+    config = easydistill.pipeline_config(load_job(folder / "job.json"))
+    answered = pq.read_table(config.storage.path("collected_dataset")).to_pylist()
+    assert [row["user_prompt"] for row in answered] == ["Well. Say 1."]
+
+
+def test_another_student_in_the_same_folder_replaces_the_first_one_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "labeled.json", ITEMS)
+    for name, layers in (("student", 4), ("smaller", 2)):
+        save_model(tmp_path / name, layers)
+        (tmp_path / name / "chat_template.jinja").unlink()
+        easydistill.run(load_job(job(tmp_path, models={"student": str(tmp_path / name)})))
+        (tmp_path / "out/model-00001-of-00002.safetensors").write_bytes(b"of an earlier student")
+    easydistill.publish(tmp_path / "out/run/training/checkpoints/student/final", tmp_path / "out")
+    model, _ = load_for_inference(str(tmp_path / "out"))
+    assert model.config.num_hidden_layers == 2
+
+
+def test_a_copy_that_is_cut_short_does_not_look_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, output = tmp_path / "final", tmp_path / "out"
+    for folder, text in ((final, "new"), (output, "old")):
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text(text)
+    (output / "model-00001-of-00002.safetensors").touch()
+    monkeypatch.setattr("shutil.copy2", _full_disk)
+    with pytest.raises(OSError, match="No space"):
+        easydistill.publish(final, output)
+    assert not (output / "config.json").exists()
+    monkeypatch.undo()
+    easydistill.publish(final, output)
+    assert {file.name: file.read_text() for file in output.iterdir()} == {
+        "config.json": "new", "model.safetensors": "new"}  # fmt: skip
+
+
+def _full_disk(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_answers_cut_at_the_limit_are_not_trained_on(folder: Path, speaking: Path) -> None:
     write_json(folder / "asked.json", [{"instruction": "Say 1."}])
     path = job(folder, job_type="kd_black_box_local", models={"teacher": str(speaking)},
@@ -202,6 +279,7 @@ def _shift(lines: list[str]) -> list[str]:
         (lambda lines: [json.dumps([{"5": 0.9}] * 7) for _ in lines], "only 0 of 84 trained tok"),
         (lambda lines: ["[[", *lines[1:]], "line 1 is not JSON"),
         (lambda lines: [lines[0].replace('{"', '{"9', 1), *lines[1:]], "vocabulary has 259"),
+        (lambda lines: [json.dumps([{"5": 0.5}] * 7), *lines[1:]], "positions hold 1 to 8 tokens"),
         (lambda lines: [json.dumps([{"5": 1.5}] * 7), *lines[1:]], "add up to 1.5"),
     ],
 )  # fmt: skip

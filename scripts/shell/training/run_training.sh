@@ -2,7 +2,7 @@
 # Train the student: bash scripts/shell/training/run_training.sh [CONFIG] [true|false|fsdp] [flags...]
 #   CONFIG  the student's settings (default: configs/baseline_distill.yaml)
 #   true    several processes by `accelerate launch`: one per GPU, or 2 on a CPU
-#   fsdp    the same, and each keeps a part of the model: for one that no GPU can hold whole
+#   fsdp    the same, and each keeps a part of weights, gradients and moments
 #   flags   go to nexa_train.train_sft, for example --dataset FILE --output DIR
 # NEXA_PYTHON names another Python than .venv's. NEXA_PROCESSES: how many on this machine. Several
 # machines: NEXA_MACHINES, NEXA_MACHINE_RANK (0..), NEXA_MAIN_ADDRESS and NEXA_MAIN_PORT of rank 0.
