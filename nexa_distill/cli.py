@@ -101,8 +101,12 @@ def run(main: Callable[[], int]) -> NoReturn:
         )
     _leave(status)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        try:
             stream.flush()
+        except BrokenPipeError:  # what was printed was still in our buffer
+            status = status or 141
+        except (OSError, ValueError):
+            continue
     # Everything is closed and on disk. What C libraries do while the interpreter is taken apart
     # (one run in a thousand crashed there) must not change the code that this ends with.
     os._exit(status)

@@ -212,13 +212,12 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
 
 def _student(job: Job, storage: Storage) -> str:
     """The student's base model; for one without a chat template, a copy that has the plain one."""
-    base, copy = resolve_model(job.models.student, storage), Path(storage.root) / "student_base"
-    if plain_template.with_template_saved(base, load_tokenizer(base), copy) == base:
+    base = resolve_model(job.models.student, storage)
+    given = plain_template.with_template_saved(base, load_tokenizer(base), Path(storage.root))
+    if given == base:
         return job.models.student
-    print(
-        f"{job.models.student} has no chat template: the plain one is used and stored", flush=True
-    )
-    return str(copy)
+    print(f"{job.models.student} has no chat template: it gets the plain one", flush=True)
+    return given
 
 
 def write_dataset(job: Job, items: Sequence[Item], prompt: Prompt, storage: Storage) -> Path:

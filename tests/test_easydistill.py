@@ -216,8 +216,11 @@ def test_an_api_is_asked_once_for_each_instruction(folder: Path) -> None:
 
 
 def test_an_api_that_is_not_there_is_said(folder: Path) -> None:
-    path = job(folder, job_type="kd_black_box_api", inference={"base_url": "http://127.0.0.1:9/v1"},
-               dataset={"instruction_path": str(folder / "labeled.json")})  # fmt: skip
+    data = {
+        "instruction_path": str(folder / "labeled.json"), "labeled_path": str(folder / "new.json"),
+    }  # fmt: skip
+    path = job(folder, job_type="kd_black_box_api", dataset=data,
+               inference={"base_url": "http://127.0.0.1:9/v1"})  # fmt: skip
     with pytest.raises(ProviderUnusable, match=r"set models\.teacher"):
         easydistill.run(load_job(path))
 
