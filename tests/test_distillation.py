@@ -110,7 +110,7 @@ def test_the_cache_is_made_once_and_again_for_another_teacher(tmp_path: Path) ->
     assert run.cache().stat().st_mtime_ns == before
     rows = read_table(path, TABLES["teacher_logits"]).to_pylist()
     assert len(rows) == 28
-    assert all(len(row["top_ids"]) == 64 * row["tokens"] for row in rows)
+    assert all(len(row["top_ids"]) == 128 * row["tokens"] for row in rows)
     assert not list(path.parent.glob(".*parts*"))
     Distilled(tmp_path, temperature=2.0).cache()
     assert path.stat().st_mtime_ns != before
