@@ -154,14 +154,16 @@ def test_a_new_template_is_a_new_question(folder: Path, speaking: Path) -> None:
 
 def test_another_student_in_the_same_folder_replaces_the_first_one_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "labeled.json", ITEMS)
+    left_over = tmp_path / "out/model-00001-of-00002.safetensors"
     for name, layers in (("student", 4), ("smaller", 2)):
         save_model(tmp_path / name, layers)
         (tmp_path / name / "chat_template.jinja").unlink()
+        if name == "smaller":
+            left_over.write_bytes(b"of an earlier student with shards")
         easydistill.run(load_job(job(tmp_path, models={"student": str(tmp_path / name)})))
-        (tmp_path / "out/model-00001-of-00002.safetensors").write_bytes(b"of an earlier student")
-    easydistill.publish(tmp_path / "out/run/training/checkpoints/student/final", tmp_path / "out")
     model, _ = load_for_inference(str(tmp_path / "out"))
     assert model.config.num_hidden_layers == 2
+    assert not left_over.exists()
 
 
 def test_a_copy_that_is_cut_short_does_not_look_complete(

@@ -115,7 +115,9 @@ def test_a_run_follows_the_same_losses_packed_and_padded(tmp_path: Path) -> None
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_a_model_whose_samples_would_mix_is_refused(model: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_whose_samples_would_mix_is_refused(model: Any, dtype: torch.dtype) -> None:
+    model.to(dtype)
     packing.prove_isolation(model, SAMPLES)
     model.set_attn_implementation("eager")  # knows nothing of the samples' borders
     model.base_model.register_forward_pre_hook(
