@@ -20,6 +20,7 @@ from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import TABLES
 from nexa_distill.handoff import read_batches, write_text
 from nexa_distill.manifests import load_manifest
+from nexa_distill.markdown import as_code, table
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 
@@ -66,8 +67,8 @@ def write_card(path: Path, samples: Path, config: DistillConfig) -> None:
             lengths.append(sum(count(texts)) + MARKS_PER_MESSAGE * len(texts))
     lines = [*_head(samples, counts), *_lengths(lengths, how, student), *_funnel(config)]
     for name in COUNTED[1:]:
-        lines += ["", f"| {name} | samples |", "|---|---|"]
-        lines += [f"| {value} | {n:,} |" for value, n in counts[name].most_common()]
+        rows = [[as_code(value), f"{n:,}"] for value, n in counts[name].most_common()]
+        lines += ["", *table([name, "samples"], rows)]
     write_text(path, "\n".join(lines) + "\n")
 
 

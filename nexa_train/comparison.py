@@ -10,6 +10,10 @@ Formulas:
 - every difference: percentile interval, 95 %, of the paired bootstrap (Efron 1979, Annals of
   Statistics 7, 1-26; Koehn 2004, EMNLP), which draws whole groups of samples: those that come from
   one source document stand or fall together and are no independent evidence.
+
+"higher" or "lower" is said only where the whole interval lies on one side of 0 and, for passes,
+McNemar's p is below 0.05 too: the bootstrap of few documents is too sure of itself. From fewer than
+FEWEST_DOCUMENTS nothing is said: even where all of them point one way, chance does that too often.
 """
 
 from collections.abc import Sequence
@@ -23,6 +27,8 @@ import numpy.typing as npt
 Z_95 = 1.959963984540054  # standard normal quantile at 0.975
 RESAMPLES = 10_000
 SEED = 7
+SIGNIFICANT = 0.05  # the two-sided level that belongs to the 95 % of every interval
+FEWEST_DOCUMENTS = 6  # 2 / 2^n is below SIGNIFICANT from here: the sign test's least p
 CHUNK = 500  # resamples drawn at a time, which bounds the memory
 
 Floats = npt.NDArray[np.float64]
@@ -61,7 +67,8 @@ def mcnemar(only_before: int, only_after: int) -> float:
 def paired_difference(pairs: Pairs) -> dict[str, Any] | None:
     """After minus before, with its bootstrap interval; None when there is no pair.
 
-    `low` and `high` are null when all pairs come from one document: nothing can be drawn from it.
+    `low` and `high` are null, and nothing can be said, when there are fewer than
+    FEWEST_DOCUMENTS and anything changed.
     """
     if not pairs.groups:
         return None
@@ -69,7 +76,8 @@ def paired_difference(pairs: Pairs) -> dict[str, Any] | None:
     change: Floats = np.bincount(group, np.subtract(pairs.after, pairs.before)).astype(np.float64)
     weight: Floats = np.bincount(group, np.asarray(pairs.weights)).astype(np.float64)
     difference = float(change.sum() / weight.sum())
-    low, high = _interval(change, weight) if len(change) > 1 else (None, None)
+    enough = len(change) >= FEWEST_DOCUMENTS or not change.any()
+    low, high = _interval(change, weight) if enough else (None, None)
     return {
         "difference": difference, "low": low, "high": high, "verdict": _verdict(low, high),
         "samples": len(pairs.groups), "documents": len(change),
@@ -100,7 +108,10 @@ def _verdict(low: float | None, high: float | None) -> str:
 def compare_passes(
     groups: Sequence[str], before: Sequence[bool], after: Sequence[bool]
 ) -> dict[str, Any] | None:
-    """Two models at one gate: the four kinds of pair, McNemar's p, the difference of shares."""
+    """Two models at one gate: the four kinds of pair, McNemar's p, the difference of shares.
+
+    The verdict holds by both: the interval and McNemar's test.
+    """
     pairs = Pairs(
         groups, [float(x) for x in before], [float(x) for x in after], [1.0] * len(groups)
     )
@@ -109,8 +120,11 @@ def compare_passes(
         return None
     both = sum(b and a for b, a in zip(before, after, strict=True))
     only_before, only_after = sum(before) - both, sum(after) - both
+    p = mcnemar(only_before, only_after)
+    if difference["verdict"] in {"higher", "lower"} and p >= SIGNIFICANT:
+        difference["verdict"] = "no difference"
     return {
         "both": both, "only_before": only_before, "only_after": only_after,
         "neither": len(groups) - both - only_before - only_after,
-        "mcnemar_p": mcnemar(only_before, only_after), **difference,
+        "mcnemar_p": p, **difference,
     }  # fmt: skip

@@ -15,7 +15,6 @@ import torch
 from nexa_distill.config import Storage
 from nexa_distill.errors import InputError
 from nexa_distill.student_config import Distillation, StudentConfig
-from nexa_train import packing
 from nexa_train.answer_loss import (
     OWN_WORDS,
     AnswerLogits,
@@ -25,6 +24,7 @@ from nexa_train.answer_loss import (
     cross_entropy,
     fused_cross_entropy,
 )
+from nexa_train.batching import batching
 from nexa_train.chat import Sample
 from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
 from nexa_train.local_models import load_for_inference, resolve_model
@@ -93,7 +93,5 @@ def attach(
         return DistillationLoss(model, settings, len(tokenizer)), with_teacher
     teacher, theirs = load_for_inference(resolve_model(settings.teacher, storage))
     refuse_other_vocabulary(theirs, tokenizer)
-    if config.train.packing:
-        packing.enable(teacher)
-        packing.prove_isolation(teacher, data.train)
+    batching(teacher, theirs, data.train, packed=config.train.packing)  # it reads the same ones
     return DistillationLoss(model, settings, len(tokenizer), teacher), batch_of

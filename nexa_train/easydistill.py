@@ -6,7 +6,8 @@ Writes: `dataset.labeled_path` and `dataset.logits_path` where the job makes the
         `training.output_dir` the trained student (safetensors, tokenizer, chat template), and in
         its folder `run/` all that proves it: training set, preflight report, metrics, checkpoints,
         manifests, the ledger of an API
-Keeps:  every labelled item is trained on whole, or refused and counted (see the preflight)
+Keeps:  every item is trained on whole, or counted as without an output, or as refused (see the
+        preflight); above `training.max_refused_share` of either nothing is trained
 Raises: as `train_sft` (65, 66, 3) and, for an API, the gateway (69, 77); never 0 for a failure
 
 A job run again continues where it was stopped, asks nothing twice, and does nothing when finished.
@@ -59,8 +60,9 @@ def run(job: Job) -> Path:
     if job.inference.trust_remote_code:
         print("inference.trust_remote_code has no effect: no code from a checkpoint is run")
     prompt = prompt_of(job)
-    items = labelled(job, config, prompt)
     student = student_config(job, storage)
+    items = labelled(job, config, prompt)
+    refuse_unanswered(job, items, student.train.max_refused_share)
     dataset = write_dataset(job, items, prompt, storage)
     logits = None
     if job.white_box:
@@ -133,10 +135,7 @@ def prompt_of(job: Job) -> Prompt:
 
 
 def labelled(job: Job, config: DistillConfig, prompt: Prompt) -> list[Item]:
-    """The items of the job; those without an output get the teacher's, and the file is written.
-
-    Raises InputError when nothing is left to train on.
-    """
+    """The items of the job; those without an output get the teacher's, and the file is written."""
     path = Path(job.dataset.labeled_path)
     if not job.labels:
         items = read_items(path)
@@ -149,9 +148,22 @@ def labelled(job: Job, config: DistillConfig, prompt: Prompt) -> list[Item]:
         items = labelling.fill(items, prompt, config.storage, _teacher(job, config))
         if not known or items != read_items(path):
             write_items(path, items)
-    if not any(item["output"].strip() for item in items):
-        raise InputError(f"{path}: no item has an output; there is nothing to train on")
     return items
+
+
+def refuse_unanswered(job: Job, items: Sequence[Item], max_refused_share: float) -> None:
+    """Raises InputError (65) for too many items without an output, or where none has one."""
+    path = job.dataset.labeled_path
+    empty = sum(not item["output"].strip() for item in items)
+    if empty == len(items):
+        raise InputError(f"{path}: no item has an output; there is nothing to train on")
+    if empty > max_refused_share * len(items):
+        ask = "raise inference.max_new_tokens, or run this job again to ask for them"
+        fill = ask if job.labels else "write them"
+        raise InputError(
+            f"{path}: {empty} of {len(items)} items have no output, at most {max_refused_share:.1%}"
+            f" may; {fill}, or raise training.max_refused_share"
+        )
 
 
 def merged(instructions: Sequence[Item], known: Sequence[Item]) -> list[Item]:
@@ -193,6 +205,7 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
         "learning_rate": given.learning_rate, "weight_decay": given.weight_decay,
         "warmup_ratio": given.warmup_ratio, "max_length": min(longest, default=None),
         "save_every_steps": given.save_steps, "eval_every_steps": given.logging_steps,
+        "max_refused_share": given.max_refused_share,
     }  # fmt: skip
     values: dict[str, Any] = {
         "run_name": "student", "keep_layers": None, "student": _student(job, storage),

@@ -1,6 +1,7 @@
 """New tokens after prompts, batch by batch; what ends an answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -32,17 +33,26 @@ def new_tokens(
         sampling = {
             "do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         }  # fmt: skip
-    # Built anew, so that nothing in the checkpoint has a say that the caller does not know of.
     wanted = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stops, **sampling
     )
     torch.manual_seed(seed)
-    with torch.inference_mode():
+    with _only(model, wanted), torch.inference_mode():
         out = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-            generation_config=wanted,
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device)
         )  # fmt: skip
     return [list(row) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def _only(model: Any, wanted: Any) -> Iterator[None]:
+    """Generate by `wanted` alone: what it leaves open, `generate` takes from the model's own
+    settings, such as a penalty for repetition that the caller does not know of."""
+    own, model.generation_config = model.generation_config, wanted
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def said(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int]) -> tuple[str, int, bool]:

@@ -78,7 +78,7 @@ def measure(name: str, model: Any, samples: Sequence[Sample], pad_id: int) -> li
     import torch
 
     from nexa_train.answer_loss import AnswerLoss
-    from nexa_train.sft_data import collate
+    from nexa_train.batching import collate
 
     loss, measured = AnswerLoss(model), []
     with Progress(f"held-out loss of {name}", len(samples), unit="samples") as progress:

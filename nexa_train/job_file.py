@@ -74,7 +74,10 @@ class JobDistillation(Section):
 
 
 class JobTraining(Section):
-    """As the names say; `per_device_train_batch_size` is of one process."""
+    """As the names say; `per_device_train_batch_size` is of one process.
+
+    `max_refused_share`: 0..1 of the items that may be without an output, or not trained on whole.
+    """
 
     output_dir: str
     num_train_epochs: Count | None = None
@@ -87,6 +90,7 @@ class JobTraining(Section):
     weight_decay: NonNegative | None = None
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
     lr_scheduler_type: Literal["cosine"] = "cosine"
+    max_refused_share: Share | None = None
 
 
 class Job(Section):

@@ -20,18 +20,10 @@ import yaml
 from nexa_distill.contracts import TABLES
 from nexa_distill.handoff import read_batches
 from nexa_distill.manifests import StageRun, code_version
+from nexa_distill.markdown import as_code, table
 from nexa_distill.student_config import StudentConfig
 from nexa_train.local_models import BUNDLED, BUNDLED_LICENSE, BUNDLED_SOURCE
-from nexa_train.report_text import (
-    NOT_MEASURED,
-    TITLES,
-    as_code,
-    figures,
-    groups,
-    number,
-    regression,
-    table,
-)
+from nexa_train.report_text import NOT_MEASURED, TITLES, figures, groups, number, regression
 
 Json = dict[str, Any]
 COUNTED = ("split", "template_name", "domain", "model_id")

@@ -7,9 +7,10 @@ Writes: `accept` appends to `<storage.evaluation>/accepted.jsonl`: the outcome o
 Raises: QualityGateMissed (3) for a student that is worse beyond the margin, or that cannot be
         compared; InputMissing (66) without a report
 
-Worse: the whole 95 % interval of the paired difference lies beyond the margin. Accepted and
-present student are compared on the same prompts behind the same gates (`comparison`), or not at
-all. Without an accepted run there is nothing to compare with, and the report says so.
+Worse: the whole 95 % interval of the paired difference lies beyond the margin, and for passes
+McNemar's test agrees. Accepted and present student are compared on the same prompts behind the same
+gates (`comparison`), or not at all. Without an accepted run, or with too few documents for an
+interval, there is nothing to decide by: the gate is open, and the report says so.
 
 Run: python -m nexa_train.regression [accept|check] [--note TEXT] [--config FILE]
 """
@@ -124,7 +125,8 @@ def _misses(result: Json, gate: RegressionGate) -> list[str]:
     passes, loss = result["gate"], result["loss"]
     drop, rise = gate.max_pass_rate_drop, gate.max_loss_rise
     found = []
-    if drop is not None and passes and passes["high"] is not None and passes["high"] < -drop:
+    worse = passes and passes["verdict"] == "lower"
+    if drop is not None and worse and passes["high"] < -drop:
         found.append(
             f"gate pass rate {passes['difference']:+.4f}, at best {passes['high']:+.4f} "
             f"(max_pass_rate_drop {drop})"

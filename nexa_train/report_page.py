@@ -3,6 +3,7 @@
 Light and dark follow the reader's system; on a phone columns become rows; on paper nothing is cut.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
@@ -113,12 +114,25 @@ def _groups(report: Json) -> str:
         names = sorted({name for model in models.values() for name in model[key]})
         blocks = "".join(
             f"<div><h4>{escape(name)}</h4>"
-            f"{charts.ranges([_group_range(models, m, key, name) for m in FROM_WORST])}</div>"
+            f"{charts.ranges([_group_range(models, m, key, name) for m in FROM_WORST])}"
+            f"{_pair_note(report['comparison'][key].get(name))}</div>"
             for name in names
         )
         parts.append(f'<div class="group"><h3>{title}</h3><div class="small">{blocks}</div></div>')
-    note = "Answers that pass, of those given, with 95 % score intervals."
+    note = (
+        "Answers that pass, of those given, with 95 % score intervals; after training against "
+        "before, paired. Of many comparisons one alone proves little."
+    )
     return _section("Gate by task type and domain", note, *parts)
+
+
+def _pair_note(pair: Json | None) -> str:
+    if pair is None:
+        return ""
+    text = (
+        f"{pair['verdict']}: {interval(pair, percent=True)}; McNemar {p_value(pair['mcnemar_p'])}"
+    )
+    return f'<p class="note">{escape(text)}</p>'
 
 
 def _group_range(models: Json, model: str, key: str, name: str) -> charts.Range:
@@ -132,7 +146,12 @@ def _group_range(models: Json, model: str, key: str, name: str) -> charts.Range:
 
 def _accepted(found: Json) -> str:
     note = "The same prompts behind the same gates, paired; a student that is worse stops the run."
-    return _section("Against the accepted run", note, f"<p>{escape(regression(found))}</p>")
+    return _section("Against the accepted run", note, f"<p>{inline(regression(found))}</p>")
+
+
+def inline(text: str) -> str:
+    """Escaped HTML of a sentence with Markdown's inline code."""
+    return re.sub(r"(`+) ?(.+?) ?\1(?!`)", r"<code>\2</code>", escape(text))
 
 
 def _losses(report: Json) -> str:

@@ -3,9 +3,11 @@
 The headline says what was measured, with counts, also when the student did not improve.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from nexa_distill.markdown import as_code, table
+from nexa_train.comparison import FEWEST_DOCUMENTS
 
 Json = Mapping[str, Any]
 TITLES = {
@@ -14,7 +16,6 @@ TITLES = {
     "after": "student after training",
 }
 NOT_MEASURED = "not measured"
-LONGEST_NAME = 120  # characters of a name from data
 
 
 def headline(report: Json) -> list[str]:
@@ -32,7 +33,12 @@ def headline(report: Json) -> list[str]:
 
 
 def verdict(comparison: Json) -> str:
-    """One sentence: better, worse, both or neither, by the 95 % intervals of gate and loss."""
+    """One sentence: better, worse, both or neither, by the verdicts of `comparison`."""
+    found = [comparison[name] for name in ("gate", "loss") if comparison[name]]
+    if _unsaid(found):
+        count = max((pair["documents"] for pair in found), default=0)
+        return (f"Whether training helped cannot be said from {documents(count)}: "
+                f"at least {FEWEST_DOCUMENTS} are needed.")  # fmt: skip
     gate, loss = (
         comparison[name]["verdict"] if comparison[name] else None for name in ("gate", "loss")
     )
@@ -55,6 +61,10 @@ def verdict(comparison: Json) -> str:
     if worse:
         return f"Training made the student worse on held-out prompts: worse {' and '.join(worse)}."
     return "No difference between the student before and after training can be shown."
+
+
+def _unsaid(pairs: Sequence[Json]) -> bool:
+    return all(pair["verdict"] == "cannot be said" for pair in pairs)
 
 
 def _gate_sentence(models: Json, gate: Json | None) -> str:
@@ -103,8 +113,13 @@ def interval(difference: Json, *, percent: bool = False) -> str:
 
     text = f"difference {shown(difference['difference'])}{unit}"
     if difference["low"] is None:
-        return f"{text}, no interval from one document"
+        return f"{text}, no interval from {documents(difference['documents'])}"
     return f"{text}, 95 % interval {shown(difference['low'])} to {shown(difference['high'])}"
+
+
+def documents(count: int) -> str:
+    """`1 document`, `3 documents`."""
+    return f"{count:,} document{'' if count == 1 else 's'}"
 
 
 def percent(share: float | None) -> str:
@@ -182,20 +197,6 @@ def markdown(report: Json) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_code(text: object) -> str:
-    """A name from data as inline code: in it nothing is markup, in a table neither."""
-    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    plain = plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 1]}…"
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
-    space = " " if "`" in plain else ""
-    return f"{fence}{space}{plain.replace('|', chr(92) + '|')}{space}{fence}" if plain else "(none)"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; names from data go through `as_code` first."""
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-
-
 def groups(models: Json, title: str, key: str) -> list[str]:
     """The gate by task type or domain: one row per name, a share with its interval per model."""
     names = sorted({name for model in models.values() for name in model[key]})
@@ -236,6 +237,8 @@ def regression(found: Json) -> str:
         text += f"; loss {interval(found['loss'])}"
     if found["misses"]:
         return f"{text}. Worse than it may be: {'; '.join(found['misses'])}."
+    if _unsaid([found[name] for name in ("gate", "loss") if found[name]]):
+        return f"{text}. Too few documents to tell whether it is worse."
     return f"{text}. No worse than `regression_gate:` allows."
 
 

@@ -1,4 +1,4 @@
-"""The training set as batches: which samples are trained on, in which order, padded how.
+"""The training set: which samples are trained on, and in which order.
 
 Reads: `training/sft_dataset.parquet` (`contracts.SFT`), row by row through an `Examination`: no
 sample gets past the preflight's checks. The order of batches depends on the seed
@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from nexa_distill.contracts import TABLES
 from nexa_distill.handoff import check_unique, read_batches
 from nexa_distill.progress import Progress
-from nexa_train.chat import IGNORE, Sample, Skip
+from nexa_train.chat import Sample, Skip
 from nexa_train.examination import Examination
 
 SPLITS = ("train", "val")
@@ -97,19 +96,3 @@ def epoch_batches(
         batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
     order.shuffle(batches)
     return batches
-
-
-def collate(
-    samples: Sequence[Sample], device: torch.device, *, pad_id: int
-) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask`, `labels`, each (samples, longest), padded on the right."""
-    longest = max(len(sample.input_ids) for sample in samples)
-
-    def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=device)
-
-    return {
-        "input_ids": padded([s.input_ids for s in samples], pad_id),
-        "attention_mask": padded([[1] * len(s.input_ids) for s in samples], 0),
-        "labels": padded([s.labels for s in samples], IGNORE),
-    }

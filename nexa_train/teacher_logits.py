@@ -2,7 +2,8 @@
 
 Reads:  `storage.sft_parquet` (train and val rows), the teacher model, the student's tokenizer
 Writes: `storage.teacher_logits` (contracts.TEACHER_LOGITS), sealed. While it runs, parts beside it,
-        from which the same command continues after any stop
+        from which the same command continues after any stop. Rows that an earlier table has for
+        the same tokens are taken from it: only new ones are computed
 Size:   6 bytes per token and kept alternative and 2 for the tail, before compression
 Raises: InputError (65) for a teacher with another tokenizer, whose token ids mean other words
 
@@ -26,7 +27,7 @@ from nexa_distill.config import Storage, load_config
 from nexa_distill.contracts import TABLES, compact_json, sha256_text
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_table, table_writer
-from nexa_distill.manifests import StageRun
+from nexa_distill.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
@@ -83,7 +84,7 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
 def _make(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
-    from nexa_train import packing
+    from nexa_train.batching import batching
     from nexa_train.local_models import context_of, load_for_inference, load_tokenizer
     from nexa_train.sft_data import load_dataset
 
@@ -92,35 +93,60 @@ def _make(
     refuse_other_vocabulary(theirs, tokenizer)
     data = load_dataset(dataset, tokenizer, config.longest(context_of(student)))
     samples = [*data.train, *data.val]
-    packing.enable(model)
-    packing.prove_isolation(model, samples)
-    parts = dst.with_name(f".{dst.stem}.parts") / stage.key[:16]
-    with Progress("teacher logits", len(samples), unit="samples") as progress:
-        for number, start in enumerate(range(0, len(samples), PART)):
-            some, part = samples[start : start + PART], parts / f"{number:06d}.parquet"
+    batch_of = batching(model, theirs, samples, packed=config.train.packing)
+    known = _earlier(stage, dst, samples)
+    names = set(known["sample_id"].to_pylist())
+    left = [sample for sample in samples if sample.sample_id not in names]
+    work = sha256_text(compact_json([stage.key, [sample.sample_id for sample in left]]))
+    parts = dst.with_name(f".{dst.stem}.parts") / work[:16]
+    with Progress("teacher logits", len(samples), unit="samples", done=len(names)) as progress:
+        for number, start in enumerate(range(0, len(left), PART)):
+            some, part = left[start : start + PART], parts / f"{number:06d}.parquet"
             if not part.exists():
-                with table_writer(part, TABLE.schema) as out:
-                    for rows in rows_of(config, model, some, len(tokenizer)):
-                        out.write(pa.Table.from_pylist(rows, schema=TABLE.schema))
+                _write(part, rows_of(config, model, some, batch_of, len(tokenizer)))
             progress.add(len(some))
     with table_writer(dst, TABLE.schema) as out:
+        out.write(known)
         for part in sorted(parts.glob("*.parquet")):
             out.write(pq.read_table(part))
     skipped = sum(data.skipped.values())
     stage.seal(dst, rows_in=len(samples) + skipped, rejected=skipped)
-    shutil.rmtree(parts.parent)
+    shutil.rmtree(parts.parent, ignore_errors=True)  # it is not there when all was known
     tokens = sum(sample.trained_tokens for sample in samples)
     print(f"teacher logits: {tokens:,} tokens of {len(samples)} samples -> {dst} "
           f"({dst.stat().st_size / max(1, tokens):.0f} bytes per token)", flush=True)  # fmt: skip
 
 
+def _write(part: Path, batches: Iterator[list[dict[str, Any]]]) -> None:
+    with table_writer(part, TABLE.schema) as out:
+        for rows in batches:
+            out.write(pa.Table.from_pylist(rows, schema=TABLE.schema))
+
+
+def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
+    """Rows of the table that is there: of these samples' tokens, by this teacher and settings."""
+    manifest = load_manifest(dst, stage.storage)
+    teacher = [item["sha256"] for item in stage.inputs[1:]]
+    if (
+        manifest is None
+        or manifest["config_sha256"] != stage.config_sha256
+        or [item["sha256"] for item in manifest["inputs"][1:]] != teacher
+        or not dst.exists()
+        or manifest["sha256"] != sha256_path(dst)
+    ):
+        return TABLE.schema.empty_table()
+    table = read_table(dst, TABLE)
+    wanted = {sample.sample_id: tokens_hash(sample) for sample in samples}
+    made = zip(*(table[name].to_pylist() for name in ("sample_id", "tokens_sha256")), strict=True)
+    return table.filter(pa.array([wanted.get(name) == digest for name, digest in made], pa.bool_()))
+
+
 def rows_of(
-    config: StudentConfig, model: Any, samples: Sequence[Sample], vocabulary: int
+    config: StudentConfig, model: Any, samples: Sequence[Sample], batch_of: Any, vocabulary: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of contracts.TEACHER_LOGITS, a batch at a time."""
+    """Rows of contracts.TEACHER_LOGITS, one list per batch."""
     import torch
 
-    from nexa_train import packing
     from nexa_train.answer_loss import AnswerLogits
     from nexa_train.distillation_loss import top_k
 
@@ -129,7 +155,7 @@ def rows_of(
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
         with torch.inference_mode():
-            logits = logits_of(packing.collate_packed(batch, model.device))[:, :vocabulary]
+            logits = logits_of(batch_of(batch, model.device))[:, :vocabulary]
             found = top_k(logits, settings.top_k, settings.temperature)
         lengths = [sample.trained_tokens for sample in batch]
         parts = (torch.split(part.cpu(), lengths) for part in found)

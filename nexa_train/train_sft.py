@@ -20,7 +20,6 @@ Run: python -m nexa_train.train_sft --config configs/baseline_distill.yaml
 
 import argparse
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,14 @@ from nexa_train import (
     distillation,
     export,
     on_policy,
-    packing,
     sharding,
     teacher_logits,
     trained_model,
 )
-from nexa_train.answer_loss import Collate
+from nexa_train.batching import batching
 from nexa_train.hardware import native_bf16
 from nexa_train.local_models import resolve_model
 from nexa_train.preflight import Preflight
-from nexa_train.sft_data import Dataset, collate
 from nexa_train.trainer import Trainer
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
@@ -117,7 +114,7 @@ def _prepare(
     model = trained_model.build(config, base, checkpoint)
     if not shard:  # a whole model may not fit on one device
         model.to(accelerator.device)
-    batch_of = _batching(config, model, tokenizer, data)
+    batch_of = batching(model, tokenizer, data.train, packed=config.train.packing)
     loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
     trained_model.hasten(model, config.train)
     if shard:
@@ -150,16 +147,6 @@ def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool)
             "distillation.on_policy: a model that is shared out over processes writes no answers "
             "here; set on_policy: 0.0, or run with `true` instead of `fsdp`"
         )
-
-
-def _batching(config: StudentConfig, model: Any, tokenizer: Any, data: Dataset) -> Collate:
-    """How samples become a batch. Raises InputError for a model that cannot be packed."""
-    if config.train.packing:
-        packing.enable(model)
-        packing.prove_isolation(model, data.train)
-        return packing.collate_packed
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return partial(collate, pad_id=pad)
 
 
 def main() -> int:

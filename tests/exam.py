@@ -22,7 +22,7 @@ LAX = {"min_char_length": 5, "min_token_length": 2, "require_action_verb": False
        "max_repetition": None}  # fmt: skip
 
 
-def rows(count: int = 20, held_out: int = 8) -> list[dict[str, Any]]:
+def rows(count: int = 24, held_out: int = 12) -> list[dict[str, Any]]:
     """The teacher's answers: two per source document, the first `held_out` in the test split."""
     return [
         answer(

@@ -44,26 +44,38 @@ def test_the_same_figures_give_exactly_no_difference() -> None:
 
 
 def test_the_difference_is_weighted_by_tokens() -> None:
-    found = paired_difference(Pairs(["a", "b"], [10.0, 30.0], [5.0, 15.0], [10, 10]))
+    found = paired_difference(Pairs(list("abcdef"), [20.0] * 6, [10.0] * 6, [10] * 6))
     assert found is not None
     assert found["difference"] == -1.0
     assert found["verdict"] == "lower"
 
 
 def test_copies_of_one_document_are_no_further_evidence() -> None:
-    before, after = [1.0, 2.0, 3.0, 2.0], [0.5, 2.1, 2.0, 2.2]
-    once = paired_difference(Pairs(list("abcd"), before, after, [1.0] * 4))
-    many = paired_difference(Pairs(list("abcd") * 50, before * 50, after * 50, [1.0] * 200))
+    before, after = [1.0, 2.0, 3.0, 2.0, 1.0, 1.0], [0.5, 2.1, 2.0, 2.2, 0.9, 1.3]
+    once = paired_difference(Pairs(list("abcdef"), before, after, [1.0] * 6))
+    many = paired_difference(Pairs(list("abcdef") * 50, before * 50, after * 50, [1.0] * 300))
     assert once is not None
     assert many is not None
     assert (once["low"], once["high"]) == pytest.approx((many["low"], many["high"]))
-    assert (once["documents"], many["samples"]) == (4, 200)
+    assert (once["documents"], many["samples"]) == (6, 300)
 
 
-def test_one_document_allows_no_interval() -> None:
-    found = compare_passes(["a", "a"], [False, False], [True, True])
+@pytest.mark.parametrize("groups", ["aaaaaa", "abcdea"])
+def test_five_documents_that_all_improve_could_be_chance(groups: str) -> None:
+    found = compare_passes(list(groups), [False] * 6, [True] * 6)
     assert found is not None
     assert (found["difference"], found["low"], found["verdict"]) == (1.0, None, "cannot be said")
+    six = compare_passes(list("abcdef"), [False] * 6, [True] * 6)
+    assert six is not None
+    assert (six["low"], six["verdict"]) == (1.0, "higher")
+
+
+def test_an_interval_that_mcnemar_does_not_confirm_is_no_difference() -> None:
+    found = compare_passes(list("abcdefgh"), [False] * 8, [True] * 5 + [False] * 3)
+    assert found is not None
+    assert found["low"] > 0
+    assert found["mcnemar_p"] == 0.0625
+    assert found["verdict"] == "no difference"
 
 
 def test_the_four_kinds_of_pair_add_up() -> None:

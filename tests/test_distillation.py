@@ -4,15 +4,17 @@ import signal
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import SFT, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_table
 from nexa_distill.settings_file import load_yaml
@@ -114,6 +116,57 @@ def test_the_cache_is_made_once_and_again_for_another_teacher(tmp_path: Path) ->
     assert not list(path.parent.glob(".*parts*"))
     Distilled(tmp_path, temperature=2.0).cache()
     assert path.stat().st_mtime_ns != before
+
+
+def test_rows_that_are_added_or_changed_are_the_only_ones_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Distilled(tmp_path)
+    asked: list[str] = []
+    run.cache()
+    save_dataset(run.dataset, train=30)
+    rows = pq.read_table(run.dataset).to_pylist()
+    rows[3]["messages"][1]["content"] = "other words"
+    pq.write_table(pa.Table.from_pylist(rows, SFT), run.dataset)
+    original = teacher_logits.rows_of
+
+    def counted(config: Any, model: Any, samples: Any, *rest: Any) -> Any:
+        asked.extend(sample.sample_id for sample in samples)
+        return original(config, model, samples, *rest)
+
+    monkeypatch.setattr(teacher_logits, "rows_of", counted)
+    made = read_table(run.cache(), TABLES["teacher_logits"]).to_pylist()
+    assert asked == ["sample-3", *(f"sample-{i}" for i in range(28, 34))]
+    run.cache().unlink()
+    fresh = read_table(run.cache(), TABLES["teacher_logits"]).to_pylist()
+    assert len(asked) == 7 + 34
+    key = itemgetter("sample_id")
+    for one, other in zip(sorted(made, key=key), sorted(fresh, key=key), strict=True):
+        assert [one[n] for n in ("sample_id", "tokens_sha256")] == [
+            other[n] for n in ("sample_id", "tokens_sha256")
+        ]
+        assert one["tail_log_prob"] == pytest.approx(other["tail_log_prob"], abs=0.02)
+
+
+def test_a_teacher_that_cannot_be_packed_reads_padded_batches_and_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = read_table(Distilled(tmp_path / "a").cache(), TABLES["teacher_logits"]).to_pylist()
+
+    def refuse(_: Any) -> None:
+        raise InputError("cannot be packed")
+
+    monkeypatch.setattr(packing, "enable", refuse)
+    with pytest.raises(InputError, match="cannot be packed"):
+        Distilled(tmp_path / "b").cache()
+    path = Distilled(tmp_path / "b", {"packing": False}).cache()
+    for one, other in zip(packed, read_table(path, TABLES["teacher_logits"]).to_pylist(),
+                          strict=True):  # fmt: skip
+        assert one["sample_id"] == other["sample_id"]
+        assert one["tail_log_prob"] == pytest.approx(other["tail_log_prob"], abs=0.02)
+        likeliest = [row["top_ids"][:: len(row["top_ids"]) // row["tokens"]]
+                     for row in (one, other)]  # fmt: skip
+        assert likeliest[0] == likeliest[1]
 
 
 def test_a_killed_cache_goes_on_where_it_was(tmp_path: Path) -> None:

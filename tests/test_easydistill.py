@@ -200,6 +200,16 @@ def test_answers_cut_at_the_limit_are_not_trained_on(folder: Path, speaking: Pat
     assert not (folder / "out/config.json").exists()
 
 
+def test_more_items_without_an_output_than_may_be_train_nothing(folder: Path) -> None:
+    write_json(folder / "labeled.json", [*ITEMS[1:], {**ITEMS[0], "output": " "}])
+    with pytest.raises(InputError, match=r"labeled\.json: 1 of 12 items have no output.*2\.0%"):
+        easydistill.run(load_job(job(folder)))
+    assert not (folder / "out/config.json").exists()
+    easydistill.run(load_job(job(folder, training={"max_refused_share": 0.1})))
+    report = json.loads((folder / "out/run/reports/training/preflight.json").read_text())
+    assert report["trained_on"] == {"train": 11}
+
+
 def test_an_api_is_asked_once_for_each_instruction(folder: Path) -> None:
     write_json(folder / "asked.json", [{"instruction": f"What is {i}?"} for i in range(5)])
     with ledger_teacher(folder / "teacher", capabilities=["models"]) as teacher:

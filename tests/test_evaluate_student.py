@@ -75,7 +75,7 @@ def test_a_student_that_learned_comes_out_better_in_gate_and_loss(trained: Train
     losses = [report["models"][n]["loss"]["nats_per_token"] for n in ("before", "after")]
     assert losses[1] < losses[0] / 4
     assert report["headline"][0].startswith("Training improved the student")
-    assert (report["prompts"], gate["documents"], loss["samples"]) == (8, 4, 8)
+    assert (report["prompts"], gate["documents"], loss["samples"]) == (12, 6, 12)
 
 
 def test_the_scores_of_teacher_and_student_are_compared(trained: Trained) -> None:
@@ -83,9 +83,9 @@ def test_the_scores_of_teacher_and_student_are_compared(trained: Trained) -> Non
     path = config.storage.path("reports") / "evaluation" / "score_agreement.json"
     report, before = json.loads(path.read_text()), path.stat()
     passed = report_of(config)["models"]["after"]["gate"]["passed"]
-    assert (report["total"], report["matched"], report["missing"]) == (8, 8, 0)
+    assert (report["total"], report["matched"], report["missing"]) == (12, 12, 0)
     assert report["teacher_mean"] == 1.0
-    assert report["student_mean"] == report["agreement_at_0.0"] == passed / 8
+    assert report["student_mean"] == report["agreement_at_0.0"] == passed / 12
     assert report["pass_threshold"] == 0.7
     assert path.with_suffix(".md").read_text().startswith("# Scores of teacher and student")
     agreement.run(*trained[:2])
@@ -125,16 +125,16 @@ def test_evaluating_again_changes_no_byte(trained: Trained) -> None:
 def test_figures_have_counts_and_what_was_not_measured_is_null(trained: Trained) -> None:
     models = report_of(trained[0])["models"]
     assert models["teacher"]["gate"] | {"low": 0, "high": 0} == {
-        "passed": 8, "total": 8, "rate": 1.0, "low": 0, "high": 0,
+        "passed": 12, "total": 12, "rate": 1.0, "low": 0, "high": 0,
     }  # fmt: skip
     assert models["teacher"]["loss"] is None  # an API: its probabilities are not known
     assert models["teacher"]["parameters"] is None
     assert models["teacher"]["generation"] is None
-    assert models["after"]["loss"]["tokens"] == 8 * (len("We measure one, two, three.") + 1)
+    assert models["after"]["loss"]["tokens"] == 12 * (len("We measure one, two, three.") + 1)
     assert models["after"]["generation"]["tokens_per_second"] > 0
     assert set(models["after"]["by_task"]) == {"hypothesis", "methodology"}
     assert set(models["after"]["by_domain"]) == {"biology", "not said"}
-    assert models["before"]["reject_reason_counts"] == {"truncated": 8}
+    assert models["before"]["reject_reason_counts"] == {"truncated": 12}
 
 
 def test_a_model_compared_with_itself_comes_out_equal(untrained: dict[str, Any]) -> None:
@@ -260,9 +260,9 @@ def test_a_held_out_prompt_that_was_trained_on_stops_the_evaluation() -> None:
 
 def test_the_funnel_counts_what_the_seals_say_and_not_what_is_missing(trained: Trained) -> None:
     steps = {step["step"]: step["count"] for step in report_of(trained[0])["funnel"]}
-    assert steps["without duplicates"] == steps["answered by the teacher"] == 20
+    assert steps["without duplicates"] == steps["answered by the teacher"] == 24
     assert (steps["prompts"], steps["pass the rules"]) == (None, None)  # not run here
-    assert (steps["train"], steps["val"], steps["test"]) == (12, 0, 8)
+    assert (steps["train"], steps["val"], steps["test"]) == (12, 0, 12)
 
 
 def test_the_loss_curve_of_the_training_is_on_the_page(trained: Trained) -> None:

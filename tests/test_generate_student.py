@@ -14,9 +14,10 @@ from nexa_distill.errors import InputMissing
 from nexa_distill.handoff import read_table
 from nexa_train import chat, generate_student
 from nexa_train.generate_student import Prompt, batches, messages
-from nexa_train.generation import stop_tokens
+from nexa_train.generation import new_tokens, stop_tokens
 from nexa_train.local_models import load_for_inference
 from tests.exam import prepare, rows, save_untrained
+from tests.tiny_model import save_model
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,18 @@ def test_the_prompt_is_what_training_put_before_the_answer(tmp_path: Path) -> No
     assert isinstance(sample, chat.Sample)
     start = next(i for i, label in enumerate(sample.labels) if label != chat.IGNORE)
     assert chat.prompt_ids(tokenizer, asked) == sample.input_ids[:start]
+
+
+def test_a_checkpoints_own_generation_settings_have_no_say(tmp_path: Path) -> None:
+    model, tokenizer = load_for_inference(str(save_model(tmp_path / "model")))
+    ask: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0, "top_k": 0, "top_p": 1.0,
+                           "stops": [2], "seed": 1}  # fmt: skip
+    plain = new_tokens(model, tokenizer, [[5, 6, 7]], **ask)
+    model.generation_config.repetition_penalty = 50.0
+    model.generation_config.suppress_tokens = plain[0][:2]
+    own = model.generation_config
+    assert new_tokens(model, tokenizer, [[5, 6, 7]], **ask) == plain
+    assert model.generation_config is own
 
 
 def test_every_held_out_prompt_is_answered_once_by_both_students(tmp_path: Path) -> None:
@@ -144,7 +157,7 @@ def test_another_checkpoint_goes_to_another_file(tmp_path: Path) -> None:
     config, student = prepare(tmp_path)
     dst = tmp_path / "other.parquet"
     generate_student.run(config, student, checkpoint=Path(student.student), dst=dst)
-    assert pq.ParquetFile(dst).metadata.num_rows == 8
+    assert pq.ParquetFile(dst).metadata.num_rows == 12
     assert not config.storage.path("baseline_outputs").exists()
 
 

@@ -11,9 +11,10 @@ from transformers import MistralConfig, MistralForCausalLM
 from nexa_distill.errors import InputError
 from nexa_train import packing
 from nexa_train.answer_loss import AnswerLoss
+from nexa_train.batching import collate
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.local_models import load_model
-from nexa_train.sft_data import collate, load_dataset
+from nexa_train.sft_data import load_dataset
 from tests.test_train_sft import Run, losses
 from tests.tiny_model import save_dataset, save_model, tokenizer
 

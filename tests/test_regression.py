@@ -52,6 +52,15 @@ def test_the_margin_is_what_may_be_lost() -> None:
         assert len(regression.compare(good, worse, limits)["misses"]) == count
 
 
+def test_what_few_documents_say_neither_misses_nor_is_called_no_worse() -> None:
+    found = regression.compare(run("+++++"), run("-----", nats=12.0), STRICT)
+    assert found["misses"] == []
+    assert "Too few documents to tell" in in_words(found)
+    found = regression.compare(run("+" * 8), run("-" * 5 + "+" * 3), STRICT)
+    assert found["gate"]["high"] < 0  # by the interval alone it would be worse
+    assert found["misses"] == []
+
+
 def test_other_prompts_or_other_gates_are_not_compared_and_do_not_pass() -> None:
     other = run("+" * 4, prompts_sha256="q")
     other["outcomes"] = {f"new-{k}" if k != "0" else k: v for k, v in other["outcomes"].items()}

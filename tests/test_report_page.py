@@ -8,7 +8,7 @@ from nexa_distill import charts
 from nexa_distill.filter_config import RegressionGate
 from nexa_train import regression
 from nexa_train.assessment import Exam, assess
-from nexa_train.report_page import page
+from nexa_train.report_page import inline, page
 from nexa_train.report_text import headline, markdown
 from tests.answers import answer
 
@@ -106,6 +106,24 @@ def test_reasons_and_outcomes_stand_beside_the_answers() -> None:
     text = Reader(page(report())).text
     assert "rejected: too_short, refusal" in text
     assert "only after 3" in text
+    pair = "cannot be said: difference +100 points, no interval from 3 documents; McNemar p = 0.250"
+    assert text.count(pair) == 2  # its task type and its domain
+
+
+def test_three_prompts_do_not_say_whether_training_helped() -> None:
+    found = report()
+    assert found["comparison"]["gate"]["difference"] == 1
+    assert found["headline"][0] == (
+        "Whether training helped cannot be said from 3 documents: at least 6 are needed."
+    )
+    assert "no interval from 3 documents" in found["headline"][1]
+
+
+def test_commands_are_code_on_the_page_and_names_in_them_are_text() -> None:
+    text = page(report())
+    assert "<code>python -m nexa_train.regression accept</code>" in text
+    assert "`" not in text
+    assert inline("``a ` <b>`` c") == "<code>a ` &lt;b&gt;</code> c"
 
 
 def test_markdown_keeps_model_text_in_its_quotation() -> None:

@@ -222,6 +222,13 @@ def test_the_card_says_when_lengths_are_an_estimate_and_counts_with_a_tokenizer(
     assert f"counted with {folder / 'tokenizer.json'}" in card.read_text()
 
 
+def test_names_from_data_are_no_markup_in_the_card(tmp_path: Path) -> None:
+    config = gated(tmp_path, [answer(0, domain="a | b\n# <b>`c`"), answer(1), answer(2)])
+    to_sft.run(config)
+    text = config.storage.path("sft_parquet").with_name("README.md").read_text()
+    assert "| `` a \\| b # <b>`c` `` | 1 |\n" in text
+
+
 def test_the_packaging_script_runs_without_arguments_but_the_config(tmp_path: Path) -> None:
     gated(tmp_path)
     script = REPOSITORY / "scripts/python/deployment/run_packaging.py"

@@ -20,9 +20,10 @@ from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train import sharding, train_sft, trained_model
 from nexa_train.answer_loss import AnswerLoss
+from nexa_train.batching import collate
 from nexa_train.chat import IGNORE
 from nexa_train.local_models import load_model
-from nexa_train.sft_data import collate, epoch_batches, load_dataset
+from nexa_train.sft_data import epoch_batches, load_dataset
 from nexa_train.trainer import learning_rate
 from tests.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
 

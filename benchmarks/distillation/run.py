@@ -1,6 +1,7 @@
 """White-box distillation beside supervised training, at equal tokens, over some seeds.
 
-    python -m benchmarks.distillation.run --input FILE [--rows 96] [--held-out 48] [--seeds 1 2 3]
+    python -m benchmarks.distillation.run --input FILE [--answers teacher] [--rows 96]
+        [--held-out 48] [--seeds 1 2 3]
     python -m benchmarks.distillation.run top-k --input FILE [--k 8 16 32 64 128]
 
 What is measured is said in README.md.
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,14 @@ from nexa_train import packing, teacher_logits, train_sft
 from nexa_train.answer_loss import AnswerLogits, AnswerLoss, mean_loss
 from nexa_train.chat import Sample, encode
 from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
-from nexa_train.local_models import BUNDLED, load_model, load_tokenizer, resolve_model
+from nexa_train.local_models import (
+    BUNDLED,
+    load_for_inference,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
+from nexa_train.replies import replies
 from nexa_train.teacher_logits import CachedTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +67,11 @@ class Bench:
         self.teacher = resolve_model(BUNDLED, self.storage)
         self.tokenizer = load_tokenizer(self.teacher)
         lines = arguments.input.read_text(encoding="utf-8").splitlines()
+        rows: Iterator[dict[str, str]] = map(json.loads, lines)
+        if arguments.answers == "teacher":
+            rows = answered(self.teacher, rows)
         wanted = arguments.rows + arguments.held_out
-        self.rows = [row_of(number, json.loads(line)) for number, line in enumerate(lines[:wanted])]
+        self.rows = [row_of(number, row) for number, row in enumerate(islice(rows, wanted))]
         self.dataset = folder / "sft.parquet"
         pq.write_table(pa.Table.from_pylist(self.rows[: arguments.rows], SFT), self.dataset)
 
@@ -109,6 +120,21 @@ def row_of(number: int, row: dict[str, str]) -> dict[str, Any]:
                 {"role": "assistant", "content": row["answer"]}]  # fmt: skip
     return {"sample_id": f"row-{number:05d}", "split": "train", "messages": messages,
             "template_name": "math", "domain": None, "model_id": "file", "attempt": 0}  # fmt: skip
+
+
+def answered(teacher: str, rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The rows with the teacher's answers, drawn from its whole distribution; those that it does
+    not end within 256 tokens are left out, as the pipeline does."""
+    model, tokenizer = load_for_inference(teacher)
+    for seed in count():
+        some = list(islice(rows, 16))
+        if not some:
+            return
+        asked = [row["instruction"] for row in some]
+        said = replies(model, tokenizer, asked, max_new_tokens=256, temperature=1.0, seed=seed)
+        for row, reply in zip(some, said, strict=True):
+            if reply.ended and reply.text:
+                yield row | {"answer": reply.text}
 
 
 @torch.no_grad()
@@ -185,6 +211,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=["training", "top-k"], default="training")
     parser.add_argument("--input", type=Path, required=True, help="JSONL {instruction, answer}")
+    parser.add_argument("--answers", choices=["file", "teacher"], default="file")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--held-out", type=int, default=48)
     parser.add_argument("--epochs", type=int, default=2)

@@ -33,6 +33,7 @@ CONTENDERS = {
     "ours, padded": (None, "ours", "padded"),
     "TRL, padded": ("trl", "with_trl", "padded"),
     "TRL, chunked loss": ("trl", "with_trl", "chunked"),
+    "TRL, chunked loss, one by one": ("trl", "with_trl", "one by one"),
     "TRL, packed, chunked loss": ("trl", "with_trl", "packed"),
     "TRL, its defaults": ("trl", "with_trl", "defaults"),
 }

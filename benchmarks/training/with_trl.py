@@ -13,6 +13,7 @@ from benchmarks.training.job import Figures, given, hand_over, read_rows, thread
 VARIANTS: dict[str, dict[str, Any]] = {
     "padded": {},
     "chunked": {"loss_type": "chunked_nll"},
+    "one by one": {"loss_type": "chunked_nll", "per_device_train_batch_size": 1},
     "packed": {"packing": True, "max_length": 1024, "loss_type": "chunked_nll"},
     "defaults": {"gradient_checkpointing": True},
 }
@@ -37,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(threads())
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
-    settings = {
+    settings: dict[str, Any] = {
         "output_dir": f"{job.out}.trl", "num_train_epochs": 1, "learning_rate": job.learning_rate,
         "per_device_train_batch_size": job.batch_size, "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential", "max_length": 2048, "logging_steps": 1,
@@ -45,6 +46,9 @@ def main() -> None:
         "save_strategy": "no", "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
         "dataloader_pin_memory": False, "completion_only_loss": True,  # else the mask is not used
     } | VARIANTS[job.variant]  # fmt: skip
+    # The same steps, in any variant: what a device does not take at once is accumulated.
+    at_once = settings["per_device_train_batch_size"]
+    settings["gradient_accumulation_steps"] = job.batch_size // at_once
     rows, clock = read_rows(job), Clock()
     trainer = SFTTrainer(
         model=model, args=SFTConfig(**settings), train_dataset=Dataset.from_list(rows),

@@ -1,0 +1,20 @@
+"""Pieces of a Markdown document whose words come from data, and so may not be markup."""
+
+import re
+from collections.abc import Sequence
+
+LONGEST_NAME = 120  # characters of a name from data
+
+
+def as_code(text: object) -> str:
+    """A name from data as inline code: in it nothing is markup, in a table neither."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    plain = plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 1]}…"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    space = " " if "`" in plain else ""
+    return f"{fence}{space}{plain.replace('|', chr(92) + '|')}{space}{fence}" if plain else "(none)"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; names from data go through `as_code` first."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
