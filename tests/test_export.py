@@ -129,6 +129,7 @@ def test_the_card_says_what_is_known_and_that_nothing_was_scored(
     facts = json.loads((final / "training.json").read_text())
     assert all(item["sha256"] in text for item in facts["inputs"])
     assert facts["samples_sha256"] in text
+    assert f"Trained on {facts['train_samples']} of them, 0 were refused." in text
     assert str(run.folder) not in text
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.distillation.run --input FILE [--answers teacher] [--rows 96]
         [--held-out 48] [--seeds 1 2 3]
+    python -m benchmarks.distillation.run step-cost --input FILE
     python -m benchmarks.distillation.run top-k --input FILE [--k 8 16 32 64 128]
 
 What is measured is said in README.md.
@@ -12,6 +13,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import count, islice, pairwise
@@ -28,8 +30,9 @@ from nexa_distill.contracts import SFT
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train import packing, teacher_logits, train_sft
-from nexa_train.answer_loss import AnswerLogits, AnswerLoss, mean_loss
+from nexa_train.answer_loss import AnswerLogits, AnswerLoss, Batch, mean_loss
 from nexa_train.chat import Sample, encode
+from nexa_train.distillation import DistillationLoss
 from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
 from nexa_train.local_models import (
     BUNDLED,
@@ -88,10 +91,17 @@ class Bench:
         return load_yaml(path, StudentConfig)
 
     @cached_property
+    def trained(self) -> list[Sample]:
+        """Rows that everybody trains on."""
+        return self._encoded(self.rows[: self.arguments.rows])
+
+    @cached_property
     def held_out(self) -> list[Sample]:
         """Rows that nobody trains on."""
-        made = (encode(self.tokenizer, row["sample_id"], row["messages"], 1024)
-                for row in self.rows[self.arguments.rows :])  # fmt: skip
+        return self._encoded(self.rows[self.arguments.rows :])
+
+    def _encoded(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
+        made = (encode(self.tokenizer, row["sample_id"], row["messages"], 1024) for row in rows)
         return [sample for sample in made if isinstance(sample, Sample)]
 
     @cached_property
@@ -101,7 +111,8 @@ class Bench:
 
     def train(self, seed: int, loss: str) -> Outcome:
         """One student, measured on the held-out rows."""
-        config, out = self.config(seed, loss=loss), self.folder / f"{loss}-{seed}"
+        config = self.config(seed, loss=loss, kd_ratio=self.arguments.kd_ratio)
+        out = self.folder / f"{loss}-{seed}"
         train_sft.run(config, self.storage, self.dataset, out)
         lines = (out / "metrics.jsonl").read_text().splitlines()
         seconds = [0.0, *(row["seconds"] for row in map(json.loads, lines) if row["step"])]
@@ -167,12 +178,42 @@ def trainings(bench: Bench) -> str:
     return "\n".join(lines)
 
 
+def step_cost(bench: Bench) -> str:
+    """Steps with the cached teacher beside steps without, on one model and the same batches."""
+    config = bench.config(0, loss="forward_kl")
+    cached = CachedTeacher(teacher_logits.run(config, bench.storage, bench.dataset), bench.trained)
+    model = load_model(bench.teacher, config.keep_layers).train()
+    packing.enable(model)
+    losses = AnswerLoss(model), DistillationLoss(model, config.distillation, len(bench.tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    ratios = []
+    for start in range(0, len(bench.trained) - 3, 4):
+        some = bench.trained[start : start + 4]
+        batch = packing.collate_packed(some, CPU) | cached.batch(some, CPU)
+        plain, first, second, again = (
+            seconds_of(losses[which], batch, optimizer) for which in (0, 1, 1, 0)
+        )
+        ratios.append((first + second) / (plain + again))
+    ratios = ratios[1:]  # the first warms up
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} batches of 4"
+    middle = statistics.median(ratios)
+    return f"A step with the cached teacher takes {middle:.2f} times one without ({spread})."
+
+
+def seconds_of(loss: AnswerLoss, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
+    """One whole step."""
+    started = time.perf_counter()
+    (loss(batch) / 1000).backward()
+    torch.nn.utils.clip_grad_norm_(loss.model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - started
+
+
 @torch.no_grad()
 def bounds(bench: Bench) -> str:
     """What k tokens and a tail leave of the divergence, in the precision of the cache."""
-    made = (encode(bench.tokenizer, row["sample_id"], row["messages"], 1024)
-            for row in bench.rows[: bench.arguments.rows])  # fmt: skip
-    samples = [sample for sample in made if isinstance(sample, Sample)]
+    samples = bench.trained
     tokens = sum(sample.trained_tokens for sample in samples)
     teacher = logits_of(load_model(bench.teacher), samples)
     student = logits_of(load_model(bench.teacher, bench.config(0).keep_layers), samples)
@@ -207,13 +248,17 @@ def logits_of(model: Any, samples: Sequence[Sample]) -> list[torch.Tensor]:
     return [found(packing.collate_packed([sample], CPU)) for sample in samples]
 
 
+WHAT = {"training": trainings, "step-cost": step_cost, "top-k": bounds}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["training", "top-k"], default="training")
+    parser.add_argument("what", nargs="?", choices=WHAT, default="training")
     parser.add_argument("--input", type=Path, required=True, help="JSONL {instruction, answer}")
     parser.add_argument("--answers", choices=["file", "teacher"], default="file")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--held-out", type=int, default=48)
+    parser.add_argument("--kd-ratio", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=["none", "forward_kl"])
@@ -221,7 +266,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), arguments)
-        print(bounds(bench) if arguments.what == "top-k" else trainings(bench))
+        print(WHAT[arguments.what](bench))
     return 0
 
 
