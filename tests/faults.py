@@ -100,7 +100,7 @@ class Run:
         self.process.join()
         return self.process.exitcode == -signal.SIGKILL
 
-    def end(self, code: int | None = 0, seconds: float = 60) -> str:
+    def end(self, code: int | None = 0, seconds: float = 180) -> str:
         """Wait for it, and check its exit code (None = any); what it said."""
         self.process.join(seconds)
         found = self.process.exitcode

@@ -27,6 +27,7 @@ from nexa_distill.stages import STAGES
 from tests.answers import REPOSITORY, answer, collect, project, write_answers
 from tests.databases import make_shops
 from tests.test_execution_hostile import processes
+from tests.tiny_project import heed_ctrl_c
 
 GOLD = "SELECT name FROM goods WHERE price > 5"
 LAX = {
@@ -375,7 +376,9 @@ def test_ctrl_c_leaves_no_process_and_no_half_table(tmp_path: Path) -> None:
         sys.executable, "-m", "nexa_distill.exec_gate", "--config", str(tmp_path / "config.yaml"),
     ]  # fmt: skip
     before = processes()
-    run = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     deadline = time.monotonic() + 20
     while not processes() - before and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -61,7 +61,7 @@ STUDENT = {
 }  # fmt: skip
 
 
-def _heed_ctrl_c() -> None:
+def heed_ctrl_c() -> None:
     """A shell's background job, which the tests may be in, hands an ignored SIGINT down."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -137,7 +137,7 @@ class TinyProject:
             ["bash", "launch_pipeline.sh", *options],
             cwd=self.root, env=self.env, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=_heed_ctrl_c,
+            preexec_fn=heed_ctrl_c,
         )  # fmt: skip
 
     def tmux(self, *words: str) -> str:
