@@ -29,6 +29,7 @@ RESAMPLES = 10_000
 SEED = 7
 SIGNIFICANT = 0.05  # the two-sided level that belongs to the 95 % of every interval
 FEWEST_DOCUMENTS = 6  # 2 / 2^n is below SIGNIFICANT from here: the sign test's least p
+NOT_SHOWN = "no difference shown"  # there may be one; "no difference" is said of equal figures only
 CHUNK = 500  # resamples drawn at a time, which bounds the memory
 
 Floats = npt.NDArray[np.float64]
@@ -102,7 +103,9 @@ def _verdict(low: float | None, high: float | None) -> str:
         return "cannot be said"
     if low > 0:
         return "higher"
-    return "lower" if high < 0 else "no difference"
+    if high < 0:
+        return "lower"
+    return "no difference" if low == high == 0 else NOT_SHOWN
 
 
 def compare_passes(
@@ -122,7 +125,7 @@ def compare_passes(
     only_before, only_after = sum(before) - both, sum(after) - both
     p = mcnemar(only_before, only_after)
     if difference["verdict"] in {"higher", "lower"} and p >= SIGNIFICANT:
-        difference["verdict"] = "no difference"
+        difference["verdict"] = NOT_SHOWN
     return {
         "both": both, "only_before": only_before, "only_after": only_after,
         "neither": len(groups) - both - only_before - only_after,

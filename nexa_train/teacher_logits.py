@@ -17,7 +17,7 @@ not those of the sample that is trained on.
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +32,9 @@ from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train.chat import Sample
+
+if TYPE_CHECKING:
+    from nexa_train.answer_loss import Collate
 
 TABLE = TABLES["teacher_logits"]
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
@@ -111,7 +114,8 @@ def _make(
             out.write(pq.read_table(part))
     skipped = sum(data.skipped.values())
     stage.seal(dst, rows_in=len(samples) + skipped, rejected=skipped)
-    shutil.rmtree(parts.parent, ignore_errors=True)  # it is not there when all was known
+    if parts.parent.exists():  # not when every row was known
+        shutil.rmtree(parts.parent)
     tokens = sum(sample.trained_tokens for sample in samples)
     print(f"teacher logits: {tokens:,} tokens of {len(samples)} samples -> {dst} "
           f"({dst.stat().st_size / max(1, tokens):.0f} bytes per token)", flush=True)  # fmt: skip
@@ -142,7 +146,11 @@ def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
 
 
 def rows_of(
-    config: StudentConfig, model: Any, samples: Sequence[Sample], batch_of: Any, vocabulary: int
+    config: StudentConfig,
+    model: Any,
+    samples: Sequence[Sample],
+    batch_of: "Collate",
+    vocabulary: int,
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of contracts.TEACHER_LOGITS, one list per batch."""
     import torch

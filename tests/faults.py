@@ -100,7 +100,7 @@ class Run:
         self.process.join()
         return self.process.exitcode == -signal.SIGKILL
 
-    def end(self, code: int | None = 0, seconds: float = 180) -> str:
+    def end(self, code: int | None = 0, seconds: float = 60) -> str:
         """Wait for it, and check its exit code (None = any); what it said."""
         self.process.join(seconds)
         found = self.process.exitcode
@@ -138,9 +138,11 @@ def _work(
     cli.run(collect_teacher.main)
 
 
-def collect(made: Workspace, *flags: str, code: int = 0, **options: Any) -> str:
+def collect(
+    made: Workspace, *flags: str, code: int = 0, seconds: float = 60, **options: Any
+) -> str:
     """The stage from its start to its end; what it said."""
-    return Run(made, *flags, **options).end(code)
+    return Run(made, *flags, **options).end(code, seconds)
 
 
 def ask(made: Workspace, rows: list[Row], *flags: str, code: int = 0, **options: Any) -> str:

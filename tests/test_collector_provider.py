@@ -143,7 +143,7 @@ ERRORS = ["status:500", "status:502", "status:503", "status:529"]
 def test_f15_errors_that_pass_fail_no_row(tmp_path: Path, script: dict[str, Any]) -> None:
     with ledger_teacher(tmp_path, fault=ERRORS, share=0.5, **script) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"max_attempts": 12})
-        ask(made, prompts(60))
+        ask(made, prompts(60), seconds=200)  # twelve attempts that all meet a wave wait 181 s
         found = {send["status"] for send in teacher.sends()}
         assert found == {200, 500, 502, 503, 529}
         survived(made, teacher)

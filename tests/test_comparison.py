@@ -75,7 +75,7 @@ def test_an_interval_that_mcnemar_does_not_confirm_is_no_difference() -> None:
     assert found is not None
     assert found["low"] > 0
     assert found["mcnemar_p"] == 0.0625
-    assert found["verdict"] == "no difference"
+    assert found["verdict"] == "no difference shown"  # five of eight is one, and may be chance
 
 
 def test_the_four_kinds_of_pair_add_up() -> None:

@@ -225,7 +225,7 @@ def test_the_same_model_drawn_with_another_seed_is_no_different() -> None:
     assert gate["only_before"] > 20
     assert gate["only_after"] > 20
     assert gate["low"] <= 0 <= gate["high"]
-    assert gate["verdict"] == "no difference"
+    assert gate["verdict"] == "no difference shown"
 
 
 def test_a_teacher_that_did_not_answer_has_fewer_answers_not_zeros() -> None:

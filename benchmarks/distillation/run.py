@@ -75,6 +75,8 @@ class Bench:
             rows = answered(self.teacher, rows)
         wanted = arguments.rows + arguments.held_out
         self.rows = [row_of(number, row) for number, row in enumerate(islice(rows, wanted))]
+        if len(self.rows) < wanted:
+            sys.exit(f"{arguments.input}: {len(self.rows)} rows with an answer, wanted {wanted}")
         self.dataset = folder / "sft.parquet"
         pq.write_table(pa.Table.from_pylist(self.rows[: arguments.rows], SFT), self.dataset)
 
@@ -111,8 +113,7 @@ class Bench:
 
     def train(self, seed: int, loss: str) -> Outcome:
         """One student, measured on the held-out rows."""
-        config = self.config(seed, loss=loss, kd_ratio=self.arguments.kd_ratio)
-        out = self.folder / f"{loss}-{seed}"
+        config, out = self.config(seed, loss=loss), self.folder / f"{loss}-{seed}"
         train_sft.run(config, self.storage, self.dataset, out)
         lines = (out / "metrics.jsonl").read_text().splitlines()
         seconds = [0.0, *(row["seconds"] for row in map(json.loads, lines) if row["step"])]
@@ -258,7 +259,6 @@ def main() -> int:
     parser.add_argument("--answers", choices=["file", "teacher"], default="file")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--held-out", type=int, default=48)
-    parser.add_argument("--kd-ratio", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=["none", "forward_kl"])
