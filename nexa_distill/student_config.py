@@ -1,5 +1,6 @@
 """`configs/baseline_distill.yaml`, typed: one student run."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,10 @@ from pydantic_core import PydanticCustomError
 from nexa_distill.cleaning import cleaner_of
 from nexa_distill.config import DistillConfig, Storage, load_system_prompt
 from nexa_distill.settings_file import Count, NonNegative, Section, Share
+
+RENDERING = {"chat_template_kwargs", "chat_template_date"}
+# What transformers itself passes to a template under these names.
+RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
 
 
 class Lora(Section):
@@ -101,27 +106,48 @@ class StudentConfig(Section):
     own file, `--pipeline-config configs/distill_config.yaml` (`storage:`). The finished checkpoint
     stands at `<storage.students>/<run_name>/final` and is sealed there (`manifests.StageRun`).
     `keep_layers`: indices of the decoder layers that the student keeps; null = all.
+    `chat_template_kwargs`: variables of the chat template; `chat_template_date`: its "today".
     """
 
     run_name: str
     student: str
     keep_layers: list[int] | None
+    chat_template_kwargs: dict[str, Any]
+    chat_template_date: date
     train: Training
     distillation: Distillation
     generate: Generation
 
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_variables(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        for name in variables:
+            if not name.isidentifier() or name in RESERVED:
+                raise PydanticCustomError(
+                    "template_variable",
+                    "{name} is no variable of a chat template that can be set; write names such as "
+                    "enable_thinking (for the date: chat_template_date)",
+                    {"name": name},
+                )
+        return variables
+
     def training_settings(self) -> dict[str, Any]:
         """What decides the checkpoint; how fast and in how much memory it is computed does not."""
-        parts = {"student", "keep_layers", "train"}
+        parts = {"student", "keep_layers", "train", *RENDERING}
         if self.distillation.loss != "none":
             parts.add("distillation")
         speed = {"max_refused_share", "gradient_checkpointing", "compile", "fused_loss"}
-        return self.model_dump(include=parts, exclude={"train": speed})
+        return self.model_dump(mode="json", include=parts, exclude={"train": speed})
 
     def logits_settings(self) -> dict[str, Any]:
         """What decides the stored probabilities of the teacher, next to the training set."""
         own = self.distillation.model_dump(include={"teacher", "temperature", "top_k"})
-        return {**own, "student": self.student, "max_length": self.train.max_length}
+        limit = {"student": self.student, "max_length": self.train.max_length}
+        return own | limit | self.rendering_settings()
+
+    def rendering_settings(self) -> dict[str, Any]:
+        """What decides the text of a conversation, next to the tokenizer."""
+        return self.model_dump(mode="json", include=RENDERING)
 
     def longest(self, context: int | None) -> int | None:
         """Tokens of the longest row that may be trained on or measured; `context`: the model's."""
@@ -130,7 +156,8 @@ class StudentConfig(Section):
     def generation_settings(self, config: DistillConfig) -> dict[str, Any]:
         """What decides the held-out answers, next to the prompts and the checkpoint."""
         system = load_system_prompt(config.collection.system_prompt_path)
-        own = self.model_dump(include={"student", "keep_layers", "generate"})
+        parts = {"student", "keep_layers", "generate", *RENDERING}
+        own = self.model_dump(mode="json", include=parts)
         return {**own, "system_prompt": system, **cleaner_of(config).settings}
 
     def tokenizer(self, storage: Storage) -> Path | None:

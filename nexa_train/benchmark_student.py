@@ -141,10 +141,11 @@ def _evaluate(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from nexa_train import chat, local_models
+    from nexa_train import local_models
+    from nexa_train.data.chat_format import chat_format
 
     model, tokenizer = local_models.load_for_inference(str(folder))
-    chat.check_tokenizer(tokenizer)
+    chat_format(tokenizer)  # refused before a task is downloaded
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(tasks), task_manager=manager,
         limit=limit, apply_chat_template=True, fewshot_as_multiturn=True, log_samples=False,

@@ -41,7 +41,13 @@ from nexa_train import labelling, logits_file, plain_template, teacher_logits, t
 from nexa_train.instructions import PROMPTS, Item, Prompt, key_of, prompt_file, read_items, samples
 from nexa_train.instructions import write_json as write_items
 from nexa_train.job_file import Job, load_job
-from nexa_train.local_models import context_of, load_for_inference, load_tokenizer, resolve_model
+from nexa_train.local_models import (
+    context_of,
+    load_for_inference,
+    load_student_tokenizer,
+    load_tokenizer,
+    resolve_model,
+)
 from nexa_train.sft_data import load_dataset
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -261,7 +267,7 @@ def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -
                      settings=student.logits_settings())  # fmt: skip
     if not stage.is_current(table):
         base = resolve_model(student.student, storage)
-        tokenizer = load_tokenizer(base)
+        tokenizer = load_student_tokenizer(base, student)
         data = load_dataset(dataset, tokenizer, student.longest(context_of(base)))
         logits_file.read(path, names, data.train, len(tokenizer), table)
         stage.seal(table, rows_in=len(names), rejected=len(names) - len(data.train))

@@ -9,7 +9,8 @@ Raises: InputMissing (66) without prompts or a sealed checkpoint, InputError (65
 The messages are those of training: the row's system prompt, or else the collection's, and the
 user prompt, in the model's own chat template. `completion_tokens` counts the end-of-turn token,
 `latency_ms` is a batch's time divided by its rows (their sum is the time on the clock),
-`finish_reason` is "stop" when the end of turn came and "length" when `max_new_tokens` cut it off.
+`finish_reason` is "stop" when the end of turn came and "length" when `max_new_tokens`, or what the
+model can read, cut it off: a prompt that leaves no room for an answer has none.
 The baseline does not depend on training: a new training regenerates only the trained answers.
 At a temperature of 0 it is greedy; otherwise it samples within the `top_k` and `top_p` that the
 checkpoint's generation config sets, as a server of it would. The seed of a batch comes from its
@@ -40,8 +41,9 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import Generation, StudentConfig
-from nexa_train import chat, local_models
-from nexa_train.generation import new_tokens, said, stop_tokens
+from nexa_train import local_models
+from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
+from nexa_train.generation import new_tokens, said
 
 DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
 Which = Literal["trained", "baseline"]
@@ -70,6 +72,14 @@ def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
     ]
 
 
+def _prompt(form: ChatFormat, row: Row, system: str) -> Prompt:
+    """Without ids where the template cannot render the row: it has no answer then."""
+    try:
+        return Prompt(row, form.prompt_ids(messages(row, system)))
+    except RowRefused:
+        return Prompt(row, [])
+
+
 def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     """Prompts of similar length together, longest first: the least padding, memory peaks early."""
     ordered = sorted(prompts, key=lambda p: (-len(p.ids), p.row["sample_id"]))
@@ -77,11 +87,11 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
 
 
 def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], generate: Generation, model_id: str,
+    model: Any, form: ChatFormat, prompts: Sequence[Prompt], generate: Generation, model_id: str,
     cleaner: Cleaner,
 ) -> Iterator[Row]:  # fmt: skip
     """One row of contracts.OUTPUTS per prompt, batch by batch. The model is in evaluation mode."""
-    stops = stop_tokens(model, tokenizer)
+    tokenizer, stops = form.tokenizer, form.stops
     for batch in batches(prompts, generate.batch_size):
         start = time.perf_counter()
         new = _generate(model, tokenizer, batch, generate, stops)
@@ -163,15 +173,18 @@ def _answer_all(
             f"data, or a larger split.{student.generate.split}, and run it from the start"
         )
     resolved = local_models.resolve_model(name, storage)
-    loaded, tokenizer = local_models.load_for_inference(resolved, keep_layers)
-    chat.check_tokenizer(tokenizer)
+    loaded, tokenizer = local_models.load_for_inference(resolved, keep_layers, student)
+    form = chat_format(tokenizer)
     system = load_system_prompt(config.collection.system_prompt_path)
-    asked = [Prompt(row, chat.prompt_ids(tokenizer, messages(row, system))) for row in rows]
+    asked = [_prompt(form, row, system) for row in rows]
     cleaner, answers = cleaner_of(config), []
     with Progress(f"answers of {model_id}", len(asked), unit="answers") as progress:
-        for row in answer(loaded, tokenizer, asked, student.generate, model_id, cleaner):
+        for row in answer(loaded, form, asked, student.generate, model_id, cleaner):
             answers.append(row)
             progress.add()
+    if unread := sum(not row["completion_tokens"] for row in answers):
+        print(f"student_gen: {unread} prompts have no answer: they are longer than {model_id} can "
+              "read, or its chat template cannot render them")  # fmt: skip
     answers.sort(key=lambda row: str(row["sample_id"]))
     with table_writer(dst, OUTPUTS) as out:
         out.write(pa.Table.from_pylist(answers, OUTPUTS))

@@ -1,15 +1,8 @@
-"""New tokens after prompts, batch by batch; what ends an answer."""
+"""New tokens after prompts, batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the generation config."""
-    configured = model.generation_config.eos_token_id
-    more = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [tokenizer.eos_token_id, *more] if token is not None})
 
 
 def new_tokens(
@@ -19,15 +12,22 @@ def new_tokens(
     """(prompts, at most max_new_tokens): padding is still at the end. Temperature 0 is greedy.
 
     Prompts are padded on the left. The same batch and seed give the same tokens; other hardware may
-    round differently.
+    round differently. No token is generated beyond what the model can read: a batch ends where its
+    longest prompt does, and a prompt that leaves no room has no tokens.
     """
     import torch
     from transformers import GenerationConfig
 
-    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    asked = [list(row) for row in prompts if row and (context is None or len(row) < context)]
+    if not asked:
+        return [[] for _ in prompts]
+    width = max(map(len, asked))
+    if context is not None:
+        max_new_tokens = min(max_new_tokens, context - width)
+    pad = padding_token(model, tokenizer, stops)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in asked])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked])
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
         sampling = {
@@ -41,7 +41,17 @@ def new_tokens(
         out = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device)
         )  # fmt: skip
-    return [list(row) for row in out[:, width:].tolist()]
+    made = iter(out[:, width:].tolist())
+    return [
+        next(made) if row and (context is None or len(row) < context) else [] for row in prompts
+    ]
+
+
+def padding_token(model: Any, tokenizer: Any, stops: Sequence[int]) -> int:
+    """The tokenizer's padding, if the model has an embedding for it; else a token that it has."""
+    pad = tokenizer.pad_token_id
+    rows = model.get_input_embeddings().weight.shape[0]
+    return pad if pad is not None and pad < rows else stops[0]
 
 
 @contextmanager

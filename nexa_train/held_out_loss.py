@@ -23,7 +23,7 @@ from nexa_distill.handoff import read_table, write_json
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.student_config import StudentConfig
-from nexa_train.chat import Sample, Skip, check_tokenizer, encode
+from nexa_train.chat import Sample, Skip, encode, student_format
 from nexa_train.local_models import (
     BUNDLED,
     BUNDLED_NAME,
@@ -68,6 +68,7 @@ def subjects(
 def settings(student: StudentConfig, subject: Subject) -> Json:
     """What decides the figures, next to the data and the checkpoint."""
     limits = {"split": student.generate.split, "max_length": student.train.max_length}
+    limits |= student.rendering_settings()
     if subject.checkpoint:
         return limits
     return {**limits, "model": subject.model, "keep_layers": subject.keep_layers}
@@ -111,12 +112,12 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
         print(f"held-out loss of {name}: {dst} is up to date")
         return
     resolved = resolve_model(subject.model, storage)
-    model, tokenizer = load_for_inference(resolved, subject.keep_layers)
-    check_tokenizer(tokenizer)
+    model, tokenizer = load_for_inference(resolved, subject.keep_layers, student)
+    form = student_format(tokenizer)
     longest = student.longest(context_of(resolved))
     rows = read_table(src, TABLES["sft_parquet"]).sort_by("sample_id").to_pylist()
     encoded = [
-        encode(tokenizer, row["sample_id"], row["messages"], longest)
+        encode(form, row["sample_id"], row["messages"], longest)
         for row in rows
         if row["split"] == student.generate.split
     ]

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from nexa_distill import cli
 from nexa_distill.config import Storage, load_config
 from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.student_config import StudentConfig
+from nexa_train.data.chat_template import fix_template
 from nexa_train.hardware import native_bf16
 
 if TYPE_CHECKING:
@@ -134,13 +136,28 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
 
 def context_of(model: str) -> int | None:
     """How many tokens the model can read; None where its configuration does not say."""
+    return getattr(_text_config(model), "max_position_embeddings", None)
+
+
+def embeddings_of(model: str) -> int | None:
+    """Rows of its input embedding: token ids are below it. None where that is not known."""
+    return getattr(_text_config(model), "vocab_size", None)
+
+
+def _text_config(model: str) -> Any:
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_loadable(model, error) from None
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return config.get_text_config()
+
+
+def load_student_tokenizer(model: str, student: StudentConfig) -> Any:
+    """The tokenizer, its chat template with the variables and the date of the student's run."""
+    variables, today = student.chat_template_kwargs, student.chat_template_date
+    return fix_template(load_tokenizer(model), variables, today)
 
 
 def load_tokenizer(model: str) -> Any:
@@ -164,13 +181,19 @@ def _not_loadable(model: str, error: Exception) -> Exception:
     )
 
 
-def load_for_inference(model: str, keep_layers: list[int] | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer), ready to answer: on the GPU if there is one, bfloat16 where native."""
+def load_for_inference(
+    model: str, keep_layers: list[int] | None = None, student: StudentConfig | None = None
+) -> tuple[Any, Any]:
+    """(model, tokenizer), ready to answer: on the GPU if there is one, bfloat16 where native.
+
+    `student`: whose chat template settings the tokenizer has.
+    """
     import torch
 
     loaded = load_model(model, keep_layers, torch.bfloat16 if native_bf16() else torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return loaded.to(device).eval(), load_tokenizer(model)
+    tokenizer = load_student_tokenizer(model, student) if student else load_tokenizer(model)
+    return loaded.to(device).eval(), tokenizer
 
 
 def load_quantised(model: str) -> tuple[Any, Any]:

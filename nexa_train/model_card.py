@@ -87,7 +87,7 @@ def read(checkpoint: Path) -> Json:
     """Its training.json; one that an earlier version wrote says too little for a card: empty."""
     path = checkpoint / "training.json"
     found: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found if "proof" in found else {}
+    return found if "end_of_turn" in found else {}
 
 
 def card(training: Json, report: Json | None) -> str:
@@ -96,7 +96,8 @@ def card(training: Json, report: Json | None) -> str:
         note = "How it was trained is not known here: its checkpoint is of an earlier version."
         return "\n".join(["# Student", "", note, "", *_scores(report)]) + "\n"
     lines = [*_front_matter(training), f"# {as_code(training['run_name'])}", ""]
-    lines += [*_what(training), *_data(training), *_training(training), *_scores(report)]
+    lines += [*_what(training), *_use(training), *_data(training), *_training(training)]
+    lines += _scores(report)
     return "\n".join([*lines, *_lineage(training, report)]) + "\n"
 
 
@@ -194,5 +195,21 @@ def _lineage(training: Json, report: Json | None) -> list[str]:
         "## Lineage", "", *table(["what", "id or sha256"], rows), "",
         f"This folder was loaded again before it was sealed: every weight and the greedy answers "
         f"to {proof['prompts']} prompts ({proof['tokens']} tokens each, {proof['precision']}) were "
-        "those of the model in memory.",
+        f"those of the model in memory, and the loss of {proof['rows']} rows that of the model as "
+        "it was trained.",
     ]  # fmt: skip
+
+
+def _use(training: Json) -> list[str]:
+    """What a program that loads the folder has to know."""
+    sentences = [
+        f"An answer ends with {as_code(training['end_of_turn'])}, as `generation_config.json` says.",
+        "The chat template is in `chat_template.jinja`, with the settings of the training.",
+    ]
+    if training["folds_system"]:
+        sentences.append(
+            "It has no system role: system text was put at the head of the first user message, "
+            "with an empty line after it."
+        )
+    sentences.append("Written by transformers 5, with the names that transformers 4 reads.")
+    return ["## Use", "", " ".join([*sentences, *training["notes"]]), ""]

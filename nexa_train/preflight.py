@@ -28,7 +28,12 @@ from nexa_distill.student_config import StudentConfig
 from nexa_train import preflight_page, preflight_text, token_view
 from nexa_train.chat import IGNORE, Sample, Skip, has_markers
 from nexa_train.examination import CheckFailed, Examination
-from nexa_train.local_models import context_of, load_tokenizer, resolve_model
+from nexa_train.local_models import (
+    context_of,
+    embeddings_of,
+    load_student_tokenizer,
+    resolve_model,
+)
 from nexa_train.sft_data import Dataset, collect, examined
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
@@ -46,8 +51,9 @@ class Preflight:
         self.config, self.dataset, self.base, self.main = config, dataset, base, main
         self.path = storage.path("reports") / "training" / "preflight.json"
         self.dataset_sha256 = sealed_hash(dataset, storage)
-        self.tokenizer, self.context = load_tokenizer(base), context_of(base)
-        self.examination = Examination(self.tokenizer, config.longest(self.context))
+        self.tokenizer, self.context = load_student_tokenizer(base, config), context_of(base)
+        limit = config.longest(self.context)
+        self.examination = Examination(self.tokenizer, limit, embeddings_of(base))
         self.shown, self.views = shown, list[Json]()
 
     def data(self) -> Dataset:
@@ -104,8 +110,9 @@ class Preflight:
 
 def fingerprint(tokenizer: Any) -> Json:
     """Which tokenizer and chat template the report is about."""
-    several = isinstance(tokenizer.chat_template, dict)
-    template = tokenizer.get_chat_template() if several else tokenizer.chat_template
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
     words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
     return {
         "name": tokenizer.name_or_path,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nexa_train import chat
-from nexa_train.generation import new_tokens, said, stop_tokens
+from nexa_train.data.chat_format import chat_format
+from nexa_train.generation import new_tokens, said
 from nexa_train.plain_template import with_template
 
 
@@ -24,11 +24,11 @@ def replies(
 ) -> list[Reply]:  # fmt: skip
     """One reply per prompt, in their order. Temperature 0 is greedy; see `new_tokens`.
 
-    Raises MasksUnproven for a tokenizer that cannot serve chats.
+    Raises ChatRefused for a tokenizer that cannot serve chats.
     """
-    chat.check_tokenizer(with_template(tokenizer))
-    stops = stop_tokens(model, tokenizer)
-    ids = [chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in prompts]
+    form = chat_format(with_template(tokenizer))
+    stops = form.stops
+    ids = [form.prompt_ids([{"role": "user", "content": text}]) for text in prompts]
     found: list[Reply] = []
     for start in range(0, len(ids), batch_size):
         rows = new_tokens(

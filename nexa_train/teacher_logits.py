@@ -88,11 +88,11 @@ def _make(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
     from nexa_train.batching import batching
-    from nexa_train.local_models import context_of, load_for_inference, load_tokenizer
+    from nexa_train.local_models import context_of, load_for_inference, load_student_tokenizer
     from nexa_train.sft_data import load_dataset
 
     model, theirs = load_for_inference(teacher)
-    tokenizer = load_tokenizer(student)
+    tokenizer = load_student_tokenizer(student, config)
     refuse_other_vocabulary(theirs, tokenizer)
     data = load_dataset(dataset, tokenizer, config.longest(context_of(student)))
     samples = [*data.train, *data.val]

@@ -2,7 +2,7 @@
 
 Reads:  JSON lines on stdin, {sample_id, messages}; the configured student's tokenizer
 Writes: one JSON line per sample on stdout: {sample_id, tokens: [[text, trained, special], ...]} or
-        {sample_id, skipped: reason}, by the very `chat.encode` of the training
+        {sample_id, skipped: reason, why}, by the very `chat.encode` of the training
 Raises: InputError (65) as the training would
 
 `trained` is said of the token that is predicted. A character that takes several tokens is shown
@@ -21,33 +21,45 @@ from nexa_distill import cli
 from nexa_distill.config import load_config
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train.chat import IGNORE, Skip, check_tokenizer, encode
-from nexa_train.local_models import context_of, load_tokenizer, resolve_model
+from nexa_train.chat import IGNORE, ROW_REASONS, Skip, encode, student_format
+from nexa_train.data.chat_format import ChatFormat
+from nexa_train.local_models import context_of, load_student_tokenizer, resolve_model
 
 Token = tuple[str, bool, bool]  # text, trained, special
 
 
-def view(tokenizer: Any, sample_id: str, messages: Any, longest: int | None) -> dict[str, Any]:
+def view(form: ChatFormat, sample_id: str, messages: Any, longest: int | None) -> dict[str, Any]:
     """The sample as training sees it."""
-    made = encode(tokenizer, sample_id, messages, longest)
+    made = encode(form, sample_id, messages, longest)
     if isinstance(made, Skip):
-        return {"sample_id": sample_id, "skipped": made.reason}
+        why = ROW_REASONS[made.reason]
+        return {"sample_id": sample_id, "skipped": made.reason, "why": why}
     trained = [label != IGNORE for label in made.labels]
-    return {"sample_id": sample_id, "tokens": tokens(tokenizer, made.input_ids, trained)}
+    return {"sample_id": sample_id, "tokens": tokens(form.tokenizer, made.input_ids, trained)}
 
 
 def tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> list[Token]:
-    """Their texts; joined, they are the text that was tokenised."""
-    special, found, waiting = set(tokenizer.all_special_ids), list[Token](), list[int]()
+    """Their texts; joined, they are what the tokenizer decodes of all of them.
+
+    Each is decoded behind the tokens before it: alone, SentencePiece drops the space that a word
+    begins with.
+    """
+    special, found = set(tokenizer.all_special_ids), list[Token]()
+    before, waiting = list[int](), list[int]()
     for one, counts in zip(ids, trained, strict=True):
         waiting.append(one)
-        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+        shown = len(_decode(tokenizer, before))
+        text = _decode(tokenizer, before + waiting)[shown:]
         if text.endswith("\ufffd") and len(waiting) < 4:
             text = ""  # the first bytes of a character
         else:
-            waiting.clear()
+            before, waiting = waiting, []
         found.append((text, counts, one in special))
     return found
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def main() -> int:
@@ -58,11 +70,11 @@ def main() -> int:
     student = load_yaml(args.config, StudentConfig)
     storage = load_config(args.pipeline_config).storage
     model = resolve_model(student.student, storage)
-    tokenizer, longest = load_tokenizer(model), student.longest(context_of(model))
-    check_tokenizer(tokenizer)
+    form = student_format(load_student_tokenizer(model, student))
+    longest = student.longest(context_of(model))
     for line in sys.stdin:
         sample = json.loads(line)
-        made = view(tokenizer, sample["sample_id"], sample["messages"], longest)
+        made = view(form, sample["sample_id"], sample["messages"], longest)
         print(json.dumps(made))
     return 0
 

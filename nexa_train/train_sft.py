@@ -43,10 +43,12 @@ from nexa_train import (
     trained_model,
 )
 from nexa_train.batching import batching
+from nexa_train.data.chat_format import ChatFormat
 from nexa_train.hardware import native_bf16
 from nexa_train.local_models import resolve_model
 from nexa_train.preflight import Preflight
 from nexa_train.trainer import Trainer
+from nexa_train.training import as_trained
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 
@@ -73,15 +75,19 @@ def run(
     if stage.is_current(final):
         print(f"{final} is finished and current; nothing to do", flush=True)
         return False
-    trainer, tokenizer, resumed = _prepare(
+    trainer, form, resumed = _prepare(
         config, storage, base, dataset, folder, stage.key, shard=shard
     )
     val_loss = trainer.train(resumed)
+    before = as_trained.measure(
+        trainer.bare, export.proof_samples(trainer.data), trainer.batch_of, form,
+        {} if shard else export.proof_prompts(dataset, trainer.data), trainer.accelerator.autocast,
+    )  # fmt: skip
     trainer.settle()
     if trainer.accelerator.is_main_process:
         export.write(
-            trainer.bare.model, tokenizer, final, config=config, stage=stage, dataset=dataset,
-            data=trainer.data, val_loss=val_loss,
+            trainer.bare.model, form, final, config=config, stage=stage, dataset=dataset,
+            data=trainer.data, val_loss=val_loss, before=before,
         )  # fmt: skip
         skipped = sum(trainer.data.skipped.values())
         stage.seal(
@@ -97,7 +103,7 @@ def run(
 def _prepare(
     config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str,
     *, shard: bool,
-) -> tuple[Trainer, Any, int]:  # fmt: skip
+) -> tuple[Trainer, ChatFormat, int]:  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision="bf16" if native_bf16() else "no",
@@ -106,7 +112,8 @@ def _prepare(
     )
     _refuse_unshardable(config, accelerator, shard=shard)
     preflight = Preflight(config, storage, dataset, base, main=accelerator.is_main_process)
-    data, tokenizer = preflight.data(), preflight.tokenizer
+    data, form = preflight.data(), preflight.examination.format
+    tokenizer = form.tokenizer
     print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
@@ -127,12 +134,12 @@ def _prepare(
     )  # fmt: skip
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
     student = on_policy.Student(
-        model, config.distillation, config.train.seed, len(tokenizer), tokenizer.eos_token_id
+        model, config.distillation, config.train.seed, len(tokenizer), form.end
     )
     trainer = Trainer(
         config, accelerator, loss, optimizer, data, batch_of, run_key, folder, base, shard, student
     )
-    return trainer, tokenizer, resumed
+    return trainer, form, resumed
 
 
 def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool) -> None:

@@ -9,8 +9,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from nexa_train import export, model_card
+from nexa_train.data.chat_format import chat_format
 from nexa_train.export import ExportRefused
 from nexa_train.local_models import load_model, load_tokenizer
+from nexa_train.training.as_trained import AsTrained
 from tests.test_train_sft import Run
 from tests.tiny_model import CHATML, save_model
 
@@ -53,9 +55,8 @@ def change_the_template(folder: Path) -> None:
 
 
 def end_elsewhere(folder: Path) -> None:
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["eos_token"] = "<|endoftext|>"  # noqa: S105
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [0, 2]}))
 
 
 DAMAGE = {
@@ -64,7 +65,7 @@ DAMAGE = {
     disturb_one_weight: "the weight model.norm.weight is another",
     turn_the_heads: "its greedy answer to",
     change_the_template: "chat template reads the prompt",
-    end_elsewhere: "an answer ended with the tokens",
+    end_elsewhere: "generation_config.json ends an answer with",
 }
 
 
@@ -98,14 +99,16 @@ def test_what_is_saved_answers_as_the_model_in_memory(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
-    export.prove(copy, model, tokenizer, {"a": [{"role": "user", "content": "Count 1."}]})
+    form = chat_format(tokenizer)
+    prompts = {"a": [{"role": "user", "content": "Count 1."}]}
+    export.prove(copy, model, form, prompts, AsTrained({}, {}), [])
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_the_proof_asks_conversations_that_were_not_trained_on(trained: tuple[Run, Path]) -> None:
     facts = json.loads((trained[1] / "training.json").read_text())
-    assert facts["proof"] == {"prompts": 4, "tokens": 32, "precision": "bfloat16"}
+    assert facts["proof"] == {"rows": 4, "prompts": 4, "tokens": 32, "precision": "bfloat16"}
     assert facts["dataset"]["split"] == {"train": 24, "val": 4}
     assert facts["losses"]["val_loss"]["last"] == facts["val_loss"]
     assert facts["losses"]["loss"]["last"] < facts["losses"]["loss"]["first"]

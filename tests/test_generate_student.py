@@ -13,8 +13,9 @@ from nexa_distill.contracts import OUTPUTS, TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.handoff import read_table
 from nexa_train import chat, generate_student
+from nexa_train.data.chat_format import chat_format
 from nexa_train.generate_student import Prompt, batches, messages
-from nexa_train.generation import new_tokens, stop_tokens
+from nexa_train.generation import new_tokens
 from nexa_train.local_models import load_for_inference
 from tests.exam import prepare, rows, save_untrained
 from tests.tiny_model import save_model
@@ -46,10 +47,11 @@ def test_the_prompt_is_what_training_put_before_the_answer(tmp_path: Path) -> No
     row = rows(1)[0]
     asked = messages(row, "unused")
     answered = [*asked, {"role": "assistant", "content": row["teacher_output"]}]
-    sample = chat.encode(tokenizer, "a", answered, 500)
+    form = chat_format(tokenizer)
+    sample = chat.encode(form, "a", answered, 500)
     assert isinstance(sample, chat.Sample)
     start = next(i for i, label in enumerate(sample.labels) if label != chat.IGNORE)
-    assert chat.prompt_ids(tokenizer, asked) == sample.input_ids[:start]
+    assert form.prompt_ids(asked) == sample.input_ids[:start]
 
 
 def test_a_checkpoints_own_generation_settings_have_no_say(tmp_path: Path) -> None:
@@ -90,11 +92,12 @@ def test_left_padding_does_not_change_an_answer(tmp_path: Path) -> None:
     model, tokenizer = load_for_inference(student.student)
     model = model.float()  # in bfloat16 a tie between two tokens may fall either way
     found = [row | {"user_prompt": "Count " + "1" * n} for n, row in enumerate(rows(3))]
-    asked = [Prompt(row, chat.prompt_ids(tokenizer, messages(row, ""))) for row in found]
+    form = chat_format(tokenizer)
+    asked = [Prompt(row, form.prompt_ids(messages(row, ""))) for row in found]
 
     def texts(size: int) -> dict[str, Any]:
         generate = student.generate.model_copy(update={"batch_size": size})
-        made = generate_student.answer(model, tokenizer, asked, generate, "m", Cleaner({}, []))
+        made = generate_student.answer(model, form, asked, generate, "m", Cleaner({}, []))
         return {row["sample_id"]: row["teacher_output"] for row in made}
 
     assert texts(3) == texts(1)
@@ -103,11 +106,12 @@ def test_left_padding_does_not_change_an_answer(tmp_path: Path) -> None:
 def test_sampling_is_the_same_on_every_run(tmp_path: Path) -> None:
     _, student = prepare(tmp_path)
     model, tokenizer = load_for_inference(student.student)
-    asked = [Prompt(row, chat.prompt_ids(tokenizer, messages(row, ""))) for row in rows(4)]
+    form = chat_format(tokenizer)
+    asked = [Prompt(row, form.prompt_ids(messages(row, ""))) for row in rows(4)]
     generate = student.generate.model_copy(update={"temperature": 1.0})
 
     def texts() -> list[Any]:
-        made = generate_student.answer(model, tokenizer, asked, generate, "m", Cleaner({}, []))
+        made = generate_student.answer(model, form, asked, generate, "m", Cleaner({}, []))
         return [row["teacher_output"] for row in made]
 
     first = texts()
@@ -118,8 +122,8 @@ def test_sampling_is_the_same_on_every_run(tmp_path: Path) -> None:
 
 def test_an_answer_ends_at_the_end_of_turn_and_the_token_is_counted(tmp_path: Path) -> None:
     _, student = prepare(tmp_path)
-    model, tokenizer = load_for_inference(student.student)
-    stops = stop_tokens(model, tokenizer)
+    _, tokenizer = load_for_inference(student.student)
+    stops = chat_format(tokenizer).stops
     assert stops == [2]
     said = [*tokenizer("Yes.", add_special_tokens=False)["input_ids"], 2, 2, 2]
     row = generate_student._row(tokenizer, prompt("a", 10), said, stops, "m", 1.0)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nexa_distill.errors import InputError
-from nexa_train.chat import MasksUnproven, encode
+from nexa_train.chat import student_format
+from nexa_train.data.chat_format import ChatRefused
 from nexa_train.local_models import load_model, load_tokenizer
 from tests.tiny_model import save_model, tokenizer
 
@@ -74,8 +75,9 @@ def test_f39_a_tokenizer_with_code_of_its_own_is_refused(model: Path) -> None:
     ],
 )
 def test_f39_a_template_that_reaches_for_python_is_refused(template: str) -> None:
-    with pytest.raises(MasksUnproven):
-        encode(tokenizer(template), "s", MESSAGES, None)
+    with pytest.raises(ChatRefused) as refused:
+        student_format(tokenizer(template))
+    assert refused.value.reason == "template_fails"
 
 
 def test_f39_weights_that_are_not_there_are_not_made_up(model: Path) -> None:

@@ -21,6 +21,7 @@ from nexa_distill.inspection.differences import differences
 from nexa_distill.inspection.filters import CONFLICT, UNDECIDED, Filters
 from nexa_distill.inspection.rows import Answers, Checks
 from nexa_distill.preferences import Preference
+from nexa_train.chat import ROW_REASONS, student_format
 from nexa_train.token_view import tokens, view
 from tests.answers import GOOD, answer, collect, project
 from tests.tiny_model import tokenizer
@@ -219,7 +220,7 @@ def test_the_last_preference_of_a_person_counts_in_whichever_order_the_texts_sto
 
 
 def test_tokens_join_to_the_text_and_the_answer_is_trained() -> None:
-    made = tokenizer()
+    made = student_format(tokenizer())
     messages = [{"role": "user", "content": "Über?"}, {"role": "assistant", "content": "Ja, ü."}]
     shown = view(made, "s", messages, 200)["tokens"]
     text = "".join(token for token, _, _ in shown)
@@ -227,5 +228,9 @@ def test_tokens_join_to_the_text_and_the_answer_is_trained() -> None:
     trained = "".join(token for token, counts, _ in shown if counts)
     assert trained == "Ja, ü.<|im_end|>"
     assert [token for token, _, special in shown if special][-1] == "<|im_end|>"
-    assert view(made, "s", messages, 5) == {"sample_id": "s", "skipped": "over_max_length"}
-    assert tokens(made, [], []) == []
+    refused = view(made, "s", messages, 5)
+    assert (refused["skipped"], refused["why"]) == (
+        "over_max_length",
+        ROW_REASONS["over_max_length"],
+    )
+    assert tokens(made.tokenizer, [], []) == []

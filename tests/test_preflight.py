@@ -17,8 +17,9 @@ from nexa_distill.contracts import SFT
 from nexa_distill.errors import InputError
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
-from nexa_train import chat, local_models, preflight, preflight_page, preflight_text, train_sft
-from nexa_train.chat import FAULTS, IGNORE, Sample
+from nexa_train import local_models, preflight, preflight_page, preflight_text, train_sft
+from nexa_train.chat import IGNORE, Sample
+from nexa_train.data.chat_format import FAULTS
 from nexa_train.examination import CHECKS, OF_FAULT, CheckFailed, Examination
 from tests.test_chat import ASK, BROKEN, SAY, THINK
 from tests.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
@@ -83,11 +84,11 @@ def long_answer(words: int) -> Messages:
     return [ASK, {"role": "assistant", "content": "word " * words}]
 
 
-@pytest.mark.parametrize(("tok", "messages", "reason"), BROKEN)
+@pytest.mark.parametrize(("tok", "reason"), [case for case in BROKEN if case[1] != "no_offsets"])
 def test_f41_the_command_refuses_each_broken_tokenizer_with_its_own_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tok: Any, messages: Messages, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tok: Any, reason: str
 ) -> None:
-    student = Student(tmp_path, [messages])
+    student = Student(tmp_path, [[ASK, SAY]])
     student.save(tok)
     with pytest.raises(CheckFailed) as refused:
         student.preflight(monkeypatch)
@@ -113,9 +114,9 @@ def test_f41_training_does_not_begin_when_the_preflight_fails(tmp_path: Path) ->
     done = subprocess.run(command + flags, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 65, done.stderr
     assert "error: preflight, " in done.stderr
-    assert "sample-0" in done.stderr
+    assert "changes the words of an answer" in done.stderr
     assert not list((tmp_path / "out").glob("*/*.safetensors"))
-    assert student.report()["failed"]["sample_id"] == "sample-0"
+    assert student.report()["failed"]["check"] == "recoverable"
 
 
 # A defect in the masks themselves, which `encode` would have to have: each check sees it.
@@ -233,7 +234,7 @@ def test_f41_too_many_refused_rows_stop_the_training_and_none_is_cut(
     if passes:
         assert student.preflight(monkeypatch)["trained_on"] == {"train": 3}
     else:
-        with pytest.raises(CheckFailed, match=r"1 of 4 rows refused \(25.0%: over_max_length 1\)"):
+        with pytest.raises(CheckFailed, match=r"1 of 4 rows refused \(25.0%\).*over_max_length 1"):
             student.preflight(monkeypatch)
         assert outcomes(student.report())["few_refused"] is False
         assert outcomes(student.report())["recoverable"] is True, "it was asked of every row"
@@ -300,10 +301,12 @@ def test_the_bundled_model_is_trained_where_it_speaks() -> None:
     assert isinstance(made, Sample)
     said = tok.decode([label for label in made.labels if label != IGNORE])
     assert said == "<think>3 + 4</think>Seven.<|im_end|>Seven.<|im_end|>"
-    asked = chat.prompt_ids(tok, [ASK])
+    asked = examination.format.prompt_ids([ASK])
     assert made.input_ids[: len(asked)] == asked
     examination.finish(0.0)
-    assert set(outcomes(examination.record()).values()) == {True}
+    asked_of = outcomes(examination.record())
+    assert asked_of.pop("in_vocabulary") is None, "the size of the embedding was not given"
+    assert set(asked_of.values()) == {True}
 
 
 # Shown to a person, and never run.

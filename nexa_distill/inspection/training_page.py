@@ -20,13 +20,6 @@ from nexa_distill.inspection.room import File, Room, look, sealed_once
 
 SAMPLES = 25  # of one call of the tokenizer
 SECONDS = 120
-SKIPPED = {
-    "no_assistant": "the conversation does not end with an answer",
-    "empty_answer": "the answer is empty",
-    "over_max_length": "it is longer than train.max_length; cut, it would teach to stop nowhere",
-    "special_token_in_answer": "its answer writes the end-of-turn token before its end",
-    "bos_in_text": "a message writes the token that begins a conversation",
-}
 
 
 def page(room: Room) -> None:
@@ -51,7 +44,7 @@ def page(room: Room) -> None:
     st.caption(f"{sample['split']} · {shown.plain(sample['template_name'])} · sample\\_id "
                f"{sample['sample_id']}")  # fmt: skip
     if "skipped" in view:
-        st.warning(f"This sample is not trained on: {SKIPPED[view['skipped']]}.")
+        st.warning(f"This sample is not trained on: {shown.plain(view['why'])}.")
         return
     _tokens(view["tokens"])
 

@@ -1,0 +1,1 @@
+"""Inside `train_sft`: what a training is made of."""

@@ -1,0 +1,47 @@
+"""What programs of an older generation read of a folder that transformers 5 writes.
+
+transformers 5 has other names for three things. Older readers (transformers 4, and programs that are
+built on it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding
+(https://github.com/vllm-project/vllm/pull/42624), and float32. `write_older_names` writes both;
+what has no older name is said in the model card (`notes`).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.handoff import write_json
+
+GENERIC, OLDER_GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
+
+
+def write_older_names(folder: Path) -> None:
+    """Add `rope_theta` and `torch_dtype` to config.json, and name a tokenizer class that both
+    generations know."""
+    config = _read(folder / "config.json")
+    rope = config.get("rope_parameters") or {}
+    added = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
+    if "rope_theta" in rope:
+        added["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            added["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    write_json(folder / "config.json", config | added)
+    tokenizer = _read(folder / "tokenizer_config.json")
+    if tokenizer.get("tokenizer_class") == GENERIC:
+        write_json(folder / "tokenizer_config.json", tokenizer | {"tokenizer_class": OLDER_GENERIC})
+
+
+def notes(folder: Path) -> list[str]:
+    """What older readers of the folder get wrong, in sentences."""
+    rope = _read(folder / "config.json").get("rope_parameters") or {}
+    if rope and "rope_theta" not in rope:  # one for each kind of layer (Gemma 3)
+        return [
+            "Its layers have rotary embeddings of several kinds, which transformers 4 reads under "
+            "other names: use transformers 5."
+        ]
+    return []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
