@@ -203,7 +203,7 @@ def _lineage(training: Json, report: Json | None) -> list[str]:
 def _use(training: Json) -> list[str]:
     """What a program that loads the folder has to know."""
     sentences = [
-        f"An answer ends with {as_code(training['end_of_turn'])}, as `generation_config.json` says.",
+        f"An answer ends with {as_code(training['end_of_turn']).replace('\\|', '|')}: see `generation_config.json`.",
         "The chat template is in `chat_template.jinja`, with the settings of the training.",
     ]
     if training["folds_system"]:

@@ -1,7 +1,7 @@
 """What programs of an older generation read of a folder that transformers 5 writes.
 
-transformers 5 has other names for three things. Older readers (transformers 4, and programs that are
-built on it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding
+transformers 5 has other names for three things. Older readers (transformers 4, programs built on
+it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding
 (https://github.com/vllm-project/vllm/pull/42624), and float32. `write_older_names` writes both;
 what has no older name is said in the model card (`notes`).
 """
