@@ -202,8 +202,9 @@ def _lineage(training: Json, report: Json | None) -> list[str]:
 
 def _use(training: Json) -> list[str]:
     """What a program that loads the folder has to know."""
+    end = as_code(training["end_of_turn"]).replace(r"\|", "|")  # which is a table's escape
     sentences = [
-        f"An answer ends with {as_code(training['end_of_turn']).replace('\\|', '|')}: see `generation_config.json`.",
+        f"An answer ends with {end}: see `generation_config.json`.",
         "The chat template is in `chat_template.jinja`, with the settings of the training.",
     ]
     if training["folds_system"]:
