@@ -5,6 +5,7 @@ the key and the nearest known name. `extends: FILE` at the top of a YAML file ta
 from FILE (relative to the file that says it) and overrides only what stands below.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -92,7 +93,13 @@ def _explain(source: str, model: type[Section], error: ValidationError) -> Itera
             case "missing":
                 yield f"{source}: missing key {where}; copy it from the file that ships in configs/"
             case _:
-                yield f"{source}: {where} is {item['input']!r}: {item['msg']}"
+                yield f"{source}: {where} is {item['input']!r}: {item['msg']}{_dot(item['input'])}"
+
+
+def _dot(value: object) -> str:
+    """YAML 1.1 reads 2e-5, without a dot, as text."""
+    number = re.fullmatch(r"(-?\d+)([eE][+-]?\d+)", value) if isinstance(value, str) else None
+    return f"; write {number[1]}.0{number[2]}" if number else ""
 
 
 def _known_keys(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
