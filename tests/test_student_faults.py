@@ -53,8 +53,8 @@ def set_values(student: Student, **values: Any) -> None:
 
 def users_answer(folder: Path, question: str) -> str:
     """What `generate` says with the folder's own settings, special tokens shown."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tok = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tok: Any = AutoTokenizer.from_pretrained(folder)
     asked = tok.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt"
     )
