@@ -381,6 +381,23 @@ def test_f20_reasoning_never_stands_in_the_answer(
     assert found.flag == (None if text else "no_text")
 
 
+@pytest.mark.parametrize(
+    ("message", "reasoning", "text"),
+    [
+        ({"content": "Four.", "reasoning_content": "Hm."}, "Hm.", "Four."),
+        ({"content": "Four.", "reasoning": "Hm."}, "Hm.", "Four."),
+        ({"content": "<think>Hm.</think>Four.", "reasoning": "Hm."}, "Hm.", "Four."),
+        ({"content": "[THINK]So.[/THINK]Four.", "reasoning_content": "Hm."}, "Hm.\n\nSo.", "Four."),
+        ({"content": None, "reasoning_content": "Hm."}, "Hm.", None),
+    ],
+)
+def test_t06_the_reasoning_of_the_field_comes_before_that_in_tags(
+    message: dict[str, str | None], reasoning: str, text: str | None
+) -> None:
+    found = parse_answer(json.dumps({"choices": [{"message": message}]}).encode())
+    assert (found.reasoning, found.text) == (reasoning, text)
+
+
 def test_f19_an_impossible_count_of_tokens_is_no_count() -> None:
     """Two answers of 2**62 tokens would overflow the sum of what was spent, for good."""
     for count in (2**62, 2**31, -5, True, 1.5, "7", None):
