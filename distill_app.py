@@ -22,6 +22,7 @@ from typing import Any
 
 from nexa_distill.config import load_config
 from nexa_distill.errors import InputError, NexaError
+from nexa_distill.text.reasoning import join_reasoning
 from nexa_train import hub_datasets, replies
 from nexa_train import instructions as data
 from nexa_train.instructions import Mode, format_prompt
@@ -127,10 +128,13 @@ def load_student(model_path: str) -> tuple[Any, Any]:
 def infer_student(
     model: Any, tokenizer: Any, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256
 ) -> str:
-    """The assistant's reply to `prompt`, greedy, and nothing else."""
+    """The assistant's reply to `prompt`, greedy, and nothing else.
+
+    System 1: the answer alone, also of a model that reasons. System 2: all that it wrote.
+    """
     asked = [format_prompt(prompt, mode=mode)]
     said = replies.replies(model, tokenizer, asked, max_new_tokens=max_new_tokens)
-    return said[0].text
+    return said[0].text if mode == "system1" else said[0].full_text
 
 
 def label_with_teacher(
@@ -145,13 +149,24 @@ def label_with_teacher(
 ) -> Items:
     """The items with `output` filled by the teacher, in their order; the same seed every time.
 
-    An answer is at most `max_new_tokens` long: a longer one is cut there.
+    An answer is at most `max_new_tokens` long: a longer one is cut there. System 1: the output is
+    the answer alone, and empty where the reasoning took all tokens. System 2: the reasoning before
+    the answer, in <think> tags whatever the teacher's own; where one is lacking, all that it wrote.
     """
     said = _replies(
         teacher_model, teacher_tokenizer, items, batch_size, max_new_tokens, temperature, top_p,
         mode,
     )  # fmt: skip
-    return [{**item, "output": reply.text} for item, reply in zip(items, said, strict=True)]
+    return [
+        {**item, "output": _output(reply, mode)} for item, reply in zip(items, said, strict=True)
+    ]
+
+
+def _output(reply: replies.Reply, mode: Mode) -> str:
+    if mode == "system1":
+        return reply.text
+    both = reply.reasoning and reply.text
+    return join_reasoning(reply.reasoning or "", reply.text) if both else reply.full_text
 
 
 def _replies(

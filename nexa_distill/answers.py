@@ -1,8 +1,8 @@
 """What an answer says: the fields of a chat completion, read from the bytes as received.
 
 Source of the format: the OpenAI chat completions API, and the fields that vLLM, SGLang, Ollama and
-OpenRouter add (`reasoning_content`, `reasoning`); a server without a reasoning parser leaves
-`<think>...</think>` before the answer, which is taken apart here. Whatever the bytes are, reading
+OpenRouter add (`reasoning_content`, `reasoning`); a server without a reasoning parser leaves the
+reasoning before the answer, in tags that `text/reasoning.py` reads. Whatever the bytes are, reading
 never fails: what is not there or not of its type is missing.
 """
 
@@ -15,10 +15,10 @@ from nexa_distill.cleaning import Cleaner
 from nexa_distill.config import Price, Provider
 from nexa_distill.journal import Answered
 from nexa_distill.response_schemas import ResponseSchemas
+from nexa_distill.text.reasoning import split_reasoning
 
 MOST_TOKENS = 2**31  # no answer has more: what says so is no count
 TEXT_PARTS = ("text", "output_text")
-THINK, THOUGHT = "<think>", "</think>"
 
 
 class Answer(NamedTuple):
@@ -46,11 +46,13 @@ def parse_answer(raw: bytes) -> Answer:
     choices = body.get("choices")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
     message = _mapping(choice.get("message"))
-    thought, text = _apart(_content(message.get("content")))
-    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    thought, text = split_reasoning(message_text(message) or "")
+    field = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    # A server's parser may have found a part of it only; what both have is written once.
+    parts = [field, thought if thought and thought not in (field or "") else None]
     return Answer(
         text=text,
-        reasoning=reasoning or thought,
+        reasoning="\n\n".join(filter(None, parts)) or None,
         finish_reason=_text(choice.get("finish_reason")),
         model=_text(body.get("model")),
         fingerprint=_text(body.get("system_fingerprint")),
@@ -136,22 +138,13 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _content(value: object) -> str | None:
+def message_text(message: Mapping[str, Any]) -> str | None:
     """Text, or the text parts of a list of content parts (others hold reasoning or images)."""
+    value = message.get("content")
     if isinstance(value, list):
         parts = [part for part in map(_mapping, value) if part.get("type", "text") in TEXT_PARTS]
         return "".join(_text(part.get("text")) or "" for part in parts) or None
     return _text(value) or None
-
-
-def _apart(text: str | None) -> tuple[str | None, str | None]:
-    """(reasoning, answer). The opening tag may have stood in the prompt, by the chat template."""
-    before, end, after = (text or "").partition(THOUGHT)
-    thought = before.lstrip().removeprefix(THINK)
-    begins = thought != before.lstrip()
-    if not begins and (not end or THINK in before):
-        return None, text
-    return thought.strip() or None, after.lstrip() or None
 
 
 def _text(value: object) -> str | None:

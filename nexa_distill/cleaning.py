@@ -6,7 +6,7 @@
     json     the first JSON object or array that stands in it, whole
     fenced   the inside of a fence that is the whole answer; everything else stays as it is
 
-Reasoning in `<think>` tags is taken apart before this (`answers.py`). A cleaner that finds nothing
+Reasoning in tags is taken apart before this (`text/reasoning.py`). A cleaner that finds nothing
 leaves nothing: the answer is then empty, which the rules reject. It never repairs: a statement
 after a statement stays, for the exec gate to refuse. Then personal data that `pii:` redacts goes.
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings_file import Count, NonNegative, Section, load_yaml, merge, validated
 
+Reasoning = Literal["drop", "keep"]
 AnswerKind = Literal["sql", "python", "json", "fenced"]
 
 
@@ -227,6 +228,12 @@ class Rubrics(Section):
     reasoning: str
 
 
+class Packaging(Section):
+    """`reasoning: keep` puts the teacher's reasoning into the target, before the answer."""
+
+    reasoning: Reasoning
+
+
 class Judging(Section):
     """Who judges the answers, and by what. No judges: it is not run.
 
@@ -296,6 +303,7 @@ class DistillConfig(Section):
     cleaners: dict[str, AnswerKind]
     judging: Judging
     execution: Execution
+    packaging: Packaging
     budget: Budget
     filters: str
     student: str

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nexa_distill.answers import THOUGHT, Answer, parse_answer
+from nexa_distill.answers import Answer, message_text, parse_answer
 from nexa_distill.capabilities import Finding
 from nexa_distill.journal import Answered
 from nexa_distill.response_schemas import compiled
+from nexa_distill.text.reasoning import split_reasoning
 
 SHOWN = 120  # characters of evidence
 PROBE_SCHEMA = compiled(
@@ -123,8 +124,8 @@ def _reasoning(reply: Reply) -> Finding:
     message = reply.choices()[0]["message"]
     if reply.answer.reasoning is None:
         return Finding(None, "it showed no reasoning")
-    if THOUGHT in str(message.get("content")):
-        return Finding(False, f"{THOUGHT} inside the answer; taken apart when it is read")
+    if split_reasoning(message_text(message) or "")[0]:
+        return Finding(False, "in tags inside the answer; taken apart when it is read")
     return Finding(True, start(reply.answer.reasoning))
 
 

@@ -11,8 +11,10 @@ Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65
     python -m nexa_distill.to_sft --format sharegpt
 
 The messages are the ones that the student sees when it is asked: the row's system prompt, or the
-collection's, the user prompt, and the answer. SampleGate has already merged repaired answers;
-`--regen` adds a table that passed the gates elsewhere, and of one sample takes the higher attempt.
+collection's, the user prompt, and the answer; with `packaging.reasoning: keep` the teacher's
+reasoning before it, in the form that `text/reasoning.py` reads out of a student. SampleGate has
+already merged repaired answers; `--regen` adds a table that passed the gates elsewhere, and of one
+sample takes the higher attempt.
 """
 
 import argparse
@@ -28,13 +30,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill import cli, quality_gates
-from nexa_distill.config import DistillConfig, Storage, load_config, load_system_prompt
+from nexa_distill.config import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
 from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.dataset_card import write_card
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches, replacing, sync_folder, table_writer
 from nexa_distill.manifests import StageRun, refuse_stale
 from nexa_distill.progress import Progress
+from nexa_distill.text.reasoning import join_reasoning, split_reasoning
 
 SOURCE = TABLES["filtered_dataset"]
 SPLITS = ("train", "val", "test")
@@ -44,7 +47,9 @@ Record = dict[str, Any]
 UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def build_record(row: Mapping[str, Any], system_prompt: str | None) -> Record:
+def build_record(
+    row: Mapping[str, Any], system_prompt: str | None, reasoning: Reasoning = "drop"
+) -> Record:
     """One training sample (contracts.SFT) of one kept answer.
 
     `system_prompt` is the collection's; the row's own goes before it. Without either there is no
@@ -55,9 +60,21 @@ def build_record(row: Mapping[str, Any], system_prompt: str | None) -> Record:
         raise InputError(
             f"sample_id {row['sample_id']}: no answer to train on; run the rules on it"
         )
-    messages = [*prompt_messages(row, system_prompt), said_by_assistant(row["teacher_output"])]
+    target = row["teacher_output"] if reasoning == "drop" else with_reasoning(row)
+    messages = [*prompt_messages(row, system_prompt), said_by_assistant(target)]
     names = ("split", "template_name", "domain", "model_id", "attempt", "repaired_reason")
     return {"sample_id": row["sample_id"], "messages": messages} | {n: row[n] for n in names}
+
+
+def with_reasoning(row: Mapping[str, Any]) -> str:
+    """The reasoning, if there is any, and the answer.
+
+    A reasoning that writes the mark of its own end at the begin of a line could not be told from
+    the answer again, in training or in what the student writes: such a row has its answer alone.
+    """
+    thought, answer = (row["reasoning_output"] or "").strip(), str(row["teacher_output"]).strip()
+    target = join_reasoning(thought, answer)
+    return target if split_reasoning(target) == (thought, answer) else answer
 
 
 def prompt_messages(row: Mapping[str, Any], system_prompt: str | None) -> list[dict[str, str]]:
@@ -160,7 +177,11 @@ def _attempts(path: Path) -> dict[str, int]:
 def settings(config: DistillConfig) -> dict[str, Any]:
     """What decides the samples, and whether there are any, next to the kept answers."""
     gates = quality_gates.load_gates(config).model_dump()
-    return {"system_prompt": _system_prompt(config), "quality_gates": gates}
+    return {
+        "system_prompt": _system_prompt(config),
+        "quality_gates": gates,
+        "reasoning": config.packaging.reasoning,
+    }
 
 
 def _system_prompt(config: DistillConfig) -> str:
@@ -206,10 +227,12 @@ def _count(src: Path, regen: Path | None) -> Counter[str]:
 
 
 def _write(
-    rows: Iterator[list[dict[str, Any]]], writers: Writers, system: str, progress: Progress
-) -> None:
+    rows: Iterator[list[dict[str, Any]]], writers: Writers, config: DistillConfig,
+    progress: Progress,
+) -> None:  # fmt: skip
+    system, reasoning = _system_prompt(config), config.packaging.reasoning
     for batch in rows:
-        writers.write([build_record(row, system) for row in batch])
+        writers.write([build_record(row, system, reasoning) for row in batch])
         progress.add(len(batch))
 
 
@@ -257,7 +280,7 @@ def run(
         raise _nothing(src, counts, storage)
     with ExitStack() as files, Progress("packaging", counts.total()) as progress:
         writers = Writers(files, parquet, jsonl, splits, form)
-        _write(_rows(src, regen), writers, _system_prompt(config), progress)
+        _write(_rows(src, regen), writers, config, progress)
     _drop_empty(splits, counts)
     write_card(card, parquet, config)
     for path in outputs:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nexa_distill.text.reasoning import split_reasoning
 from nexa_train.data.chat_format import (
     ASSISTANT,
     FAULTS,
@@ -132,9 +133,11 @@ def same_text(text: str) -> str:
 
 def _refuse_special_tokens(form: ChatFormat, messages: Sequence[Message]) -> None:
     for message in messages:
-        if any(token in message["content"] for token in form.special_texts if token):
-            where = "answer" if message["role"] == "assistant" else "prompt"
-            raise RowRefused(f"special_token_in_{where}")
+        is_answer = message["role"] == "assistant"
+        # The marks around the reasoning may be special tokens of the model's own (Magistral).
+        texts = split_reasoning(message["content"]) if is_answer else (message["content"],)
+        if any(token in text for text in texts if text for token in form.special_texts if token):
+            raise RowRefused(f"special_token_in_{'answer' if is_answer else 'prompt'}")
 
 
 def _spans(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Span]]:

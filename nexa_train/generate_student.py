@@ -41,9 +41,10 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import Generation, StudentConfig
+from nexa_distill.text.reasoning import split_reasoning
 from nexa_train import local_models
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
-from nexa_train.generation import new_tokens, said
+from nexa_train.generation import new_tokens, prompt_tail, said
 
 DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
 Which = Literal["trained", "baseline"]
@@ -119,8 +120,9 @@ def _row(
     milliseconds: float,
 ) -> Row:  # fmt: skip
     text, count, ended = said(tokenizer, tokens, stops)
+    reasoning, answer_alone = split_reasoning(text, prompt_tail(tokenizer, prompt.ids))
     return {
-        **prompt.row, "attempt": 0, "teacher_output": text or None, "reasoning_output": None,
+        **prompt.row, "attempt": 0, "teacher_output": answer_alone, "reasoning_output": reasoning,
         "model_id": model_id, "finish_reason": "stop" if ended else "length",
         "prompt_tokens": len(prompt.ids), "completion_tokens": count,
         "total_tokens": len(prompt.ids) + count, "latency_ms": milliseconds,

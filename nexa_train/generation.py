@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from nexa_distill.text.reasoning import PROMPT_TAIL, reasoning_marks
+
 
 def new_tokens(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
@@ -66,8 +68,20 @@ def _only(model: Any, wanted: Any) -> Iterator[None]:
 
 
 def said(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int]) -> tuple[str, int, bool]:
-    """Text, count (with the token that ended it) and whether one did, of one row of new tokens."""
+    """Text, count (with the token that ended it) and whether one did, of one row of new tokens.
+
+    Special tokens are dropped, except those that tell reasoning from answer (Magistral's [THINK],
+    gpt-oss's <|channel|>): `split_reasoning` needs them.
+    """
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     words = tokens if end is None else tokens[:end]
-    text = tokenizer.decode(words, skip_special_tokens=True)
+    names = {i: str(added) for i, added in tokenizer.added_tokens_decoder.items() if added.special}
+    marks = reasoning_marks(names.values())
+    kept = [i for i in words if i not in names or names[i] in marks]
+    text = tokenizer.decode(kept, skip_special_tokens=False)
     return text, len(words) + (end is not None), end is not None
+
+
+def prompt_tail(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The end of a prompt as text: a template may open the reasoning there."""
+    return str(tokenizer.decode(list(ids[-PROMPT_TAIL:]), skip_special_tokens=False))

@@ -5,7 +5,8 @@ Writes: `storage.raw_dataset` (what is lacking), `storage.collected_dataset` (th
         an API's also into `storage.journal`, a local model's into parts below the answers: both
         remember what was answered, and the same command continues after any stop
 Keeps:  every item, in its order. An answer that was cut at `max_new_tokens`, or that the API
-        flagged, is no answer: an item without a whole one keeps its empty output
+        flagged, is no answer: an item without a whole one keeps its empty output. The output is the
+        answer alone; the reasoning that a teacher shows is in `storage.collected_dataset`
 Raises: as the gateway (an API), InputError (65) for a model that cannot be loaded
 """
 
@@ -130,7 +131,8 @@ def _answers(
                            temperature=settings["temperature"],
                            batch_size=settings["batch_size"])  # fmt: skip
             yield [dict.fromkeys(OUTPUTS.names) | row | {
-                "attempt": 0, "teacher_output": reply.text or None, "model_id": settings["name"],
+                "attempt": 0, "teacher_output": reply.text or None,
+                "reasoning_output": reply.reasoning, "model_id": settings["name"],
                 "finish_reason": "stop" if reply.ended else "length",
                 "completion_tokens": reply.tokens,
             } for row, reply in zip(some, said, strict=True)]  # fmt: skip

@@ -6,7 +6,8 @@ ends the server too; only then is a stale endpoint file left, which the next sta
 
 Not honoured by the server (transformers 5.23, continuous batching): `temperature` and `top_p` are
 those of the first request since its start, `stop` has no effect, `seed` none to rely on when
-requests run side by side. `max_tokens` holds.
+requests run side by side. `max_tokens` holds, and so do the end tokens (`eos_token_id`) of the body
+field `generation_config`, a JSON string that replaces the model's own generation config.
 """
 
 import ctypes

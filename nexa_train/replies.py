@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nexa_distill.text.reasoning import split_reasoning
 from nexa_train.data.chat_format import chat_format
-from nexa_train.generation import new_tokens, said
+from nexa_train.generation import new_tokens, prompt_tail, said
 from nexa_train.plain_template import with_template
 
 
 @dataclass(frozen=True)
 class Reply:
-    """`ended`: by the model's end of turn, not by `max_new_tokens`. `tokens`: new ones."""
+    """`text`: the answer alone; `full_text`: with the reasoning, as the model wrote them.
+
+    `ended`: by the model's end of turn, not by `max_new_tokens`. `tokens`: new ones.
+    """
 
     text: str
     ended: bool
     tokens: int
+    reasoning: str | None
+    full_text: str
 
 
 def replies(
@@ -35,6 +41,8 @@ def replies(
             model, tokenizer, ids[start : start + batch_size], max_new_tokens=max_new_tokens,
             temperature=temperature, top_k=0, top_p=top_p, stops=stops, seed=seed + start,
         )  # fmt: skip
-        for text, count, ended in (said(tokenizer, row, stops) for row in rows):
-            found.append(Reply(text.strip(), ended, count))
+        for prompt, row in zip(ids[start : start + batch_size], rows, strict=True):
+            full, count, ended = said(tokenizer, row, stops)
+            reasoning, text = split_reasoning(full, prompt_tail(tokenizer, prompt))
+            found.append(Reply((text or "").strip(), ended, count, reasoning, full.strip()))
     return found

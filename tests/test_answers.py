@@ -21,13 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexa_distill import answers, filter_pairs, gateway, regenerate_bad, sample_gate, to_sft
-from nexa_distill.answers import THINK, THOUGHT, Answer, output_row, parse_answer
+from nexa_distill.answers import Answer, output_row, parse_answer
 from nexa_distill.cleaning import Cleaner
 from nexa_distill.config import Price, load_config
 from nexa_distill.contracts import ANSWER_FLAGS, OUTPUTS, TABLES
 from nexa_distill.handoff import read_table, table_writer
 from nexa_distill.journal import Answered, Asking, Journal, Outcome
 from nexa_distill.response_schemas import compiled
+from nexa_distill.text.reasoning import split_reasoning
 from tests.answers import answer
 from tests.faults import again_is_free, ask, collect, journal, prompts, provide, reasons, texts
 from tests.faults import answers as rows_of
@@ -242,7 +243,7 @@ CLUSTERS = st.sampled_from(
 )  # fmt: skip
 # Tags are taken apart from the answer, as their own tests say; hypothesis finds them in the source.
 ODD_TEXTS = st.one_of(ANY_TEXT, st.lists(CLUSTERS, max_size=12).map("".join)).filter(
-    lambda text: THINK not in text and THOUGHT not in text
+    lambda text: split_reasoning(text) == (None, text or None)
 )
 
 
@@ -378,6 +379,23 @@ def test_f20_reasoning_never_stands_in_the_answer(
     found = parse_answer(json.dumps({"choices": [choice]}).encode())
     assert (found.reasoning, found.text) == (reasoning, text)
     assert found.flag == (None if text else "no_text")
+
+
+@pytest.mark.parametrize(
+    ("message", "reasoning", "text"),
+    [
+        ({"content": "Four.", "reasoning_content": "Hm."}, "Hm.", "Four."),
+        ({"content": "Four.", "reasoning": "Hm."}, "Hm.", "Four."),
+        ({"content": "<think>Hm.</think>Four.", "reasoning": "Hm."}, "Hm.", "Four."),
+        ({"content": "[THINK]So.[/THINK]Four.", "reasoning_content": "Hm."}, "Hm.\n\nSo.", "Four."),
+        ({"content": None, "reasoning_content": "Hm."}, "Hm.", None),
+    ],
+)
+def test_t06_the_reasoning_of_the_field_comes_before_that_in_tags(
+    message: dict[str, str | None], reasoning: str, text: str | None
+) -> None:
+    found = parse_answer(json.dumps({"choices": [{"message": message}]}).encode())
+    assert (found.reasoning, found.text) == (reasoning, text)
 
 
 def test_f19_an_impossible_count_of_tokens_is_no_count() -> None:

@@ -11,6 +11,7 @@ import pytest
 import distill_app as app
 from nexa_distill.errors import InputError
 from nexa_train.job_file import load_job
+from nexa_train.replies import replies
 from tests.tiny_model import save_model
 
 ITEMS = [{"instruction": f"Say {i}.", "input": "", "output": "all ok"} for i in range(12)]
@@ -73,6 +74,14 @@ def test_a_student_replies_and_nothing_else(students: Path) -> None:
     two = app.load_student(str(students / "two"))
     said = app.infer_student(*two, "Say 3.", mode="system2", max_new_tokens=40)
     assert said == "<think>so</think> all ok"
+    asked = [app.format_prompt("Say 3.", mode="system2")]
+    reply = replies(*two, asked, max_new_tokens=40)[0]
+    assert (reply.reasoning, reply.text) == ("so", "all ok")
+    item = [{"instruction": "Say 3.", "input": ""}]
+    labelled = app.label_with_teacher(
+        *two, item, max_new_tokens=40, temperature=0.0, mode="system2"
+    )
+    assert labelled[0]["output"] == "<think>\nso\n</think>\n\nall ok"
 
 
 def test_models_are_compared_and_what_is_not_there_is_skipped(

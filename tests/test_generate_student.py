@@ -18,7 +18,7 @@ from nexa_train.generate_student import Prompt, batches, messages
 from nexa_train.generation import new_tokens
 from nexa_train.local_models import load_for_inference
 from tests.exam import prepare, rows, save_untrained
-from tests.tiny_model import save_model
+from tests.tiny_model import save_model, tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +173,19 @@ def test_help_answers_without_loading_torch() -> None:
     assert "--checkpoint" in done.stdout
     assert "torch" not in done.stderr
     assert "transformers" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("opened", "written"),
+    [("", "<think>\nHm.\n</think>\n\nFour."), ("<think>\n", "Hm. </think> Four.")],
+)
+def test_t06_a_students_reasoning_is_not_in_its_answer(opened: str, written: str) -> None:
+    tok = tokenizer()
+    asked = Prompt({"sample_id": "a"}, tok(f"<|im_start|>assistant\n{opened}")["input_ids"])
+    new = tok(f"{written}<|im_end|>")["input_ids"]
+    row = generate_student._row(tok, asked, new, [tok.eos_token_id], "m", 1.0)
+    assert (row["reasoning_output"], row["teacher_output"]) == ("Hm.", "Four.")
+    assert (row["finish_reason"], row["completion_tokens"]) == ("stop", len(new))
+    row = generate_student._row(tok, asked, new[:4], [tok.eos_token_id], "m", 1.0)
+    assert row["finish_reason"] == "length"
+    assert (row["teacher_output"] is None) == bool(opened), "a cut reasoning has no answer"

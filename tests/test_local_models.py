@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from nexa_distill.config import load_config
 from nexa_distill.errors import InputError
 from nexa_train import local_models
 from tests.tiny_model import ROOT, save_model
@@ -152,3 +153,44 @@ def test_the_bundled_model_is_written_once_and_complete(tmp_path: Path) -> None:
     assert model.config.num_hidden_layers == 2
     assert tok.chat_template
     assert model.config.eos_token_id == tok.convert_tokens_to_ids("<|im_end|>")
+    assert model.generation_config.eos_token_id == model.config.eos_token_id, "no line break"
+
+
+def test_t02_a_bundled_model_of_an_earlier_version_is_corrected(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "bundled")
+    path = folder / "generation_config.json"
+    own = json.loads(path.read_text())
+    path.write_text(json.dumps(own | {"top_k": 50, "eos_token_id": [2, 198]}))
+    local_models.materialise_bundled_model(folder)
+    assert json.loads(path.read_text()) == own | {"top_k": 50, "eos_token_id": 2}
+    written = path.stat().st_mtime_ns
+    local_models.materialise_bundled_model(folder)
+    assert path.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(tmp_path: Path) -> None:
+    """The settings that ship, against a real server of the bundled model."""
+    model = local_models.materialise_bundled_model(tmp_path / local_models.BUNDLED_NAME)
+    endpoint = tmp_path / "endpoint.json"
+    configs = {name: load_config(ROOT / f"configs/{name}.yaml")
+               for name in ("distill_config", "math", "text2sql")}  # fmt: skip
+    server = serve(endpoint, model)
+    try:
+        assert wait_for(endpoint.exists), server.stderr and server.stderr.read()
+        found: dict[str, list[str]] = {}
+        for name, config in configs.items():
+            asked = config.providers["embedded"].extra_body
+            body = {key: value for key, value in asked.items() if value is not None}
+            question = [{"role": "user", "content": "Write a poem about the sea."}]
+            found[name] = [
+                ask(json.loads(endpoint.read_text()), **body, max_tokens=60, messages=question)
+                ["choices"][0]["message"]["content"].strip()
+                for _ in range(5)
+            ]  # fmt: skip
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert not any("\n" in text for text in found["distill_config"]), found
+    assert any("\n" in text for text in found["math"]), found
+    assert any("\n" in text for text in found["text2sql"]), found

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nexa_distill import filter_pairs, sample_gate, to_sft
-from nexa_distill.config import DistillConfig
+from nexa_distill.config import DistillConfig, Packaging
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import read_table
+from nexa_distill.text.reasoning import split_reasoning
 from tests.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
 SYSTEM = (REPOSITORY / "nexa_distill/prompts/system_toolproto.txt").read_text().strip()
@@ -240,3 +241,24 @@ def test_the_packaging_script_runs_without_arguments_but_the_config(tmp_path: Pa
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert refused.returncode == 66
+
+
+def test_t06_reasoning_is_dropped_or_kept_in_the_target_as_the_settings_say(tmp_path: Path) -> None:
+    broken = "It ends.\n</think>\nNo."
+    rows = [answer(0, reasoning_output="Hm.\nSo."), answer(1), answer(2, reasoning_output=broken)]
+    config = gated(tmp_path, rows)
+    card = config.storage.path("sft_parquet").with_name("README.md")
+
+    def targets() -> list[str]:
+        found = map(json.loads, lines(config.storage.path("sft_jsonl")))
+        return [sample["messages"][-1]["content"] for sample in found]
+
+    to_sft.run(config)
+    assert targets() == [GOOD, GOOD, GOOD]
+    assert "`packaging.reasoning: drop`" in card.read_text()
+    kept = config.model_copy(update={"packaging": Packaging(reasoning="keep")})
+    assert to_sft.run(kept) is not None, "the settings are another"
+    assert targets() == [f"<think>\nHm.\nSo.\n</think>\n\n{GOOD}", GOOD, GOOD]
+    assert split_reasoning(targets()[0]) == ("Hm.\nSo.", GOOD)
+    assert "in 1 of them" in card.read_text()
+    assert to_sft.run(kept) is None

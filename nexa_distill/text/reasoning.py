@@ -1,0 +1,211 @@
+"""Reasoning and answer apart, in whatever format a model writes its reasoning.
+
+One reader for the teacher's answers and the student's: what the rules, the execution and the judges
+measure is the answer alone, of both. It never fails, and takes linear time on any text.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import NamedTuple
+
+
+class Block(NamedTuple):
+    """The marks around a model's reasoning."""
+
+    opening: str
+    closing: str
+
+
+# Chat templates and vLLM's reasoning parsers (docs.vllm.ai, "Reasoning Outputs"), unless noted.
+BLOCKS = (
+    Block("<think>", "</think>"),  # DeepSeek-R1, Qwen3, SmolLM3, GLM-4.5, OLMo 3, MiniMax, Hunyuan
+    Block("<thinking>", "</thinking>"),  # Reflection, and prompts after Claude's documentation
+    Block("<thought>", "</thought>"),  # prompts after Gemini's OpenAI-compatible API
+    Block("<reasoning>", "</reasoning>"),  # TRL's and Unsloth's GRPO recipes, with <answer>
+    Block("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Block("[THINK]", "[/THINK]"),  # Magistral (mistral-common, SpecialTokens)
+    Block("◁think▷", "◁/think▷"),  # Kimi-VL and Kimi K2 (SGLang, "Reasoning Parser")
+    Block("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere Command A Reasoning
+    Block("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    Block("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker (their data sets)
+    Block("<|channel>", "<channel|>"),  # Gemma 4
+)
+THINK, GEMMA = BLOCKS[0], BLOCKS[-1]
+GEMMA_LABEL = "thought\n"  # the first line of its channel is the channel's name
+# Granite 3.2 has no tags: sentences, "Here's" in quantised ones (vLLM, granite_reasoning_parser).
+GRANITE = re.compile(r"\s*Here(?: i|')s my thought process:", re.IGNORECASE)
+GRANITE_RESPONSE = re.compile(r"Here(?: i|')s my response:", re.IGNORECASE)
+# Around the answer that follows a block. In prose "<answer>" may be what the user asked for, so
+# these are removed only behind reasoning; tokens that only a template writes, always.
+WRAPPERS = (
+    Block("<answer>", "</answer>"),  # Hunyuan-A13B
+    Block("<response>", "</response>"),
+    Block("<|begin_of_solution|>", "<|end_of_solution|>"),  # Sky-T1, OpenThinker
+)
+COHERE_RESPONSE = Block("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+# gpt-oss, https://github.com/openai/harmony/blob/main/docs/format.md
+CHANNEL, MESSAGE = "<|channel|>", "<|message|>"
+HARMONY = (CHANNEL, MESSAGE, "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>")
+HARMONY_START = re.compile(r"\s*+(?:<\|start\|>)?(?:assistant)?\s*+(?=<\|channel\|>)")
+HARMONY_END = re.compile(r"<\|(?:end|return|call|start)\|>")
+FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL
+
+
+QUOTES = "`'\"“”\u2018\u2019«»"
+# What is shown rather than meant: fenced code, and within a line inline code and quotations.
+SHOWN = r"(?P<shown>^[ \t]*+```.*?(?:^[ \t]*+```|\Z)|`[^`\n]*+`|\"[^\"\n]*+\")"
+
+
+def _alternatives(marks: Iterable[str], around: str = "{}") -> str:
+    return "|".join(around.format(re.escape(mark)) for mark in marks)
+
+
+# One group per block: `lastindex` says whose mark it is, also for letters that only fold to ASCII.
+OPENING = re.compile(rf"\s*(?:{_alternatives((b.opening for b in BLOCKS), '({})')})", re.IGNORECASE)
+OPEN_PROMPT = re.compile(
+    rf"(?:(?:{_alternatives(b.opening for b in BLOCKS)})(?:thought)?"
+    r"|<\|channel\|>\w{1,20}<\|message\|>)\s*\Z",
+    re.IGNORECASE,
+)
+PROMPT_TAIL = 100  # characters of a prompt in which its open mark is
+
+
+def split_reasoning(text: str, prompt: str = "") -> tuple[str | None, str | None]:
+    """(reasoning, answer), None for what is not there; a reasoning that was cut has no answer.
+
+    `prompt`: the end of what the model read. A chat template may have written the opening mark
+    there (DeepSeek-R1: "<think>\\n"). Where it is not known, a closing mark alone must delimit: an
+    answer that only writes about such marks keeps its words.
+    """
+    opened = OPEN_PROMPT.search(prompt[-PROMPT_TAIL:])
+    whole = opened[0] + text if opened else text
+    for read in (_read_channels, _read_granite, _read_blocks, _read_after_closing):
+        if found := read(whole):
+            reasoning, answer = found
+            answer = _unwrap(answer, (COHERE_RESPONSE, *WRAPPERS) if reasoning else ()).lstrip()
+            return reasoning.strip() or None, answer or None
+    return None, _unwrap(text, (COHERE_RESPONSE,)) or None
+
+
+def join_reasoning(reasoning: str, answer: str) -> str:
+    """Both in one text, as the chat templates of Qwen3, SmolLM3 and DeepSeek write them."""
+    return f"{THINK.opening}\n{reasoning}\n{THINK.closing}\n\n{answer}"
+
+
+def reasoning_marks(special: Iterable[str]) -> set[str]:
+    """Those of a tokenizer's special tokens without which reasoning and answer are one text."""
+    known = {mark for block in (*BLOCKS, *WRAPPERS, COHERE_RESPONSE) for mark in block}
+    found = set(special)
+    # "<|end|>" is also how Phi-3 ends a turn: it belongs to reasoning only beside channels.
+    return found & (known | set(HARMONY) if CHANNEL in found else known)
+
+
+def _read_channels(text: str) -> tuple[str, str] | None:
+    """gpt-oss: the final channel is the answer, what is in the others is reasoning."""
+    start = HARMONY_START.match(text)
+    if start is None:
+        return None
+    messages: list[tuple[str, list[str]]] = []
+    for part in text[start.end() + len(CHANNEL) :].split(CHANNEL):
+        header, mark, body = part.partition(MESSAGE)
+        if mark or not messages:
+            messages.append((header.strip().casefold(), [body if mark else ""]))
+        else:  # words about a channel, inside a message
+            messages[-1][1].append(part)
+    answers: list[str] = []
+    thoughts: list[str] = []
+    for header, parts in messages:
+        words = HARMONY_END.split(CHANNEL.join(parts), maxsplit=1)[0]
+        (answers if header.startswith("final") else thoughts).append(words)
+    return _paragraphs(thoughts), _paragraphs(answers)
+
+
+def _read_granite(text: str) -> tuple[str, str] | None:
+    """Both sentences, or it is an ordinary answer that begins with the first."""
+    start = GRANITE.match(text)
+    end = GRANITE_RESPONSE.search(text, start.end()) if start else None
+    return (text[start.end() : end.start()], text[end.end() :]) if start and end else None
+
+
+def _read_blocks(text: str) -> tuple[str, str] | None:
+    """The blocks that the text begins with."""
+    thoughts: list[str] = []
+    absent: set[re.Pattern[str]] = set()
+    position = 0
+    while start := OPENING.match(text, position):
+        block = BLOCKS[(start.lastindex or 1) - 1]
+        end = _find_closing(block.closing, text, start.end(), absent)
+        thought, position = text[start.end() : end and end.start()], end.end() if end else len(text)
+        thoughts.append(thought.removeprefix(GEMMA_LABEL) if block == GEMMA else thought)
+    return (_paragraphs(thoughts), text[position:]) if thoughts else None
+
+
+def _find_closing(
+    mark: str, text: str, position: int, absent: set[re.Pattern[str]]
+) -> re.Match[str] | None:
+    """The first mark that delimits; else one in code that was left open; else one in a sentence.
+
+    `absent` remembers what no longer occurs: many blocks do not cost as many searches to the end.
+    """
+    for pattern in (_delimiters((mark,)), *_loose(mark)):
+        if pattern not in absent:
+            if found := _first_meant(pattern, text, position):
+                return found
+            absent.add(pattern)
+    return None
+
+
+def _read_after_closing(text: str) -> tuple[str, str] | None:
+    """The opening mark was in a prompt that is not known: all before the closing one."""
+    end = _first_meant(_delimiters(tuple(b.closing for b in BLOCKS)), text)
+    if end is None or _first_meant(_openings(), text[: end.start()]):
+        return None
+    return text[: end.start()], text[end.end() :]
+
+
+def _first_meant(marks: re.Pattern[str], text: str, position: int = 0) -> re.Match[str] | None:
+    return next((m for m in marks.finditer(text, position) if m.lastgroup != "shown"), None)
+
+
+def _mark(marks: Iterable[str]) -> str:
+    """Any of the marks, not in quotation marks."""
+    return rf"(?<![{QUOTES}])(?:{_alternatives(marks)})(?![{QUOTES}])"
+
+
+def _delimiting(marks: Iterable[str]) -> str:
+    """A mark where a line begins or ends with it, or behind a word without a space ("4.</think>").
+
+    "Write </think> there" is a sentence about it.
+    """
+    mark = _mark(marks)
+    return rf"(?:(?:^[ \t]*+|(?<=\S)){mark}|{mark}(?=[ \t\r]*+$))"
+
+
+@cache
+def _delimiters(marks: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"{SHOWN}|{_delimiting(marks)}", FLAGS)
+
+
+@cache
+def _loose(mark: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return re.compile(_delimiting((mark,)), FLAGS), re.compile(_mark((mark,)), FLAGS)
+
+
+@cache
+def _openings() -> re.Pattern[str]:
+    return re.compile(f"{SHOWN}|{_mark(b.opening for b in BLOCKS)}", FLAGS)
+
+
+def _unwrap(text: str, wrappers: Iterable[Block]) -> str:
+    """The answer out of the marks around all of it; the closing one may have been cut."""
+    stripped = text.strip()
+    for opening, closing in wrappers:
+        inner, _, after = stripped[len(opening) :].partition(closing)
+        if stripped[: len(opening)].casefold() == opening.casefold() and not after:
+            return inner.strip()
+    return text
+
+
+def _paragraphs(parts: Iterable[str]) -> str:
+    return "\n\n".join(stripped for part in parts if (stripped := part.strip()))
