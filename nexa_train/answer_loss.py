@@ -52,6 +52,8 @@ def _inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
 @torch.no_grad()
 def _plain_head(model: Any) -> bool:
     """Whether logits are the output embedding and nothing more (no scaling, no soft cap)."""
+    if model.base_model is model:  # Llama4ForCausalLM: nothing gives the hidden states alone
+        return False
     was_training = model.training
     model.eval()  # with dropout two passes differ
     ids = torch.arange(8, device=next(model.parameters()).device)[None]
