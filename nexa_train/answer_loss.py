@@ -64,6 +64,12 @@ def _plain_head(model: Any) -> bool:
     return bool(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
 
 
+def _has_only_a_weight(model: Any) -> bool:
+    """Whether the head's weight is all of it: a fused kernel reads no bias and no adapter."""
+    head = model.get_output_embeddings()
+    return isinstance(head, nn.Linear) and head.bias is None
+
+
 class AnswerLoss(nn.Module):
     """Sum of the cross entropy (nats) over the labelled tokens of a batch.
 
@@ -74,7 +80,7 @@ class AnswerLoss(nn.Module):
         super().__init__()
         self.model, self.fused = model, fused
         self.logits = AnswerLogits(model)
-        if fused is not None and not self.logits.plain_head:
+        if fused is not None and not (self.logits.plain_head and _has_only_a_weight(model)):
             raise InputError(
                 f"train.fused_loss: {type(model).__name__} does more than a multiplication after "
                 "its last layer; set train.fused_loss: false"
