@@ -52,6 +52,8 @@ def _inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
 @torch.no_grad()
 def _plain_head(model: Any) -> bool:
     """Whether logits are the output embedding and nothing more (no scaling, no soft cap)."""
+    if model.base_model is model:  # Llama4ForCausalLM: nothing gives the hidden states alone
+        return False
     was_training = model.training
     model.eval()  # with dropout two passes differ
     ids = torch.arange(8, device=next(model.parameters()).device)[None]
@@ -60,6 +62,12 @@ def _plain_head(model: Any) -> bool:
     theirs = model(ids, use_cache=False).logits.float()
     model.train(was_training)
     return bool(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
+
+
+def _has_only_a_weight(model: Any) -> bool:
+    """Whether the head's weight is all of it: a fused kernel reads no bias and no adapter."""
+    head = model.get_output_embeddings()
+    return isinstance(head, nn.Linear) and head.bias is None
 
 
 class AnswerLoss(nn.Module):
@@ -72,7 +80,7 @@ class AnswerLoss(nn.Module):
         super().__init__()
         self.model, self.fused = model, fused
         self.logits = AnswerLogits(model)
-        if fused is not None and not self.logits.plain_head:
+        if fused is not None and not (self.logits.plain_head and _has_only_a_weight(model)):
             raise InputError(
                 f"train.fused_loss: {type(model).__name__} does more than a multiplication after "
                 "its last layer; set train.fused_loss: false"

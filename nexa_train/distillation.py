@@ -93,5 +93,6 @@ def attach(
         return DistillationLoss(model, settings, len(tokenizer)), with_teacher
     teacher, theirs = load_for_inference(resolve_model(settings.teacher, storage))
     refuse_other_vocabulary(theirs, tokenizer)
-    batching(teacher, theirs, data.train, packed=config.train.packing)  # it reads the same ones
+    samples = [*data.train, *data.val]  # it reads the same ones
+    batching(teacher, theirs, samples, packed=config.train.packing)
     return DistillationLoss(model, settings, len(tokenizer), teacher), batch_of

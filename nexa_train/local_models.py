@@ -123,21 +123,26 @@ def resolve_model(name: str, storage: Storage) -> str:
 
 
 def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = None) -> Any:
-    """The model, in float32 unless `dtype` says otherwise, with only `keep_layers` if given.
+    """The model, with only `keep_layers` if given: in float32 to be trained, or in `dtype` to
+    answer.
 
-    Safetensors only and no code from the checkpoint. Raises InputError for a layer it has not.
+    Safetensors only and no code from the checkpoint. Raises InputError for what cannot be loaded or
+    trained, and for a layer it has not.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    config = _config_of(model)
+    _refuse_other_kinds(model, config)
+    if dtype is None:
+        refuse_quantised(model)
     try:
         made: Any = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _not_loadable(model, error) from None
+    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+        raise _not_loadable(model, error, _quantisation(config)) from None
     loaded, found = made
     if missing := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])}):
         # transformers would begin with random weights in their place, and say so in a warning.
@@ -146,6 +151,56 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
             f"{missing[0]}; the checkpoint is not complete, get it again"
         )
     return loaded if keep_layers is None else depth_pruned(loaded, keep_layers)
+
+
+def refuse_quantised(model: str) -> None:
+    """Raises InputError where the weights are quantised; reads the configuration only."""
+    if method := _quantisation(_config_of(model)):
+        raise InputError(
+            f"{model}: a quantised checkpoint ({method}) cannot be trained; take the one in "
+            "bfloat16"
+        )
+
+
+def _quantisation(config: Any) -> str | None:
+    """The method a checkpoint's weights are quantised with."""
+    for part in (config, config.get_text_config()):
+        settings = getattr(part, "quantization_config", None)
+        if settings is not None:
+            named = settings if isinstance(settings, dict) else settings.to_dict()
+            return str(named.get("quant_method") or "bitsandbytes")  # the first one had no name
+    return None
+
+
+def _config_of(model: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - it runs the checks of one class in hundreds
+        raise _not_loadable(model, error) from None
+
+
+def _refuse_other_kinds(model: str, config: Any) -> None:
+    """A model that does not write text token by token, though parts of it might load."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    classes = config.architectures or []
+    if config.is_encoder_decoder:
+        kind = "an encoder-decoder"
+    elif config.model_type not in CAUSAL or (
+        # BERT's kind loads as a decoder too, and would see the tokens that it is to predict.
+        getattr(config, "is_decoder", True) is False
+        and classes
+        and not any(name.endswith("ForCausalLM") for name in classes)
+    ):
+        kind = "no decoder of text"
+    else:
+        return
+    raise InputError(
+        f"{model}: {config.model_type} ({', '.join(classes) or 'no class named'}) is {kind}; take "
+        "a model of which the class ends in ForCausalLM"
+    )
 
 
 def context_of(model: str) -> int | None:
@@ -184,11 +239,21 @@ def load_tokenizer(model: str) -> Any:
         raise _not_loadable(model, error) from None
 
 
-def _not_loadable(model: str, error: Exception) -> Exception:
-    """What to say of a model that transformers cannot load; a full disk stays what it is."""
+def _not_loadable(model: str, error: Exception, quantised: str | None = None) -> Exception:
+    """What to say of a model that transformers cannot load; a full disk or memory stays what it
+    is."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return error
     if isinstance(error, OSError) and error.errno is not None:
         return error
     said = " ".join(str(error).split())[:300]
+    if quantised:
+        return InputError(
+            f"{model}: a checkpoint quantised with {quantised} that cannot be loaded here "
+            f"({said}); install the package that is named, or take the checkpoint in bfloat16"
+        )
     return InputError(
         f"{model}: not a model that can be loaded ({said}); student: takes {BUNDLED}, a Hugging "
         "Face id, or a local folder with config.json, tokenizer and safetensors"
@@ -224,8 +289,8 @@ def load_quantised(model: str) -> tuple[Any, Any]:
             model, quantization_config=eight_bits, device_map="auto", use_safetensors=True,
             trust_remote_code=False,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise _not_loadable(model, error) from None
+    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+        raise _not_loadable(model, error, _quantisation(_config_of(model))) from None
     return loaded.eval(), load_tokenizer(model)
 
 

@@ -121,7 +121,7 @@ def _prepare(
     model = trained_model.build(config, base, checkpoint)
     if not shard:  # a whole model may not fit on one device
         model.to(accelerator.device)
-    batch_of = batching(model, tokenizer, data.train, packed=config.train.packing)
+    batch_of = batching(model, tokenizer, [*data.train, *data.val], packed=config.train.packing)
     loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
     trained_model.hasten(model, config.train)
     if shard:

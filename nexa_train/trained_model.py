@@ -43,7 +43,6 @@ def _compile(model: Any) -> None:
     for all layers. Lengths differ from batch to batch, so they are no constants of it; packed
     attention, which loops over them, is left out."""
     from torch import compiler
-    from transformers import AttentionInterface
 
     if not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError(
@@ -56,8 +55,7 @@ def _compile(model: Any) -> None:
             f"train.compile: {type(model).__name__} does not say what its layers are; set "
             "train.compile: false"
         )
-    apart: Any = compiler.disable(packing.attend_per_sample)  # type: ignore[no-untyped-call]
-    AttentionInterface.register(packing.PER_SAMPLE, apart)
+    packing.register(compiler.disable(packing.attend_per_sample))  # type: ignore[no-untyped-call]
     for layer in layers:
         layer.compile(dynamic=True)
 

@@ -174,7 +174,7 @@ def test_the_student_comes_to_its_teacher_and_packed_attention_comes_back(
     assert (run.teacher / "model.safetensors").read_bytes() == before
     student = run.student()
     student.retold(load_dataset(run.dataset, tokenizer(), 256).train[:2], 0)
-    assert student.model.config._attn_implementation == packing.PER_SAMPLE
+    assert student.model.config._attn_implementation.startswith(packing.PER_SAMPLE)
     assert student.model.training
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import MistralConfig, MistralForCausalLM
 
 from nexa_distill.errors import InputError
 from nexa_train import packing
@@ -127,19 +126,6 @@ def test_a_model_whose_samples_would_mix_is_refused(model: Any, dtype: torch.dty
     )
     with pytest.raises(InputError, match=r"train\.packing: false"):
         packing.prove_isolation(model, SAMPLES)
-
-
-def test_a_sliding_window_shorter_than_a_sample_is_refused() -> None:
-    model: Any = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-            num_attention_heads=4, num_key_value_heads=2, sliding_window=8,
-        )
-    )  # fmt: skip
-    packing.enable(model)
-    logits(model, [SAMPLES[0]])
-    with pytest.raises(InputError, match="sliding window of 8 tokens"):
-        logits(model, SAMPLES)
 
 
 def test_borders_that_do_not_fit_the_row_are_a_bug(model: Any) -> None:
