@@ -43,6 +43,7 @@ from nexa_train import (
     trained_model,
 )
 from nexa_train.batching import batching
+from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.hardware import native_bf16
 from nexa_train.local_models import resolve_model
 from nexa_train.preflight import Preflight
@@ -111,6 +112,10 @@ def _prepare(
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
     checkpoint = checkpoints.latest(folder, run_key)
+    if checkpoint is None and accelerator.is_main_process:
+        notice = checkpoints.explain_restart(folder, config.training_settings())
+        if notice:
+            print(notice, flush=True)
     model = trained_model.build(config, base, checkpoint)
     if not shard:  # a whole model may not fit on one device
         model.to(accelerator.device)
@@ -127,7 +132,11 @@ def _prepare(
     )  # fmt: skip
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
     student = on_policy.Student(
-        model, config.distillation, config.train.seed, len(tokenizer), tokenizer.eos_token_id
+        model,
+        config.distillation,
+        config.train.seed,
+        vocabulary_size(tokenizer),
+        tokenizer.eos_token_id,
     )
     trainer = Trainer(
         config, accelerator, loss, optimizer, data, batch_of, run_key, folder, base, shard, student

@@ -121,7 +121,7 @@ def test_checkpoints_of_another_run_do_not_push_out_this_ones(tmp_path: Path) ->
     model = load_model(str(save_model(tmp_path / "model")))
     optimizer = torch.optim.AdamW(model.parameters())
     for step in (20, 40, 60):
-        checkpoints.save(tmp_path, model, optimizer, step=step, run_key="this")
+        checkpoints.save(tmp_path, model, optimizer, step=step, run_key="this", settings={})
     there = sorted(path.name for path in tmp_path.glob("step-*"))
     assert there == ["step-000040", "step-000060"]
     assert checkpoints.latest(tmp_path, "this") == tmp_path / "step-000060"

@@ -1,0 +1,1 @@
+"""Tokenizers and what is read through them."""
