@@ -2,9 +2,10 @@
 
 A checkpoint is a folder `step-NNNNNN`: `model.safetensors` (what is trained, in float32: with LoRA
 the adapter alone), `optimizer.safetensors` (AdamW's moments by parameter name), `state.json` with
-the run's settings and the size of every other file, written last. What is not trained is read from the base model again.
-It is written under a dotted name, synced and renamed, so a folder with the right name is complete;
-should a disk have lost a part of it nevertheless, the one before it, which is kept, is continued.
+the run's settings and the size of every other file, written last. What is not trained is read from
+the base model again. It is written under a dotted name, synced and renamed, so a folder with the
+right name is complete; should a disk have lost a part of it nevertheless, the one before it, which
+is kept, is continued.
 No pickles. Tensors are whole, however many processes made them: another number may continue. The
 learning rate and the order of the data are functions of step, seed and epoch; they need no state.
 """
@@ -76,12 +77,11 @@ def explain_restart(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
     One line: each setting that differs, by its dotted name, and what becomes of the checkpoints.
     """
-    there = [
-        (path.name, state) for path in sorted(folder.glob("step-*")) if (state := _state(path))
-    ]
-    if not there:
+    there = {path.name: _state(path) for path in sorted(folder.glob("step-*"))}
+    states = {name: state for name, state in there.items() if state is not None}
+    if not states:
         return None
-    names, before = ", ".join(name for name, _ in there), there[-1][1].get("settings")
+    names, before = ", ".join(states), states[max(states)].get("settings")
     if before is None:
         why = "they were saved by an earlier version, with other data or settings"
     else:
