@@ -4,23 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from nexa_train.hardware import SWITCH
-
-SWITCHES = {"float32": "off", "bfloat16": "on"}
+from tests.precision import PRECISIONS, computing_in
 
 
 @pytest.fixture(scope="module")
 def float32() -> Iterator[None]:
     """The module computes in float32, but for tests that ask for `precision`."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(SWITCH, SWITCHES["float32"])
+    with computing_in("float32"):
         yield
 
 
-@pytest.fixture(scope="module", params=SWITCHES)
+@pytest.fixture(scope="module", params=PRECISIONS)
 def precision(float32: None, request: pytest.FixtureRequest) -> Iterator[str]:
     """Each precision in turn, in this process and those it starts."""
     name: str = request.param
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(SWITCH, SWITCHES[name])
+    with computing_in(name):
         yield name

@@ -15,6 +15,7 @@ from nexa_train.batching import collate
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.local_models import load_model
 from nexa_train.sft_data import load_dataset
+from tests.precision import SAME_WEIGHTS
 from tests.test_train_sft import Run, follow, losses
 from tests.tiny_model import save_dataset, save_model, tokenizer
 
@@ -101,8 +102,8 @@ def test_one_batch_of_eight_is_eight_batches_of_one(tmp_path: Path, precision: s
         run.here(run.folder / "output")
     follow(runs[1].folder / "output", runs[0].folder / "output", precision)
     one, other = (load_file(r.folder / "output/final/model.safetensors") for r in runs)
-    for name, weights in one.items():
-        assert torch.allclose(weights, other[name], atol=1e-3), name
+    apart = [(weights - other[name]).abs().flatten() for name, weights in one.items()]
+    assert float(torch.cat(apart).float().mean()) < SAME_WEIGHTS
 
 
 def test_a_run_follows_the_same_losses_packed_and_padded(tmp_path: Path) -> None:

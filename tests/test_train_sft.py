@@ -22,11 +22,10 @@ from nexa_train import sharding, train_sft, trained_model
 from nexa_train.answer_loss import AnswerLoss
 from nexa_train.batching import collate
 from nexa_train.chat import IGNORE
-from nexa_train.hardware import SWITCH
 from nexa_train.local_models import load_model
 from nexa_train.sft_data import epoch_batches, load_dataset
 from nexa_train.trainer import learning_rate
-from tests.precision import SAME_LOSS, SAME_NORM, SAME_VAL_LOSS
+from tests.precision import PRECISIONS, SAME_LOSS, SAME_NORM, SAME_VAL_LOSS, computing_in
 from tests.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -166,13 +165,12 @@ def test_padded_batches_follow_the_losses_of_packed_ones(
 def test_a_training_in_bfloat16_is_not_one_in_float32(tmp_path: Path) -> None:
     """Else every test of both precisions would look at one of them twice."""
     run, found = Run(tmp_path, epochs=1), {}
-    for switch in ("on", "off"):
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv(SWITCH, switch)
-            run.here(tmp_path / switch)
-        found[switch] = losses(tmp_path / switch)
-    assert found["on"][1] == pytest.approx(found["off"][1], rel=1e-2)
-    assert found["on"][1] != pytest.approx(found["off"][1], rel=SAME_LOSS["float32"])
+    for name in PRECISIONS:
+        with computing_in(name):
+            run.here(tmp_path / name)
+        found[name] = losses(tmp_path / name)
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=1e-2)
+    assert found["bfloat16"] != found["float32"]
 
 
 @pytest.mark.parametrize("distributed", ["false", "true"])
