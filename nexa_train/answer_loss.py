@@ -73,11 +73,13 @@ def _has_only_a_weight(model: Any) -> bool:
 class AnswerLoss(nn.Module):
     """Sum of the cross entropy (nats) over the labelled tokens of a batch.
 
-    `fused`: a kernel that goes from hidden states to the loss and never holds all logits.
+    `fused`: a kernel that goes from hidden states to the loss and never holds all logits. `parts`:
+    what a subclass mixed its last value from, each a sum over the same tokens.
     """
 
     def __init__(self, model: Any, fused: Any = None) -> None:
         super().__init__()
+        self.parts: dict[str, torch.Tensor] = {}
         self.model, self.fused = model, fused
         self.logits = AnswerLogits(model)
         if fused is not None and not (self.logits.plain_head and _has_only_a_weight(model)):

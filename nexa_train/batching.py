@@ -20,8 +20,9 @@ def batching(model: Any, tokenizer: Any, samples: Sequence[Sample], *, packed: b
         packing.enable(model)
         packing.prove_isolation(model, samples)
         return packing.collate_packed
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return partial(collate, pad_id=pad)
+    pad, embeddings = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]
+    # Any token that the model has serves: no attention sees it, and no label is on it.
+    return partial(collate, pad_id=pad if pad is not None and pad < embeddings else 0)
 
 
 def collate(

@@ -2,9 +2,10 @@
 
 A checkpoint is a folder `step-NNNNNN`: `model.safetensors` (what is trained, in float32: with LoRA
 the adapter alone), `optimizer.safetensors` (AdamW's moments by parameter name), `state.json` with
-the size of every other file, written last. What is not trained is read from the base model again.
-It is written under a dotted name, synced and renamed, so a folder with the right name is complete;
-should a disk have lost a part of it nevertheless, the one before it, which is kept, is continued.
+the run's settings and the size of every other file, written last. What is not trained is read from
+the base model again. It is written under a dotted name, synced and renamed, so a folder with the
+right name is complete; should a disk have lost a part of it nevertheless, the one before it, which
+is kept, is continued.
 No pickles. Tensors are whole, however many processes made them: another number may continue. The
 learning rate and the order of the data are functions of step, seed and epoch; they need no state.
 """
@@ -14,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,36 @@ def latest(folder: Path, run_key: str) -> Path | None:
     return None
 
 
+def explain_restart(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """Why a run with `settings` continues none of the whole checkpoints; None where there is none.
+
+    One line: each setting that differs, by its dotted name, and what becomes of the checkpoints.
+    """
+    there = {path.name: _state(path) for path in sorted(folder.glob("step-*"))}
+    states = {name: state for name, state in there.items() if state is not None}
+    if not states:
+        return None
+    names, before = ", ".join(states), states[max(states)].get("settings")
+    if before is None:
+        why = "they were saved by an earlier version, with other data or settings"
+    else:
+        changes = ", ".join(_differences(before, settings))
+        why = f"settings differ: {changes}" if changes else "the data or the base model differ"
+    return (
+        f"{folder}: {names} cannot be continued ({why}); training begins at step 0 and removes "
+        "them at its next save, so copy what you want to keep"
+    )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """`dotted.name old -> new` of every value that differs; a value that is absent is null."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield f"{name} {json.dumps(old)} -> {json.dumps(new)}"
+
+
 def _state(path: Path) -> dict[str, Any] | None:
     """What `state.json` says, if every file that it names is there in its size."""
     try:
@@ -88,7 +119,7 @@ def trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
 
 def save(
     folder: Path, model: Any, optimizer: torch.optim.Optimizer, *, step: int, run_key: str,
-    main: bool = True,
+    settings: Mapping[str, Any], main: bool = True,
 ) -> None:  # fmt: skip
     """Write `step-NNNNNN`, then remove all but the last `KEPT` of this run.
 
@@ -103,7 +134,8 @@ def save(
         model.config.save_pretrained(temporary)
         save_file(moments, temporary / OPTIMIZER)
         files = {file.name: file.stat().st_size for file in temporary.iterdir()}
-        write_json(temporary / STATE, {"step": step, "run_key": run_key, "files": files})
+        state = {"step": step, "run_key": run_key, "settings": settings, "files": files}
+        write_json(temporary / STATE, state)
     there = sorted(folder.glob("step-*"))
     own = [path for path in there if (_state(path) or {}).get("run_key") == run_key]
     for old in set(there) - set(own[-KEPT:]):  # other runs' and torn ones go, whatever their number

@@ -26,6 +26,7 @@ from nexa_train.answer_loss import (
 )
 from nexa_train.batching import batching
 from nexa_train.chat import Sample
+from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
 from nexa_train.local_models import load_for_inference, resolve_model
 from nexa_train.sft_data import Dataset
@@ -52,10 +53,12 @@ class DistillationLoss(AnswerLoss):
         if words_only:
             return cross_entropy(logits, batch)
         divergence = self._divergence(logits[:, : self.vocabulary], batch)
+        self.parts = {"divergence": divergence.detach()}
         if OWN_WORDS in batch:
             return divergence
-        ratio = self.settings.kd_ratio
-        return (1 - ratio) * cross_entropy(logits, batch) + ratio * divergence
+        words, ratio = cross_entropy(logits, batch), self.settings.kd_ratio
+        self.parts["cross_entropy"] = words.detach()
+        return (1 - ratio) * words + ratio * divergence
 
     def _divergence(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
         chosen, temperature = DIVERGENCES[self.settings.loss], self.settings.temperature
@@ -84,15 +87,16 @@ def attach(
             "train.fused_loss: the kernel gives no probabilities to compare with the teacher's; "
             "set it to false, or distillation.loss: none"
         )
+    vocabulary = vocabulary_size(tokenizer)
     if settings.cached:
         cached = CachedTeacher(storage.path("teacher_logits"), [*data.train, *data.val])
 
         def with_teacher(samples: Sequence[Sample], device: torch.device) -> Batch:
             return batch_of(samples, device) | cached.batch(samples, device)
 
-        return DistillationLoss(model, settings, len(tokenizer)), with_teacher
+        return DistillationLoss(model, settings, vocabulary), with_teacher
     teacher, theirs = load_for_inference(resolve_model(settings.teacher, storage))
     refuse_other_vocabulary(theirs, tokenizer)
     samples = [*data.train, *data.val]  # it reads the same ones
     batching(teacher, theirs, samples, packed=config.train.packing)
-    return DistillationLoss(model, settings, len(tokenizer), teacher), batch_of
+    return DistillationLoss(model, settings, vocabulary, teacher), batch_of

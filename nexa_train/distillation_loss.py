@@ -28,6 +28,7 @@ class TopK(NamedTuple):
     """A teacher's distribution at `temperature` for each of n tokens.
 
     `ids`: (n, k), int64. `log_probs`: (n, k) nats. `tail`: (n, 1), log of the mass of all others.
+    Both may be stored as float16.
     """
 
     ids: torch.Tensor
@@ -81,7 +82,8 @@ def from_top_k(
     # 1 - sum would lose a small tail to rounding where the known tokens have nearly everything.
     rest = torch.log1p(-known.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
     ours = torch.cat([known, rest], dim=-1)
-    theirs = torch.cat([teacher.log_probs, teacher.tail], dim=-1).float()
+    # Widened part by part: autocast joins no float16 tensors where it computes in bfloat16.
+    theirs = torch.cat([part.float() for part in (teacher.log_probs, teacher.tail)], dim=-1)
     return divergence(theirs, ours).sum() * temperature**2
 
 

@@ -38,6 +38,7 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.settings_file import load_yaml, merge, validated
 from nexa_distill.student_config import StudentConfig
 from nexa_train import labelling, logits_file, plain_template, teacher_logits, train_sft
+from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.instructions import PROMPTS, Item, Prompt, key_of, prompt_file, read_items, samples
 from nexa_train.instructions import write_json as write_items
 from nexa_train.job_file import Job, load_job
@@ -269,7 +270,7 @@ def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -
         base = resolve_model(student.student, storage)
         tokenizer = load_student_tokenizer(base, student)
         data = load_dataset(dataset, tokenizer, student.longest(context_of(base)))
-        logits_file.read(path, names, data.train, len(tokenizer), table)
+        logits_file.read(path, names, data.train, vocabulary_size(tokenizer), table)
         stage.seal(table, rows_in=len(names), rejected=len(names) - len(data.train))
     return table
 

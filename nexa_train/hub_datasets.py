@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.errors import InputError
+from nexa_train.instructions import KEYS, convert_to_text
 
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 TOP = 10  # of both scales
@@ -30,7 +31,9 @@ def rows(source: str, split: str) -> Any:
             kind = FORMATS.get(path.suffix)
             if kind is None:
                 raise InputError(f"{source}: expected one of {', '.join(FORMATS)}")
-            return load_dataset(kind, data_files=str(path), split=split)
+            # Cells are text: guessing types would turn 0 beside an empty cell into 0.0.
+            cells = {"converters": dict.fromkeys(KEYS, str)} if kind == "csv" else {}
+            return load_dataset(kind, data_files=str(path), split=split, **cells)
         return load_dataset(str(path) if path.is_dir() else source, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if "corresponds to no data" in str(error):  # an empty slice of a split that is there
@@ -45,8 +48,11 @@ def instruction_items(source: str, split: str) -> Items:
         raise InputError(
             f"{source}: columns {', '.join(found[0])}, expected instruction and output"
         )
-    return [{"instruction": row["instruction"], "input": row.get("input") or "",
-             "output": row["output"] or ""} for row in found if row["instruction"]]  # fmt: skip
+    items = [
+        {key: convert_to_text(f"{source}: row {number}", key, row.get(key)) for key in KEYS}
+        for number, row in enumerate(found)
+    ]
+    return [item for item in items if item["instruction"]]
 
 
 def reasoning_items(source: str, split: str, rv_min: float, cd_min: float) -> Items | None:

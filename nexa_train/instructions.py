@@ -45,9 +45,9 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a file; keys that are not there, or null, are empty.
+    """The items of a file; keys that are not there, or null, are empty, and a number is its text.
 
-    Raises InputError naming the item that is not `{instruction, input, output}` of strings.
+    Raises InputError naming the item that is not `{instruction, input, output}` of text.
     """
     data = read_json(path)
     if not isinstance(data, list):
@@ -59,12 +59,22 @@ def _item(path: Path, number: int, value: Any) -> Item:
     where = f"{path}: item {number}"
     if not isinstance(value, dict):
         raise InputError(f"{where} is {str(value)[:60]!r}, expected an object")
-    for key in KEYS:
-        if not isinstance(value.get(key) or "", str):
-            raise InputError(f"{where}: {key} is {value[key]!r}, expected a string")
-    if not (value.get("instruction") or "").strip():
+    texts = {key: convert_to_text(where, key, value.get(key)) for key in KEYS}
+    if not texts["instruction"].strip():
         raise InputError(f"{where}: has no instruction, expected text")
-    return {**value, **{key: value.get(key) or "" for key in KEYS}}
+    return {**value, **texts}
+
+
+def convert_to_text(where: str, key: str, value: Any) -> str:
+    """The text of a value: 0 and False are "0" and "False", null and not-a-number are empty.
+
+    Raises InputError for a list or an object, named by `where` and `key`.
+    """
+    if value is None or value != value:  # the second is NaN, null in a table
+        return ""
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where}: {key} is {str(value)[:60]!r}, expected a string or a number")
+    return str(value)
 
 
 def prompt_file(path: Path) -> Prompt | None:

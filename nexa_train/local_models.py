@@ -205,22 +205,12 @@ def _refuse_other_kinds(model: str, config: Any) -> None:
 
 def context_of(model: str) -> int | None:
     """How many tokens the model can read; None where its configuration does not say."""
-    return getattr(_text_config(model), "max_position_embeddings", None)
+    return getattr(_config_of(model).get_text_config(), "max_position_embeddings", None)
 
 
 def embeddings_of(model: str) -> int | None:
     """Rows of its input embedding: token ids are below it. None where that is not known."""
-    return getattr(_text_config(model), "vocab_size", None)
-
-
-def _text_config(model: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _not_loadable(model, error) from None
-    return config.get_text_config()
+    return getattr(_config_of(model).get_text_config(), "vocab_size", None)
 
 
 def load_student_tokenizer(model: str, student: StudentConfig) -> Any:
@@ -235,7 +225,7 @@ def load_tokenizer(model: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
         raise _not_loadable(model, error) from None
 
 

@@ -88,6 +88,7 @@ def _make(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
     from nexa_train.batching import batching
+    from nexa_train.data.vocabulary import vocabulary_size
     from nexa_train.local_models import context_of, load_for_inference, load_student_tokenizer
     from nexa_train.sft_data import load_dataset
 
@@ -101,12 +102,13 @@ def _make(
     names = set(known["sample_id"].to_pylist())
     left = [sample for sample in samples if sample.sample_id not in names]
     work = sha256_text(compact_json([stage.key, [sample.sample_id for sample in left]]))
+    vocabulary = vocabulary_size(tokenizer)
     parts = dst.with_name(f".{dst.stem}.parts") / work[:16]
     with Progress("teacher logits", len(samples), unit="samples", done=len(names)) as progress:
         for number, start in enumerate(range(0, len(left), PART)):
             some, part = left[start : start + PART], parts / f"{number:06d}.parquet"
             if not part.exists():
-                _write(part, rows_of(config, model, some, batch_of, len(tokenizer)))
+                _write(part, rows_of(config, model, some, batch_of, vocabulary))
             progress.add(len(some))
     with table_writer(dst, TABLE.schema) as out:
         out.write(known)

@@ -44,6 +44,7 @@ from nexa_train import (
 )
 from nexa_train.batching import batching
 from nexa_train.data.chat_format import ChatFormat
+from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.hardware import native_bf16
 from nexa_train.local_models import resolve_model
 from nexa_train.preflight import Preflight
@@ -118,6 +119,10 @@ def _prepare(
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
     checkpoint = checkpoints.latest(folder, run_key)
+    if checkpoint is None and accelerator.is_main_process:
+        notice = checkpoints.explain_restart(folder, config.training_settings())
+        if notice:
+            print(notice, flush=True)
     model = trained_model.build(config, base, checkpoint)
     if not shard:  # a whole model may not fit on one device
         model.to(accelerator.device)
@@ -134,7 +139,7 @@ def _prepare(
     )  # fmt: skip
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
     student = on_policy.Student(
-        model, config.distillation, config.train.seed, len(tokenizer), form.end
+        model, config.distillation, config.train.seed, vocabulary_size(tokenizer), form.end
     )
     trainer = Trainer(
         config, accelerator, loss, optimizer, data, batch_of, run_key, folder, base, shard, student

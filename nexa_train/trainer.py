@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
@@ -49,6 +49,14 @@ def plan_steps(
 
 
 Share = tuple[list[Sample], bool]  # of a micro-batch; whether the student says it in its own words
+
+
+class Count(NamedTuple):
+    """Tokens of a step: with a loss, of these those that the data has, and all."""
+
+    trained: int
+    from_data: int
+    tokens: int
 
 
 class Metrics:
@@ -129,22 +137,26 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         shares = [self._share(batch, done, number) for number, batch in enumerate(batches)]
-        trained, tokens = self._count(shares)
-        total = torch.zeros((), device=self.accelerator.device)
+        count = self._count(shares)
+        sums: dict[str, torch.Tensor] = {}
         for batch, sync in self._batches(shares):
             with self.accelerator.autocast(), sync:
                 loss = self.loss(batch)
                 # The gradients of a distributed run are averaged; the loss here is a sum.
-                self.accelerator.backward(loss * self.accelerator.num_processes / trained)
-            total += loss.detach()
-        total = self.accelerator.reduce(total, "sum")
-        self._refuse_nan(float(total), batches)
+                self.accelerator.backward(loss * self.accelerator.num_processes / count.trained)
+            for name, value in {"loss": loss.detach(), **self.bare.parts}.items():
+                sums[name] = sums.get(name, 0) + value
+        sums = self.accelerator.reduce(sums, "sum")
+        self._refuse_nan(float(sums["loss"]), batches)
         norm = self.accelerator.clip_grad_norm_(self.loss.parameters(), settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        # The student's own words have no cross entropy: it is per token of the data's.
+        per = {"cross_entropy": count.from_data}
         return {
-            "loss": float(total) / trained, "lr": rate, "grad_norm": _number(norm),
-            "tokens_per_s": round(tokens / (time.monotonic() - started), 1),
+            **{name: float(value) / per.get(name, count.trained) for name, value in sums.items()},
+            "lr": rate, "grad_norm": _number(norm),
+            "tokens_per_s": round(count.tokens / (time.monotonic() - started), 1),
         }  # fmt: skip
 
     def _share(self, samples: list[Sample], done: int, number: int) -> Share:
@@ -158,14 +170,18 @@ class Trainer:
         with self.accelerator.autocast():
             return self.student.retold(mine, done), True
 
-    def _count(self, shares: list[Share]) -> tuple[int, int]:
-        """Trained tokens and all tokens of a step, over all processes."""
-        mine = [s for samples, _ in shares for s in samples if s.trained_tokens]
-        counts = [sum(s.trained_tokens for s in mine), sum(len(s.input_ids) for s in mine)]
+    def _count(self, shares: list[Share]) -> Count:
+        """The tokens of a step, over all processes."""
+        mine = [(s, own) for samples, own in shares for s in samples if s.trained_tokens]
+        counts = Count(
+            trained=sum(s.trained_tokens for s, _ in mine),
+            from_data=sum(s.trained_tokens for s, own in mine if not own),
+            tokens=sum(len(s.input_ids) for s, _ in mine),
+        )
         summed = self.accelerator.reduce(
             torch.tensor(counts, device=self.accelerator.device), "sum"
         )
-        return int(summed[0]), int(summed[1])
+        return Count(*summed.tolist())
 
     def _batches(self, shares: list[Share]) -> Iterator[tuple[Batch, Any]]:
         """The tensors of each share, and whether to exchange gradients after it."""
@@ -194,7 +210,7 @@ class Trainer:
         if self.shard or self.accelerator.is_main_process:
             checkpoints.save(
                 self.folder, self.bare.model, self.optimizer, step=step, run_key=self.run_key,
-                main=self.accelerator.is_main_process,
+                settings=self.config.training_settings(), main=self.accelerator.is_main_process,
             )  # fmt: skip
 
     def settle(self) -> None:

@@ -17,14 +17,16 @@ from safetensors.torch import load_file
 from nexa_distill import failpoints
 from nexa_train import checkpoints
 from nexa_train.local_models import load_model
+from tests.precision import in_float32
 from tests.test_train_sft import Run, environment, losses
-from tests.tiny_model import ROOT, save_model
+from tests.tiny_model import ROOT, save_config, save_model
 
+pytestmark = pytest.mark.usefixtures("float32")
 STEPS = 12  # 24 samples, batches of 4, two epochs; saved after 3, 6 and 9
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(precision: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An undisturbed run, in its folder `out`."""
     run = Run(tmp_path_factory.mktemp("whole"))
     run.here(run.folder / "out")
@@ -49,9 +51,10 @@ def stopped(whole: Run, output: Path, monkeypatch: pytest.MonkeyPatch, hit: int)
     assert raised.value.errno == errno.ENOSPC
 
 
+@in_float32
 @pytest.mark.parametrize("hit", [1, 2, 3, 9, 10])
 def test_f40_a_full_disk_in_a_save_costs_the_steps_since_the_last_one(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: int
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: int, precision: str
 ) -> None:
     output = tmp_path / "out"
     stopped(whole, output, monkeypatch, hit)
@@ -82,6 +85,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+@in_float32
 @pytest.mark.parametrize(
     "damage",
     [
@@ -93,7 +97,7 @@ def cut(path: Path) -> None:
 )
 def test_f40_a_torn_newest_checkpoint_is_passed_over(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any],
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, precision: str,
 ) -> None:  # fmt: skip
     output = tmp_path / "out"
     stopped(whole, output, monkeypatch, 7)
@@ -104,12 +108,49 @@ def test_f40_a_torn_newest_checkpoint_is_passed_over(
     ends_as(whole, output)
 
 
-def test_a_checkpoint_of_another_run_is_not_continued(whole: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_not_continued(tmp_path: Path) -> None:
     made = tmp_path / "step-000003"
     made.mkdir()
     (made / checkpoints.STATE).write_text('{"step": 3, "run_key": "other", "files": {}}')
     assert checkpoints.latest(tmp_path, "other") == made
     assert checkpoints.latest(tmp_path, "this") is None
+
+
+def test_t21_changed_settings_are_named_and_what_becomes_of_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = Run(tmp_path), tmp_path / "out"
+    stopped(run, output, monkeypatch, 7)
+    capsys.readouterr()
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}
+    save_config(run.config, run.model, learning_rate=0.001, lora=lora)
+    run.here(output)
+    said = [line for line in capsys.readouterr().out.splitlines() if "step-" in line]
+    assert said == [
+        f"{output}: step-000003, step-000006 cannot be continued (settings differ: "
+        f"train.learning_rate 0.003 -> 0.001, train.lora null -> {json.dumps(lora)}); training "
+        "begins at step 0 and removes them at its next save, so copy what you want to keep"
+    ]
+    assert sorted(losses(output)) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ({"settings": {"train": {"seed": 7}}}, "the data or the base model differ"),
+        ({}, "they were saved by an earlier version, with other data or settings"),
+    ],
+)
+def test_t21_other_data_or_an_older_checkpoint_is_no_change_of_settings(
+    tmp_path: Path, before: dict[str, Any], said: str
+) -> None:
+    assert checkpoints.explain_restart(tmp_path, {}) is None
+    made = tmp_path / "step-000003"
+    made.mkdir()
+    state = {"step": 3, "run_key": "other", "files": {}} | before
+    (made / checkpoints.STATE).write_text(json.dumps(state))
+    found = checkpoints.explain_restart(tmp_path, {"train": {"seed": 7}})
+    assert f"step-000003 cannot be continued ({said})" in str(found)
 
 
 def test_checkpoints_of_another_run_do_not_push_out_this_ones(tmp_path: Path) -> None:
@@ -121,7 +162,7 @@ def test_checkpoints_of_another_run_do_not_push_out_this_ones(tmp_path: Path) ->
     model = load_model(str(save_model(tmp_path / "model")))
     optimizer = torch.optim.AdamW(model.parameters())
     for step in (20, 40, 60):
-        checkpoints.save(tmp_path, model, optimizer, step=step, run_key="this")
+        checkpoints.save(tmp_path, model, optimizer, step=step, run_key="this", settings={})
     there = sorted(path.name for path in tmp_path.glob("step-*"))
     assert there == ["step-000040", "step-000060"]
     assert checkpoints.latest(tmp_path, "this") == tmp_path / "step-000060"

@@ -10,10 +10,12 @@ import pytest
 
 import distill_app as app
 from nexa_distill.errors import InputError
+from nexa_train.instructions import read_items
 from nexa_train.job_file import load_job
 from nexa_train.replies import replies
 from tests.tiny_model import save_model
 
+LABELED = "data/train_labeled.json"
 ITEMS = [{"instruction": f"Say {i}.", "input": "", "output": "all ok"} for i in range(12)]
 
 
@@ -192,6 +194,29 @@ def test_system1_data_from_a_dataset_on_this_disk(
     assert not Path("no.json").exists()
     with pytest.raises(InputError, match="relabel_with_teacher needs"):
         app.prepare_system1_dataset("train[:2]", relabel_with_teacher=True, source="set")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("set.jsonl", '{"instruction": "1+0", "output": 0}\n{"instruction": 2, "output": 1}\n'
+                      '{"instruction": "none", "output": null}\n'),
+        ("set.csv", "instruction,output\n1+0,0\n2,1\nnone,\n"),
+    ],
+)  # fmt: skip
+def test_t19_numbers_are_text_that_the_next_command_reads(
+    here: Path, name: str, content: str
+) -> None:
+    Path(name).write_text(content)
+    app.prepare_system1_dataset("train", source=name)
+    found = [(item["instruction"], item["output"]) for item in read_items(Path(LABELED))]
+    assert found == [("1+0", "0"), ("2", "1"), ("none", "")]
+    Path("flags.jsonl").write_text('{"instruction": "a", "input": 0, "output": false}\n')
+    app.prepare_system1_dataset("train", source="flags.jsonl")
+    assert app.read_json(LABELED) == [{"instruction": "a", "input": "0", "output": "False"}]
+    Path("lists.jsonl").write_text('{"instruction": "a", "output": ["b"]}\n')
+    with pytest.raises(InputError, match=r"lists\.jsonl: row 0: output is "):
+        app.prepare_system1_dataset("train", source="lists.jsonl")
 
 
 def chain(verbosity: int, difficulty: int, text: str) -> dict[str, Any]:

@@ -25,9 +25,11 @@ from nexa_train.distillation import DistillationLoss, attach
 from nexa_train.local_models import load_model
 from nexa_train.sft_data import load_dataset
 from nexa_train.teacher_logits import CachedTeacher
-from tests.test_train_sft import Run, environment, losses
+from tests.precision import SAME_LOSS
+from tests.test_train_sft import Run, environment, follow, metrics, train
 from tests.tiny_model import MARKS, save_dataset, save_model, tokenizer
 
+pytestmark = pytest.mark.usefixtures("float32")
 CPU = torch.device("cpu")
 
 
@@ -83,26 +85,37 @@ def test_the_ratio_weighs_words_against_probabilities(tmp_path: Path) -> None:
     assert words == pytest.approx(float(alone.detach()), rel=1e-5)
 
 
-def test_training_brings_the_student_to_its_teacher(tmp_path: Path) -> None:
-    run = Distilled(tmp_path, {"epochs": 4}, kd_ratio=1.0)
+@pytest.mark.parametrize("source", ["cache", "online"])
+@pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_t01_training_brings_the_student_to_its_teacher(
+    tmp_path: Path, loss: str, source: str, precision: str
+) -> None:
+    """Packed where the divergence is forward_kl, padded elsewhere."""
+    train = {"epochs": 4, "packing": loss == "forward_kl"}
+    run = Distilled(tmp_path, train, kd_ratio=1.0, loss=loss, source=source)
     assert run.here(tmp_path / "out")
-    curve = list(losses(tmp_path / "out").values())
-    assert curve[-1] < 0.8 * curve[0]
+    rows = metrics(tmp_path / "out")[1:]
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert all(row["loss"] == row["divergence"] < row["cross_entropy"] for row in rows)
     assert not run.here(tmp_path / "out"), "a finished run does nothing"
 
 
-def test_two_processes_follow_the_losses_of_one(tmp_path: Path) -> None:
+def test_two_processes_follow_the_losses_of_one(tmp_path: Path, precision: str) -> None:
     """23 samples: in the last batch the second process has none of its own."""
-    curves = []
-    for many in ("false", "true"):
-        run = Distilled(tmp_path / many, {"batch_size": 2, "epochs": 1})
-        save_dataset(run.dataset, train=23)
-        script = "scripts/shell/training/run_training.sh"
-        command = ["bash", script, str(run.config), many, *run.flags(run.folder / "out")]
-        subprocess.run(command, env=environment(), check=True, timeout=280)
-        curves.append(losses(run.folder / "out"))
-    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
-    assert len(curves[0]) == 12
+    run = Distilled(tmp_path, {"batch_size": 2, "epochs": 1, "gradient_accumulation": 2})
+    save_dataset(run.dataset, train=23)
+    run.here(tmp_path / "one")
+    done = train(run, tmp_path / "two", "true")
+    assert done.returncode == 0, done.stderr
+    follow(tmp_path / "two", tmp_path / "one", precision)
+    both = [metrics(tmp_path / name)[1:] for name in ("one", "two")]
+    for row in (*both[0], *both[1]):
+        mixed = 0.5 * row["cross_entropy"] + 0.5 * row["divergence"]
+        assert row["loss"] == pytest.approx(mixed, rel=1e-6)
+    for part in ("cross_entropy", "divergence"):
+        one, two = ([row[part] for row in rows] for rows in both)
+        assert two == pytest.approx(one, rel=SAME_LOSS[precision])
+    assert len(both[0]) == 6
 
 
 def test_the_cache_is_made_once_and_again_for_another_teacher(tmp_path: Path) -> None:

@@ -93,6 +93,31 @@ def test_all_tokens_known_is_dense_and_fewer_are_a_lower_bound(
     assert bounds[-1] == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_t01_under_autocast_to_bfloat16_what_is_stored_narrow_is_compared_in_float32(
+    name: str,
+) -> None:
+    """To the last bit: bfloat16 would leave 8 bits of mantissa, an error of about 1e-2."""
+    known = top_k(TEACHER, 8, 2.0)
+    stored = TopK(known.ids, known.log_probs.half(), known.tail.half())
+
+    def found(narrow: torch.Tensor, autocast: bool) -> list[torch.Tensor]:
+        student = STUDENT.bfloat16().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            sums = [
+                dense(DIVERGENCES[name], narrow, student, 2.0),
+                from_top_k(DIVERGENCES[name], stored, student, 2.0),
+            ]
+            torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
+        assert student.grad is not None
+        return [*sums, student.grad]
+
+    for narrow in (TEACHER.bfloat16(), TEACHER.half()):
+        under, outside = found(narrow, True), found(narrow, False)
+        assert [value.dtype for value in under[:2]] == [torch.float32] * 2
+        assert all(torch.equal(one, other) for one, other in zip(under, outside, strict=True))
+
+
 def test_equal_distributions_are_not_apart() -> None:
     for name, divergence in DIVERGENCES.items():
         assert float(dense(divergence, TEACHER, TEACHER + 3.0, 2.0)) == pytest.approx(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.manifests import sha256_path
@@ -19,6 +20,7 @@ from nexa_train.local_models import load_for_inference
 from tests.ledger_teacher import ledger_teacher
 from tests.tiny_model import ROOT, save_model, tokenizer
 
+pytestmark = pytest.mark.usefixtures("float32")
 ITEMS = [{"instruction": f"Say {i % 3}.", "input": "" if i % 2 else "Now.", "output": "all ok"}
          for i in range(12)]  # fmt: skip
 QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 0.003,
@@ -48,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def speaking(float32: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher that has learned to answer `ITEMS` and to stop."""
     folder = tmp_path_factory.mktemp("speaking")
     save_model(folder / "student")
@@ -267,13 +269,19 @@ def test_a_white_box_job_writes_probabilities_that_another_job_trains_on(
     assert losses(with_logits / "again") == pytest.approx(losses(with_logits), rel=2e-3)
 
 
-def test_both_divergences_are_trained(with_logits: Path, speaking: Path) -> None:
-    other = white_box(with_logits, speaking, training={"output_dir": str(with_logits / "b/out")})
-    values = json.loads(other.read_text())
-    values["distillation"]["distillation_type"] = "reverse_kld"
-    other.write_text(json.dumps(values))
-    easydistill.run(load_job(other))
-    assert losses(with_logits / "b") != losses(with_logits)
+def test_t01_both_divergences_end_with_a_student(
+    folder: Path, speaking: Path, precision: str
+) -> None:
+    for kind in ("forward_kld", "reverse_kld"):
+        path = white_box(folder, speaking, training={"output_dir": str(folder / kind / "out")})
+        values = json.loads(path.read_text())
+        values["distillation"]["distillation_type"] = kind
+        path.write_text(json.dumps(values))
+        easydistill.run(load_job(path))
+        model, _ = load_for_inference(str(folder / kind / "out"))
+        assert model.dtype == getattr(torch, precision)
+        assert losses(folder / kind)[-1] < losses(folder / kind)[0]
+    assert losses(folder / "forward_kld") != losses(folder / "reverse_kld")
 
 
 def _shift(lines: list[str]) -> list[str]:
@@ -355,7 +363,7 @@ def test_what_a_job_file_cannot_mean_is_named(folder: Path, over: Any, said: str
     ("content", "said"),
     [
         ("{}", "expected a list"), ("[1]", "item 0 is '1', expected an object"),
-        ('[{"instruction": "a", "output": 3}]', "output is 3, expected a string"),
+        ('[{"instruction": "a", "output": [3]}]', r"output is '\[3\]', expected a string or a num"),
         ('[{"input": "a"}]', "item 0: has no instruction"), ("[", "not JSON"),
     ],
 )  # fmt: skip
@@ -363,6 +371,15 @@ def test_what_is_not_instruction_data_is_named(folder: Path, content: str, said:
     (folder / "labeled.json").write_text(content)
     with pytest.raises(InputError, match=said):
         easydistill.run(load_job(job(folder)))
+
+
+def test_t19_a_number_is_its_text_and_null_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "items.json").write_text(
+        '[{"instruction": 1, "input": 0, "output": false}, {"instruction": "a", "output": null},'
+        ' {"instruction": "b", "output": 0.5}]'
+    )
+    found = [tuple(item.values()) for item in read_items(tmp_path / "items.json")]
+    assert found == [("1", "0", "False"), ("a", "", ""), ("b", "0.5", "")]
 
 
 def test_the_command_ends_with_the_code_of_what_happened(folder: Path) -> None:

@@ -23,10 +23,13 @@ CHATML = (
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def tokenizer(template: str | dict[str, str] | None = CHATML) -> Any:
-    """One token per byte, and the three marks."""
+def tokenizer(template: str | dict[str, str] | None = CHATML, *, gaps: bool = False) -> Any:
+    """One token per byte, and the three marks; with `gaps` the marks have larger ids than tokens
+    are counted.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(MARKS + alphabet)}
+    ids = [270, 280, 290, *range(256)] if gaps else range(259)
+    vocabulary = dict(zip(MARKS + alphabet, ids, strict=True))
     plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
@@ -38,17 +41,19 @@ def tokenizer(template: str | dict[str, str] | None = CHATML) -> Any:
     return made
 
 
-def save_model(folder: Path, layers: int = 4) -> Path:
+def save_model(folder: Path, layers: int = 4, *, gaps: bool = False) -> Path:
     """A loadable checkpoint."""
     torch.manual_seed(0)
+    made = tokenizer(gaps=gaps)
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
+        bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id,
+        pad_token_id=made.pad_token_id, tie_word_embeddings=True,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    made.save_pretrained(folder)
     return folder
 
 

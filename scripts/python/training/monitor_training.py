@@ -59,7 +59,8 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     if not steps:
         return "no optimizer step yet"
     last = steps[-1]
-    names = ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s", "seconds")
+    names = ("step", "epoch", "loss", "cross_entropy", "divergence", "lr", "grad_norm",
+             "tokens_per_s", "seconds")  # fmt: skip
     facts = [f"{name} {last[name]:.6g}" for name in names if name in last]
     val = [f"{row['val_loss']:.3f} (step {row['step']})" for row in rows if "val_loss" in row]
     page = ["  ".join(facts), "loss per trained token, nats", *curve([r["loss"] for r in steps])]
