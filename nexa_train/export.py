@@ -33,14 +33,19 @@ from nexa_train import checkpoints, model_card
 from nexa_train.chat import Sample
 from nexa_train.data.chat_format import ChatFormat
 from nexa_train.generation import padding_token
-from nexa_train.hardware import native_bf16
 from nexa_train.local_models import load_model, load_tokenizer
 from nexa_train.sft_data import Dataset
 from nexa_train.training import as_trained, folder_notes
-from nexa_train.training.as_trained import TOKENS, AsTrained
+from nexa_train.training.as_trained import TOKENS, AsTrained, Differences
 
 PROMPTS = 4
 PRECISION = torch.bfloat16
+# Nats that an export may differ by (as_trained.Differences): it rounds weights to bfloat16, 8 bits
+# of mantissa, and where two tokens are nearly as likely, that decides which comes first. Measured:
+# see docs/baseline.md, "What rounding changes in an export".
+ALLOWED = {"row": 0.1, "mean": 0.01, "choice": 0.25}
+NATS = {"row": "the loss of a row", "mean": "the mean loss of all rows",
+        "choice": "a token of a greedy answer"}  # fmt: skip
 Messages = list[dict[str, str]]
 
 
@@ -64,13 +69,13 @@ def write(
         model.save_pretrained(temporary)
         form.tokenizer.save_pretrained(temporary)
         folder_notes.write_older_names(temporary)
-        prove(temporary, model, form, prompts, before, proof_samples(data))
+        found = prove(temporary, model, form, prompts, before, proof_samples(data))
         facts = model_card.facts(config, stage, dataset, final.parent) | {
             "parameters": sum(p.numel() for p in model.parameters()),
             "train_samples": len(data.train), "val_samples": len(data.val),
             "skipped": data.skipped, "samples_sha256": data.sha256, "val_loss": val_loss,
             "proof": {"rows": len(before.losses), "prompts": len(prompts), "tokens": TOKENS,
-                      "precision": "bfloat16"},
+                      "precision": "bfloat16", "differences": found._asdict()},
             "end_of_turn": form.end_text, "folds_system": form.folds_system,
             "notes": folder_notes.notes(temporary),
         }  # fmt: skip
@@ -119,7 +124,7 @@ def proof_prompts(dataset: Path, data: Dataset) -> dict[str, Messages]:
 def prove(
     folder: Path, model: Any, form: ChatFormat, prompts: Mapping[str, Messages],
     before: AsTrained, samples: Sequence[Sample],
-) -> None:  # fmt: skip
+) -> Differences:  # fmt: skip
     """Raises ExportRefused unless `folder` is `model` and its tokenizer, and does as `before`."""
     try:
         loaded, reader = load_model(str(folder), dtype=PRECISION), load_tokenizer(str(folder))
@@ -130,10 +135,15 @@ def prove(
     model.set_attn_implementation(loaded.config._attn_implementation)  # packing has one of its own
     for difference in _differences(model, form, loaded, reader, prompts):
         raise _refused(difference)
-    if not native_bf16():
-        loaded = loaded.float()  # the same weights; emulated, bfloat16 takes several times as long
-    for difference in as_trained.differences(before, loaded, samples, form, prompts):
-        raise _refused(difference)
+    # The same weights, computed in float32: what is left is what rounding the weights changes.
+    found = as_trained.compare(before, loaded.float(), samples, form, prompts)
+    for name, value in found._asdict().items():
+        if not value <= ALLOWED[name]:  # also holds of what is not a number
+            raise _refused(
+                f"{NATS[name]} is {value:.3f} nats from the model as it was trained, before it was "
+                f"merged and cast; rounding explains at most {ALLOWED[name]:g}"
+            )
+    return found
 
 
 def _refused(why: str) -> ExportRefused:

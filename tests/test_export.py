@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from nexa_train import export, model_card
+from nexa_train import adapters, export, model_card, trained_model
+from nexa_train.answer_loss import AnswerLoss
+from nexa_train.batching import collate
 from nexa_train.data.chat_format import chat_format
 from nexa_train.export import ExportRefused
 from nexa_train.local_models import load_model, load_tokenizer
+from nexa_train.sft_data import load_dataset
+from nexa_train.training import as_trained
 from nexa_train.training.as_trained import AsTrained
-from tests.test_train_sft import Run
+from tests.test_train_sft import Run, metrics
 from tests.tiny_model import CHATML, save_model
 
 ATTACK = "<img src=x onerror=alert(1)>|`[a](javascript:x)`\n# heading\n---"
@@ -59,22 +64,23 @@ def end_elsewhere(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [0, 2]}))
 
 
-DAMAGE = {
-    lose_a_weight: "cannot be loaded",
-    untie: "cannot be loaded",
-    disturb_one_weight: "the weight model.norm.weight is another",
-    turn_the_heads: "its greedy answer to",
-    change_the_template: "chat template reads the prompt",
-    end_elsewhere: "generation_config.json ends an answer with",
-}
+# What is done to the saved folder, how the proof says it, and a sentence for the documents.
+DAMAGE: list[tuple[Callable[[Path], None], str, str]] = [
+    (lose_a_weight, "cannot be loaded", "A weight is missing from the file."),
+    (untie, "cannot be loaded", "The configuration unties embedding and head."),
+    (disturb_one_weight, "the weight model.norm.weight is another", "One weight differs."),
+    (turn_the_heads, "its greedy answer to", "The configuration builds another model."),
+    (change_the_template, "chat template reads the prompt", "The chat template differs."),
+    (end_elsewhere, "generation_config.json ends an answer with",
+     "generation_config.json names another end of an answer, as the base model's did."),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"), DAMAGE.items(), ids=lambda v: getattr(v, "__name__", "")
-)
+@pytest.mark.parametrize(("damage", "found", "_sentence"), DAMAGE)
 def test_a_damaged_save_is_refused_and_nothing_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], said: str
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], found: str,
+    _sentence: str,
+) -> None:  # fmt: skip
     run, prove = Run(tmp_path, epochs=1), export.prove
 
     def damaged(folder: Path, *rest: Any) -> None:
@@ -82,7 +88,7 @@ def test_a_damaged_save_is_refused_and_nothing_is_there(
         prove(folder, *rest)
 
     monkeypatch.setattr(export, "prove", damaged)
-    with pytest.raises(ExportRefused, match=said) as refused:
+    with pytest.raises(ExportRefused, match=found) as refused:
         run.here(tmp_path / "output")
     assert "run the same command again" in str(refused.value)
     assert not (tmp_path / "output/final").exists()
@@ -90,6 +96,100 @@ def test_a_damaged_save_is_refused_and_nothing_is_there(
     assert not list(tmp_path.rglob("manifest.json"))
     monkeypatch.undo()
     assert run.here(tmp_path / "output")
+
+
+# Faults between the training and the save, which change the model in memory too: only a comparison
+# with the model as it was trained can see them.
+
+
+def merge_into_a_shared_weight(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(adapters, "_refuse_shared_weights", lambda *_: None)
+
+
+def leave_the_adapter_out(patch: pytest.MonkeyPatch) -> None:
+    merge = adapters.merge
+
+    def without(model: Any) -> None:
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.zero_()
+        merge(model)
+
+    patch.setattr(adapters, "merge", without)
+
+
+def merge_twice(patch: pytest.MonkeyPatch) -> None:
+    merge = adapters.merge
+
+    def double(model: Any) -> None:
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.mul_(2)
+        merge(model)
+
+    patch.setattr(adapters, "merge", double)
+
+
+def cast_too_narrow(patch: pytest.MonkeyPatch) -> None:
+    cast = export.to_precision
+
+    def narrow(model: Any) -> None:
+        for weight in model.parameters():
+            weight.data = weight.data.to(torch.float8_e5m2)
+        cast(model)
+
+    patch.setattr(export, "to_precision", narrow)
+
+
+def change_a_layer(patch: pytest.MonkeyPatch) -> None:
+    settle = trained_model.settle
+
+    def other(model: Any) -> None:
+        settle(model)
+        model.model.layers[0].mlp.down_proj.weight.data.mul_(-1)
+
+    patch.setattr(trained_model, "settle", other)
+
+
+LORA = {"rank": 8, "alpha": 64, "dropout": 0.0}
+HEAD = LORA | {"target_modules": ["q_proj", "v_proj", "lm_head"]}
+ALL = LORA | {"target_modules": "all-linear"}
+BEFORE_THE_SAVE: list[tuple[Callable[[pytest.MonkeyPatch], None], Any, str]] = [
+    (merge_into_a_shared_weight, HEAD, "An adapter is merged into weights that two modules share."),
+    (leave_the_adapter_out, ALL, "The adapter is left out."),
+    (merge_twice, ALL, "The adapter is merged twice."),
+    (cast_too_narrow, None, "The weights are cast to 8 bits on the way."),
+    (change_a_layer, None, "A layer changes between the last step and the save."),
+]
+
+
+@pytest.mark.parametrize(("fault", "lora", "_sentence"), BEFORE_THE_SAVE)
+def test_t03_the_export_is_compared_with_the_model_as_it_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[pytest.MonkeyPatch], None],
+    lora: Any, _sentence: str,
+) -> None:  # fmt: skip
+    run = Run(tmp_path, epochs=4, learning_rate=0.02, lora=lora)
+    fault(monkeypatch)
+    with pytest.raises(ExportRefused, match="nats from the model as it was trained"):
+        run.here(tmp_path / "output")
+    assert not (tmp_path / "output/final").exists()
+
+
+@pytest.mark.parametrize("lora", [None, ALL])
+def test_t03_what_was_measured_in_training_is_what_the_folder_does(
+    tmp_path: Path, lora: Any
+) -> None:
+    run = Run(tmp_path, epochs=4, learning_rate=0.02, lora=lora)
+    assert run.here(tmp_path / "output")
+    recorded = metrics(tmp_path / "output")[-1]["val_loss"]
+    final = str(tmp_path / "output/final")
+    data = load_dataset(run.dataset, load_tokenizer(final), 256)
+    after = as_trained.row_losses(
+        AnswerLoss(load_model(final)), data.val, partial(collate, pad_id=2)
+    )
+    tokens = {sample.sample_id: sample.trained_tokens for sample in data.val}
+    mean = sum(after[name] * count for name, count in tokens.items()) / sum(tokens.values())
+    assert mean == pytest.approx(recorded, abs=export.ALLOWED["mean"])
 
 
 def test_what_is_saved_answers_as_the_model_in_memory(tmp_path: Path) -> None:
@@ -108,7 +208,9 @@ def test_what_is_saved_answers_as_the_model_in_memory(tmp_path: Path) -> None:
 
 def test_the_proof_asks_conversations_that_were_not_trained_on(trained: tuple[Run, Path]) -> None:
     facts = json.loads((trained[1] / "training.json").read_text())
+    differences = facts["proof"].pop("differences")
     assert facts["proof"] == {"rows": 4, "prompts": 4, "tokens": 32, "precision": "bfloat16"}
+    assert 0 < differences["row"] < 0.01, "rounding is seen, and is small"
     assert facts["dataset"]["split"] == {"train": 24, "val": 4}
     assert facts["losses"]["val_loss"]["last"] == facts["val_loss"]
     assert facts["losses"]["loss"]["last"] < facts["losses"]["loss"]["first"]

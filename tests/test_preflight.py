@@ -160,23 +160,47 @@ def cut_before_the_answer(sample: Sample) -> Sample:
     return Sample(sample.sample_id, sample.input_ids[1:], sample.labels[1:][: end + 99])
 
 
-@pytest.mark.parametrize(
-    ("defect", "check"),
-    [
-        (whole_row, "template_equal"), (cut_before_the_answer, "template_equal"),
-        (without_end, "end_of_turn"), (whole_row, "end_of_turn"), (unlabelled, "labelled"),
-        (shifted, "labelled"), (second_bos, "one_bos"), (bos_inside, "one_bos"),
-        (another_prompt, "template_equal"),
-        (other_words, "recoverable"),
-        (other_words, "thinking_kept"), (unlabelled, "thinking_kept"),
-    ],
-)  # fmt: skip
-def test_f41_a_defect_in_the_masks_is_seen(defect: Callable[[Sample], Sample], check: str) -> None:
-    examination = Examination(tokenizer(), None)
+def other_answer_token(sample: Sample) -> Sample:
+    """As where the answer is tokenised apart: other tokens of the same text."""
+    ids, at = list(sample.input_ids), len(sample.input_ids) - 2
+    return replace(sample, input_ids=[*ids[:at], 99, *ids[at + 1 :]])
+
+
+def token_without_embedding(sample: Sample) -> Sample:
+    return replace(sample, input_ids=[300, *sample.input_ids[1:]])
+
+
+# What the code that makes masks might do wrong, the checks that find it, and a sentence for the
+# documents (tests/proofs.py).
+DEFECTS: list[tuple[Callable[[Sample], Sample], tuple[str, ...], str]] = [
+    (whole_row, ("template_equal", "end_of_turn"), "The loss is on the whole conversation."),
+    (cut_before_the_answer, ("template_equal",), "The first token of the row is lost."),
+    (another_prompt, ("template_equal",), "The prompt of a row is another than inference reads."),
+    (other_answer_token, ("template_equal",), "The answer is tokenised apart from its prompt."),
+    (without_end, ("end_of_turn",), "The end of turn is not in the loss."),
+    (unlabelled, ("labelled", "thinking_kept"), "A row has no token in the loss."),
+    (shifted, ("labelled",), "The labels are shifted by one token."),
+    (second_bos, ("one_bos",), "A second BOS token at the beginning."),
+    (bos_inside, ("one_bos",), "A BOS token inside the row."),
+    (other_words, ("recoverable", "thinking_kept"), "The labels are other words than the answer."),
+    (
+        token_without_embedding,
+        ("in_vocabulary",),
+        "A token id that the model has no embedding for.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("defect", "checks", "_sentence"), DEFECTS)
+def test_f41_a_defect_in_the_masks_is_seen(
+    defect: Callable[[Sample], Sample], checks: tuple[str, ...], _sentence: str
+) -> None:
+    examination = Examination(tokenizer(), None, embeddings=300)
     made = examination.look("train", "s", [ASK, THINK])
     assert isinstance(made, Sample)
-    assert examination.checks[check](made, [ASK, THINK]) == ""
-    assert examination.checks[check](defect(made), [ASK, THINK])
+    for check in checks:
+        assert examination.checks[check](made, [ASK, THINK]) == ""
+        assert examination.checks[check](defect(made), [ASK, THINK])
 
 
 def test_f41_a_row_that_a_check_refuses_stops_the_examination() -> None:
