@@ -25,7 +25,7 @@ from nexa_train.distillation import DistillationLoss, attach
 from nexa_train.local_models import load_model
 from nexa_train.sft_data import load_dataset
 from nexa_train.teacher_logits import CachedTeacher
-from tests.precision import SAME_LOSS
+from tests.precision import SAME_DIVERGENCE, SAME_LOSS
 from tests.test_train_sft import Run, environment, follow, metrics, train
 from tests.tiny_model import MARKS, save_dataset, save_model, tokenizer
 
@@ -118,9 +118,9 @@ def test_two_processes_follow_the_losses_of_one(tmp_path: Path, precision: str) 
     for row in (*both[0], *both[1]):
         mixed = 0.5 * row["cross_entropy"] + 0.5 * row["divergence"]
         assert row["loss"] == pytest.approx(mixed, rel=1e-6)
-    for part in ("cross_entropy", "divergence"):
+    for part, same in (("cross_entropy", SAME_LOSS), ("divergence", SAME_DIVERGENCE)):
         one, two = ([row[part] for row in rows] for rows in both)
-        assert two == pytest.approx(one, rel=SAME_LOSS[precision])
+        assert two == pytest.approx(one, rel=same[precision])
     assert len(both[0]) == 6
 
 
