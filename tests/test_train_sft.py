@@ -145,9 +145,6 @@ def test_f40_killed_in_the_middle_it_ends_with_the_same_losses(tmp_path: Path) -
 
 
 def test_two_processes_follow_the_losses_of_one(finished: tuple[Run, Path], precision: str) -> None:
-    """Both limits of bfloat16 are tight enough for a rank that trains on the other's samples, and
-    that of the norm for gradients that are averaged once too often.
-    """
     run, output = finished
     done = train(run, run.folder / "many", "true")
     assert done.returncode == 0, done.stderr
