@@ -6,7 +6,6 @@ import html
 import json
 import os
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from nexa_distill.handoff import read_table
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train import generate_student, train_sft
-from nexa_train.chat import IGNORE, Sample, encode, student_format
+from nexa_train.chat import IGNORE, Sample, encode, same_text, student_format
 from nexa_train.data.chat_format import FAULTS, ChatFormat, ChatRefused, Message, chat_format
 from nexa_train.local_models import load_student_tokenizer, load_tokenizer
 from tests import exam
@@ -197,7 +196,7 @@ def be_quiet() -> None:
     """One thread, no progress bars."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 # The table
@@ -218,7 +217,7 @@ This page is printed by `python -m tests.families > docs/model-families.md`; a t
 """
 COLUMNS = (
     "family", "behaves like", "end of an answer", "other stop tokens", "system text",
-    "date in the template", "written before an answer, in the loss", "reasoning (`<think>`)",
+    "date in the template", "written before an answer, in the loss", "reasoning (`<think>` in an answer)",
     "several turns", "result",
 )  # fmt: skip
 NONE = "-"
@@ -245,7 +244,7 @@ def line(trial: Trial) -> str:
     if why or trial.refused:
         cells += [NONE] * 3
         said = FAULTS[why] if why else str(trial.refused).removesuffix(". Nothing was trained")
-        return _line([*cells, f"refused: {said.replace(str(trial.folder), '')}"])
+        return _line([*cells, f"refused: {html.escape(said, quote=False)}"])
     reasons = [
         trial.reason(conversation(QUESTIONS[0], reasoned=True)),
         trial.reason(conversation(GREETING, QUESTIONS[0], reasoned=family.reasoned)),
@@ -260,9 +259,9 @@ def line(trial: Trial) -> str:
 def lead_of(trial: Trial, question: str) -> str:
     """What the loss has before the words of the answer, white space aside."""
     trained = [label for label in trial.sample(question).labels if label != IGNORE]
-    text = "".join(trial.format.tokenizer.decode(trained).split())
-    words = "".join(unicodedata.normalize("NFC", ANSWERS[question]).split())
-    thought = "".join(THOUGHT.split()).removeprefix("<think>") if trial.family.reasoned else ""
+    text = same_text(trial.format.tokenizer.decode(trained))
+    thought = same_text(THOUGHT).removeprefix("<think>") if trial.family.reasoned else ""
+    words = same_text(ANSWERS[question])
     return text.partition(words)[0].removeprefix(thought)
 
 

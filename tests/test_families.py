@@ -100,7 +100,7 @@ def test_the_loss_is_on_the_answer_and_its_end_and_on_nothing_of_the_prompt(tria
 @each_trained
 def test_the_exported_folder_says_what_it_learned_by_heart_and_ends(trial: Trial) -> None:
     """With its own generation_config: stop tokens and sampling as shipped, no other argument."""
-    model = AutoModelForCausalLM.from_pretrained(trial.final)
+    model: Any = AutoModelForCausalLM.from_pretrained(trial.final)
     torch.manual_seed(0)
     for question in QUESTIONS:
         sample = trial.sample(question)
@@ -114,7 +114,7 @@ def test_the_exported_folder_gives_the_prompt_of_the_training_on_any_day(trial: 
     reader = AutoTokenizer.from_pretrained(trial.final)
     for zone in ZONES:
         with in_zone(zone):
-            read = reader.apply_chat_template(
+            read: Any = reader.apply_chat_template(
                 trial.format.plain(ask(QUESTIONS[0])), add_generation_prompt=True
             )
         sample = trial.sample(QUESTIONS[0])
