@@ -217,7 +217,8 @@ This page is printed by `python -m tests.families > docs/model-families.md`; a t
 """
 COLUMNS = (
     "family", "behaves like", "end of an answer", "other stop tokens", "system text",
-    "date in the template", "written before an answer, in the loss", "reasoning (`<think>` in an answer)",
+    "date in the template", "written before an answer, in the loss",
+    "reasoning (`<think>` in an answer)",
     "several turns", "result",
 )  # fmt: skip
 NONE = "-"
