@@ -1,8 +1,9 @@
 """Messages -> token ids and labels: the text that inference reads, loss on the assistant's tokens.
 
-A chat template marks the assistant's words with `{% generation %}`. Of one that has no such markers
-(most) they are found by prefixes: what inference reads before an answer must be the beginning of
-the conversation; the answer runs from there to the token that ends the turn (`ChatFormat.end`).
+Where an answer is follows from what inference reads: the prompt before it must be the beginning of
+the conversation, and the answer runs from there to the token that ends the turn (`ChatFormat.end`).
+`{% generation %}` markers are not used: what they mark is this, or is not what inference generates
+(SmolLM3's include the header of the turn).
 
 The whole conversation is tokenised once and cut at those characters. Pieces tokenised apart would
 get what a tokenizer does at the beginning of a text (SentencePiece puts a space there). Whether the
@@ -10,7 +11,6 @@ result is right is proven of each row, in its text and in its tokens; a row of w
 proven is refused, with a reason of `ROW_REASONS`.
 """
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,13 +27,11 @@ from nexa_train.data.chat_format import (
     Message,
     RowRefused,
     chat_format,
-    rendering,
 )
 
 Span = tuple[int, int]  # characters of the rendered conversation
 IGNORE = -100  # the label that torch's cross entropy leaves out
 THINK, THINK_END = "<think>", "</think>"
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 ROW_REASONS = {
     "no_assistant": "it does not end with an assistant's message",
     "empty_answer": "an assistant's message is empty",
@@ -52,7 +50,7 @@ ROW_REASONS = {
     "answer_joins_prompt": "the tokenizer joins the end of the generation prompt and the beginning "
     "of the answer into one token, which inference never reads",
     **{reason: f"of this row: {FAULTS[reason]}" for reason in (
-        "template_fails", "no_end_of_turn", "turns_rewritten", "turns_unmarked", "prompt_differs",
+        "template_fails", "no_end_of_turn", "turns_rewritten", "prompt_differs",
         "prompt_opens_thinking", "answer_changed",
     )},
 }  # fmt: skip
@@ -91,11 +89,6 @@ def student_format(tokenizer: Any) -> ChatFormat:
         except RowRefused as fault:
             raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
     return form
-
-
-def has_markers(template: str) -> bool:
-    """Whether the template itself marks the assistant's words."""
-    return bool(_GENERATION.search(template))
 
 
 def encode(
@@ -145,15 +138,9 @@ def _spans(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Spa
 
     Raises RowRefused unless each follows what inference reads and contains the message's words.
     """
-    turns = assistant_turns(messages)
-    text, spans = _render_marked(form, messages)
-    if spans is None:
-        spans = [_span(form, messages, turn, text) for turn in turns]
-    if len(spans) != len(turns):
-        raise RowRefused("turns_unmarked")
+    turns, text = assistant_turns(messages), form.render(messages, prompt=False)
+    spans = [_span(form, messages, turn, text) for turn in turns]
     for turn, (start, end) in zip(turns, spans, strict=True):
-        if text[:start] != form.render(messages[:turn], prompt=True):
-            raise RowRefused("prompt_differs")
         _prove_answer(form, messages[turn]["content"], text[:start], text[start:end])
     return text, spans
 
@@ -179,8 +166,6 @@ def opens_thinking(prompt: str) -> bool:
 
 def _prove_answer(form: ChatFormat, content: str, prompt: str, answer: str) -> None:
     """The answer in the text ends with the message's words and the end of turn."""
-    if not answer.endswith(form.end_text):
-        raise RowRefused("no_end_of_turn")
     words = same_text(content)
     if opens_thinking(prompt):  # its tag is in the prompt, not in the loss
         words = words.removeprefix(THINK)
@@ -195,9 +180,10 @@ def _label(form: ChatFormat, text: str, spans: Sequence[Span]) -> tuple[list[int
     labels = [IGNORE] * len(ids)
     for start, end in spans:
         for i, (first, last) in enumerate(places):
-            if first < start < last or first < end < last:
+            # The end of turn itself may take the line break behind it (Phi-3's, by `rstrip`).
+            if first < start < last or (first < end < last and ids[i] != form.end):
                 raise RowRefused("answer_joins_prompt", text[first:last])
-            if start <= first and last <= end and first < end:
+            if start <= first < end:
                 labels[i] = ids[i]
     length = max((i + 1 for i, label in enumerate(labels) if label != IGNORE), default=0)
     return ids[:length], labels[:length]
@@ -223,19 +209,3 @@ def _prove_tokens(
         raise RowRefused("no_end_of_turn")
     if sum(token in form.stops for token in trained) > len(spans):
         raise RowRefused("special_token_in_answer")
-
-
-def _render_marked(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Span] | None]:
-    """The conversation, and where its template marks the assistant's words; None = no markers."""
-    template = form.tokenizer.get_chat_template()  # of several, the one named "default"
-    if not has_markers(template):
-        return form.render(messages, prompt=False), None
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    with rendering():
-        found: Any = render_jinja_template(
-            [form.plain(messages)], chat_template=template, return_assistant_tokens_mask=True,
-            **form.tokenizer.special_tokens_map,
-        )  # fmt: skip
-    (text,), (spans,) = found
-    return str(text), [(start, end) for start, end in spans]

@@ -47,8 +47,8 @@ OF_FAULT = {
     "template_fails": "template_equal", "no_chat_template": "template_equal",
     "prompt_differs": "template_equal", "prompt_opens_thinking": "template_equal",
     "no_end_of_turn": "end_of_turn", "two_bos": "one_bos", "no_bos": "one_bos",
-    "turns_rewritten": "masks_proven", "turns_unmarked": "masks_proven",
-    "no_offsets": "masks_proven", "answer_changed": "recoverable",
+    "turns_rewritten": "masks_proven", "no_offsets": "masks_proven",
+    "answer_changed": "recoverable",
 }  # fmt: skip
 TILE = 64  # positions; attention kernels work in tiles of so many, and few new rows move it
 Found = str | None  # what is wrong; "" = nothing; None = there is nothing to look at

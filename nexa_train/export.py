@@ -67,7 +67,7 @@ def write(
     set_stops(model, form)
     with checkpoints.complete_folder(final) as temporary:
         model.save_pretrained(temporary)
-        form.tokenizer.save_pretrained(temporary)
+        folder_notes.save_tokenizer(form.tokenizer, temporary)
         folder_notes.write_older_names(temporary)
         found = prove(temporary, model, form, prompts, before, proof_samples(data))
         facts = model_card.facts(config, stage, dataset, final.parent) | {

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nexa_distill import cli
@@ -26,15 +27,18 @@ from nexa_distill.manifests import sealed_hash
 from nexa_distill.settings_file import load_yaml
 from nexa_distill.student_config import StudentConfig
 from nexa_train import preflight_page, preflight_text, token_view
-from nexa_train.chat import IGNORE, Sample, Skip, has_markers
+from nexa_train.chat import IGNORE, Sample, Skip
+from nexa_train.data.chat_format import ASSISTANT, SYSTEM, USER
 from nexa_train.examination import CheckFailed, Examination
 from nexa_train.local_models import (
     context_of,
     embeddings_of,
     load_student_tokenizer,
+    load_tokenizer,
     resolve_model,
 )
 from nexa_train.sft_data import Dataset, collect, examined
+from nexa_train.training import folder_notes
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 SHOWN = 6  # rows in the report, token by token
@@ -64,6 +68,7 @@ class Preflight:
         """Each row as it is trained on; after the last one, or a failed check, the report."""
         try:
             self._refuse_beyond_context()
+            self._refuse_change_on_saving()
             share = self.config.train.max_refused_share
             for split, made in examined(self.dataset, self.examination, share, quiet=not self.main):
                 if isinstance(made, Sample) and len(self.views) < self.shown:
@@ -95,6 +100,18 @@ class Preflight:
             found = f"train.max_length is {given}, {self.base} reads at most {self.context} tokens"
             raise self.examination.fail("not_cut", found, None)
 
+    def _refuse_change_on_saving(self) -> None:
+        """The export would be refused for it, after the training."""
+        text = self.examination.format.render([SYSTEM, USER, ASSISTANT], prompt=False)
+        with TemporaryDirectory() as folder:
+            folder_notes.save_tokenizer(self.tokenizer, Path(folder))
+            again = load_tokenizer(folder)
+        if again(text)["input_ids"] != self.tokenizer(text)["input_ids"]:
+            found = f"the tokenizer of {self.base} reads a text differently once it is saved by "
+            found += "this transformers, so the student could not be exported; take another "
+            found += "student, or another version of its tokenizer files"
+            raise self.examination.fail("template_equal", found, None)
+
     def _view(self, split: str, made: Sample) -> Json:
         trained = [label != IGNORE for label in made.labels]
         tokens = token_view.tokens(self.tokenizer, made.input_ids, trained)
@@ -118,7 +135,6 @@ def fingerprint(tokenizer: Any) -> Json:
         "name": tokenizer.name_or_path,
         "sha256": sha256_text(compact_json([words, tokenizer.special_tokens_map])),
         "template_sha256": template and sha256_text(template),
-        "masks": template and ("generation markers" if has_markers(template) else "prefixes"),
     }
 
 

@@ -85,7 +85,6 @@ def facts(report: Json) -> list[tuple[str, str]]:
         ("dataset", f"{report['dataset']} (sha256 {report['dataset_sha256']})"),
         ("tokenizer", f"{tokenizer['name']} (sha256 {tokenizer['sha256']})"),
         ("chat template", f"sha256 {tokenizer['template_sha256'] or 'none'}"),
-        ("masks found by", tokenizer["masks"] or "none"),
         ("model reads at most", f"{report['context'] or 'not said'} tokens"),
         ("max_refused_share", shown(report["max_refused_share"], share=True)),
         ("ids and labels", f"sha256 {report['samples_sha256']}"),

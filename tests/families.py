@@ -162,7 +162,7 @@ FAMILIES = [
         partial(sentence_piece, GEMMA, spacing="never", begin="<bos>", plain=["\n", "\n\n"]),
         {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
         "Gemma2", ["<eos>", "<end_of_turn>"], "GemmaTokenizer",
-        sizes={"head_dim": 8, "query_pre_attn_scalar": 8}, packing=False,
+        sizes={"head_dim": 8, "query_pre_attn_scalar": 8},
     ),
     Family(
         "Gemma 3", "google/gemma-3-1b-it", family_templates.GEMMA_3,
@@ -182,7 +182,6 @@ FAMILIES = [
         partial(sentence_piece, [*SP, "[INST]", "[/INST]"], spacing="first", begin="<s>"),
         {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, "Mistral", ["</s>"],
         "LlamaTokenizer", {"legacy": False}, sizes={"sliding_window": None},
-        fault="the system text is before the last message only: it is to be folded",
     ),
     Family(
         "Mistral v7", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", family_templates.MISTRAL_7,
@@ -205,7 +204,6 @@ FAMILIES = [
          "unk_token": "<unk>"},
         "Phi3", ["<|endoftext|>", "<|assistant|>", "<|end|>"], "LlamaTokenizer",
         {"legacy": False, "add_bos_token": False}, sizes={"tie_word_embeddings": False},
-        fault="its <|end|> swallows the line break behind it: the offsets reach over the answer",
     ),
     Family(
         "Phi-4", "microsoft/phi-4", family_templates.PHI_4,
@@ -236,7 +234,6 @@ FAMILIES = [
         ),
         {"bos_token": "<|begin_of_text|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
         "SmolLM3", ["<|im_end|>"], sampling=WARM,
-        fault="the header of a turn is inside of its generation markers",
     ),
     Family(
         "Granite 3", "ibm-granite/granite-3.3-2b-instruct", family_templates.GRANITE_3,
@@ -259,7 +256,6 @@ FAMILIES = [
         "GptOss", ["<|return|>", "<|endoftext|>", "<|call|>"], sampling={"do_sample": True},
         sizes={"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
                "tie_word_embeddings": False},
-        packing=False,
         lead="<|channel|>final<|message|>", turns="answer_changed",
     ),
     Family(
@@ -273,7 +269,6 @@ FAMILIES = [
         partial(sentence_piece, SP, spacing="prepend", begin="<s>"),
         {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, "Llama", ["</s>"],
         "LlamaTokenizer", {"legacy": True},
-        fault="transformers 5.23 saves LlamaTokenizer without `legacy`: the export reads otherwise",
     ),
     Family(
         "roles in plain words, no end", "none: a template written by hand",

@@ -158,17 +158,10 @@ BROKEN: list[tuple[Any, str]] = [
     (with_bos("{{ bos_token + bos_token }}" + CHATML), "two_bos"),
     (with_bos(CHATML), "no_bos"),
     (tokenizer(CHATML.replace("<|im_end|>", "")), "no_end_of_turn"),
-    (tokenizer(MARKED.replace(" + '<|im_end|>' }}{% endgeneration %}",
-                              " }}{% endgeneration %}{{ '<|im_end|>' }}")),
-     "no_end_of_turn"),
     (with_eos_that_is_no_token(), "no_end_of_turn"),
     (tokenizer("{{ messages | length }}" + CHATML), "turns_rewritten"),
-    (tokenizer(MARKED.replace("{% generation %}", "{% generation %}{% endgeneration %}"
-                              "{% generation %}")), "turns_unmarked"),
     (tokenizer(THINKS), "prompt_opens_thinking"),
     (tokenizer(THINKS.replace("<think>", "Sure!")), "prompt_differs"),
-    (tokenizer(MARKED.replace("assistant\n' }}{% endif %}", "assistant:' }}{% endif %}")),
-     "prompt_differs"),
     (tokenizer(CHATML.replace("message['content'] +", "message['content'] | upper +")),
      "answer_changed"),
     (SlowTokenizer(), "no_offsets"),
@@ -208,9 +201,48 @@ def test_t05_a_fault_of_one_row_costs_that_row(
     assert isinstance(made_of([ASK, {"role": "assistant", "content": "7 of 9"}], tok), Sample)
 
 
-def test_markers_and_prefixes_find_the_same_words() -> None:
+@pytest.mark.parametrize(
+    "marked",
+    [
+        MARKED,
+        MARKED.replace("{% generation %}", "{% generation %}{% endgeneration %}{% generation %}"),
+        MARKED.replace(" + '<|im_end|>' }}{% endgeneration %}",
+                       " }}{% endgeneration %}{{ '<|im_end|>' }}"),
+    ],
+)  # fmt: skip
+def test_what_a_template_marks_changes_nothing(marked: str) -> None:
+    """What is generated is in the loss, wherever the template puts its markers."""
     talk = [ASK, SAY, ASK, THINK]
-    assert encoded(talk, tokenizer(MARKED)) == encoded(talk, tokenizer())
+    assert encoded(talk, tokenizer(marked)) == encoded(talk, tokenizer())
+
+
+SYSTEM_IN_THE_LAST_TURN = (  # as Mistral v0.3: into the last user turn, while no answer follows
+    "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.system = m.content + '\n\n' %}{% elif m.role == 'user' %}"
+    "{{ '<|im_start|>user\n' + (ns.system if loop.last else '') + m.content + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+DROPS_SYSTEM = CHATML.replace(
+    "{{'<|im_start|>'", "{% if message.role != 'system' %}{{'<|im_start|>'"
+)
+DROPS_SYSTEM = DROPS_SYSTEM.replace("'\n'}}{% endfor %}", "'\n'}}{% endif %}{% endfor %}")
+
+
+@pytest.mark.parametrize("template", [SYSTEM_IN_THE_LAST_TURN, NO_SYSTEM, DROPS_SYSTEM])
+def test_t14_without_a_system_role_the_system_text_begins_the_first_user_turn(
+    template: str,
+) -> None:
+    form = student_format(tokenizer(template))
+    assert form.folds_system
+    system = {"role": "system", "content": "Be brief."}
+    made = encode(form, "s", [system, ASK, SAY, ASK, SAY], None)
+    assert isinstance(made, Sample)
+    text = form.tokenizer.decode(made.input_ids)
+    assert text.count("user\nBe brief.\n\nHow many?<|im_end|>") == 1
+    assert made.input_ids[: len(form.prompt_ids([system, ASK]))] == form.prompt_ids([system, ASK])
+    assert not student_format(tokenizer()).folds_system
 
 
 def test_thinking_that_the_template_keeps_is_trained() -> None:

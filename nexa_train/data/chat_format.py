@@ -33,13 +33,10 @@ FAULTS = {
     "two_bos": "its chat template begins a conversation with two BOS tokens; remove one",
     "no_bos": "it puts BOS before a plain text, but its chat template writes none; begin the "
     "template with {{ bos_token }}",
-    "no_end_of_turn": "its chat template writes no special token after an answer (or leaves it "
-    "outside of {% generation %}), so the student would never learn to stop; end the assistant's "
-    "turn with {{ eos_token }}",
+    "no_end_of_turn": "its chat template writes no special token after an answer, so the student "
+    "would never learn to stop; end the assistant's turn with {{ eos_token }}",
     "turns_rewritten": "its chat template writes an earlier turn differently once a later one "
     "follows, so the assistant's tokens cannot be told apart; use a template that only appends",
-    "turns_unmarked": "its chat template marks another number of assistant turns with "
-    "{% generation %} than there are; put markers around each",
     "prompt_differs": "what its chat template writes before an answer in training is not the "
     "generation prompt that inference reads; make them equal",
     "prompt_opens_thinking": "its generation prompt opens the reasoning (<think>), and its "
@@ -127,7 +124,7 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     bare = ChatFormat(tokenizer, -1, "", False, special)
     try:
         end_text = _end_of_turn(bare.render([USER, ASSISTANT], prompt=False), special)
-        folds = _lacks_system_role(bare)
+        folds = not _has_system_role(bare)
         begin = bare.prompt_ids([USER])[:2]
     except RowRefused as fault:
         raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
@@ -171,9 +168,20 @@ def _end_of_turn(text: str, special: frozenset[str]) -> str:
     return min(found)[2]
 
 
-def _lacks_system_role(bare: ChatFormat) -> bool:
-    """Whether the template refuses a system message, or leaves its text out."""
+def _has_system_role(bare: ChatFormat) -> bool:
+    """Whether a system message is written, and the same with and without the answer.
+
+    Gemma 2 and Mistral v0.1 refuse one, others leave it out, and Mistral v0.3 writes it into the
+    last user turn only while no answer follows.
+    """
     try:
-        return SYSTEM["content"] not in bare.render([SYSTEM, USER], prompt=True)
+        if SYSTEM["content"] not in bare.render([SYSTEM, USER], prompt=True):
+            return False
+        return _appends(bare, [SYSTEM, USER]) or not _appends(bare, [USER])
     except RowRefused:
-        return True  # [USER] alone was rendered
+        return False  # [USER] alone was rendered
+
+
+def _appends(bare: ChatFormat, asked: Sequence[Message]) -> bool:
+    whole = bare.render([*asked, ASSISTANT], prompt=False)
+    return whole.startswith(bare.render(asked, prompt=True))

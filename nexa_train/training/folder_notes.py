@@ -1,8 +1,7 @@
-"""What programs of an older generation read of a folder that transformers 5 writes.
+"""The files of an exported folder that transformers 5 writes otherwise than its readers need.
 
 transformers 5 has other names for three things. Older readers (transformers 4, programs built on
-it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding
-(https://github.com/vllm-project/vllm/pull/42624), and float32. `write_older_names` writes both;
+it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding (https://github.com/vllm-project/vllm/pull/42624), and float32. `write_older_names` writes both;
 what has no older name is said in the model card (`notes`).
 """
 
@@ -15,9 +14,21 @@ from nexa_distill.handoff import write_json
 GENERIC, OLDER_GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """As `save_pretrained`, and what it leaves out: `legacy` of SentencePiece tokenizers, without
+    which the saved one reads other tokens, and a class name that both generations know."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = _read(path)
+    if getattr(tokenizer, "legacy", None) is not None:
+        settings.setdefault("legacy", tokenizer.legacy)
+    if settings.get("tokenizer_class") == GENERIC:
+        settings["tokenizer_class"] = OLDER_GENERIC
+    write_json(path, settings)
+
+
 def write_older_names(folder: Path) -> None:
-    """Add `rope_theta` and `torch_dtype` to config.json, and name a tokenizer class that both
-    generations know."""
+    """Add `rope_theta`, `rope_scaling` and `torch_dtype` to config.json."""
     config = _read(folder / "config.json")
     rope = config.get("rope_parameters") or {}
     added = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
@@ -26,9 +37,6 @@ def write_older_names(folder: Path) -> None:
         if rope.get("rope_type", "default") != "default":
             added["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     write_json(folder / "config.json", config | added)
-    tokenizer = _read(folder / "tokenizer_config.json")
-    if tokenizer.get("tokenizer_class") == GENERIC:
-        write_json(folder / "tokenizer_config.json", tokenizer | {"tokenizer_class": OLDER_GENERIC})
 
 
 def notes(folder: Path) -> list[str]:
