@@ -165,7 +165,7 @@ def _settings(family: Family, folder: Path) -> StudentConfig:
 
 def _rows(family: Family) -> list[dict[str, Any]]:
     """Each question in train and in val, and in train one row of two turns."""
-    talks = [("train", "turns", (GREETING, QUESTIONS[0]))]
+    talks: list[tuple[str, str, tuple[str, ...]]] = [("train", "turns", (GREETING, QUESTIONS[0]))]
     talks += [(split, name, (name,)) for name in QUESTIONS for split in ("train", "val")]
     return [
         {

@@ -37,7 +37,7 @@ def marked(family: Family) -> Any:
     return pytest.param(family, id=family.name, marks=wrong)
 
 
-each_family = pytest.mark.parametrize("family", [marked(f) for f in FAMILIES])
+each_family = pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES])
 each_trained = pytest.mark.parametrize("family", [marked(f) for f in FAMILIES if not f.refused])
 each_refused = pytest.mark.parametrize(
     "family", [pytest.param(f, id=f.name) for f in FAMILIES if f.refused]
@@ -54,6 +54,12 @@ def trial(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     return _trials[family.name]
 
 
+@pytest.fixture
+def trained(trial: Trial) -> Trial:
+    assert trial.refused is None, trial.refused
+    return trial
+
+
 def named(name: str) -> Family:
     return next(family for family in FAMILIES if family.name == name)
 
@@ -68,11 +74,10 @@ def border(sample: Sample) -> int:
 
 
 @each_trained
-def test_a_family_trains_and_its_preflight_passes(trial: Trial) -> None:
-    assert trial.refused is None
-    assert all(check["ok"] is not False for check in trial.preflight["checks"])
-    assert trial.preflight["failed"] is None
-    assert (trial.final / "model.safetensors").is_file()
+def test_a_family_trains_and_its_preflight_passes(trained: Trial) -> None:
+    assert all(check["ok"] is not False for check in trained.preflight["checks"])
+    assert trained.preflight["failed"] is None
+    assert (trained.final / "model.safetensors").is_file()
 
 
 @each_refused
@@ -85,45 +90,45 @@ def test_a_family_that_cannot_be_trained_is_refused_before_anything_is_spent(tri
 
 
 @each_trained
-def test_the_loss_is_on_the_answer_and_its_end_and_on_nothing_of_the_prompt(trial: Trial) -> None:
+def test_the_loss_is_on_the_answer_and_its_end_and_on_nothing_of_the_prompt(trained: Trial) -> None:
     for question in QUESTIONS:
-        sample, decode = trial.sample(question), trial.format.tokenizer.decode
+        sample, decode = trained.sample(question), trained.format.tokenizer.decode
         begin = border(sample)
         assert sample.labels == [IGNORE] * begin + sample.input_ids[begin:]
         said = same_text(decode(sample.labels[begin:]))
-        assert said.endswith(same_text(ANSWERS[question] + trial.format.end_text))
+        assert said.endswith(same_text(ANSWERS[question] + trained.format.end_text))
         assert same_text(question) in same_text(decode(sample.input_ids[:begin]))
         assert SYSTEM["content"].split()[0] in decode(sample.input_ids[:begin])
-        assert lead_of(trial, question) == trial.family.lead
+        assert lead_of(trained, question) == trained.family.lead
 
 
 @each_trained
-def test_the_exported_folder_says_what_it_learned_by_heart_and_ends(trial: Trial) -> None:
+def test_the_exported_folder_says_what_it_learned_by_heart_and_ends(trained: Trial) -> None:
     """With its own generation_config: stop tokens and sampling as shipped, no other argument."""
-    model: Any = AutoModelForCausalLM.from_pretrained(trial.final)
+    model: Any = AutoModelForCausalLM.from_pretrained(trained.final)
     torch.manual_seed(0)
     for question in QUESTIONS:
-        sample = trial.sample(question)
+        sample = trained.sample(question)
         ids = torch.tensor([sample.input_ids[: border(sample)]])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=80)
         assert out[0].tolist() == sample.input_ids
 
 
 @each_trained
-def test_the_exported_folder_gives_the_prompt_of_the_training_on_any_day(trial: Trial) -> None:
-    reader = AutoTokenizer.from_pretrained(trial.final)
+def test_the_exported_folder_gives_the_prompt_of_the_training_on_any_day(trained: Trial) -> None:
+    reader = AutoTokenizer.from_pretrained(trained.final)
     for zone in ZONES:
         with in_zone(zone):
             read: Any = reader.apply_chat_template(
-                trial.format.plain(ask(QUESTIONS[0])), add_generation_prompt=True
+                trained.format.plain(ask(QUESTIONS[0])), add_generation_prompt=True
             )
-        sample = trial.sample(QUESTIONS[0])
+        sample = trained.sample(QUESTIONS[0])
         assert list(read["input_ids"]) == sample.input_ids[: border(sample)]
 
 
 @each_trained
-def test_the_student_answers_with_the_text_and_stops(trial: Trial) -> None:
-    answers = trial.answers()
+def test_the_student_answers_with_the_text_and_stops(trained: Trial) -> None:
+    answers = trained.answers()
     assert sorted(answers) == sorted(QUESTIONS)
     for question, row in answers.items():
         assert row["finish_reason"] == "stop"
@@ -131,23 +136,23 @@ def test_the_student_answers_with_the_text_and_stops(trial: Trial) -> None:
 
 
 @each_trained
-def test_a_row_of_two_turns_is_trained_with_both_or_refused_with_the_reason(trial: Trial) -> None:
-    turns = conversation(GREETING, QUESTIONS[0], reasoned=trial.family.reasoned)
-    made = encode(trial.format, "turns", turns, None)
+def test_a_row_of_two_turns_is_trained_with_both_or_refused_with_the_reason(trained: Trial) -> None:
+    turns = conversation(GREETING, QUESTIONS[0], reasoned=trained.family.reasoned)
+    made = encode(trained.format, "turns", turns, None)
     if isinstance(made, Sample):
-        assert trial.preflight["refused"] == {}
-        said = trial.format.tokenizer.decode([label for label in made.labels if label != IGNORE])
+        assert trained.preflight["refused"] == {}
+        said = trained.format.tokenizer.decode([label for label in made.labels if label != IGNORE])
         first, second = (same_text(ANSWERS[q]) for q in (GREETING, QUESTIONS[0]))
         assert first in same_text(said).partition(second)[0]
-        assert made.labels.count(trial.format.end) == 2
-        assert trial.family.turns == ""
+        assert made.labels.count(trained.format.end) == 2
+        assert trained.family.turns == ""
     else:
         assert made.reason in ROW_REASONS
-        assert trial.preflight["first_refused"] == {made.reason: "train turns"}
-        assert trial.family.turns == made.reason
+        assert trained.preflight["first_refused"] == {made.reason: "train turns"}
+        assert trained.family.turns == made.reason
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES])
+@each_family
 def test_the_table_of_the_docs_says_what_happens(trial: Trial) -> None:
     assert line(trial) in TABLE.read_text(), (
         "run `python -m tests.families > docs/model-families.md`"
