@@ -41,6 +41,10 @@ ROW_REASONS = {
     "would stop there, or the model would read a turn that is none",
     "special_token_in_prompt": "a message before the answer contains a special token of the "
     "tokenizer, which the model would read as a turn that is none",
+    "reasoning_missing": "the generation prompt opens the reasoning (<think>), and the answer has "
+    "none; train on answers with their reasoning (packaging.reasoning: keep)",
+    "turns_end_otherwise": "an earlier answer ends with another token than the last one (gpt-oss); "
+    "write such conversations as rows of one answer",
     "thinking_dropped": "the chat template leaves out the reasoning (<think>) of the answer; use a "
     "template that keeps it, or packaging.reasoning: drop",
     "answer_not_recoverable": "the tokens of the answer do not read as its text: the tokenizer "
@@ -87,7 +91,8 @@ def student_format(tokenizer: Any) -> ChatFormat:
         try:
             _spans(form, probe)
         except RowRefused as fault:
-            raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
+            if fault.reason in FAULTS:  # else it is of the probe, which has no reasoning
+                raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
     return form
 
 
@@ -166,10 +171,14 @@ def opens_thinking(prompt: str) -> bool:
 
 def _prove_answer(form: ChatFormat, content: str, prompt: str, answer: str) -> None:
     """The answer in the text ends with the message's words and the end of turn."""
-    words = same_text(content)
+    words, written = same_text(content), same_text(answer.removesuffix(form.end_text))
     if opens_thinking(prompt):  # its tag is in the prompt, not in the loss
+        if THINK_END not in content:
+            raise RowRefused("reasoning_missing")
         words = words.removeprefix(THINK)
-    if not same_text(answer.removesuffix(form.end_text)).endswith(words):
+    if not written.endswith(words):
+        if any(token in answer.removesuffix(form.end_text) for token in form.special_texts):
+            raise RowRefused("turns_end_otherwise")
         dropped = THINK_END in content and THINK_END not in answer
         raise RowRefused("thinking_dropped" if dropped else "answer_changed")
 

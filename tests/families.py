@@ -43,13 +43,12 @@ class Family:
     """`model`: the public model that it behaves like. `named`: eos_token and so on as shipped.
 
     `stops`: eos of generation_config.json as shipped, which has `sampling` too. `tokenizer_class`:
-    as its tokenizer_config.json names it. `sizes`: of the model, beside SIZES. `packing`: whether
-    it is trained with train.packing. `variables`: the run's chat_template_kwargs. `reasoned`:
-    whether it is trained on answers with their reasoning.
+    as its tokenizer_config.json names it. `sizes`: of the model, beside SIZES. `variables`: the
+    run's chat_template_kwargs. `reasoned`: whether it is trained on answers with their reasoning.
 
     What is expected: `lead`, what the template writes between prompt and answer, in the loss;
     `turns`, why a row of two turns is refused, a key of ROW_REASONS; `refused`, why the family is,
-    a key of FAULTS. `fault`: why it does not train today, though it should.
+    a key of FAULTS.
     """
 
     name: str
@@ -64,12 +63,10 @@ class Family:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, Any] = field(default_factory=dict)
-    packing: bool = True
     reasoned: bool = False
     lead: str = ""
     turns: str = ""
     refused: str = ""
-    fault: str = ""
 
     def save(self, folder: Path) -> Path:
         """The checkpoint, in the files that its hub has."""
@@ -256,7 +253,7 @@ FAMILIES = [
         "GptOss", ["<|return|>", "<|endoftext|>", "<|call|>"], sampling={"do_sample": True},
         sizes={"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
                "tie_word_embeddings": False},
-        lead="<|channel|>final<|message|>", turns="answer_changed",
+        lead="<|channel|>final<|message|>", turns="turns_end_otherwise",
     ),
     Family(
         "Vicuna 1.5", "lmsys/vicuna-7b-v1.5", family_templates.VICUNA,

@@ -155,7 +155,7 @@ def _settings(family: Family, folder: Path) -> StudentConfig:
         "chat_template_kwargs": dict(family.variables),
     }  # fmt: skip
     values["train"] |= {
-        "epochs": 30, "batch_size": 4, "learning_rate": 0.02, "packing": family.packing,
+        "epochs": 30, "batch_size": 4, "learning_rate": 0.02,
         "max_refused_share": 0.2, "save_every_steps": 1000, "eval_every_steps": 1000,
     }  # fmt: skip
     values["generate"] |= {"max_new_tokens": 60, "temperature": 0.0}
@@ -254,7 +254,7 @@ def line(trial: Trial) -> str:
     cells += [f"row refused: {reason}" if reason else "trained" for reason in reasons]
     plain = trial.reason(conversation(QUESTIONS[0]))
     result = f"trained; a row without reasoning is refused: {plain}" if plain else "trained"
-    return _line([*cells, result + ("" if family.packing else " (`train.packing: false`)")])
+    return _line([*cells, result])
 
 
 def lead_of(trial: Trial, question: str) -> str:

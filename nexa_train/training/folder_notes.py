@@ -1,7 +1,8 @@
-"""The files of an exported folder that transformers 5 writes otherwise than its readers need.
+"""The files of an exported folder, where transformers 5 writes them otherwise than readers need.
 
-transformers 5 has other names for three things. Older readers (transformers 4, programs built on
-it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding (https://github.com/vllm-project/vllm/pull/42624), and float32. `write_older_names` writes both;
+transformers 5 has other names for some settings. Older readers (transformers 4 and programs built
+on it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding
+(https://github.com/vllm-project/vllm/pull/42624), and float32. `write_older_names` writes both;
 what has no older name is said in the model card (`notes`).
 """
 
