@@ -130,7 +130,7 @@ def test_t10_t11_loss_and_gradients_are_those_of_the_models_own_padded_attention
         assert torch.allclose(gradients[weight], gradient, atol=1e-5, rtol=1e-3), weight
 
 
-def test_t10_gradient_checkpointing_and_compilation_call_the_models_own_attention() -> None:
+def test_t10_gradient_checkpointing_keeps_the_models_own_attention() -> None:
     padded, expected = loss_and_gradients(model_of("gemma2"), packed=False)
     model = model_of("gemma2")
     model.activation_checkpointing_enable({"use_reentrant": False})
@@ -138,6 +138,21 @@ def test_t10_gradient_checkpointing_and_compilation_call_the_models_own_attentio
     assert packed == pytest.approx(padded, rel=1e-6)
     for weight, gradient in expected.items():
         assert torch.allclose(gradients[weight], gradient, atol=1e-5, rtol=1e-3), weight
+
+
+@pytest.mark.slow
+@torch.no_grad()  # the backward pass takes minutes to compile
+def test_t10_compiled_layers_keep_the_models_own_attention(tmp_path: Path) -> None:
+    changed = {"num_hidden_layers": 1, "layer_types": LAYERS[:1]}
+    padded = model_of("gemma2", **changed).eval()
+    expected = AnswerLoss(padded)(
+        batching(padded, tokenizer(), SAMPLES, packed=False)(SAMPLES, CPU)
+    )
+    model = model_of("gemma2", **changed).eval()
+    settings = load_yaml(Run(tmp_path).config, StudentConfig).train
+    trained_model.hasten(model, settings.model_copy(update={"compile": True}))
+    found = AnswerLoss(model)(batching(model, tokenizer(), SAMPLES, packed=True)(SAMPLES, CPU))
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -267,13 +282,12 @@ MUTATIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     yield
     packing.register(packing.attend_per_sample)
 
 
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_t10_the_proof_finds(
