@@ -22,6 +22,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.settings_file import load_yaml, merge, validated
 from nexa_distill.student_config import StudentConfig
 from nexa_train import labelling, logits_file, plain_template, teacher_logits, train_sft
+from nexa_train.data.chat_template import fix_template
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.instructions import PROMPTS, Item, Prompt, key_of, prompt_file, read_items, samples
 from nexa_train.instructions import write_json as write_items
@@ -68,7 +70,7 @@ def run(job: Job) -> Path:
         print("inference.trust_remote_code has no effect: no code from a checkpoint is run")
     prompt = prompt_of(job)
     student = student_config(job, storage)
-    items = labelled(job, config, prompt)
+    items = labelled(job, config, prompt, student.chat_template_date)
     refuse_unanswered(job, items, student.train.max_refused_share)
     dataset = write_dataset(job, items, prompt, storage)
     logits = None
@@ -99,8 +101,9 @@ def api_config(job: Job, config: DistillConfig) -> DistillConfig:
     if ask.api_key:
         os.environ[KEY] = ask.api_key
     write_text(prompt, (ask.system_prompt or SYSTEM_PROMPT) + "\n")
+    extra = {"chat_template_kwargs": ask.chat_template_kwargs} if ask.chat_template_kwargs else {}
     provider = config.providers["vllm"].model_dump() | {
-        "base_url": ask.base_url, "api_key_env": KEY if ask.api_key else None, "extra_body": {},
+        "base_url": ask.base_url, "api_key_env": KEY if ask.api_key else None, "extra_body": extra,
         "model": job.models.teacher or _first_model(str(ask.base_url), ask.api_key),
     }  # fmt: skip
     values = merge(config.model_dump(), {
@@ -141,8 +144,11 @@ def prompt_of(job: Job) -> Prompt:
     return found
 
 
-def labelled(job: Job, config: DistillConfig, prompt: Prompt) -> list[Item]:
-    """The items of the job; those without an output get the teacher's, and the file is written."""
+def labelled(job: Job, config: DistillConfig, prompt: Prompt, today: date) -> list[Item]:
+    """The items of the job; those without an output get the teacher's, and the file is written.
+
+    `today`: what a local teacher's chat template takes for the date.
+    """
     path = Path(job.dataset.labeled_path)
     if not job.labels:
         items = read_items(path)
@@ -152,7 +158,7 @@ def labelled(job: Job, config: DistillConfig, prompt: Prompt) -> list[Item]:
             items = read_items(path)
         else:
             items = merged(read_items(asked), read_items(path) if known else [])
-        items = labelling.fill(items, prompt, config.storage, _teacher(job, config))
+        items = labelling.fill(items, prompt, config.storage, _teacher(job, config, today))
         if not known or items != read_items(path):
             write_items(path, items)
     return items
@@ -188,7 +194,7 @@ def merged(instructions: Sequence[Item], known: Sequence[Item]) -> list[Item]:
     return found + [item for items in left.values() for item in items]
 
 
-def _teacher(job: Job, config: DistillConfig) -> labelling.Answer:
+def _teacher(job: Job, config: DistillConfig, today: date) -> labelling.Answer:
     if job.job_type == "kd_black_box_api":
         return labelling.by_api(partial(api_config, job, config))
     name, ask = str(job.models.teacher), job.inference
@@ -196,8 +202,15 @@ def _teacher(job: Job, config: DistillConfig) -> labelling.Answer:
     weights = [Path(base)] if Path(base).is_dir() else []
     size = job.training.per_device_train_batch_size or 4
     settings = {"name": name, "max_new_tokens": ask.max_new_tokens, "seed": ask.seed,
-                "temperature": ask.temperature, "batch_size": size}  # fmt: skip
-    return labelling.by_model(partial(load_for_inference, base), settings, config.storage, weights)
+                "temperature": ask.temperature, "batch_size": size,
+                "chat_template_kwargs": ask.chat_template_kwargs,
+                "chat_template_date": today.isoformat()}  # fmt: skip
+
+    def load() -> tuple[Any, Any]:
+        model, tokenizer = load_for_inference(base)
+        return model, fix_template(tokenizer, ask.chat_template_kwargs, today)
+
+    return labelling.by_model(load, settings, config.storage, weights)
 
 
 def student_config(job: Job, storage: Storage) -> StudentConfig:
@@ -219,6 +232,8 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
         "distillation": {"loss": "none", "on_policy": 0.0},
         "train": {key: value for key, value in train.items() if value is not None},
     }  # fmt: skip
+    if given.chat_template_kwargs is not None:
+        values["chat_template_kwargs"] = given.chat_template_kwargs
     if job.white_box:
         kd = job.distillation
         chosen = {

@@ -41,7 +41,10 @@ class JobDataset(Section):
 
 
 class Inference(Section):
-    """How the teacher answers: by an API (`base_url`), or as a model on this machine."""
+    """How the teacher answers: by an API (`base_url`), or as a model on this machine.
+
+    `chat_template_kwargs`: variables of its chat template, such as {"enable_thinking": false}.
+    """
 
     base_url: str | None = None
     api_key: str | None = Field(default=None, repr=False)
@@ -56,6 +59,7 @@ class Inference(Section):
     max_model_len: Count | None = None
     max_new_tokens: Count = 512
     top_logits_num: Count | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class JobModels(Section):
@@ -74,7 +78,8 @@ class JobDistillation(Section):
 
 
 class JobTraining(Section):
-    """As the names say; `per_device_train_batch_size` is of one process.
+    """As the names say; `per_device_train_batch_size` is of one process, `chat_template_kwargs` of
+    the student's template.
 
     `max_refused_share`: 0..1 of the items that may be without an output, or not trained on whole.
     """
@@ -91,6 +96,7 @@ class JobTraining(Section):
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
     lr_scheduler_type: Literal["cosine"] = "cosine"
     max_refused_share: Share | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class Job(Section):

@@ -13,7 +13,7 @@ import torch
 
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.manifests import sha256_path
-from nexa_train import easydistill, replies
+from nexa_train import easydistill, labelling, replies
 from nexa_train.instructions import read_items, write_json
 from nexa_train.job_file import load_job
 from nexa_train.local_models import load_for_inference
@@ -111,6 +111,31 @@ def test_a_local_teacher_fills_what_is_missing_and_is_not_asked_again(
     easydistill.run(load_job(path))
     assert "starting" not in (said := capsys.readouterr().out)
     assert "3 of 3 items" in said
+
+
+def test_t07_variables_of_both_chat_templates_are_settings_of_the_job(
+    folder: Path, speaking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    by_model = labelling.by_model
+
+    def seen(load: Any, settings: Any, *rest: Any) -> Any:
+        made.extend([load()[1], settings])
+        return by_model(load, settings, *rest)
+
+    monkeypatch.setattr(labelling, "by_model", seen)
+    write_json(folder / "asked.json", [{"instruction": "Say 1."}])
+    path = job(folder, job_type="kd_black_box_local", models={"teacher": str(speaking)},
+               dataset={"instruction_path": str(folder / "asked.json")},
+               inference={"max_new_tokens": 20, "chat_template_kwargs": {"think_long": True}},
+               training={"chat_template_kwargs": {"enable_thinking": False}})  # fmt: skip
+    easydistill.run(load_job(path))
+    teacher, settings = made
+    assert "set think_long = true" in teacher.chat_template
+    assert settings["chat_template_kwargs"] == {"think_long": True}
+    student = (folder / "out/chat_template.jinja").read_text()
+    assert "set enable_thinking = false" in student
+    assert "think_long" not in student
 
 
 def test_what_is_known_already_stays_and_repeated_questions_keep_their_answers() -> None:
