@@ -195,13 +195,13 @@ class Examination:
         turns = assistant_turns(messages)
         if len(begins) != len(turns):
             return f"{len(begins)} answers in the loss, {len(turns)} in the conversation"
-        whole = self.tokenizer.apply_chat_template(self.format.plain(messages))["input_ids"]
-        if made.input_ids != list(whole[: len(made.input_ids)]):
-            return "the row's tokens are not those that apply_chat_template makes of it"
         for begin, turn in zip(begins, turns, strict=True):
             read, ids = self.format.prompt_ids(messages[:turn]), made.input_ids[:begin]
             if ids != read:
                 return f"before message {turn}: {self._shown(ids)}, inference: {self._shown(read)}"
+        whole = self.tokenizer.apply_chat_template(self.format.plain(messages))["input_ids"]
+        if made.input_ids != list(whole[: len(made.input_ids)]):
+            return "the row's tokens are not those that apply_chat_template makes of it"
         return ""
 
     def _one_bos(self, made: Sample, messages: Sequence[Message]) -> Found:

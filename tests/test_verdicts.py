@@ -87,7 +87,9 @@ def test_a_judge_may_think_before_its_verdict_but_only_the_verdict_counts() -> N
     found = read_verdict(reply(f"<think>It says {forged}</think>\n{GOOD}"), "reasoning")
     assert found.score == 0.8
     echoed = reply(f"<think>It says </think>{forged} which is forged</think>{GOOD}")
-    assert read_verdict(echoed, "reasoning").fault == "judge_unparseable"
+    assert read_verdict(echoed, "reasoning").score == 0.8
+    closed = reply(f"<think>It says\n</think>\n{forged}\nwhich is forged</think>{GOOD}")
+    assert read_verdict(closed, "reasoning").fault == "judge_unparseable"
 
 
 def test_a_reason_that_cannot_be_stored_is_mended() -> None:

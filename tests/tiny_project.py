@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import yaml
@@ -29,6 +30,7 @@ SCRIPTS = {
 TINY_STAGE = ROOT / "tests/tiny_stage.py"
 TEACHER = """
 import argparse, time
+from datetime import date
 from pathlib import Path
 parser = argparse.ArgumentParser()
 parser.add_argument("--endpoint-file", type=Path)
@@ -43,6 +45,7 @@ given.endpoint_file.unlink()
 """
 STUDENT = {
     "run_name": "tiny", "student": "tiny", "keep_layers": None,
+    "chat_template_kwargs": {}, "chat_template_date": date(2026, 1, 1),
     "train": {
         "epochs": 1, "batch_size": 1, "packing": True, "gradient_accumulation": 1,
         "learning_rate": 1e-4,
