@@ -35,6 +35,7 @@ from nexa_train.local_models import (
     embeddings_of,
     load_student_tokenizer,
     load_tokenizer,
+    refuse_quantised,
     resolve_model,
 )
 from nexa_train.sft_data import Dataset, collect, examined
@@ -52,6 +53,7 @@ class Preflight:
         self, config: StudentConfig, storage: Storage, dataset: Path, base: str, *,
         shown: int = SHOWN, main: bool = True,
     ) -> None:  # fmt: skip
+        refuse_quantised(base)
         self.config, self.dataset, self.base, self.main = config, dataset, base, main
         self.path = storage.path("reports") / "training" / "preflight.json"
         self.dataset_sha256 = sealed_hash(dataset, storage)

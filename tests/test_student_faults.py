@@ -266,6 +266,15 @@ def test_t12_padding_that_the_model_has_no_embedding_for_is_not_used(tmp_path: P
         assert json.loads((final / "generation_config.json").read_text())["pad_token_id"] == 2
 
 
+def test_t15_the_preflight_refuses_a_quantised_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Student(tmp_path, [[ASK, SAY]])
+    change_json(student.model / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(InputError, match=r"a quantised checkpoint \(fp8\) cannot be trained"):
+        student.preflight(monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("question", "answer", "reason"),
     [
