@@ -138,7 +138,7 @@ def prove(
     # The same weights, computed in float32: what is left is what rounding the weights changes.
     found = as_trained.compare(before, loaded.float(), samples, form, prompts)
     for name, value in found._asdict().items():
-        if not value <= ALLOWED[name]:  # also holds of what is not a number
+        if value is not None and not value <= ALLOWED[name]:  # also holds of what is not a number
             raise _refused(
                 f"{NATS[name]} is {value:.3f} nats from the model as it was trained, before it was "
                 f"merged and cast; rounding explains at most {ALLOWED[name]:g}"

@@ -201,7 +201,8 @@ def test_what_is_saved_answers_as_the_model_in_memory(tmp_path: Path) -> None:
     tokenizer.save_pretrained(copy)
     form = chat_format(tokenizer)
     prompts = {"a": [{"role": "user", "content": "Count 1."}]}
-    export.prove(copy, model, form, prompts, AsTrained({}, {}), [])
+    found = export.prove(copy, model, form, prompts, AsTrained({}, {}), [])
+    assert set(found) == {None}, "what was not compared is no zero"
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 

@@ -78,12 +78,12 @@ class Differences(NamedTuple):
 
     `row`: nats per trained token, where that is largest; `mean`: of all rows together; `choice`:
     how much less likely than its first choice, in nats, the export finds a token of an answer, at
-    most. Zero where nothing was compared.
+    most. None where nothing was compared: a model in shards writes no answers.
     """
 
-    row: float
-    mean: float
-    choice: float
+    row: float | None
+    mean: float | None
+    choice: float | None
 
 
 def compare(
@@ -102,9 +102,9 @@ def compare(
         for name, answer in before.answers.items()
     ]
     return Differences(
-        row=max(map(abs, apart), default=0.0),
-        mean=abs(sum(apart)) / max(1, len(apart)),
-        choice=max(choices, default=0.0),
+        row=max(map(abs, apart), default=None),
+        mean=abs(sum(apart)) / len(apart) if apart else None,
+        choice=max(choices, default=None),
     )
 
 
