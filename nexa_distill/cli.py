@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from nexa_distill.errors import NexaError
+from nexa_distill.text.secrets import mask_secrets
 
 DEFAULT_CONFIG = Path("configs/distill_config.yaml")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -44,11 +45,28 @@ class _Log(io.TextIOBase):
         return self._stream.isatty()
 
 
-def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviation for a flag and prints no key.
+
+    `--api-key KEY` would be taken for `--api-key-env KEY`, and the error would print the key.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | options))
+
+    def error(self, message: str) -> NoReturn:
+        """Usage, the message without keys, exit code 2."""
+        if "--api-key" in message:
+            message += (
+                "\nA key is never a flag: the process list shows it. Write OPENAI_API_KEY=... (the "
+                "provider's api_key_env) into .env, see .env.example"
+            )
+        super().error(mask_secrets(message))
+
+
+def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:
     """An argument parser whose help is the module's docstring, with `--config` on it."""
-    made = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})"
     )
@@ -120,5 +138,5 @@ def _leave(status: int) -> None:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {mask_secrets(message)}", file=sys.stderr, flush=True)
     return code

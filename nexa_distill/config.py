@@ -4,22 +4,24 @@ Flags win over YAML. Paths are relative to the current directory. How a file is 
 refused for: `settings_file.py`; the other two files: `filter_config.py`, `student_config.py`.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings_file import Count, NonNegative, Section, load_yaml, merge, validated
+from nexa_distill.text.secrets import is_variable_name
 
 Reasoning = Literal["drop", "keep"]
 AnswerKind = Literal["sql", "python", "json", "fenced"]
 
 
 class Storage(Section):
-    """Where things are. Every path but `logs` is relative to `root`."""
+    """Where things are. A path that does not begin with `root` is below it, except `logs`."""
 
     root: str
     logs: str
@@ -57,7 +59,8 @@ class Storage(Section):
 
     def path(self, key: str) -> Path:
         """The path that `storage:` gives for `key`."""
-        return Path(self.root) / str(getattr(self, key))
+        root, path = Path(self.root), Path(str(getattr(self, key)))
+        return path if path.is_relative_to(root) else root / path
 
     def key_of(self, path: Path) -> str | None:
         """The `storage:` key whose path this is, or None for a file from elsewhere."""
@@ -66,6 +69,28 @@ class Storage(Section):
             if key not in ("root", "logs") and self.path(key).resolve() == wanted:
                 return key
         return None
+
+    def beside(self, dst: Path | None, ending: str, usual: Path) -> Path:
+        """Where a further result is written: `usual`, or beside a `dst` outside this storage.
+
+        A command whose main result is written elsewhere touches no table of the pipeline.
+        """
+        if dst is None or self.key_of(dst):
+            return usual
+        return dst.with_name(f"{dst.stem}.{ending}")
+
+    @model_validator(mode="after")
+    def _name_each_file_once(self) -> "Storage":
+        by_path: dict[Path, str] = {}
+        for key in type(self).model_fields.keys() - {"root", "logs"}:
+            path = self.path(key)
+            first = by_path.setdefault(Path(os.path.normpath(path)), key)
+            if first != key:
+                one, other = sorted((first, key))
+                text = f"{one} and {other} are one file, {path}, and two stages write it; give one "
+                text += f"of them another name, as configs/{DistillConfig.shipped} does"
+                raise PydanticCustomError("storage", "{text}", {"text": text})
+        return self
 
 
 class Columns(Section):
@@ -165,6 +190,15 @@ class Provider(Section):
     start_timeout_seconds: NonNegative
     extra_body: dict[str, Any]
     regen_extra_body: dict[str, Any]
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is None or is_variable_name(value):
+            return value
+        text = "expected the name of an environment variable, such as OPENAI_API_KEY; "
+        text += "write the key itself into .env (see .env.example), under that name"
+        raise PydanticCustomError("api_key_env", "{text}", {"text": text})
 
 
 class Collection(Section):
@@ -289,6 +323,7 @@ class Budget(Section):
 class DistillConfig(Section):
     """`configs/distill_config.yaml`. `cleaners`: task type -> kind of answer (`cleaning.py`)."""
 
+    shipped: ClassVar[str | None] = "distill_config.yaml"
     storage: Storage
     input: RawInput
     defaults: Columns
@@ -318,6 +353,36 @@ class DistillConfig(Section):
                 f"known: {known}"
             )
         return name, self.providers[name]
+
+    def refuse_models_not_served(self) -> None:
+        """Raises InputError where a model is asked for that the server which we start has not.
+
+        Nobody is asked when the answers come from a file.
+        """
+        name, provider = self.chosen_provider()
+        if not provider.start or self.answers.path:
+            return
+        asked = [
+            ("collection.teacher_model", self.collection.teacher_model),
+            ("collection.regen_teacher_model", self.collection.regen_teacher_model),
+            *(("regeneration.models", model) for model in self.regeneration.models),
+        ]
+        for key, model in asked:
+            if model not in (None, provider.model, provider.regen_model):
+                raise InputError(
+                    f'{key} is {model!r}, and the server of provider "{name}" on this machine has '
+                    f"{provider.model}: "
+                    f"{self._who_has(model)}, or leave {key} out"
+                )
+
+    def _who_has(self, model: str | None) -> str:
+        fitting = [
+            name
+            for name, one in self.providers.items()
+            if model in {one.model, one.regen_model, *one.prices} and not one.start
+        ]
+        first = fitting[0] if fitting else "NAME"
+        return f"choose the provider that has it, `provider: {first}` (or --provider {first})"
 
 
 def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig:

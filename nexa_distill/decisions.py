@@ -25,7 +25,7 @@ from nexa_distill import annotations
 from nexa_distill.annotations import Annotation
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import TABLES
-from nexa_distill.errors import InputError
+from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import read_batches
 from nexa_distill.manifests import repairs
 
@@ -138,17 +138,31 @@ def decisions_of(path: Path, src: Path) -> list[Annotation]:
     """The decisions of a file: lines of the log, or seeds `{index | sample_id, action, ...}`.
 
     A seed is about the answer in row `index` (0-based) of `src`, the file that was looked at, or
-    about the last attempt that is there of `sample_id`. Raises InputError naming the line.
+    about the last attempt that is there of `sample_id`. Raises InputMissing where there is no such
+    file, InputError naming the line.
     """
     answers = _Inspected(src)
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
                 found.append(_decision(json.loads(line), answers))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path}: line {number}: {error}; found {line[:80]!r}") from None
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputMissing(
+            f"{path}: {what}; --annotations takes a JSONL file of decisions. The inspection app "
+            "writes one at the first decision: `streamlit run nexa_distill/ui_inspect.py`"
+        )
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error}); expected JSON lines of decisions") from None
 
 
 class _Inspected:

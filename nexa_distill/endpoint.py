@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,18 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
         raise ProviderUnusable(f"provider {provider}: start needs an endpoint_file beside it")
     file = Path(settings.endpoint_file)
     running = _running(file)
-    if running:
-        yield Endpoint(provider, running["base_url"], running["model"], key)
-        return
-    with _server(provider, settings, file) as started:
-        yield Endpoint(provider, started["base_url"], started["model"], key)
+    with nullcontext(running) if running else _server(provider, settings, file) as server:
+        _refuse_other_model(provider, model, server["model"], file)
+        yield Endpoint(provider, server["base_url"], server["model"], key)
+
+
+def _refuse_other_model(provider: str, model: str, served: str, file: Path) -> None:
+    """An answer is stored under the name that was asked for: it must be what the server has."""
+    if model not in (served, Path(served).name):
+        raise ProviderUnusable(
+            f"provider {provider}: its server on this machine has {served} ({file}), and {model} "
+            f"is asked for; choose the provider that has {model} (`provider:` or --provider)"
+        )
 
 
 @contextmanager

@@ -269,8 +269,9 @@ def run(
 ) -> ExecSummary | None:
     """Execute the answers of `src` (default: those that pass the rules); None = up to date."""
     storage = config.storage
+    usual = storage.path("reports") / "exec" / "quality_report.json"
+    report = report or storage.beside(checks, "report.json", usual)
     src, checks = src or [storage.path("rule_filtered")], checks or storage.path("exec_checks")
-    report = report or storage.path("reports") / "exec" / "quality_report.json"
     for path in src:
         sealed_hash(path, storage)
     needs = survey(src, _tasks(config.execution))

@@ -1,7 +1,7 @@
 """`configs/filters.yaml`, typed: every threshold of the rules, of SampleGate and of a whole run."""
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -105,6 +105,7 @@ class FilterConfig(Section):
     null, false and an empty list turn a rule off. Lengths are of one answer.
     """
 
+    shipped: ClassVar[str | None] = "filters.yaml"
     reject_flags: list[Annotated[str, AfterValidator(_rejectable)]]
     require_stop: bool
     min_char_length: Count | None

@@ -8,6 +8,7 @@ Raises  InputMissing (66) for an absent or unsealed input, InputError (65) for a
 
     python -m nexa_distill.filter_pairs --config configs/filters.yaml
 
+With `--dst` outside the storage the checks and the report are written beside it.
 `--config` is the filters file, or the pipeline's (its `filters:` key then names the filters file).
 What each rule measures is said in `nexa_distill/rules.py`.
 """
@@ -167,8 +168,10 @@ def run(
     storage = config.storage
     filters = filters or load_filter_config(config.filters)
     src = src or answers(config)
-    dst, checks = dst or storage.path("rule_filtered"), checks or storage.path("rules_checks")
-    report = report or storage.path("reports") / "rules" / "quality_report.json"
+    checks = checks or storage.beside(dst, "checks.parquet", storage.path("rules_checks"))
+    usual = storage.path("reports") / "rules" / "quality_report.json"
+    report = report or storage.beside(dst, "report.json", usual)
+    dst = dst or storage.path("rule_filtered")
     stage = StageRun("rules", storage, inputs=src, settings=_rules(filters))
     if stage.is_current(checks, dst) and report.exists():
         print(f"rules: {dst} is up to date")
@@ -197,7 +200,7 @@ def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
     """The command, from its parsed arguments (`arguments`)."""
     filters = None
     pipeline = args.pipeline_config
-    if "storage" in read_yaml(args.config):
+    if read_yaml(args.config).keys() & DistillConfig.model_fields.keys():
         pipeline = args.config
     else:
         filters = load_filter_config(args.config)

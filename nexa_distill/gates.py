@@ -1,4 +1,5 @@
-"""The gates in their order, and the loop of repair: the one list that scripts and pipeline run.
+"""The stages of a session in their order, and the loop of repair: the one list that scripts,
+`pipeline.DistillationPipeline` and the launcher run.
 
 Stages do not import each other; this composes them. Each does nothing when its output is up to
 date, so the same call continues after any stop.
@@ -8,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_distill import (
+    canonicalize,
+    collect_teacher,
+    dedup,
     exec_gate,
     filter_pairs,
     judge,
@@ -37,6 +41,17 @@ class GateFiles:
     gate_report: Path
 
 
+def collect(config: DistillConfig) -> None:
+    """Raw rows to teacher answers. Raises InputError before anything is paid where a side of the
+    split is empty or the teacher is a model that its server has not.
+    """
+    config.refuse_models_not_served()
+    canonicalize.run(config)
+    dedup.run(config)
+    dedup.require_both_sides(config)
+    collect_teacher.run(config)
+
+
 def pass_gates(config: DistillConfig) -> None:
     """The storage's answers and repairs: rules, execution, judges, people, SampleGate."""
     filter_pairs.run(config)
@@ -44,6 +59,13 @@ def pass_gates(config: DistillConfig) -> None:
     judge.run(config)
     person_checks.run(config)
     sample_gate.run(config)
+
+
+def apply_decisions(config: DistillConfig) -> None:
+    """What annotators decided since the gates ran: their checks, and SampleGate once more."""
+    if config.storage.path("annotations").exists():
+        person_checks.run(config)
+        sample_gate.run(config)
 
 
 def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:

@@ -78,7 +78,8 @@ def run(
     storage = config.storage
     execution = execution if src else exec_checks(config)
     src, checks = src or storage.path("rule_filtered"), checks or storage.path("judge_checks")
-    report = report or storage.path("reports") / "judge" / "quality_report.json"
+    usual = storage.path("reports") / "judge" / "quality_report.json"
+    report = report or storage.beside(checks, "report.json", usual)
     canaries = canaries_of(checks, storage)
     inputs = [src, *([execution] if execution else [])]
     stage = StageRun("judge", storage, inputs=inputs, settings=settings(config))

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from nexa_distill import __version__
 from nexa_distill.config import Storage
-from nexa_distill.contracts import TABLES, compact_json, sha256_text
+from nexa_distill.contracts import TABLES, Table, compact_json, sha256_text
 from nexa_distill.errors import InputMissing
 from nexa_distill.handoff import write_json
 
@@ -111,6 +111,41 @@ def refuse_stale(path: Path, storage: Storage) -> None:
         if now is not None and now["sha256"] != item["sha256"]:
             again = f"; run `{owner[1]}` again" if owner else ""
             raise InputMissing(f"{path}: was made from an earlier {item['path']}{again}")
+
+
+def refuse_unapplied(storage: Storage, command: str) -> None:
+    """Raises InputMissing (66) when the kept answers do not reflect what was decided or asked.
+
+    They must come from the annotations as they are now, by way of `person_checks`, and from the
+    repairs that count now. `command` applies both.
+    """
+    kept = storage.path("filtered_dataset")
+    labels, checks = storage.path("annotations"), storage.path("person_checks")
+    if labels.exists() and not _was_made_from(checks, labels, storage):
+        raise InputMissing(
+            f"{kept}: {labels} has human decisions that are not applied yet; run {command}"
+        )
+    for path in [*repairs(storage), *([checks] if labels.exists() else [])]:
+        if not _was_made_from(kept, path, storage):
+            raise InputMissing(f"{kept}: was made without {path}; run {command}")
+
+
+def is_sealed(path: Path, table: Table, storage: Storage) -> bool:
+    """Whether the file is one of these tables, as their stage wrote it."""
+    manifest = load_manifest(path, storage)
+    return (
+        manifest is not None
+        and manifest["stage"] == table.stage
+        and manifest["columns"] == table.schema.names
+        and path.exists()
+        and manifest["sha256"] == sha256_path(path)
+    )
+
+
+def _was_made_from(path: Path, source: Path, storage: Storage) -> bool:
+    manifest = load_manifest(path, storage)
+    used = [item["sha256"] for item in manifest["inputs"]] if manifest else []
+    return sha256_path(source) in used
 
 
 def repairs(storage: Storage) -> list[Path]:

@@ -57,11 +57,9 @@ class DistillationPipeline:
 
     def collect_teacher(self) -> None:
         """Raw data to teacher answers. Writes raw_dataset and collected_dataset."""
-        from nexa_distill import canonicalize, collect_teacher, dedup
+        from nexa_distill import gates
 
-        canonicalize.run(self.config)
-        dedup.run(self.config)
-        collect_teacher.run(self.config)
+        gates.collect(self.config)
 
     def filter_teacher(self) -> None:
         """Rules, execution, judges, people, SampleGate: filtered_dataset, rejections."""
@@ -80,8 +78,9 @@ class DistillationPipeline:
 
     def package_sft(self) -> None:
         """Filtered answers to training samples. Writes sft_parquet, sft_jsonl and splits."""
-        from nexa_distill import to_sft
+        from nexa_distill import gates, to_sft
 
+        gates.apply_decisions(self.config)
         to_sft.run(self.config)
 
     def plan_cli_commands(self) -> list[str]:

@@ -61,6 +61,7 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
     """
     fresh = fresh or Freshness(request.load())
     config, upstream, steps = fresh.config, "", list[Step]()
+    config.refuse_models_not_served()
     _, provider = config.chosen_provider()
     named, chosen = _chosen_sessions(request)
     if named == INSPECT:

@@ -193,9 +193,10 @@ def run(
     gate = _gate(config, gate)
     src = src or [storage.path("collected_dataset"), *repairs(storage)]
     checks = checks or _existing(config, CHECK_FILES)
+    usual = storage.path("reports") / "sample_gate" / "gate_report.json"
+    report = report or storage.beside(dst, "report.json", usual)
+    rejections = rejections or storage.beside(dst, "rejections.parquet", storage.path("rejections"))
     dst = dst or storage.path("filtered_dataset")
-    rejections = rejections or storage.path("rejections")
-    report = report or storage.path("reports") / "sample_gate" / "gate_report.json"
     canaries = [found for path in checks if (found := canaries_of(path, storage)).exists()]
     inputs = [*src, *checks, *canaries]
     stage = StageRun("sample_gate", storage, inputs=inputs, settings=gate.model_dump())

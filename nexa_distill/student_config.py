@@ -2,7 +2,7 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -109,6 +109,7 @@ class StudentConfig(Section):
     `chat_template_kwargs`: variables of the chat template; `chat_template_date`: its "today".
     """
 
+    shipped: ClassVar[str | None] = "baseline_distill.yaml"
     run_name: str
     student: str
     keep_layers: list[int] | None

@@ -35,11 +35,12 @@ from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.dataset_card import write_card
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches, replacing, sync_folder, table_writer
-from nexa_distill.manifests import StageRun, refuse_stale
+from nexa_distill.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
 from nexa_distill.progress import Progress
 from nexa_distill.text.reasoning import join_reasoning, split_reasoning
 
 SOURCE = TABLES["filtered_dataset"]
+GATES = "`python scripts/python/data_processing/run_filtering.py`"
 SPLITS = ("train", "val", "test")
 BATCH_ROWS = 4096
 Record = dict[str, Any]
@@ -189,11 +190,12 @@ def _system_prompt(config: DistillConfig) -> str:
 
 
 def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
-    if regen and storage.key_of(regen) in ("regen_dataset", "collected_dataset"):
+    if regen and not is_sealed(regen, SOURCE, storage):
         raise InputError(
-            f"{regen}: these answers have not passed the gates; "
-            "`python scripts/python/data_processing/run_filtering.py` checks them and keeps the "
-            "best attempt of each sample, then run this command without --regen"
+            f"{regen}: these answers have not passed the gates. Answers that an annotator wants "
+            "asked again: `python scripts/python/data_processing/run_regeneration.py --annotations "
+            f"FILE` asks, checks and merges them; other tables: {GATES} checks them and keeps the "
+            "best attempt of each sample. Then run this command without --regen"
         )
     if storage.key_of(src) == "filtered_dataset":
         refuse_stale(src, storage)
@@ -256,13 +258,10 @@ def run(
     """Write the training samples; returns the samples per split, or None when up to date."""
     storage = config.storage
     src = src or storage.path("filtered_dataset")
-    jsonl, parquet = (
-        dst_jsonl or storage.path("sft_jsonl"),
-        dst_parquet or storage.path("sft_parquet"),
-    )
-    splits = (
-        storage.path("splits") if dst_jsonl is None else jsonl.with_name(f"{jsonl.stem}.splits")
-    )
+    jsonl = dst_jsonl or storage.beside(dst_parquet, "jsonl", storage.path("sft_jsonl"))
+    parquet = dst_parquet or storage.beside(dst_jsonl, "parquet", storage.path("sft_parquet"))
+    splits = storage.beside(jsonl, "splits", storage.path("splits"))
+    card = storage.beside(parquet, "README.md", parquet.with_name("README.md"))
     _check_inputs(src, regen, storage)
     if storage.key_of(src) == "filtered_dataset":
         quality_gates.enforce(config)
@@ -271,7 +270,6 @@ def run(
     outputs = [jsonl, splits, parquet]
     if FORMATS[form]:
         outputs.insert(0, exported(jsonl, form))
-    card = parquet.with_name("README.md")
     if stage.is_current(*outputs) and card.exists():
         print(f"packaging: {parquet} is up to date")
         return None
@@ -313,8 +311,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the stage."""
-    run_packaging(arguments())
+    """Run the stage, if the human decisions are applied: by hand nothing else would apply them."""
+    args = arguments()
+    if args.src is None:
+        refuse_unapplied(load_config(args.config).storage, GATES)
+    run_packaging(args)
     return 0
 
 

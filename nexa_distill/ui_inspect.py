@@ -33,7 +33,7 @@ from nexa_distill.inspection.room import Room, allowed
 SOURCES = ("filtered_dataset", "rule_filtered", "collected_dataset")
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(cli.Parser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; flags stand behind `--`:\n{self.format_usage()}")
 

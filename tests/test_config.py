@@ -7,8 +7,10 @@ import pytest
 import yaml
 
 from nexa_distill.config import DistillConfig, load_config, with_flags
-from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.errors import InputError, InputMissing, NexaError
+from nexa_distill.filter_config import FilterConfig
 from nexa_distill.settings_file import load_yaml
+from nexa_distill.student_config import StudentConfig
 from tests.workspace import ROOT, workspace
 
 SHIPPED = ROOT / "configs/distill_config.yaml"
@@ -54,14 +56,55 @@ def test_every_bad_key_is_reported_at_once(tmp_path: Path) -> None:
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_a_missing_key_is_an_error_because_yaml_is_the_only_home_of_defaults(
+def test_a_missing_key_is_an_error_that_names_extends_because_yaml_is_the_only_home_of_defaults(
     tmp_path: Path,
 ) -> None:
     values = yaml.safe_load(SHIPPED.read_text())
     del values["chunking"]
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match="missing key chunking"):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"extends": None}))
+    with pytest.raises(InputError, match=r"missing key chunking\n.*`extends: distill_config"):
         load_config(tmp_path / "mine.yaml")
+
+
+def test_a_file_without_extends_takes_what_it_does_not_name_from_the_shipped_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.yaml").write_text("chunking: {max_tokens: 50}")
+    config = load_config(tmp_path / "mine.yaml")
+    assert config == with_flags(load_config(SHIPPED), {"chunking": {"max_tokens": 50}})
+    (tmp_path / "rules.yaml").write_text("min_char_length: 7")
+    assert load_yaml(tmp_path / "rules.yaml", FilterConfig).min_char_length == 7
+    (tmp_path / "student.yaml").write_text("run_name: mine")
+    assert load_yaml(tmp_path / "student.yaml", StudentConfig).run_name == "mine"
+
+
+def test_a_complete_file_is_not_completed_and_extends_finds_the_shipped_file_by_name(
+    tmp_path: Path,
+) -> None:
+    values = yaml.safe_load(SHIPPED.read_text())
+    values["providers"] = {"embedded": values["providers"]["embedded"]}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(values))
+    assert list(load_config(tmp_path / "all.yaml").providers) == ["embedded"]
+    (tmp_path / "distill_config.yaml").write_text("extends: distill_config.yaml\nprovider: vllm\n")
+    assert load_config(tmp_path / "distill_config.yaml").provider == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a.yaml": "extends: a.yaml"}, "in a circle: a.yaml -> a.yaml"),
+        ({"a.yaml": "extends: b.yaml", "b.yaml": "extends: a.yaml"}, "a.yaml -> b.yaml -> a.yaml"),
+        ({"a.yaml": "extends: [b.yaml]"}, "expected the name of one YAML file"),
+        ({"a.yaml": "extends: b.yaml"}, "b.yaml: no such configuration file"),
+    ],
+)
+def test_extends_that_leads_nowhere_is_one_line(
+    tmp_path: Path, files: dict[str, str], said: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(NexaError, match=said):
+        load_config(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n", "", "!!python/object:os.system {}", "\x00"])

@@ -192,7 +192,12 @@ def test_regen_adds_gated_answers_and_refuses_ungated_ones(tmp_path: Path) -> No
     config = gated(tmp_path, [answer(0), answer(1), answer(2, attempt=2)])
     rows = [answer(1, f"{GOOD} Better.", attempt=1), answer(2, attempt=1), answer(3, attempt=1)]
     more = write_answers(tmp_path / "more.parquet", rows)
-    assert to_sft.run(config, regen=more) == {"train": 4}
+    with pytest.raises(InputError, match="have not passed the gates"):
+        to_sft.run(config, regen=more)
+    filter_pairs.run(config, src=[more], dst=tmp_path / "passed.parquet")
+    checks, passed = [tmp_path / "passed.checks.parquet"], tmp_path / "gated.parquet"
+    sample_gate.run(config, src=[more], checks=checks, dst=passed)
+    assert to_sft.run(config, regen=passed) == {"train": 4}
     samples = [json.loads(line) for line in lines(config.storage.path("sft_jsonl"))]
     keys = {(s["sample_id"], s["attempt"]) for s in samples}
     assert keys == {(answer(n)["sample_id"], a) for n, a in ((0, 0), (1, 1), (2, 2), (3, 1))}

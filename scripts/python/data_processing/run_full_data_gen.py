@@ -5,7 +5,7 @@ Each step is skipped when its output is up to date, so the same command continue
 Run: python scripts/python/data_processing/run_full_data_gen.py [--input PATH] [--limit N]
 """
 
-from nexa_distill import canonicalize, cli, collect_teacher, dedup
+from nexa_distill import cli, gates
 from nexa_distill.config import load_config, with_flags
 
 
@@ -22,12 +22,7 @@ def main() -> int:
         "provider": args.provider,
         "answers": {"path": args.answers},
     }
-    config = with_flags(load_config(args.config), flags)
-    config.chosen_provider()
-    canonicalize.run(config)
-    dedup.run(config)
-    dedup.require_both_sides(config)
-    collect_teacher.run(config)
+    gates.collect(with_flags(load_config(args.config), flags))
     return 0
 
 

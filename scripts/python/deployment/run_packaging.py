@@ -1,9 +1,9 @@
-"""Kept answers to training samples.
+"""Kept answers to training samples, after the human decisions that are newer than the gates.
 
 Run: python scripts/python/deployment/run_packaging.py [--format sharegpt]
 """
 
-from nexa_distill import cli, reports, to_sft
+from nexa_distill import cli, gates, reports, to_sft
 from nexa_distill.config import load_config
 from nexa_distill.money.cost_report import write_cost_report
 
@@ -11,8 +11,10 @@ from nexa_distill.money.cost_report import write_cost_report
 def main() -> int:
     """Command line."""
     args = to_sft.arguments()
-    to_sft.run_packaging(args)
     config = load_config(args.config)
+    if args.src is None:
+        gates.apply_decisions(config)
+    to_sft.run_packaging(args)
     reports.timing_report(config.storage)
     write_cost_report(config)
     return 0
