@@ -239,6 +239,11 @@ def _not_loadable(model: str, error: Exception, quantised: str | None = None) ->
     if isinstance(error, OSError) and error.errno is not None:
         return error
     said = " ".join(str(error).split())[:300]
+    if (Path(model) / "adapter_config.json").is_file():
+        return InputError(
+            f"{model}: a LoRA adapter without its model ({said}); merge it into its base model "
+            "(peft's merge_and_unload) and name the merged folder"
+        )
     if quantised:
         return InputError(
             f"{model}: a checkpoint quantised with {quantised} that cannot be loaded here "

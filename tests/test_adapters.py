@@ -90,7 +90,9 @@ def test_dropout_does_not_hide_a_plain_head(tmp_path: Path) -> None:
 
 
 @in_float32
-def test_the_export_needs_no_peft_and_keeps_what_was_learnt(finished: Run, precision: str) -> None:
+def test_t26_the_export_needs_no_peft_and_keeps_what_was_learnt(
+    finished: Run, precision: str
+) -> None:
     out = finished.folder / "out"
     rows = metrics(out)
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
@@ -112,7 +114,7 @@ def test_the_export_needs_no_peft_and_keeps_what_was_learnt(finished: Run, preci
     assert nats / tokens == pytest.approx(rows[-1]["val_loss"], rel=0.01)  # bfloat16 on disk
 
 
-def test_f40_a_full_disk_in_a_save_of_an_adapter(
+def test_f40_t27_a_full_disk_in_a_save_of_an_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     run = Run(tmp_path, lora=LORA | {"dropout": 0.2})
@@ -145,7 +147,7 @@ def test_an_adapter_learns_from_probabilities(tmp_path: Path, source: str, preci
     assert list(curve.values())[-1] < 0.9 * curve[1]
 
 
-def test_two_processes_follow_the_losses_of_one(finished: Run, precision: str) -> None:
+def test_t29_two_processes_follow_the_losses_of_one(finished: Run, precision: str) -> None:
     done = train(finished, finished.folder / "two", "true")
     assert done.returncode == 0, done.stderr
     follow(finished.folder / "two", finished.folder / "out", precision)

@@ -41,7 +41,7 @@ def whole(precision: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_the_losses_and_the_export_are_those_of_one_process(
+def test_t31_the_losses_and_the_export_are_those_of_one_process(
     whole: Run, tmp_path: Path, precision: str
 ) -> None:
     done = train(whole, tmp_path / "parts", "fsdp")

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from nexa_distill.errors import InputError
@@ -94,6 +96,19 @@ def test_a_configuration_that_is_none_is_one_line(
         (model / "config.json").write_text(config)
     with pytest.raises(InputError, match=rf"(?s)^(?!.*\n).*{expected}"):
         local_models.load_model(str(model))
+
+
+def test_t24_an_adapters_folder_is_no_student_with_a_configuration_beside_it_or_not(
+    model: Path, tmp_path: Path
+) -> None:
+    whole = AutoModelForCausalLM.from_pretrained(model)
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    get_peft_model(whole, settings).save_pretrained(tmp_path / "adapter")
+    for beside in (False, True):
+        if beside:
+            shutil.copy(model / "config.json", tmp_path / "adapter")
+        with pytest.raises(InputError, match="a LoRA adapter without its model .*; merge it into"):
+            local_models.load_model(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize(
