@@ -89,7 +89,7 @@ def test_the_estimate_counts_what_is_then_sent(tmp_path: Path, retry: bool) -> N
     assert found.requests == found.send + found.answered + 1 + found.not_sent.total()
 
 
-def test_f30_what_changed_is_named_and_the_old_answers_stay(tmp_path: Path) -> None:
+def test_f30_d32_what_changed_is_named_and_the_old_answers_stay(tmp_path: Path) -> None:
     rows = prompts(6)
     other_system = tmp_path / "system.txt"
     other_system.write_text("Answer in one word.")

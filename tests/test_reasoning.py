@@ -36,7 +36,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("text", FORMATS.values(), ids=FORMATS)
-def test_t06_every_format_is_read_apart(text: str) -> None:
+def test_t06_d11_every_format_is_read_apart(text: str) -> None:
     assert split_reasoning(text) == ("Hm.", "Four.")
 
 
