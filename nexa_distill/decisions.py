@@ -25,12 +25,16 @@ from nexa_distill import annotations
 from nexa_distill.annotations import Annotation
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import TABLES
-from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import read_batches
+from nexa_distill.errors import InputError
+from nexa_distill.handoff import read_batches, read_text
 from nexa_distill.manifests import repairs
 
 ANSWERS = TABLES["collected_dataset"]
 Key = tuple[str, int]  # sample_id, attempt
+DECISIONS = (
+    "a JSONL file of decisions. The inspection app writes one at the first decision: "
+    "`streamlit run nexa_distill/ui_inspect.py`"
+)
 EDITS_FROM = 1_000_000
 SEED = "seed"  # annotator of decisions that name none
 
@@ -143,26 +147,13 @@ def decisions_of(path: Path, src: Path) -> list[Annotation]:
     """
     answers = _Inspected(src)
     found = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_text(path, DECISIONS).split("\n"), 1):
         if line.strip():
             try:
                 found.append(_decision(json.loads(line), answers))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path}: line {number}: {error}; found {line[:80]!r}") from None
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise InputMissing(
-            f"{path}: {what}; --annotations takes a JSONL file of decisions. The inspection app "
-            "writes one at the first decision: `streamlit run nexa_distill/ui_inspect.py`"
-        )
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error}); expected JSON lines of decisions") from None
 
 
 class _Inspected:

@@ -68,6 +68,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_text(path: Path, expected: str) -> str:
+    """The text of a file that a user names; `expected` describes it.
+
+    Raises InputMissing (66) when there is no such file, InputError (65) when it is not UTF-8.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputMissing(f"{path}: {what}; expected {expected}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error}); expected {expected}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Atomically replace `path` by `text` (UTF-8)."""
     with replacing(path) as temporary:

@@ -31,8 +31,8 @@ from nexa_distill.annotations import ACTIONS, Annotation
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt
 from nexa_distill.contracts import DOUBTS, TABLES
 from nexa_distill.decisions import record
-from nexa_distill.errors import InputError, InputMissing, did_you_mean
-from nexa_distill.handoff import open_table, read_batches, replacing
+from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.handoff import open_table, read_batches, read_text, replacing
 from nexa_distill.to_sft import json_line, prompt_messages, said_by_assistant
 
 Json = dict[str, Any]
@@ -78,9 +78,7 @@ def decisions(path: Path) -> list[Annotation]:
 
 
 def _exported(path: Path) -> list[Any]:
-    if not path.exists():
-        raise InputMissing(f"{path}: no such file; export it from Label Studio as JSON")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "a JSON export of Label Studio")
     try:
         if text.lstrip().startswith("["):
             whole: list[Any] = json.loads(text)

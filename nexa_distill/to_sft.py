@@ -33,7 +33,7 @@ from nexa_distill import cli, quality_gates
 from nexa_distill.config import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
 from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.dataset_card import write_card
-from nexa_distill.errors import InputError
+from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import read_batches, replacing, sync_folder, table_writer
 from nexa_distill.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
 from nexa_distill.progress import Progress
@@ -190,6 +190,8 @@ def _system_prompt(config: DistillConfig) -> str:
 
 
 def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
+    if regen and not regen.exists():
+        raise InputMissing(f"{regen}: no such file")
     if regen and not is_sealed(regen, SOURCE, storage):
         raise InputError(
             f"{regen}: these answers have not passed the gates. Answers that an annotator wants "

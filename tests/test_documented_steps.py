@@ -152,7 +152,7 @@ def test_i04_no_decisions_yet_or_a_wrong_path_is_one_line(tmp_path: Path) -> Non
     assert done.stderr.startswith(f"error: {none}: no such file")
     assert "ui_inspect.py" in done.stderr
     for path in (none, tmp_path):
-        with pytest.raises(InputMissing, match="--annotations takes a JSONL file"):
+        with pytest.raises(InputMissing, match="expected a JSONL file of decisions"):
             gates.repair(made.load(), path)
     (tmp_path / "labels.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(InputError, match="not UTF-8"):

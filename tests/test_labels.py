@@ -9,7 +9,7 @@ import pytest
 
 from nexa_distill import annotations, filter_pairs, labels, preferences, sample_gate
 from nexa_distill.config import DistillConfig
-from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.errors import InputError, InputMissing, NexaError
 from nexa_distill.preferences import Preference
 from tests.answers import GOOD, answer, collect, project
 
@@ -152,3 +152,10 @@ def test_blind_comparisons_are_pairs_where_people_agree(tmp_path: Path) -> None:
     (pair,) = (pair for pair in found if pair["source"] == "comparisons")
     assert pair["sample_id"] == agreed["sample_id"]
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Two.", "One.")
+
+
+def test_a_folder_or_a_binary_file_is_no_export_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_bytes(b"\xff\xfe[]")
+    for path, said in ((tmp_path, "is a folder"), (tmp_path / "export.json", "not UTF-8")):
+        with pytest.raises(NexaError, match=f"{said}.*expected a JSON export"):
+            labels.decisions(path)

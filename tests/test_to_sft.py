@@ -248,7 +248,9 @@ def test_the_packaging_script_runs_without_arguments_but_the_config(tmp_path: Pa
     assert refused.returncode == 66
 
 
-def test_t06_d12_reasoning_is_dropped_or_kept_in_the_target_as_the_settings_say(tmp_path: Path) -> None:
+def test_t06_d12_reasoning_is_dropped_or_kept_in_the_target_as_the_settings_say(
+    tmp_path: Path,
+) -> None:
     broken = "It ends.\n</think>\nNo."
     rows = [answer(0, reasoning_output="Hm.\nSo."), answer(1), answer(2, reasoning_output=broken)]
     config = gated(tmp_path, rows)
