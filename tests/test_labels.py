@@ -106,7 +106,7 @@ def test_a_cancelled_annotation_is_none_and_lines_are_read_too(tmp_path: Path) -
     (tmp_path / "torn.json").write_text("[{")
     with pytest.raises(InputError, match="not JSON"):
         labels.decisions(tmp_path / "torn.json")
-    with pytest.raises(InputMissing, match="export it from Label Studio"):
+    with pytest.raises(InputMissing, match="expected a JSON export"):
         labels.decisions(tmp_path / "none.json")
 
 
