@@ -253,6 +253,8 @@ def test_i09_results_written_elsewhere_touch_no_table_of_the_pipeline(tmp_path: 
     checks = [out / "passed.checks.parquet"]
     sample_gate.run(made.load(), src=[src], checks=checks, dst=out / "kept.parquet")
     to_sft.run(made.load(), src=out / "kept.parquet", dst_jsonl=out / "sft.jsonl")
+    with pytest.raises(InputError, match="have not passed the gates"):
+        to_sft.run(made.load(), regen=out / "kept.rejections.parquet")
     assert files(made) == before
     written = {path.name for path in out.iterdir() if not path.name.endswith("manifest.json")}
     assert written >= {
