@@ -66,6 +66,21 @@ def test_d28_the_header_decides_and_not_the_text(
     assert values(written(tmp_path / "rows.csv", text)) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('q\tn\n"Stop! he said.\t1\nNo "end"\t2\n', ['"Stop! he said.', 'No "end"']),
+        ('q\tn\n"Stop!" he said.\t1\n"x\t2\n', ['"Stop!" he said.', '"x']),
+        ('q\tn\n"Stop!"\t1\n"two\nlines\tof ""it"""\t2\n', ["Stop!", 'two\nlines\tof "it"']),
+        ('q\n"two\nlines"\none\n', ["two\nlines", "one"]),
+    ],
+)
+def test_d28_quotes_in_a_tsv_are_text_where_they_close_nothing(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    assert [row["q"] for row in values(written(tmp_path / "rows.tsv", text))] == expected
+
+
 def test_d28_a_separator_is_found_where_the_sample_ends_in_a_quoted_text(tmp_path: Path) -> None:
     rows = [f'"{"long; and longer, " * 3000}\n{n}";{n}' for n in range(12)]
     path = written(tmp_path / "rows.csv", "\n".join(["user_prompt;n", *rows]))

@@ -32,8 +32,12 @@ def read_records(
         delimiter, sample = delimiter or first.strip()[4], rest
     delimiter = delimiter or find_delimiter(sample, is_whole=is_whole)
     lines = itertools.chain(_lines(sample, file), file)
+    bare = delimiter == "\t" and has_bare_quotes(sample, is_whole=is_whole)
     try:
-        yield from _named(path, csv.reader(lines, delimiter=delimiter), delimiter)
+        records = csv.reader(
+            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL
+        )
+        yield from _named(path, records, delimiter)
     except csv.Error as error:
         raise InputError(f"{path}: not a readable CSV file ({error})") from None
 
@@ -54,6 +58,32 @@ def find_delimiter(sample: str, *, is_whole: bool) -> str:
     """
     scores = [(_score(sample, mark, is_whole=is_whole), mark) for mark in DELIMITERS]
     return max(scores, key=lambda pair: pair[0])[1]
+
+
+def has_bare_quotes(sample: str, *, is_whole: bool) -> bool:
+    """Whether quotes in tab-separated text are text: by IANA's definition of TSV they always are.
+
+    Spreadsheets quote all the same, so this is only so where quoting fits no header and text does.
+    """
+    quoted, text = (
+        csv.reader(io.StringIO(sample, newline=""), delimiter="\t", quoting=quoting, strict=True)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)
+    )
+    return not _fits(quoted, is_whole=is_whole) and _fits(text, is_whole=is_whole)
+
+
+def _fits(records: Iterator[list[str]], *, is_whole: bool) -> bool:
+    """Whether the records of a sample, but for one that its end cuts, are as long as the header."""
+    lengths = []
+    try:
+        for record in itertools.islice(records, SAMPLE_RECORDS):
+            lengths.append(len(record))
+    except csv.Error as error:
+        if is_whole or "end of data" not in str(error):
+            return False
+    cut = 0 if is_whole or len(lengths) == SAMPLE_RECORDS else 1
+    whole = [length for length in lengths[: len(lengths) - cut] if length]
+    return len(set(whole)) <= 1
 
 
 def _score(sample: str, delimiter: str, *, is_whole: bool) -> tuple[bool, float, int]:

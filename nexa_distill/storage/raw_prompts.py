@@ -91,6 +91,8 @@ class RowReader:
                 f"column {self.columns.context_column} is carried along and not shown to the "
                 "teacher: defaults.prompt_template has no {context}"
             )
+        if template == "{prompt}":
+            return prompt
         texts = {name: value for name, value in row.values.items() if isinstance(value, str)}
         parts = {**texts, **passed, "context": context, "prompt": prompt}
         return PLACEHOLDER.sub(lambda place: _part(row, place[1], parts), template)
@@ -131,7 +133,9 @@ def required_text(row: RawRow, column: str) -> str:
 
 def text_or_none(row: RawRow, column: str, *, numbers: bool = False) -> str | None:
     """The text in a column; with `numbers` also a number, as text. Raises InputError."""
-    value = number_text(row.values.get(column)) if numbers else row.values.get(column)
+    value = row.values.get(column)
+    if numbers and not isinstance(value, str | None):
+        value = number_text(value)
     if value is not None and not isinstance(value, str):
         turns = isinstance(value, list) and value and isinstance(value[0], dict)
         way = (
