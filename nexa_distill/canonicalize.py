@@ -2,10 +2,12 @@
 
 Reads:  `input.path` (see `raw_input.py`), `defaults.prompts`/TASK.txt
 Writes: `storage.canonical` (contracts.CANONICAL): one row per prompt, duplicates included
-Keeps:  every raw row; a row that cannot become a prompt is an error (65), never skipped
+Keeps:  every raw row; a row that cannot become a prompt is an error (65), never skipped, and so is
+        an SQL task whose database cannot be opened (66 when it is not there)
 
-A raw file with `defaults.prompt_column` holds prompts that already exist, and
-`defaults.prompt_template` is laid around each. Otherwise the text in
+A raw file with `defaults.prompt_column`, or with one column that looks like prompts
+(`storage/raw_columns.py`), holds prompts that already exist, and `defaults.prompt_template` is laid
+around each. Otherwise the text in
 `defaults.context_column` (or `text_column`) is cut into chunks of at most `chunking.max_tokens`
 words and each chunk becomes one prompt per task type in `defaults.tasks`.
 
@@ -22,15 +24,16 @@ import pyarrow as pa
 
 from nexa_distill import cli
 from nexa_distill.config import Chunking, Columns, DistillConfig, load_config, with_flags
-from nexa_distill.contracts import CANONICAL, canonical_input, sample_id, sha256_text
+from nexa_distill.contracts import CANONICAL
 from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.handoff import table_writer
 from nexa_distill.manifests import StageRun
-from nexa_distill.raw_input import RawRow, read_raw
+from nexa_distill.raw_input import RawRow, Tell, read_raw
 from nexa_distill.shingles import fold
+from nexa_distill.storage.raw_columns import PASSED_ON
+from nexa_distill.storage.raw_prompts import Passed, RowReader, canonical_row, required_text
 
-ID_COLUMNS = ("task_id", "id", "sample_id")
-PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database", "tests")
 BATCH_ROWS = 4096
 
 
@@ -46,55 +49,26 @@ def chunks(text: str, chunking: Chunking) -> list[str]:
 
 
 def canonical_rows(
-    raw: Iterable[RawRow], columns: Columns, chunking: Chunking, templates: dict[str, str]
-) -> Iterator[dict[str, Any]]:
-    """Rows of contracts.CANONICAL. Raises InputError naming the raw row and column."""
-    seen: dict[str, str] = {}
+    raw: Iterable[RawRow], columns: Columns, chunking: Chunking, templates: dict[str, str],
+    tell: Tell = lambda _: None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Rows of contracts.CANONICAL. Raises InputError naming the raw row and column.
+
+    `tell` gets one line for each thing that the user should know about how columns are read.
+    """
+    reader = RowReader(columns, tell)
     for row in raw:
-        source = _source_column(row, columns)
-        text = _text(row, source)
-        identity = _raw_id(row) or f"doc-{sha256_text(text)[:12]}"
-        digest = sha256_text(repr(sorted(row.values.items(), key=lambda item: item[0])))
-        if seen.setdefault(identity, digest) != digest:
-            raise InputError(
-                f"{row.where()}: id {identity!r} stands in an earlier row with other content; "
-                "give each task an id of its own"
-            )
-        passed = {name: _text_or_none(row, name) for name in PASSED_ON}
-        passed["reference"] = _text_or_none(row, columns.reference_column)
-        if source == columns.prompt_column:
-            yield _prompt(row, identity, text, passed, columns)
+        layout = reader.layout(row)
+        if layout.prompt is not None:
+            yield reader.prompt_row(row, layout)
         else:
+            text, passed = required_text(row, layout.source), reader.passed(row)
+            identity = reader.identity(row, text, (text, sorted(passed.items())))
             yield from _prompts_from(row, identity, text, passed, chunking, templates)
 
 
-def _prompt(
-    row: RawRow, identity: str, prompt: str, passed: dict[str, Any], columns: Columns
-) -> dict[str, Any]:
-    context = _text_or_none(row, columns.context_column)
-    task = _text_or_none(row, columns.task_type_column) or columns.task_type
-    document = fold(context or prompt)
-    parts = {**passed, "context": context, "prompt": prompt}
-    return _row(row, identity, task, _filled(row, columns, parts), context, passed, document)
-
-
-def _filled(row: RawRow, columns: Columns, parts: dict[str, str | None]) -> str:
-    """`defaults.prompt_template` with what stands in braces replaced, once, by the row's text."""
-
-    def part(match: re.Match[str]) -> str:
-        text = parts.get(match[1])
-        if text is None:
-            raise InputError(
-                f"{row.where()}: defaults.prompt_template asks for {match[0]}, and the row has none"
-                f"; known: {', '.join(parts)}"
-            )
-        return text
-
-    return re.sub(r"\{(\w+)\}", part, columns.prompt_template)
-
-
 def _prompts_from(
-    row: RawRow, identity: str, text: str, passed: dict[str, Any], chunking: Chunking,
+    row: RawRow, identity: str, text: str, passed: Passed, chunking: Chunking,
     templates: dict[str, str],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     document, pieces = fold(text), chunks(text, chunking)
@@ -102,64 +76,7 @@ def _prompts_from(
         part = f"{identity}:chunk-{number}" if len(pieces) > 1 else identity
         for task, template in templates.items():
             prompt = template.replace("{context}", piece)
-            yield _row(row, f"{part}:{task}", task, prompt, piece, passed, document)
-
-
-def _row(
-    row: RawRow, task_id: str, task: str, prompt: str, context: str | None,
-    passed: dict[str, Any], document: str,
-) -> dict[str, Any]:  # fmt: skip
-    made = {
-        "task_id": task_id, "template_name": task, "user_prompt": prompt, "context": context,
-        "source_file": row.file, "source_row": row.row, "document_id": sha256_text(document),
-        **passed,
-    }  # fmt: skip
-    return {"sample_id": sample_id(task_id, canonical_input(made)), **made}
-
-
-def _source_column(row: RawRow, columns: Columns) -> str:
-    wanted = (columns.prompt_column, columns.context_column, columns.text_column)
-    for name in wanted:
-        if name in row.values:
-            return name
-    hints = (did_you_mean(name, row.values) for name in wanted)
-    hint = next((h for h in hints if h), "")
-    raise InputError(
-        f"{row.where()}: none of the columns {', '.join(wanted)} is there{hint}; "
-        f"found: {', '.join(row.values)}. Rename the column, or set its name in `defaults:`"
-    )
-
-
-def _text(row: RawRow, column: str) -> str:
-    text = _text_or_none(row, column)
-    if text is None or not text.strip():
-        found = "null" if text is None else "empty"
-        raise InputError(f"{row.where()}: column {column} is {found}, expected text")
-    return text
-
-
-def _text_or_none(row: RawRow, column: str) -> str | None:
-    value = row.values.get(column)
-    if value is not None and not isinstance(value, str):
-        raise InputError(
-            f"{row.where()}: column {column} is {type(value).__name__} ({value!r:.60}), "
-            "expected text"
-        )
-    if value is not None and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{row.where()}: column {column} holds half of a surrogate pair at character "
-                f"{error.start}, which no file can store; correct the text"
-            ) from None
-    return value
-
-
-def _raw_id(row: RawRow) -> str | None:
-    found = (row.values[name] for name in ID_COLUMNS if row.values.get(name) is not None)
-    identity = next(found, None)
-    return None if identity is None else str(identity)
+            yield canonical_row(row, f"{part}:{task}", task, prompt, piece, passed, document)
 
 
 def load_templates(columns: Columns) -> dict[str, str]:
@@ -189,6 +106,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     """What decides the canonical prompts, next to the raw data."""
     return {
         "limit": config.input.limit,
+        "delimiter": config.input.delimiter,
         "passed_on": PASSED_ON,
         "columns": config.defaults.model_dump(exclude={"prompts"}),
         "templates": load_templates(config.defaults),
@@ -210,15 +128,40 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
     if stage.is_current(dst):
         print(f"canonicalize: {dst} is up to date")
         return
-    raw = itertools.islice(read_raw(src), config.input.limit)
-    rows = canonical_rows(raw, config.defaults, config.chunking, load_templates(config.defaults))
+    raw = itertools.islice(read_raw(src, config.input.delimiter, _tell), config.input.limit)
+    templates = load_templates(config.defaults)
+    rows = canonical_rows(raw, config.defaults, config.chunking, templates, _tell)
+    databases = set[str]()
     with table_writer(dst, CANONICAL) as out:
         for batch in _batches(rows):
             out.write(pa.Table.from_pylist(batch, schema=CANONICAL))
+            databases |= _databases(batch, config)
         if not out.rows:
             raise InputError(f"{src}: holds no rows")
+        # The exec gate needs them; without them the answers would be paid for and not checked.
+        find_databases(databases, database_folder(config.execution.databases, src))
     stage.seal(dst, rows_in=out.rows, rejected=0)
     print(f"canonicalize: {out.rows} prompts from {src} -> {dst}")
+
+
+def _databases(rows: Sequence[dict[str, Any]], config: DistillConfig) -> set[str]:
+    """The databases that the rows' answers will run on. Raises InputError for a row without one."""
+    names = set[str]()
+    for row in rows:
+        if config.execution.tasks.get(row["template_name"]) == "sql":
+            if row["database"] is None:
+                task = row["template_name"]
+                raise InputError(
+                    f"{row['source_file']}, row {row['source_row']} (0-based): a {task} row names "
+                    "no database; fill the column `database`, or set "
+                    f"execution.tasks.{task} to null"
+                )
+            names.add(row["database"])
+    return names
+
+
+def _tell(line: str) -> None:
+    print(f"canonicalize: {line}")
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """The teacher answers every prompt, `collection.samples` times.
 
-Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns named by flags)
+Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns named by flags, or
+        any raw file of prompts: `storage/handed_in_prompts.py`)
 Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempts 0, 1, ...), `storage.unanswered`
 Keeps:  rows_in == answered + unanswered; truncated and empty answers too, the rules reject them
 
@@ -41,6 +42,7 @@ from nexa_distill.manifests import StageRun
 from nexa_distill.money.estimate_text import say_estimate
 from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
 from nexa_distill.response_schemas import load_schemas
+from nexa_distill.storage.handed_in_prompts import prepare_prompts
 
 INPUTS_TABLE = TABLES["raw_dataset"]
 
@@ -115,6 +117,7 @@ def run(
     """
     storage, name = config.storage, config.chosen_provider()[0]
     src, given = src or storage.path("raw_dataset"), dst
+    src, renamed = prepare_prompts(src, config, renamed or {})
     dst = given or storage.path("collected_dataset")
     unanswered = storage.path("unanswered")
     if given:

@@ -97,14 +97,17 @@ class Columns(Section):
     """`defaults:` names of the columns in raw input, and the task types made from a text.
 
     Of prompts that exist already: `task_type` is that of a row which names none, `prompt_template`
-    what stands around each (`{prompt}` and other columns, such as `{schema}`).
+    what stands around each (`{prompt}` and other columns, such as `{schema}`). `prompt_column`
+    null: no column holds prompts, they are made from texts. `id_columns`: the first of them that a
+    row fills in names the row.
     """
 
-    prompt_column: str
+    prompt_column: str | None
     context_column: str
     task_type_column: str
     text_column: str
     reference_column: str
+    id_columns: list[str]
     task_type: str
     prompt_template: str
     tasks: list[str] = Field(min_length=1)
@@ -112,9 +115,10 @@ class Columns(Section):
 
 
 class RawInput(Section):
-    """Where the raw data is, and how much of it to take."""
+    """Where the raw data is, and how much of it to take. `delimiter` of CSV; null = found."""
 
     path: str
+    delimiter: str | None = Field(min_length=1, max_length=1)
     limit: Count | None
 
 

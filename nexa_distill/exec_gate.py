@@ -1,8 +1,7 @@
 """The exec gate: what running an answer says about it. Measurements only, no thresholds.
 
 Reads   rule_filtered, or --src FILE... (contracts.OUTPUTS), and the SQLite files that rows name
-        in `database`, below `execution.databases` or (null) beside the raw data: NAME, NAME.sqlite
-        or NAME/NAME.sqlite
+        in `database` (`execution/databases.py`)
 Writes  exec_checks (contracts.CHECKS, answers in input order),
         reports/exec/quality_report.{json,md}
 Keeps   every answer whose task type is in `execution.tasks`; the others get no check. A check that
@@ -38,7 +37,8 @@ import pyarrow as pa
 from nexa_distill import cli, reports
 from nexa_distill.config import DistillConfig, Execution, load_config, with_flags
 from nexa_distill.contracts import CHECKS, TABLES, check_reasons
-from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.errors import InputError
+from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.execution.perturbation import perturbed
 from nexa_distill.execution.pool import Pool
 from nexa_distill.execution.sql import Limits
@@ -134,43 +134,11 @@ def survey(src: list[Path], tasks: Mapping[str, str]) -> Needs:
     return found
 
 
-def locate(names: list[str], folder: Path) -> dict[str, Path]:
-    """The database files of these names. Raises InputMissing or InputError."""
-    return {name: _database(name, folder) for name in names}
-
-
 def _folder(config: DistillConfig) -> Path:
-    """Where the databases are: as configured, or beside the raw data that was read."""
-    if config.execution.databases:
-        return Path(config.execution.databases)
+    """Where the databases are; null = beside the raw data that was read."""
     read = load_manifest(config.storage.path("canonical"), config.storage)
     raw = Path(read["inputs"][0]["path"] if read else config.input.path)
-    return raw if raw.is_dir() else raw.parent
-
-
-def _database(name: str, folder: Path) -> Path:
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise InputError(f"database {name!r} is not a file's name; expected NAME or NAME.sqlite")
-    places = (folder / name, folder / f"{name}.sqlite", folder / name / f"{name}.sqlite")
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise InputMissing(
-            f"{folder}: holds no database {name} (looked for {', '.join(map(str, places))}); "
-            "set execution.databases or pass --databases DIR"
-        )
-    log = path.with_name(f"{path.name}-wal")
-    if log.exists() and log.stat().st_size:
-        raise InputError(
-            f"{log}: holds changes that are not in the database yet; run "
-            f"`sqlite3 {path} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
-        )
-    try:
-        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True) as base:
-            base.execute("SELECT count(*) FROM sqlite_master")
-        base.close()
-    except sqlite3.Error as error:
-        raise InputError(f"{path}: not an SQLite database ({error})") from None
-    return path
+    return database_folder(config.execution.databases, raw)
 
 
 def _copies(found: Mapping[str, Path], needs: Needs, folder: Path) -> dict[str, list[str]]:
@@ -275,7 +243,7 @@ def run(
     for path in src:
         sealed_hash(path, storage)
     needs = survey(src, _tasks(config.execution))
-    found = locate(sorted(needs.databases), _folder(config))
+    found = find_databases(needs.databases, _folder(config))
     inputs = [*src, *found.values()]
     stage = StageRun("exec", storage, inputs=inputs, settings=settings(config))
     if stage.is_current(checks) and report.exists():

@@ -20,6 +20,7 @@ from nexa_distill.handoff import read_batches, table_writer
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
 from nexa_distill.raw_input import read_raw
+from nexa_distill.storage.raw_prompts import number_text
 
 ID_COLUMNS = ("sample_id", "task_id", "id")
 INPUTS_TABLE = TABLES["raw_dataset"]
@@ -36,7 +37,7 @@ def load_answers(path: Path, column: str) -> dict[str, str]:
                 f"{row.where()}: no column {column}{near}; found: {', '.join(row.values)}. "
                 "Set answers.column"
             )
-        text = row.values[column]
+        text = number_text(row.values[column])
         if not isinstance(text, str):
             raise InputError(f"{row.where()}: column {column} is {text!r:.60}, expected text")
         ids = [str(row.values[name]) for name in ID_COLUMNS if row.values.get(name) is not None]

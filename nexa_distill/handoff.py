@@ -5,6 +5,7 @@ fixed path sees the complete old file or the complete new one. `manifests.py` se
 """
 
 import contextlib
+import difflib
 import json
 import os
 from array import array
@@ -126,13 +127,19 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
         writer.close()
 
 
+# Nullable, but a table without any of them is another table: answers, and verdicts of checks.
+ESSENTIAL = ("teacher_output", "ok")
+MISSPELT = 0.85  # difflib's ratio from which on a name is another's with a slip of the pen
+
+
 def open_table(
-    path: Path, table: Table, renamed: Mapping[str, str] | None = None
+    path: Path, table: Table, renamed: Mapping[str, str] | None = None, *, complete: bool = False
 ) -> pq.ParquetFile:
     """Open a Parquet file after checking that it has the table's columns and types.
 
-    Extra columns are allowed; `renamed` maps a column of the table to its name in this file.
-    Raises InputMissing (66) or InputError (65) naming path and column.
+    Extra columns are allowed. A nullable column may be absent (it is null then), unless `complete`;
+    one that only seems to be misspelt is refused. `renamed` maps a column of the table to its name
+    in this file. Raises InputMissing (66) or InputError (65) naming path and column.
     """
     if not path.exists():
         raise InputMissing(f"{path}: no such file; `{table.command}` writes {table.grain}s")
@@ -149,6 +156,8 @@ def open_table(
     for wanted in table.schema:
         name = (renamed or {}).get(wanted.name, wanted.name)
         if name not in found.names:
+            if not complete and name == wanted.name and _may_be_absent(wanted, found.names, table):
+                continue
             raise InputError(
                 f"{path}: column {name} is missing{did_you_mean(name, found.names)}; "
                 f"found: {', '.join(found.names)}"
@@ -158,6 +167,12 @@ def open_table(
                 f"{path}: column {name} is {found.field(name).type}, expected {wanted.type}"
             )
     return parquet
+
+
+def _may_be_absent(wanted: pa.Field, found: list[str], table: Table) -> bool:
+    others = [name.casefold() for name in found if name not in table.schema.names]
+    misspelt = difflib.get_close_matches(wanted.name, others, 1, MISSPELT)
+    return wanted.nullable and wanted.name not in ESSENTIAL and not misspelt
 
 
 def read_batches(
@@ -171,11 +186,13 @@ def read_batches(
     """Validated batches, cast to the schema, in file order. Raises InputError naming the row."""
     parquet = open_table(path, table, renamed)
     wanted = pa.schema([table.schema.field(name) for name in columns or table.schema.names])
-    stored = [(renamed or {}).get(name, name) for name in wanted.names]
+    names = {name: (renamed or {}).get(name, name) for name in wanted.names}
+    stored = [name for name in names.values() if name in parquet.schema_arrow.names]
+    stored = stored or parquet.schema_arrow.names[:1]  # to know how many rows there are
     start = 0
     try:
         for batch in parquet.iter_batches(batch_rows, columns=stored):
-            rows = pa.Table.from_batches([batch]).select(stored).rename_columns(wanted.names)
+            rows = _with_all_columns(batch, names, wanted)
             _refuse_nulls(path, rows, wanted, start)
             yield rows.cast(wanted)
             start += rows.num_rows
@@ -183,6 +200,18 @@ def read_batches(
         raise InputError(
             f"{path}: cannot be read after row {start} ({error}); `{table.command}` writes it"
         ) from None
+
+
+def _with_all_columns(
+    batch: pa.RecordBatch, names: Mapping[str, str], wanted: pa.Schema
+) -> pa.Table:
+    """The columns of `wanted`; null where the file has none."""
+    columns = [
+        batch[names[field.name]] if names[field.name] in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in wanted
+    ]  # fmt: skip
+    return pa.table(columns, names=wanted.names)
 
 
 def read_table(path: Path, table: Table) -> pa.Table:

@@ -43,13 +43,18 @@ FILES: dict[str, tuple[str, str]] = {
 
 
 def sha256_path(path: Path) -> str:
-    """Hex SHA-256 of a file; of a folder, the hash over its files' relative names and hashes."""
+    """Hex SHA-256 of a file; of a folder, over the names and hashes of its files, none hidden."""
     if path.is_dir():
-        parts = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = (p for p in path.rglob("*") if p.is_file())
+        parts = sorted(p for p in found if not _is_hidden(p.relative_to(path)))
         listing = [[str(p.relative_to(path)), sha256_path(p)] for p in parts]
         return sha256_text(compact_json(listing))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def stage_of(path: Path, storage: Storage) -> tuple[str, str] | None:

@@ -1,29 +1,25 @@
-"""Raw rows from whatever a person has: Parquet, JSONL, JSON, CSV, or a folder of .txt and .md.
+"""Raw rows from whatever a user has: a file in one of many formats, or a folder of such files.
 
-Grain: one raw row (for a folder, one file, as `{"text": ..., "id": name without ending}`).
-Raises InputMissing (66) for a missing path and InputError (65) for a file that cannot be read,
-naming the row. Not covered: compressed files, nested folders' names as ids.
+Grain: one raw row (for a folder of texts, one file). Formats: `storage/raw_formats.py`; which files
+of a folder count: `storage/raw_folder.py`. Raises InputMissing (66) for a missing path and
+InputError (65) for a file that cannot be read, naming the row.
 """
 
-import csv
-import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.storage.raw_folder import RawFolder, scan_folder
+from nexa_distill.storage.raw_formats import read_rows, read_text
 
-TEXT_ENDINGS = (".txt", ".md")
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """`row` is 0-based in its file; for a folder it counts the files in name order."""
+    """`row` is 0-based in its file; for a folder of texts it counts the files in name order."""
 
     file: str
     row: int
@@ -34,89 +30,40 @@ class RawRow:
         return f"{self.file}, row {self.row} (0-based)"
 
 
-def read_raw(path: Path) -> Iterator[RawRow]:
-    """The rows of `path`, in order, streamed where the format allows it."""
+def read_raw(
+    path: Path, delimiter: str | None = None, tell: Tell = lambda _: None
+) -> Iterator[RawRow]:
+    """The rows of `path`, in order, streamed where the format allows it.
+
+    `delimiter` of CSV; null = found in the header. `tell` gets a line about files left out.
+    """
     if path.is_dir():
-        yield from _folder(path)
+        folder = scan_folder(path)
+        if line := folder.say_left_out():
+            tell(line)
+        yield from _texts(folder, tell) if folder.is_of_texts else _shards(folder, delimiter)
         return
     if not path.exists():
         raise InputMissing(f"{path}: no such file or folder; pass --input PATH (or set input.path)")
-    readers = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json}
-    readers |= {".csv": _csv} | dict.fromkeys(TEXT_ENDINGS, _text)
-    if path.suffix.lower() not in readers:
-        raise InputError(
-            f"{path}: cannot tell the format from the ending; expected one of "
-            f"{', '.join(readers)} or a folder of {' and '.join(TEXT_ENDINGS)}"
-        )
-    try:
-        for number, values in enumerate(readers[path.suffix.lower()](path)):
-            yield RawRow(path.name, number, values)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error}); convert it first") from None
+    for number, values in enumerate(read_rows(path, delimiter)):
+        yield RawRow(path.name, number, values)
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(4096):
-            yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a complete Parquet file ({error})") from None
+def _shards(folder: RawFolder, delimiter: str | None) -> Iterator[RawRow]:
+    for file in folder.files:
+        name = str(file.relative_to(folder.path))
+        for number, values in enumerate(read_rows(file, delimiter)):
+            yield RawRow(name, number, values)
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        numbered = ((n, line) for n, line in enumerate(file) if line.strip())
-        for number, line in numbered:
-            yield _object(path, f"line {number + 1}", _loads(path, f"line {number + 1}", line))
-
-
-def _json(path: Path) -> Iterator[dict[str, Any]]:
-    values = _loads(path, "the file", path.read_text(encoding="utf-8-sig"))
-    if not isinstance(values, list):
-        raise InputError(f"{path}: expected a list of objects, found {type(values).__name__}")
-    for number, value in enumerate(values):
-        yield _object(path, f"item {number}", value)
-
-
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            for number, row in enumerate(csv.DictReader(file)):
-                if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}: row {number} has another number of cells than the header"
-                    )
-                yield {name: cell or None for name, cell in row.items()}
-        except csv.Error as error:
-            raise InputError(f"{path}: not a readable CSV file ({error})") from None
-
-
-def _text(path: Path) -> Iterator[dict[str, Any]]:
-    yield {"id": path.stem, "text": path.read_text(encoding="utf-8-sig")}
-
-
-def _folder(path: Path) -> Iterator[RawRow]:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_ENDINGS)
-    if not files:
-        raise InputError(f"{path}: holds no {' or '.join(TEXT_ENDINGS)} file")
-    for number, file in enumerate(files):
-        name = file.relative_to(path)
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}: not UTF-8 ({error}); convert it first") from None
-        yield RawRow(str(name), number, {"id": str(name.with_suffix("")), "text": text})
-
-
-def _loads(path: Path, where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: {where} is not valid JSON ({error})") from None
-
-
-def _object(path: Path, where: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: {where} is {type(value).__name__}, expected an object")
-    return value
+def _texts(folder: RawFolder, tell: Tell) -> Iterator[RawRow]:
+    number = 0
+    for file, identity in folder.ids().items():
+        name, values = str(file.relative_to(folder.path)), read_text(file)
+        if values["text"].strip():
+            yield RawRow(name, number, {**values, "id": identity})
+            number += 1
+        else:
+            tell(f"{file}: left out, it holds no text")
+    if not number:
+        raise InputError(f"{folder.path}: every text in it is empty; put text into the files")

@@ -2,8 +2,8 @@
 
 Reads   filtered_dataset (contracts.OUTPUTS), the system prompt that the teacher was given
 Writes  sft_parquet (contracts.SFT), sft_jsonl and splits/{train,val,test}.jsonl (the same samples,
-        one JSON object per line; a split without samples has no file), training/README.md (the
-        dataset card), and with --format another form beside sft_jsonl
+        one JSON object per line, "" for null; a split without samples has no file),
+        training/README.md (the dataset card), and with --format another form beside sft_jsonl
 Keeps   every row, in order; a sample is a pure function of its row and the system prompt
 Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) when there is
         nothing to train on, QualityGateMissed (3) when the kept answers are not worth it
@@ -96,6 +96,15 @@ def json_line(record: Mapping[str, Any]) -> str:
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
+def without_nulls(record: Record) -> Record:
+    """The record with an empty text where it has no value.
+
+    `datasets` takes the types of a JSON file from its first 10 MB. A column that is null or absent
+    there, and a text later, cannot be loaded (huggingface/datasets#7222).
+    """
+    return {name: "" if value is None else value for name, value in record.items()}
+
+
 def _input_output(record: Record) -> Record:
     *asked, answer = record["messages"]
     return {"input": "\n\n".join(m["content"] for m in asked), "output": answer["content"]}
@@ -141,7 +150,7 @@ class Writers:
         """Append samples to every file that they belong in."""
         self.table.write(pa.Table.from_pylist(list(records), schema=SFT))
         for record in records:
-            split, line = record["split"], json_line(record)
+            split, line = record["split"], json_line(without_nulls(record))
             if split not in self.by_split:
                 self.by_split[split] = self._open(self.splits / f"{split}.jsonl")
             self.lines.write(line)

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from nexa_distill import exec_gate, filter_pairs, sample_gate
-from nexa_distill.canonicalize import PASSED_ON
 from nexa_distill.chain import Freshness, verify_chain
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import CONTENT_COLUMNS, TABLES, canonical_input
@@ -24,6 +23,7 @@ from nexa_distill.execution import sandbox
 from nexa_distill.handoff import read_table
 from nexa_distill.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.stages import STAGES
+from nexa_distill.storage.raw_columns import PASSED_ON
 from tests.answers import REPOSITORY, answer, collect, project, write_answers
 from tests.databases import make_shops
 from tests.test_execution_hostile import processes

@@ -94,7 +94,7 @@ def test_f25_hostile_text_survives_and_stays_one_line(tmp_path: Path) -> None:
     assert samples[0]["messages"][2]["content"] == (GOOD + HOSTILE).strip()  # the ends only
     assert samples[1]["messages"][1]["content"] == HOSTILE
     stored = read_table(config.storage.path("sft_parquet"), TABLES["sft_parquet"]).to_pylist()
-    assert stored == samples
+    assert [to_sft.without_nulls(row) for row in stored] == samples
 
 
 @given(st.text(st.characters(), max_size=40))

@@ -1,9 +1,10 @@
 """The checks of a maths answer: it has a final answer, and that is the reference's.
 
 The final answer is what stands after the last `####`, or else what math-verify extracts: the last
-\\\\boxed{}, an expression after "the answer is", the last number. Both texts are read the same way,
-so a reference may be a worked solution. Equality is math-verify's (`verify`: numbers to six decimal
-places, expressions by simplification, 72 % equals 72/100 or 72).
+\\\\boxed{}, an expression after "the answer is", the last number. Both texts are read the same way
+(numbers of other scripts and countries: `text/numbers.py`): a reference may be a worked solution.
+Equality is math-verify's (`verify`: numbers to six decimal places, expressions by simplification,
+72 % equals 72/100 or 72).
 
 math-verify hands sympy's evaluating parser only digits, operators and brackets; LaTeX goes through
 a grammar. An expression that never ends or fills the memory (9**9**9**9) is ended by the worker's
@@ -13,6 +14,7 @@ limits. Not covered: units are not compared (72 km is 72 miles).
 import re
 
 from nexa_distill.execution.verdicts import Check, Job, check, failed
+from nexa_distill.text.numbers import with_plain_numbers
 
 FINAL = re.compile(r"####[ \t]*([^\n]+)")
 
@@ -29,6 +31,7 @@ class MathChecks:
         self._parse, self._verify = math_verify.parse, math_verify.verify
 
     def _final(self, text: str) -> list[object]:
+        text = with_plain_numbers(text)
         marked = FINAL.findall(text)
         found: list[object] = self._parse(marked[-1] if marked else text, parsing_timeout=None)
         return found

@@ -37,7 +37,7 @@ def checkers(setting: Mapping[str, Any], watch: Stopwatch) -> dict[str, Checker]
     if "python" in kinds:
         from nexa_distill.execution.python_checks import PythonChecks
 
-        found["python"] = PythonChecks(limits).check
+        found["python"] = PythonChecks(limits, watch).check
     if "math" in kinds:
         from nexa_distill.execution.maths import MathChecks
 

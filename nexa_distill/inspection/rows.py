@@ -51,7 +51,7 @@ class Answers:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._parquet = open_table(path, TABLES["collected_dataset"])
+        self._parquet = open_table(path, TABLES["collected_dataset"], complete=True)
         self._stored = Stored(self._parquet)
         extra = [n for n in ("rejection_reasons",) if n in self._parquet.schema_arrow.names]
         small = ["sample_id", "attempt", *FACETS, *extra]
@@ -125,7 +125,7 @@ class Checks:
 
     def __init__(self, path: Path) -> None:
         table = TABLES["rules_checks"]
-        stored = open_table(path, table)
+        stored = open_table(path, table, complete=True)
         self._stored = Stored(stored)
         small = pq.ParquetFile(path, read_dictionary=["sample_id", "check"]).read(
             columns=["sample_id", "attempt", "check", "ok"]

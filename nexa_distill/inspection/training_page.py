@@ -82,7 +82,7 @@ def _tokens(tokens: list[Any]) -> None:
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _open(file: File) -> pq.ParquetFile:
-    return open_table(file.path, TABLES["sft_parquet"])
+    return open_table(file.path, TABLES["sft_parquet"], complete=True)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

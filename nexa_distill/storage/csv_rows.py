@@ -1,0 +1,126 @@
+"""The records of a CSV file, whatever separates its cells: a comma, a tab, a semicolon or a pipe.
+
+Grain: one record as a dict of column name to text, null for an empty cell. Quoting is RFC 4180's
+(quotes doubled, line breaks inside quotes). A first line `sep=;`, which Excel writes, is obeyed.
+Raises InputError (65) for two columns of one name and for a record with another number of cells.
+"""
+
+import csv
+import io
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from nexa_distill.errors import InputError
+
+DELIMITERS = (",", "\t", ";", "|")
+SAMPLE_CHARACTERS, SAMPLE_RECORDS = 2**18, 100
+NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a pipe"}
+
+
+def read_records(
+    path: Path, file: TextIO, delimiter: str | None = None
+) -> Iterator[dict[str, str | None]]:
+    """The records of `file` after its header. `delimiter` null = found in header and sample."""
+    csv.field_size_limit(sys.maxsize)
+    sample = file.read(SAMPLE_CHARACTERS)
+    is_whole = len(sample) < SAMPLE_CHARACTERS
+    first, _, rest = sample.partition("\n")
+    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
+        delimiter, sample = delimiter or first.strip()[4], rest
+    delimiter = delimiter or find_delimiter(sample, is_whole=is_whole)
+    lines = itertools.chain(_lines(sample, file), file)
+    bare = delimiter == "\t" and has_bare_quotes(sample, is_whole=is_whole)
+    try:
+        records = csv.reader(
+            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL
+        )
+        yield from _named(path, records, delimiter)
+    except csv.Error as error:
+        raise InputError(f"{path}: not a readable CSV file ({error})") from None
+
+
+def _lines(sample: str, file: TextIO) -> Iterator[str]:
+    """The lines of the sample; the last one is completed from `file`."""
+    lines = io.StringIO(sample, newline="").readlines()
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += file.readline()
+    return iter(lines)
+
+
+def find_delimiter(sample: str, *, is_whole: bool) -> str:
+    """The separator by which most of the sample's records have as many cells as its header.
+
+    Of equals the one with more columns, then the order of `DELIMITERS`; a comma when the header
+    has none of them. Not `csv.Sniffer`, which also takes letters and spaces for separators.
+    """
+    scores = [(_score(sample, mark, is_whole=is_whole), mark) for mark in DELIMITERS]
+    return max(scores, key=lambda pair: pair[0])[1]
+
+
+def has_bare_quotes(sample: str, *, is_whole: bool) -> bool:
+    """Whether quotes in tab-separated text are text: by IANA's definition of TSV they always are.
+
+    Spreadsheets quote all the same, so this is only so where quoting fits no header and text does.
+    """
+    quoted, text = (
+        csv.reader(io.StringIO(sample, newline=""), delimiter="\t", quoting=quoting, strict=True)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)
+    )
+    return not _fits(quoted, is_whole=is_whole) and _fits(text, is_whole=is_whole)
+
+
+def _fits(records: Iterator[list[str]], *, is_whole: bool) -> bool:
+    """Whether the records of a sample, but for one that its end cuts, are as long as the header."""
+    lengths = []
+    try:
+        for record in itertools.islice(records, SAMPLE_RECORDS):
+            lengths.append(len(record))
+    except csv.Error as error:
+        if is_whole or "end of data" not in str(error):
+            return False
+    cut = 0 if is_whole or len(lengths) == SAMPLE_RECORDS else 1
+    whole = [length for length in lengths[: len(lengths) - cut] if length]
+    return len(set(whole)) <= 1
+
+
+def _score(sample: str, delimiter: str, *, is_whole: bool) -> tuple[bool, float, int]:
+    """(the header has it, share of records that are as long as the header, columns)."""
+    lines = io.StringIO(sample, newline="")
+    try:
+        records = list(itertools.islice(csv.reader(lines, delimiter=delimiter), SAMPLE_RECORDS))
+    except csv.Error:
+        return False, 0.0, 0
+    if not is_whole and len(records) > 1 and len(records) < SAMPLE_RECORDS:
+        records.pop()  # cut by the end of the sample
+    header, *cells = [record for record in records if record] or [[]]
+    fitting = sum(len(record) == len(header) for record in cells)
+    return len(header) > 1, fitting / len(cells) if cells else 1.0, len(header)
+
+
+def _named(
+    path: Path, records: Iterator[list[str]], delimiter: str
+) -> Iterator[dict[str, str | None]]:
+    names = [name.strip() for name in next((record for record in records if record), [])]
+    _refuse_same_names(path, names)
+    separator = NAMES.get(delimiter, repr(delimiter))
+    kept = (record for record in records if len(record) == 1 or any(record))  # no empty lines
+    for number, record in enumerate(kept if names else ()):
+        if len(record) != len(names):
+            raise InputError(
+                f"{path}: row {number} has another number of cells than the header ({len(record)}, "
+                f"not {len(names)}; {separator} between them): put texts with {separator} or a "
+                "line break into quotes, or set input.delimiter"
+            )
+        yield {name: cell or None for name, cell in zip(names, record, strict=True) if name}
+
+
+def _refuse_same_names(path: Path, names: list[str]) -> None:
+    for place, name in enumerate(names):
+        if name and name in names[:place]:
+            raise InputError(
+                f"{path}: columns {names.index(name) + 1} and {place + 1} are both named {name}; "
+                "rename one of them"
+            )

@@ -1,0 +1,85 @@
+"""Numbers as they are typed in other scripts and countries, as ASCII that a parser reads.
+
+Digits of every script (Unicode category Nd), full-width forms, the minus signs of Unicode, vulgar
+fractions, and thousands separators that cannot mean anything else: spaces that do not break,
+apostrophes, underscores, two or more points, a point with a decimal comma behind it, the Indian
+1,23,456. Not covered: a single point (1.234 is taken as a decimal, as in English), number words.
+"""
+
+import re
+import unicodedata
+from fractions import Fraction
+
+MINUS = dict.fromkeys(map(ord, "\u2212\ufe63\uff0d\u2796"), "-")
+FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF0C}
+ARABIC = {0x066A: "%", 0x066B: ".", 0x066C: ","}
+# Ends of a sentence and of a part of it: a parser looks for ASCII behind a number.
+STOPS = dict.fromkeys(map(ord, "\u3002\u06d4\u0964\u0965\u1362\u104b"), ". ")
+STOPS |= dict.fromkeys(map(ord, "\u3001\u060c\u061b"), ", ")
+STOPS |= {0xFF1A: ": ", 0xFF1B: "; "}
+SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f\u3000"), " ")
+SIGNS = FULL_WIDTH | MINUS | ARABIC | STOPS | SPACES
+VULGAR = re.compile(r"(\d*)([\u00bc-\u00be\u2150-\u215e\u2189])")
+RULES = (
+    # A short dash is a sign before a number and "to" between two; a hyphen there subtracts.
+    (re.compile(r"(?<![\w.)\]}])[\u2010-\u2013](?=[\d.])"), "-"),
+    (re.compile(r"(?<=\d)\s*[\u2012-\u2015~\u301c]\s*(?=-?\d)"), " to "),
+    (re.compile(r"(?<=\d)\uff0c(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\uff0c"), ", "),
+)
+GROUPED = re.compile(
+    r"(?<![\w.,])(?:"
+    r"(?P<marks>\d{1,3}(?:(?:['\u2019_]|\\,|\{,\})\d{3})+(?:[.,]\d+)?)"
+    r"|(?P<points>\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|\.\d{3},\d+))"
+    r"|(?P<spaces>\d{1,3}(?: \d{3})+,\d{1,2})"
+    r"|(?P<indian>\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?)"
+    r")(?![\w]|[.,]\d)"
+)
+
+
+def with_plain_numbers(text: str) -> str:
+    """The text with its numbers in ASCII; other words and signs stay."""
+    if not text.isascii():
+        # Marks of direction and joiners stand between a sign and its digits (U+200E, U+2060).
+        text = "".join(c for c in text if unicodedata.category(c) != "Cf").translate(SIGNS)
+        text = _apart_from_letters("".join(map(_ascii_digit, text)))
+        text = VULGAR.sub(_fraction, text)
+        for pattern, replacement in RULES:
+            text = pattern.sub(replacement, text)
+    return GROUPED.sub(_ungrouped, text)
+
+
+def _ascii_digit(character: str) -> str:
+    return character if character.isascii() else str(unicodedata.decimal(character, character))
+
+
+def _apart_from_letters(text: str) -> str:
+    """A space between a number and a letter of a script without spaces: 18\u4e2a is a number."""
+    pieces, before = [], " "
+    for character in text:
+        kinds = {_kind(before), _kind(character)}
+        pieces.append(f" {character}" if kinds == {"number", "letter"} else character)
+        before = character
+    return "".join(pieces)
+
+
+def _kind(character: str) -> str:
+    if character.isascii():
+        return "number" if character.isdigit() or character in "-$%" else "other"
+    return "letter" if unicodedata.category(character) == "Lo" else "other"
+
+
+def _fraction(found: re.Match[str]) -> str:
+    """1½ as 3/2: `1 1/2` would be read as two numbers."""
+    part = Fraction(unicodedata.numeric(found[2])).limit_denominator(10)
+    whole = Fraction(int(found[1] or 0)) + part
+    return f"{whole.numerator}/{whole.denominator}"
+
+
+def _ungrouped(found: re.Match[str]) -> str:
+    number = found[0]
+    if found["indian"]:
+        return number.replace(",", "")
+    if found["points"]:
+        number = number.replace(".", "")
+    return re.sub(r"['\u2019_ ]|\\,|\{,\}", "", number).replace(",", ".")
