@@ -122,12 +122,18 @@ def _hint(endpoint: Endpoint, outcome: Outcome) -> str:
 
 def all_refused(endpoint: Endpoint, outcome: Outcome, count: int) -> ProviderUnusable:
     """The first `count` requests were refused with the same words."""
-    dialect = avoiding(words_of(outcome), endpoint.dialect)
+    words = words_of(outcome)
     remedy = (
-        f"set providers.{endpoint.provider}.dialect: {dialect}" if dialect
-        else f"correct model ({endpoint.model}), extra_body or dialect of the provider, or "
+        f"correct model ({endpoint.model}), extra_body or dialect of the provider, or "
         "collection.max_tokens"
-    )  # fmt: skip
+    )
+    if dialect := avoiding(words, endpoint.dialect):
+        remedy = f"set providers.{endpoint.provider}.dialect: {dialect}"
+    elif "response_format" in words or "schema" in words:
+        remedy = (
+            "if it knows no JSON schemas, give it extra_body: {response_format: null}, or "
+            "{response_format: {type: json_object}}"
+        )
     return ProviderUnusable(
         f"provider {endpoint.provider} ({endpoint.base_url}) refused the first {count} requests "
         f"with HTTP {outcome.status}: {said_by(outcome)}; {remedy}. If only the server was "

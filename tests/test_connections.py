@@ -126,9 +126,9 @@ def test_d19_a_connection_lost_late_may_have_been_billed(tmp_path: Path) -> None
 def test_connections_are_used_again_where_the_server_keeps_them(tmp_path: Path) -> None:
     with serving(lambda _: completion()) as server:
         made = teacher_workspace(tmp_path, server.base_url, collection={"concurrency": 2},
-                                 provider={"requests_per_minute": 3000.0})  # fmt: skip
-        collect(made, 60)
-        assert len(server.connections) < 30
+                                 provider={"requests_per_minute": 12000.0})  # fmt: skip
+        collect(made, 240)
+        assert len(server.connections) < 160
 
 
 # ---- 16: proxies
