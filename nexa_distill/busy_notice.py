@@ -31,6 +31,8 @@ class BusyNotice:
             f"sent in {pause:.0f} s, and so on. Ctrl-C stops; what was answered is stored"
         )
 
-    def end(self) -> None:
+    def end(self, progress: Progress) -> None:
         """An answer has come."""
+        if self._next > FIRST_NOTICE_SECONDS:
+            progress.say("")
         self._since, self._next = None, FIRST_NOTICE_SECONDS

@@ -362,6 +362,8 @@ class Collector:
                 good.write(pa.Table.from_pylist(rows, schema=OUTPUTS))
                 bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
                 summary.add(rows, missing)
+            if self.price is None or not self.price.cost(1, 1):
+                summary.unpriced = 0  # nothing to count
             if summary.rows and not summary.answered and not summary.unreadable:
                 raise none_answered(
                     self.provider_name, self.provider.spoken.name, summary.rows,

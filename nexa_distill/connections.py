@@ -49,7 +49,7 @@ class _Response(aiohttp.ClientResponse):
                 connector.note_lost()
                 raise LostConnection(str(error)) from error
             raise
-        connector.note_answer(protocol)
+        connector.note_answer(protocol, is_good=found.status == 200)
         return found
 
 
@@ -70,10 +70,10 @@ class _Connector(aiohttp.TCPConnector):
         """Whether an answer came by this connection before."""
         return bool(getattr(protocol, "has_answered", False))
 
-    def note_answer(self, protocol: Any) -> None:
-        """An answer has begun. The first ones begin the watch."""
+    def note_answer(self, protocol: Any, *, is_good: bool) -> None:
+        """A response has begun. The first good ones begin the watch: refusals often close."""
         protocol.has_answered = True
-        if len(self._watched) < WATCHED and not self.may_reuse:
+        if is_good and len(self._watched) < WATCHED and not self.may_reuse:
             if not self._watched:
                 asyncio.get_running_loop().call_later(WATCH_SECONDS, self._end_watch)
             self._watched.append(protocol)

@@ -226,7 +226,7 @@ class Gateway:
     def _note_answer(self, sending: _Sending, now: float) -> None:
         self.startup.end(now, self._progress)
         self.first_refusals.end()
-        self.busy.end()
+        self.busy.end(self._progress)
         self.pacer.served(now, now - sending.sent_at)
 
     def _settle_failure(

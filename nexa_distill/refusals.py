@@ -22,7 +22,7 @@ from nexa_distill.dialects import avoiding, has_used_its_quota
 from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal import DIED, Ended, Outcome
-from nexa_distill.response_body import error_of, read_body
+from nexa_distill.response_body import brief_words, error_of, read_body
 from nexa_distill.transport import ABANDONED
 
 LOADING = "the server was loading"
@@ -31,6 +31,7 @@ NOT_COUNTED = (ABANDONED, DIED, LOADING)
 STOPS_THE_RUN = {401, 402, 403, 404}
 OVERLOADED = {429, 503, 529}
 TRY_AGAIN = {408, 409, 425}
+MAY_QUOTE = {400, 413, 422}
 NO_ANSWERS = 32  # so many bodies with no choices and not one with: this is no such API
 
 
@@ -55,7 +56,12 @@ def words_of(outcome: Outcome) -> str:
 
 def is_out_of_quota(outcome: Outcome) -> bool:
     """Whether it is the account's quota or credit, and not a busy minute."""
-    return 400 <= (outcome.status or 0) < 500 and has_used_its_quota(words_of(outcome))
+    status = outcome.status or 0
+    if not 400 <= status < 500 or status in (401, 404):
+        return False
+    # A refused request may be repeated in the message, with whatever words its prompt has.
+    words = brief_words(outcome.raw or b"") if status in MAY_QUOTE else words_of(outcome)
+    return has_used_its_quota(words)
 
 
 def is_untrusted(outcome: Outcome) -> bool:

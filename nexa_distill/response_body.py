@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from nexa_distill.dialects import ERROR_STATUSES, FINISH_REASONS, finish_reason
 from nexa_distill.event_stream import assemble, is_event_stream
 
+BRIEF = 200  # characters of a message
 UNKNOWN_ERROR = 502  # an error that names no status: the server failed, and may not the next time
 SUCCESS = {"0", "200", "20000", "ok", "success", "none", ""}
 # Without one of these bytes, and with choices, a body has no error in it. In the text of an answer
@@ -81,6 +82,16 @@ def error_of(body: Mapping[str, Any]) -> HiddenError | None:
         status = 503 if "resource" in word.lower() else UNKNOWN_ERROR
         return HiddenError(status, f"finish_reason {word}", is_billed)
     return None if choices else _without_choices(body)
+
+
+def brief_words(raw: bytes) -> str:
+    """The code and the beginning of the message of an error body, without its details."""
+    body = read_body(raw)
+    error = body.get("error") or body.get("base_resp") or body
+    if not isinstance(error, dict):
+        return str(error)[:BRIEF]
+    names = ("code", "type", "status", "status_code", "message", "msg", "status_msg", "detail")
+    return " ".join(str(error[name])[:BRIEF] for name in names if error.get(name))
 
 
 def _without_choices(body: Mapping[str, Any]) -> HiddenError | None:

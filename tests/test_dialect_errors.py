@@ -172,6 +172,14 @@ def test_d08_a_busy_minute_is_none(error: Any) -> None:
     assert not is_out_of_quota(Outcome("rejected", 429, raw))
 
 
+def test_d08_a_refusal_that_quotes_the_prompt_is_no_quota() -> None:
+    quoted = {"loc": ["body"], "msg": "Field required", "input": "the daily limit of 86400 s"}
+    raw = json.dumps({"detail": [{"msg": "x" * 300}, quoted]}).encode()
+    assert not is_out_of_quota(Outcome("rejected", 422, raw))
+    error = {"message": "invalid role", "details": "my credit balance is too low"}
+    assert not is_out_of_quota(Outcome("rejected", 400, json.dumps({"error": error}).encode()))
+
+
 def test_d08_a_429_that_never_ends_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
