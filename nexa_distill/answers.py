@@ -1,28 +1,36 @@
 """What an answer says: the fields of a chat completion, read from the bytes as received.
 
-Source of the format: the OpenAI chat completions API, and the fields that vLLM, SGLang, Ollama and
-OpenRouter add (`reasoning_content`, `reasoning`); a server without a reasoning parser leaves the
-reasoning before the answer, in tags that `text/reasoning.py` reads. Whatever the bytes are, reading
-never fails: what is not there or not of its type is missing.
+Source of the format: the OpenAI chat completions API, the fields that other servers add, and their
+words (`dialects/`); a server without a reasoning parser leaves the reasoning before the answer, in
+tags that `text/reasoning.py` reads. Whatever the bytes are, reading never fails: what is not there
+or not of its type is missing.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from nexa_distill.cleaning import Cleaner
 from nexa_distill.config import Price, Provider
+from nexa_distill.dialects import REASONING_FIELDS, finish_reason
 from nexa_distill.journal import Answered
+from nexa_distill.response_body import error_of, read_body
 from nexa_distill.response_schemas import ResponseSchemas
 from nexa_distill.text.reasoning import split_reasoning
+from nexa_distill.token_usage import Usage, read_usage
 
-MOST_TOKENS = 2**31  # no answer has more: what says so is no count
 TEXT_PARTS = ("text", "output_text")
+THINKING_PARTS = ("thinking", "reasoning")
+# Reasoning of so large a share of the tokens (or characters) of an answer that was cut is what cut
+# it: the same limit without reasoning would have been enough.
+REASONING_SHARE = 0.8
 
 
 class Answer(NamedTuple):
-    """Tokens as billed. `model` and `fingerprint` as the API named them; `flag`: see contracts."""
+    """Tokens as billed (`token_usage.py`). `model` and `fingerprint` as the API named them.
+
+    `finish_reason` in OpenAI's words; one that no dialect has, as it came. `flag`: see contracts.
+    """
 
     text: str | None = None
     reasoning: str | None = None
@@ -37,34 +45,34 @@ class Answer(NamedTuple):
 
 def parse_answer(raw: bytes) -> Answer:
     """The first choice of a chat completion; all fields missing when `raw` is something else."""
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
+    body = read_body(raw)
+    if not body:
         return Answer(flag="malformed")
-    body = _mapping(body)
-    usage = _mapping(body.get("usage"))
+    usage = read_usage(_mapping(body.get("usage")))
     choices = body.get("choices")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
-    message = _mapping(choice.get("message"))
+    message = {} if error_of(body) else _mapping(choice.get("message"))
     thought, text = split_reasoning(message_text(message) or "")
-    field = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    field = _reasoning_field(message)
     # A server's parser may have found a part of it only; what both have is written once.
     parts = [field, thought if thought and thought not in (field or "") else None]
+    reasoning = "\n\n".join(filter(None, parts)) or None
+    finish = finish_reason(_text(choice.get("finish_reason")))
     return Answer(
         text=text,
-        reasoning="\n\n".join(filter(None, parts)) or None,
-        finish_reason=_text(choice.get("finish_reason")),
+        reasoning=reasoning,
+        finish_reason=finish,
         model=_text(body.get("model")),
         fingerprint=_text(body.get("system_fingerprint")),
-        flag=_flag(choice, message, text),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-        total_tokens=_count(usage.get("total_tokens")),
+        flag=_flag(finish, message, text, _is_cut_by_reasoning(finish, text, reasoning, usage)),
+        prompt_tokens=usage.prompt,
+        completion_tokens=usage.completion,
+        total_tokens=usage.total,
     )
 
 
 def is_completion(raw: bytes) -> bool:
-    """Whether there is a message in it; what cannot be read, by a bug of ours, counts as one."""
+    """Whether there is a message in it, and no error; a bug of ours in reading counts as one."""
     try:
         return parse_answer(raw).flag != "malformed"
     except Exception:  # noqa: BLE001  it is looked at again where its row is written
@@ -111,18 +119,32 @@ def output_row(
     }
 
 
-def _flag(choice: Mapping[str, Any], message: Mapping[str, Any], text: str | None) -> str | None:
+def _flag(
+    finish: str | None, message: Mapping[str, Any], text: str | None, cut_by_reasoning: bool
+) -> str | None:
     """What is unusual about a choice (contracts.ANSWER_FLAGS), the gravest first."""
-    finish = choice.get("finish_reason")
     signs = {
         "malformed": not message,
         "content_filter": finish == "content_filter",
         "refused": bool(message.get("refusal")),
+        "reasoning_cut": cut_by_reasoning,
         "truncated": finish == "length",
         "tool_calls": bool(message.get("tool_calls")),
         "no_text": not (text and text.strip()),
     }
     return next((flag for flag, holds in signs.items() if holds), None)
+
+
+def _is_cut_by_reasoning(
+    finish: str | None, text: str | None, reasoning: str | None, usage: Usage
+) -> bool:
+    """Whether max_tokens was reached because of the reasoning, which some providers do not show."""
+    if finish != "length":
+        return False
+    if usage.reasoning and usage.completion:
+        return usage.reasoning >= REASONING_SHARE * usage.completion
+    thought = len(reasoning or "")
+    return thought > 0 and thought >= REASONING_SHARE * (thought + len((text or "").strip()))
 
 
 def _with_schema(
@@ -147,6 +169,23 @@ def message_text(message: Mapping[str, Any]) -> str | None:
     return _text(value) or None
 
 
+def _reasoning_field(message: Mapping[str, Any]) -> str | None:
+    """The reasoning in a field of its own, or in the thinking parts of the content (Mistral)."""
+    if found := next((t for name in REASONING_FIELDS if (t := _text(message.get(name)))), None):
+        return found
+    value = message.get("content")
+    parts = [part for part in map(_mapping, value if isinstance(value, list) else ())
+             if part.get("type") in THINKING_PARTS]  # fmt: skip
+    texts = [inner for part in parts for inner in _inner_texts(part.get("thinking"))]
+    return "".join(texts) or None
+
+
+def _inner_texts(thinking: object) -> list[str]:
+    """A part's own text, or those of the parts that it holds."""
+    inner = thinking if isinstance(thinking, list) else [{"text": thinking}]
+    return [text for part in inner if (text := _text(_mapping(part).get("text")))]
+
+
 def _text(value: object) -> str | None:
     """A string that UTF-8 can carry (a lone surrogate becomes U+FFFD), or None."""
     if not isinstance(value, str):
@@ -154,9 +193,3 @@ def _text(value: object) -> str | None:
     if value.isascii():  # nearly always, and each answer is read twice
         return value
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _count(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value < MOST_TOKENS else None

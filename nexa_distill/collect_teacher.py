@@ -63,13 +63,13 @@ def resolve_prompt(row: Mapping[str, Any]) -> str:
 def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]:
     """What a row asks: `collection.samples` requests, attempts 0, 1, ..."""
     default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
-    options, samples = config.chosen_provider()[1].extra_body, config.collection.samples
+    provider, samples = config.chosen_provider()[1], config.collection.samples
     schemas = load_schemas(config.collection.response_schemas)
 
     def requests_of(row: Row) -> list[PromptRequest]:
         system = row["system_prompt"] or default
-        extra = schemas.options(row["template_name"]) | options
-        body = request_body(system, resolve_prompt(row), model, config, extra)
+        extra = schemas.options(row["template_name"]) | provider.extra_body
+        body = request_body(system, resolve_prompt(row), model, config, provider, extra)
         return [
             prompt_request(row["sample_id"], body, attempt=index, index=index)
             for index in range(samples)
@@ -95,6 +95,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
             include={"max_tokens", "temperature", "max_samples", "samples", "on_uncertain"}
         ),
         "extra_body": provider.extra_body,
+        **provider.sending,
         "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "price": price and price.model_dump(),
         **cleaner_of(config).settings,

@@ -23,8 +23,10 @@ from nexa_distill.batches.mode import BatchMode
 from nexa_distill.cleaning import Cleaner, cleaner_of
 from nexa_distill.config import DistillConfig, Price, Provider
 from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
+from nexa_distill.dialects import is_known_finish
 from nexa_distill.endpoint import reach
-from nexa_distill.errors import InputError, ProviderUnusable
+from nexa_distill.errors import InputError
+from nexa_distill.first_answers import Usable
 from nexa_distill.gateway import Gateway
 from nexa_distill.handoff import read_batches, table_writer
 from nexa_distill.journal import (
@@ -39,8 +41,8 @@ from nexa_distill.journal import (
 from nexa_distill.manifests import StageRun
 from nexa_distill.money.budget import Tally, refuse_unpriced
 from nexa_distill.progress import Progress
-from nexa_distill.prompt_request import PromptRequest
-from nexa_distill.refusals import given_up
+from nexa_distill.prompt_request import PromptRequest, answer_limit
+from nexa_distill.refusals import given_up, none_answered
 from nexa_distill.response_schemas import ResponseSchemas, load_schemas
 
 Row = dict[str, Any]
@@ -67,6 +69,8 @@ class Summary:
     usd: float | None = None
     models: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
+    unknown_finishes: Counter[str] = field(default_factory=Counter)
+    unpriced: int = 0  # answers whose tokens were not said
     unreadable: int = 0
     clock_moved_seconds: float = 0.0
 
@@ -84,6 +88,9 @@ class Summary:
             self.models[row["model_id"], row["system_fingerprint"]] += 1
             if row["answer_flag"]:
                 self.flags[row["answer_flag"]] += 1
+            if row["finish_reason"] and not is_known_finish(row["finish_reason"]):
+                self.unknown_finishes[row["finish_reason"]] += 1
+            self.unpriced += row["completion_tokens"] is None and row["answer_flag"] != "malformed"
             if row["cost_usd"] is not None:
                 self.usd = (self.usd or 0.0) + row["cost_usd"]
 
@@ -107,6 +114,19 @@ class Summary:
         if self.flags:
             found = ", ".join(f"{count} {flag}" for flag, count in self.flags.most_common())
             yield f"flagged answers, stored and not asked again: {found}"
+        if cut := self.flags["reasoning_cut"]:
+            yield (
+                f"{cut} answers: the model's reasoning used up max_tokens before the answer was "
+                "whole. Raise collection.max_tokens (reasoning counts in it), or switch the "
+                "reasoning off with extra_body"
+            )
+        for word, count in self.unknown_finishes.most_common(3):
+            yield unknown_finish(word, count, self.answered)
+        if self.unpriced:
+            yield (
+                f"{self.unpriced} answers name no tokens: their cost is not known, and a budget "
+                "counts each as the most that it can have cost"
+            )
         if len(self.models) > 1:
             found = ", ".join(
                 f"{count} by {model}{f' ({print_})' if print_ else ''}"
@@ -134,7 +154,8 @@ class Collector:
     """One stage that asks: `name` is also the journal's; `model` is the logical name.
 
     `requests_of`: what a row asks, one request per wanted answer. `total`: number of requests.
-    `too_large`: samples that are not asked, and the bytes of their prompts.
+    `too_large`: samples that are not asked, and the bytes of their prompts. `usable`: what answers
+    must be, or the run stops after the first ones.
     """
 
     name: str
@@ -146,6 +167,7 @@ class Collector:
     total: int
     retry_failed: bool = False
     too_large: Mapping[str, int] = field(default_factory=dict)
+    usable: Usable | None = None
 
     @property
     def provider(self) -> Provider:
@@ -245,8 +267,9 @@ class Collector:
             tally = self._tally(journal)
             with reach(self.provider_name, self.provider, self.model) as endpoint:
                 gateway = Gateway(
-                    endpoint, self.provider, self.config.collection, self.model, journal, tally
-                )
+                    endpoint, self.provider, self.config.collection, self.model, journal, tally,
+                    self.usable,
+                )  # fmt: skip
                 gateway.run(itertools.chain([first], batches), progress)
         return tally.sent
 
@@ -330,8 +353,7 @@ class Collector:
 
     def longest_answer(self, request: PromptRequest) -> int:
         """Tokens that the answer has at most."""
-        limits = (request.body.get(key) for key in ("max_completion_tokens", "max_tokens"))
-        return next((limit for limit in limits if limit), self.config.collection.max_tokens)
+        return answer_limit(request.body) or self.config.collection.max_tokens
 
     def _write(self, journal: Journal, dst: Path, unanswered: Path, summary: Summary) -> None:
         with table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad:
@@ -340,11 +362,13 @@ class Collector:
                 good.write(pa.Table.from_pylist(rows, schema=OUTPUTS))
                 bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
                 summary.add(rows, missing)
+            if self.price is None or not self.price.cost(1, 1):
+                summary.unpriced = 0  # nothing to count
             if summary.rows and not summary.answered and not summary.unreadable:
-                raise ProviderUnusable(
-                    f"provider {self.provider_name} answered none of {summary.rows} requests; "
-                    f"its last word: {missing[-1]['detail'][:300]}"
-                )
+                raise none_answered(
+                    self.provider_name, self.provider.spoken.name, summary.rows,
+                    missing[-1]["detail"],
+                )  # fmt: skip
 
     def results(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[Row], list[Row]]]:
         """In batches, what the journal has: rows of OUTPUTS, and of UNANSWERED."""
@@ -396,6 +420,15 @@ class Collector:
         given = given_up(known.attempts, 1) if known else None
         reason = "held" if settled == "held" else given or "provider_failed"
         return reason, journal.evidence(request.key)
+
+
+def unknown_finish(word: str, count: int, answers: int) -> str:
+    """What to know about a finish_reason before anything is bought because of it."""
+    return (
+        f"{count} of {answers} answers end with finish_reason {word!r}, which no dialect knows: "
+        "they count as truncated, and a repair would end with it too. If it means a whole answer, "
+        "add it to finish_reasons in nexa_distill/dialects (or set require_stop: false)"
+    )
 
 
 def read_again(unanswered: Path) -> bool:

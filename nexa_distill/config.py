@@ -8,10 +8,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, by_host
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings_file import Count, NonNegative, Section, load_yaml, merge, validated
 from nexa_distill.text.secrets import is_variable_name
@@ -179,6 +181,11 @@ class Provider(Section):
     machine: it gets `--endpoint-file FILE` and writes its address there (see model_server.py). Both
     are null for an API that somebody else runs. `batch_discount` is the share of the price that an
     answer by the Batch API costs; null = there is no Batch API.
+
+    `dialect` is one of `dialects/`; null = by the host name. `system_role` and `stream` null = as
+    the dialect has it. `query` and `headers` are added to each request. `proxy` null = as
+    http_proxy, https_proxy and no_proxy say, except on this machine; "" = none. A server that is
+    still loading its model is waited for `startup_wait_seconds`; 0 = it fails like any other.
     """
 
     base_url: str | None
@@ -194,6 +201,43 @@ class Provider(Section):
     start_timeout_seconds: NonNegative
     extra_body: dict[str, Any]
     regen_extra_body: dict[str, Any]
+    # These have defaults here, for a provider block is written whole in files of users, which are
+    # older than the keys.
+    dialect: str | None = None
+    system_role: SystemRole | None = None
+    stream: bool | None = None
+    query: dict[str, str] = Field(default_factory=dict)
+    headers: dict[str, str] = Field(default_factory=dict)
+    proxy: str | None = None
+    startup_wait_seconds: NonNegative = 300.0
+
+    @field_validator("dialect")
+    @classmethod
+    def _known_dialect(cls, value: str | None) -> str | None:
+        if value is not None and value not in DIALECTS:
+            text = f"no such dialect{did_you_mean(value, DIALECTS)}; known: {', '.join(DIALECTS)}"
+            raise PydanticCustomError("dialect", "{text}", {"text": text})
+        return value
+
+    @property
+    def spoken(self) -> Dialect:
+        """The dialect that the server is sent."""
+        if self.dialect is not None:
+            return DIALECTS[self.dialect]
+        return by_host((urlsplit(self.base_url or "").hostname or "").lower())
+
+    @property
+    def sending(self) -> dict[str, Any]:
+        """What of the dialect changes a request's body; empty where it is as OpenAI has it."""
+        dialect, plain = self.spoken, DIALECTS["openai"]
+        sent = {
+            "system_role": self.system_role or dialect.system_role,
+            "stream": dialect.stream if self.stream is None else self.stream,
+            "limit_key": dialect.limit_key,
+            "sends_temperature": dialect.sends_temperature,
+            "body": dict(dialect.body),
+        }
+        return {name: value for name, value in sent.items() if value != getattr(plain, name)}
 
     @field_validator("api_key_env")
     @classmethod
@@ -232,12 +276,14 @@ class Regeneration(Section):
 
     `rounds` per sample; 0 = only where a person says `regenerate`. `models` of round 1, 2, ...; the
     last one stays; empty = `collection.regen_teacher_model`. `answer_chars`: so much of the
-    rejected answer is shown to the model; 0 = nothing of it.
+    rejected answer is shown to the model; 0 = nothing of it. `reasoning_max_tokens`: limit of a
+    repair where reasoning used up the first one, and at least twice that; null = no such repair.
     """
 
     rounds: int = Field(ge=0, le=20)
     models: list[str]
     answer_chars: int = Field(ge=0)
+    reasoning_max_tokens: Count | None = 4096
 
 
 class ExistingAnswers(Section):

@@ -77,7 +77,8 @@ OUTPUTS = pa.schema(
         _field("raw_output", _STR, "the answer as received; null when cleaning changed nothing"),
         _field("reasoning_output", _STR, "reasoning kept apart from the answer"),
         _field("model_id", _STR, "model that answered, as the API named it", required=True),
-        _field("finish_reason", _STR, "stop, length, content_filter, ...; null when not said"),
+        _field("finish_reason", _STR, "stop, length, content_filter, tool_calls, or a word that "
+               "is not known; null when not said"),
         _field("answer_flag", _STR, "what is unusual about the answer (below); null = nothing"),
         _field("system_fingerprint", _STR, "the API's word for its configuration; null when not said"),
         _field("prompt_tokens", _INT, "as billed; null when not said"),
@@ -237,6 +238,7 @@ REASONS: dict[str, str] = {
     "schema_mismatch": "not the JSON that the task's response schema asks for",
     "empty_output": "the model gave no answer text, or none of the kind that its task asks for",
     "truncated": "the answer did not end by itself (finish_reason is not stop)",
+    "reasoning_cut": "the reasoning used up max_tokens before the answer was whole",
     "too_short": "fewer characters than min_char_length",
     "too_long": "more characters than max_char_length",
     "too_few_tokens": "fewer tokens than min_token_length",
@@ -285,9 +287,10 @@ DOUBTS = {
 
 # OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.
 ANSWER_FLAGS: dict[str, str] = {
-    "malformed": "HTTP 200, and no chat completion in it (HTML, empty, an error object, no choices)",
+    "malformed": "HTTP 200, and no chat completion in it (HTML, empty, no choices)",
     "content_filter": "the provider's filter cut or withheld it",
     "refused": "the model refused in the API's own `refusal` field",
+    "reasoning_cut": "it reached max_tokens, and nearly all of it is reasoning",
     "truncated": "it reached max_tokens (finish_reason length)",
     "tool_calls": "the model called a tool",
     "no_text": "no answer text; there may be reasoning",
@@ -299,6 +302,7 @@ FLAG_REASONS: dict[str, str] = {
     "malformed": "malformed_response",
     "content_filter": "content_filter",
     "refused": "refusal",
+    "reasoning_cut": "reasoning_cut",
     "schema_mismatch": "schema_mismatch",
 }
 

@@ -12,13 +12,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
+from yarl import URL
 
 from nexa_distill.config import Provider
 from nexa_distill.errors import ProviderUnusable
@@ -29,13 +30,31 @@ STOP_SECONDS = 10
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One reachable API. `model` is the id that a request must carry."""
+    """One reachable API. `model` is the id that a request must carry.
+
+    `base_url` has no query: it is in `query`. `headers` hold the key. `proxy`: see
+    `config.Provider`. `key_note`: that .env has another key than the environment, or "".
+    """
 
     provider: str
     base_url: str
     model: str
     key: str | None = field(default=None, repr=False)
     key_name: str | None = None
+    key_note: str = ""
+    dialect: str = "openai"
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = field(default=None, repr=False)
+
+    def url(self, path: str) -> URL:
+        """The address of a path below `base_url`, which may have a query of its own."""
+        return URL(f"{self.base_url}{path}").extend_query(self.query)
+
+    def without_key(self, raw: bytes) -> bytes:
+        """Some servers repeat the key in their message; nothing of it is stored or printed."""
+        secret = (self.key or "").encode()
+        return raw.replace(secret, b"***") if secret and secret in raw else raw
 
 
 def api_key(provider: str, settings: Provider) -> str | None:
@@ -43,13 +62,43 @@ def api_key(provider: str, settings: Provider) -> str | None:
     name = settings.api_key_env
     if name is None:
         return None
-    key = (os.environ.get(name) or dotenv_values(".env").get(name) or "").strip()
+    key = (os.environ.get(name) or _in_file(name)).strip()
     if not key or not key.isprintable():
         raise ProviderUnusable(
             f"provider {provider}: {name} is not set to a key; write {name}=... into .env "
             "(see .env.example) or export it"
         )
     return key
+
+
+def _in_file(name: str) -> str:
+    return dotenv_values(".env").get(name) or ""
+
+
+def shadowed_key_note(name: str | None) -> str:
+    """What to say of a refused key when the environment's one hides another in .env, or ""."""
+    used, other = os.environ.get(name or "", "").strip(), _in_file(name or "").strip()
+    if not used or not other or used == other:
+        return ""
+    return (
+        f"the key is from the environment, which has another {name} than .env: `unset {name}` "
+        "(in tmux also `tmux set-environment -gu " + f"{name}`), then run again"
+    )
+
+
+def _endpoint(provider: str, settings: Provider, base_url: str, model: str) -> Endpoint:
+    """By the provider's dialect, settings and key."""
+    key, dialect = api_key(provider, settings), settings.spoken
+    address = URL(base_url)
+    plain = str(address.with_query(None).with_fragment(None)).rstrip("/")
+    headers = dict(dialect.headers) | settings.headers
+    if key:
+        headers = {dialect.key_header: f"{dialect.key_prefix}{key}"} | headers
+    return Endpoint(
+        provider, plain.removesuffix("/chat/completions"), model, key, settings.api_key_env,
+        shadowed_key_note(settings.api_key_env), dialect.name,
+        dict(dialect.query) | dict(address.query) | settings.query, headers, settings.proxy,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -59,7 +108,7 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
     A server that already runs (the launcher's `teacher` session) is used and left running; one
     that is started here is stopped at the end. Raises ProviderUnusable (69).
     """
-    key = api_key(provider, settings)
+    api_key(provider, settings)  # before a server is started
     if not settings.start:
         if not settings.base_url:
             raise ProviderUnusable(f"provider {provider}: set base_url (or pass --base-url)")
@@ -68,8 +117,7 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
                 f"provider {provider}: base_url is {settings.base_url!r}, expected http://... or "
                 "https://..."
             )
-        base_url = settings.base_url.rstrip("/")
-        yield Endpoint(provider, base_url, model, key, settings.api_key_env)
+        yield _endpoint(provider, settings, settings.base_url, model)
         return
     if not settings.endpoint_file:
         raise ProviderUnusable(f"provider {provider}: start needs an endpoint_file beside it")
@@ -77,7 +125,7 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
     running = _running(file)
     with nullcontext(running) if running else _server(provider, settings, file) as server:
         _refuse_other_model(provider, model, server["model"], file)
-        yield Endpoint(provider, server["base_url"], server["model"], key)
+        yield _endpoint(provider, settings, server["base_url"], server["model"])
 
 
 def _refuse_other_model(provider: str, model: str, served: str, file: Path) -> None:

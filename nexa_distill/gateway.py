@@ -4,7 +4,8 @@ Requests are journaled ahead of their turn, so that a send waits for no fsync; a
 answer to the journal and takes the next request at once. An answer is parsed when it is on disk.
 
 What an attempt without an answer means is `refusals.py`, how fast is `pacing.py`, one send is
-`transport.py`. Not covered: streaming; batch mode is `batches/mode.py`.
+`transport.py`; batch mode is `batches/mode.py`. What ends a run early: `first_answers.py`; a server
+that is still loading: `startup.py`.
 """
 
 import asyncio
@@ -24,15 +25,18 @@ import uvloop
 
 from nexa_distill import cli, failpoints, refusals
 from nexa_distill.answers import Answer, parse_answer
+from nexa_distill.busy_notice import BusyNotice
 from nexa_distill.cli import Stopped
 from nexa_distill.config import Collection, Provider
 from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import BudgetReached, NexaError, StorageFailed
+from nexa_distill.first_answers import FirstAnswers, FirstRefusals, Usable
 from nexa_distill.journal import Asking, Journal, Outcome
 from nexa_distill.money.billing import UNREAD, bill, bill_the_unbilled
 from nexa_distill.money.budget import Tally
 from nexa_distill.pacing import Pacer
 from nexa_distill.progress import Progress
+from nexa_distill.startup import Startup
 from nexa_distill.transport import ABANDONED, DEFAULT_PAUSE_SECONDS, Reply, Transport
 
 GRACE_SECONDS = 10.0
@@ -51,11 +55,11 @@ class _Sending:
 
 
 class Gateway:
-    """Asks one endpoint. One instance per run; `ask_all` once."""
+    """Asks one endpoint. One instance per run; `ask_all` once. `usable`: what answers must be."""
 
     def __init__(
         self, endpoint: Endpoint, provider: Provider, settings: Collection, model: str,
-        journal: Journal, tally: Tally,
+        journal: Journal, tally: Tally, usable: Usable | None = None,
     ) -> None:  # fmt: skip
         self.endpoint, self.settings, self.model = endpoint, settings, model
         self.price = provider.prices.get(model)
@@ -64,6 +68,10 @@ class Gateway:
             settings.concurrency, provider.requests_per_minute, provider.tokens_per_minute
         )
         self.models: Counter[tuple[str | None, str | None]] = Counter()  # and fingerprint
+        # A server that we started is ready: what it refuses is a failure.
+        self.startup = Startup(endpoint, 0.0 if provider.start else provider.startup_wait_seconds)
+        self.busy = BusyNotice(endpoint)
+        self.first_refusals, self.first_answers = FirstRefusals(), FirstAnswers(usable)
         self._malformed = 0
         self._ahead = max(settings.batch_size, settings.concurrency)
         self._ready: deque[_Sending] = deque()
@@ -173,7 +181,7 @@ class Gateway:
         """Seconds until this may be sent; infinity = until something in flight has ended."""
         if wait := self.pacer.wait(now, self._flying):
             return wait
-        if self.journal.wire.full:
+        if self.journal.wire.full or (self.startup.is_waiting and self._flying):
             return math.inf
         broken = self.tally.over(asking.most_tokens, asking.most_usd)
         if broken and self.tally.idle:
@@ -200,22 +208,49 @@ class Gateway:
 
     def _settle(self, sending: _Sending, reply: Reply) -> None:
         now, outcome = time.monotonic(), reply.outcome
+        loading = self.startup.is_loading(outcome, is_hidden=reply.is_hidden)
+        if loading:
+            outcome = outcome._replace(error=f"{refusals.LOADING}: {refusals.said_by(outcome)}")
         self.journal.end(
             sending.attempt, outcome, functools.partial(self._stored, sending, outcome)
         )
         if outcome.outcome == "answered":
-            self.pacer.served(now, now - sending.sent_at)
-            return
-        status = outcome.status or 0
-        if status in refusals.OVERLOADED:
-            default = DEFAULT_PAUSE_SECONDS if status == 429 else 0.0
-            pause = default if reply.pause is None else reply.pause
-            self.pacer.pause(now, max(pause, MIN_PAUSE_SECONDS) if status == 429 else pause)
-            self.pacer.refused(now, sending.sent_at)
+            self._note_answer(sending, now)
+        elif loading:
+            pause = self.startup.wait(now, reply.outcome, reply.pause, self._progress)
+            self.pacer.pause(now, pause)
+            self._retry(sending, 0.0)
+        else:
+            self._settle_failure(sending, outcome, reply.pause, now)
+
+    def _note_answer(self, sending: _Sending, now: float) -> None:
+        self.startup.end(now, self._progress)
+        self.first_refusals.end()
+        self.busy.end(self._progress)
+        self.pacer.served(now, now - sending.sent_at)
+
+    def _settle_failure(
+        self, sending: _Sending, outcome: Outcome, asked: float | None, now: float
+    ) -> None:
+        """`asked`: seconds that the provider asks us to wait."""
         if refusals.is_fatal(outcome):
             raise refusals.refused(self.endpoint, outcome)
+        if outcome.status in refusals.OVERLOADED:
+            self._slow_down(sending, outcome, asked, now)
+        if self.first_refusals.add(outcome):
+            raise refusals.all_refused(self.endpoint, outcome, self.first_refusals.count)
         if outcome.error != ABANDONED:
-            self._decide(sending, outcome, reply.pause or 0.0)
+            self._decide(sending, outcome, asked or 0.0)
+
+    def _slow_down(
+        self, sending: _Sending, outcome: Outcome, asked: float | None, now: float
+    ) -> None:
+        pause = asked or 0.0
+        if outcome.status == 429:
+            pause = max(DEFAULT_PAUSE_SECONDS if asked is None else asked, MIN_PAUSE_SECONDS)
+            self.busy.add(now, outcome, pause, self._progress)
+        self.pacer.pause(now, pause)
+        self.pacer.refused(now, sending.sent_at)
 
     def _decide(self, sending: _Sending, outcome: Outcome, pause: float) -> None:
         """Again, refused, or given up."""
@@ -302,6 +337,9 @@ class Gateway:
                 self._end_run(refusals.no_such_api(self.endpoint, raw))
             return
         self.models[answer.model, answer.fingerprint] += 1
+        if self.first_answers.add(answer) and self.first_answers.usable:
+            count, hint = self.first_answers.count, self.first_answers.usable.hint
+            self._end_run(refusals.unusable_answers(self.endpoint, count, hint, answer.text or ""))
         if self.settings.stop_on_model_change and len(self.models) > 1:
             self._end_run(refusals.model_changed(self.endpoint, self.models))
 

@@ -5,7 +5,8 @@ before its request is sent, and an answer is on disk before it is parsed (`group
 
 How an attempt ends:
   `answered`  a complete 200 body is stored; this request is never sent again
-  `rejected`  the API said no (a status other than 200): not billed
+  `rejected`  the API said no (a status other than 200, or an error inside a 200, which then has
+              that error's status): not billed
   `not_sent`  no connection, or stopped before the send: not billed
   `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
 An attempt without an end, when the file is opened, belongs to a process that died: `uncertain` if

@@ -41,6 +41,7 @@ from nexa_distill.judging.panel import Panel, checks_of, nothing_to_judge
 from nexa_distill.judging.rubrics import load_rubrics, options
 from nexa_distill.judging.submissions import Submissions, submissions
 from nexa_distill.judging.tally import JudgeSummary
+from nexa_distill.judging.verdicts import UNREADABLE
 from nexa_distill.manifests import StageRun, refuse_stale
 from nexa_distill.money.estimate_text import say_estimate
 
@@ -54,7 +55,10 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     if not judging.judges:
         return {"judges": []}
     return {
-        "judges": [[judge.model, options(judge, asking)] for judge in judging.judges],
+        "judges": [
+            [judge.model, options(judge, asking) | config.providers[judge.provider].sending]
+            for judge in judging.judges
+        ],
         "rubrics": {rubric.name: rubric.text for rubric in load_rubrics(config)},
         "canary_prompts": judging.canary_prompts,
         "on_uncertain": config.collection.on_uncertain,
@@ -164,7 +168,7 @@ def _write(
 
 
 def _refuse_silence(panel: Panel, summary: JudgeSummary) -> None:
-    """A judge that answers nothing at all is a wrong setting, not a lot of bad answers."""
+    """A judge without one verdict that can be read is a wrong setting, not many bad answers."""
     for judge in panel.judges:
         found = summary.judges[judge.model]
         asked, silent = found.verdicts.total(), found.verdicts["judge_unanswered"]
@@ -175,6 +179,12 @@ def _refuse_silence(panel: Panel, summary: JudgeSummary) -> None:
                 f"judge {judge.model} of provider {judge.provider_name} answered none of {asked} "
                 f"requests; its last word: {found.silence[:300]}{hint if refused else ''}. Correct "
                 "judging.judges or its provider, then run again with --retry-failed"
+            )
+        unreadable = found.verdicts["judge_unparseable"]
+        if asked and unreadable + silent == asked:
+            raise ProviderUnusable(
+                f"judge {judge.model} of provider {judge.provider_name}: none of {unreadable} "
+                f"verdicts can be read; the last: {found.unreadable[:200]!r}. {UNREADABLE}"
             )
 
 

@@ -24,6 +24,7 @@ import aiohttp
 from nexa_distill import capabilities, cli
 from nexa_distill.capabilities import Capabilities
 from nexa_distill.config import DistillConfig, Provider, load_config, with_flags
+from nexa_distill.connections import open_session, proxy_of
 from nexa_distill.contracts import sha256_text
 from nexa_distill.endpoint import Endpoint, reach
 from nexa_distill.errors import ProviderUnusable
@@ -33,7 +34,7 @@ from nexa_distill.manifests import run_id, utc_now
 from nexa_distill.money.budget import Tally, refuse_unpriced
 from nexa_distill.probe_answers import PROBE_SCHEMA, Reply, findings, listed, start
 from nexa_distill.progress import Progress
-from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
+from nexa_distill.prompt_request import LIMIT_KEYS, PromptRequest, prompt_request, request_body
 from nexa_distill.refusals import given_up
 
 SYSTEM, QUESTION = "You answer briefly.", "How many legs has a spider? Answer in one sentence."
@@ -97,8 +98,9 @@ class Probe:
         regenerates = self.model == provider.regen_model != provider.model
         options = provider.extra_body | (provider.regen_extra_body if regenerates else {})
         for name, asked in QUESTIONS.items():
-            body = request_body(SYSTEM, QUESTION, self.model, self.config, options | asked)
-            limits = body.keys() & {"max_tokens", "max_completion_tokens"}
+            extra = options | asked
+            body = request_body(SYSTEM, QUESTION, self.model, self.config, provider, extra)
+            limits = body.keys() & set(LIMIT_KEYS)
             body |= dict.fromkeys(limits, ANSWER_TOKENS)
             request = prompt_request(name, body, round_=round_)
             where = provider.base_url or self.name  # another address is another question
@@ -158,13 +160,12 @@ def _reply(journal: Journal, request: PromptRequest) -> Reply:
 
 async def _models(endpoint: Endpoint) -> tuple[int | None, bytes]:
     """(HTTP status, body) of GET /models; the status is None when there was no response."""
-    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     limit, body = aiohttp.ClientTimeout(total=MODELS_SECONDS), bytearray()
-    url = f"{endpoint.base_url}/models"
+    proxy = proxy_of(endpoint)._asdict()
     try:
         async with (
-            aiohttp.ClientSession(timeout=limit, headers=headers) as session,
-            session.get(url, allow_redirects=False) as response,
+            open_session(endpoint, limit) as session,
+            session.get(endpoint.url("/models"), allow_redirects=False, **proxy) as response,
         ):
             async for part in response.content.iter_any():
                 body += part
@@ -172,8 +173,7 @@ async def _models(endpoint: Endpoint) -> tuple[int | None, bytes]:
                     break
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         return None, f"{type(error).__name__}: {error}".encode(errors="replace")
-    said = bytes(body)
-    return response.status, said.replace(endpoint.key.encode(), b"***") if endpoint.key else said
+    return response.status, endpoint.without_key(bytes(body))
 
 
 def main() -> int:

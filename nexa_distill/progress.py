@@ -56,6 +56,12 @@ class Progress:
         self._bar.set_postfix_str(note)
         self._write()
 
+    def tell(self, text: str) -> None:
+        """A line of its own for a person, above the bar."""
+        self._bar.clear()
+        print(f"{self.step}: {text}", flush=True)
+        self._bar.refresh()
+
     def _write(self) -> None:
         self._written = time.monotonic()
         if self._file is None:

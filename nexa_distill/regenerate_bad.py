@@ -24,6 +24,7 @@ asks with them; with a `--dst` elsewhere it records nothing, and asks about just
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,16 +36,24 @@ import pyarrow.compute as pc
 from nexa_distill import cli
 from nexa_distill.capabilities import schema_warning
 from nexa_distill.cleaning import cleaner_of
-from nexa_distill.collection import BATCH_ROWS, Collector, Row, Summary, read_again
+from nexa_distill.collection import (
+    BATCH_ROWS,
+    Collector,
+    Row,
+    Summary,
+    read_again,
+    unknown_finish,
+)
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.decisions import Edit, decisions_of, record, time_of
+from nexa_distill.dialects import is_known_finish
 from nexa_distill.errors import InputError, NexaError
 from nexa_distill.handoff import read_batches, table_writer
 from nexa_distill.journal import Journal
 from nexa_distill.manifests import StageRun
 from nexa_distill.money.estimate_text import say_estimate
-from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
+from nexa_distill.prompt_request import PromptRequest, prompt_request, raise_limit, request_body
 from nexa_distill.repair_plan import (
     PERSON,
     Plan,
@@ -96,10 +105,18 @@ def settings(config: DistillConfig, plan: Plan | None = None) -> dict[str, Any]:
         "decoding": config.collection.model_dump(include={"max_tokens", "temperature"}),
         "extra_body": _options(config),
         "answer_chars": config.regeneration.answer_chars,
+        **provider.sending,
+        **_reasoning_limit(config, plan),
         "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "prices": {model: price and price.model_dump() for model, price in prices.items()},
         **cleaner_of(config).settings,
     }
+
+
+def _reasoning_limit(config: DistillConfig, plan: Plan | None) -> dict[str, Any]:
+    """It decides nothing where no reasoning was cut."""
+    cut = plan and any("reasoning_cut" in one.reasons for one in plan.wanted)
+    return {"reasoning_max_tokens": config.regeneration.reasoning_max_tokens} if cut else {}
 
 
 class Asking:
@@ -131,13 +148,16 @@ class Asking:
     def _request(self, row: Row, wanted: Wanted, model: str) -> PromptRequest:
         """The same question, what was wrong, and a stricter system prompt after the row's own."""
         config, sample = self.config, wanted.sample_id
+        provider, limit = config.chosen_provider()[1], config.regeneration.reasoning_max_tokens
         prompt = repair_prompt(
             row, self.faults[(sample, wanted.of)], self.texts.get((sample, wanted.of)),
             config.collection.max_tokens,
         )  # fmt: skip
         system = "\n\n".join(filter(None, [row["system_prompt"], self.system]))
         extra = self.schemas.options(row["template_name"]) | _options(config)
-        body = request_body(system, prompt, model, config, extra)
+        body = request_body(system, prompt, model, config, provider, extra)
+        if limit and "reasoning_cut" in wanted.reasons:
+            body = raise_limit(body, limit)
         attempt = config.collection.samples - 1 + wanted.round
         return prompt_request(sample, body, attempt=attempt, round_=wanted.round)
 
@@ -231,9 +251,24 @@ def _announce(config: DistillConfig, asking: Asking) -> None:
         print(f"regenerate: answers come from {config.answers.path}; no teacher is asked again")
     elif not asking.plan.wanted:
         print("regenerate: nothing was rejected that another answer would mend")
+    else:
+        for line in _unknown_finishes(config):
+            print(f"regenerate: warning: {line}")
     for collector, _ in asking.rounds[:1]:
         if warning := schema_warning(config, collector.provider_name, collector.model):
             print(f"regenerate: {warning}")
+
+
+def _unknown_finishes(config: DistillConfig) -> Iterator[str]:
+    """Words of the first answers that count as truncated only because nobody knows them."""
+    words, answers = Counter[str](), 0
+    path = config.storage.path("collected_dataset")
+    for batch in read_batches(path, ANSWERS, columns=["finish_reason"]):
+        answers += batch.num_rows
+        words.update(word for word in batch["finish_reason"].to_pylist() if word)
+    for word, count in words.most_common():
+        if not is_known_finish(word):
+            yield unknown_finish(word, count, answers)
 
 
 def _ask(asking: Asking, stage: StageRun, dst: Path, unanswered: Path) -> Summary:

@@ -137,6 +137,7 @@ class _Rounds:
 
     def __init__(self, config: DistillConfig, people: Standing, against: Against) -> None:
         self.rounds, self.samples = config.regeneration.rounds, config.collection.samples
+        self.repairs_cut_reasoning = config.regeneration.reasoning_max_tokens is not None
         self.people, self.against = people, against
         self.unanswered = set(_unanswered(config.storage.path("regen_dataset")))
         for (sample, attempt), _ in people.by.items():
@@ -149,6 +150,12 @@ class _Rounds:
             reason = PERSON if accepted is False else "annotators_disagree"
             found = self.against[sample][attempt]
             self.against[sample][attempt] = list(dict.fromkeys([*found, reason]))
+
+    def _is_mendable(self, reasons: list[str]) -> bool:
+        """With the same limit, an answer that its reasoning cut would be cut again."""
+        if "reasoning_cut" in reasons and not self.repairs_cut_reasoning and PERSON not in reasons:
+            return False
+        return bool(_mendable(reasons))
 
     def plan(self) -> Iterator[Wanted]:
         samples: Iterable[str] = self.against
@@ -175,7 +182,7 @@ class _Rounds:
         last = [a for a in earlier if earlier[a] == max(earlier.values())]
         if round_ > self.rounds and not any(self.people.asked_again((sample, a)) for a in last):
             return None
-        mendable = [a for a in sorted(last) if _mendable(answers[a])]
+        mendable = [a for a in sorted(last) if self._is_mendable(answers[a])]
         if not mendable:
             return None
         of = mendable[-1]

@@ -18,6 +18,7 @@ KNOWN = ("gold_sql", "reference", "tests")  # columns that the model must not se
 WORDS_PER_TOKEN = 0.55  # of an answer that must end before max_tokens, with room to spare
 JOURNAL_KEY = re.compile(r" \(journal: [0-9a-f]+\)$")
 
+BY_PERSON = "rejected_by_person"
 COMPLETE = "End with a complete sentence and stop there."
 INSTRUCTIONS: dict[str, str] = {
     "malformed_response": "Answer the question directly.",
@@ -25,6 +26,7 @@ INSTRUCTIONS: dict[str, str] = {
     "schema_mismatch": "Give exactly the JSON object that is asked for, and nothing else.",
     "empty_output": "Give the answer itself, in full.",
     "truncated": f"Keep the whole answer below {{most}} words. {COMPLETE}",
+    "reasoning_cut": "Think briefly, then give the whole answer.",
     "too_short": "Say more: give the reasons and the details.",
     "too_long": "Keep it short.",
     "too_few_tokens": "Say more: give the reasons and the details.",
@@ -94,6 +96,9 @@ def repair_prompt(
 
     `row` is one of contracts.INPUTS, `max_tokens` the limit of an answer.
     """
+    if any(fault.reason == "reasoning_cut" for fault in faults):
+        # There was no room for an answer: what else is wrong with it follows from that.
+        faults = [fault for fault in faults if fault.reason in ("reasoning_cut", BY_PERSON)]
     most = str(int(max_tokens * WORDS_PER_TOKEN) // 10 * 10)
     told = dict.fromkeys(
         INSTRUCTIONS[fault.reason].replace("{most}", most) + _said(row, fault) for fault in faults
@@ -110,7 +115,7 @@ def _said(row: Mapping[str, Any], fault: Fault) -> str:
     text = JOURNAL_KEY.sub("", fault.detail or "").strip()[:EVIDENCE_CHARS]
     if not text:
         return ""
-    if fault.reason == "rejected_by_person":  # who decides what is told about their decision
+    if fault.reason == BY_PERSON:  # who decides what is told about their decision
         return f" The reviewer said: {text}"
     if fault.reason in JUDGED:
         has_known = any(row[name] for name in KNOWN)

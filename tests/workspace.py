@@ -61,7 +61,13 @@ def workspace(folder: Path, base_url: str = "http://127.0.0.1:9/v1", **changes: 
     values = {
         "extends": str(ROOT / "configs/distill_config.yaml"),
         "provider": "vllm",
-        "providers": {"vllm": {"base_url": base_url, "model": "ledger-teacher"}},
+        "providers": {
+            "vllm": {
+                "base_url": base_url,
+                "model": "ledger-teacher",
+                "startup_wait_seconds": 0.0,
+            },
+        },
         "storage": {"root": str(folder / "processed"), "logs": str(folder / "logs")},
         "collection": {"timeout_seconds": 20.0},
     }

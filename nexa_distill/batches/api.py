@@ -24,6 +24,7 @@ import aiohttp
 
 from nexa_distill import refusals
 from nexa_distill.batches.files import URL
+from nexa_distill.connections import open_session, proxy_of
 from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.handoff import replacing
@@ -58,19 +59,14 @@ class BatchApi:
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float, max_attempts: int) -> None:
         self.endpoint, self.max_attempts = endpoint, max_attempts
-        key = endpoint.key
-        self._headers = {"Accept-Encoding": "identity"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._proxy = proxy_of(endpoint)._asdict()
         self._short = aiohttp.ClientTimeout(total=timeout_seconds)
         self._long = aiohttp.ClientTimeout(
             total=TRANSFER_SECONDS, sock_connect=timeout_seconds, sock_read=timeout_seconds
         )
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            timeout=self._short, headers=self._headers, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._session = open_session(self.endpoint, self._short)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -132,7 +128,7 @@ class BatchApi:
         return await self._call(f"GET {path}", lambda: self._send("GET", path, _object))
 
     async def _send(self, method: str, path: str, take: Take[T], **options: Any) -> T:
-        url = self.endpoint.base_url + path
+        url, options = self.endpoint.url(path), options | self._proxy
         async with self._session.request(method, url, allow_redirects=False, **options) as response:
             if response.status == 200:
                 return await take(response)
@@ -167,9 +163,8 @@ class BatchApi:
                 )
 
     async def _refusal(self, name: str, response: aiohttp.ClientResponse) -> Exception:
-        status, raw = response.status, await response.content.read(2000)
-        if self.endpoint.key:  # some servers repeat the key in their error message
-            raw = raw.replace(self.endpoint.key.encode(), b"***")
+        status = response.status
+        raw = self.endpoint.without_key(await response.content.read(2000))
         outcome = Outcome("rejected", status, raw)
         if status in NO_BATCH_MODE and name.partition("?")[0].endswith(("/files", "/batches")):
             return Refused(

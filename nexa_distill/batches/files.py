@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from nexa_distill.journal import Outcome
+from nexa_distill.transport import outcome_of
 
 URL = "/v1/chat/completions"
 MAX_FILE_BYTES = 200 * 10**6  # of the requests; the API takes no larger file
@@ -54,9 +55,7 @@ def _outcome(response: object, error: object) -> Outcome:
     if isinstance(response, dict):
         status = response.get("status_code")
         raw = json.dumps(response.get("body"), separators=(",", ":")).encode()
-        if status == 200:
-            return Outcome("answered", 200, raw)
-        return Outcome("rejected", status if isinstance(status, int) else None, raw)
+        return outcome_of(status if isinstance(status, int) else None, raw)
     if isinstance(error, dict):
         kind = "not_sent" if error.get("code") in NEVER_RUN else "rejected"
         return Outcome(kind, error=words(error))

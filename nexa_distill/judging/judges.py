@@ -6,9 +6,11 @@ from typing import Any
 
 from nexa_distill.collection import Collector
 from nexa_distill.config import DistillConfig, JudgeModel, with_flags
+from nexa_distill.first_answers import Usable
 from nexa_distill.judging.panel import Panel
 from nexa_distill.judging.rubrics import judge_request, load_rubrics
 from nexa_distill.judging.submissions import Submissions, has_text
+from nexa_distill.judging.verdicts import UNREADABLE, is_one_object
 from nexa_distill.prompt_request import PromptRequest
 
 Row = dict[str, Any]
@@ -42,7 +44,7 @@ def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = 
     judges = [
         Collector(
             "judge", asking, config.chosen_provider(judge.provider)[0], judge.model, rows,
-            requests_by(judge), total, retry_failed,
+            requests_by(judge), total, retry_failed, usable=Usable(is_one_object, UNREADABLE),
         )
         for judge in config.judging.judges
     ]  # fmt: skip

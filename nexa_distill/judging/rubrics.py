@@ -78,7 +78,8 @@ def judge_request(
 ) -> PromptRequest:
     """One rubric, one answer. `config.collection` holds max_tokens and temperature of a verdict."""
     extra = _SCHEMAS.options(rubric.name) | options(judge, config)
-    body = request_body(rubric.text, material(row), judge.model, config, extra)
+    provider = config.providers[judge.provider]
+    body = request_body(rubric.text, material(row), judge.model, config, provider, extra)
     return prompt_request(row["sample_id"], body, attempt=row["attempt"])
 
 
@@ -88,7 +89,10 @@ def options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
     The provider's `extra_body` is made for a teacher; its sampling does not hold here.
     """
     provider, settings = config.providers[judge.provider], config.collection
-    own = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
+    dialect = provider.spoken
+    own: dict[str, Any] = {dialect.limit_key: settings.max_tokens}
+    if dialect.sends_temperature:
+        own["temperature"] = settings.temperature
     other = judge.model == provider.regen_model != provider.model
     made_for = provider.regen_extra_body if other else {}
     return provider.extra_body | own | made_for | judge.extra_body

@@ -21,7 +21,8 @@ class JudgeFigures:
     """Of one judge. `verdicts` counts its replies to real answers by fault, None = a verdict.
 
     Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `usd` counts
-    canaries too; None while no reply has a known cost. `silence`: the API's word for no reply.
+    canaries too; None while no reply has a known cost. `silence`: the API's word for no reply;
+    `unreadable`: the start of the last reply that is no verdict.
     """
 
     price: Price | None
@@ -30,6 +31,7 @@ class JudgeFigures:
     canaries: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     usd: float | None = None
     silence: str = ""
+    unreadable: str = ""
 
     def add(self, one: Judged, canary: str | None) -> None:
         """Count one reply."""
@@ -41,6 +43,8 @@ class JudgeFigures:
             self.verdicts[one.verdict.fault] += 1
             if score is not None:
                 self.scores.setdefault(one.rubric, []).append(score)
+        if one.verdict.fault == "judge_unparseable":
+            self.unreadable = one.verdict.said
         if one.stored is None:
             self.silence = one.verdict.said
         elif one.verdict.fault != "unreadable_answer":

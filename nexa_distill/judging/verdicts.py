@@ -8,9 +8,13 @@ Nothing is looked for in prose and nothing is repaired: no code fence, no second
 import json
 from typing import Any, NamedTuple, NoReturn
 
-from nexa_distill.answers import parse_answer
+from nexa_distill.answers import Answer, parse_answer
 from nexa_distill.judging.rubrics import FIELDS, SAFETY
 
+UNREADABLE = (
+    "Its verdicts must be one JSON object each, with nothing around it. Give the judge "
+    "extra_body: {response_format: {type: json_object}}, or another judge"
+)
 SHOWN = 500  # characters of a judge's reason that a check keeps; the journal has them all
 
 
@@ -34,6 +38,14 @@ def read_verdict(raw: bytes, rubric: str) -> Verdict:
         text = answer.text or raw.decode("utf-8", "replace")
         return no_verdict("judge_unparseable", f"{answer.flag}: {text}")
     return parse_verdict(answer.text, rubric)
+
+
+def is_one_object(answer: Answer) -> bool:
+    """Whether a reply is one JSON object, as every rubric asks for."""
+    try:
+        return isinstance(json.loads(answer.text or ""), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def parse_verdict(text: str, rubric: str) -> Verdict:

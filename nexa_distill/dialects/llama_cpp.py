@@ -1,0 +1,13 @@
+"""llama.cpp's server, llama-swap, LM Studio, KoboldCpp. Source: tools/server/README.md of
+llama.cpp: HTTP 503 "Loading model" until /health is ok.
+"""
+
+from nexa_distill.dialects.dialect import Dialect
+
+DIALECT = Dialect(
+    "llama.cpp",
+    "llama.cpp's server, llama-swap, LM Studio, KoboldCpp",
+    finish_reasons={"eosfound": "stop", "maxpredictedtokensreached": "length", "limit": "length",
+                    "userstopped": "error", "modelunloaded": "error"},
+    loading=(r"loading model|no slot available while loading|swapping model",),
+)  # fmt: skip
