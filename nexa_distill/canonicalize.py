@@ -28,6 +28,7 @@ from nexa_distill.handoff import table_writer
 from nexa_distill.manifests import StageRun
 from nexa_distill.raw_input import RawRow, read_raw
 from nexa_distill.shingles import fold
+from nexa_distill.text.words import VERSION, word_spans
 
 ID_COLUMNS = ("task_id", "id", "sample_id")
 PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database", "tests")
@@ -36,7 +37,7 @@ BATCH_ROWS = 4096
 
 def chunks(text: str, chunking: Chunking) -> list[str]:
     """Windows of at most `max_tokens` words that share `overlap_tokens`; a short text is itself."""
-    words = [match.span() for match in re.finditer(r"\S+", text)]
+    words = word_spans(text)
     if len(words) <= chunking.max_tokens:
         return [text]
     step = chunking.max_tokens - chunking.overlap_tokens
@@ -193,6 +194,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "columns": config.defaults.model_dump(exclude={"prompts"}),
         "templates": load_templates(config.defaults),
         "chunking": config.chunking.model_dump(),
+        "words": VERSION,
     }
 
 
