@@ -49,7 +49,7 @@ def own_texts(row: Mapping[str, Any], shared: SharedText = NOTHING_SHARED) -> tu
         context, prompt = context.replace(schema, " "), prompt.replace(schema, " ")
     if not context.strip():
         return shared.divide(prompt)
-    if shared.is_instruction(row["document_id"]):
+    if shared.instructions and shared.is_instruction(row["document_id"]):
         return prompt.replace(row["context"], " "), ""
     return context, prompt.replace(row["context"], " ").replace(context, " ")
 

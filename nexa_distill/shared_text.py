@@ -72,8 +72,8 @@ Read = Callable[[], Iterable[pa.Table]]
 
 
 def name_of(text: str) -> str:
-    """16 hexadecimal digits, the same in every run."""
-    return blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    """16 hexadecimal digits, the same in every run and whatever the case of the text."""
+    return blake2b(text.casefold().encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _ends(prompt: str) -> Iterator[tuple[str, Span]]:

@@ -31,6 +31,7 @@ _SHARE, _SYMBOL = np.uint64(0b111), np.uint64(0b1000)
 _FOLDED, _KEPT = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFF0)
 _FACTOR = 0x9E3779B97F4A7C15
 _ENDS_SENTENCE = (".", "!", "?", ":", "\u2026", "\u0964")  # and the danda of Hindi
+_AROUND = "\"'([\u201c\u2018\u00ab\u00bf\u00a1"
 _CLOSING = "\"')]\u201d\u2019\u00bb"
 _LONG = 4  # letters of the words that show whether a text is written in capitals
 _FEW = 3  # of those words show nothing
@@ -96,19 +97,19 @@ def tokens(texts: pa.Array) -> Tokens:
     codes = found.indices.to_numpy()
     raw = found.dictionary.to_pylist()
     forms = [word_forms(word) for word in raw]
-    within, beginning = _numbers(raw, forms)
+    within, beginning, capitals = _numbers(raw, forms)
     words = within[codes]
-    if not np.array_equal(within, beginning):
-        begins = _begins_sentence(raw, codes, first) | _has_capitals(raw, codes, first)
-        words = np.where(begins, beginning[codes], words)
+    if not np.array_equal(within, capitals):
+        words = np.where(_begins_sentence(raw, codes, first), beginning[codes], words)
+        words = np.where(_has_capitals(forms, raw, codes, first), capitals[codes], words)
     real = np.array([form.folded != "" for form in forms], np.bool_)[codes]
     counts = np.add.reduceat(real.astype(np.int64), first) if len(first) else first
     real[first[counts == 0]] = True  # a text of nothing but punctuation is one empty word
     return Tokens(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
 
 
-def _numbers(raw: list[str], forms: list[Forms]) -> tuple[Hashes, Hashes]:
-    """The numbers of words, within a sentence and at its beginning."""
+def _numbers(raw: list[str], forms: list[Forms]) -> tuple[Hashes, Hashes, Hashes]:
+    """The numbers of words within a sentence, at its beginning, and in a text in capitals."""
     texts = [text for form in forms for text in form[:3]]
     hashes = mixed(np.array(RMinHash.hash_token_sets([texts])[0], np.uint64)).reshape(-1, 3)
     folded, kept, first = hashes.T
@@ -119,7 +120,7 @@ def _numbers(raw: list[str], forms: list[Forms]) -> tuple[Hashes, Hashes]:
         is_symbol = np.where(symbol | (with_case != folded), _SYMBOL, np.uint64(0))
         return (folded & _FOLDED) | (with_case & _KEPT) | is_symbol | share
 
-    return number(kept), number(first)
+    return number(kept), number(first), number(np.where(symbol, kept, folded))
 
 
 def _begins_sentence(raw: list[str], codes: Indexes, first: Indexes) -> Flags:
@@ -129,10 +130,11 @@ def _begins_sentence(raw: list[str], codes: Indexes, first: Indexes) -> Flags:
     return begins
 
 
-def _has_capitals(raw: list[str], codes: Indexes, first: Indexes) -> Flags:
+def _has_capitals(forms: list[Forms], raw: list[str], codes: Indexes, first: Indexes) -> Flags:
     """Per word, whether its text has a capital on every longer word: there case says nothing."""
-    long = np.array([len(word) >= _LONG and word.isalpha() for word in raw], np.bool_)
-    small = long & np.array([word[:1].islower() for word in raw], np.bool_)
+    plain = [form.folded for form in forms]
+    long = np.array([len(word) >= _LONG and word.isalpha() for word in plain], np.bool_)
+    small = long & np.array([word.lstrip(_AROUND)[:1].islower() for word in raw], np.bool_)
     many, none = (np.add.reduceat(which[codes].astype(np.int64), first) for which in (long, small))
     found: Flags = np.repeat((many >= _FEW) & (none == 0), np.diff(np.append(first, len(codes))))
     return found

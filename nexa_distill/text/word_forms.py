@@ -31,6 +31,7 @@ _KEPT_MARKS = (
     "\u2030\u2031\u2020\u2021\u2032\u2033\u2034\u00a7\u00b6\u203b"  # per mille, primes, ...
 )
 _SYMBOLS = "0123456789!$+<=>^|~%*#@\\[]{}_`"
+_SYMBOL_CATEGORIES = ("Sm", "Sc", "Sk", "So", "Nd", "Nl", "No", "Ps", "Pe")
 _NO_OPERATOR = re.compile(r"[.?!,;\"']*|:|[()]")
 
 
@@ -78,7 +79,7 @@ def word_forms(word: str) -> Forms:
     bare = _without_punctuation(word)
     folded = bare.casefold()
     letters = [character for character in bare if character.isalpha()]
-    symbol = bare != "" and (not letters or any(map(_is_symbol, bare)))
+    symbol = bare != "" and (not letters or bare[-1] == "'" or any(map(_is_symbol, bare)))
     if folded == bare:
         return Forms(bare, bare, bare, symbol)
     capital = letters[0].isupper() and not any(map(str.isupper, letters[1:]))
@@ -90,7 +91,7 @@ def word_forms(word: str) -> Forms:
 def _is_symbol(character: str) -> bool:
     if character.isascii():
         return character in _SYMBOLS
-    return unicodedata.category(character)[0] in "SN"
+    return unicodedata.category(character) in _SYMBOL_CATEGORIES
 
 
 def _without_punctuation(word: str) -> str:
