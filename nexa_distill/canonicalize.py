@@ -33,13 +33,14 @@ from nexa_distill.raw_input import RawRow, Tell, read_raw
 from nexa_distill.shingles import fold
 from nexa_distill.storage.raw_columns import PASSED_ON
 from nexa_distill.storage.raw_prompts import Passed, RowReader, canonical_row, required_text
+from nexa_distill.text.words import VERSION, word_spans
 
 BATCH_ROWS = 4096
 
 
 def chunks(text: str, chunking: Chunking) -> list[str]:
     """Windows of at most `max_tokens` words that share `overlap_tokens`; a short text is itself."""
-    words = [match.span() for match in re.finditer(r"\S+", text)]
+    words = word_spans(text)
     if len(words) <= chunking.max_tokens:
         return [text]
     step = chunking.max_tokens - chunking.overlap_tokens
@@ -111,6 +112,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "columns": config.defaults.model_dump(exclude={"prompts"}),
         "templates": load_templates(config.defaults),
         "chunking": config.chunking.model_dump(),
+        "words": VERSION,
     }
 
 

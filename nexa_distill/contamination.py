@@ -1,7 +1,8 @@
 """Training texts that share a run of words with held-out texts.
 
-A run is an n-gram of `words` words, folded as in `shingles.py` (GPT-3's filter used 13: Brown et
-al. 2020, appendix C); a text with fewer words counts as a whole, and only against a text that is
+A run is an n-gram of `words` words without case (`shingles.py`; GPT-3's filter used 13: Brown et
+al. 2020, appendix C), in scripts without spaces about as much text: 22 characters of Chinese. A
+text with fewer words counts as a whole, and only against a text that is
 the same as a whole. What is compared is a row's own text (see `dedup.py`), so a prompt template
 or a database schema is no match. Runs that occur more than `common` times in all texts, training
 and held out, are boilerplate ("All rights reserved. No part of ...") and count for nothing; how
@@ -23,6 +24,7 @@ import pyarrow as pa
 
 from nexa_distill.digests import Hashes, Indexes
 from nexa_distill.raw_input import read_raw
+from nexa_distill.shared_text import SharedText
 from nexa_distill.shingles import ngrams
 from nexa_distill.sketches import Sketches, sketched
 
@@ -32,9 +34,12 @@ _BATCH = 4096
 
 
 class EvalTexts:
-    """The distinct texts of evaluation files, each with the place where it first stands."""
+    """The distinct texts of evaluation files, each with the place where it first stands.
 
-    def __init__(self, files: list[Path], folder: Path) -> None:
+    A text that begins or ends with an instruction of the prompts counts without it too.
+    """
+
+    def __init__(self, files: list[Path], folder: Path, shared: SharedText) -> None:
         self.sketches = Sketches(folder, None)
         self.places: dict[int, tuple[str, int, str]] = {}
         for file in files:
@@ -42,8 +47,10 @@ class EvalTexts:
             places: list[tuple[str, int, str]] = []
             for row in read_raw(file):
                 for column, text in _texts(row.values, ""):
-                    texts.append(text)
-                    places.append((str(file), row.row, column))
+                    subject, question = shared.divide(text)
+                    for each in [text, subject] if question else [text]:
+                        texts.append(each)
+                        places.append((str(file), row.row, column))
                 if len(texts) >= _BATCH:
                     self._add(texts, places)
                     texts, places = [], []
@@ -104,7 +111,7 @@ def find(
         )
         hits.append(found)
         boilerplate += ignored
-    return _longest(sketches, hits, words, boilerplate)
+    return _longest(hits, boilerplate)
 
 
 def _distinct(sketches: Sketches, texts: Indexes) -> Indexes:
@@ -120,21 +127,26 @@ def _volume(sketches: Sketches, texts: Indexes) -> int:
 
 def _runs(
     sketches: Sketches, texts: Indexes, words: int, part: int, parts: int
-) -> Iterator[tuple[Hashes, Indexes, Indexes]]:
-    """Blocks of runs of these texts (ascending): hash, text, first word. One part of all hashes."""
+) -> Iterator[tuple[Hashes, Indexes, Indexes, Indexes]]:
+    """Blocks of runs of these texts (ascending): hash, text, first word, number of words.
+
+    Of all hashes, one of `parts`.
+    """
     for first, end in sketches.blocks():
         chosen = texts[np.searchsorted(texts, first) : np.searchsorted(texts, end)]
         if not len(chosen):
             continue
-        hashes, starts = ngrams(sketches.tokens(chosen), words)
+        hashes, starts, sizes = ngrams(sketches.tokens(chosen).folded(), words)
         counts = np.diff(starts)
         text = np.repeat(chosen, counts)
         place = np.arange(len(hashes)) - np.repeat(starts[:-1], counts)
         mine = hashes % np.uint64(parts) == part if parts > 1 else slice(None)
-        yield hashes[mine], text[mine], place[mine]
+        yield hashes[mine], text[mine], place[mine], sizes[mine]
 
 
-_Hits = tuple[Indexes, Indexes, Indexes]  # training text, first word, source
+# Training text, first word, number of words, source; before the source is known, a held-out run
+# stands in the first place and the source is left out.
+_Hits = tuple[Indexes, Indexes, Indexes, Indexes]
 
 
 @dataclass
@@ -152,7 +164,7 @@ class _Index:
     ) -> "_Index":
         hashes, sources = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
         for where, texts, aside in reads:
-            for values, text, _ in _runs(where, texts, words, part, parts):
+            for values, text, _, _ in _runs(where, texts, words, part, parts):
                 hashes.append(values)
                 sources.append(-1 - text if aside else text)
         whole, source = np.concatenate(hashes), np.concatenate(sources)
@@ -166,9 +178,9 @@ class _Index:
         self, sketches: Sketches, training: Indexes, words: int, common: int, part: int, parts: int
     ) -> tuple[_Hits, int]:
         """What training shares, without boilerplate, and how many runs were that."""
-        kept: list[tuple[Indexes, Indexes, Indexes]] = []
+        kept: list[_Hits] = []
         met = np.zeros(len(self.hashes), np.bool_)
-        for hashes, text, place in _runs(sketches, training, words, part, parts):
+        for hashes, text, place, sizes in _runs(sketches, training, words, part, parts):
             maybe = np.flatnonzero(self.slots[_slot(hashes)])
             values = hashes[maybe]
             where = np.minimum(np.searchsorted(self.hashes, values), max(len(self.hashes) - 1, 0))
@@ -176,44 +188,42 @@ class _Index:
             run, maybe = where[real], maybe[real]
             np.add.at(self.counts, run, 1)
             met[run] = True
-            kept.append((run, text[maybe], place[maybe]))
-            if sum(len(r) for r, _, _ in kept) > BUDGET // 2:
+            kept.append((run, text[maybe], place[maybe], sizes[maybe]))
+            if sum(len(hits[0]) for hits in kept) > BUDGET // 2:
                 kept = [self._rare(kept, common)]
-        run, text, place = self._rare(kept, common)
-        return (text, place, self.sources[run]), int((met & (self.counts > common)).sum())
+        run, text, place, sizes = self._rare(kept, common)
+        return (text, place, sizes, self.sources[run]), int((met & (self.counts > common)).sum())
 
     def _rare(self, kept: list[_Hits], common: int) -> _Hits:
-        none = np.zeros(0, np.int64)
-        run, text, place = (
-            (np.concatenate([none, *column]) for column in zip(*kept, strict=True))
-            if kept
-            else (none, none, none)
-        )
+        run, *columns = _joined(kept)
         rare = self.counts[run] <= common
-        return run[rare], text[rare], place[rare]
+        text, place, sizes = (column[rare] for column in columns)
+        return run[rare], text, place, sizes
 
 
 def _slot(hashes: Hashes) -> Hashes:
     return hashes >> np.uint64(64 - 25)
 
 
-def _longest(sketches: Sketches, hits: list[_Hits], words: int, common: int) -> Found:
-    """Runs that follow each other word by word are one; the longest of each text stays."""
+def _joined(hits: list[_Hits]) -> _Hits:
     none = np.zeros(0, np.int64)
-    text, place, source = (
-        (np.concatenate([none, *column]) for column in zip(*hits, strict=True))
-        if hits
-        else (none, none, none)
-    )
+    columns = zip(*hits, strict=True) if hits else [()] * 4
+    first, second, third, fourth = (np.concatenate([none, *column]) for column in columns)
+    return first, second, third, fourth
+
+
+def _longest(hits: list[_Hits], common: int) -> Found:
+    """Runs that follow each other word by word are one; the longest of each text stays."""
+    text, place, sizes, source = _joined(hits)
     order = np.lexsort((place, text))
-    text, place, source = text[order], place[order], source[order]
+    text, place, sizes, source = text[order], place[order], sizes[order], source[order]
     begins = np.flatnonzero(
         np.diff(text, prepend=-1).astype(bool) | (np.diff(place, prepend=-2) != 1)
     )
-    counts = np.diff(np.append(begins, len(text)))
+    last = np.append(begins, len(text))[1:] - 1
+    ends = place[last] + sizes[last]
     text, place, source = text[begins], place[begins], source[begins]
-    whole = sketches.starts[text + 1] - sketches.starts[text]
-    lengths = np.minimum(counts + words - 1, whole)
+    lengths = ends - place
     order = np.lexsort((place, -lengths, text))
     first = order[np.diff(text[order], prepend=-1) != 0]
     return Found(text[first], place[first], lengths[first], source[first], common)

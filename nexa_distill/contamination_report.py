@@ -16,7 +16,8 @@ from nexa_distill.contamination import EvalTexts
 from nexa_distill.dedup_decisions import CONTAMINATED, Rows, Verdicts, own_texts
 from nexa_distill.handoff import write_json, write_text
 from nexa_distill.manifests import run_id, utc_now
-from nexa_distill.shingles import words_of
+from nexa_distill.shared_text import SharedText
+from nexa_distill.shingles import joined, words_of
 
 LISTED = 1000  # rows in the JSON
 SHOWN = 100  # in its Markdown twin
@@ -25,8 +26,10 @@ SHOWN = 100  # in its Markdown twin
 class Evidence:
     """Collects while the rows pass (`see`) what only their texts can tell."""
 
-    def __init__(self, rows: Rows, verdicts: Verdicts, evaluation: EvalTexts | None) -> None:
-        self._rows, self._verdicts = rows, verdicts
+    def __init__(
+        self, rows: Rows, verdicts: Verdicts, evaluation: EvalTexts | None, shared: SharedText
+    ) -> None:
+        self._rows, self._verdicts, self._shared = rows, verdicts, shared
         self._places = evaluation.places if evaluation else {}
         guilty = np.flatnonzero(verdicts.reason == CONTAMINATED)
         self._count, others = len(guilty), verdicts.other[guilty[:LISTED]]
@@ -47,8 +50,8 @@ class Evidence:
         for row in (start + np.flatnonzero(reasons == CONTAMINATED)).tolist():
             values = batch.slice(row - start, 1).to_pylist()[0]
             first_word, words = self._verdicts.spans[row]
-            span = words_of(own_texts(values)[0])[first_word : first_word + words]
-            self._spans[row] = " ".join(span)
+            span = words_of(own_texts(values, self._shared)[0])[first_word : first_word + words]
+            self._spans[row] = joined(span)
             if len(self._found) < LISTED:
                 self._found[row] = {
                     **{name: values[name] for name in names},

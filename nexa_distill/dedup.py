@@ -30,8 +30,7 @@ rows; which of several near-duplicates is kept does.
 Memory: about 430 MB and 450 bytes per row, measured between 250,000 and 500,000 rows
 (benchmarks/dedup); no text is held. A hidden scratch folder beside the output holds the words and
 signatures (about 5 bytes per word and 600 per row) and goes at the end.
-Not covered: near-duplicates that share a long instruction within the prompt and little else would
-all be one: put the instruction into `system_prompt`, or the text into the context column.
+An instruction that many prompts share is not what they are about: `shared_text.py`.
 
 Run: python -m nexa_distill.dedup [--src FILE] [--dst FILE]
 """
@@ -63,13 +62,24 @@ from nexa_distill.dedup_decisions import (
     sketching,
     subject_families,
 )
+from nexa_distill.dedup_warnings import print_warnings, why_no_training_rows
 from nexa_distill.digests import digests, keys
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
 from nexa_distill.manifests import StageRun
 from nexa_distill.progress import Progress
+from nexa_distill.shared_text import COLUMNS as SHARED_COLUMNS
+from nexa_distill.shared_text import SharedText, find_shared_text
 from nexa_distill.sketches import in_order, scratch_folder
-from nexa_distill.splits import SIDES, recall, remember, split_of
+from nexa_distill.splits import (
+    SIDES,
+    are_remembered,
+    recall,
+    remember,
+    remembered_instructions,
+    split_of,
+)
+from nexa_distill.text.words import VERSION
 
 __all__ = ["require_both_sides", "run", "settings", "split_of"]
 
@@ -86,7 +96,11 @@ def settings(config: DistillConfig, limit: int | None = None) -> dict[str, Any]:
 
 def _decided_with(config: DistillConfig) -> dict[str, Any]:
     near = {"jaccard", "shingle_words", "permutations"}
-    return {"split": config.split.model_dump(), "near": config.dedup.model_dump(include=near)}
+    return {
+        "split": config.split.model_dump(),
+        "near": config.dedup.model_dump(include=near),
+        "words": VERSION,
+    }
 
 
 def run(
@@ -118,12 +132,17 @@ def run(
     if not total:
         raise InputError(f"{src}: holds no rows; run `{SOURCE.command}`")
     with scratch_folder(dst) as scratch, Progress("dedup", total) as progress:
-        evaluation = EvalTexts(evals, scratch / "eval") if evals else None
-        rows = _read(config, src, limit, scratch, progress)
+        memory = _memory(config, dst)
+        shared = find_shared_text(
+            lambda: _first(src, limit, SHARED_COLUMNS),
+            remembered_instructions(memory), partial(are_remembered, memory),
+        )  # fmt: skip
+        evaluation = EvalTexts(evals, scratch / "eval", shared) if evals else None
+        rows = _read(config, src, limit, scratch, progress, shared)
         progress.say("comparing")
-        verdicts = _decide(config, rows, dst, evaluation)
+        verdicts = _decide(config, rows, dst, memory, evaluation, shared)
         with table_writer(dst, INPUTS) as kept, table_writer(rejected, REJECTED_INPUTS) as out:
-            evidence = Evidence(rows, verdicts, evaluation)
+            evidence = Evidence(rows, verdicts, evaluation, shared)
             for start, batch in _numbered(_first(src, limit)):
                 _write(batch, start, rows, verdicts, evidence, kept, out)
     if kept.rows + out.rows != total or len(rows) != total:
@@ -137,29 +156,35 @@ def run(
     reports.quality_report(report, stage="dedup", total=total, reject_reason_counts=counts)
     stage.seal(rejected, rows_in=total, rejected=out.rows)
     stage.seal(dst, rows_in=total, rejected=out.rows)
+    print_warnings(config, rows, verdicts, shared)
     said = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
     print(f"dedup: {kept.rows} of {total} prompts kept{f' ({said})' if said else ''} -> {dst}")
 
 
+def _memory(config: DistillConfig, dst: Path) -> Path:
+    if dst.resolve() == config.storage.path("raw_dataset").resolve():
+        return config.storage.path("clusters")
+    return dst.with_name(f"{dst.name}.clusters.parquet")
+
+
 def _read(
-    config: DistillConfig, src: Path, limit: int | None, scratch: Path, progress: Progress
-) -> Rows:
+    config: DistillConfig, src: Path, limit: int | None, scratch: Path, progress: Progress,
+    shared: SharedText,
+) -> Rows:  # fmt: skip
     how = sketching(config)
     rows = Rows(scratch, how)
-    for batch in in_order(partial(prepare, how=how), _first(src, limit)):
+    for batch in in_order(partial(prepare, how=how, shared=shared), _first(src, limit)):
         rows.add(batch)
         progress.add(len(batch.tasks))
     rows.close()
     return rows
 
 
-def _decide(config: DistillConfig, rows: Rows, dst: Path, evaluation: EvalTexts | None) -> Verdicts:
+def _decide(
+    config: DistillConfig, rows: Rows, dst: Path, memory: Path, evaluation: EvalTexts | None,
+    shared: SharedText,
+) -> Verdicts:  # fmt: skip
     """All decisions; the memory is written when they are made, before anything depends on them."""
-    standard = dst.resolve() == config.storage.path("raw_dataset").resolve()
-    memory = (
-        config.storage.path("clusters") if standard
-        else dst.with_name(f"{dst.name}.clusters.parquet")
-    )  # fmt: skip
     labels = subject_families(rows)
     settled = recall(rows.documents, memory, _decided_with(config))
     stood = _stood(rows, dst)
@@ -169,7 +194,7 @@ def _decide(config: DistillConfig, rows: Rows, dst: Path, evaluation: EvalTexts 
     place_documents(rows, labels, config)
     before = np.zeros(len(rows), np.bool_) if stood is None else stood
     verdicts = decide(rows, config, before, settled, labels, evaluation)
-    remember(rows.documents, memory, _decided_with(config))
+    remember(rows.documents, memory, _decided_with(config), shared.instructions)
     return verdicts
 
 
@@ -230,15 +255,17 @@ def require_both_sides(config: DistillConfig) -> None:
     found = {side for batch in batches for side in batch["split"].unique().to_pylist()}
     wanted = {"train"} | ({"test"} if split.test else set())
     if missing := sorted(wanted - found):
+        if "train" in missing and (reason := why_no_training_rows(config)):
+            raise InputError(f"{path}: {reason}")
         raise InputError(
             f"{path}: no document falls into {' or '.join(missing)} (shares: val {split.val}, "
             f"test {split.test}); take more input (--limit), or change split:"
         )
 
 
-def _first(src: Path, limit: int | None) -> Iterator[pa.Table]:
+def _first(src: Path, limit: int | None, columns: list[str] | None = None) -> Iterator[pa.Table]:
     left = limit
-    for batch in read_batches(src, SOURCE, batch_rows=BATCH_ROWS):
+    for batch in read_batches(src, SOURCE, columns=columns, batch_rows=BATCH_ROWS):
         yield batch.slice(0, left)
         left = None if left is None else left - batch.num_rows
         if left is not None and left <= 0:

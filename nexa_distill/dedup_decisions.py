@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from nexa_distill import contamination
 from nexa_distill.config import DistillConfig
-from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input
+from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input, sha256_text
 from nexa_distill.digests import Digests, Hashes, Indexes, digests, keys, mixed
 from nexa_distill.near_duplicates import edges, families, join, join_equal
+from nexa_distill.shared_text import NOTHING_SHARED, SharedText
+from nexa_distill.shingles import fold
 from nexa_distill.sketches import Sketched, Sketches, Sketching, sketched
 from nexa_distill.splits import SIDES, Documents, place
 
@@ -35,17 +37,20 @@ def sketching(config: DistillConfig) -> Sketching | None:
     return Sketching(chosen.jaccard, chosen.shingle_words, chosen.permutations)
 
 
-def own_texts(row: Mapping[str, Any]) -> tuple[str, str]:
+def own_texts(row: Mapping[str, Any], shared: SharedText = NOTHING_SHARED) -> tuple[str, str]:
     """(subject, question): what a row is about, and what it asks about it.
 
     The subject is the context, without the schema; the question is the prompt without either. A
-    row without a context is its own subject and has no question.
+    row without a context is its own subject and has no question, but for what it shares with many
+    others (`shared_text.py`). A context that is an instruction is left out.
     """
     schema, context, prompt = row["schema"], row["context"] or "", row["user_prompt"]
     if schema:
         context, prompt = context.replace(schema, " "), prompt.replace(schema, " ")
     if not context.strip():
-        return prompt, ""
+        return shared.divide(prompt)
+    if shared.instructions and shared.is_instruction(row["document_id"]):
+        return prompt.replace(row["context"], " "), ""
     return context, prompt.replace(row["context"], " ").replace(context, " ")
 
 
@@ -60,16 +65,23 @@ class Prepared(NamedTuple):
     questions: Sketched
 
 
-def prepare(batch: pa.Table, how: Sketching | None) -> Prepared:
+def document_of(row: Mapping[str, Any], shared: SharedText) -> str:
+    """The document that a row belongs to: its own, where its context is only an instruction."""
+    if row["context"] and shared.is_instruction(row["document_id"]):
+        return sha256_text(fold(own_texts(row, shared)[0]))
+    return str(row["document_id"])
+
+
+def prepare(batch: pa.Table, how: Sketching | None, shared: SharedText) -> Prepared:
     """Everything about a batch of contracts.CANONICAL that needs its texts. Pure."""
     rows = batch.select(COLUMNS).to_pylist()
     content = [hashlib.sha256(_content(row)).digest()[:16] for row in rows]
-    texts = [own_texts(row) for row in rows]
+    texts = [own_texts(row, shared) for row in rows]
     subjects, questions = (pa.array([text[i] for text in texts], pa.string()) for i in (0, 1))
     return Prepared(
         np.array(content, "S16"),
         digests(row["sample_id"] for row in rows),
-        digests(row["document_id"] for row in rows),
+        digests(document_of(row, shared) for row in rows),
         [row["template_name"] for row in rows],
         sketched(subjects, how),
         sketched(questions, how),

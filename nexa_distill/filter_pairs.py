@@ -38,6 +38,7 @@ from nexa_distill.measurements import WRITTEN_CHECKS, checks_table, passing
 from nexa_distill.progress import Progress
 from nexa_distill.rules import BATCH_ROWS, COLUMNS, Measured, Rules
 from nexa_distill.settings_file import load_yaml, read_yaml
+from nexa_distill.text.words import VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,8 @@ def settings(config: DistillConfig) -> dict[str, Any]:
 
 
 def _rules(filters: FilterConfig) -> dict[str, Any]:
-    return filters.model_dump(exclude={"sample_gate", "quality_gates", "regression_gate"})
+    rules = filters.model_dump(exclude={"sample_gate", "quality_gates", "regression_gate"})
+    return {**rules, "words": VERSION}
 
 
 def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":

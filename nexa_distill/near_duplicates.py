@@ -9,6 +9,10 @@ b = 18 and 0.985. A candidate is decided by the exact similarity of the shingles
 signature only puts aside what lies four standard deviations below the threshold. Which pairs are
 found does not depend on the order of the texts.
 
+Two short texts (fewer than `SHORT` words) are near-duplicates only when they have the same digits,
+symbols and capitals that say something (`text/word_forms.py`): one of them can be all that a
+question is about.
+
 Not covered: paraphrases in other words; a text that is quoted within a longer one (that is what
 `contamination.py` finds).
 """
@@ -26,6 +30,7 @@ from nexa_distill.sketches import Sketches, Sketching
 
 _PAIRS = 16_384  # whose signatures are compared at a time
 _EXACT = 1024  # whose shingles are
+SHORT = 50  # words
 
 
 def join(labels: Indexes, a: Indexes, b: Indexes) -> None:
@@ -115,7 +120,18 @@ class Likeness:
             # Of different values, one in 256 agrees in the byte that is kept.
             near = start + np.flatnonzero((agreeing * 256 - 1) / 255 >= self._least)
             good[near] = self.jaccard(a[near], b[near]) >= self._how.threshold
-        return good
+        return good & ~self._differ_in_symbols(a, b, np.flatnonzero(good))
+
+    def _differ_in_symbols(self, a: Indexes, b: Indexes, among: Indexes) -> npt.NDArray[np.bool_]:
+        """Of short pairs, whether their digits, symbols and meaningful capitals differ."""
+        starts, found = self._sketches.starts, np.zeros(len(a), np.bool_)
+        longer = np.maximum(*(starts[side[among] + 1] - starts[side[among]] for side in (a, b)))
+        among = among[longer < SHORT]
+        for start in range(0, len(among), _EXACT):
+            part = among[start : start + _EXACT]
+            left, right = (self._sketches.tokens(side[part]).symbols() for side in (a, b))
+            found[part] = left != right
+        return found
 
     def jaccard(self, a: Indexes, b: Indexes) -> npt.NDArray[np.float64]:
         """Of each pair, the size of the intersection of the sets of shingles over the union's."""
@@ -130,7 +146,7 @@ class Likeness:
         return found
 
     def _sets(self, texts: Indexes) -> list[Hashes]:
-        shingles, starts = ngrams(self._sketches.tokens(texts), self._how.words)
+        shingles, starts, _ = ngrams(self._sketches.tokens(texts), self._how.words)
         return [np.unique(part) for part in np.split(shingles, starts[1:-1])]
 
 

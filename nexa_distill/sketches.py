@@ -1,6 +1,6 @@
 """The words, signatures and bands of many texts, in a scratch folder instead of in memory.
 
-On disk: 4 bytes per word; with `how`, one byte per MinHash value and 8 per band. In memory: 16
+On disk: 8 bytes per word; with `how`, one byte per MinHash value and 8 per band. In memory: 16
 bytes per text. Texts are numbered in the order in which they come; equal texts of one batch are
 one. The folder is the caller's to remove.
 """
@@ -60,7 +60,7 @@ class Sketching:
 
 def sketch(texts: Tokens, how: Sketching) -> tuple[Signatures, Hashes]:
     """Per text: the signature, one byte of each MinHash value, and the key of each band."""
-    shingles, starts = ngrams(texts, how.words)
+    shingles, starts, _ = ngrams(texts, how.words)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         shingles, starts.astype(np.uint64), how.permutations, SEED
     )
@@ -168,7 +168,7 @@ class Sketches:
 
     @cached_property
     def _words(self) -> Stored:
-        return Stored(self._folder / "words", np.uint32)
+        return Stored(self._folder / "words", np.uint64)
 
     def tokens(self, texts: Indexes) -> Tokens:
         """The words of these texts."""

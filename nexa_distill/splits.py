@@ -19,6 +19,7 @@ everything anew, and so does a memory that was deleted. Like the ledger it has n
 replaced as a whole, and any complete file is a right one.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from nexa_distill.handoff import read_batches, table_writer
 SIDES = ("train", "val", "test")  # where two must not meet, the later one stays
 Flags = npt.NDArray[np.bool_]
 _SETTINGS = b"decided_with"
+_INSTRUCTIONS = b"instructions"
 _BATCH = 65_536
 
 
@@ -90,17 +92,35 @@ def recall(documents: Documents, path: Path, decided_with: Mapping[str, Any]) ->
     return before.get(_SETTINGS) == now[_SETTINGS]
 
 
-def remember(documents: Documents, path: Path, decided_with: Mapping[str, Any]) -> None:
+def remembered_instructions(path: Path) -> list[str]:
+    """What an earlier run took for instructions; see `shared_text.py`."""
+    found = json.loads(_decided_before(path).get(_INSTRUCTIONS, b"[]"))
+    return [str(name) for name in found]
+
+
+def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
+    """Of these documents, which the memory at `path` knows."""
+    found, wanted = set[str](), set(document_ids)
+    if path.exists() and wanted:
+        for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
+            found |= wanted.intersection(batch["document_id"].to_pylist())
+    return [document in found for document in document_ids]
+
+
+def remember(
+    documents: Documents, path: Path, decided_with: Mapping[str, Any], instructions: Iterable[str]
+) -> None:
     """Add the new documents' clusters to the memory; it is not written when nothing is new.
 
     A memory of another `split:` is replaced.
     """
     settings = _settings(decided_with)
+    settings[_INSTRUCTIONS] = compact_json(sorted(instructions)).encode()
     before = _decided_before(path)
     same = before.get(_SETTINGS + b".split") == settings[_SETTINGS + b".split"]
     new = np.flatnonzero(~documents.known)
     new = new[[index not in documents.refused for index in new.tolist()]]
-    if same and not len(new) and before.get(_SETTINGS) == settings[_SETTINGS]:
+    if same and not len(new) and settings.items() <= before.items():
         return
     with table_writer(path, CLUSTERS.with_metadata(settings)) as out:
         for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH) if same else ():

@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.filtering.reference import Reference, repeated_share, token_count, window_starts
+from benchmarks.filtering.reference import (
+    Reference,
+    repeated_share,
+    spaced,
+    token_count,
+    window_starts,
+)
 from nexa_distill import filter_pairs
 from nexa_distill.contracts import ANSWER_FLAGS, CHECKS, OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
@@ -220,11 +226,11 @@ def test_tokens_and_repetition_are_measured_as_the_reference_measures_them(
     texts: list[str],
 ) -> None:
     tokens = Tokens(pa.array(texts, pa.string()))
-    expected = [window_starts(text.encode()) for text in texts]
+    expected = [window_starts(spaced(text)) for text in texts]
     assert tokens.counts.tolist() == [token_count(text) for text in texts]
     assert tokens.per_text.tolist() == [len(starts) for starts in expected]
     shares = [
-        repeated_share(text.encode(), starts) for text, starts in zip(texts, expected, strict=True)
+        repeated_share(spaced(text), starts) for text, starts in zip(texts, expected, strict=True)
     ]
     assert repetition(tokens).tolist() == shares
 

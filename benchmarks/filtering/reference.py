@@ -6,37 +6,49 @@ classes on the lower-cased text, as `configs/filters.yaml` defines them.
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from nexa_distill import pii
 from nexa_distill.filter_config import FilterConfig
+from nexa_distill.text.words import is_spaceless, word_spans
 
 LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 
 def token_count(text: str) -> int:
-    """Words, ASCII punctuation marks, and each character of three or four UTF-8 bytes."""
+    """Words, and every mark of punctuation and every symbol."""
     count, inside = 0, False
-    for char in text:
-        word = char >= "\x80" or char.isalnum() or char == "_"
-        mark = "!" <= char <= "~" and not word
-        count += mark or char >= "\u0800" or (word and not inside)
+    for char in spaced(text):
+        kind = unicodedata.category(char)[0]
+        mark = kind in "PS" and char != "_"
+        word = char == "_" or not (mark or _is_space(char) or char < " " or char == "\x7f")
+        count += mark or (word and not inside)
         inside = word
     return count
 
 
-def window_starts(text: bytes) -> list[int]:
-    """Byte positions of runs without spaces and, inside, of characters of three or four bytes."""
-    return [
-        i
-        for i, byte in enumerate(text)
-        if byte >= 0xE0 or (byte > 32 and (i == 0 or text[i - 1] <= 32))
-    ]
+def spaced(text: str) -> str:
+    """The text; a word of a script without spaces is five characters long and stands alone."""
+    if text.isascii():
+        return text
+    words = (text[start:end] for start, end in word_spans(text))
+    return " ".join(w.rjust(5, w[0]) if is_spaceless(w[0]) else w for w in words)
 
 
-def repeated_share(text: bytes, starts: list[int]) -> float:
-    """Share of the 24-byte windows that were seen before."""
+def _is_space(char: str) -> bool:
+    return char.isspace() or char == "\u200b"
+
+
+def window_starts(text: str) -> list[int]:
+    """Where runs without spaces and control characters begin."""
+    inside = [char > " " and not _is_space(char) for char in text]
+    return [i for i, here in enumerate(inside) if here and (i == 0 or not inside[i - 1])]
+
+
+def repeated_share(text: str, starts: list[int]) -> float:
+    """Share of the windows of 24 characters that were seen before."""
     windows = [text[i : i + 24] for i in starts if i + 24 <= len(text)]
     return (len(windows) - len(set(windows))) / max(len(windows), 1)
 
@@ -86,8 +98,7 @@ class Reference:
             return False
         if text is None or (config.require_stop and row["finish_reason"] != "stop"):
             return False
-        data = text.encode()
-        starts = window_starts(data)
+        starts = window_starts(spaced(text))
         low = text.translate(LOWER)
         lengths = [
             (config.min_char_length, config.max_char_length, len(text)),
@@ -102,7 +113,7 @@ class Reference:
             return False
         if config.ban_unbalanced_code_fences and text.count("```") % 2:
             return False
-        share = repeated_share(low.encode(), starts)
+        share = repeated_share(spaced(low), starts)
         if config.max_repetition is not None and share > config.max_repetition:
             return False
         if row["template_name"] in config.require_json_for and not _is_json(text):

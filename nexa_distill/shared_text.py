@@ -1,0 +1,178 @@
+"""Text that many prompts share: an instruction is not what a prompt is about.
+
+Two kinds are found in the prompts of a run, before they are compared:
+- a context that at least a third of the rows have ("You are the assistant of a library ...") is an
+  instruction: each of these rows is a document of its own;
+- an opening or closing of `LONG` bytes and more, from the beginning or to the end of the prompt and
+  bounded by the end of a sentence or line, which at least `FEWEST` different prompts without a
+  context share. Of a third of the rows it is an instruction, and the prompt is about the rest; of
+  fewer it is what they are about (a passage), and the rest is the question.
+
+What was an instruction once stays one (`storage.clusters` remembers it), and so does a context that
+was a document: otherwise rows would change their side when others are added.
+Not covered: instructions that differ in a word, or that stand in the middle.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+FEWEST = 5  # rows
+SHARE = 3  # an instruction has one row in so many
+LONG = 75  # bytes: 13 words of English, 25 characters of Chinese
+MOST_BORDERS = 12  # sentences from each end that are looked at
+COLUMNS = ["document_id", "context", "user_prompt", "schema"]
+_BORDER = re.compile(r"(?<=[.!?:])\s+|\s*\n\s*|(?<=[\u3002\uff01\uff1f\uff1a\u0964])\s*")
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SharedText:
+    """What prompts share, by `name_of` a context's document id or of an opening or closing.
+
+    `reported`: of each instruction of this run, its text and its number of rows.
+    """
+
+    instructions: frozenset[str] = frozenset()
+    passages: frozenset[str] = frozenset()
+    reported: tuple[tuple[str, int], ...] = ()
+
+    def is_instruction(self, document_id: str) -> bool:
+        """Whether the context of this document is an instruction."""
+        return bool(self.instructions) and name_of(document_id) in self.instructions
+
+    def divide(self, prompt: str) -> tuple[str, str]:
+        """(subject, question) of a prompt that has no context."""
+        if not self.instructions and not self.passages:
+            return prompt, ""
+        ends = list(_ends(prompt))
+        start, end = _longest(span for name, span in ends if name in self.instructions)
+        first, last = _longest(span for name, span in ends if name in self.passages)
+        if last - first <= end - start:
+            first, last = 0, len(prompt)
+        # What an instruction has in common with a passage is not what the prompt is about.
+        cut = [min(max(place, first), last) for place in (start, end)]
+        subject = f"{prompt[first : cut[0]]} {prompt[cut[1] : last]}".strip()
+        return subject, " ".join([prompt[:first], prompt[start:end], prompt[last:]]).strip()
+
+
+def _longest(spans: Iterable[Span]) -> Span:
+    return max(spans, key=lambda span: span[1] - span[0], default=(0, 0))
+
+
+NOTHING_SHARED = SharedText()
+Read = Callable[[], Iterable[pa.Table]]
+
+
+def name_of(text: str) -> str:
+    """16 hexadecimal digits, the same in every run and whatever the case of the text."""
+    return blake2b(text.casefold().encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def _ends(prompt: str) -> Iterator[tuple[str, Span]]:
+    """Long openings and closings of a prompt that leave a rest: their names and where they are."""
+    if len(prompt) * 4 < LONG:
+        return
+    borders = [match.span() for match in _BORDER.finditer(prompt)]
+    for end, start in borders[:MOST_BORDERS]:
+        if len(prompt[:end].encode()) >= LONG and prompt[start:].strip():
+            yield name_of(prompt[:end].strip()), (0, end)
+    for end, start in borders[-MOST_BORDERS:]:
+        if len(prompt[start:].encode()) >= LONG and prompt[:end].strip():
+            yield name_of(prompt[start:].strip()), (start, len(prompt))
+
+
+def find_shared_text(
+    read: Read, remembered: Iterable[str], is_document: Callable[[list[str]], list[bool]]
+) -> SharedText:
+    """What the prompts share; each call of `read` gives all of them, as tables with COLUMNS.
+
+    `remembered`: the instructions of earlier runs; `is_document`: of some document ids, which are
+    remembered.
+    """
+    total, contexts, openings = _count(read())
+    fewest = max(FEWEST, total / SHARE)
+    often = {name: count for name, count in (contexts | openings).items() if count >= fewest}
+    texts = _texts(read(), often.keys()) if often else {}
+    documents = [document for document, _ in texts.values() if document]
+    known = {document for document, is_one in zip(documents, is_document(documents), strict=True)
+             if is_one}  # fmt: skip
+    texts = {name: found for name, found in texts.items() if found[0] not in known}
+    old = frozenset(remembered)
+    reported = [(text, often[name]) for name, (_, text) in texts.items()]
+    reported = [one for one in reported if not any(one[0] in o[0] and one != o for o in reported)]
+    return SharedText(
+        old | texts.keys(), frozenset(openings.keys() - texts.keys() - old), tuple(reported)
+    )
+
+
+def _has_context(row: Mapping[str, str | None]) -> bool:
+    return bool((row["context"] or "").strip())
+
+
+def _prompt(row: Mapping[str, str | None]) -> str:
+    prompt = row["user_prompt"] or ""
+    return prompt.replace(row["schema"], " ") if row["schema"] else prompt
+
+
+def _count(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, int]]:
+    """Number of rows; rows per document with a context; different prompts per opening or closing.
+
+    Of what occurs `FEWEST` times at least. 16 bytes per row and 24 per opening are held.
+    """
+    total, none = 0, np.zeros(0, "S16")
+    documents, prompts, names, owners = [none], [none], [none], [np.zeros(0, np.int64)]
+    for batch in batches:
+        rows = batch.select(COLUMNS).to_pylist()
+        texts = [_prompt(row) for row in rows if not _has_context(row)]
+        ends = [sorted({name for name, _ in _ends(text)}) for text in texts]
+        owner = np.repeat(np.arange(len(texts)), [len(part) for part in ends])
+        owners.append(owner + sum(map(len, prompts)))
+        documents.append(_names(row["document_id"] for row in rows if _has_context(row)))
+        prompts.append(_names(texts))
+        names.append(np.array(list(chain.from_iterable(ends)), "S16"))
+        total += len(rows)
+    _, different = np.unique(np.concatenate(prompts), return_index=True)
+    counted = np.isin(np.concatenate(owners), different)
+    found = (np.concatenate(documents), np.concatenate(names)[counted])
+    contexts, openings = (_frequent(part) for part in found)
+    return total, contexts, openings
+
+
+def _names(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
+    return np.array([name_of(text) for text in texts], "S16")
+
+
+def _frequent(names: npt.NDArray[np.bytes_]) -> dict[str, int]:
+    values, numbers = np.unique(names, return_counts=True)
+    often = numbers >= FEWEST
+    pairs = zip(values[often].tolist(), numbers[often].tolist(), strict=True)
+    return {name.decode(): count for name, count in pairs}
+
+
+def _texts(batches: Iterable[pa.Table], wanted: Collection[str]) -> dict[str, tuple[str, str]]:
+    """(document id, text) of these contexts, and ("", text) of these openings and closings.
+
+    A document of several chunks has several contexts, and is left out.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    several: set[str] = set()
+    for batch in batches:
+        for row in batch.select(COLUMNS).to_pylist():
+            if _has_context(row):
+                name, text = name_of(row["document_id"]), row["context"]
+                if name in wanted and found.setdefault(name, (row["document_id"], text))[1] != text:
+                    several.add(name)
+                continue
+            prompt = _prompt(row)
+            for name, (start, end) in _ends(prompt):
+                if name in wanted:
+                    found.setdefault(name, ("", prompt[start:end].strip()))
+    return {name: value for name, value in found.items() if name not in several}

@@ -1,0 +1,123 @@
+"""The forms in which words are compared: what folding hides, and what it must not hide.
+
+Hidden, because it is how a text is typed:
+- Unicode form: equal after NFC, full and half width, ligatures, presentation forms, no-break
+  spaces, invisible characters; curly apostrophes, and the minus sign beside the hyphen;
+- spacing, and quotes, round brackets and sentence punctuation at the edges of a word;
+- case of an ordinary word of three letters and more (City, CITY, city), and of every word that
+  begins a sentence with a capital or stands in a text with a capital on each longer word.
+
+Kept, because it is what a text says: operators and other symbols (`!x`, `5!`, `C++`, `[]` and `{}`,
+currency), a point before a digit or letter (`.5`), superscripts and subscripts (a square is not the
+digit 2), letters of other fonts (the set R is not the letter R), circled numbers, and the case of
+symbols: words of one or two letters (Co and CO, T and t), of mixed case (NaCl), with a digit or a
+symbol ($HOME). Not told apart: an ordinary word and the same as a name (turkey and Turkey).
+
+Contamination compares without any case (`folded`); near-duplicates with the case that is kept.
+"""
+
+import re
+import unicodedata
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+# Compatibility characters that say the same as what they decompose to (UAX 44, table 14).
+SAME = ("<wide>", "<narrow>", "<small>", "<vertical>", "<square>", "<compat>", "<noBreak>",
+        "<isolated>", "<initial>", "<medial>", "<final>")  # fmt: skip
+_TYPED = {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u2212": "-", "\u200b": " "}
+_INVISIBLE = "\u00ad\u200e\u200f\u2060\ufe0e\ufe0f\ufeff\u202a\u202b\u202c\u2066\u2067\u2068\u2069"
+_TSHEG = "\u0f0b\u0f0c"  # between the syllables of Tibetan
+_KEPT_MARKS = (
+    "\u2030\u2031\u2020\u2021\u2032\u2033\u2034\u00a7\u00b6\u203b"  # per mille, primes, ...
+)
+_SYMBOLS = "0123456789!$+<=>^|~%*#@\\[]{}_`"
+_SYMBOL_CATEGORIES = ("Sm", "Sc", "Sk", "So", "Nd", "Nl", "No", "Ps", "Pe")
+_NO_OPERATOR = re.compile(r"[.?!,;\"']*|:|[()]")
+
+
+@cache
+def _compatible() -> tuple[re.Pattern[str], dict[str, str]]:
+    found = dict.fromkeys(_INVISIBLE, "") | _TYPED | dict.fromkeys(_TSHEG, " ")
+    for character in map(chr, (*range(0x80, 0x10000), *range(0x1F100, 0x1F300))):
+        kind, _, parts = unicodedata.decomposition(character).partition(" ")
+        if character.isspace():
+            found[character] = " "
+        elif kind == "<fraction>":  # 3 and a half is not 31 over 2
+            found[character] = f" {unicodedata.normalize('NFKC', character)}"
+        elif kind in SAME:
+            found.setdefault(character, "".join(chr(int(part, 16)) for part in parts.split()))
+    return re.compile("[" + re.escape("".join(found)) + "]"), found
+
+
+def normalized(text: str) -> str:
+    """The text without what typing hides in Unicode; case, symbols and spacing as they are."""
+    if text.isascii():
+        return text
+    pattern, table = _compatible()
+    text = pattern.sub(lambda match: table[match[0]], unicodedata.normalize("NFC", text))
+    return unicodedata.normalize("NFC", pattern.sub(lambda match: table[match[0]], text))
+
+
+class Forms(NamedTuple):
+    """One word as it is compared; the texts are empty for a word of nothing but punctuation.
+
+    `folded`: without case; `kept`: with the case that says something; `first`: the same at the
+    beginning of a sentence. `has_symbol`: it holds a digit or a symbol.
+    """
+
+    folded: str
+    kept: str
+    first: str
+    has_symbol: bool
+
+
+@lru_cache(200_000)
+def word_forms(word: str) -> Forms:
+    """The forms of a word of `normalized` text, with the punctuation that touches it."""
+    if word.isascii() and word.isalpha() and word.islower():
+        return Forms(word, word, word, has_symbol=False)
+    bare = _without_punctuation(word)
+    folded = bare.casefold()
+    letters = [character for character in bare if character.isalpha()]
+    symbol = bare != "" and (not letters or bare[-1] == "'" or any(map(_is_symbol, bare)))
+    if folded == bare:
+        return Forms(bare, bare, bare, symbol)
+    capital = letters[0].isupper() and not any(map(str.isupper, letters[1:]))
+    ordinary = len(letters) > 2 and (capital or bare.isupper() or bare.islower())
+    kept = folded if ordinary and not symbol else bare
+    return Forms(folded, kept, folded if capital and not symbol else kept, symbol)
+
+
+def _is_symbol(character: str) -> bool:
+    if character.isascii():
+        return character in _SYMBOLS
+    return unicodedata.category(character) in _SYMBOL_CATEGORIES
+
+
+def _without_punctuation(word: str) -> str:
+    """The word without the punctuation at its edges that says nothing about it."""
+    start, end = 0, len(word)
+    while start < end and _is_edge(word[start]):
+        start += 1
+    while end > start and _is_edge(word[end - 1]):
+        end -= 1
+    if start == end:
+        return "" if _NO_OPERATOR.fullmatch(word) or not word.isascii() else word
+    before, after, bare = word[:start], word[end:], word[start:end]
+    if re.search(r"(?<!\.)\.$|!$", before):  # .5, .py, !x
+        bare = before[-1] + bare
+    if (primes := re.match("'+", after)) and len(bare) < 3 and "'" not in before:
+        return bare + primes[0]  # f', y''
+    factorial = re.match(r"(\)*)(!+)", after)
+    if factorial and (factorial[1] or bare[-1].isdigit() or len(bare) == 1):
+        return bare + factorial[2]  # 5!, n!, (n + 1)!
+    return bare
+
+
+def _is_edge(character: str) -> bool:
+    if character.isascii():
+        return character in ".,:;?!\"'()"
+    kind = unicodedata.category(character)
+    if kind in ("Ps", "Pe"):  # brackets of East Asia and low quotes, not those of mathematics
+        return "\u3008" <= character <= "\u301f" or character in "\u201a\u201e\u2e42"
+    return kind in ("Pi", "Pf") or (kind == "Po" and character not in _KEPT_MARKS)
