@@ -15,7 +15,6 @@ Run: python -m nexa_distill.canonicalize [--src PATH] [--dst FILE] [--limit N]
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any

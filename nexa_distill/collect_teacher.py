@@ -35,6 +35,7 @@ from nexa_distill.collection import (
 )
 from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.contracts import INPUTS, TABLES
+from nexa_distill.dedup_warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.existing_answers import write_answers
 from nexa_distill.handoff import UniqueKeys, read_batches
@@ -263,9 +264,13 @@ def run_collection(args: argparse.Namespace) -> int:
         "context": args.context_column,
         "template_name": args.task_type_column,
     }
+    config, dry_run = with_flags(config, flags), args.dry_run or args.estimate
+    if args.src is None and not dry_run:  # a file of one's own may be all train
+        require_both_sides(config)
+    config.refuse_models_not_served()
     run(
-        with_flags(config, flags), args.src, args.dst,
-        dry_run=args.dry_run or args.estimate,
+        config, args.src, args.dst,
+        dry_run=dry_run,
         retry_failed=args.retry_failed,
         renamed={wanted: name for wanted, name in columns.items() if name},
     )  # fmt: skip

@@ -62,7 +62,7 @@ from nexa_distill.dedup_decisions import (
     sketching,
     subject_families,
 )
-from nexa_distill.dedup_warnings import print_warnings, why_no_training_rows
+from nexa_distill.dedup_warnings import print_warnings
 from nexa_distill.digests import digests, keys
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
@@ -81,7 +81,7 @@ from nexa_distill.splits import (
 )
 from nexa_distill.text.words import VERSION
 
-__all__ = ["require_both_sides", "run", "settings", "split_of"]
+__all__ = ["run", "settings", "split_of"]
 
 SOURCE = TABLES["canonical"]
 BATCH_ROWS = 2048
@@ -111,15 +111,17 @@ def run(
 ) -> None:
     """Write `storage.raw_dataset` (or `dst`) and `storage.rejected_inputs`, unless up to date.
 
-    The memory of `dst` elsewhere is beside it (`<name>.clusters.parquet`).
+    The memory of `dst` elsewhere is beside it (`<name>.clusters.parquet`), and so are the rows that
+    are left out and the reports.
     """
     if config.split.val + config.split.test >= 1:
         raise InputError(
             f"split: val {config.split.val} + test {config.split.test} leaves no train"
         )
     storage = config.storage
+    rejected = storage.beside(dst, "rejected.parquet", storage.path("rejected_inputs"))
+    folder = storage.beside(dst, "reports", storage.path("reports") / "dedup")
     src, dst = src or storage.path("canonical"), dst or storage.path("raw_dataset")
-    rejected, folder = storage.path("rejected_inputs"), storage.path("reports") / "dedup"
     report = folder / "quality_report.json"
     evals = [Path(file) for file in config.dedup.eval_files]
     if missing := [file for file in evals if not file.exists()]:
@@ -246,21 +248,6 @@ def _write(
             REJECTED_INPUTS.field(name), pa.array(values, pa.string())
         )
     out.write(rows_out)
-
-
-def require_both_sides(config: DistillConfig) -> None:
-    """Raises InputError before anything is paid when nothing could be trained on or held out."""
-    path, split = config.storage.path("raw_dataset"), config.split
-    batches = read_batches(path, TABLES["raw_dataset"], columns=["split"])
-    found = {side for batch in batches for side in batch["split"].unique().to_pylist()}
-    wanted = {"train"} | ({"test"} if split.test else set())
-    if missing := sorted(wanted - found):
-        if "train" in missing and (reason := why_no_training_rows(config)):
-            raise InputError(f"{path}: {reason}")
-        raise InputError(
-            f"{path}: no document falls into {' or '.join(missing)} (shares: val {split.val}, "
-            f"test {split.test}); take more input (--limit), or change split:"
-        )
 
 
 def _first(src: Path, limit: int | None, columns: list[str] | None = None) -> Iterator[pa.Table]:

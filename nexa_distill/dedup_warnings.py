@@ -1,6 +1,6 @@
 """What a user should know of a deduplication before anything is paid.
 
-Reads `storage.rejected_inputs`; prints, and writes nothing.
+Reads `storage.raw_dataset` and `storage.rejected_inputs`; prints, and writes nothing.
 """
 
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 from nexa_distill.config import DistillConfig
 from nexa_distill.contracts import TABLES
 from nexa_distill.dedup_decisions import CONTAMINATED, Rows, Verdicts
+from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches
 from nexa_distill.shared_text import SharedText
 from nexa_distill.splits import SIDES
@@ -40,7 +41,22 @@ def print_warnings(
         )
 
 
-def why_no_training_rows(config: DistillConfig) -> str | None:
+def require_both_sides(config: DistillConfig) -> None:
+    """Raises InputError before anything is paid when nothing could be trained on or held out."""
+    path, split = config.storage.path("raw_dataset"), config.split
+    batches = read_batches(path, TABLES["raw_dataset"], columns=["split"])
+    found = {side for batch in batches for side in batch["split"].unique().to_pylist()}
+    wanted = {"train"} | ({"test"} if split.test else set())
+    if missing := sorted(wanted - found):
+        if "train" in missing and (reason := _why_no_training_rows(config)):
+            raise InputError(f"{path}: {reason}")
+        raise InputError(
+            f"{path}: no document falls into {' or '.join(missing)} (shares: val {split.val}, "
+            f"test {split.test}); take more input (--limit), or change split:"
+        )
+
+
+def _why_no_training_rows(config: DistillConfig) -> str | None:
     """The reason, with the settings to change; None when contamination is not the reason."""
     path = config.storage.path("rejected_inputs")
     batches = read_batches(path, TABLES["rejected_inputs"], columns=["rejection_reason"])

@@ -22,6 +22,7 @@ from nexa_distill import (
 )
 from nexa_distill.config import DistillConfig, Storage
 from nexa_distill.decisions import decisions_of, record
+from nexa_distill.dedup_warnings import require_both_sides
 from nexa_distill.manifests import repairs, sealed_hash
 
 
@@ -48,7 +49,7 @@ def collect(config: DistillConfig) -> None:
     config.refuse_models_not_served()
     canonicalize.run(config)
     dedup.run(config)
-    dedup.require_both_sides(config)
+    require_both_sides(config)
     collect_teacher.run(config)
 
 

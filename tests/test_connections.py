@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -239,10 +238,8 @@ def test_d27_an_untrusted_certificate_stops_at_once_with_the_remedy(
         other = teacher_workspace(tmp_path / "b", plain.replace("http", "https"))
         put(other, prompts(1))
         environment = os.environ | {"SSL_CERT_FILE": str(certificate)}
-        command = [sys.executable, "-m", "nexa_distill.collect_teacher", "--config", other.config,
-                   "--src", other.folder / "prompts.parquet"]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr
+        src = other.folder / "prompts.parquet"
+        other.run("nexa_distill.collect_teacher", "--src", src, env=environment)
     assert len(answers(other)) == 1
 
 

@@ -13,6 +13,7 @@ from nexa_distill import canonicalize, dedup
 from nexa_distill.config import Split
 from nexa_distill.contracts import CANONICAL
 from nexa_distill.dedup import split_of
+from nexa_distill.dedup_warnings import require_both_sides
 from nexa_distill.errors import InputError, InputMissing
 from tests.workspace import Workspace, workspace
 
@@ -75,7 +76,7 @@ def test_input_without_a_held_out_document_is_refused_before_anything_is_asked(
     side = kept[0]["split"]
     missing = "test" if side == "train" else "train"
     with pytest.raises(InputError, match=f"no document falls into .*{missing}"):
-        dedup.require_both_sides(made.load())
+        require_both_sides(made.load())
 
 
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The founding documents' steps and settings as their reader types them (numbers: worst first)."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 import yaml
 
 from nexa_distill import (
+    canonicalize,
     collect_teacher,
+    dedup,
     filter_pairs,
     gates,
     regenerate_bad,
@@ -19,10 +22,11 @@ from nexa_distill.config import load_config
 from nexa_distill.endpoint import reach
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.handoff import write_json
+from nexa_distill.manifests import StageRun
 from nexa_distill.pipeline import DistillationPipeline
 from nexa_distill.planning import Request, make_plan
 from nexa_distill.text.secrets import is_variable_name, mask_secrets
-from tests.faults import files
+from tests.faults import files, prompts, put
 from tests.ledger_teacher import ledger_teacher
 from tests.test_regenerate_bad import SAYS, collected, decide, rows
 from tests.workspace import ROOT, Workspace, workspace
@@ -275,3 +279,35 @@ def test_the_pipeline_object_refuses_an_empty_side_before_it_pays(tmp_path: Path
         with pytest.raises(InputError, match="no document falls into"):
             DistillationPipeline(made.config).collect_teacher()
         assert not teacher.billed()
+
+
+def test_the_collector_by_hand_refuses_an_empty_side_and_takes_a_file_of_ones_own(
+    tmp_path: Path,
+) -> None:
+    with ledger_teacher(tmp_path) as teacher:
+        made = workspace(tmp_path, teacher.base_url)
+        src = put(made, [row | {"split": "train"} for row in prompts(3)])
+        made.path("raw_dataset").parent.mkdir(parents=True)
+        stage = StageRun("dedup", made.load().storage, inputs=[], settings={})
+        shutil.copy(src, made.path("raw_dataset"))
+        stage.seal(made.path("raw_dataset"), rows_in=3, rejected=0)
+        done = made.run("nexa_distill.collect_teacher", code=65)
+        assert "no document falls into test" in done.stderr
+        assert not teacher.billed()
+        made.run("nexa_distill.collect_teacher", "--src", src)
+        assert sum(teacher.billed().values()) == 3
+
+
+def test_dedup_with_a_result_elsewhere_leaves_the_pipelines_rejections_alone(
+    tmp_path: Path,
+) -> None:
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("".join(f'{{"user_prompt": "Question {n}?"}}\n' for n in (1, 1, 2)))
+    made = workspace(tmp_path / "project", input={"path": str(raw)})
+    canonicalize.run(made.load())
+    before = files(made)
+    dedup.run(made.load(), dst=tmp_path / "unique.parquet")
+    assert files(made) == before
+    assert {"unique.parquet", "unique.rejected.parquet", "unique.reports"} <= {
+        path.name for path in tmp_path.iterdir()
+    }

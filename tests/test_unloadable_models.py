@@ -103,7 +103,7 @@ def test_t24_an_adapters_folder_is_no_student_with_a_configuration_beside_it_or_
 ) -> None:
     whole = AutoModelForCausalLM.from_pretrained(model)
     settings = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
-    get_peft_model(whole, settings).save_pretrained(tmp_path / "adapter")
+    get_peft_model(whole, settings).save_pretrained(str(tmp_path / "adapter"))
     for beside in (False, True):
         if beside:
             shutil.copy(model / "config.json", tmp_path / "adapter")

@@ -16,7 +16,7 @@ from nexa_distill import canonicalize, dedup
 from nexa_distill.canonicalize import chunks
 from nexa_distill.config import Chunking
 from nexa_distill.contamination import find
-from nexa_distill.dedup import require_both_sides
+from nexa_distill.dedup_warnings import require_both_sides
 from nexa_distill.errors import InputError
 from nexa_distill.repetition import Tokens, repetition
 from nexa_distill.shingles import tokens, words_of
