@@ -29,7 +29,7 @@ rows; which of several near-duplicates is kept does.
 
 Memory: about 430 MB and 450 bytes per row, measured between 250,000 and 500,000 rows
 (benchmarks/dedup); no text is held. A hidden scratch folder beside the output holds the words and
-signatures (about 5 bytes per word and 600 per row) and goes at the end.
+signatures (about 9 bytes per word and 600 per row) and goes at the end.
 An instruction that many prompts share is not what they are about: `shared_text.py`.
 
 Run: python -m nexa_distill.dedup [--src FILE] [--dst FILE]

@@ -21,20 +21,24 @@ import pyarrow.compute as pc
 from rensa import RMinHash
 
 from nexa_distill.digests import Hashes, Indexes, mixed
-from nexa_distill.text.word_forms import Forms, normalized, word_forms
+from nexa_distill.text.word_forms import (
+    ENDS_SENTENCE,
+    LONG,
+    SMALL,
+    SYMBOL,
+    Forms,
+    normalized,
+    word_forms,
+)
 from nexa_distill.text.words import SCRIPTS, SHARES, WHOLE, share_of
 
 Flags = npt.NDArray[np.bool_]
 
 _SHARES = np.array([WHOLE, *SHARES.values()], np.int64)
-_SHARE, _SYMBOL = np.uint64(0b111), np.uint64(0b1000)
+_SHARE, _SYMBOL = np.uint64(0b111), np.uint64(SYMBOL)
 _FOLDED, _KEPT = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFF0)
 _FACTOR = 0x9E3779B97F4A7C15
-_ENDS_SENTENCE = (".", "!", "?", ":", "\u2026", "\u0964")  # and the danda of Hindi
-_AROUND = "\"'([\u201c\u2018\u00ab\u00bf\u00a1"
-_CLOSING = "\"')]\u201d\u2019\u00bb"
-_LONG = 4  # letters of the words that show whether a text is written in capitals
-_FEW = 3  # of those words show nothing
+_FEW = 3  # longer words: fewer do not show whether a text is written in capitals
 _known_powers = [(np.ones(1, np.uint64), np.ones(1, np.uint64))]
 
 
@@ -86,7 +90,8 @@ def _split(texts: pa.Array) -> pa.Array:
             for text, simple in zip(texts.to_pylist(), plain.to_pylist(), strict=True)
         ]
         texts = pc.replace_substring_regex(pa.array(found, pa.string()), f"({SCRIPTS})", r" \1 ")
-    return pc.ascii_split_whitespace(pc.ascii_trim_whitespace(texts))
+    # White space at an edge makes an empty word, which is no word.
+    return pc.ascii_split_whitespace(texts)
 
 
 def tokens(texts: pa.Array) -> Tokens:
@@ -96,47 +101,62 @@ def tokens(texts: pa.Array) -> Tokens:
     found = split.flatten().dictionary_encode()
     codes = found.indices.to_numpy()
     raw = found.dictionary.to_pylist()
-    forms = [word_forms(word) for word in raw]
-    within, beginning, capitals = _numbers(raw, forms)
+    forms = list(map(word_forms, raw))
+    bits = np.fromiter((form[3] for form in forms), np.uint64, len(forms))
+    within, beginning, capitals = _numbers(forms, bits)
     words = within[codes]
-    if not np.array_equal(within, capitals):
-        words = np.where(_begins_sentence(raw, codes, first), beginning[codes], words)
-        words = np.where(_has_capitals(forms, raw, codes, first), capitals[codes], words)
-    real = np.array([form.folded != "" for form in forms], np.bool_)[codes]
+    cased = np.flatnonzero((within != capitals)[codes])  # where the place of a word matters
+    if len(cased):
+        begins = cased[_begins_sentence(bits, codes, first, cased)]
+        words[begins] = beginning[codes[begins]]
+        in_capitals = cased[_in_capitals(bits, codes, first)[cased]]
+        words[in_capitals] = capitals[codes[in_capitals]]
+    is_word = np.fromiter((form[0] != "" for form in forms), np.bool_, len(forms))
+    if is_word.all() and (np.diff(first, append=len(codes)) > 0).all():
+        return Tokens(words, np.append(first, len(codes)))
+    real = is_word[codes]
     counts = np.add.reduceat(real.astype(np.int64), first) if len(first) else first
     real[first[counts == 0]] = True  # a text of nothing but punctuation is one empty word
     return Tokens(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
 
 
-def _numbers(raw: list[str], forms: list[Forms]) -> tuple[Hashes, Hashes, Hashes]:
+def _numbers(forms: list[Forms], bits: Hashes) -> tuple[Hashes, Hashes, Hashes]:
     """The numbers of words within a sentence, at its beginning, and in a text in capitals."""
-    texts = [text for form in forms for text in form[:3]]
-    hashes = mixed(np.array(RMinHash.hash_token_sets([texts])[0], np.uint64)).reshape(-1, 3)
-    folded, kept, first = hashes.T
-    symbol = np.array([form.has_symbol for form in forms], np.bool_)
-    share = np.array([share_of(word) for word in raw], np.uint64)
-
-    def number(with_case: Hashes) -> Hashes:
-        is_symbol = np.where(symbol | (with_case != folded), _SYMBOL, np.uint64(0))
-        return (folded & _FOLDED) | (with_case & _KEPT) | is_symbol | share
-
-    return number(kept), number(first), number(np.where(symbol, kept, folded))
-
-
-def _begins_sentence(raw: list[str], codes: Indexes, first: Indexes) -> Flags:
-    ends = np.array([word.rstrip(_CLOSING).endswith(_ENDS_SENTENCE) for word in raw], np.bool_)
-    begins = np.concatenate([[True], ends[codes[:-1]]])
-    begins[first] = True
-    return begins
+    folded = _hashed([form[0] for form in forms])
+    common = (folded & _FOLDED) | (bits & (_SHARE | _SYMBOL))
+    same = common | (folded & _KEPT)
+    cased = [i for i, form in enumerate(forms) if form[0] != form[1]]
+    if not cased:
+        return same, same, same
+    within, beginning = same.copy(), same.copy()
+    kept, first = (_hashed([forms[i][which] for i in cased]) & _KEPT for which in (1, 2))
+    within[cased] = common[cased] | kept | _SYMBOL
+    is_kept = np.array([forms[i][2] != forms[i][0] for i in cased], np.bool_)
+    beginning[cased] = common[cased] | first | np.where(is_kept, _SYMBOL, np.uint64(0))
+    return within, beginning, np.where(bits & _SYMBOL, within, same)
 
 
-def _has_capitals(forms: list[Forms], raw: list[str], codes: Indexes, first: Indexes) -> Flags:
+def _hashed(texts: list[str]) -> Hashes:
+    return mixed(np.array(RMinHash.hash_token_sets([texts])[0], np.uint64))
+
+
+def _begins_sentence(bits: Hashes, codes: Indexes, first: Indexes, at: Indexes) -> Flags:
+    """Of the words at these places, which begin a text or follow the end of a sentence."""
+    ends = (bits & np.uint64(ENDS_SENTENCE)) != 0
+    is_first = np.zeros(len(codes), np.bool_)
+    is_first[first] = True
+    found: Flags = is_first[at] | ends[codes[at - 1]]
+    return found
+
+
+def _in_capitals(bits: Hashes, codes: Indexes, first: Indexes) -> Flags:
     """Per word, whether its text has a capital on every longer word: there case says nothing."""
-    plain = [form.folded for form in forms]
-    long = np.array([len(word) >= _LONG and word.isalpha() for word in plain], np.bool_)
-    small = long & np.array([word.lstrip(_AROUND)[:1].islower() for word in raw], np.bool_)
-    many, none = (np.add.reduceat(which[codes].astype(np.int64), first) for which in (long, small))
-    found: Flags = np.repeat((many >= _FEW) & (none == 0), np.diff(np.append(first, len(codes))))
+    small, long = ((bits & np.uint64(flag)) != 0 for flag in (SMALL, LONG))
+    sizes = np.diff(first, append=len(codes))
+    found: Flags = np.repeat(~np.logical_or.reduceat(small[codes], first), sizes)
+    if found.any():
+        many = np.add.reduceat(long[codes].astype(np.int64), first)
+        found &= np.repeat(many >= _FEW, sizes)
     return found
 
 
@@ -146,26 +166,38 @@ def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes, Indexes]:
     n-gram k of a text starts at its k-th word, and each text has at least one. An n-gram is a
     polynomial in its words, modulo 2^64.
     """
-    count, first = len(texts.words), texts.starts[:-1]
-    sizes = np.diff(texts.starts)
-    ends = _ngram_ends(texts.words, n)
-    inside = ends <= np.repeat(texts.starts[1:], sizes)
-    short = ~inside[first]  # texts of fewer than n words, all of each
-    inside[first[short]], ends[first[short]] = True, texts.starts[1:][short]
-    at = np.flatnonzero(inside)
+    count, first, sizes = len(texts.words), texts.starts[:-1], np.diff(texts.starts)
     powers, inverses = _powers(count)
     sums = np.zeros(count + 1, np.uint64)
-    np.cumsum((texts.words | np.uint64(1) << np.uint64(63)) * powers, out=sums[1:])
-    found = (sums[ends[at]] - sums[at]) * inverses[at]
-    counts = np.add.reduceat(inside.astype(np.int64), first) if len(texts) else first
-    return mixed(found), np.concatenate([[0], np.cumsum(counts)]), ends[at] - at
+    np.cumsum(texts.words * powers, out=sums[1:])
+    share = texts.words & _SHARE
+    if share.any():
+        ends = _ngram_ends(share, n)
+        inside = ends <= np.repeat(texts.starts[1:], sizes)
+        short = ~inside[first]  # texts of fewer than n words, all of each
+        inside[first[short]], ends[first[short]] = True, texts.starts[1:][short]
+        at = np.flatnonzero(inside)
+        found, lengths = (sums[ends[at]] - sums[at]) * inverses[at], ends[at] - at
+        counts = np.add.reduceat(inside.astype(np.int64), first)
+    else:
+        inside, short = np.ones(count, np.bool_), sizes < n
+        for k in range(1, n):
+            inside[texts.starts[1:][sizes > k] - k] = False
+        every = max(count - n + 1, 0)
+        found = np.zeros(count, np.uint64)
+        found[:every] = (sums[n:] - sums[:every]) * inverses[:every]
+        whole = first[short]
+        inside[whole], found[whole] = (
+            True,
+            (sums[whole + sizes[short]] - sums[whole]) * inverses[whole],
+        )
+        found, counts = found[inside], np.maximum(sizes - n + 1, 1)
+        lengths = np.repeat(np.minimum(sizes, n), counts)
+    return mixed(found), np.concatenate([[0], np.cumsum(counts)]), lengths
 
 
-def _ngram_ends(words: Hashes, n: int) -> Indexes:
+def _ngram_ends(share: Hashes, n: int) -> Indexes:
     """Per word, the position after the n-gram that begins with it; it may be in another text."""
-    share = words & _SHARE
-    if not share.any():
-        return np.arange(n, n + len(words))
     parts = np.concatenate([[0], np.cumsum(_SHARES[share.astype(np.int64)])])
     found: Indexes = np.searchsorted(parts, parts[:-1] + n * WHOLE)
     return found

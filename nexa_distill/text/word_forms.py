@@ -21,6 +21,8 @@ import unicodedata
 from functools import cache, lru_cache
 from typing import NamedTuple
 
+from nexa_distill.text.words import share_of
+
 # Compatibility characters that say the same as what they decompose to (UAX 44, table 14).
 SAME = ("<wide>", "<narrow>", "<small>", "<vertical>", "<square>", "<compat>", "<noBreak>",
         "<isolated>", "<initial>", "<medial>", "<final>")  # fmt: skip
@@ -62,30 +64,44 @@ class Forms(NamedTuple):
     """One word as it is compared; the texts are empty for a word of nothing but punctuation.
 
     `folded`: without case; `kept`: with the case that says something; `first`: the same at the
-    beginning of a sentence. `has_symbol`: it holds a digit or a symbol.
+    beginning of a sentence. `bits`: the word's share (`share_of`), and the flags below.
     """
 
     folded: str
     kept: str
     first: str
-    has_symbol: bool
+    bits: int
+
+
+SYMBOL = 8  # it holds a digit or a symbol
+ENDS_SENTENCE = 16
+LONG, SMALL = 32, 64  # four letters and more; such a word without a capital
+_LEAST = 4
+_CLOSING = "\"')]\u201d\u2019\u00bb"
+_SENTENCE_MARKS = (".", "!", "?", ":", "\u2026", "\u0964")  # and the danda of Hindi
 
 
 @lru_cache(200_000)
 def word_forms(word: str) -> Forms:
     """The forms of a word of `normalized` text, with the punctuation that touches it."""
     if word.isascii() and word.isalpha() and word.islower():
-        return Forms(word, word, word, has_symbol=False)
+        return Forms(word, word, word, (LONG | SMALL) if len(word) >= _LEAST else 0)
+    if not word:
+        return Forms("", "", "", ENDS_SENTENCE)
     bare = _without_punctuation(word)
     folded = bare.casefold()
     letters = [character for character in bare if character.isalpha()]
     symbol = bare != "" and (not letters or bare[-1] == "'" or any(map(_is_symbol, bare)))
+    bits = share_of(word) | SYMBOL * symbol
+    bits |= ENDS_SENTENCE * word.rstrip(_CLOSING).endswith(_SENTENCE_MARKS)
+    if len(letters) == len(bare) >= _LEAST:
+        bits |= LONG | SMALL * (not letters[0].isupper())
     if folded == bare:
-        return Forms(bare, bare, bare, symbol)
+        return Forms(bare, bare, bare, bits)
     capital = letters[0].isupper() and not any(map(str.isupper, letters[1:]))
     ordinary = len(letters) > 2 and (capital or bare.isupper() or bare.islower())
     kept = folded if ordinary and not symbol else bare
-    return Forms(folded, kept, folded if capital and not symbol else kept, symbol)
+    return Forms(folded, kept, folded if capital and not symbol else kept, bits)
 
 
 def _is_symbol(character: str) -> bool:
