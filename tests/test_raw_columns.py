@@ -46,6 +46,13 @@ def test_da02_a_question_is_asked_about_its_context(
     ]
 
 
+def test_da02_a_blank_context_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"What is {n}?", "context": blank} for n, blank in enumerate(["", " \n"])]
+    found, _ = prompts(project(tmp_path, *rows), capsys)
+    assert [row["user_prompt"] for row in found] == ["What is 0?", "What is 1?"]
+    assert len({row["document_id"] for row in found}) == 2
+
+
 @pytest.mark.parametrize(
     "name",
     ["question", "Question", "prompt_text", "userQuestion", "user-query", "Original Question",

@@ -75,7 +75,7 @@ class RowReader:
         task = text_or_none(row, columns.task_type_column) or columns.task_type
         identity = self.identity(row, prompt, (prompt, context, task, sorted(passed.items())))
         asked = self._filled(row, layout, prompt, context, passed)
-        document = fold(context or prompt)
+        document = fold(context if context and context.strip() else prompt)
         return canonical_row(row, identity, task, asked, context, passed, document)
 
     def _filled(
@@ -83,10 +83,10 @@ class RowReader:
     ) -> str:
         """The prompt in `defaults.prompt_template`: each {column} replaced, once, by its text."""
         template = self.columns.prompt_template
-        has_place = "{context}" in template
-        if layout.with_context and context and context.strip() not in prompt and not has_place:
+        shown = "{context}" in template or not context or context.strip() in prompt
+        if not shown and layout.with_context:
             template = template.replace("{prompt}", "{context}\n\n{prompt}")
-        elif context and not has_place and not layout.with_context and context not in prompt:
+        elif not shown:
             self.note(
                 f"column {self.columns.context_column} is carried along and not shown to the "
                 "teacher: defaults.prompt_template has no {context}"
