@@ -44,6 +44,7 @@ from nexa_distill.progress import Progress
 from nexa_distill.prompt_request import PromptRequest, answer_limit
 from nexa_distill.refusals import given_up, none_answered
 from nexa_distill.response_schemas import ResponseSchemas, load_schemas
+from nexa_distill.text.secrets import mask_secrets
 
 Row = dict[str, Any]
 # The rows to answer, in batches, with the columns that are named (None = all); every call starts
@@ -419,7 +420,7 @@ class Collector:
             return settled, f"{self.too_large.get(request.sample_id, len(request.data))} bytes"
         given = given_up(known.attempts, 1) if known else None
         reason = "held" if settled == "held" else given or "provider_failed"
-        return reason, journal.evidence(request.key)
+        return reason, mask_secrets(journal.evidence(request.key))
 
 
 def unknown_finish(word: str, count: int, answers: int) -> str:

@@ -23,6 +23,7 @@ from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal import DIED, Ended, Outcome
 from nexa_distill.response_body import brief_words, error_of, read_body
+from nexa_distill.text.secrets import mask_secrets
 from nexa_distill.transport import ABANDONED
 
 LOADING = "the server was loading"
@@ -101,10 +102,13 @@ def refused(endpoint: Endpoint, outcome: Outcome) -> ProviderUnusable:
 
 
 def said_by(outcome: Outcome, length: int = 300) -> str:
-    """The provider's own words, on a line; JSON's escapes are read."""
+    """The provider's own words, on a line, without the key that some of them repeat; JSON's escapes
+    are read.
+    """
     if rb"\u" in (outcome.raw or b""):
-        return words_of(outcome)[:length]
-    return _start(outcome.raw or (outcome.error or "").encode(), length) or "(no text)"
+        return mask_secrets(words_of(outcome))[:length]
+    words = _start(outcome.raw or (outcome.error or "").encode(), 2 * length)
+    return mask_secrets(words)[:length] or "(no text)"
 
 
 def _hint(endpoint: Endpoint, outcome: Outcome) -> str:

@@ -1,5 +1,6 @@
 """The founding documents' steps and settings as their reader types them (numbers: worst first)."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from nexa_distill.config import load_config
 from nexa_distill.endpoint import reach
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.handoff import write_json
+from nexa_distill.journal import Outcome
 from nexa_distill.manifests import StageRun
 from nexa_distill.pipeline import DistillationPipeline
 from nexa_distill.planning import Request, make_plan
+from nexa_distill.refusals import said_by
 from nexa_distill.text.secrets import is_variable_name, mask_secrets
 from tests.faults import files, prompts, put
 from tests.ledger_teacher import ledger_teacher
@@ -311,3 +314,9 @@ def test_dedup_with_a_result_elsewhere_leaves_the_pipelines_rejections_alone(
     assert {"unique.parquet", "unique.rejected.parquet", "unique.reports"} <= {
         path.name for path in tmp_path.iterdir()
     }
+
+
+def test_i06_a_key_that_the_provider_repeats_is_not_printed() -> None:
+    body = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}."}}).encode()
+    outcome = Outcome("rejected", 401, body)
+    assert said_by(outcome) == '{"error": {"message": "Incorrect API key provided: [secret]"}}'
