@@ -76,7 +76,6 @@ def reasons_of(row: dict[str, Any], config: FilterConfig, tmp_path: Path) -> lis
         (answer(output=LOOP), "repetition"),
         (answer(output=f"{GOOD} Call 123-45-6789."), "safety_flag"),
         (answer(output=f"{GOOD} Key: sk-aaaaaaaaaaaaaaaaaaaaaaaa."), "secret"),
-        (answer(output=f"{GOOD} Pay by 4111 1111 1111 1111."), "personal_data"),
         (answer(answer_flag="malformed"), "malformed_response"),
         (answer(answer_flag="content_filter"), "content_filter"),
         (answer(answer_flag="refused"), "refusal"),
