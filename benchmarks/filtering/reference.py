@@ -36,7 +36,7 @@ def token_count(text: str) -> int:
 
 def spaced(text: str) -> str:
     """The text; a word of a script without spaces is five characters long and stands alone."""
-    if text.isascii():
+    if not any(map(is_spaceless, text)):
         return text
     words = (text[start:end] for start, end in word_spans(text))
     return " ".join(w.rjust(5, w[0]) if is_spaceless(w[0]) else w for w in words)
