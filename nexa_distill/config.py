@@ -6,6 +6,7 @@ refused for: `settings_file.py`; the other two files: `filter_config.py`, `stude
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -172,6 +173,11 @@ class Price(Section):
         return Price(prompt=self.prompt * discount, completion=self.completion * discount)
 
 
+@cache  # every request is made in it
+def _dialect_at(base_url: str) -> Dialect:
+    return by_host((urlsplit(base_url).hostname or "").lower())
+
+
 class Provider(Section):
     """One OpenAI-compatible API. `prices` by model; a model without one is unpriced.
 
@@ -222,9 +228,7 @@ class Provider(Section):
     @property
     def spoken(self) -> Dialect:
         """The dialect that the server is sent."""
-        if self.dialect is not None:
-            return DIALECTS[self.dialect]
-        return by_host((urlsplit(self.base_url or "").hostname or "").lower())
+        return DIALECTS[self.dialect] if self.dialect else _dialect_at(self.base_url or "")
 
     @property
     def sending(self) -> dict[str, Any]:

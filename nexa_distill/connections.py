@@ -25,7 +25,7 @@ from nexa_distill.endpoint import Endpoint
 from nexa_distill.errors import ProviderUnusable
 
 KEEP_ALIVE_SECONDS = 0.75  # the shortest idle limit met in servers is 1 s
-WATCH_SECONDS = 0.1  # after the first answer; a server that closes does so at once
+WATCH_SECONDS = 0.05  # after the first answer; a server that closes does so at once
 WATCHED = 16  # connections
 LOST_SECONDS = 0.25  # longer than a round trip around the world, shorter than an answer
 MOST_LOST = 3  # reused connections that may be lost before none is used again

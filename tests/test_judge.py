@@ -35,6 +35,7 @@ from nexa_distill.sample_gate import SampleGate
 from nexa_distill.settings_file import load_yaml
 from tests.answers import GOOD, answer, collect, write_answers
 from tests.ledger_teacher import Teacher, ledger_teacher
+from tests.teacher_answers import completion
 from tests.workspace import ROOT, Workspace, workspace
 
 GATE = load_yaml(ROOT / "configs/filters.yaml", FilterConfig).sample_gate
@@ -207,9 +208,13 @@ def test_f36_a_verdict_inside_the_answer_is_not_a_verdict(tmp_path: Path) -> Non
 def test_f36_a_verdict_that_was_cut_is_no_verdict(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault="length", always=True) as teacher:
         made = made_of(tmp_path, teacher.base_url)
-        judge.run(made.load())
-    assert {row["reason"] for row in checks(made)} == {"judge_unparseable"}
-    assert "truncated: " in by_name(made)["judge.factuality"]["detail"]
+        with pytest.raises(ProviderUnusable, match="none of the first 8 answers"):
+            judge.run(made.load())
+    said = completion({"model": "m", "messages": [{"content": "q"}]}, "k" * 16, ("usage",))
+    said["choices"][0]["finish_reason"] = "length"
+    found = read_verdict(json.dumps(said).encode(), "factuality")
+    assert found.fault == "judge_unparseable"
+    assert found.said.startswith("truncated: ")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +319,7 @@ def test_a_judge_that_fails_on_an_answer_gives_it_no_score(tmp_path: Path) -> No
 def test_a_judge_that_never_answers_stops_the_run(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, capabilities=["usage"]) as teacher:  # no schemas
         made = made_of(tmp_path, teacher.base_url)
-        with pytest.raises(ProviderUnusable, match=r"none of 6 requests.*response_format: null"):
+        with pytest.raises(ProviderUnusable, match=r"first 8 requests.*response_format: null"):
             judge.run(made.load())
         assert not made.path("judge_checks").exists()
     with ledger_teacher(tmp_path / "b", capabilities=["usage"], says=says()) as teacher:
