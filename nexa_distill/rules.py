@@ -106,8 +106,8 @@ class Answers:
         """Texts of nearly only ASCII with a common English word: a guess, for counting."""
         chars = pc.utf8_length(self.text).to_numpy()
         lengths = pc.binary_length(self.text).to_numpy()
-        common = _flags(pc.match_substring_regex(self.low, ENGLISH_WORDS))
-        return common & (lengths < MOSTLY_ASCII * chars)
+        mostly_ascii: Flags = lengths < MOSTLY_ASCII * chars
+        return mostly_ascii & _flags(pc.match_substring_regex(self.low, ENGLISH_WORDS))
 
     @cached_property
     def _foreign_letters(self) -> npt.NDArray[np.int64]:

@@ -122,7 +122,7 @@ def tokens(texts: pa.Array) -> Tokens:
 
 def _numbers(forms: list[Forms], bits: Hashes) -> tuple[Hashes, Hashes, Hashes]:
     """The numbers of words within a sentence, at its beginning, and in a text in capitals."""
-    folded = _hashed([form[0] for form in forms])
+    folded = _hashed([form.folded for form in forms])
     common = (folded & _FOLDED) | (bits & (_SHARE | _SYMBOL))
     same = common | (folded & _KEPT)
     cased = [i for i, form in enumerate(forms) if form[0] != form[1]]

@@ -141,7 +141,10 @@ def test_d23_a_list_per_language_is_applied_to_that_language_only() -> None:
 
 
 def test_d23_a_plain_list_of_an_older_file_is_english() -> None:
-    changes = {"refusal_patterns": [r"\bi shall not\b"], "allowed_action_verbs": ["measure"]}
+    changes: dict[str, Any] = {
+        "refusal_patterns": [r"\bi shall not\b"],
+        "allowed_action_verbs": ["measure"],
+    }
     texts = ["I shall not say what it is that you have there.", LANGUAGES["zh"]]
     refusal = measure(texts, **changes)["rules.refusal"]
     assert refusal.passed.tolist() == [False, True]

@@ -9,11 +9,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import pyarrow as pa
 
 from nexa_distill import pii
 from nexa_distill.filter_config import FilterConfig
-from nexa_distill.text.folding import fold_text
+from nexa_distill.text.folding import fold_text, fold_texts
 from nexa_distill.text.language import identify_prose
 from nexa_distill.text.regions import has_open_fence
 from nexa_distill.text.words import is_spaceless, word_spans
@@ -122,7 +125,8 @@ class Reference:
         if row["template_name"] in config.require_json_for and not _is_json(text):
             return False
         personal = config.pii.of("redact", "reject")
-        suspect = Suspect(0, folded, text, lambda at: at)
+        place = partial(fold_texts(pa.array([text], pa.string())).find_source_position, 0)
+        suspect = Suspect(0, folded, text, place)
         return not any(rule.find([suspect]) for rule in self.rules) and not any(
             True for kind in personal for _ in pii.find(text, kind)
         )
