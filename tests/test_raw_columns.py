@@ -255,3 +255,18 @@ def test_d29_an_sql_task_without_a_database_is_refused_before_any_answer_is_boug
         canonicalize.run(made.load())
     made.change(execution={"tasks": {"text2sql": None}})
     assert len(prompts(made, capsys)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        {"messages": [{"role": "user", "content": "Why?"}]},
+        {"conversations": [{"from": "human", "value": "Why?"}]},
+        {"user_prompt": [{"role": "user", "content": "Why?"}]},
+    ],
+)
+def test_d13_a_conversation_is_refused_with_the_columns_to_write(
+    tmp_path: Path, turns: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=r"a conversation is not read; .* user_prompt"):
+        canonicalize.run(project(tmp_path, turns).load())
