@@ -8,8 +8,9 @@ Two kinds are found in the prompts of a run, before they are compared:
   context share. Of a third of the rows it is an instruction, and the prompt is about the rest; of
   fewer it is what they are about (a passage), and the rest is the question.
 
-What was an instruction once stays one (`storage.clusters` remembers it), and so does a context that
-was a document: otherwise rows would change their side when others are added.
+What was an instruction once stays one, a context that was a document stays a document, and only
+the first run looks for passages (`storage.clusters` remembers them): otherwise rows would change
+their side, or be lost, when others are added.
 Not covered: instructions that differ in a word, or that stand in the middle.
 """
 
@@ -90,11 +91,11 @@ def _ends(prompt: str) -> Iterator[tuple[str, Span]]:
 
 
 def find_shared_text(
-    read: Read, remembered: Iterable[str], is_document: Callable[[list[str]], list[bool]]
+    read: Read, before: SharedText | None, is_document: Callable[[list[str]], list[bool]]
 ) -> SharedText:
     """What the prompts share; each call of `read` gives all of them, as tables with COLUMNS.
 
-    `remembered`: the instructions of earlier runs; `is_document`: of some document ids, which are
+    `before`: what is remembered of earlier runs; `is_document`: of some document ids, which are
     remembered.
     """
     total, contexts, openings = _count(read())
@@ -105,12 +106,11 @@ def find_shared_text(
     known = {document for document, is_one in zip(documents, is_document(documents), strict=True)
              if is_one}  # fmt: skip
     texts = {name: found for name, found in texts.items() if found[0] not in known}
-    old = frozenset(remembered)
+    instructions = texts.keys() | (before.instructions if before else frozenset())
+    passages = openings.keys() if before is None else before.passages
     reported = [(text, often[name]) for name, (_, text) in texts.items()]
     reported = [one for one in reported if not any(one[0] in o[0] and one != o for o in reported)]
-    return SharedText(
-        old | texts.keys(), frozenset(openings.keys() - texts.keys() - old), tuple(reported)
-    )
+    return SharedText(frozenset(instructions), frozenset(passages - instructions), tuple(reported))
 
 
 def _has_context(row: Mapping[str, str | None]) -> bool:

@@ -129,7 +129,8 @@ def _numbers(forms: list[Forms], bits: Hashes) -> tuple[Hashes, Hashes, Hashes]:
     if not cased:
         return same, same, same
     within, beginning = same.copy(), same.copy()
-    kept, first = (_hashed([forms[i][which] for i in cased]) & _KEPT for which in (1, 2))
+    kept = _hashed([forms[i].kept for i in cased]) & _KEPT
+    first = _hashed([forms[i].first for i in cased]) & _KEPT
     within[cased] = common[cased] | kept | _SYMBOL
     is_kept = np.array([forms[i][2] != forms[i][0] for i in cased], np.bool_)
     beginning[cased] = common[cased] | first | np.where(is_kept, _SYMBOL, np.uint64(0))
