@@ -23,6 +23,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 FEWEST = 5  # rows
 SHARE = 3  # an instruction has one row in so many
@@ -113,6 +114,11 @@ def find_shared_text(
     return SharedText(frozenset(instructions), frozenset(passages - instructions), tuple(reported))
 
 
+def _have_context(batch: pa.Table) -> pa.ChunkedArray:
+    trimmed = pc.utf8_trim_whitespace(pc.fill_null(batch["context"], ""))
+    return pc.not_equal(trimmed, "")
+
+
 def _has_context(row: Mapping[str, str | None]) -> bool:
     return bool((row["context"] or "").strip())
 
@@ -130,15 +136,16 @@ def _count(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, 
     total, none = 0, np.zeros(0, "S16")
     documents, prompts, names, owners = [none], [none], [none], [np.zeros(0, np.int64)]
     for batch in batches:
-        rows = batch.select(COLUMNS).to_pylist()
-        texts = [_prompt(row) for row in rows if not _has_context(row)]
+        has_context = _have_context(batch)
+        rows = batch.filter(pc.invert(has_context)).select(["user_prompt", "schema"]).to_pylist()
+        texts = list(map(_prompt, rows))
         ends = [sorted({name for name, _ in _ends(text)}) for text in texts]
         owner = np.repeat(np.arange(len(texts)), [len(part) for part in ends])
         owners.append(owner + sum(map(len, prompts)))
-        documents.append(_names(row["document_id"] for row in rows if _has_context(row)))
+        documents.append(_names(batch["document_id"].filter(has_context).to_pylist()))
         prompts.append(_names(texts))
         names.append(np.array(list(chain.from_iterable(ends)), "S16"))
-        total += len(rows)
+        total += batch.num_rows
     _, different = np.unique(np.concatenate(prompts), return_index=True)
     counted = np.isin(np.concatenate(owners), different)
     found = (np.concatenate(documents), np.concatenate(names)[counted])
