@@ -76,7 +76,7 @@ from nexa_distill.splits import (
     are_remembered,
     recall,
     remember,
-    remembered_instructions,
+    remembered_shared_text,
     split_of,
 )
 from nexa_distill.text.words import VERSION
@@ -137,7 +137,7 @@ def run(
         memory = _memory(config, dst)
         shared = find_shared_text(
             lambda: _first(src, limit, SHARED_COLUMNS),
-            remembered_instructions(memory), partial(are_remembered, memory),
+            remembered_shared_text(memory), partial(are_remembered, memory),
         )  # fmt: skip
         evaluation = EvalTexts(evals, scratch / "eval", shared) if evals else None
         rows = _read(config, src, limit, scratch, progress, shared)
@@ -196,7 +196,7 @@ def _decide(
     place_documents(rows, labels, config)
     before = np.zeros(len(rows), np.bool_) if stood is None else stood
     verdicts = decide(rows, config, before, settled, labels, evaluation)
-    remember(rows.documents, memory, _decided_with(config), shared.instructions)
+    remember(rows.documents, memory, _decided_with(config), shared)
     return verdicts
 
 

@@ -8,8 +8,9 @@ Two kinds are found in the prompts of a run, before they are compared:
   context share. Of a third of the rows it is an instruction, and the prompt is about the rest; of
   fewer it is what they are about (a passage), and the rest is the question.
 
-What was an instruction once stays one (`storage.clusters` remembers it), and so does a context that
-was a document: otherwise rows would change their side when others are added.
+What was an instruction once stays one, a context that was a document stays a document, and only
+the first run looks for passages (`storage.clusters` remembers them): otherwise rows would change
+their side, or be lost, when others are added.
 Not covered: instructions that differ in a word, or that stand in the middle.
 """
 
@@ -22,6 +23,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 FEWEST = 5  # rows
 SHARE = 3  # an instruction has one row in so many
@@ -90,11 +92,11 @@ def _ends(prompt: str) -> Iterator[tuple[str, Span]]:
 
 
 def find_shared_text(
-    read: Read, remembered: Iterable[str], is_document: Callable[[list[str]], list[bool]]
+    read: Read, before: SharedText | None, is_document: Callable[[list[str]], list[bool]]
 ) -> SharedText:
     """What the prompts share; each call of `read` gives all of them, as tables with COLUMNS.
 
-    `remembered`: the instructions of earlier runs; `is_document`: of some document ids, which are
+    `before`: what is remembered of earlier runs; `is_document`: of some document ids, which are
     remembered.
     """
     total, contexts, openings = _count(read())
@@ -105,12 +107,16 @@ def find_shared_text(
     known = {document for document, is_one in zip(documents, is_document(documents), strict=True)
              if is_one}  # fmt: skip
     texts = {name: found for name, found in texts.items() if found[0] not in known}
-    old = frozenset(remembered)
+    instructions = texts.keys() | (before.instructions if before else frozenset())
+    passages = openings.keys() if before is None else before.passages
     reported = [(text, often[name]) for name, (_, text) in texts.items()]
     reported = [one for one in reported if not any(one[0] in o[0] and one != o for o in reported)]
-    return SharedText(
-        old | texts.keys(), frozenset(openings.keys() - texts.keys() - old), tuple(reported)
-    )
+    return SharedText(frozenset(instructions), frozenset(passages - instructions), tuple(reported))
+
+
+def _have_context(batch: pa.Table) -> pa.ChunkedArray:
+    trimmed = pc.utf8_trim_whitespace(pc.fill_null(batch["context"], ""))
+    return pc.not_equal(trimmed, "")
 
 
 def _has_context(row: Mapping[str, str | None]) -> bool:
@@ -130,15 +136,16 @@ def _count(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, 
     total, none = 0, np.zeros(0, "S16")
     documents, prompts, names, owners = [none], [none], [none], [np.zeros(0, np.int64)]
     for batch in batches:
-        rows = batch.select(COLUMNS).to_pylist()
-        texts = [_prompt(row) for row in rows if not _has_context(row)]
+        has_context = _have_context(batch)
+        rows = batch.filter(pc.invert(has_context)).select(["user_prompt", "schema"]).to_pylist()
+        texts = list(map(_prompt, rows))
         ends = [sorted({name for name, _ in _ends(text)}) for text in texts]
         owner = np.repeat(np.arange(len(texts)), [len(part) for part in ends])
         owners.append(owner + sum(map(len, prompts)))
-        documents.append(_names(row["document_id"] for row in rows if _has_context(row)))
+        documents.append(_names(batch["document_id"].filter(has_context).to_pylist()))
         prompts.append(_names(texts))
         names.append(np.array(list(chain.from_iterable(ends)), "S16"))
-        total += len(rows)
+        total += batch.num_rows
     _, different = np.unique(np.concatenate(prompts), return_index=True)
     counted = np.isin(np.concatenate(owners), different)
     found = (np.concatenate(documents), np.concatenate(names)[counted])

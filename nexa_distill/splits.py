@@ -35,11 +35,12 @@ from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE, compact_json, sha25
 from nexa_distill.digests import Digests, Indexes, digests, keys
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches, table_writer
+from nexa_distill.shared_text import SharedText
 
 SIDES = ("train", "val", "test")  # where two must not meet, the later one stays
 Flags = npt.NDArray[np.bool_]
 _SETTINGS = b"decided_with"
-_INSTRUCTIONS = b"instructions"
+_SHARED_TEXT = b"shared_text"
 _BATCH = 65_536
 
 
@@ -92,10 +93,13 @@ def recall(documents: Documents, path: Path, decided_with: Mapping[str, Any]) ->
     return before.get(_SETTINGS) == now[_SETTINGS]
 
 
-def remembered_instructions(path: Path) -> list[str]:
-    """What an earlier run took for instructions; see `shared_text.py`."""
-    found = json.loads(_decided_before(path).get(_INSTRUCTIONS, b"[]"))
-    return [str(name) for name in found]
+def remembered_shared_text(path: Path) -> SharedText | None:
+    """What an earlier run found that prompts share; None without a memory."""
+    if not path.exists():
+        return None
+    known = json.loads(_decided_before(path).get(_SHARED_TEXT, b"{}"))
+    instructions, passages = (known.get(kind, ()) for kind in ("instructions", "passages"))
+    return SharedText(frozenset(instructions), frozenset(passages))
 
 
 def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
@@ -108,14 +112,15 @@ def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
 
 
 def remember(
-    documents: Documents, path: Path, decided_with: Mapping[str, Any], instructions: Iterable[str]
+    documents: Documents, path: Path, decided_with: Mapping[str, Any], shared: SharedText
 ) -> None:
     """Add the new documents' clusters to the memory; it is not written when nothing is new.
 
     A memory of another `split:` is replaced.
     """
     settings = _settings(decided_with)
-    settings[_INSTRUCTIONS] = compact_json(sorted(instructions)).encode()
+    names = {"instructions": sorted(shared.instructions), "passages": sorted(shared.passages)}
+    settings[_SHARED_TEXT] = compact_json(names).encode()
     before = _decided_before(path)
     same = before.get(_SETTINGS + b".split") == settings[_SETTINGS + b".split"]
     new = np.flatnonzero(~documents.known)

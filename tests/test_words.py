@@ -249,6 +249,23 @@ def test_da18_a_shared_passage_stays_on_one_side_and_its_questions_are_kept(
     assert len(rows) == 40
     sides = {(row["user_prompt"].split(" ")[0], row["split"]) for row in rows.values()}
     assert len(sides) == 8
+    more = [*prompts, *(f"{passages[0]}\n{question}" for question in ("Who ate it?", "Why?"))]
+    _, later = deduped(tmp_path, texts_of(more))
+    assert {key: later[key]["split"] for key in rows} == {k: r["split"] for k, r in rows.items()}
+    assert len(later) == 42
+
+
+def test_da18_a_passage_that_comes_later_moves_and_removes_no_row(tmp_path: Path) -> None:
+    passage = " ".join(f"word{k} is here" for k in range(10)) + "."
+    asked = [" ".join(f"{n}ask{k} for what" for k in range(12)) for n in range(12)]
+    look = {"split": {"val": 0.3, "test": 0.3, "seed": 7}}
+    prompts = [f"{passage}\n{question}" for question in asked]
+    _, before = deduped(tmp_path, texts_of(prompts[:4]), **look)
+    _, after = deduped(tmp_path, texts_of(prompts))
+    assert len({row["split"] for row in before.values()}) > 1
+    assert {key: after[key]["split"] for key in before} == {
+        key: row["split"] for key, row in before.items()
+    }
 
 
 def test_da18_a_test_question_behind_the_shared_instruction_is_still_found(
