@@ -39,7 +39,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.filter_config import FilterConfig
 from nexa_distill.repetition import Tokens, repetition
 from nexa_distill.text.folding import fold_pattern, fold_texts
-from nexa_distill.text.language import ANY, LETTERS, UNKNOWN, identify_prose
+from nexa_distill.text.language import ANY, LETTERS, UNKNOWN, identify_prose, may_be
 from nexa_distill.text.regions import has_open_fence
 from nexa_distill.text_rules import Suspect, TextRule, pattern_rules
 
@@ -122,7 +122,9 @@ class Answers:
         if letters := LETTERS.get(language):
             among = self._foreign_letters
             return among[_where(self.low.take(pa.array(among)), letters)]
-        return np.flatnonzero(~self.english)
+        unsure = np.flatnonzero(~self.english & self.known)
+        near = [may_be(self.language(row), language) for row in unsure.tolist()]
+        return unsure[np.array(near, np.bool_)]
 
     def language(self, row: int) -> str:
         """The language of the answer's prose."""

@@ -27,7 +27,7 @@ LANGUAGES = frozenset(
     "oc om or pa pl ps pt qu ro ru rw sa si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz vi "
     "vo wa xh yo zh zu".split()
 )
-LOOK_AT = 200  # characters; py3langid takes time linear in them
+LOOK_AT = 140  # characters; py3langid takes time linear in them
 LEAST_PROBABILITY = 0.6  # of py3langid; below it a text is `und`
 FEW_WORDS = 8  # an answer with code, and fewer words around it, is `zxx`
 # Three different ones near the start are English; no other language of Latin script has them.
@@ -36,6 +36,11 @@ ENGLISH = re.compile(
     r"i'm|can't|cannot|what|there|how|of)\b"
 )
 ENOUGH_ENGLISH = 3
+# What a short text is easily taken for instead.
+SIMILAR = {
+    "es": {"gl", "ca", "an", "oc", "ext", "pt", "eu"}, "pt": {"gl", "es", "ext"}, "de": {"lb", "nl", "af"},
+    "fr": {"oc", "wa", "ca", "gcf", "gcr", "ht"}, "it": {"lij", "vec", "la", "co", "es", "pt", "ro"},
+}  # fmt: skip
 KANA_SHARE = 0.1  # of Japanese among kana and ideographs
 # A letter of these stands for a syllable or a word, so fewer of them are as much text.
 WEIGHTS = {"zh": 3, "ja": 3, "ko": 2}
@@ -77,6 +82,11 @@ def identify_prose(text: str) -> str:
     if prose != text and len(words) < FEW_WORDS and _frequent_script(prose) in (None, NO_WORDS):
         return NO_WORDS
     return identify_language(" ".join(words[:LOOK_AT]))
+
+
+def may_be(written: str, language: str) -> bool:
+    """Whether a text that was identified as `written` may be in `language` after all."""
+    return written in (language, UNKNOWN) or written in SIMILAR.get(language, ())
 
 
 def _frequent_script(text: str) -> str | None:
