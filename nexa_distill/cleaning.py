@@ -1,21 +1,26 @@
 """The answer itself, out of what the model said. Pure; by kind of answer (`cleaners:`).
 
-    sql      the first fenced block marked sql, or the first fence, or from the first line that
-             begins a statement; labels ("SQL:") and explanations after the last `;` go
-    python   all fenced blocks marked python, or the first fence, or from the first line of code
-    json     the first JSON object or array that stands in it, whole
+    sql      the first fenced block marked sql, or the first fence with a statement, or from the
+             first line that begins a statement, or the longest statement in backticks, or one
+             behind a colon; labels ("SQL:") and explanations after the last `;` are removed
+    python   all fenced blocks marked python, or the first fence with code, or from the first line
+             of code, or the longest code in backticks
+    json     the first JSON object or array: of a fence marked json, an object in
+             backticks, of the text
     fenced   the inside of a fence that is the whole answer; everything else stays as it is
 
 Reasoning in tags is taken apart before this (`text/reasoning.py`). A cleaner that finds nothing
 leaves nothing: the answer is then empty, which the rules reject. It never repairs: a statement
 after a statement stays, for the exec gate to refuse. Then personal data that `pii:` redacts goes.
 
-Not covered: code that is spread over prose without fences; a fence inside a fence.
+A fence is three or more backticks or tildes (CommonMark 0.31), also behind words on its line; it is
+closed by the same marks. Not covered: code that is spread over prose without fences.
 """
 
 import itertools
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +30,18 @@ from nexa_distill.config import AnswerKind, DistillConfig
 from nexa_distill.filter_config import FilterConfig
 from nexa_distill.settings_file import load_yaml
 
+SQL_WORDS = ("sql", "sqlite", "sqlite3", "postgresql", "postgres", "mysql", "tsql", "plsql")
 MOST_STARTS = 100  # brackets at which JSON is looked for: each look may read all of the text
 
 # An opening fence, its word, and its inside up to the closing fence or, when cut off, to the end.
 FENCE = re.compile(
-    r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE
+    r"(?:^|(?<=[ \t:]))[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<word>[\w+-]*)[^\n`]*\n"
+    r"(?P<inside>.*?)(?:^[ \t]*(?P=fence)|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+INLINE = re.compile(
+    r"(?<!`)(?P<ticks>`+)(?!`)(?:(?:sql|sqlite|python|py|json) )?"
+    r"(?P<code>[^\n]*?[^`\n])(?P=ticks)(?!`)"
 )
 WITH_TABLE = (
     r"with\s+(?:recursive\s+)?[\w\"`\[\]]+\s*(?:\([^)]*\)\s*)?"
@@ -43,6 +55,10 @@ STATEMENT = re.compile(
     rf"^[ \t]*(?:\W{{0,3}}(?:sql|sqlite|query|sql ?query|answer)\W{{0,3}}[:=][ \t*]*)?"
     rf"(?P<sql>\(*(?:{WITH_TABLE}|(?:{VERBS})\b))",
     re.IGNORECASE | re.MULTILINE,
+)
+# In the middle of a line, where only capitals tell a statement from a sentence.
+AFTER_COLON = re.compile(
+    rf":[ \t*]*(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*)"
 )
 LABEL = re.compile(
     r"^\W{0,3}(?:sql|sqlite|query|sql ?query|answer)\W{0,3}[:=][ \t*]*", re.IGNORECASE
@@ -90,18 +106,33 @@ def clean(text: str, kind: AnswerKind) -> str | None:
     return found.strip() or None if found else None
 
 
-def _fences(text: str, *words: str) -> list[str]:
-    """The insides of the fences marked with one of these words; without such, of the first."""
-    every = [(match[1].lower(), match[2]) for match in FENCE.finditer(text)]
+def _fences(text: str, kind: re.Pattern[str], *words: str) -> list[str]:
+    """The insides of the fences marked with one of these words; without such, the first of a kind.
+
+    Failing that, the first of all.
+    """
+    every = [(match["word"].lower(), match["inside"]) for match in FENCE.finditer(text)]
     marked = [inside for word, inside in every if word in words]
-    return marked or [inside for _, inside in every[:1]]
+    likely = [inside for _, inside in every if kind.search(inside)]
+    return marked or likely[:1] or [inside for _, inside in every[:1]]
+
+
+def _inline(text: str, kind: re.Pattern[str]) -> str | None:
+    """The longest code of this kind in backticks."""
+    codes = [match["code"].strip() for match in INLINE.finditer(text)]
+    return max((code for code in codes if kind.match(code)), key=len, default=None)
 
 
 def _sql(text: str) -> str | None:
-    fenced = _fences(text, "sql", "sqlite", "sqlite3")
+    fenced = _fences(text, STATEMENT, *SQL_WORDS)
     if fenced:
         return LABEL.sub("", fenced[0].strip())
     begins = STATEMENT.search(text)
+    if begins:
+        return _without_explanation(text[begins.start("sql") :])
+    if inline := _inline(text, STATEMENT):
+        return LABEL.sub("", inline)
+    begins = AFTER_COLON.search(text)
     return _without_explanation(text[begins.start("sql") :]) if begins else None
 
 
@@ -114,15 +145,18 @@ def _without_explanation(text: str) -> str:
 
 
 def _python(text: str) -> str | None:
-    fenced = _fences(text, "python", "py", "python3")
+    fenced = _fences(text, CODE, "python", "py", "python3", "py3", "ipython")
     if fenced:
-        return "\n".join(fenced)
+        return "\n".join(map(textwrap.dedent, fenced))
     begins = CODE.search(text)
-    return text[begins.start() :] if begins else None
+    return text[begins.start() :] if begins else _inline(text, CODE)
 
 
 def _json(text: str) -> str | None:
-    return next(_json_values(text), None)
+    fenced = [match["inside"] for match in FENCE.finditer(text) if match["word"].lower() == "json"]
+    inline = [m["code"] for m in INLINE.finditer(text) if m["code"].lstrip().startswith("{")]
+    values = (value for part in (*fenced, *inline, text) for value in _json_values(part))
+    return next(values, None)
 
 
 def _json_values(text: str) -> Iterator[str]:
@@ -138,7 +172,7 @@ def _json_values(text: str) -> Iterator[str]:
 
 def _fenced(text: str) -> str:
     whole = FENCE.fullmatch(text.strip())
-    return whole[2] if whole else text
+    return whole["inside"] if whole else text
 
 
 CLEANERS: dict[AnswerKind, Callable[[str], str | None]] = {

@@ -114,7 +114,7 @@ CHECKS = pa.schema(
     [
         SAMPLE_ID, ATTEMPT,
         _field("check", _STR, "rules.*, exec.*, judge.*, safety.*, person.decision", required=True),
-        _field("ok", pa.bool_(), "null = could not be made, which never passes"),
+        _field("ok", pa.bool_(), "null = could not be made, which never passes unless `not_applied` is why"),
         _field("value", _FLOAT, "what was measured, in the check's own unit"),
         _field("reason", _STR, "reason if it does not pass"),
         _field("detail", _STR, "evidence for a person"),
@@ -274,8 +274,11 @@ REASONS: dict[str, str] = {
     "rejected_by_person": "a person rejected it, edited it or asked for another",
     "annotators_disagree": "people do not agree about it",
     "check_missing": "a required check was not made, and doubt is a rejection",
+    "not_applied": "no rejection: a rule without a list for the answer's language, which is its detail",
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
 }
+
+NOT_APPLIED = "not_applied"  # of a check: it holds nothing against the answer
 
 # Reasons that tell of a check that could not be made: another answer would not mend that.
 DOUBTS = {

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.answer_keys import AnswerKeys
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import NOT_APPLIED, TABLES
 from nexa_distill.digests import Indexes
 from nexa_distill.errors import InputError
 from nexa_distill.handoff import read_batches
@@ -69,6 +69,8 @@ class Evidence:
         self._made_of = np.zeros(len(answers), np.uint32)
         self._required, self._absent = set[str](), set(required)
         self._tally: dict[str, Counter[str]] = {}
+        # By rule, how many answers of each language it was not applied to.
+        self.not_applied: dict[str, Counter[str]] = {}
         self._scores = Counter[float]()
         self.families: set[str] = set()
         if len({path.resolve() for path in paths}) < len(paths):
@@ -94,10 +96,18 @@ class Evidence:
                 self._note_made(name, positions[codes == code])
             if name.startswith("exec."):
                 self._count_execution(name, rows.filter(pa.array(codes == code)))
-        passed = pc.fill_null(rows["ok"], False)
+        spared = pc.fill_null(pc.equal(rows["reason"], NOT_APPLIED), False)
+        self._count_not_applied(rows.filter(spared))
+        passed = pc.or_(pc.fill_null(rows["ok"], False), spared)
         judged = pc.is_in(rows["check"], pa.array(self._judges, pa.string()))
         notable = pc.or_(pc.invert(passed), judged)
         self._note(rows.filter(notable), positions[notable.to_numpy()])
+
+    def _count_not_applied(self, rows: pa.Table) -> None:
+        counts = rows.group_by(["check", "detail"]).aggregate([([], "count_all")])
+        for row in counts.to_pylist():
+            languages = self.not_applied.setdefault(row["check"], Counter())
+            languages[row["detail"] or "und"] += row["count_all"]
 
     def _note_made(self, name: str, positions: Indexes) -> None:
         before, place = np.unique(self._made_of[positions], return_inverse=True)

@@ -1,15 +1,17 @@
 """`configs/filters.yaml`, typed: every threshold of the rules, of SampleGate and of a whole run."""
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from nexa_distill import pii
 from nexa_distill.contracts import FLAG_REASONS
 from nexa_distill.errors import did_you_mean
 from nexa_distill.settings_file import Count, NonNegative, Section, Share
+from nexa_distill.text.folding import fold_pattern
+from nexa_distill.text.language import ANY, LANGUAGES
 
 PiiAction = Literal["flag", "redact", "reject"]
 
@@ -20,12 +22,12 @@ def _pattern(pattern: str) -> str:
 
     if not pattern:
         raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
-    escapes = r"\\[pP]\{[^}]*\}|\\.|\(\?P"
+    escapes = r"\\[pP](?:\{[^}]*\}|\w)|\\.|\(\?P"
     if re.search("[A-Z]", re.sub(escapes, "", pattern)):
         lower = "answers are lower-cased before matching; write the pattern in lower case"
         raise PydanticCustomError("pattern", "{text}", {"text": lower})
     try:
-        pc.match_substring_regex(pa.array([""]), pattern)
+        pc.match_substring_regex(pa.array([""]), fold_pattern(pattern))
     except pa.ArrowInvalid as error:
         text = f"RE2 cannot compile this pattern ({error}); no look-around, no back-references"
         raise PydanticCustomError("pattern", "{text}", {"text": text}) from None
@@ -40,7 +42,31 @@ def _rejectable(flag: str) -> str:
     return flag
 
 
+def _by_language(value: Any) -> Any:
+    """A plain list is English; YAML 1.1 reads the key `no` (Norwegian) as false."""
+    if isinstance(value, list):
+        return {"en": value}
+    if isinstance(value, dict):
+        return {"no" if key is False else key: listed for key, listed in value.items()}
+    return value
+
+
+def _language(code: str) -> str:
+    if code != ANY and code not in LANGUAGES:
+        text = (
+            f"no language that can be told apart{did_you_mean(code, sorted(LANGUAGES))}; write an "
+            f"ISO 639-1 code (en, de, zh, ...) or {ANY}"
+        )
+        raise PydanticCustomError("language", "{text}", {"text": text})
+    return code
+
+
 Pattern = Annotated[str, AfterValidator(_pattern)]
+Verb = Annotated[str, Field(pattern=r"^[^\W\d_]+\*?$")]
+T = TypeVar("T")
+ByLanguage = Annotated[
+    dict[Annotated[str, AfterValidator(_language)], list[T]], BeforeValidator(_by_language)
+]
 
 
 class Pii(Section):
@@ -102,7 +128,8 @@ class RegressionGate(Section):
 class FilterConfig(Section):
     """`configs/filters.yaml`: every threshold of the rules and of SampleGate.
 
-    null, false and an empty list turn a rule off. Lengths are of one answer.
+    null, false and an empty list turn a rule off. Lengths are of one answer. Lists by language are
+    keyed by ISO 639-1 codes; `any` holds for every language, and a plain list is English.
     """
 
     reject_flags: list[Annotated[str, AfterValidator(_rejectable)]]
@@ -112,14 +139,14 @@ class FilterConfig(Section):
     min_token_length: Count | None
     max_token_length: Count | None
     require_action_verb: bool
-    allowed_action_verbs: list[Annotated[str, Field(pattern="^[a-z]+$")]]
+    allowed_action_verbs: ByLanguage[Verb]
     ban_citations: bool
-    citation_patterns: list[Pattern]
+    citation_patterns: ByLanguage[Pattern]
     forbidden_patterns: list[Pattern]
     ban_unbalanced_code_fences: bool
     template_patterns: list[Pattern]
     ban_refusals: bool
-    refusal_patterns: list[Pattern]
+    refusal_patterns: ByLanguage[Pattern]
     max_repetition: Share | None
     require_json_for: list[str]
     safety_patterns: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Pattern]
@@ -140,7 +167,7 @@ class FilterConfig(Section):
 
     @field_validator("allowed_action_verbs")
     @classmethod
-    def _some_verbs(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        if info.data.get("require_action_verb") and not value:
+    def _some_verbs(cls, value: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
+        if info.data.get("require_action_verb") and not any(value.values()):
             raise PydanticCustomError("verbs", "require_action_verb is true and no verb is allowed")
         return value

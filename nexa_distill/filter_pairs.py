@@ -47,11 +47,15 @@ SOURCE = TABLES["collected_dataset"]
 
 @dataclass
 class RuleSummary:
-    """Counts of answers; `reasons` counts each rejected answer under its first reason."""
+    """Counts of answers; `reasons` counts each rejected answer under its first reason.
+
+    `not_applied`: by rule, how many answers of each language it has no list for.
+    """
 
     total: int = 0
     kept: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    not_applied: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def load_filter_config(path: Path | str) -> FilterConfig:
@@ -94,9 +98,11 @@ def _count(summary: RuleSummary, measured: Sequence[Measured]) -> None:
     open_rows = np.ones(len(measured[0].ok), np.bool_)
     summary.total += len(open_rows)
     for m in measured:
-        missing, failed = open_rows & ~m.known, open_rows & m.known & ~m.ok
+        missing, failed = open_rows & ~m.known & ~m.passed, open_rows & m.known & ~m.ok
+        if m.not_applied:
+            summary.not_applied.setdefault(m.check, Counter()).update(m.not_applied.values())
         summary.reasons += Counter(check_missing=int(missing.sum())) + m.count(failed)
-        open_rows &= m.known & m.ok
+        open_rows &= m.passed
     summary.kept += int(open_rows.sum())
 
 
@@ -180,8 +186,9 @@ def run(
         summary = _write(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
     reports.quality_report(
-        report, stage="rules", total=summary.total, reject_reason_counts=summary.reasons
-    )
+        report, stage="rules", total=summary.total, reject_reason_counts=summary.reasons,
+        not_applied=summary.not_applied,
+    )  # fmt: skip
     for path in (checks, dst):
         stage.seal(path, rows_in=summary.total, rejected=summary.total - summary.kept)
     print(f"rules: {summary.kept} of {summary.total} answers pass; report: {report}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from nexa_distill import charts
 from nexa_distill.report_style import document
-from nexa_distill.reports import shown
+from nexa_distill.reports import language_name, shown
 
 TITLE = "What SampleGate kept"
 
@@ -29,6 +29,11 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
     facts += [f"judge: {shown(None)}"] * (not report["families"]["judge"])
     rates = {"executes": "exec_pass_rate", "matches the known answer": "gold_match_rate"}
     facts += [f"{name}: {shown(report[key], share=True)}" for name, key in rates.items()]
+    facts += [
+        f"{check} not applied to {count:,} answers (no list for {language_name(code)})"
+        for check, languages in report["not_applied"].items()
+        for code, count in languages.items()
+    ]
     return facts
 
 

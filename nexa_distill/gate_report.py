@@ -18,6 +18,7 @@ class FilterStats:
     """Counts of answers. `reasons` counts each rejected answer once, under its first reason.
 
     `groups`: (column, value) -> [answers, kept]. Rates and scores are None where nothing was made.
+    `not_applied`: by rule, the answers of each language that it has no list for.
     `canaries`: by judge, how many bad answers were shown, and would be accepted (judging/canaries).
     """
 
@@ -31,6 +32,7 @@ class FilterStats:
     judge_scores: dict[str, float] | None = None
     exec_error_counts: dict[str, int] | None = None
     canaries: dict[str, dict[str, float]] | None = None
+    not_applied: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def rejected(self) -> int:
@@ -66,6 +68,7 @@ def funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
         "gold_match_rate": stats.gold_match_rate,
         "by_template_name": groups["template_name"],
         "by_domain": groups["domain"],
+        "not_applied": {check: dict(n) for check, n in sorted(stats.not_applied.items())},
         "thresholds": config.model_dump(),
     }
 
@@ -93,6 +96,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"- canaries that would pass: {found['accepted']} of {found['canaries']} "
             f"({share(found['rate'], share=True)}) by {judge}"
         )
+    lines += reports.not_applied_lines(report["not_applied"])
     for title, key in (("task type", "by_template_name"), ("domain", "by_domain")):
         lines += ["", f"| {title} | answers | kept | share |", "|---|---|---|---|"]
         for name, group in report[key].items():

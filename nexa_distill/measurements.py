@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nexa_distill.contracts import CHECKS
+from nexa_distill.contracts import CHECKS, NOT_APPLIED
 from nexa_distill.rules import Flags, Measured
 
 # The same columns as CHECKS with repeated texts kept as numbers: a fifth of the work to write.
@@ -19,8 +19,8 @@ WRITTEN_CHECKS = pa.schema(
 
 
 def passing(measured: Sequence[Measured]) -> Flags:
-    """The rows on which every rule was made and passed."""
-    every: Flags = np.all([m.ok & m.known for m in measured], axis=0)
+    """The rows against which no rule has anything: made and passed, or not applied."""
+    every: Flags = np.all([m.passed for m in measured], axis=0)
     return every
 
 
@@ -32,7 +32,7 @@ def checks_table(rows: pa.Table, measured: Sequence[Measured]) -> pa.Table:
     count, width = rows.num_rows, len(measured)
     usual = [m.reason for m in measured]
     others = [reason for m in measured for reason in m.reasons.values()]
-    reasons = list(dict.fromkeys([*usual, *others, "check_missing"]))
+    reasons = list(dict.fromkeys([*usual, *others, NOT_APPLIED, "check_missing"]))
     known = np.stack([m.known for m in measured], axis=1).ravel()
     ok = np.stack([m.ok for m in measured], axis=1).ravel() & known
     own = np.tile([reasons.index(reason) for reason in usual], count)
@@ -40,6 +40,8 @@ def checks_table(rows: pa.Table, measured: Sequence[Measured]) -> pa.Table:
         for row, other in m.reasons.items():
             own[row * width + j] = reasons.index(other)
     reason = np.where(known, own, len(reasons) - 1)
+    for j, m in enumerate(measured):
+        reason[np.fromiter(m.not_applied, np.int64) * width + j] = len(reasons) - 2
     value = np.full((count, width), np.nan)
     for j, m in enumerate(measured):
         if m.value is not None:

@@ -34,7 +34,8 @@ INSTRUCTIONS: dict[str, str] = {
     "banned_citation": "Use no citations, no bracketed numbers and no names of papers.",
     "forbidden_pattern": "Leave this out.",
     "unbalanced_code_fence": "Close every code fence that you open.",
-    "template_leftover": "Fill every placeholder: no braces and no markers in the text.",
+    "template_leftover": "Write the actual words in place of unfilled placeholders and control "
+    "tokens. Formulas and code stay as they are.",
     "refusal": "Answer the question with what you know; it is a harmless exercise.",
     "repetition": "Say each thing only once.",
     "invalid_json": "Give one valid JSON value and nothing around it.",
@@ -62,7 +63,7 @@ INSTRUCTIONS: dict[str, str] = {
 }
 
 NOT_REPAIRED = DOUBTS | {
-    "better_attempt_kept",
+    "better_attempt_kept", "not_applied",
     # Of prompts, and of requests that brought no answer.
     "duplicate", "near_duplicate", "joins_splits", "contaminated", "no_answer_in_file",
     "request_refused", "held", "prompt_too_large", "provider_failed",

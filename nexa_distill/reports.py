@@ -44,6 +44,7 @@ def quality_report(
     judge_scores: Mapping[str, float | None] | None = None,
     exec_error_counts: Mapping[str, int] | None = None,
     judges: Mapping[str, Mapping[str, Any]] | None = None,
+    not_applied: Mapping[str, Mapping[str, int]] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the report of a stage to `path` (JSON) and beside it (Markdown), and return it.
@@ -51,6 +52,7 @@ def quality_report(
     `reject_reason_counts` counts each rejected row once, under its first reason; `judge_scores` has
     `min`, `max` and `mean`, 0..1. Rates are shares of the rows that were measured. `judges`: what
     each judge did (judging/tally.py); the report of a stage that asks none has no such key.
+    `not_applied`: by rule, the answers of each language that it has no list for.
     """
     rejected = sum(reject_reason_counts.values())
     report = {
@@ -66,6 +68,11 @@ def quality_report(
         "reject_reason_counts": dict(reject_reason_counts),
         "exec_error_counts": None if exec_error_counts is None else dict(exec_error_counts),
         **({} if judges is None else {"judges": dict(judges), "notes": list(notes)}),
+        **(
+            {}
+            if not_applied is None
+            else {"not_applied": {k: dict(v) for k, v in not_applied.items()}}
+        ),
         "created_at": utc_now(),
     }
     write_json(path, report)
@@ -78,6 +85,22 @@ def shown(value: float | None, *, share: bool = False) -> str:
     if value is None:
         return "not run"
     return f"{value:.1%}" if share else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def not_applied_lines(counts: Mapping[str, Mapping[str, int]] | None) -> list[str]:
+    """A table of the rules that were not applied, by language; nothing where all were."""
+    if not counts:
+        return []
+    lines = ["", "| rule | not applied: no list for | answers |", "|---|---|---|"]
+    for check, languages in sorted(counts.items()):
+        ordered = sorted(languages.items(), key=lambda item: (-item[1], item[0]))
+        lines += [f"| {check} | {language_name(code)} | {count:,} |" for code, count in ordered]
+    return lines
+
+
+def language_name(code: str) -> str:
+    """`zh`, and in words what is no language."""
+    return {"zxx": "code or formulas, without prose"}.get(code, code)
 
 
 def _quality_markdown(report: Mapping[str, Any]) -> str:
@@ -102,6 +125,7 @@ def _quality_markdown(report: Mapping[str, Any]) -> str:
             lines += ["", f"| {title} | rows |", "|---|---|"]
             ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             lines += [f"| {name} | {count:,} |" for name, count in ordered]
+    lines += not_applied_lines(report.get("not_applied"))
     if "judges" in report:
         lines += _judges(report["judges"])
         lines += ["", *(f"- {note}" for note in report["notes"])] if report["notes"] else []

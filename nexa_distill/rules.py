@@ -7,19 +7,25 @@ What is measured:
 - a character is a Unicode code point;
 - a token is a word or a punctuation mark, counted without a tokenizer, and repetition the share
   (0..1) of the answer that was said before in it (both defined in `nexa_distill/repetition.py`);
-- patterns are RE2, on the answer with A-Z lower-cased; personal data and secrets (`safety.pii_*`,
-  value = how many) as `nexa_distill/pii.py` says, and an answer with some passes if it is `flag`.
+- patterns are RE2, on the folded answer (`text/folding.py`); what a match must be to count is said
+  in `text_rules.py`. Personal data and secrets (`safety.pii_*`, value = how many) as
+  `nexa_distill/pii.py` says, and an answer with some passes if it is `flag`;
+- an action verb is looked for in the language of the answer's prose (`text/language.py`).
 
-Not covered: loops shorter than a window without spaces ("aaaa" counts as one word, so the minimum
-of tokens meets it), refusals in other languages than the patterns', irregular verb forms.
+A rule whose lists do not know the answer's language is not applied to it: its check is null with
+the reason `not_applied` and the language as its detail, and holds nothing against the answer.
 An answer of null has only `rules.answer_flag` and `rules.empty_output`; its other checks are null:
 they cannot be made.
+
+Not covered: loops shorter than a window without spaces ("aaaa" counts as one word, so the minimum
+of tokens meets it), irregular verb forms.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import NoReturn
 
 import numpy as np
@@ -32,11 +38,19 @@ from nexa_distill.contracts import FLAG_REASONS
 from nexa_distill.errors import InputError
 from nexa_distill.filter_config import FilterConfig
 from nexa_distill.repetition import Tokens, repetition
+from nexa_distill.text.folding import fold_pattern, fold_texts
+from nexa_distill.text.language import ANY, LETTERS, UNKNOWN, identify_prose, may_be
+from nexa_distill.text.regions import has_open_fence
+from nexa_distill.text_rules import Suspect, TextRule, pattern_rules
 
 COLUMNS = ("teacher_output", "finish_reason", "template_name", "answer_flag")
 BATCH_ROWS = 8192
-FENCE = "```"
+FENCES = "```|~~~"
 EVIDENCE_BYTES = 80
+# Any one of them makes a text of Latin letters English, where nothing but a count depends on it.
+ENGLISH_WORDS = r"\b(?:the|this|that|these|you|your|with|which|we)\b"
+MOSTLY_ASCII = 1.1  # bytes per character
+UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo")  # a verb may begin and end anywhere
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.float64]
 
@@ -45,7 +59,8 @@ Numbers = npt.NDArray[np.float64]
 class Measured:
     """One rule on every answer of a batch. `ok` counts only where `known`; `detail` by row.
 
-    `reasons` by row, where a row fails for another than the rule's usual `reason`.
+    `reasons` by row, where a row fails for another than the rule's usual `reason`. `not_applied`:
+    rows in a language that the rule has no list for, with the language; they are not `known`.
     """
 
     check: str
@@ -55,21 +70,20 @@ class Measured:
     value: Numbers | None
     detail: dict[int, str]
     reasons: Mapping[int, str] = field(default_factory=dict)
+    not_applied: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> Flags:
+        """Rows against which the rule has nothing."""
+        passed = self.ok & self.known
+        passed[list(self.not_applied)] = True
+        return passed
 
     def count(self, rows: Flags) -> Counter[str]:
         """The reasons of these rows, all of which fail."""
         found = Counter(why for row, why in self.reasons.items() if rows[row])
         found[self.reason] += int(rows.sum()) - found.total()
         return +found
-
-
-@dataclass(frozen=True)
-class PatternRule:
-    """Patterns that must not occur, joined into one."""
-
-    check: str
-    reason: str
-    pattern: str
 
 
 class Answers:
@@ -79,11 +93,50 @@ class Answers:
         column = rows["teacher_output"].combine_chunks()
         self.known: Flags = _flags(column.is_valid())
         self.text = pc.fill_null(column, "").cast(pa.string())
-        self.low = pa.concat_arrays([pc.ascii_lower(self.text)])
-        self.tokens = Tokens(self.low)
+        self.tokens = Tokens(pa.concat_arrays([pc.ascii_lower(self.text)]))
+        self.folded = fold_texts(self.text)
+        self.low: pa.StringArray = self.folded.texts
+        self._languages: dict[int, str] = {}
         self.finish = rows["finish_reason"]
         self.task = rows["template_name"]
         self.flag = rows["answer_flag"]
+
+    @cached_property
+    def english(self) -> Flags:
+        """Texts of nearly only ASCII with a common English word: a guess, for counting."""
+        chars = pc.utf8_length(self.text).to_numpy()
+        lengths = pc.binary_length(self.text).to_numpy()
+        common = _flags(pc.match_substring_regex(self.low, ENGLISH_WORDS))
+        english: Flags = common & (lengths < MOSTLY_ASCII * chars)
+        return english
+
+    @cached_property
+    def _foreign_letters(self) -> npt.NDArray[np.int64]:
+        """Rows with letters that folding does not turn into ASCII."""
+        rows: npt.NDArray[np.int64] = np.flatnonzero(~_flags(pc.string_is_ascii(self.low)))
+        return rows
+
+    def candidates(self, language: str) -> npt.NDArray[np.int64]:
+        """Rows that may be in the language: by its script, or Latin and not plainly English."""
+        if language in ("en", ANY):
+            return np.arange(len(self.low))
+        if letters := LETTERS.get(language):
+            among = self._foreign_letters
+            return among[_where(self.low.take(pa.array(among)), letters)]
+        unsure = np.flatnonzero(~self.english & self.known)
+        near = [may_be(self.language(row), language) for row in unsure.tolist()]
+        return unsure[np.array(near, np.bool_)]
+
+    def language(self, row: int) -> str:
+        """The language of the answer's prose."""
+        if row not in self._languages:
+            self._languages[row] = identify_prose(self.text[row].as_py())
+        return self._languages[row]
+
+    def suspect(self, row: int) -> Suspect:
+        """One answer, for a closer look."""
+        to_source = partial(self.folded.find_source_position, row)
+        return Suspect(row, self.low[row].as_py(), self.text[row].as_py(), to_source)
 
 
 def inflected(verb: str) -> str:
@@ -95,22 +148,12 @@ def inflected(verb: str) -> str:
     return f"{verb}(?:e?s|{verb[-1]}?ed|{verb[-1]}?ing)?"
 
 
-def _pattern_rules(config: FilterConfig) -> list[PatternRule]:
-    listed = [
-        ("rules.citations", "banned_citation", config.ban_citations, config.citation_patterns),
-        ("rules.forbidden_patterns", "forbidden_pattern", True, config.forbidden_patterns),
-        ("rules.template_leftovers", "template_leftover", True, config.template_patterns),
-        ("rules.refusal", "refusal", config.ban_refusals, config.refusal_patterns),
-        *(
-            (f"safety.{name}", "safety_flag", True, [pattern])
-            for name, pattern in config.safety_patterns.items()
-        ),
-    ]
-    return [
-        PatternRule(check, reason, "|".join(f"(?:{p})" for p in patterns))
-        for check, reason, wanted, patterns in listed
-        if wanted and patterns
-    ]
+def verb_pattern(language: str, verbs: Sequence[str]) -> str:
+    """English with its regular forms; elsewhere whole words, and `mess*` all that begin with it."""
+    if language == "en":
+        return rf"\b(?:{'|'.join(inflected(verb) for verb in verbs)})\b"
+    words = "|".join(fold_pattern(verb).replace("*", r"\pL*") for verb in verbs)
+    return words if language in UNSPACED else rf"(?:^|[^\pL\pN_])(?:{words})(?:[^\pL\pN_]|$)"
 
 
 class Rules:
@@ -118,14 +161,21 @@ class Rules:
 
     def __init__(self, config: FilterConfig) -> None:
         self.config = config
-        self.patterns = _pattern_rules(config)
-        fence = [FENCE] if config.ban_unbalanced_code_fences else []
+        rules = pattern_rules(config)
+        self.patterns = rules
+        # One search for what may be in any text; rules with lists by language look for themselves.
+        anywhere = [rule.screen for rule in rules if rule.is_for_any]
+        fences = [FENCES] if config.ban_unbalanced_code_fences else []
         personal = [pii.SCREEN[kind] for kind in config.pii.of()]
-        self.screen = "|".join([*fence, *personal, *(rule.pattern for rule in self.patterns)])
-        verbs = "|".join(inflected(verb) for verb in config.allowed_action_verbs)
-        self.verbs = rf"\b(?:{verbs})\b" if config.require_action_verb else None
+        self.screen = "|".join([*fences, *personal, *anywhere])
+        self.verbs = {
+            language: verb_pattern(language, verbs)
+            for language, verbs in config.allowed_action_verbs.items()
+            if verbs and config.require_action_verb
+        }
+        listed = [pattern for rule in rules for pattern in rule.patterns.values()]
         try:
-            for pattern in (self.screen, self.verbs or ""):
+            for pattern in (self.screen, *listed, *self.verbs.values()):
                 pc.match_substring_regex(pa.array([""]), pattern)
         except pa.ArrowInvalid as error:
             raise InputError(f"filters: the patterns are too large together: {error}") from None
@@ -180,8 +230,7 @@ class Rules:
     def _content(self, answers: Answers) -> list[Measured]:
         config, known, found = self.config, answers.known, []
         if self.verbs:
-            ok = _flags(pc.match_substring_regex(answers.low, self.verbs))
-            found.append(Measured("rules.action_verb", "no_action_verb", ok, known, None, {}))
+            found.append(self._action_verb(answers))
         if config.max_repetition is not None:
             share = repetition(answers.tokens)
             ok = share <= config.max_repetition
@@ -189,6 +238,34 @@ class Rules:
         if config.require_json_for:
             found.append(self._json(answers))
         return found
+
+    def _action_verb(self, answers: Answers) -> Measured:
+        """English first, for all; only where that does not decide, the language is looked up."""
+        count, known = len(answers.low), answers.known.copy()
+        ok = np.zeros(count, np.bool_)
+        if english := self.verbs.get("en") or self.verbs.get(ANY):
+            ok = _flags(pc.match_substring_regex(answers.low, english))
+            # An English verb among ASCII letters is as good a sign of English as another word.
+            answers.english |= ok & _flags(pc.string_is_ascii(answers.text))
+        others = self.verbs.keys() - {"en", ANY}
+        unsure = known & (~ok | (~answers.english if others else False))
+        not_applied = {}
+        for row in np.flatnonzero(unsure).tolist():
+            language = answers.language(row)
+            lists = set(self.verbs) if language == UNKNOWN else {language, ANY} & self.verbs.keys()
+            looked_for = lists & {"en", ANY} if ok[row] else set[str]()
+            ok[row] = bool(looked_for) or any(
+                self._has_verb(answers, row, name) for name in lists - {"en", ANY}
+            )
+            if not lists:
+                not_applied[row] = language
+        known[list(not_applied)] = False
+        return Measured("rules.action_verb", "no_action_verb", ok, known, None, not_applied,
+                        not_applied=not_applied)  # fmt: skip
+
+    def _has_verb(self, answers: Answers, row: int, language: str) -> bool:
+        text = pa.array([answers.low[row].as_py()], pa.string())
+        return bool(pc.match_substring_regex(text, self.verbs[language])[0].as_py())
 
     def _json(self, answers: Answers) -> Measured:
         asked = pc.is_in(answers.task, pa.array(self.config.require_json_for))
@@ -203,29 +280,38 @@ class Rules:
 
     def _patterns(self, answers: Answers) -> list[Measured]:
         """One scan for all patterns together; each rule looks only at the answers it stopped at."""
-        if not self.screen:
-            return []
-        suspects = np.flatnonzero(_flags(pc.match_substring_regex(answers.low, self.screen)))
+        suspects = _where(answers.low, self.screen) if self.screen else np.zeros(0, np.int64)
         low = answers.low.take(pa.array(suspects))
-        found = [self._pattern(rule, answers, suspects, low) for rule in self.patterns]
+        found = []
+        for rule in self.patterns:
+            if rule.is_for_any:
+                rows = suspects[_where(low, rule.screen)]
+            else:
+                rows = _listed_suspects(rule, answers)
+            found.append(self._pattern(rule, answers, rows))
         found += [self._pii(kind, answers, suspects, low) for kind in self.config.pii.of()]
         if self.config.ban_unbalanced_code_fences:
-            fences = np.zeros(len(answers.low))
-            fences[suspects] = pc.count_substring(low, FENCE).to_numpy()
-            ok, reason = fences % 2 == 0, "unbalanced_code_fence"
-            found.append(Measured("rules.code_fences", reason, ok, answers.known, fences, {}))
+            fenced = suspects[_where(low, FENCES)].tolist()
+            ok = np.ones(len(answers.low), np.bool_)
+            ok[[i for i in fenced if has_open_fence(answers.text[i].as_py())]] = False
+            reason = "unbalanced_code_fence"
+            found.append(Measured("rules.code_fences", reason, ok, answers.known, None, {}))
         return found
 
-    def _pattern(
-        self, rule: PatternRule, answers: Answers, suspects: npt.NDArray[np.int64], low: pa.Array
-    ) -> Measured:
-        hits = _flags(pc.match_substring_regex(low, rule.pattern))
-        ok = np.ones(len(answers.low), np.bool_)
-        ok[suspects[hits]] = False
-        at = pc.find_substring_regex(low.filter(pa.array(hits)), rule.pattern)
-        places = zip(suspects[hits].tolist(), at.to_pylist(), strict=True)
-        detail = {i: _evidence(answers.text[i].as_py(), start) for i, start in places}
-        return Measured(rule.check, rule.reason, ok, answers.known, None, detail)
+    def _pattern(self, rule: TextRule, answers: Answers, rows: npt.NDArray[np.int64]) -> Measured:
+        places = rule.find([answers.suspect(row) for row in rows.tolist()])
+        ok, known = np.ones(len(answers.low), np.bool_), answers.known
+        ok[list(places)] = False
+        detail = {i: _evidence(answers.text[i].as_py(), start) for i, start in places.items()}
+        not_applied = {}
+        if not rule.is_for_any:
+            unsure = known & ok & ~(answers.english & ("en" in rule.patterns))
+            languages = {row: answers.language(row) for row in np.flatnonzero(unsure).tolist()}
+            not_applied = {row: code for row, code in languages.items() if not rule.is_for(code)}
+            known = known.copy()
+            known[list(not_applied)] = False
+        return Measured(rule.check, rule.reason, ok, known, None, detail | not_applied,
+                        not_applied=not_applied)  # fmt: skip
 
     def _pii(
         self, kind: pii.Kind, answers: Answers, suspects: npt.NDArray[np.int64], low: pa.Array
@@ -252,6 +338,22 @@ def json_error(text: str) -> str | None:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _listed_suspects(rule: TextRule, answers: Answers) -> npt.NDArray[np.int64]:
+    """The rows on which a list matches, of those that its language may be that of."""
+    rows = []
+    for language, pattern in rule.patterns.items():
+        among = answers.candidates(language)
+        some = answers.low if len(among) == len(answers.low) else answers.low.take(pa.array(among))
+        rows.append(among[_where(some, pattern)])
+    return np.unique(np.concatenate(rows))
+
+
+def _where(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.int64]:
+    """The rows on which the pattern matches."""
+    rows: npt.NDArray[np.int64] = np.flatnonzero(_flags(pc.match_substring_regex(texts, pattern)))
+    return rows
 
 
 def _evidence(text: str, start: int) -> str:

@@ -103,6 +103,7 @@ class SampleGate:
             gold_match_rate=evidence.pass_rate("exec.matches"),
             judge_scores=evidence.judge_scores(),
             exec_error_counts=evidence.exec_errors(),
+            not_applied=evidence.not_applied,
         )
         with ExitStack() as files, Progress("sample gate", len(answers)) as progress:
             kept_out = files.enter_context(table_writer(dst, OUTPUTS))

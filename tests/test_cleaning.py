@@ -36,7 +36,25 @@ CASES: list[tuple[Kind, str, str | None]] = [
     ("sql", "I cannot answer this.", None),
     ("sql", "```sql\n```", None),
     ("sql", "", None),
+    ("sql", f"~~~sql\n{SELECT}\n~~~", SELECT),
+    ("sql", f"````\n{SELECT}\n````", SELECT),
+    ("sql", f"Here it is: ```sql\n{SELECT}\n```\nDone.", SELECT),
+    ("sql", f"The table:\n```\n| a | b |\n```\nThe query:\n```\n{SELECT}\n```", SELECT),
+    ("sql", f"```postgresql\n{SELECT}\n```", SELECT),
     ("python", "```python\nprint(1)\n```", "print(1)"),
+    ("python", "1. Do this:\n   ```python\n   a = 1\n   b = 2\n   ```", "a = 1\nb = 2"),
+    (
+        "python",
+        "Output:\n```\n42\n```\nCode:\n```\nprint(6 * 7)\nx = 1\n```",
+        "print(6 * 7)\nx = 1",
+    ),
+    ("python", "~~~py\nprint(1)\n~~~", "print(1)"),
+    ("python", "Write `def f(x): return x` and call it.", "def f(x): return x"),
+    ("json", 'The list [1, 2] becomes:\n```json\n{"a": 1}\n```', '{"a": 1}'),
+    ("json", 'With [1] in mind: `{"a": 1}`.', '{"a": 1}'),
+    ("json", '~~~json\n{"a": "```"}\n~~~', '{"a": "```"}'),
+    ("fenced", "````markdown\n```\na\n```\n````", "```\na\n```"),
+    ("fenced", "~~~\ntext\n~~~", "text"),
     ("python", "One:\n```py\na = 1\n```\ntwo:\n```py\nb = 2\n```", "a = 1\n\nb = 2"),
     ("python", "Sure:\ndef f():\n    return 1", "def f():\n    return 1"),
     ("python", "I do not write code.", None),
@@ -54,6 +72,27 @@ CASES: list[tuple[Kind, str, str | None]] = [
 @pytest.mark.parametrize(("kind", "said", "answer"), CASES)
 def test_what_is_left_of_an_answer(kind: Kind, said: str, answer: str | None) -> None:
     assert clean(said, kind) == answer
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"The answer is `{SELECT}`.",
+        f"`{SELECT}`",
+        f"Die Antwort lautet ``{SELECT}``.",
+        f"Do not use `SELECT *`; `{SELECT}` is what you need.",
+        f"```sql {SELECT}```",
+        f"The query is: {SELECT}",
+        f"答案是 `{SELECT}`。",
+    ],
+)
+def test_d30_a_query_in_inline_code_or_behind_a_colon_is_the_answer(said: str) -> None:
+    assert clean(said, "sql") == SELECT
+
+
+def test_d30_a_sentence_about_selecting_is_no_query() -> None:
+    assert clean("Note: select the best one with care.", "sql") is None
+    assert clean("Use `name` and `state` there.", "sql") is None
 
 
 @given(st.text(st.sampled_from("`\n;'\"-/* sqlSELECT{}[]with()as:="), max_size=60))

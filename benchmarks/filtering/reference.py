@@ -1,7 +1,8 @@
 """The rules once more, in plain Python, one answer at a time: what the fast ones must agree with.
 
-Shares nothing with `nexa_distill.rules` but the configuration. Patterns go through `re` with ASCII
-classes on the lower-cased text, as `configs/filters.yaml` defines them.
+Shares with `nexa_distill.rules` the configuration and what looks at one answer at a time: folding,
+the language of a text, and which match of a pattern counts (`nexa_distill/text`, `text_rules.py`).
+It knows nothing of batches, of the search for all patterns at once, and of which lists are skipped.
 """
 
 import json
@@ -11,6 +12,10 @@ from typing import Any
 
 from nexa_distill import pii
 from nexa_distill.filter_config import FilterConfig
+from nexa_distill.text.folding import fold_text
+from nexa_distill.text.language import identify_prose
+from nexa_distill.text.regions import has_open_fence
+from nexa_distill.text_rules import Suspect, pattern_rules
 
 LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
@@ -71,12 +76,9 @@ class Reference:
 
     def __init__(self, config: FilterConfig) -> None:
         self.config = config
-        self.verbs = {form for verb in config.allowed_action_verbs for form in verb_forms(verb)}
-        patterns = [*config.forbidden_patterns, *config.template_patterns]
-        patterns += config.citation_patterns if config.ban_citations else []
-        patterns += config.refusal_patterns if config.ban_refusals else []
-        patterns += config.safety_patterns.values()
-        self.banned = [re.compile(pattern, re.ASCII) for pattern in patterns]
+        verbs = config.allowed_action_verbs.get("en", [])
+        self.verbs = {form for verb in verbs for form in verb_forms(verb)}
+        self.rules = pattern_rules(config)
         self.word = re.compile(r"[a-z0-9_]+")
 
     def keeps(self, row: Mapping[str, Any]) -> bool:
@@ -98,9 +100,10 @@ class Reference:
             for least, most, size in lengths
         ):
             return False
-        if config.require_action_verb and self.verbs.isdisjoint(self.word.findall(low)):
+        folded = fold_text(text)
+        if config.require_action_verb and self._lacks_verb(text, folded):
             return False
-        if config.ban_unbalanced_code_fences and text.count("```") % 2:
+        if config.ban_unbalanced_code_fences and has_open_fence(text):
             return False
         share = repeated_share(low.encode(), starts)
         if config.max_repetition is not None and share > config.max_repetition:
@@ -108,6 +111,12 @@ class Reference:
         if row["template_name"] in config.require_json_for and not _is_json(text):
             return False
         personal = config.pii.of("redact", "reject")
-        return not any(pattern.search(low) for pattern in self.banned) and not any(
+        suspect = Suspect(0, folded, text, lambda at: at)
+        return not any(rule.find([suspect]) for rule in self.rules) and not any(
             True for kind in personal for _ in pii.find(text, kind)
         )
+
+    def _lacks_verb(self, text: str, folded: str) -> bool:
+        """Whether an English text, or one of an unknown language, has none of the verbs."""
+        some = not self.verbs.isdisjoint(self.word.findall(folded))
+        return not some and identify_prose(text) in ("en", "und")

@@ -38,13 +38,25 @@ from nexa_distill.settings_file import load_yaml
 
 DATATROVE = "datatrove[io,processing]==0.10.1"
 FILTERS = Path("configs/filters.yaml")
+# The six rules that datatrove is given too: patterns that `re` knows.
 SIX_RULES: dict[str, Any] = {
+    "citation_patterns": [
+        r"\[[0-9]{1,3}(?:, ?[0-9]{1,3})*\]",
+        r"\bet al\b",
+        r"\bdoi ?:|doi\.org/|\barxiv ?:|\bpmid ?:",
+    ],
+    "refusal_patterns": [
+        r"\bas an ai\b", r"\bi(?: am|'m) (?:sorry|unable|not able)\b",
+        r"\bi (?:cannot|can't|can not|won't) (?:help|assist|provide|answer|fulfill|comply)\b",
+    ],
     "reject_flags": [], "require_stop": False, "max_repetition": None, "forbidden_patterns": [],
     "template_patterns": [], "require_json_for": [],
     "pii": {"email": None, "phone": None, "card": None, "secret": None},
 }  # fmt: skip
+OPENING = "There is one thing that you should know before the rest of this. "  # English
+REFUSAL = "I'm sorry, as an AI I cannot help. "  # an answer refuses at its beginning
 FAULTS = {
-    0.05: " As shown by Smith et al. [12].", 0.08: " I'm sorry, as an AI I cannot help.",
+    0.05: " As shown by Smith et al. [12].", 0.08: REFUSAL,
     0.10: "\n```python\nprint(1)\n", 0.12: " <|im_end|>", 0.13: " 123-45-6789",
     0.14: " Pay by 4111 1111 1111 1111.", 0.15: " See sk-aaaaaaaaaaaaaaaaaaaaaaaa.",
 }  # fmt: skip
@@ -69,9 +81,10 @@ def make_answers(path: Path, rows: int) -> None:
 def _answer(
     number: int, draw: random.Random, words: list[str], weights: list[float]
 ) -> dict[str, object]:
-    text = " ".join(draw.choices(words, weights, k=draw.randint(120, 240))) + "."
+    text = OPENING + " ".join(draw.choices(words, weights, k=draw.randint(120, 240))) + "."
     chance = draw.random()
-    text += next((fault for limit, fault in FAULTS.items() if chance < limit), "")
+    fault = next((fault for limit, fault in FAULTS.items() if chance < limit), "")
+    text = fault + text if fault == REFUSAL else text + fault
     if 0.13 < chance < 0.18:
         text = text[: draw.randint(0, 500)]
     elif 0.18 < chance < 0.2:
@@ -179,9 +192,11 @@ def measure(
 ) -> None:
     src = folder / "answers.parquet"
     make_answers(src, args.rows)
-    verbs = [form for verb in six.allowed_action_verbs for form in verb_forms(verb)]
+    verbs = [form for verb in six.allowed_action_verbs["en"] for form in verb_forms(verb)]
     settings = folder / "six.json"
-    settings.write_text(json.dumps(six.model_dump() | {"verb_forms": verbs}))
+    names = ("citation_patterns", "refusal_patterns")
+    plain_lists = {name: six.model_dump()[name]["en"] for name in names}
+    settings.write_text(json.dumps(six.model_dump() | plain_lists | {"verb_forms": verbs}))
     python = datatrove_python(args.datatrove, folder)
     out = {name: folder / name for name in ("six", "all", "plain", "plain_all", "datatrove")}
     for path in out.values():

@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 
 from nexa_distill.annotations import ACTIONS, Annotation, Key
-from nexa_distill.contracts import REASONS
+from nexa_distill.contracts import NOT_APPLIED, REASONS
 from nexa_distill.inspection import filters, shown
 from nexa_distill.inspection.desk import Desk, desk
 from nexa_distill.inspection.differences import differences
@@ -215,7 +215,7 @@ def _decisions(people: Sequence[Annotation]) -> None:
 
 def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
     found = [line for one in checks for line in one.of(key)]
-    failed = [line for line in found if not line["ok"]]
+    failed = [line for line in found if not line["ok"] and line["reason"] != NOT_APPLIED]
     st.markdown("##### Checks")
     for reason in row.get("rejection_reasons") or []:
         st.markdown(f":red[✗] **{shown.plain(reason)}**: {shown.plain(REASONS.get(reason, ''))}")
@@ -223,10 +223,10 @@ def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
         st.caption("No check was made of this answer.")
         return
     st.caption(f"{len(found) - len(failed)} of {len(found)} passed")
-    order = sorted(found, key=lambda line: (bool(line["ok"]), line["check"]))
+    order = sorted(found, key=lambda line: (line not in failed, line["check"]))
     words = {True: "passed", False: "failed", None: "not known"}
     rows = [
-        ("" if line["ok"] else "bad", [line["check"], words[line["ok"]], _number(line["value"]),
+        ("bad" if line in failed else "", [line["check"], words[line["ok"]], _number(line["value"]),
          shown.cut(" ".join(filter(None, (line["reason"], line["detail"]))))[:300]])
         for line in order
     ]  # fmt: skip

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nexa_distill.annotations import Key
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import NOT_APPLIED, TABLES
 from nexa_distill.handoff import open_table
 
 Rows = npt.NDArray[np.int64]  # row numbers of a file, ascending
@@ -127,8 +127,8 @@ class Checks:
         table = TABLES["rules_checks"]
         stored = open_table(path, table)
         self._stored = Stored(stored)
-        small = pq.ParquetFile(path, read_dictionary=["sample_id", "check"]).read(
-            columns=["sample_id", "attempt", "check", "ok"]
+        small = pq.ParquetFile(path, read_dictionary=["sample_id", "check", "reason"]).read(
+            columns=["sample_id", "attempt", "check", "ok", "reason"]
         )
         # One dictionary for the whole file, so that looking for a sample compares numbers.
         self._samples = small["sample_id"].unify_dictionaries().combine_chunks()
@@ -156,5 +156,7 @@ class Checks:
             pc.is_in(self._small["check"].cast(pa.string()), pa.array(wanted)),
             pc.invert(pc.fill_null(self._small["ok"], False)),
         )
+        spared = pc.equal(self._small["reason"].cast(pa.string()), NOT_APPLIED)
+        mask = pc.and_(mask, pc.invert(pc.fill_null(spared, False)))
         found = self._small.filter(mask)
         return set(zip(found["sample_id"].to_pylist(), found["attempt"].to_pylist(), strict=True))

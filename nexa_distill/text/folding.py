@@ -1,0 +1,161 @@
+"""Texts as patterns read them: one spelling per character, lower case, and the way back.
+
+A pattern is written once, in plain lower-case characters; texts come with typographic quotes,
+full-width letters, soft hyphens, accents and digits of other scripts. `fold_texts` replaces every
+character on its own, by a table, so that each byte of the result has a position in the source:
+
+    apostrophes and quotation marks   ' and "            dashes and the minus sign   -
+    decimal digits of any script      0 to 9             spaces                      space
+    zero-width, soft hyphen, bidi     removed            accents, Arabic and Hebrew vowel signs,
+    everything else                   NFKD, lower case   tatweel, nukta              removed
+
+A replacement that would be longer in UTF-8 than its source is not made ("㍱" stays), nor is Hangul
+decomposed. Source: Unicode Standard Annex 15 (NFKD); the removed marks are this project's choice.
+"""
+
+import unicodedata
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+APOSTROPHES = "\u2018\u2019\u201a\u201b\u2032\u2035\u02b9\u02bb\u02bc\u02bd\u00b4\u2039\u203a\uff07"
+QUOTATION_MARKS = (
+    "\u201c\u201d\u201e\u201f\u2033\u2036\u00ab\u00bb\u300c\u300d\u300e\u300f"
+    "\u301d\u301e\u301f\uff02\ufe41\ufe42\ufe43\ufe44"
+)
+_REMOVED_RANGES = (
+    (0x0300, 0x036F), (0x0591, 0x05BD), (0x0640, 0x0640), (0x064B, 0x0652), (0x0670, 0x0670),
+    (0x093C, 0x093C), (0x09BC, 0x09BC), (0x1AB0, 0x1AFF), (0x20D0, 0x20FF), (0xFE00, 0xFE0F),
+    (0xFE20, 0xFE2F),
+)  # fmt: skip
+REMOVED_MARKS = {chr(n) for first, last in _REMOVED_RANGES for n in range(first, last + 1)}
+# Ideographs have nothing to fold, and NFKD would take Hangul syllables apart.
+UNTOUCHED = ((0x3400, 0x9FFF), (0xAC00, 0xD7A3), (0xD800, 0xF8FF))
+TABLE_END = 0x20000  # code points from here on are left as they are
+FIRST_LEAD_BYTE = 0xC2  # of a character of two or more bytes; continuation bytes are below
+MOST_BYTES = 4  # of one character in UTF-8
+Bytes = npt.NDArray[np.uint8]
+Positions = npt.NDArray[np.int64]
+
+
+class FoldedTexts(NamedTuple):
+    """`texts` folded, without slices; `shrunk`: byte positions removed from the source buffer."""
+
+    texts: pa.StringArray
+    ends: Positions  # n + 1 byte positions in the folded buffer
+    shrunk: Positions
+    source_ends: Positions
+
+    def find_source_position(self, row: int, position: int) -> int:
+        """The byte position in the source text of byte `position` of the folded text `row`."""
+        place = int(self.ends[row]) + position
+        # The n-th removed byte lies before every folded byte from (its position - n) on.
+        before = np.searchsorted(self.shrunk - np.arange(len(self.shrunk)), place, side="right")
+        return place + int(before) - int(self.source_ends[row])
+
+
+class _Tables(NamedTuple):
+    """By code point below TABLE_END: whether it changes, into how many bytes, and which."""
+
+    changes: npt.NDArray[np.bool_]
+    lengths: Bytes
+    replacements: Bytes  # TABLE_END x MOST_BYTES
+
+
+def fold_texts(texts: pa.StringArray) -> FoldedTexts:
+    """Fold every text; `texts` has no nulls and is valid UTF-8. ASCII costs one scan."""
+    low = pa.concat_arrays([pc.ascii_lower(texts)])
+    ends = np.frombuffer(low.buffers()[1], np.int32, len(low) + 1).astype(np.int64)
+    data = np.frombuffer(low.buffers()[2] or b"", np.uint8, int(ends[-1]))
+    starts = np.flatnonzero(data >= FIRST_LEAD_BYTE)
+    if not len(starts):
+        return FoldedTexts(low, ends, starts, ends)
+    folded, shrunk = _replace(data, starts)
+    new_ends = ends - np.searchsorted(shrunk, ends)
+    buffers = [None, pa.py_buffer(new_ends.astype(np.int32)), pa.py_buffer(folded)]
+    array = pa.StringArray.from_buffers(len(low), *buffers[1:])
+    return FoldedTexts(array, new_ends, shrunk, ends)
+
+
+def fold_text(text: str) -> str:
+    """One text, folded in the same way."""
+    folded: str = fold_texts(pa.array([text], pa.string())).texts[0].as_py()
+    return folded
+
+
+def fold_pattern(pattern: str) -> str:
+    """A regular expression whose characters beyond ASCII are folded, and its syntax is kept."""
+    return "".join(char if char.isascii() else _fold_character(char) for char in pattern)
+
+
+def _replace(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
+    """The folded buffer, and the positions of the bytes that it lacks."""
+    widths = 2 + (data[starts] >= 0xE0).astype(np.int64) + (data[starts] >= 0xF0)
+    points = _decode(data, starts, widths)
+    tables = _tables()
+    inside = points < TABLE_END
+    changed = inside & tables.changes[np.where(inside, points, 0)]
+    starts, widths, points = starts[changed], widths[changed], points[changed]
+    lengths, out = tables.lengths[points], data.copy()
+    shrunk = []
+    for k in range(MOST_BYTES):
+        written = lengths > k
+        out[starts[written] + k] = tables.replacements[points[written], k]
+        shrunk.append(starts[~written & (widths > k)] + k)
+    gone = np.sort(np.concatenate(shrunk))
+    return np.delete(out, gone) if len(gone) else out, gone
+
+
+def _decode(data: Bytes, starts: Positions, widths: Positions) -> Positions:
+    """Code points of the characters that begin at `starts` (RFC 3629)."""
+    points = (data[starts] & (0xFF >> (widths + 1))).astype(np.int64)
+    for k in range(1, MOST_BYTES):
+        more = widths > k
+        points[more] = (points[more] << 6) | (data[starts[more] + k] & 0x3F)
+    return points
+
+
+@cache
+def _tables() -> _Tables:
+    """Built when the first text beyond ASCII is read: some tens of milliseconds."""
+    changes = np.zeros(TABLE_END, np.bool_)
+    lengths = np.zeros(TABLE_END, np.uint8)
+    replacements = np.zeros((TABLE_END, MOST_BYTES), np.uint8)
+    skipped = {point for first, last in UNTOUCHED for point in range(first, last + 1)}
+    for point in set(range(0x80, TABLE_END)) - skipped:
+        source = chr(point)
+        if (folded := _fold_character.__wrapped__(source)) != source:
+            data = folded.encode()
+            changes[point], lengths[point] = True, len(data)
+            replacements[point, : len(data)] = np.frombuffer(data, np.uint8)
+    return _Tables(changes, lengths, replacements)
+
+
+@cache
+def _fold_character(char: str) -> str:
+    """What stands for a character, in at most as many bytes as it has itself."""
+    untouched = any(first <= ord(char) <= last for first, last in UNTOUCHED)
+    if untouched or ord(char) >= TABLE_END:
+        return char
+    folded = _plain_spelling(char)
+    return folded if len(folded.encode()) <= len(char.encode()) else char
+
+
+def _plain_spelling(char: str) -> str:
+    category = unicodedata.category(char)
+    if char in APOSTROPHES or char in QUOTATION_MARKS:
+        return "'" if char in APOSTROPHES else '"'
+    if category == "Nd":
+        return str(unicodedata.decimal(char))
+    if category in ("Pd", "Zs") or char == "\u2212":
+        return " " if category == "Zs" else "-"
+    if category in ("Zl", "Zp"):
+        return "\n"
+    if category == "Cf" or char in REMOVED_MARKS:
+        return ""
+    kept = "".join(c for c in unicodedata.normalize("NFKD", char) if c not in REMOVED_MARKS)
+    return unicodedata.normalize("NFC", kept).lower()

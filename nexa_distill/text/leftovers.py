@@ -1,0 +1,74 @@
+"""Whether a mark of a template was left behind, or the answer writes about such marks. Pure.
+
+A leftover is where a template or a model puts it: `{{ name }}` in a sentence, `<|im_end|>` at an
+end. "In Jinja, {{ name }} prints a variable" and "the [INST] token" explain it. The reader gets
+folded text without code and formulas (text/folding.py, text/regions.py).
+"""
+
+import re
+
+MARK = re.compile(
+    r"\{\{[^{}\n]*\}\}|\$?\{[^{}\n]*\}|\{%[^\n]*?%\}|<\|[^|\n]*\|>|<<?/?[^<>\n]*>>?|\[/?\w+\]|\S+"
+)
+SENTENCE_BREAK = re.compile(r"[.!?](?=\s)|[\u3002\uff01\uff1f\u0964]|\n")
+# Words of a sentence about templates. Folded.
+ABOUT_TEMPLATES = re.compile(
+    r"\b(?:jinja2?|django|liquid|mustache|handlebars|vue(?:\.js)?|angular|twig|ansible|helm|f-strings?|"
+    r"format strings?|str\.format|templates?|templating|template engines?|placeholders?|(?:curly|double) "
+    r"(?:curly )?brac(?:es?|kets?)|braces|syntax|variables?|delimiters?|interpolation|expressions?|literals?|"
+    r"platzhaltern?|vorlagen?|klammern|variablen?|schablonen?|gabarits?|modeles?|accolades?|espaces? "
+    r"reserves?|plantillas?|llaves|marcador(?:es)?|chiaves?|modelli|segnaposto|шаблон\w*|скобк\w*|"
+    r"переменн\w*|плейсхолдер\w*)\b"
+    r"|模板|占位符|变量|语法|花括号|テンプレート|プレースホルダー?|変数|波括弧|टेम्पलेट|टेम्प्लेट|"
+    r"प्लेसहोल्डर|القالب|قالب|متغير"
+)
+# Braces of a command, a path, markup or a string of code: they touch what is around them.
+TOUCHES_BEFORE = re.compile(r"[a-z0-9\\}^_{\])@#>/'\"=$]$")
+TOUCHES_AFTER = {False: re.compile(r"[a-z0-9_{}<'\"/]"), True: re.compile(r"[}'\"]")}
+# Next to a mark that is spoken about.
+NEXT_TO = (
+    r"tokens?|tags?|markers?|marks?|delimiters?|symbols?|strings?|sequences?|blocks?|elements?|sections?|"
+    r"specials?|marken?|zeichen|jetons?|balises?|etiquetas?|tokene?|токен\w*|тег\w*|метк\w*|маркер\w*"
+)
+MENTIONED_AFTER = re.compile(
+    rf"[\"')]|[ \t]*(?:(?:and|or|und|et|y|и|/|,)[ \t]*[<\[]\S+[ \t]*)?(?:(?:{NEXT_TO})\b|标记|符号|令牌|标签|"
+    r"トークン|タグ|टोकन|टैग|رمز)"
+)
+MENTIONED_BEFORE = re.compile(
+    rf"[\"'(]$|(?:\b(?:{NEXT_TO}|the|an?|called|named|like|with|by|as|and|or|use|uses|using|writes?|inserts?|"
+    r"emits?|between|around|before|after|add|adds|of|der|die|das|den|mit|und|le|la|les|un|une|el|los|con|"
+    r"avec|entre|y|et|и|с|между)|标记|符号|令牌|标签|使用|在|和|トークン|タグ|と|टोकन|टैग|الرمز|رمز|الوسم)[ \t:]*$"
+)
+
+
+def end_of_false_leftover(text: str, start: int, _source: str = "") -> int:
+    """Where to look on, if the mark at `start` was not left behind; 0 if it was."""
+    match = MARK.match(text, start)
+    if match is None:
+        return 0
+    before = text[max(0, start - 200) : start]
+    after = text[match.end() : match.end() + 200]
+    placeholder = match[0].startswith(("{", "${"))
+    double = match[0].startswith("{{")
+    spoken = (
+        _is_placeholder_shown(before, after, double)
+        if placeholder
+        else _is_mark_shown(before, after)
+    )
+    return match.end() if spoken else 0
+
+
+def _is_placeholder_shown(before: str, after: str, double: bool) -> bool:
+    """Whether the braces belong to a command, a set or a sentence about templates."""
+    if TOUCHES_BEFORE.search(before) or TOUCHES_AFTER[double].match(after):
+        return True
+    sentence = SENTENCE_BREAK.split(before)[-1] + " " + SENTENCE_BREAK.split(after, maxsplit=1)[0]
+    return bool(ABOUT_TEMPLATES.search(sentence))
+
+
+def _is_mark_shown(before: str, after: str) -> bool:
+    """Whether words right beside the mark call it one."""
+    line = before.rpartition("\n")[2]
+    if not line.strip() and not MENTIONED_AFTER.match(after):
+        return False
+    return bool(MENTIONED_AFTER.match(after) or MENTIONED_BEFORE.search(line))

@@ -1,0 +1,112 @@
+"""Parts of an answer that are shown or formal, not said: code, formulas, quotations. Pure.
+
+Each function returns the text with such parts overwritten by spaces, of the same length and with
+the same line breaks, so that positions hold. All take time linear in the text, but for nesting.
+
+Code is what is fenced (CommonMark 0.31, three or more backticks or tildes), in backticks, a line
+that looks like a statement, or an answer that is JSON as a whole. Formulas are TeX: between
+dollars, `\\(`, `\\[` or in an environment, and a command with its braces anywhere.
+"""
+
+import json
+import re
+
+FENCED = re.compile(
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?:.*?^[ \t]*(?P=fence)[`~]*[ \t]*$|.*\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+INLINE = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?[^`\n]\1(?!`)")
+# A line of a program: a keyword or prompt first, an assignment, a call, or a bracket or tag alone.
+CODE_LINE = re.compile(
+    r"^[ \t]*(?:(?:def|class|import|from|return|print|const|let|var|elif|function|public|private)\b"
+    r"[^\n]*[(){}:;=][^\n]*|from \w[\w.]* import [^\n]+|(?:for|while|if|with) [^\n]+:|>>> ?[^\n]*"
+    r"|\$ [a-z][^\n]*"
+    r"|[\w.\[\]\"']+[ \t]*(?:[-+*/|]?=)[ \t]*[^\s=][^\n]*|[\w.]+\([^\n]*\)[;:{]?"
+    r"|[\]\[{}(),;]+|</?(?![a-z:_]*(?:think|thought|reason|reflect|scratch|monolog|start_of|end_of)|s>|[eb]os>)[a-z][^\n<>]*>(?:[^\n]*</[a-z]+>)?|[\"'][\w -]+[\"'][ \t]*:[^\n]*)"
+    r"[ \t]*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"
+MATH = re.compile(
+    r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)"
+    r"|\\begin\{(?P<name>(?:equation|align|gather|multline|eqnarray|array|cases|[bpvB]?matrix|"
+    r"tikzpicture|split|displaymath|math)\*?)\}.+?\\end\{(?P=name)\}"
+    # A dollar before a digit or after a space is money.
+    r"|(?<![\\$\w])\$(?=[^\s$])[^$\n]{0,400}?(?<=[^\s\\])\$(?![\w{])"
+    rf"|\\(?!cite)[a-zA-Z]+\*?(?:\[[^\]\n]*\])?(?:{_GROUP})+|[_^]{_GROUP}",
+    re.DOTALL | re.IGNORECASE,
+)
+# Quotation marks are folded to " and ' before (text/folding.py). An apostrophe is inside a word.
+QUOTED = re.compile(
+    r"\"[^\"\n]{1,2000}\"|\"(?=\S)[^\"\n]{0,2000}$|(?<![\w'])'(?=\S)(?:[^'\n]|(?<=\w)'(?=\w)){1,400}(?<=\S)'(?!\w)"
+    r"|^[ \t]*>[^\n]*$",
+    re.MULTILINE,
+)
+NOT_BREAKS = re.compile(r"[^\n]")
+
+
+def blank_code(text: str) -> str:
+    """Without code of any form."""
+    if is_json(text):
+        return _spaces(text)
+    if "```" in text or "~~~" in text:
+        text = _blank(FENCED, text)
+    return _blank(CODE_LINE, _blank(INLINE, text) if "`" in text else text)
+
+
+def blank_math(text: str) -> str:
+    """Without formulas."""
+    return _blank(MATH, text) if "$" in text or "\\" in text or "{" in text else text
+
+
+def blank_quotations(text: str) -> str:
+    """Without what stands in quotation marks (a mark that is not closed: to its line's end)."""
+    return _blank(QUOTED, text)
+
+
+def is_json(text: str) -> bool:
+    """Whether all of it is a JSON object or array."""
+    stripped = text.strip()
+    if stripped[:1] not in ("{", "["):
+        return False
+    try:
+        json.loads(stripped)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def has_open_fence(text: str) -> bool:
+    """Whether a code fence is opened and never closed, or closed and never opened.
+
+    A fence opens on a line of its own, or at the end of a line of prose ("Run this: ```python");
+    it is closed by a line of at least as many of its marks. Three backticks inside a line, opened
+    and closed there, are inline code.
+    """
+    fence = ""
+    for line in text.split("\n"):
+        mark = _FENCE_LINE.match(line)
+        if fence:
+            closes = mark and not mark["info"].strip() and mark["fence"].startswith(fence)
+            # "print(1)```": a model that closes behind its last line.
+            closes = closes or (
+                line.rstrip().endswith(fence) and line.count(fence) == 1 and not mark
+            )
+            fence = "" if closes else fence
+        elif mark and mark["fence"] not in mark["info"]:
+            fence = mark["fence"]
+        elif line.count("```") % 2 and (tail := _FENCE_TAIL.search(line)):
+            fence = tail[1]
+    return bool(fence)
+
+
+_FENCE_LINE = re.compile(r"[ \t]*(?:[-*+>]|\d{1,3}[.)])?[ \t]*(?P<fence>`{3,}|~{3,})(?P<info>.*)")
+_FENCE_TAIL = re.compile(r"[\s:](`{3,})[\w+#.-]*[ \t]*$")
+
+
+def _blank(region: re.Pattern[str], text: str) -> str:
+    return region.sub(lambda match: _spaces(match[0]), text)
+
+
+def _spaces(text: str) -> str:
+    return NOT_BREAKS.sub(" ", text)
