@@ -6,12 +6,13 @@ refused for: `settings_file.py`; the other two files: `filter_config.py`, `stude
 
 import os
 from collections.abc import Mapping
+from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, by_host
@@ -173,6 +174,17 @@ class Price(Section):
         return Price(prompt=self.prompt * discount, completion=self.completion * discount)
 
 
+def _as_text(value: object) -> object:
+    """YAML reads `api-version: 2024-10-21` as a date, and `7` as a number."""
+    if isinstance(value, date):
+        return value.isoformat()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+PlainText = Annotated[str, BeforeValidator(_as_text)]
+
+
 @cache  # every request is made in it
 def _dialect_at(base_url: str) -> Dialect:
     return by_host((urlsplit(base_url).hostname or "").lower())
@@ -212,8 +224,8 @@ class Provider(Section):
     dialect: str | None = None
     system_role: SystemRole | None = None
     stream: bool | None = None
-    query: dict[str, str] = Field(default_factory=dict)
-    headers: dict[str, str] = Field(default_factory=dict)
+    query: dict[str, PlainText] = Field(default_factory=dict)
+    headers: dict[str, PlainText] = Field(default_factory=dict)
     proxy: str | None = None
     startup_wait_seconds: NonNegative = 300.0
 

@@ -177,6 +177,16 @@ def test_d17_a_query_in_the_address_and_headers_of_ones_own_are_sent(tmp_path: P
     assert asked.headers["X-Team"] == "tests"
 
 
+def test_d17_a_version_that_yaml_reads_as_a_date_is_text(tmp_path: Path) -> None:
+    made = teacher_workspace(tmp_path, "http://127.0.0.1:9/v1")
+    values = made.config.read_text().replace(
+        "base_url:", "query: {api-version: 2024-10-21, tier: 7}\n    base_url:"
+    )
+    made.config.write_text(values)
+    query = made.load().chosen_provider()[1].query
+    assert query == {"api-version": "2024-10-21", "tier": "7"}
+
+
 def test_an_unknown_dialect_names_the_nearest(tmp_path: Path) -> None:
     made = teacher_workspace(tmp_path, "http://127.0.0.1:9/v1", provider={"dialect": "gemni"})
     with pytest.raises(InputError, match='did you mean "gemini"'):
