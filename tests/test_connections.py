@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -239,8 +238,8 @@ def test_d27_an_untrusted_certificate_stops_at_once_with_the_remedy(
         other = teacher_workspace(tmp_path / "b", plain.replace("http", "https"))
         put(other, prompts(1))
         environment = os.environ | {"SSL_CERT_FILE": str(certificate)}
-        command = [sys.executable, "-m", "nexa_distill.collect_teacher", "--config", str(other.config),
-                   "--src", str(other.folder / "prompts.parquet")]  # fmt: skip
+        src = other.folder / "prompts.parquet"
+        command = other.command("nexa_distill.collect_teacher", "--src", src)
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
     assert len(answers(other)) == 1
