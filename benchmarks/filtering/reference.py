@@ -8,11 +8,14 @@ It knows nothing of batches, of the search for all patterns at once, and of whic
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import pyarrow as pa
 
 from nexa_distill import pii
 from nexa_distill.filter_config import FilterConfig
-from nexa_distill.text.folding import fold_text
+from nexa_distill.text.folding import fold_texts
 from nexa_distill.text.language import identify_prose
 from nexa_distill.text.regions import has_open_fence
 from nexa_distill.text_rules import Suspect, pattern_rules
@@ -100,7 +103,8 @@ class Reference:
             for least, most, size in lengths
         ):
             return False
-        folded = fold_text(text)
+        folding = fold_texts(pa.array([text], pa.string()))
+        folded = folding.texts[0].as_py()
         if config.require_action_verb and self._lacks_verb(text, folded):
             return False
         if config.ban_unbalanced_code_fences and has_open_fence(text):
@@ -111,7 +115,7 @@ class Reference:
         if row["template_name"] in config.require_json_for and not _is_json(text):
             return False
         personal = config.pii.of("redact", "reject")
-        suspect = Suspect(0, folded, text, lambda at: at)
+        suspect = Suspect(0, folded, text, partial(folding.find_source_position, 0))
         return not any(rule.find([suspect]) for rule in self.rules) and not any(
             True for kind in personal for _ in pii.find(text, kind)
         )
