@@ -124,16 +124,23 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
     file = Path(settings.endpoint_file)
     running = _running(file)
     with nullcontext(running) if running else _server(provider, settings, file) as server:
-        _refuse_other_model(provider, model, server["model"], file)
+        _refuse_other_model(provider, settings, model, server["model"])
         yield _endpoint(provider, settings, server["base_url"], server["model"])
 
 
-def _refuse_other_model(provider: str, model: str, served: str, file: Path) -> None:
-    """An answer is stored under the name that was asked for: it must be what the server has."""
-    if model not in (served, Path(served).name):
+def _refuse_other_model(provider: str, settings: Provider, model: str, served: str) -> None:
+    """An answer is stored under the name that was asked for: it must be what the server has.
+
+    A server that names its model by a path is known by the name that its provider gives it.
+    """
+    own = {served, Path(served).name}
+    if Path(served).is_absolute():
+        own |= {settings.model, settings.regen_model}
+    if model not in own:
         raise ProviderUnusable(
-            f"provider {provider}: its server on this machine has {served} ({file}), and {model} "
-            f"is asked for; choose the provider that has {model} (`provider:` or --provider)"
+            f"provider {provider}: its server on this machine has {served} "
+            f"({settings.endpoint_file}), and {model} is asked for; choose the provider that has "
+            f"{model} (`provider:` or --provider)"
         )
 
 
