@@ -285,10 +285,12 @@ class Rules:
         found = []
         for rule in self.patterns:
             if rule.is_for_any:
-                rows = suspects[_where(low, rule.screen)]
+                rows = suspects[_where(low, rule.screen)].tolist()
+                found.append(self._pattern(rule, answers, rows))
             else:
-                rows = _listed_suspects(rule, answers)
-            found.append(self._pattern(rule, answers, rows))
+                among = _listed_suspects(rule, answers)
+                rows = sorted(set[int]().union(*among.values()))
+                found.append(self._pattern(rule, answers, rows, among))
         found += [self._pii(kind, answers, suspects, low) for kind in self.config.pii.of()]
         if self.config.ban_unbalanced_code_fences:
             fenced = suspects[_where(low, FENCES)].tolist()
@@ -298,8 +300,11 @@ class Rules:
             found.append(Measured("rules.code_fences", reason, ok, answers.known, None, {}))
         return found
 
-    def _pattern(self, rule: TextRule, answers: Answers, rows: npt.NDArray[np.int64]) -> Measured:
-        places = rule.find([answers.suspect(row) for row in rows.tolist()])
+    def _pattern(
+        self, rule: TextRule, answers: Answers, rows: Sequence[int],
+        among: Mapping[str, set[int]] | None = None,
+    ) -> Measured:  # fmt: skip
+        places = rule.find([answers.suspect(row) for row in rows], among)
         ok, known = np.ones(len(answers.low), np.bool_), answers.known
         ok[list(places)] = False
         detail = {i: _evidence(answers.text[i].as_py(), start) for i, start in places.items()}
@@ -340,14 +345,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _listed_suspects(rule: TextRule, answers: Answers) -> npt.NDArray[np.int64]:
-    """The rows on which a list matches, of those that its language may be that of."""
-    rows = []
+def _listed_suspects(rule: TextRule, answers: Answers) -> dict[str, set[int]]:
+    """By language, the rows on which its list matches, of those that may be in it."""
+    rows = {}
     for language, pattern in rule.patterns.items():
         among = answers.candidates(language)
         some = answers.low if len(among) == len(answers.low) else answers.low.take(pa.array(among))
-        rows.append(among[_where(some, pattern)])
-    return np.unique(np.concatenate(rows))
+        rows[language] = set(among[_where(some, pattern)].tolist())
+    return rows
 
 
 def _where(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.int64]:

@@ -6,7 +6,7 @@ in texts of that language, and in those whose language has no list of its own or
 text in a second language is not judged by the words of the first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -64,15 +64,21 @@ class TextRule:
         """Whether texts in this language are looked at; one that is not known, or code, is."""
         return language in self.patterns or language in (UNKNOWN, NO_WORDS) or ANY in self.patterns
 
-    def find(self, suspects: Sequence[Suspect]) -> dict[int, int]:
-        """By row, the byte position in the source of the first match that counts."""
+    def find(
+        self, suspects: Sequence[Suspect], among: Mapping[str, Collection[int]] | None = None
+    ) -> dict[int, int]:
+        """By row, the byte position in the source of the first match that counts.
+
+        `among`: by language, the rows on which its list may match, where that is known.
+        """
         views = {
             s.row: self.view(s.folded) if self.view is not None else s.folded for s in suspects
         }
         by_row = {s.row: s for s in suspects}
         places: dict[int, int] = {}
         for language, pattern in self.patterns.items():
-            for row, at in self._matches(pattern, by_row, dict(views)).items():
+            some = {row: v for row, v in views.items() if among is None or row in among[language]}
+            for row, at in self._matches(pattern, by_row, some).items():
                 if language == ANY or self._is_written_in(language, by_row[row], views[row]):
                     places[row] = min(at, places.get(row, at))
         return {row: by_row[row].source_position(start) for row, start in places.items()}
@@ -82,7 +88,7 @@ class TextRule:
     ) -> dict[int, int]:
         """By row, the character position of the first match that is not a false one."""
         places: dict[int, int] = {}
-        for _ in range(MOST_FALSE_MATCHES):
+        for _ in range(MOST_FALSE_MATCHES if views else 0):
             found = pc.find_substring_regex(pa.array(views.values(), pa.string()), pattern)
             hits = [(row, at) for row, at in zip(views, found.to_pylist(), strict=True) if at >= 0]
             views, looked_at = {}, views
