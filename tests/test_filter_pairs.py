@@ -333,7 +333,7 @@ def test_f25_text_that_is_not_utf8_is_refused_with_the_sample(tmp_path: Path) ->
         ({"max_repetition": 30}, "max_repetition is 30: scores are 0..1, write 0.30"),
         ({"forbidden_patterns": ["(?=a)"]}, r"forbidden_patterns.0 is .*RE2 cannot compile"),
         ({"forbidden_patterns": ["TODO"]}, r"forbidden_patterns.0 .*lower case"),
-        ({"refusal_patterns": [""]}, r"refusal_patterns.0 .*matches every answer"),
+        ({"refusal_patterns": [""]}, r"refusal_patterns.en.0 .*matches every answer"),
         ({"min_char_lenght": 3}, 'unknown key min_char_lenght .did you mean "min_char_length"'),
         ({"max_char_length": 50}, "max_char_length is 50: below min_char_length"),
         ({"allowed_action_verbs": []}, "no verb is allowed"),
