@@ -133,7 +133,7 @@ def luhn(number: str) -> bool:
 
 def _narrow(text: str) -> tuple[str, list[int] | None]:
     """Digits, hyphens and full-width characters as ASCII, and where each character comes from."""
-    if text.isascii():
+    if text.isascii() or all(_narrow_character(char) == char for char in set(text)):
         return text, None
     plain = [(_narrow_character(char), place) for place, char in enumerate(text)]
     kept = [(char, place) for char, place in plain if char]

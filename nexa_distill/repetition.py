@@ -26,7 +26,7 @@ FIRST_OF_SEVERAL = 0xC0  # the first byte of a character of several; the others 
 SPACE, WORD, MARK = 0, 1, 2
 # Other characters than ASCII are one byte too: a word's from 128 on, a mark's from 192 on.
 OTHER_WORD, OTHER_MARK, UNKNOWN = 128, 192, 255
-KINDS = np.array(
+KINDS = bytes(
     [
         WORD if OTHER_WORD <= byte < OTHER_MARK
         else MARK if byte >= OTHER_MARK
@@ -34,14 +34,12 @@ KINDS = np.array(
         else MARK if LAST_CONTROL < byte < 127
         else SPACE
         for byte in range(256)
-    ],
-    np.uint8,
+    ]
 )  # fmt: skip
 ZERO_WIDTH_SPACE = "\u200b"  # between words of Thai and Khmer
 SHORTEST = 5  # characters of a word of a script without spaces, in a window
 WINDOW = 24  # characters
 BLOCK_ROWS = 128  # answers whose windows are compared at a time: they fit the processor's cache
-SLOT_BITS = 10  # of the table, per answer, that finds the few windows worth sorting
 KEY_BITS = np.uint64(48)  # of a window's hash, beside the row in a key of 64
 FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 _codes = np.full(0x110000, UNKNOWN, np.uint8)  # of every character that has been met
@@ -95,7 +93,8 @@ class Stream:
         first = self.ends[:-1][self.ends[:-1] < len(self.data)]
         self.starts = np.flatnonzero(_begins(self.data > LAST_CONTROL, first))
         self.per_text = np.diff(np.searchsorted(self.starts, self.ends))
-        kind = KINDS[self.data]
+        # A translated copy takes a third of the time of an indexed one.
+        kind = np.frombuffer(self.data.tobytes().translate(KINDS), np.uint8)
         tokens = _begins(kind == WORD, first) | (kind == MARK)
         self.counts = np.diff(np.searchsorted(np.flatnonzero(tokens), self.ends))
 
@@ -175,31 +174,16 @@ def _repeats(
     row: npt.NDArray[np.int32],
     rows: int,
 ) -> npt.NDArray[np.int64]:
-    """How many windows of each row occurred before in it: sort those that may have, and compare."""
+    """How many windows of each row occurred before in it: equal ones are neighbours once sorted."""
     if not len(starts):
         return np.zeros(rows, np.int64)
     words = np.ndarray((len(data) - 7,), np.uint64, buffer=data, strides=(1,))
-    mixed = words[starts]
-    mixed *= FACTORS[0]
-    maybe = _share_a_slot(mixed, row, rows)
-    mixed, starts = mixed[maybe], starts[maybe]
+    key = words[starts]
+    key *= FACTORS[0]
     for offset, factor in zip((8, 16), FACTORS[1:], strict=True):
-        mixed += words[starts + offset] * factor
-    key = (row[maybe].astype(np.uint64) << KEY_BITS) | (mixed >> (np.uint64(64) - KEY_BITS))
+        key += words[starts + offset] * factor
+    key >>= np.uint64(64) - KEY_BITS
+    key |= row.astype(np.uint64) << KEY_BITS
     key.sort()
     again = key[1:][key[1:] == key[:-1]]
     return np.bincount((again >> KEY_BITS).astype(np.int64), minlength=rows)
-
-
-def _share_a_slot(
-    mixed: npt.NDArray[np.uint64], row: npt.NDArray[np.int32], rows: int
-) -> npt.NDArray[np.int64]:
-    """Which windows fall into the same slot of their row's table as another one."""
-    slot = (mixed >> np.uint64(64 - SLOT_BITS)).astype(np.int32)
-    slot += row << SLOT_BITS
-    order = np.arange(len(mixed), dtype=np.int32)
-    last = np.empty(rows << SLOT_BITS, np.int32)
-    last[slot] = order
-    shared = np.zeros(len(last), np.bool_)
-    shared[slot[last[slot] != order]] = True
-    return np.flatnonzero(shared[slot])
