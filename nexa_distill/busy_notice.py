@@ -1,11 +1,11 @@
-"""A line for a person when a provider refuses everything for load, for longer than a minute."""
+"""A line for a person when a provider refuses everything for load, for a while."""
 
 from nexa_distill import refusals
 from nexa_distill.endpoint import Endpoint
 from nexa_distill.journal import Outcome
 from nexa_distill.progress import Progress
 
-FIRST_NOTICE_SECONDS = 60.0  # without an answer; then after twice the time, and so on
+FIRST_NOTICE_SECONDS = 20.0  # without an answer; then after twice the time, and so on
 
 
 class BusyNotice:
