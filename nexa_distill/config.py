@@ -101,7 +101,7 @@ class Columns(Section):
     """`defaults:` names of the columns in raw input, and the task types made from a text.
 
     Of prompts that exist already: `task_type` is that of a row which names none, `prompt_template`
-    what stands around each (`{prompt}` and other columns, such as `{schema}`). `prompt_column`
+    the text around each (`{prompt}` and other columns, such as `{schema}`). `prompt_column`
     null: no column holds prompts, they are made from texts. `id_columns`: the first of them that a
     row fills in names the row.
     """

@@ -34,7 +34,7 @@ _BATCH = 4096
 
 
 class EvalTexts:
-    """The distinct texts of evaluation files, each with the place where it first stands.
+    """The distinct texts of evaluation files, each with the place of its first occurrence.
 
     A text that begins or ends with an instruction of the prompts counts without it too.
     """
@@ -145,7 +145,7 @@ def _runs(
 
 
 # Training text, first word, number of words, source; before the source is known, a held-out run
-# stands in the first place and the source is left out.
+# comes first and the source is left out.
 _Hits = tuple[Indexes, Indexes, Indexes, Indexes]
 
 

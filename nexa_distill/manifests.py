@@ -130,7 +130,7 @@ def refuse_unapplied(storage: Storage, command: str) -> None:
         raise InputMissing(
             f"{kept}: {labels} has human decisions that are not applied yet; run {command}"
         )
-    for path in [*repairs(storage), *([checks] if labels.exists() else [])]:
+    for path in [*repairs(storage), *([checks] if labels.exists() or checks.exists() else [])]:
         if not _was_made_from(kept, path, storage):
             raise InputMissing(f"{kept}: was made without {path}; run {command}")
 
@@ -149,8 +149,9 @@ def is_sealed(path: Path, table: Table, storage: Storage) -> bool:
 
 def _was_made_from(path: Path, source: Path, storage: Storage) -> bool:
     manifest = load_manifest(path, storage)
-    used = [item["sha256"] for item in manifest["inputs"]] if manifest else []
-    return sha256_path(source) in used
+    if manifest is None or not source.exists():
+        return False
+    return sha256_path(source) in [item["sha256"] for item in manifest["inputs"]]
 
 
 def repairs(storage: Storage) -> list[Path]:

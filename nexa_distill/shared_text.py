@@ -11,7 +11,7 @@ Two kinds are found in the prompts of a run, before they are compared:
 What was an instruction once stays one, a context that was a document stays a document, and only
 the first run looks for passages (`storage.clusters` remembers them): otherwise rows would change
 their side, or be lost, when others are added.
-Not covered: instructions that differ in a word, or that stand in the middle.
+Not covered: instructions that differ in a word, or that are in the middle.
 """
 
 import re

@@ -55,7 +55,7 @@ def test_f29_the_key_of_a_row_does_not_depend_on_its_place(tmp_path: Path) -> No
 
 
 def test_f26_the_same_id_with_other_content_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="id 'a' stands in an earlier row with other content"):
+    with pytest.raises(InputError, match="id 'a' is also the id of an earlier row"):
         canonical({"id": "a", "text": "Eins."}, {"id": "a", "text": "Zwei."}, folder=tmp_path)
 
 

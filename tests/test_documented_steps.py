@@ -320,3 +320,14 @@ def test_i06_a_key_that_the_provider_repeats_is_not_printed() -> None:
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}."}}).encode()
     outcome = Outcome("rejected", 401, body)
     assert said_by(outcome) == '{"error": {"message": "Incorrect API key provided: [secret]"}}'
+
+
+def test_i03_human_checks_that_were_removed_are_made_again_and_not_a_traceback(
+    tmp_path: Path,
+) -> None:
+    with ledger_teacher(tmp_path, says=SAYS) as teacher:
+        made = gated(tmp_path, teacher.base_url)
+    decide(made, "s0004", 0, "reject")
+    gates.pass_gates(made.load())
+    made.path("person_checks").unlink()
+    assert "run_filtering.py" in made.run("nexa_distill.to_sft", code=66).stderr

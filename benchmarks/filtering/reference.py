@@ -38,7 +38,7 @@ def token_count(text: str) -> int:
 
 
 def spaced(text: str) -> str:
-    """The text; a word of a script without spaces is five characters long and stands alone."""
+    """The text; words of scripts without spaces are padded to five characters and set apart."""
     if not any(map(is_spaceless, text)):
         return text
     words = (text[start:end] for start, end in word_spans(text))

@@ -17,7 +17,7 @@ SystemRole = Literal["system", "developer", "user", "none"]
 class Dialect:
     """One kind of server. Patterns are regular expressions, matched whatever the case.
 
-    Sent: `limit_key` is the parameter that limits the answer's tokens; `key_prefix` stands before
+    Sent: `limit_key` is the parameter that limits the answer's tokens; `key_prefix` comes before
     the key in the header `key_header`; `query`, `headers` and `body` are added to every request.
     `hosts`: ends of host names that speak it, for a provider whose `dialect` is null.
 

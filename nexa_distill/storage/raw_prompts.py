@@ -59,9 +59,9 @@ class RowReader:
         first, where = self._contents.setdefault(identity, (digest, row.where()))
         if first != digest:
             raise InputError(
-                f"{row.where()}: {named} {identity!r} stands in an earlier row with other content "
-                f"({where}); give each row an id of its own. If {named} names a document of "
-                "several rows, write defaults: {id_columns: []}: rows are then named by content"
+                f"{row.where()}: {named} {identity!r} is also the id of an earlier row "
+                f"with other content ({where}); give each row an id of its own. If {named} names a "
+                "document of several rows, write defaults: {id_columns: []}: rows are then named by content"
             )
         return identity
 
