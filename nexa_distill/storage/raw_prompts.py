@@ -61,8 +61,8 @@ class RowReader:
             raise InputError(
                 f"{row.where()}: {named} {identity!r} is also the id of an earlier row "
                 f"with other content ({where}); give each row an id of its own. If {named} names a "
-                "document of several rows, write defaults: {id_columns: []}: rows are then named by "
-                "content"
+                "document of several rows, write defaults: {id_columns: []}: rows are then named "
+                "by content"
             )
         return identity
 
