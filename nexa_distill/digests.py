@@ -14,8 +14,20 @@ Indexes = npt.NDArray[np.int64]
 
 def digests(ids: Iterable[str]) -> Digests:
     """32 bytes per id: what a SHA-256 in hex says, or the SHA-256 of any other id."""
-    joined = b"".join(map(_digest, ids))
+    ids = list(ids)
+    joined = _decode_all(ids) or b"".join(map(_digest, ids))
     return np.frombuffer(joined, np.uint8).reshape(-1, 32)
+
+
+def _decode_all(ids: list[str]) -> bytes | None:
+    """All at once, ten times as fast, where every id is a SHA-256 in hex."""
+    if set(map(len, ids)) != {64}:
+        return None
+    try:
+        joined = bytes.fromhex("".join(ids))
+    except ValueError:
+        return None
+    return joined if len(joined) == 32 * len(ids) else None  # white space is skipped
 
 
 def _digest(identity: str) -> bytes:

@@ -37,7 +37,7 @@ class Suspect:
 
     def source_position(self, start: int) -> int:
         """The byte position in `source` of character `start` of `folded`."""
-        return self.to_source(len(self.folded[:start].encode()))
+        return self.to_source(start if self.folded.isascii() else len(self.folded[:start].encode()))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class TextRule:
             views, looked_at = {}, views
             for row, at in hits:
                 text = looked_at[row]
-                start = len(text.encode()[:at].decode())
+                start = at if text.isascii() else len(text.encode()[:at].decode())
                 if end := self._end_of_false_match(suspects[row], text, start):
                     views[row] = text[:start] + " " * (end - start) + text[end:]
                 else:
@@ -106,14 +106,21 @@ class TextRule:
     def _end_of_false_match(self, suspect: Suspect, view: str, start: int) -> int:
         if self.end_of_false_match is None:
             return 0
-        source = suspect.source.encode()[suspect.source_position(start) :]
-        return self.end_of_false_match(view, start, source[:SOURCE_BYTES].decode(errors="ignore"))
+        source = cut_bytes(suspect.source, suspect.source_position(start), SOURCE_BYTES)
+        return self.end_of_false_match(view, start, source)
 
     def _is_written_in(self, language: str, suspect: Suspect, view: str) -> bool:
         """Of a text in two languages, the part up to the view's end decides."""
         spoken = suspect.source[: len(view.rstrip())] if self.view else suspect.source
         written = identify_language(spoken)
         return written in (language, UNKNOWN) or written not in self.patterns
+
+
+def cut_bytes(text: str, start: int, size: int) -> str:
+    """At most `size` bytes of UTF-8 from byte `start` on, as whole characters."""
+    if text.isascii():
+        return text[start : start + size]
+    return text.encode()[start : start + size].decode(errors="ignore")
 
 
 def blank_code_and_math(text: str) -> str:

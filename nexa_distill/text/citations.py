@@ -10,6 +10,8 @@ The readers get folded text without code and formulas (text/folding.py, text/reg
 import re
 from itertools import pairwise
 
+LOOK_BACK = 80  # characters of the line
+LONGEST_VALUE = 32  # characters of a word of VALUES, and what may follow it
 NUMBERS = re.compile(r"\[(\s*\d{1,3}(?:\s*[,;-]\s*\d{1,3})*\s*)\]")
 AUTHOR_YEAR = re.compile(r"\(([^()\d]{2,80}?)[ ,;:]+((?:1[6-9]|20)\d\d)[a-z]?(?:[^()]{0,80})\)")
 # In front of brackets that hold values. In eleven languages; folded.
@@ -116,11 +118,13 @@ def end_of_false_citation(text: str, start: int, source: str) -> int:
 def _is_reference(text: str, match: re.Match[str]) -> bool:
     """Whether bracketed numbers refer to a list of sources."""
     line_start = text.rfind("\n", 0, match.start()) + 1
-    before, after = text[line_start : match.start()], text[match.end() : match.end() + 200]
+    is_first = not text[line_start : match.start()].strip(" \t*-")
+    before = text[max(line_start, match.start() - LOOK_BACK) : match.start()]
+    after = text[match.end() : match.end() + 200]
     numbers = [int(n) for n in re.findall(r"\d+", match[1])]
     if 0 in numbers or any(a >= b for a, b in pairwise(numbers)):
         return False
-    if not before.strip(" \t*-"):
+    if is_first:
         return bool(REFERENCE_ENTRY.search(after.split("\n", 1)[0])) or bool(
             REPORTED_LINK.match(after)
         )
@@ -136,10 +140,14 @@ def _is_reference(text: str, match: re.Match[str]) -> bool:
             return not several or bool(REPORTS.search(before))
         if before.rstrip().endswith(":") or (several and BEFORE_SEVERAL.search(before)):
             return False
-        return not (VALUES.search(before) or OPERATOR_BEFORE.search(before.rstrip()))
-    if OPERATOR_BEFORE.search(before) or VALUES.search(before):
+        return not (_names_values(before) or OPERATOR_BEFORE.search(before.rstrip()))
+    if OPERATOR_BEFORE.search(before) or _names_values(before):
         return before.endswith(" (") and after[:1] in "),;"
     return not (INDEXED.search(before) or before[-1:] in "\"'`")
+
+
+def _names_values(before: str) -> bool:
+    return VALUES.search(before, max(0, len(before) - LONGEST_VALUE)) is not None
 
 
 def _is_narrative(text: str, match: re.Match[str], source: str) -> bool:

@@ -6,6 +6,7 @@ read folded text (text/folding.py) and return it with everything else overwritte
 """
 
 import re
+from itertools import islice
 
 from nexa_distill.text.regions import blank_code, blank_quotations
 
@@ -14,9 +15,12 @@ SHORT_WIDE_ANSWER = 100  # the same where a character is a syllable or a word (C
 OPENING_SENTENCES = 3
 LONGEST_OPENING = 700  # characters: what is looked at is never more than this
 WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+# One class first, so that the search skips to it; behind it, what each of its characters needs.
 SENTENCE_END = re.compile(
-    r"(?<!\b[a-z])[.!?]+[\"')\]*]*(?=\s|$)|[\u3002\uff01\uff1f\u0964\u061f\u06d4]+|!(?=[\u3040-\u9fff])"
-    r"|\n\s*\n"
+    r"[.!?\u3002\uff01\uff1f\u0964\u061f\u06d4\n](?:"
+    r"(?<=[.!?])(?<!\b[a-z].)[.!?]*[\"')\]*]*(?=\s|$)"
+    r"|(?<=[\u3002\uff01\uff1f\u0964\u061f\u06d4])[\u3002\uff01\uff1f\u0964\u061f\u06d4]*"
+    r"|(?<=!)(?=[\u3040-\u9fff])|(?<=\n)\s*\n)"
 )
 # A line that announces a text ("Here is a draft reply:"), or the speaker of one ("Anna: ...").
 LABEL = re.compile(
@@ -86,5 +90,5 @@ def _unquote_whole(text: str) -> str:
 
 
 def _opening_end(text: str) -> int:
-    ends = [match.end() for match in SENTENCE_END.finditer(text) if text[: match.start()].strip()]
-    return ends[OPENING_SENTENCES - 1] if len(ends) >= OPENING_SENTENCES else len(text)
+    ends = (match.end() for match in SENTENCE_END.finditer(text) if text[: match.start()].strip())
+    return next(islice(ends, OPENING_SENTENCES - 1, None), len(text))
