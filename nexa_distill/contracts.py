@@ -1,6 +1,6 @@
 """What the stages agree on: table schemas, the closed list of reasons, and the identity of a row.
 
-How tables are written, sealed and read is `handoff.py`. `docs/data-contracts.md` is generated from
+How tables are written, sealed and read is `storage/tables.py`. `docs/data-contracts.md` is generated from
 this file (`python -m nexa_distill.contracts > docs/data-contracts.md`) and compared in the tests.
 """
 
@@ -215,7 +215,7 @@ TABLES: dict[str, Table] = {
     )
 }  # fmt: skip
 
-# The memory of dedup: no hand-off, so it has no manifest (see `splits.py`).
+# The memory of dedup: no hand-off, so it has no manifest (see `deduplication/splits.py`).
 CLUSTERS_TABLE = Table(
     "clusters", "dedup", CLUSTERS, "one document that was given a cluster",
     "python -m nexa_distill.dedup", ("document_id",),

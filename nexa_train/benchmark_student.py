@@ -24,14 +24,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import DistillConfig, load_config
+from nexa_distill.console import cli
 from nexa_distill.contracts import sha256_text
 from nexa_distill.errors import UsageError, did_you_mean
-from nexa_distill.handoff import write_json
-from nexa_distill.manifests import StageRun, run_id, utc_now
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import StageRun, run_id, utc_now
+from nexa_distill.storage.tables import write_json
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,

@@ -31,20 +31,20 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill import cli
-from nexa_distill.cleaning import Cleaner, cleaner_of
-from nexa_distill.config import DistillConfig, load_config, load_system_prompt
+from nexa_distill.collection.answers.extraction import Cleaner, cleaner_of
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES, sha256_text
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import read_table, table_writer
-from nexa_distill.manifests import StageRun
-from nexa_distill.progress import Progress
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import Generation, StudentConfig
+from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
+from nexa_distill.settings.student import Generation, StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.reasoning import split_reasoning
 from nexa_train import local_models
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
-from nexa_train.generation import new_tokens, prompt_tail, said
+from nexa_train.models.generation import new_tokens, prompt_tail, said
 
 DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
 Which = Literal["trained", "baseline"]

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nexa_distill import cli
-from nexa_distill.config import Storage, load_config
+from nexa_distill.console import cli
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import write_json
-from nexa_distill.student_config import StudentConfig
+from nexa_distill.settings.pipeline import Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.storage.tables import write_json
 from nexa_train.data.chat_template import fix_template
-from nexa_train.hardware import native_bf16
+from nexa_train.models.precision import native_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ def materialise_bundled_model(dst: Path) -> Path:
             _end_at_turn_only(dst)
             return dst
         weights = bundled_weights()
-        from nexa_train.checkpoints import complete_folder
+        from nexa_train.training.checkpoints import complete_folder
 
         with complete_folder(dst) as temporary:
             _convert(weights, temporary)
@@ -342,7 +342,7 @@ def main() -> int:
     if arguments.command == "materialise":
         print(resolve_model(BUNDLED, storage))
         return 0
-    from nexa_train import model_server
+    from nexa_train.models import server as model_server
 
     model_server.free_port(arguments.port)  # refused before a model is written for it
     folder = Path(resolve_model(arguments.model, storage))

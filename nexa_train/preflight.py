@@ -19,17 +19,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import Storage, load_config
+from nexa_distill.console import cli
 from nexa_distill.contracts import compact_json, sha256_text
-from nexa_distill.handoff import write_json, write_text
-from nexa_distill.manifests import sealed_hash
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train import preflight_page, preflight_text, token_view
-from nexa_train.chat import IGNORE, Sample, Skip
+from nexa_distill.settings.pipeline import Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import sealed_hash
+from nexa_distill.storage.tables import write_json, write_text
+from nexa_train import token_view
 from nexa_train.data.chat_format import ASSISTANT, SYSTEM, USER
-from nexa_train.examination import CheckFailed, Examination
+from nexa_train.data.chat_tokenization import IGNORE, Sample, Skip
+from nexa_train.data.dataset import Dataset, collect, examined
+from nexa_train.data.row_checks import CheckFailed, Examination
 from nexa_train.local_models import (
     context_of,
     embeddings_of,
@@ -38,7 +39,7 @@ from nexa_train.local_models import (
     refuse_quantised,
     resolve_model,
 )
-from nexa_train.sft_data import Dataset, collect, examined
+from nexa_train.reports import preflight_html, preflight_report
 from nexa_train.training import folder_notes
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
@@ -123,8 +124,8 @@ class Preflight:
         if self.main:
             report = self.report()
             write_json(self.path, report)
-            write_text(self.path.with_suffix(".md"), preflight_text.markdown(report))
-            write_text(self.path.with_suffix(".html"), preflight_page.page(report))
+            write_text(self.path.with_suffix(".md"), preflight_report.markdown(report))
+            write_text(self.path.with_suffix(".html"), preflight_html.page(report))
 
 
 def fingerprint(tokenizer: Any) -> Json:
@@ -156,8 +157,8 @@ def main() -> int:
         pass
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for view in flight.views[: args.show]:
-        print(preflight_text.sample(view, colour=colour), end="\n\n")
-    print(preflight_text.summary(flight.report()))
+        print(preflight_report.sample(view, colour=colour), end="\n\n")
+    print(preflight_report.summary(flight.report()))
     print(f"preflight: {flight.path.with_suffix('.html')}")
     return 0
 

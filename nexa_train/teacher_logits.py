@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nexa_distill import cli
-from nexa_distill.config import Storage, load_config
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import TABLES, compact_json, sha256_text
 from nexa_distill.errors import InputError
-from nexa_distill.handoff import read_table, table_writer
-from nexa_distill.manifests import StageRun, load_manifest, sha256_path
-from nexa_distill.progress import Progress
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train.chat import Sample
+from nexa_distill.settings.pipeline import Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import StageRun, load_manifest, sha256_path
+from nexa_distill.storage.tables import read_table, table_writer
+from nexa_train.data.chat_tokenization import Sample
 
 if TYPE_CHECKING:
-    from nexa_train.answer_loss import Collate
+    from nexa_train.training.assistant_loss import Collate
 
 TABLE = TABLES["teacher_logits"]
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
@@ -87,10 +87,10 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
 def _make(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
-    from nexa_train.batching import batching
+    from nexa_train.data.collate import batching
+    from nexa_train.data.dataset import load_dataset
     from nexa_train.data.vocabulary import vocabulary_size
     from nexa_train.local_models import context_of, load_for_inference, load_student_tokenizer
-    from nexa_train.sft_data import load_dataset
 
     model, theirs = load_for_inference(teacher)
     tokenizer = load_student_tokenizer(student, config)
@@ -157,8 +157,8 @@ def rows_of(
     """Rows of contracts.TEACHER_LOGITS, one list per batch."""
     import torch
 
-    from nexa_train.answer_loss import AnswerLogits
-    from nexa_train.distillation_loss import top_k
+    from nexa_train.training.assistant_loss import AnswerLogits
+    from nexa_train.training.divergences import top_k
 
     settings, size = config.distillation, config.train.batch_size
     logits_of = AnswerLogits(model)

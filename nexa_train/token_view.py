@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import load_config
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train.chat import IGNORE, ROW_REASONS, Skip, encode, student_format
+from nexa_distill.console import cli
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train.data.chat_format import ChatFormat
+from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Skip, encode, student_format
 from nexa_train.local_models import context_of, load_student_tokenizer, resolve_model
 
 Token = tuple[str, bool, bool]  # text, trained, special

@@ -27,29 +27,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from nexa_distill import cli
-from nexa_distill.config import Storage, load_config
+from nexa_distill.console import cli
 from nexa_distill.errors import InputError
-from nexa_distill.manifests import StageRun
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train import (
+from nexa_distill.settings.pipeline import Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import StageRun
+from nexa_train import teacher_logits
+from nexa_train.data.chat_format import ChatFormat
+from nexa_train.data.collate import batching
+from nexa_train.data.vocabulary import vocabulary_size
+from nexa_train.local_models import resolve_model
+from nexa_train.models.precision import native_bf16
+from nexa_train.preflight import Preflight
+from nexa_train.training import (
+    as_trained,
     checkpoints,
     distillation,
     export,
+    fsdp,
     on_policy,
-    sharding,
-    teacher_logits,
-    trained_model,
+    student_model,
 )
-from nexa_train.batching import batching
-from nexa_train.data.chat_format import ChatFormat
-from nexa_train.data.vocabulary import vocabulary_size
-from nexa_train.hardware import native_bf16
-from nexa_train.local_models import resolve_model
-from nexa_train.preflight import Preflight
-from nexa_train.trainer import Trainer
-from nexa_train.training import as_trained
+from nexa_train.training.trainer import Trainer
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 
@@ -123,14 +123,14 @@ def _prepare(
         notice = checkpoints.explain_restart(folder, config.training_settings())
         if notice:
             print(notice, flush=True)
-    model = trained_model.build(config, base, checkpoint)
+    model = student_model.build(config, base, checkpoint)
     if not shard:  # a whole model may not fit on one device
         model.to(accelerator.device)
     batch_of = batching(model, tokenizer, [*data.train, *data.val], packed=config.train.packing)
     loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
-    trained_model.hasten(model, config.train)
+    student_model.hasten(model, config.train)
     if shard:
-        sharding.shard(loss, accelerator.device, accelerator.num_processes)
+        fsdp.shard(loss, accelerator.device, accelerator.num_processes)
     else:
         loss = accelerator.prepare(loss)
     optimizer = torch.optim.AdamW(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.environments import Environments, Unfit
 from benchmarks.training.job import Figures, Job
-from nexa_train.chat import IGNORE, Sample, encode
+from nexa_train.data.chat_tokenization import IGNORE, Sample, encode
 from nexa_train.local_models import load_tokenizer, materialise_bundled_model
 
 MAX_LENGTH = 1024  # longer than every row

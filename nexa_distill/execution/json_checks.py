@@ -1,7 +1,7 @@
 """The checks of an answer that is to be JSON: it is that as a whole, and satisfies its schema."""
 
-from nexa_distill.execution.verdicts import Check, Job, check, failed
-from nexa_distill.response_schemas import ResponseSchemas, parse_json
+from nexa_distill.execution.checks import Check, Job, check, failed
+from nexa_distill.text.json_schemas import ResponseSchemas, parse_json
 
 
 class JsonChecks:

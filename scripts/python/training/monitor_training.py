@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import load_config
+from nexa_distill.console import cli
 from nexa_distill.errors import InputMissing
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 BLOCKS = " ▁▂▃▄▅▆▇█"
