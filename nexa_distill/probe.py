@@ -37,11 +37,11 @@ from nexa_distill.collection.requests.endpoint import Endpoint, reach
 from nexa_distill.collection.requests.retry_policy import given_up
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import sha256_text
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Asking, Journal, spent_elsewhere
 from nexa_distill.settings.pipeline import DistillConfig, Provider, load_config, with_flags
 from nexa_distill.storage.manifests import run_id, utc_now
+from nexa_distill.text.hashing import sha256_text
 
 SYSTEM, QUESTION = "You answer briefly.", "How many legs has a spider? Answer in one sentence."
 ANSWER_TOKENS = 256  # at most; enough for a model that thinks first

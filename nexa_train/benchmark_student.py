@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.console import cli
-from nexa_distill.contracts import sha256_text
 from nexa_distill.errors import UsageError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
 from nexa_distill.storage.tables import write_json
+from nexa_distill.text.hashing import sha256_text
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,

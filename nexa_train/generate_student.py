@@ -34,13 +34,14 @@ import pyarrow.compute as pc
 from nexa_distill.collection.answers.extraction import Cleaner, cleaner_of
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, TABLES, sha256_text
+from nexa_distill.contracts import OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
 from nexa_distill.settings.student import Generation, StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_table, table_writer
+from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.reasoning import split_reasoning
 from nexa_train import local_models
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format

@@ -22,12 +22,12 @@ from typing import Any
 
 from nexa_distill.annotation import event_log
 from nexa_distill.console import cli
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import InputError, QualityGateMissed
 from nexa_distill.settings.filters import FilterConfig, RegressionGate
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import run_id, sealed_hash, utc_now
+from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train.evaluation.significance import Pairs, compare_passes, paired_difference
 
 Json = dict[str, Any]

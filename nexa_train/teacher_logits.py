@@ -24,13 +24,14 @@ import pyarrow.parquet as pq
 
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import TABLES, compact_json, sha256_text
+from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Storage, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.storage.tables import read_table, table_writer
+from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train.data.chat_tokenization import Sample
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections import defaultdict
 from statistics import fmean
 from typing import NamedTuple
 
-from nexa_distill.contracts import compact_json
 from nexa_distill.journal.journal import ReadOnlyJournal
+from nexa_distill.text.hashing import compact_json
 
 NEWEST = 20_000  # so many answers are looked at, so that a large journal is quick to read
 ENOUGH = 20  # of fewer answers neither bytes per token nor a pace is concluded

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input, sha256_text
+from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input
 from nexa_distill.deduplication import contamination
 from nexa_distill.deduplication.minhash import edges, families, join, join_equal
 from nexa_distill.deduplication.minhash_store import Sketched, Sketches, Sketching, sketched
 from nexa_distill.deduplication.shared_text import NOTHING_SHARED, SharedText
 from nexa_distill.deduplication.splits import SIDES, Documents, place
 from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.text.hashing import Digests, Hashes, Indexes, digests, keys, mixed
+from nexa_distill.text.hashing import Digests, Hashes, Indexes, digests, keys, mixed, sha256_text
 from nexa_distill.text.ngrams import fold
 
 REASONS = ("", "duplicate", "joins_splits", "near_duplicate", "contaminated")

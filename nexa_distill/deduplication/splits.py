@@ -30,12 +30,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE, compact_json, sha256_text
+from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE
 from nexa_distill.deduplication.shared_text import SharedText
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Split
 from nexa_distill.storage.tables import read_batches, table_writer
-from nexa_distill.text.hashing import Digests, Indexes, digests, keys
+from nexa_distill.text.hashing import Digests, Indexes, compact_json, digests, keys, sha256_text
 
 SIDES = ("train", "val", "test")  # where two must not meet, the later one stays
 Flags = npt.NDArray[np.bool_]

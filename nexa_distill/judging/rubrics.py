@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexa_distill.collection.requests.body import PromptRequest, prompt_request, request_body
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, load_system_prompt
+from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_distill.text.json_schemas import compiled
 
 Row = Mapping[str, Any]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import InputMissing
 from nexa_distill.orchestration.stages import STAGES, Stage, locate, settings
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.manifests import load_manifest, manifest_path, repairs, sha256_path
+from nexa_distill.text.hashing import compact_json, sha256_text
 
 
 @dataclass

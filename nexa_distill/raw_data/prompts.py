@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
-from nexa_distill.contracts import canonical_input, sample_id, sha256_text
+from nexa_distill.contracts import canonical_input, sample_id
 from nexa_distill.errors import InputError
 from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, Layout, find_layout
 from nexa_distill.raw_data.files import RawRow, Tell
 from nexa_distill.settings.pipeline import Columns
+from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.ngrams import fold
 
 LARGEST_EXACT = 2.0**53  # from here a float64 no longer tells neighbouring integers apart

@@ -23,12 +23,13 @@ import pyarrow.compute as pc
 
 from nexa_distill.annotation.annotations import Annotation
 from nexa_distill.annotation.decisions import EDITS_FROM, Edit, Key, Standing, standing
-from nexa_distill.contracts import TABLES, compact_json, sha256_text
+from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.repair.prompts import INSTRUCTIONS, JUDGED, Fault
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import load_manifest, sealed_hash
 from nexa_distill.storage.tables import read_batches
+from nexa_distill.text.hashing import compact_json, sha256_text
 
 CHECK_FILES = ("rules_checks", "exec_checks", "judge_checks")
 PERSON = "rejected_by_person"

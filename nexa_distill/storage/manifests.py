@@ -27,10 +27,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from nexa_distill import __version__
-from nexa_distill.contracts import TABLES, Table, compact_json, sha256_text
+from nexa_distill.contracts import TABLES, Table
 from nexa_distill.errors import InputMissing
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.tables import write_json
+from nexa_distill.text.hashing import compact_json, sha256_text
 
 Manifest = dict[str, Any]
 

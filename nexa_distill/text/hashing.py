@@ -1,11 +1,11 @@
-"""Ids as numbers: millions of rows are compared, counted and sorted in a few bytes each."""
+"""Hashes: of text and of JSON in one compact form; ids as numbers, a few bytes each."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-
-from nexa_distill.contracts import sha256_text
 
 Digests = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -39,3 +39,16 @@ def mixed(values: Hashes) -> Hashes:
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     found: Hashes = values ^ (values >> np.uint64(31))
     return found
+
+
+_COMPACT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def compact_json(value: object) -> str:
+    """The one JSON form that is hashed: sorted keys, no spaces, UTF-8 as it is."""
+    return _COMPACT.encode(value)
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of the text's UTF-8 bytes; lone surrogates are hashed as they stand."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.storage.tables import write_text
+from nexa_distill.text.hashing import compact_json, sha256_text
 
 Mode = Literal["system1", "system2"]
 PROMPTS = Path(__file__).parents[1] / "prompts"

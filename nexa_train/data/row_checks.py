@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.errors import InputError
+from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train.data.chat_format import ChatFormat, ChatRefused, Message
 from nexa_train.data.chat_tokenization import (
     IGNORE,

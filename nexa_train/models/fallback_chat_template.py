@@ -7,7 +7,7 @@ turn ends with the model's own end-of-sequence token and nothing after it.
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.contracts import sha256_text
+from nexa_distill.text.hashing import sha256_text
 from nexa_train.local_models import one_writer
 from nexa_train.training.checkpoints import complete_folder
 

@@ -29,9 +29,9 @@ def with_run(family: int, run: str = RUN) -> str:
 
 def doc(side: str, start: int, run: str = RUN) -> dict[str, str]:
     """A document that holds the run and stands on this side."""
-    from nexa_distill.contracts import sha256_text
     from nexa_distill.deduplication.splits import split_of
     from nexa_distill.settings.pipeline import Split
+    from nexa_distill.text.hashing import sha256_text
     from nexa_distill.text.ngrams import fold
 
     for family in range(start, start + 200):

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nexa_distill import dedup
-from nexa_distill.contracts import sha256_text
 from nexa_distill.deduplication.splits import split_of
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import STAGES
 from nexa_distill.storage.manifests import sha256_path
+from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.ngrams import fold
 from tests.support.near_texts import Doc, deduped, kept, leaks, rejected, rows_of, sides, text
 from tests.support.workspace import Workspace

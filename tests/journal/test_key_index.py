@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nexa_distill.contracts import sha256_text
 from nexa_distill.journal import key_index
 from nexa_distill.journal.journal import Asking, Journal, ReadOnlyJournal
 from nexa_distill.journal.key_index import KeyIndex
+from nexa_distill.text.hashing import sha256_text
 
 
 def begin(journal: Journal, keys: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from nexa_distill.contracts import INPUTS, sha256_text
+from nexa_distill.contracts import INPUTS
 from nexa_distill.errors import InputMissing
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.manifests import (
@@ -17,6 +17,7 @@ from nexa_distill.storage.manifests import (
     sha256_path,
 )
 from nexa_distill.storage.tables import table_writer, write_text
+from nexa_distill.text.hashing import sha256_text
 from tests.support.workspace import workspace
 from tests.teacher.faults import prompts
 

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from nexa_distill.contracts import OUTPUTS, sha256_text
+from nexa_distill.contracts import OUTPUTS
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
+from nexa_distill.text.hashing import sha256_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYSTEM_PROMPT = "nexa_distill/prompts/system_toolproto.txt"

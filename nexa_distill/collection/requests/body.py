@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nexa_distill.contracts import compact_json, sha256_text
 from nexa_distill.dialects import DIALECTS, SystemRole
 from nexa_distill.settings.pipeline import DistillConfig, Provider
+from nexa_distill.text.hashing import compact_json, sha256_text
 
 # max_completion_tokens first: where both are sent, it is the one that counts.
 LIMIT_KEYS = sorted({d.limit_key for d in DIALECTS.values()})
