@@ -33,7 +33,8 @@ from nexa_distill.console import cli
 from nexa_distill.contracts import DOUBTS, TABLES
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
-from nexa_distill.storage.tables import open_table, read_batches, read_text, replacing
+from nexa_distill.storage.atomic import read_text, replacing
+from nexa_distill.storage.tables import open_table, read_batches
 from nexa_distill.to_sft import json_line, prompt_messages, said_by_assistant
 
 Json = dict[str, Any]

@@ -44,8 +44,9 @@ from nexa_distill.settings.filters import FilterConfig, GateConfig
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import StageRun, refuse_stale, repairs
-from nexa_distill.storage.tables import read_batches, table_writer, write_json, write_text
+from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.hashing import Indexes
 
 SOURCE = TABLES["collected_dataset"]

@@ -42,8 +42,9 @@ from nexa_distill.settings.pipeline import (
     load_config,
     load_system_prompt,
 )
+from nexa_distill.storage.atomic import replacing, sync_folder
 from nexa_distill.storage.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
-from nexa_distill.storage.tables import read_batches, replacing, sync_folder, table_writer
+from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.reasoning import join_reasoning, split_reasoning
 
 SOURCE = TABLES["filtered_dataset"]

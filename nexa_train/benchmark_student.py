@@ -29,8 +29,8 @@ from nexa_distill.errors import UsageError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
-from nexa_distill.storage.tables import write_json
 from nexa_distill.text.hashing import sha256_text
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")

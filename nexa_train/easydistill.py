@@ -36,8 +36,9 @@ from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml, merge, validated
+from nexa_distill.storage.atomic import replacing, write_text
 from nexa_distill.storage.manifests import StageRun
-from nexa_distill.storage.tables import replacing, table_writer, write_text
+from nexa_distill.storage.tables import table_writer
 from nexa_train import teacher_logits, train_sft
 from nexa_train.data.chat_template import fix_template
 from nexa_train.data.dataset import load_dataset

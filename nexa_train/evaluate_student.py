@@ -30,8 +30,9 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, load_system_prompt
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import StageRun, load_manifest, run_id, utc_now
-from nexa_distill.storage.tables import read_table, write_json, write_text
+from nexa_distill.storage.tables import read_table
 from nexa_train import regression
 from nexa_train.evaluation import held_out_loss
 from nexa_train.evaluation.gate_results import gate_files, gates_settings, read_exam

@@ -22,7 +22,7 @@ from nexa_distill.console import cli
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.settings.pipeline import Storage, load_config
 from nexa_distill.settings.student import StudentConfig
-from nexa_distill.storage.tables import write_json
+from nexa_distill.storage.atomic import write_json
 from nexa_train.data.chat_template import fix_template
 from nexa_train.models.precision import native_bf16
 

@@ -23,8 +23,8 @@ from nexa_distill.console import cli
 from nexa_distill.settings.pipeline import Storage, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import sealed_hash
-from nexa_distill.storage.tables import write_json, write_text
 from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train import token_view
 from nexa_train.data.chat_format import ASSISTANT, SYSTEM, USER

@@ -26,8 +26,8 @@ from nexa_distill.journal.journal import Outcome
 from nexa_distill.orchestration.planning import Request, make_plan
 from nexa_distill.pipeline import DistillationPipeline
 from nexa_distill.settings.pipeline import load_config
+from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun
-from nexa_distill.storage.tables import write_json
 from nexa_distill.text.secrets import is_variable_name, mask_secrets
 from tests.repair.test_regenerate_bad import SAYS, collected, decide, rows
 from tests.support.workspace import ROOT, Workspace, workspace

@@ -20,7 +20,7 @@ from nexa_distill.annotation import event_log
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.settings.yaml_loading import Section
-from nexa_distill.storage.tables import write_text
+from nexa_distill.storage.atomic import write_text
 
 Key = tuple[str, int]  # sample_id, attempt
 Action = Literal["accept", "reject", "regenerate", "edit"]

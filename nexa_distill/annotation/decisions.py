@@ -26,8 +26,9 @@ from nexa_distill.annotation.annotations import Annotation
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.atomic import read_text
 from nexa_distill.storage.manifests import repairs
-from nexa_distill.storage.tables import read_batches, read_text
+from nexa_distill.storage.tables import read_batches
 
 ANSWERS = TABLES["collected_dataset"]
 Key = tuple[str, int]  # sample_id, attempt

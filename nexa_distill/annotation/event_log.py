@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.storage import failpoints
-from nexa_distill.storage.tables import sync_folder
+from nexa_distill.storage.atomic import sync_folder
 
 log = logging.getLogger(__name__)
 TAIL_BYTES = 1 << 16

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.storage.tables import write_json
+from nexa_distill.storage.atomic import write_json
 
 COMMAND = "python -m nexa_distill.probe"
 # In the order in which they are shown; the plan names those that decide about settings.

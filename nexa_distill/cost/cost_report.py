@@ -21,8 +21,9 @@ from nexa_distill.cost.cost_report_text import markdown
 from nexa_distill.cost.spending import Figures, known_sum, ratio, spending, whole_sum
 from nexa_distill.errors import NexaError
 from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import load_manifest, repairs, run_id, utc_now
-from nexa_distill.storage.tables import read_batches, write_json, write_text
+from nexa_distill.storage.tables import read_batches
 
 TEACHERS = ("teacher", "regenerate")  # their tokens are teacher tokens
 PER_SAMPLE = (*TEACHERS, "judge")  # stages that cost more when there are more samples

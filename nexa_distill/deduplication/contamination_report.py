@@ -15,8 +15,8 @@ from nexa_distill.deduplication.assignment import CONTAMINATED, Rows, Verdicts, 
 from nexa_distill.deduplication.contamination import EvalTexts
 from nexa_distill.deduplication.shared_text import SharedText
 from nexa_distill.settings.pipeline import Dedup
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
-from nexa_distill.storage.tables import write_json, write_text
 from nexa_distill.text.ngrams import joined, words_of
 
 LISTED = 1000  # rows in the JSON

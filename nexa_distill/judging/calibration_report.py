@@ -20,8 +20,9 @@ from nexa_distill.reporting.stage_reports import shown
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import refuse_stale, run_id, sealed_hash, utc_now
-from nexa_distill.storage.tables import read_batches, write_json, write_text
+from nexa_distill.storage.tables import read_batches
 
 Figures = Mapping[str, Any]
 UNDEFINED = "not defined"

@@ -20,8 +20,9 @@ from nexa_distill.annotation.decisions import EDITS_FROM
 from nexa_distill.contracts import TABLES
 from nexa_distill.reporting.stage_reports import shown
 from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import repairs
-from nexa_distill.storage.tables import read_batches, write_json, write_text
+from nexa_distill.storage.tables import read_batches
 
 Json = dict[str, Any]
 

@@ -21,8 +21,9 @@ from nexa_distill.reporting.markdown import as_code, table
 from nexa_distill.settings.pipeline import DistillConfig, Reasoning
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_text
 from nexa_distill.storage.manifests import load_manifest
-from nexa_distill.storage.tables import read_batches, write_text
+from nexa_distill.storage.tables import read_batches
 from nexa_distill.text.reasoning import split_reasoning
 
 MARKS_PER_MESSAGE = 5

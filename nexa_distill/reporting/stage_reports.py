@@ -18,8 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from nexa_distill.settings.pipeline import Storage
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
-from nexa_distill.storage.tables import write_json, write_text
 
 LABELS = (
     "raw", "canonical", "hashed", "teacher", "filtered", "eval", "selected", "distilled",

@@ -30,7 +30,7 @@ from nexa_distill import __version__
 from nexa_distill.contracts import TABLES, Table
 from nexa_distill.errors import InputMissing
 from nexa_distill.settings.pipeline import Storage
-from nexa_distill.storage.tables import write_json
+from nexa_distill.storage.atomic import write_json
 from nexa_distill.text.hashing import compact_json, sha256_text
 
 Manifest = dict[str, Any]

@@ -16,7 +16,7 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.storage.tables import write_text
+from nexa_distill.storage.atomic import write_text
 from nexa_distill.text.hashing import compact_json, sha256_text
 
 Mode = Literal["system1", "system2"]

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from nexa_distill.contracts import TEACHER_LOGITS
 from nexa_distill.errors import InputError
-from nexa_distill.storage.tables import replacing, table_writer
+from nexa_distill.storage.atomic import replacing
+from nexa_distill.storage.tables import table_writer
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.teacher_logits import tokens_hash
 from nexa_train.training.divergences import SMALLEST

@@ -21,8 +21,9 @@ from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import TABLES
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.settings.student import StudentConfig
+from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun
-from nexa_distill.storage.tables import read_table, write_json
+from nexa_distill.storage.tables import read_table
 from nexa_train.data.chat_tokenization import Sample, Skip, encode, student_format
 from nexa_train.local_models import (
     BUNDLED,

@@ -23,8 +23,9 @@ from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
-from nexa_distill.storage.tables import read_table, write_json, write_text
+from nexa_distill.storage.tables import read_table
 from nexa_train.evaluation.gate_results import gate_files
 from nexa_train.evaluation.metrics import ANSWERS
 from nexa_train.evaluation.score_agreement import markdown, score_agreement

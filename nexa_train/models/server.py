@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nexa_distill.errors import InputMissing, Locked, ProviderUnusable
-from nexa_distill.storage.tables import write_json
+from nexa_distill.storage.atomic import write_json
 from nexa_train.models.precision import native_bf16
 
 HOST = "127.0.0.1"

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nexa_distill.storage import failpoints
-from nexa_distill.storage.tables import sync_folder, write_json
+from nexa_distill.storage.atomic import sync_folder, write_json
 from nexa_train.training.fsdp import part, whole
 
 log = logging.getLogger(__name__)

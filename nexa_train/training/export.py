@@ -27,8 +27,9 @@ import torch
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError, QualityGateMissed
 from nexa_distill.settings.student import StudentConfig
+from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import StageRun
-from nexa_distill.storage.tables import read_batches, write_json, write_text
+from nexa_distill.storage.tables import read_batches
 from nexa_train.data.chat_format import ChatFormat
 from nexa_train.data.chat_tokenization import Sample
 from nexa_train.data.dataset import Dataset

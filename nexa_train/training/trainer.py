@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from nexa_distill.console.progress import Progress
 from nexa_distill.errors import QualityGateMissed
 from nexa_distill.settings.student import StudentConfig
-from nexa_distill.storage.tables import write_text
+from nexa_distill.storage.atomic import write_text
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.dataset import Dataset, epoch_batches
 from nexa_train.training import checkpoints, fsdp, lora, student_model

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nexa_distill.reporting import stage_reports
-from nexa_distill.storage.tables import write_json
+from nexa_distill.storage.atomic import write_json
 from tests.support.answers import answer, collect, project
 
 QUALITY = [

@@ -9,6 +9,7 @@ import pytest
 from nexa_distill.contracts import INPUTS
 from nexa_distill.errors import InputMissing
 from nexa_distill.settings.pipeline import Storage
+from nexa_distill.storage.atomic import write_text
 from nexa_distill.storage.manifests import (
     StageRun,
     load_manifest,
@@ -16,7 +17,7 @@ from nexa_distill.storage.manifests import (
     sealed_hash,
     sha256_path,
 )
-from nexa_distill.storage.tables import table_writer, write_text
+from nexa_distill.storage.tables import table_writer
 from nexa_distill.text.hashing import sha256_text
 from tests.support.workspace import workspace
 from tests.teacher.faults import prompts

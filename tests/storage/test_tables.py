@@ -10,13 +10,8 @@ import pytest
 
 from nexa_distill.contracts import CHECKS, Table
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.storage.tables import (
-    read_batches,
-    read_table,
-    replacing,
-    table_writer,
-    write_text,
-)
+from nexa_distill.storage.atomic import replacing, write_text
+from nexa_distill.storage.tables import read_batches, read_table, table_writer
 from tests.support.workspace import ROOT
 
 CHECK = Table("checks", "rules", CHECKS, "one check", "the command", ("sample_id", "check"))
@@ -78,7 +73,7 @@ def test_f03_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path) -> Non
     write_text(path, "old")
     script = (
         "import os, signal\nfrom pathlib import Path\n"
-        "from nexa_distill.storage.tables import replacing\n"
+        "from nexa_distill.storage.atomic import replacing\n"
         f"with replacing(Path({str(path)!r})) as temporary:\n"
         "    temporary.write_text('new')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -94,7 +89,7 @@ def test_two_writers_of_one_path_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     with replacing(path) as temporary:
         temporary.write_text("outer")
-        other = "from pathlib import Path\nfrom nexa_distill.storage.tables import write_text\n"
+        other = "from pathlib import Path\nfrom nexa_distill.storage.atomic import write_text\n"
         other += f"write_text(Path({str(path)!r}), 'other')\n"
         subprocess.run([sys.executable, "-c", other], cwd=ROOT, check=True)
         assert path.read_text() == "other"

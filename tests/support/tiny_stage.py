@@ -7,8 +7,9 @@ import pyarrow as pa
 from nexa_distill.orchestration.planning import Request
 from nexa_distill.orchestration.stages import STAGES, Stage, locate, settings
 from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.atomic import write_text
 from nexa_distill.storage.manifests import StageRun, repairs
-from nexa_distill.storage.tables import table_writer, write_text
+from nexa_distill.storage.tables import table_writer
 
 REPORT = '{"headline": ["better than before"]}'
 

@@ -29,7 +29,7 @@ from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.collection.requests.transport import DEFAULT_PAUSE_SECONDS, pause_asked
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Outcome
-from nexa_distill.storage.tables import replacing
+from nexa_distill.storage.atomic import replacing
 
 Json = dict[str, Any]
 T = TypeVar("T")

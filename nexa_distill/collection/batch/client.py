@@ -44,8 +44,8 @@ from nexa_distill.journal.batches import Batch
 from nexa_distill.journal.journal import Asking, Journal, Outcome, Spent
 from nexa_distill.settings.pipeline import Collection, Provider
 from nexa_distill.storage import failpoints
+from nexa_distill.storage.atomic import replacing
 from nexa_distill.storage.manifests import sha256_path
-from nexa_distill.storage.tables import replacing
 
 ENDS = {"completed", "failed", "expired", "cancelled"}
 NEVER_CREATED = Outcome("not_sent", error="the batch was never created")
