@@ -164,7 +164,7 @@ def _answer_all(
     storage, (name, keep_layers, model_id) = config.storage, model
     prompts = storage.path("raw_dataset")
     inputs = [prompts] if checkpoint is None else [prompts, checkpoint]
-    settings = student.generation_settings(config)
+    settings = student.generation_settings(config, cleaner_of(config).settings)
     stage = StageRun("student_gen", storage, inputs=inputs, settings=settings)
     if stage.is_current(dst):
         print(f"student_gen: {dst} is up to date")

@@ -77,3 +77,10 @@ class Progress:
             temporary.replace(self._file)
         except OSError:
             self._file = None
+
+
+def clock(seconds: float) -> str:
+    """`1:02` or `1:00:02`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nexa_distill.collection.requests.budget import dollars
-from nexa_distill.orchestration.run_folder import clock
+from nexa_distill.console.progress import clock
 
 Figures = Mapping[str, Any]
 UNKNOWN = "not known"

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.budget import dollars
+from nexa_distill.console.progress import clock
 from nexa_distill.cost.estimate import Estimate, estimate
-from nexa_distill.orchestration.run_folder import clock
 from nexa_distill.settings.pipeline import Budget
 
 SHOWN_REASONS = 8

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nexa_distill.console.progress import clock
 from nexa_distill.errors import InputError
 from nexa_distill.orchestration.planning import Step
 
@@ -206,10 +207,3 @@ def _last_error(log: Path) -> list[str]:
 
 def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def clock(seconds: float) -> str:
-    """`1:02` or `1:00:02`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

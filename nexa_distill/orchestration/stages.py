@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from nexa_distill.collection.answers.extraction import cleaner_of
 from nexa_distill.errors import UsageError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
@@ -42,7 +43,7 @@ def _training(_config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
 
 
 def _generation(config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
-    return student.generation_settings(config)
+    return student.generation_settings(config, cleaner_of(config).settings)
 
 
 STAGES = (

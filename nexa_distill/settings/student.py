@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from nexa_distill.collection.answers.extraction import cleaner_of
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_system_prompt
 from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
 
@@ -154,12 +153,15 @@ class StudentConfig(Section):
         """Tokens of the longest row that may be trained on or measured; `context`: the model's."""
         return self.train.max_length or context
 
-    def generation_settings(self, config: DistillConfig) -> dict[str, Any]:
-        """What decides the held-out answers, next to the prompts and the checkpoint."""
+    def generation_settings(self, config: DistillConfig, cleaner: dict[str, Any]) -> dict[str, Any]:
+        """What decides the held-out answers, next to the prompts and the checkpoint.
+
+        `cleaner`: the settings by which the answer is taken out of what the student writes.
+        """
         system = load_system_prompt(config.collection.system_prompt_path)
         parts = {"student", "keep_layers", "generate", *RENDERING}
         own = self.model_dump(mode="json", include=parts)
-        return {**own, "system_prompt": system, **cleaner_of(config).settings}
+        return {**own, "system_prompt": system, **cleaner}
 
     def tokenizer(self, storage: Storage) -> Path | None:
         """The `tokenizer.json` of `student`, if it is on this disk already.

@@ -4,10 +4,10 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+from nexa_distill.console.progress import clock
 from nexa_distill.contracts import REASONS
 from nexa_distill.inspection import components, run_data
 from nexa_distill.inspection.session import Room
-from nexa_distill.orchestration.run_folder import clock
 from nexa_distill.reporting.stage_reports import shown as number
 
 EVERY_SECONDS = 2.0
