@@ -35,9 +35,8 @@ from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
 from nexa_distill.errors import InputError
-from nexa_distill.gating import gate_page
 from nexa_distill.gating.check_summary import Case, Evidence, Seen
-from nexa_distill.gating.gate_report import FilterStats, funnel, markdown
+from nexa_distill.gating.gate_report import FilterStats, funnel, markdown, page
 from nexa_distill.judging.canaries import canaries_of, false_accepts
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.filters import FilterConfig, GateConfig
@@ -143,7 +142,7 @@ class SampleGate:
         if path:
             write_json(path.with_suffix(".json"), report)
             write_text(path.with_suffix(".md"), text)
-            write_text(path.with_suffix(".html"), gate_page.page(report))
+            write_text(path.with_suffix(".html"), page(report))
         return text
 
 

@@ -39,11 +39,11 @@ def checkers(setting: Mapping[str, Any], watch: Stopwatch) -> dict[str, Checker]
 
         found["python"] = PythonChecks(limits, watch).check
     if "math" in kinds:
-        from nexa_distill.execution.math_checks import MathChecks
+        from nexa_distill.execution.math_and_json_checks import MathChecks
 
         found["math"] = MathChecks().check
     if "json" in kinds:
-        from nexa_distill.execution.json_checks import JsonChecks
+        from nexa_distill.execution.math_and_json_checks import JsonChecks
         from nexa_distill.text.json_schemas import compiled
 
         found["json"] = JsonChecks(compiled(setting["schemas"])).check

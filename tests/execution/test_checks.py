@@ -8,8 +8,7 @@ import pytest
 
 from nexa_distill.execution import sandbox, seccomp
 from nexa_distill.execution.checks import Job
-from nexa_distill.execution.json_checks import JsonChecks
-from nexa_distill.execution.math_checks import MathChecks
+from nexa_distill.execution.math_and_json_checks import JsonChecks, MathChecks
 from nexa_distill.execution.python_checks import PythonChecks
 from nexa_distill.text.json_schemas import compiled
 from tests.support.databases import LIMITS, said

@@ -4,7 +4,7 @@
 import pytest
 
 from nexa_distill.execution.checks import Job
-from nexa_distill.execution.math_checks import MathChecks
+from nexa_distill.execution.math_and_json_checks import MathChecks
 from nexa_distill.text.numbers import with_plain_numbers
 from tests.support.databases import said
 

@@ -1,4 +1,5 @@
-"""The checks of a maths answer: it has a final answer, and that is the reference's.
+"""The checks of a maths answer (it has a final answer, and that is the reference's), and of JSON
+(it is that as a whole, and satisfies its schema).
 
 The final answer is what stands after the last `####`, or else what math-verify extracts: the last
 \\\\boxed{}, an expression after "the answer is", the last number. Both texts are read the same way
@@ -14,6 +15,7 @@ limits. Not covered: units are not compared (72 km is 72 miles).
 import re
 
 from nexa_distill.execution.checks import Check, Job, check, failed
+from nexa_distill.text.json_schemas import ResponseSchemas, parse_json
 from nexa_distill.text.numbers import with_plain_numbers
 
 FINAL = re.compile(r"####[ \t]*([^\n]+)")
@@ -52,3 +54,23 @@ class MathChecks:
             return [executes, check("matches", True)]
         shown = f"{found[-1]}, expected {known[-1]}"
         return [executes, check("matches", False, "wrong_result", shown)]
+
+
+class JsonChecks:
+    """By the schemas of `collection.response_schemas`."""
+
+    def __init__(self, schemas: ResponseSchemas) -> None:
+        self._schemas = schemas
+
+    def check(self, job: Job) -> list[Check]:
+        """executes; and matches for a task type (`job.known`) that has a schema."""
+        text = job.answer or ""
+        try:
+            parse_json(text)
+        except ValueError as error:
+            return failed("invalid_json", error, known=job.known is not None)
+        executes = check("executes", True)
+        if job.known is None:
+            return [executes]
+        satisfied = self._schemas.satisfied(job.known, text)
+        return [executes, check("matches", satisfied, "schema_mismatch")]
