@@ -17,7 +17,7 @@ Raises  InputMissing (66) for an absent or unsealed input or database, InputErro
 | json | the whole answer is JSON | it satisfies the task's schema (collection.response_schemas) |
 
 exec.matches_perturbed (SQL) and exec.score are said in `execution/checks.py`, what holds each
-kind in `execution/sql.py`, `sandbox.py`, `maths.py` and `worker.py`.
+kind in `execution/sql.py`, `sandbox.py`, `math_and_json_checks.py` and `worker.py`.
 
     python -m nexa_distill.exec_gate --databases data/databases
 """

@@ -141,10 +141,10 @@ def _evaluate(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from nexa_train import local_models
     from nexa_train.data.chat_format import chat_format
+    from nexa_train.models.loading import load_for_inference
 
-    model, tokenizer = local_models.load_for_inference(str(folder))
+    model, tokenizer = load_for_inference(str(folder))
     chat_format(tokenizer)  # refused before a task is downloaded
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(tasks), task_manager=manager,

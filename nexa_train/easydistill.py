@@ -1,6 +1,6 @@
 """Run a job file of EasyDistill 1.x: `easydistill --config FILE.json`.
 
-Reads:  the job file (`job_file.Job`), its instructions and labelled data, for
+Reads:  the job file (`easydistill_jobs.job.Job`), its instructions and labelled data, for
         `kd_white_box_train_only` its logits file
 Writes: `dataset.labeled_path` and `dataset.logits_path` where the job makes them; in
         `training.output_dir` the trained student (safetensors, tokenizer, chat template), and in
@@ -55,14 +55,14 @@ from nexa_train.data.instructions import write_json as write_items
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.easydistill_jobs import logits_file, teacher_labels
 from nexa_train.easydistill_jobs.job import Job, load_job
-from nexa_train.local_models import (
+from nexa_train.models import fallback_chat_template
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import (
     context_of,
     load_for_inference,
     load_student_tokenizer,
     load_tokenizer,
-    resolve_model,
 )
-from nexa_train.models import fallback_chat_template
 
 CONFIGS = Path(__file__).parent / "configs"
 SYSTEM_PROMPT = "You are a helpful assistant."  # of an API's requests, where the job gives none

@@ -12,7 +12,7 @@ Raises: InputMissing (66) for a missing or stale input, InputError (65) for answ
         have not judged or that are not to the same prompts; QualityGateMissed (3), when the report
         is written, for a student that is worse than the accepted one (`regression`)
 
-What the figures mean is said in `assessment`, how differences are judged in `comparison`; the
+What the figures mean is said in `metrics`, how differences are judged in `significance`; the
 gates run in `scripts/python/evaluation/run_evaluation.py`.
 
 Run: python -m nexa_train.evaluate_student [--config configs/baseline_distill.yaml]
@@ -36,8 +36,9 @@ from nexa_distill.storage.tables import read_table
 from nexa_train import regression
 from nexa_train.evaluation import held_out_loss
 from nexa_train.evaluation.gate_results import gate_files, gates_settings, read_exam
+from nexa_train.evaluation.held_out_prompts import held_out
 from nexa_train.evaluation.metrics import ANSWERS, assess
-from nexa_train.generate_student import DEFAULT_CONFIG, held_out
+from nexa_train.generate_student import DEFAULT_CONFIG
 
 Json = dict[str, Any]
 FUNNEL = {

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nexa_distill.collection.answers.extraction import Cleaner, cleaner_of
 from nexa_distill.console import cli
@@ -43,13 +42,14 @@ from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.reasoning import split_reasoning
-from nexa_train import local_models
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
+from nexa_train.evaluation.held_out_prompts import Row, held_out
+from nexa_train.models.bundled import resolve_model
 from nexa_train.models.generation import new_tokens, prompt_tail, said
+from nexa_train.models.loading import load_for_inference
 
 DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
 Which = Literal["trained", "baseline"]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,6 @@ class Prompt:
 
     row: Row
     ids: list[int]
-
-
-def held_out(rows: pa.Table, generate: Generation) -> list[Row]:
-    """The rows of the held-out split, by `sample_id` (a hash: an arbitrary but fixed order)."""
-    chosen = rows.filter(pc.equal(rows["split"], generate.split)).sort_by("sample_id")
-    return list(chosen.slice(0, generate.max_prompts).to_pylist())
 
 
 def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
@@ -175,8 +169,8 @@ def _answer_all(
             f"{prompts}: no prompt in the {student.generate.split} split; give the run more raw "
             f"data, or a larger split.{student.generate.split}, and run it from the start"
         )
-    resolved = local_models.resolve_model(name, storage)
-    loaded, tokenizer = local_models.load_for_inference(resolved, keep_layers, student)
+    resolved = resolve_model(name, storage)
+    loaded, tokenizer = load_for_inference(resolved, keep_layers, student)
     form = chat_format(tokenizer)
     system = load_system_prompt(config.collection.system_prompt_path)
     asked = [_prompt(form, row, system) for row in rows]

@@ -31,15 +31,15 @@ from nexa_train.data.chat_format import ASSISTANT, SYSTEM, USER
 from nexa_train.data.chat_tokenization import IGNORE, Sample, Skip
 from nexa_train.data.dataset import Dataset, collect, examined
 from nexa_train.data.row_checks import CheckFailed, Examination
-from nexa_train.local_models import (
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import (
     context_of,
     embeddings_of,
     load_student_tokenizer,
     load_tokenizer,
     refuse_quantised,
-    resolve_model,
 )
-from nexa_train.reports import preflight_html, preflight_report
+from nexa_train.reports import preflight_html, preflight_text
 from nexa_train.training import folder_notes
 
 STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
@@ -124,7 +124,7 @@ class Preflight:
         if self.main:
             report = self.report()
             write_json(self.path, report)
-            write_text(self.path.with_suffix(".md"), preflight_report.markdown(report))
+            write_text(self.path.with_suffix(".md"), preflight_text.markdown(report))
             write_text(self.path.with_suffix(".html"), preflight_html.page(report))
 
 
@@ -157,8 +157,8 @@ def main() -> int:
         pass
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for view in flight.views[: args.show]:
-        print(preflight_report.sample(view, colour=colour), end="\n\n")
-    print(preflight_report.summary(flight.report()))
+        print(preflight_text.sample(view, colour=colour), end="\n\n")
+    print(preflight_text.summary(flight.report()))
     print(f"preflight: {flight.path.with_suffix('.html')}")
     return 0
 

@@ -9,7 +9,7 @@ Raises: QualityGateMissed (3) for a student that is worse beyond the margin, or 
 
 Worse: the whole 95 % interval of the paired difference lies beyond the margin, and for passes
 McNemar's test agrees. Accepted and present student are compared on the same prompts behind the same
-gates (`comparison`), or not at all. Without an accepted run, or with too few documents for an
+gates (`significance`), or not at all. Without an accepted run, or with too few documents for an
 interval, there is nothing to decide by: the gate is open, and the report says so.
 
 Run: python -m nexa_train.regression [accept|check] [--note TEXT] [--config FILE]

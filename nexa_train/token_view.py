@@ -2,7 +2,7 @@
 
 Reads:  JSON lines on stdin, {sample_id, messages}; the configured student's tokenizer
 Writes: one JSON line per sample on stdout: {sample_id, tokens: [[text, trained, special], ...]} or
-        {sample_id, skipped: reason, why}, by the very `chat.encode` of the training
+        {sample_id, skipped: reason, why}, by the very `chat_tokenization.encode` of the training
 Raises: InputError (65) as the training would
 
 `trained` is said of the token that is predicted. A character that takes several tokens is shown
@@ -23,7 +23,8 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train.data.chat_format import ChatFormat
 from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Skip, encode, student_format
-from nexa_train.local_models import context_of, load_student_tokenizer, resolve_model
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import context_of, load_student_tokenizer
 
 Token = tuple[str, bool, bool]  # text, trained, special
 

@@ -4,7 +4,7 @@ Reads: the student's YAML, `training/sft_dataset.parquet` (sealed) and the stude
 Writes, under `<storage.students>/<run_name>/`: `final/` (safetensors in bfloat16, tokenizer, chat
 template, `training.json`; sealed), `metrics.jsonl` (one object per optimizer step), `tensorboard/`,
 and while it runs `step-NNNNNN/`, from which the same command continues after any stop.
-The student before training is the base model with `keep_layers` (`local_models.load_model`), with
+The student before training is the base model with `keep_layers` (`loading.load_model`), with
 `train.lora` an adapter on it. `final/` is a plain model in any case: adapters are merged.
 
 `batch_size` and `gradient_accumulation` count samples over all processes: the same run on two
@@ -37,7 +37,7 @@ from nexa_train import teacher_logits
 from nexa_train.data.chat_format import ChatFormat
 from nexa_train.data.collate import batching
 from nexa_train.data.vocabulary import vocabulary_size
-from nexa_train.local_models import resolve_model
+from nexa_train.models.bundled import resolve_model
 from nexa_train.models.precision import native_bf16
 from nexa_train.preflight import Preflight
 from nexa_train.training import (

@@ -1,6 +1,6 @@
 """Samples as one batch of tensors: packed in a row, or padded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,9 @@ import torch
 
 from nexa_train.data import packing
 from nexa_train.data.chat_tokenization import IGNORE, Sample
-from nexa_train.training.assistant_loss import Collate
+
+Batch = dict[str, torch.Tensor]
+Collate = Callable[[Sequence[Sample], torch.device], Batch]
 
 
 def batching(model: Any, tokenizer: Any, samples: Sequence[Sample], *, packed: bool) -> Collate:

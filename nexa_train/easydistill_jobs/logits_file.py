@@ -24,8 +24,8 @@ from nexa_distill.errors import InputError
 from nexa_distill.storage.atomic import replacing
 from nexa_distill.storage.tables import table_writer
 from nexa_train.data.chat_tokenization import IGNORE, Sample
-from nexa_train.teacher_logits import tokens_hash
 from nexa_train.training.divergences import SMALLEST
+from nexa_train.training.teacher_cache import tokens_hash
 
 AMONG = 0.5  # of the trained tokens are among the teacher's own, at least
 SUM_TOLERANCE = 1e-3

@@ -25,13 +25,8 @@ from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_table
 from nexa_train.data.chat_tokenization import Sample, Skip, encode, student_format
-from nexa_train.local_models import (
-    BUNDLED,
-    BUNDLED_NAME,
-    context_of,
-    load_for_inference,
-    resolve_model,
-)
+from nexa_train.models.bundled import BUNDLED, BUNDLED_NAME, resolve_model
+from nexa_train.models.loading import context_of, load_for_inference
 
 Json = dict[str, Any]
 

@@ -13,7 +13,13 @@ from typing import Any
 
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
-from nexa_train.evaluation.significance import Pairs, compare_passes, paired_difference, wilson
+from nexa_train.evaluation.significance import (
+    FEWEST_DOCUMENTS,
+    Pairs,
+    compare_passes,
+    paired_difference,
+    wilson,
+)
 
 Json = dict[str, Any]
 # The three models, and the table of each one's answers.
@@ -162,7 +168,8 @@ def _comparison(prompts: Sequence[Json], before: Exam, after: Exam) -> Json:
             )
             for name in names
         }
-    return found | {"loss": _compare_losses(before, after)}
+    loss = _compare_losses(before, after)
+    return found | {"loss": loss, "fewest_documents": FEWEST_DOCUMENTS}
 
 
 def _compare_gate(prompts: Sequence[Json], before: Exam, after: Exam) -> Json | None:

@@ -1,7 +1,7 @@
 """Do student and teacher earn the same scores on the held-out prompts?
 
 Reads:  the answers of both (`collected_dataset`, `student_outputs`), what the gates said of each
-        (`exams.gate_files`), the held-out prompts
+        (`gate_results.gate_files`), the held-out prompts
 Writes: `reports/evaluation/score_agreement.{json,md}`
 Keeps:  every held-out prompt that the teacher answered; one that the student has no score for is
         counted as missing
@@ -10,6 +10,10 @@ A score (0..1) is execution's (1.0 matches, 0.5 executes, 0.0); where nothing wa
 of the judges' scores; without judges 1.0 for an answer that passes the gates and 0.0 for one that
 does not. An answer that the rules reject, and that nobody looks at further, has 0.0; what could not
 be decided has no score. From `judge_f_threshold` on a score passes.
+
+All figures but the counts are over the prompts that both have a score for (`matched`); None = not
+defined (no pair, or no variance for a correlation). Spearman is Pearson's coefficient of the ranks,
+ties at their mean rank.
 """
 
 import json
@@ -18,7 +22,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from nexa_distill.contracts import TABLES
+from nexa_distill.reporting.stage_reports import shown
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
@@ -27,9 +35,8 @@ from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.storage.tables import read_table
 from nexa_train.evaluation.gate_results import gate_files
+from nexa_train.evaluation.held_out_prompts import held_out
 from nexa_train.evaluation.metrics import ANSWERS
-from nexa_train.evaluation.score_agreement import markdown, score_agreement
-from nexa_train.generate_student import held_out
 
 Rows = Sequence[Mapping[str, Any]]
 JUDGED = ("judge.factuality", "judge.reasoning")
@@ -81,3 +88,57 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
         write_json(path, {"run_id": run_id(), **figures, "created_at": utc_now()})
         write_text(path.with_suffix(".md"), markdown(figures))
     return path
+
+
+TOLERANCES = (0.0, 0.05, 0.1, 0.2)
+UNDEFINED = "not defined (no pair of scores, or one side's are all alike)"
+EPSILON = 1e-9  # 0.3 - 0.1 is a hair more than 0.2
+
+
+def score_agreement(
+    teacher: Mapping[str, float], student: Mapping[str, float], pass_threshold: float
+) -> dict[str, Any]:
+    """The report: `{sample_id: score}` of each; a score of at least `pass_threshold` passes.
+
+    `total` counts the teacher's scores, `missing` those without one of the student.
+    """
+    keys = sorted(teacher.keys() & student.keys())
+    both = pd.DataFrame(
+        {"teacher": [teacher[k] for k in keys], "student": [student[k] for k in keys]}, dtype=float
+    )
+    gap = (both["teacher"] - both["student"]).abs()
+    passes = both >= pass_threshold
+    return {
+        "total": len(teacher),
+        "matched": len(keys),
+        "missing": len(teacher) - len(keys),
+        "teacher_mean": _mean(both["teacher"]),
+        "student_mean": _mean(both["student"]),
+        "mae": _mean(gap),
+        "rmse": None if gap.empty else float(np.sqrt((gap**2).mean())),
+        **{f"agreement_at_{t}": _mean(gap <= t + EPSILON) for t in TOLERANCES},
+        "pearson": _correlation(both),
+        "spearman": _correlation(both.rank()),
+        "pass_threshold": pass_threshold,
+        "pass_agreement": _mean(passes["teacher"] == passes["student"]),
+    }
+
+
+def _mean(values: "pd.Series[Any]") -> float | None:
+    return None if values.empty else float(values.mean())
+
+
+def _correlation(both: pd.DataFrame) -> float | None:
+    if len(both) < 2 or (both.nunique() < 2).any():
+        return None
+    return float(both["teacher"].corr(both["student"]))
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The same for a person."""
+    lines = ["# Scores of teacher and student", "", "| measure | value |", "|---|---|"]
+    lines += [
+        f"| {name} | {UNDEFINED if value is None else shown(value)} |"
+        for name, value in report.items()
+    ]
+    return "\n".join(lines) + "\n"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.text.hashing import sha256_text
-from nexa_train.local_models import one_writer
-from nexa_train.training.checkpoints import complete_folder
+from nexa_train.models.folders import complete_folder, one_writer
 
 TEMPLATE = (
     "{% for message in messages %}{{ '' if loop.first else '\\n' }}"

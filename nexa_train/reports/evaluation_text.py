@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexa_distill.reporting.markdown import as_code, table
-from nexa_train.evaluation.significance import FEWEST_DOCUMENTS
 
 Json = Mapping[str, Any]
 TITLES = {
@@ -37,8 +36,9 @@ def verdict(comparison: Json) -> str:
     found = [comparison[name] for name in ("gate", "loss") if comparison[name]]
     if _unsaid(found):
         count = max((pair["documents"] for pair in found), default=0)
-        return (f"Whether training helped cannot be said from {documents(count)}: "
-                f"at least {FEWEST_DOCUMENTS} are needed.")  # fmt: skip
+        needed = comparison.get("fewest_documents")  # a report of an earlier version has it not
+        least = f": at least {needed} are needed" if needed else ""
+        return f"Whether training helped cannot be said from {documents(count)}{least}."
     gate, loss = (
         comparison[name]["verdict"] if comparison[name] else None for name in ("gate", "loss")
     )

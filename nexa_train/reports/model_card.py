@@ -22,7 +22,7 @@ from nexa_distill.reporting.markdown import as_code, table
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.storage.manifests import StageRun, code_version
 from nexa_distill.storage.tables import read_batches
-from nexa_train.local_models import BUNDLED, BUNDLED_LICENSE, BUNDLED_SOURCE
+from nexa_train.models.bundled import BUNDLED, BUNDLED_LICENSE, BUNDLED_SOURCE
 from nexa_train.reports.evaluation_text import (
     NOT_MEASURED,
     TITLES,

@@ -7,7 +7,7 @@ from typing import Any
 from nexa_distill.reporting import charts
 from nexa_distill.reporting.html import document
 from nexa_distill.reporting.stage_reports import shown
-from nexa_train.reports.preflight_report import facts, outcome
+from nexa_train.reports.preflight_text import facts, outcome
 
 Json = Mapping[str, Any]
 # In the loss: coloured and underlined, so that paper and every eye can tell.

@@ -4,7 +4,7 @@ With a vocabulary of 49,152 the logits of prompt and padding are most of the ari
 last layer; hidden states are picked first, then multiplied by the output embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from nexa_distill.errors import InputError
 from nexa_train.data.chat_tokenization import IGNORE, Sample
+from nexa_train.data.collate import Batch, Collate
 
-Batch = dict[str, torch.Tensor]
-Collate = Callable[[Sequence[Sample], torch.device], Batch]
 OWN_WORDS = "own_words"  # in a batch of answers that the student itself has said
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q")
 

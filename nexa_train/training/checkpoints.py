@@ -10,55 +10,23 @@ No pickles. Tensors are whole, however many processes made them: another number 
 learning rate and the order of the data are functions of step, seed and epoch; they need no state.
 """
 
-import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nexa_distill.storage import failpoints
-from nexa_distill.storage.atomic import sync_folder, write_json
+from nexa_distill.storage.atomic import write_json
+from nexa_train.models.folders import complete_folder
 from nexa_train.training.fsdp import part, whole
 
 log = logging.getLogger(__name__)
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 KEPT = 2  # checkpoints on disk
-
-
-@contextmanager
-def complete_folder(final: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success sync it and rename it to `final`, replacing that."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        try:
-            yield temporary
-            failpoints.hit("checkpoint")
-        except SafetensorError as error:  # its message is all that is left of the system's error
-            if "os error 28" in str(error) or "No space" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
-            raise
-        for file in (path for path in temporary.rglob("*") if path.is_file()):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        failpoints.hit("checkpoint")
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        failpoints.hit("checkpoint")
-        sync_folder(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def latest(folder: Path, run_key: str) -> Path | None:

@@ -16,21 +16,20 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.settings.student import Distillation, StudentConfig
 from nexa_train.data.chat_tokenization import Sample
-from nexa_train.data.collate import batching
+from nexa_train.data.collate import Batch, Collate, batching
 from nexa_train.data.dataset import Dataset
 from nexa_train.data.vocabulary import vocabulary_size
-from nexa_train.local_models import load_for_inference, resolve_model
-from nexa_train.teacher_logits import CachedTeacher, refuse_other_vocabulary
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import load_for_inference
 from nexa_train.training.assistant_loss import (
     OWN_WORDS,
     AnswerLogits,
     AnswerLoss,
-    Batch,
-    Collate,
     cross_entropy,
     fused_cross_entropy,
 )
 from nexa_train.training.divergences import DIVERGENCES, TopK, dense, from_top_k
+from nexa_train.training.teacher_cache import CachedTeacher, refuse_other_vocabulary
 
 
 class DistillationLoss(AnswerLoss):

@@ -33,10 +33,11 @@ from nexa_distill.storage.tables import read_batches
 from nexa_train.data.chat_format import ChatFormat
 from nexa_train.data.chat_tokenization import Sample
 from nexa_train.data.dataset import Dataset
-from nexa_train.local_models import load_model, load_tokenizer
+from nexa_train.models.folders import complete_folder
 from nexa_train.models.generation import padding_token
+from nexa_train.models.loading import load_model, load_tokenizer
 from nexa_train.reports import model_card
-from nexa_train.training import as_trained, checkpoints, folder_notes
+from nexa_train.training import as_trained, folder_notes
 from nexa_train.training.as_trained import TOKENS, AsTrained, Differences
 
 PROMPTS = 4
@@ -66,7 +67,7 @@ def write(
     prompts = proof_prompts(dataset, data)
     to_precision(model)
     set_stops(model, form)
-    with checkpoints.complete_folder(final) as temporary:
+    with complete_folder(final) as temporary:
         model.save_pretrained(temporary)
         folder_notes.save_tokenizer(form.tokenizer, temporary)
         folder_notes.write_older_names(temporary)

@@ -8,7 +8,7 @@ from typing import Any
 from nexa_distill.errors import InputError
 from nexa_distill.settings.student import StudentConfig, Training
 from nexa_train.data import packing
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from nexa_train.training import checkpoints, fsdp, lora
 
 

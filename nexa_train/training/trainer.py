@@ -22,9 +22,10 @@ from nexa_distill.errors import QualityGateMissed
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.storage.atomic import write_text
 from nexa_train.data.chat_tokenization import IGNORE, Sample
+from nexa_train.data.collate import Batch, Collate
 from nexa_train.data.dataset import Dataset, epoch_batches
 from nexa_train.training import checkpoints, fsdp, lora, student_model
-from nexa_train.training.assistant_loss import OWN_WORDS, AnswerLoss, Batch, Collate, mean_loss
+from nexa_train.training.assistant_loss import OWN_WORDS, AnswerLoss, mean_loss
 from nexa_train.training.on_policy import Student
 
 

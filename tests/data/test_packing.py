@@ -12,7 +12,7 @@ from nexa_train.data import packing
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.collate import collate
 from nexa_train.data.dataset import load_dataset
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from nexa_train.training.assistant_loss import AnswerLoss
 from tests.support.precision import SAME_WEIGHTS
 from tests.support.tiny_model import save_dataset, save_model, tokenizer

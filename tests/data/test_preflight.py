@@ -17,11 +17,12 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
-from nexa_train import local_models, preflight, train_sft
+from nexa_train import preflight, train_sft
 from nexa_train.data.chat_format import FAULTS
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.row_checks import CHECKS, OF_FAULT, CheckFailed, Examination
-from nexa_train.reports import preflight_html, preflight_report
+from nexa_train.models import bundled
+from nexa_train.reports import preflight_html, preflight_text
 from tests.data.test_chat_tokenization import ASK, BROKEN, SAY, THINK
 from tests.support.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
 
@@ -318,7 +319,7 @@ def test_the_refused_share_is_no_setting_that_decides_the_checkpoint(tmp_path: P
 
 
 def test_the_bundled_model_is_trained_where_it_speaks() -> None:
-    weights = local_models.bundled_weights()
+    weights = bundled.bundled_weights()
     tok = AutoTokenizer.from_pretrained(str(weights.parent), gguf_file=weights.name)
     examination = Examination(tok, 8192)
     examination.begin()
@@ -347,7 +348,7 @@ def test_colour_goes_to_a_terminal_and_brackets_elsewhere(
     assert "\x1b" not in said
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     student.preflight(monkeypatch, "--show", "1")
-    assert preflight_report.TRAINED in capsys.readouterr().out
+    assert preflight_text.TRAINED in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
     student.preflight(monkeypatch, "--show", "1")
     assert "\x1b" not in capsys.readouterr().out
@@ -361,7 +362,7 @@ def test_what_a_model_wrote_is_text_on_the_page_and_on_the_terminal(
     report = student.preflight(monkeypatch)
     view = report["shown"][0]
     for colour in (False, True):
-        assert "\x1b[2J" not in preflight_report.sample(view, colour=colour)
+        assert "\x1b[2J" not in preflight_text.sample(view, colour=colour)
     assert "<script" not in student.page.read_text().replace("</span><span", "")
     joined = "".join(preflight_html._token(*token) for token in view["tokens"])
     assert "<script" not in joined.replace('</span><span class="in">', "")

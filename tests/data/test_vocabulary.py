@@ -11,8 +11,8 @@ from nexa_train import easydistill, train_sft
 from nexa_train.data.instructions import write_json
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.easydistill_jobs.job import load_job
-from nexa_train.local_models import load_for_inference
 from nexa_train.models import replies
+from nexa_train.models.loading import load_for_inference
 from tests.easydistill_jobs.test_easydistill import ITEMS, job, white_box
 from tests.support.tiny_model import save_model, tokenizer
 from tests.training.test_distillation import Distilled

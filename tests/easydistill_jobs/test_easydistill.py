@@ -17,8 +17,8 @@ from nexa_train import easydistill
 from nexa_train.data.instructions import read_items, write_json
 from nexa_train.easydistill_jobs import teacher_labels
 from nexa_train.easydistill_jobs.job import load_job
-from nexa_train.local_models import load_for_inference
 from nexa_train.models import replies
+from nexa_train.models.loading import load_for_inference
 from tests.support.tiny_model import ROOT, save_model, tokenizer
 from tests.teacher.ledger_teacher import ledger_teacher
 

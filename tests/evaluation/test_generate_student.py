@@ -16,8 +16,8 @@ from nexa_train import generate_student
 from nexa_train.data import chat_tokenization
 from nexa_train.data.chat_format import chat_format
 from nexa_train.generate_student import Prompt, batches, messages
-from nexa_train.local_models import load_for_inference
 from nexa_train.models.generation import new_tokens
+from nexa_train.models.loading import load_for_inference
 from tests.support.exam import prepare, rows, save_untrained
 from tests.support.tiny_model import save_model, tokenizer
 

@@ -112,7 +112,7 @@ LUCKY = [
      "highest_elevation DESC LIMIT 1"),
 ]  # fmt: skip
 
-# Wrong too, and not found out: see what `perturbation.py` does not cover.
+# Wrong too, and not found out: see what `database_perturbation.py` does not cover.
 NOT_CAUGHT = [
     ("missing filter",
      "SELECT city_name FROM city WHERE state_name='wyoming' AND population > 40000",

@@ -27,7 +27,7 @@ from nexa_distill.storage.tables import read_table
 from nexa_train import generate_student, train_sft
 from nexa_train.data.chat_format import FAULTS, ChatFormat, ChatRefused, Message, chat_format
 from nexa_train.data.chat_tokenization import IGNORE, Sample, encode, same_text, student_format
-from nexa_train.local_models import load_student_tokenizer, load_tokenizer
+from nexa_train.models.loading import load_student_tokenizer, load_tokenizer
 from tests.families import Family
 from tests.support import exam
 from tests.support.answers import answer, project

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from nexa_distill.errors import InputError
 from nexa_train.data.chat_format import ChatRefused
 from nexa_train.data.chat_tokenization import student_format
-from nexa_train.local_models import load_model, load_tokenizer
+from nexa_train.models.loading import load_model, load_tokenizer
 from tests.support.tiny_model import save_model, tokenizer
 
 OWNED = "raise SystemExit('owned')\n"

@@ -14,7 +14,7 @@ import torch
 
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import load_config
-from nexa_train import local_models
+from nexa_train.models import bundled, loading
 from tests.support.tiny_model import ROOT, save_model
 
 
@@ -120,11 +120,11 @@ def test_a_folder_without_checkpoint_is_missing_input(tmp_path: Path) -> None:
 
 
 def test_the_pruned_model_generates_as_its_own_copy_on_disk_does(tmp_path: Path) -> None:
-    pruned = local_models.depth_pruned(save_model(tmp_path / "model", layers=6), [0, 2, 5])
+    pruned = loading.depth_pruned(save_model(tmp_path / "model", layers=6), [0, 2, 5])
     assert [layer.self_attn.layer_idx for layer in pruned.model.layers] == [0, 1, 2]
     assert pruned.config.num_hidden_layers == 3
     pruned.save_pretrained(tmp_path / "pruned")
-    loaded = local_models.load_model(str(tmp_path / "pruned"))
+    loaded = loading.load_model(str(tmp_path / "pruned"))
     ids = torch.tensor([[5, 6, 7, 8]])
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     with_cache = pruned.generate(ids, **options)
@@ -135,21 +135,21 @@ def test_the_pruned_model_generates_as_its_own_copy_on_disk_does(tmp_path: Path)
 @pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [-1, 0], [0, 4]])
 def test_layers_that_the_model_has_not_are_refused(tmp_path: Path, layers: list[int]) -> None:
     with pytest.raises(InputError, match="keep_layers"):
-        local_models.depth_pruned(save_model(tmp_path / "model"), layers)
+        loading.depth_pruned(save_model(tmp_path / "model"), layers)
 
 
 @pytest.mark.slow
 def test_the_bundled_model_is_written_once_and_complete(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / local_models.BUNDLED_NAME
+    folder = tmp_path / "models" / bundled.BUNDLED_NAME
     (folder.parent / f".{folder.name}.tmp").mkdir(parents=True)  # what a kill leaves
-    assert local_models.materialise_bundled_model(folder) == folder
+    assert bundled.materialise_bundled_model(folder) == folder
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= written.keys()
-    assert local_models.materialise_bundled_model(folder) == folder
+    assert bundled.materialise_bundled_model(folder) == folder
     assert written == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert not list(folder.parent.glob("*.tmp"))
     assert not list(folder.parent.glob(".*.tmp"))
-    model, tok = local_models.load_for_inference(str(folder), [0, 29])
+    model, tok = loading.load_for_inference(str(folder), [0, 29])
     assert model.config.num_hidden_layers == 2
     assert tok.chat_template
     assert model.config.eos_token_id == tok.convert_tokens_to_ids("<|im_end|>")
@@ -161,17 +161,17 @@ def test_t02_a_bundled_model_of_an_earlier_version_is_corrected(tmp_path: Path) 
     path = folder / "generation_config.json"
     own = json.loads(path.read_text())
     path.write_text(json.dumps(own | {"top_k": 50, "eos_token_id": [2, 198]}))
-    local_models.materialise_bundled_model(folder)
+    bundled.materialise_bundled_model(folder)
     assert json.loads(path.read_text()) == own | {"top_k": 50, "eos_token_id": 2}
     written = path.stat().st_mtime_ns
-    local_models.materialise_bundled_model(folder)
+    bundled.materialise_bundled_model(folder)
     assert path.stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
 def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(tmp_path: Path) -> None:
     """The settings that ship, against a real server of the bundled model."""
-    model = local_models.materialise_bundled_model(tmp_path / local_models.BUNDLED_NAME)
+    model = bundled.materialise_bundled_model(tmp_path / bundled.BUNDLED_NAME)
     endpoint = tmp_path / "endpoint.json"
     asked = {
         name: load_config(ROOT / f"configs/{name}.yaml").providers["embedded"].extra_body

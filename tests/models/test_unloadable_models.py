@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from nexa_distill.errors import InputError
-from nexa_train import local_models
+from nexa_train.models import loading
 from tests.support.tiny_model import save_model
 from tests.training.test_train_sft import Run
 
@@ -47,9 +47,9 @@ def test_t15_a_quantised_checkpoint_is_refused_before_its_weights_are_read(
     (model / "model.safetensors").unlink()
     expected = rf"quantised checkpoint \({method}\) cannot be trained; take the one in bfloat16"
     with pytest.raises(InputError, match=expected):
-        local_models.load_model(str(model))
+        loading.load_model(str(model))
     with pytest.raises(InputError, match=expected):
-        local_models.refuse_quantised(str(model))
+        loading.refuse_quantised(str(model))
 
 
 def test_t15_a_training_of_a_quantised_student_ends_in_one_line(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_t15_a_quantised_teacher_whose_library_is_not_there_is_one_line(
 ) -> None:
     change(model, quantization_config=settings)
     with pytest.raises(InputError, match=r"(?s)^(?!.*\n).*cannot be loaded here.*install"):
-        local_models.load_for_inference(str(model))
+        loading.load_for_inference(str(model))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_configuration_that_is_none_is_one_line(
     if config:
         (model / "config.json").write_text(config)
     with pytest.raises(InputError, match=rf"(?s)^(?!.*\n).*{expected}"):
-        local_models.load_model(str(model))
+        loading.load_model(str(model))
 
 
 def test_t24_an_adapters_folder_is_no_student_with_a_configuration_beside_it_or_not(
@@ -108,7 +108,7 @@ def test_t24_an_adapters_folder_is_no_student_with_a_configuration_beside_it_or_
         if beside:
             shutil.copy(model / "config.json", tmp_path / "adapter")
         with pytest.raises(InputError, match=r"a LoRA adapter .*; merge it into"):
-            local_models.load_model(str(tmp_path / "adapter"))
+            loading.load_model(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_model_of_another_kind_is_one_line(
     config = getattr(transformers, kind).config_class(architectures=[kind])
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=rf"{expected}; take .* ends in ForCausalLM"):
-        local_models.load_model(str(tmp_path), dtype=dtype)
+        loading.load_model(str(tmp_path), dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -142,5 +142,5 @@ def test_a_full_disk_or_memory_and_ctrl_c_stay_what_they_are(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(type(error)) as raised:
-        local_models.load_model(str(model))
+        loading.load_model(str(model))
     assert raised.value is error

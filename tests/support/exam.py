@@ -13,7 +13,7 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from tests.support.answers import REPOSITORY, answer, collect, project
 from tests.support.tiny_model import save_config, save_model, tokenizer
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from nexa_distill.storage import failpoints
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from nexa_train.training import checkpoints
 from tests.support.precision import in_float32
 from tests.support.tiny_model import ROOT, save_config, save_model

@@ -22,10 +22,11 @@ from nexa_distill.storage.tables import read_table
 from nexa_train import teacher_logits
 from nexa_train.data import packing
 from nexa_train.data.dataset import load_dataset
-from nexa_train.local_models import load_model
-from nexa_train.teacher_logits import CachedTeacher
+from nexa_train.models.loading import load_model
+from nexa_train.training import teacher_cache
 from nexa_train.training.assistant_loss import AnswerLogits, AnswerLoss
 from nexa_train.training.distillation import DistillationLoss, attach
+from nexa_train.training.teacher_cache import CachedTeacher
 from tests.support.precision import SAME_DIVERGENCE, SAME_LOSS
 from tests.support.tiny_model import MARKS, save_dataset, save_model, tokenizer
 from tests.training.test_train_sft import Run, environment, follow, metrics, train
@@ -148,7 +149,7 @@ def test_rows_that_are_added_or_changed_are_the_only_ones_computed_again(
     rows = pq.read_table(run.dataset).to_pylist()
     rows[3]["messages"][1]["content"] = "other words"
     pq.write_table(pa.Table.from_pylist(rows, SFT), run.dataset)
-    original = teacher_logits.rows_of
+    original = teacher_cache.rows_of
 
     def counted(config: Any, model: Any, samples: Any, *rest: Any) -> Any:
         asked.extend(sample.sample_id for sample in samples)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from nexa_train.data.chat_format import chat_format
 from nexa_train.data.collate import collate
 from nexa_train.data.dataset import load_dataset
-from nexa_train.local_models import load_model, load_tokenizer
+from nexa_train.models.loading import load_model, load_tokenizer
 from nexa_train.reports import model_card
 from nexa_train.training import as_trained, export, student_model
 from nexa_train.training import lora as adapters

@@ -13,7 +13,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train import train_sft
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from tests.support.precision import SAME_DIVERGENCE, SAME_LOSS, in_float32
 from tests.support.tiny_model import ROOT
 from tests.training.test_distillation import Distilled

@@ -14,7 +14,7 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train.data import packing
 from nexa_train.data.dataset import load_dataset
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from nexa_train.training import checkpoints, lora, student_model
 from nexa_train.training.assistant_loss import AnswerLoss
 from tests.support.precision import SAME_LOSS, in_float32
@@ -99,7 +99,7 @@ def test_t26_the_export_needs_no_peft_and_keeps_what_was_learnt(
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
     program = (
         "import sys; sys.modules['peft'] = None\n"
-        "from nexa_train.local_models import load_model\n"
+        "from nexa_train.models.loading import load_model\n"
         f"print(load_model({str(out / 'final')!r}).config.num_hidden_layers)"
     )
     said = subprocess.run(

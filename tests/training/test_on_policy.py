@@ -16,7 +16,7 @@ from nexa_train import train_sft
 from nexa_train.data import packing
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.dataset import load_dataset
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from nexa_train.training import on_policy
 from nexa_train.training.assistant_loss import OWN_WORDS
 from nexa_train.training.distillation import attach

@@ -28,8 +28,8 @@ from nexa_train.data.chat_tokenization import (
     student_format,
 )
 from nexa_train.data.row_checks import CheckFailed, Examination
-from nexa_train.local_models import load_for_inference
 from nexa_train.models.generation import new_tokens
+from nexa_train.models.loading import load_for_inference
 from tests.data.test_chat_tokenization import ASK, SAY, made_of
 from tests.data.test_preflight import Student
 from tests.support.tiny_model import CHATML, tokenizer

@@ -22,7 +22,7 @@ from nexa_train import train_sft
 from nexa_train.data.chat_tokenization import IGNORE
 from nexa_train.data.collate import collate
 from nexa_train.data.dataset import epoch_batches, load_dataset
-from nexa_train.local_models import load_model
+from nexa_train.models.loading import load_model
 from nexa_train.training import fsdp, student_model
 from nexa_train.training.assistant_loss import AnswerLoss
 from nexa_train.training.trainer import learning_rate

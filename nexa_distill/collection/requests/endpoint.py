@@ -33,7 +33,7 @@ class Endpoint:
     """One reachable API. `model` is the id that a request must carry.
 
     `base_url` has no query: it is in `query`. `headers` hold the key. `proxy`: see
-    `config.Provider`. `key_note`: that .env has another key than the environment, or "".
+    `settings.pipeline.Provider`. `key_note`: that .env has another key than the environment, or "".
     """
 
     provider: str
