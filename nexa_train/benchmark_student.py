@@ -33,7 +33,6 @@ from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
 
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,
          "fewshot_random_seed": 1234}  # fmt: skip
 Json = dict[str, Any]
@@ -156,8 +155,7 @@ def _evaluate(
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another student")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="where the figures go")

@@ -38,7 +38,6 @@ from nexa_train.evaluation import held_out_loss
 from nexa_train.evaluation.gate_results import gate_files, gates_settings, read_exam
 from nexa_train.evaluation.held_out_prompts import held_out
 from nexa_train.evaluation.metrics import ANSWERS, assess
-from nexa_train.generate_student import DEFAULT_CONFIG
 
 Json = dict[str, Any]
 FUNNEL = {
@@ -206,8 +205,7 @@ def _hash_of(stage: StageRun, path: Path) -> str | None:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=DEFAULT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     args = parser.parse_args()
     config = load_config(args.pipeline_config)
     run(config, load_yaml(args.config, StudentConfig))

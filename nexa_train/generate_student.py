@@ -48,7 +48,6 @@ from nexa_train.models.bundled import resolve_model
 from nexa_train.models.generation import new_tokens, prompt_tail, said
 from nexa_train.models.loading import load_for_inference
 
-DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
 Which = Literal["trained", "baseline"]
 
 
@@ -191,8 +190,7 @@ def _answer_all(
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=DEFAULT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--only", choices=("trained", "baseline"), help="one of the two")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another trained student")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="where its answers go")

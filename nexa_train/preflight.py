@@ -42,7 +42,6 @@ from nexa_train.models.loading import (
 from nexa_train.reports import preflight_html, preflight_text
 from nexa_train.training import folder_notes
 
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 SHOWN = 6  # rows in the report, token by token
 Json = dict[str, Any]
 
@@ -143,8 +142,7 @@ def fingerprint(tokenizer: Any) -> Json:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="default: storage.sft_parquet")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows")
     args = parser.parse_args()

@@ -36,7 +36,6 @@ from nexa_train.training.teacher_cache import TABLE, refuse_other_vocabulary, ro
 if TYPE_CHECKING:
     pass
 
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 PART = 32  # samples of a part: what a kill can cost
 
 
@@ -128,8 +127,7 @@ def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     arguments = parser.parse_args()
     storage = load_config(arguments.pipeline_config).storage

@@ -14,7 +14,6 @@ Run: python -m nexa_train.token_view [--config configs/baseline_distill.yaml] < 
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from nexa_distill.console import cli
@@ -65,8 +64,7 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=Path("configs/baseline_distill.yaml"))
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     args = parser.parse_args()
     student = load_yaml(args.config, StudentConfig)
     storage = load_config(args.pipeline_config).storage

@@ -51,8 +51,6 @@ from nexa_train.training import (
 )
 from nexa_train.training.trainer import Trainer
 
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
-
 
 def run(
     config: StudentConfig, storage: Storage, dataset: Path, folder: Path, *,
@@ -163,8 +161,7 @@ def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool)
 
 def main() -> int:
     """Read the flags and train."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     parser.add_argument("--output", type=Path, help="default: <storage.students>/<run_name>")
     parser.add_argument(

@@ -16,6 +16,7 @@ from nexa_distill.errors import NexaError
 from nexa_distill.text.secrets import mask_secrets
 
 DEFAULT_CONFIG = Path("configs/distill_config.yaml")
+STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
@@ -70,6 +71,13 @@ def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:
     made.add_argument(
         "--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})"
     )
+    return made
+
+
+def student_parser(doc: str | None) -> Parser:
+    """As `parser`, for what reads the settings of a student and those of the pipeline."""
+    made = parser(doc, config=STUDENT_CONFIG)
+    made.add_argument("--pipeline-config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
     return made
 
 

@@ -1,10 +1,10 @@
 """The preflight's checks: is each row trained as it should be? Asked of the encoded rows.
 
-`Examination.look` encodes a row (`chat_tokenization.encode`, the only place where masks are made), asks every
-check of what came out, and hands it on: what passed here is what is trained on. A row with a fault
-of its own is refused and counted; what is wrong with the tokenizer or its template, a check that
-fails, and too many refused rows stop everything (`CheckFailed`, exit 65). `record` says how far it
-came.
+`Examination.look` encodes a row (`chat_tokenization.encode`, the only place where masks are made),
+asks every check of what came out, and hands it on: what passed here is what is trained on. A row
+with a fault of its own is refused and counted; what is wrong with the tokenizer or its template, a
+check that fails, and too many refused rows stop everything (`CheckFailed`, exit 65). `record` says
+how far it came.
 """
 
 from array import array
