@@ -1,7 +1,7 @@
 """What the stages agree on: table schemas, the closed list of reasons, and the identity of a row.
 
-How tables are written, sealed and read is `storage/tables.py`. `docs/data-contracts.md` is generated from
-this file (`python -m nexa_distill.contracts > docs/data-contracts.md`) and compared in the tests.
+How tables are written and read is `storage/tables.py`. `docs/data-contracts.md` is generated from this file
+(`python -m nexa_distill.contracts > docs/data-contracts.md`) and compared in the tests.
 """
 
 from collections.abc import Mapping, Sequence

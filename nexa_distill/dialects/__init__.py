@@ -1,6 +1,6 @@
-"""Dialects of the chat completions API. Each module of this folder that has a `DIALECT` is one.
+"""Dialects of the chat completions API: each file in `hosted/` and `self_hosted/` is one.
 
-To add one, add a file: it is found by its being there, and
+To add one, add a file with a `DIALECT`: it is found by its being there, and
 `python -m nexa_distill.dialects.table --write` puts it into the guide.
 """
 
