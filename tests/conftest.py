@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.precision import PRECISIONS, computing_in
+from tests.support.precision import PRECISIONS, computing_in
 
 
 @pytest.fixture(scope="module")

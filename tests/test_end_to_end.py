@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nexa_distill.manifests import sha256_path
-from tests.ledger_teacher import Teacher, ledger_teacher
-from tests.tiny_model import save_config, save_model
-from tests.workspace import ROOT, Workspace, workspace
+from nexa_distill.storage.manifests import sha256_path
+from tests.support.tiny_model import save_config, save_model
+from tests.support.workspace import ROOT, Workspace, workspace
+from tests.teacher.ledger_teacher import Teacher, ledger_teacher
 
 pytestmark = pytest.mark.slow
 STAGES = (
