@@ -167,36 +167,35 @@ def repetition(tokens: Tokens) -> npt.NDArray[np.float64]:
 
 def _repetition(stream: Stream) -> npt.NDArray[np.float64]:
     count = len(stream.per_text)
-    first = np.searchsorted(stream.starts, stream.ends)
+    first = np.concatenate([[0], np.cumsum(stream.per_text)])
+    data = np.concatenate([stream.data, np.zeros(WINDOW, np.uint8)])  # a window may leave it
     shares = [np.zeros(0)]
     for low in range(0, count, BLOCK_ROWS):
         ends = stream.ends[low + 1 : low + 1 + BLOCK_ROWS]
         starts = stream.starts[first[low] : first[low + len(ends)]]
-        per_text = stream.per_text[low : low + len(ends)]
-        row = np.repeat(np.arange(len(ends), dtype=np.int32), per_text)
-        whole = starts + WINDOW <= np.repeat(ends, per_text)
-        row = row[whole]
-        repeated = _repeats(stream.data, starts[whole], row, len(ends))
-        shares.append(repeated / np.maximum(np.bincount(row, minlength=len(ends)), 1))
+        shares.append(_shares(data, starts, ends, stream.per_text[low : low + len(ends)]))
     return np.concatenate(shares)
 
 
-def _repeats(
-    data: npt.NDArray[np.uint8],
-    starts: npt.NDArray[np.int64],
-    row: npt.NDArray[np.int32],
-    rows: int,
-) -> npt.NDArray[np.int64]:
-    """How many windows of each row occurred before in it: equal ones are neighbours once sorted."""
-    if not len(starts):
-        return np.zeros(rows, np.int64)
+def _shares(
+    data: Bytes, starts: Indexes, ends: Indexes, per_text: Indexes
+) -> npt.NDArray[np.float64]:
+    """Share of each text's windows that occurred before in it: equal ones are neighbours once sorted."""
+    rows = len(per_text)
+    row = np.repeat(np.arange(rows, dtype=np.uint64), per_text)
     words = np.ndarray((len(data) - 7,), np.uint64, buffer=data, strides=(1,))
     key = words[starts]
     key *= FACTORS[0]
     for offset, factor in zip((8, 16), FACTORS[1:], strict=True):
         key += words[starts + offset] * factor
     key >>= np.uint64(64) - KEY_BITS
-    key |= row.astype(np.uint64) << KEY_BITS
+    # Windows that leave their text do not count: each gets a key that no other one has.
+    left = np.flatnonzero(starts + WINDOW > np.repeat(ends, per_text))
+    key[left] = left
+    key |= row << KEY_BITS
     key.sort()
-    again = key[1:][key[1:] == key[:-1]]
-    return np.bincount((again >> KEY_BITS).astype(np.int64), minlength=rows)
+    again = key[1:][key[1:] == key[:-1]] >> KEY_BITS
+    whole = per_text - np.bincount(row[left].astype(np.int64), minlength=rows)
+    repeated = np.bincount(again.astype(np.int64), minlength=rows)
+    shares: npt.NDArray[np.float64] = repeated / np.maximum(whole, 1)
+    return shares
