@@ -67,9 +67,12 @@ class Panel:
 
 
 def _judged(
-    judge: Collector, rubric: Rubric, request: PromptRequest, stored: Mapping[str, Answered],
+    judge: Collector,
+    rubric: Rubric,
+    request: PromptRequest,
+    stored: Mapping[str, Answered],
     journal: ReadOnlyJournal,
-) -> Judged:  # fmt: skip
+) -> Judged:
     answer = stored.get(request.key)
     if answer is None:
         why, evidence = judge.why_unanswered(request, journal)

@@ -105,8 +105,9 @@ def agreement(
     counts = Counter(
         (score >= threshold, accepted[key]) for key, score in scores.items() if key in accepted
     )
-    return Agreement(*(counts[pair] for pair in
-                       ((True, True), (True, False), (False, True), (False, False))))  # fmt: skip
+    return Agreement(
+        *(counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False)))
+    )
 
 
 def curve(scores: Mapping[Key, float], accepted: Mapping[Key, bool]) -> list[dict[str, Any]]:
@@ -117,11 +118,12 @@ def curve(scores: Mapping[Key, float], accepted: Mapping[Key, bool]) -> list[dic
 def _point(found: Agreement, threshold: float) -> dict[str, Any]:
     kept, wanted = found.tp + found.fp, found.tp + found.fn
     return {
-        "threshold": threshold, **found._asdict(),
+        "threshold": threshold,
+        **found._asdict(),
         "precision": found.tp / kept if kept else None,
         "recall": found.tp / wanted if wanted else None,
         "kappa": found.kappa,
-    }  # fmt: skip
+    }
 
 
 def best(points: Sequence[Mapping[str, Any]]) -> float | None:

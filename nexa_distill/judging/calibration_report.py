@@ -76,9 +76,12 @@ def _scores(checks: Path) -> dict[str, dict[Key, float | None]]:
 
 
 def _figures(
-    decided: Decisions, scores: Mapping[str, Mapping[Key, float | None]],
-    limits: Mapping[str, float], annotations: Path, checks: Path,
-) -> dict[str, Any]:  # fmt: skip
+    decided: Decisions,
+    scores: Mapping[str, Mapping[Key, float | None]],
+    limits: Mapping[str, float],
+    annotations: Path,
+    checks: Path,
+) -> dict[str, Any]:
     judged = {key for of in scores.values() for key in of}
     unknown = sorted((decided.agreed.keys() | set(decided.disputed)) - judged)
     if not decided.agreed.keys() & judged:
@@ -96,11 +99,14 @@ def _figures(
         "accepted": sum(decided.agreed.values()),
         "unknown_answers": len(unknown),
         "unknown_named": [list(key) for key in unknown[:NAMED]],
-        "bootstrap": {"draws": calibration.DRAWS, "seed": calibration.SEED,
-                      "level": calibration.LEVEL},
+        "bootstrap": {
+            "draws": calibration.DRAWS,
+            "seed": calibration.SEED,
+            "level": calibration.LEVEL,
+        },
         "checks": made,
         "created_at": utc_now(),
-    }  # fmt: skip
+    }
 
 
 def _check(
@@ -141,18 +147,38 @@ def _kappa(found: Figures) -> str:
 def markdown(report: Figures) -> str:
     """The report for a person."""
     lines = [
-        "# Judges beside people", "", f"Run {report['run_id']}, {report['created_at']}.", "",
-        *(f"- {line}" for line in _facts(report)), "",
+        "# Judges beside people",
+        "",
+        f"Run {report['run_id']}, {report['created_at']}.",
+        "",
+        *(f"- {line}" for line in _facts(report)),
+        "",
         "| check | answers | no verdict | threshold | kappa (95 %) | both accept | only the judge |"
-        " only people | neither | best threshold |", "|---" * 10 + "|",
-    ]  # fmt: skip
+        " only people | neither | best threshold |",
+        "|---" * 10 + "|",
+    ]
     for name, c in report["checks"].items():
-        cells = (name, c["answers"], c["without_verdict"], f"{c['threshold']:g}", _kappa(c),
-                 c["tp"], c["fp"], c["fn"], c["tn"], _number(c["best_threshold"]))  # fmt: skip
+        cells = (
+            name,
+            c["answers"],
+            c["without_verdict"],
+            f"{c['threshold']:g}",
+            _kappa(c),
+            c["tp"],
+            c["fp"],
+            c["fn"],
+            c["tn"],
+            _number(c["best_threshold"]),
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     for name, c in report["checks"].items():
-        lines += ["", f"## {name}", "", "| threshold | kappa | precision | recall | kept |",
-                  "|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| threshold | kappa | precision | recall | kept |",
+            "|---|---|---|---|---|",
+        ]
         lines += [
             f"| {p['threshold']:g} | {_number(p['kappa'])} | {_number(p['precision'])} | "
             f"{_number(p['recall'])} | {p['tp'] + p['fp']} |"

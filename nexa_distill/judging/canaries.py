@@ -74,6 +74,4 @@ def _rate(
     canaries: Mapping[tuple[str, str], list[Row]], keeps: Callable[[list[Row]], bool]
 ) -> dict[str, float]:
     accepted = sum(keeps(checks) for checks in canaries.values())
-    return {
-        "canaries": len(canaries), "accepted": accepted, "rate": accepted / len(canaries)
-    }  # fmt: skip
+    return {"canaries": len(canaries), "accepted": accepted, "rate": accepted / len(canaries)}

@@ -43,11 +43,18 @@ def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = 
     total = (given.shown + len(given.canaries)) * len(rubrics)
     judges = [
         Collector(
-            "judge", asking, config.chosen_provider(judge.provider)[0], judge.model, rows,
-            requests_by(judge), total, retry_failed, usable=Usable(is_one_object, UNREADABLE),
+            "judge",
+            asking,
+            config.chosen_provider(judge.provider)[0],
+            judge.model,
+            rows,
+            requests_by(judge),
+            total,
+            retry_failed,
+            usable=Usable(is_one_object, UNREADABLE),
         )
         for judge in config.judging.judges
-    ]  # fmt: skip
+    ]
     return Panel(judges, rubrics)
 
 

@@ -32,18 +32,24 @@ FIELDS: dict[str, dict[str, dict[str, Any]]] = {
 _SCHEMAS = compiled(
     {
         name: {
-            "type": "object", "properties": fields, "required": list(fields),
+            "type": "object",
+            "properties": fields,
+            "required": list(fields),
             "additionalProperties": False,
         }
         for name, fields in FIELDS.items()
     }
-)  # fmt: skip
+)
 # What is shown of a row: column -> name of the part. The answer comes last.
 PARTS = {
-    "system_prompt": "instructions", "user_prompt": "question", "context": "source",
-    "schema": "tables", "reference": "known right answer", "gold_sql": "known right query",
+    "system_prompt": "instructions",
+    "user_prompt": "question",
+    "context": "source",
+    "schema": "tables",
+    "reference": "known right answer",
+    "gold_sql": "known right query",
     "teacher_output": "answer",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,17 @@ class JudgeSummary:
         """Write the quality report, JSON and Markdown; `versions` of the rubrics by name."""
         low_high = (min, max, fmean) if self.scores else ()
         stage_reports.quality_report(
-            path, stage="judge", total=self.answers, reject_reason_counts=self.reasons,
-            judge_scores=dict(zip(("min", "max", "mean"), (f(self.scores) for f in low_high),
-                                  strict=False)) or None,
+            path,
+            stage="judge",
+            total=self.answers,
+            reject_reason_counts=self.reasons,
+            judge_scores=dict(
+                zip(("min", "max", "mean"), (f(self.scores) for f in low_high), strict=False)
+            )
+            or None,
             judges={name: judge.report() for name, judge in self.judges.items()},
-            notes=[*(f"rubric {name}, version {v}" for name, v in versions.items()),
-                   *self.warnings],
-        )  # fmt: skip
+            notes=[
+                *(f"rubric {name}, version {v}" for name, v in versions.items()),
+                *self.warnings,
+            ],
+        )
