@@ -1,12 +1,9 @@
-"""What people decide about answers: events that are only ever appended, and their current view.
+"""Append-only log of human annotations, and the current state per answer.
 
-Reads, writes  `storage.annotations`, one `Annotation` per line, in the order of time
-Writes         `storage.rejected_labels`, the current rejections, for people and other programs
-Keeps          every event. Of one annotator the last event on an answer counts; where annotators
-               differ the answer is in doubt, and doubt is a rejection.
+Reads, writes  `storage.annotations`, one `Annotation` per line
+Writes         `storage.rejected_labels`, the current rejections, for other programs
+Keeps          every event; the last event of an annotator on an answer counts
 Raises         InputError (65) naming the line that is not a decision, OSError for a full disk
-
-The order of the file is the order of time: no clock decides which event is the last.
 """
 
 import json
@@ -29,7 +26,7 @@ AGAINST = ("reject", "regenerate")  # the answer is not to be trained on
 
 
 class Annotation(Section):
-    """One decision. `timestamp`: ISO 8601, UTC. `annotator` null: whoever wrote the file."""
+    """One decision. `timestamp`: ISO 8601, UTC. `annotator` null: not named."""
 
     sample_id: str
     attempt: int
@@ -42,7 +39,7 @@ class Annotation(Section):
 
     @property
     def key(self) -> Key:
-        """The answer that it is about."""
+        """Key of the answer that was decided on."""
         return self.sample_id, self.attempt
 
 
@@ -61,10 +58,10 @@ def parse(path: Path, number: int, line: bytes) -> Annotation:
     try:
         return Annotation.model_validate(json.loads(line))
     except ValidationError as error:
-        said = "; ".join(_explain(dict(item)) for item in error.errors())
+        problem = "; ".join(_explain(dict(item)) for item in error.errors())
     except (ValueError, RecursionError) as error:
-        said = str(error)
-    raise InputError(f"{path}: line {number}: {said}; found {line[:80]!r}")
+        problem = str(error)
+    raise InputError(f"{path}: line {number}: {problem}; found {line[:80]!r}")
 
 
 def _explain(item: dict[str, Any]) -> str:
@@ -75,8 +72,8 @@ def _explain(item: dict[str, Any]) -> str:
         case "missing":
             return f"{where} is missing"
         case "extra_forbidden":
-            known = Annotation.model_fields
-            return f"unknown key {where}{did_you_mean(where, known)}; known: {', '.join(known)}"
+            names = Annotation.model_fields
+            return f"unknown key {where}{did_you_mean(where, names)}; known: {', '.join(names)}"
         case "literal_error":
             near = did_you_mean(str(item["input"]), ACTIONS)
             return f"{where} is {item['input']!r}{near}, expected one of {', '.join(ACTIONS)}"
@@ -84,28 +81,29 @@ def _explain(item: dict[str, Any]) -> str:
 
 
 def current(events: Iterable[Annotation]) -> dict[Key, list[Annotation]]:
-    """Of each answer the last decision of each annotator, the oldest first."""
+    """Answer -> the last decision of each annotator, the oldest first."""
+    # The order of the events is their order in time; clocks of several machines may disagree.
     last: dict[Key, dict[str | None, Annotation]] = {}
     for event in events:
-        people = last.setdefault(event.key, {})
-        people.pop(event.annotator, None)
-        people[event.annotator] = event
-    return {key: list(people.values()) for key, people in last.items()}
+        by_annotator = last.setdefault(event.key, {})
+        by_annotator.pop(event.annotator, None)
+        by_annotator[event.annotator] = event
+    return {key: list(by_annotator.values()) for key, by_annotator in last.items()}
 
 
 def verdict(annotations: Sequence[Annotation]) -> str | None:
-    """What they all say. None: they differ (two edits that differ too), or there are none."""
-    said = {(one.action, one.edited_output) for one in annotations}
-    return annotations[0].action if len(said) == 1 else None
+    """The action that all annotators agree on (for an edit also on the text), or None."""
+    actions = {(event.action, event.edited_output) for event in annotations}
+    return annotations[0].action if len(actions) == 1 else None
 
 
 def write_rejected(storage: Storage, last: dict[Key, list[Annotation]] | None = None) -> None:
     """Replace `storage.rejected_labels` by the current decisions against answers.
 
-    `last`: `current` of the file, from whoever has it in memory.
+    `last`: the current decisions, if the caller has them in memory.
     """
     if last is None:
         last = current(read(storage.path("annotations")))
-    rejected = [one for people in last.values() for one in people if one.action in AGAINST]
-    text = "".join(json.dumps(one.model_dump()) + "\n" for one in rejected)
+    rejected = [event for events in last.values() for event in events if event.action in AGAINST]
+    text = "".join(json.dumps(event.model_dump()) + "\n" for event in rejected)
     write_text(storage.path("rejected_labels"), text)

@@ -1,12 +1,7 @@
-"""Decisions of people that stand: about an answer that is there, and made when it was.
+"""Human decisions that still apply: the answer exists and predates the decision.
 
-A decision names (sample_id, attempt). When the teacher was asked again since, another text has that
-key, so a decision that is older than the answer counts no more; nor does one about an answer that
-is not there. Both stay in the log of annotations, and are counted here.
-
-An edit makes a further answer. Edits have attempt numbers of their own, from `EDITS_FROM` on, in
-the order in which the texts of a sample first stand in the log: the log is only appended to, so
-no number ever changes, whatever else is rejected or asked again.
+Decisions that no longer apply stay in the annotation log and are counted here. An edit is a further
+answer, with an attempt number from `EDITS_FROM` on.
 """
 
 import json
@@ -33,15 +28,15 @@ from nexa_distill.storage.tables import read_batches
 ANSWERS = TABLES["collected_dataset"]
 Key = tuple[str, int]  # sample_id, attempt
 DECISIONS = (
-    "a JSONL file of decisions. The inspection app writes one at the first decision: "
+    "a JSONL file of decisions. The inspection app creates it at the first decision: "
     "`streamlit run nexa_distill/ui_inspect.py`"
 )
 EDITS_FROM = 1_000_000
-SEED = "seed"  # annotator of decisions that name none
+SEED = "seed"  # annotator of decisions without one
 
 
 class Edit(NamedTuple):
-    """A text that a person wrote. `of`: the attempt that it replaces; `attempt`: its own."""
+    """An annotator's text. `of`: the attempt that it replaces; `attempt`: its own number."""
 
     attempt: int
     of: int
@@ -50,9 +45,9 @@ class Edit(NamedTuple):
 
 @dataclass
 class Standing:
-    """`by`: answer -> its decisions, one per person; `edits`: sample -> its edited texts.
+    """`by`: answer -> its decisions, one per annotator; `edits`: sample -> its edited texts.
 
-    `left_out`: decisions about answers that are not there, or are newer than the decision.
+    `left_out`: decisions on answers that do not exist or are newer than the decision.
     """
 
     by: dict[Key, list[Annotation]] = field(default_factory=dict)
@@ -60,121 +55,117 @@ class Standing:
     left_out: int = 0
 
     def accepted(self, key: Key) -> bool | None:
-        """Whether people accept the answer; null when they do not agree."""
+        """Whether the annotators accept the answer; None if they disagree."""
         views = {decision.action == "accept" for decision in self.by[key]}
         return views.pop() if len(views) == 1 else None
 
     def words(self, key: Key) -> str:
-        """What was said against the answer."""
-        said = [
-            text
-            for one in self.by.get(key, [])
-            if one.action != "accept"
-            for text in (one.reason, one.note)
-            if text
-        ]
-        return "; ".join(dict.fromkeys(said))
+        """Reasons and notes against the answer, joined by `; `."""
+        against = (event for event in self.by.get(key, []) if event.action != "accept")
+        texts = (text for event in against for text in (event.reason, event.note) if text)
+        return "; ".join(dict.fromkeys(texts))
 
     def asked_again(self, key: Key) -> bool:
-        """Whether somebody asks for another answer, and nobody accepts this one."""
-        found = self.by.get(key, [])
-        return any(one.action == "regenerate" for one in found) and self.accepted(key) is False
+        """Whether an annotator requests another answer, and none accepts this one."""
+        events = self.by.get(key, [])
+        return any(e.action == "regenerate" for e in events) and self.accepted(key) is False
 
 
 def standing(config: DistillConfig) -> Standing:
-    """The decisions of `storage.annotations`; none when there is no such file."""
-    path, found = config.storage.path("annotations"), Standing()
+    """The decisions in `storage.annotations`; none without that file."""
+    path, valid = config.storage.path("annotations"), Standing()
     if not path.exists():
-        return found
+        return valid
     events = annotations.read(path)
-    made = dict(_made(config, {event.sample_id for event in events}))
+    times = dict(_made(config, {event.sample_id for event in events}))
     numbers = _numbers(events)
     for key, views in annotations.current(events).items():
-        for one in views:
-            at, decided = made.get(key), time_of(one)
-            own = numbers.get(_text(one), EDITS_FROM)
-            of_itself = one.action == "edit" and own <= one.attempt
-            if key not in made or of_itself or (at and decided and decided < at):
-                found.left_out += 1
+        for event in views:
+            # If the teacher was asked again since, another text has this key.
+            answered, decided = times.get(key), time_of(event)
+            is_outdated = answered and decided and decided < answered
+            number = numbers.get(_text(event), EDITS_FROM)
+            of_itself = event.action == "edit" and number <= event.attempt
+            if key not in times or of_itself or is_outdated:
+                valid.left_out += 1
                 continue
-            found.by.setdefault(key, []).append(one)
-            if one.action == "edit":
-                edit = Edit(own, one.attempt, one)
-                found.edits.setdefault(one.sample_id, []).append(edit)
-    return found
+            valid.by.setdefault(key, []).append(event)
+            if event.action == "edit":
+                edit = Edit(number, event.attempt, event)
+                valid.edits.setdefault(event.sample_id, []).append(edit)
+    return valid
 
 
 def _made(config: DistillConfig, samples: set[str]) -> Iterator[tuple[Key, datetime | None]]:
-    """When the answers to these samples arrived; null = not known."""
-    wanted, storage = pa.array(sorted(samples), pa.string()), config.storage
+    """(key, arrival time or None) of the answers to these samples."""
+    ids, storage = pa.array(sorted(samples), pa.string()), config.storage
     columns = ["sample_id", "attempt", "created_at"]
     for path in (storage.path("collected_dataset"), *repairs(storage)):
         for rows in read_batches(path, ANSWERS, columns=columns):
-            rows = rows.filter(pc.is_in(rows["sample_id"], wanted))
-            for row in rows.to_pylist():
+            for row in rows.filter(pc.is_in(rows["sample_id"], ids)).to_pylist():
                 yield (row["sample_id"], row["attempt"]), row["created_at"]
 
 
-def time_of(one: Annotation) -> datetime | None:
-    """When the decision was made, UTC; null = not said. Raises InputError."""
-    if one.timestamp is None:
+def time_of(event: Annotation) -> datetime | None:
+    """The time of the decision, UTC; None if unknown. Raises InputError."""
+    if event.timestamp is None:
         return None
     try:
-        at = datetime.fromisoformat(one.timestamp)
+        at = datetime.fromisoformat(event.timestamp)
     except ValueError:
         raise InputError(
-            f"decision on {one.sample_id}, attempt {one.attempt}: timestamp is {one.timestamp!r}, "
-            "expected ISO 8601, as 2026-11-25T06:00:00+00:00"
+            f"decision on {event.sample_id}, attempt {event.attempt}: timestamp is "
+            f"{event.timestamp!r}, expected ISO 8601, as 2026-11-25T06:00:00+00:00"
         ) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _text(one: Annotation) -> tuple[str, int, str | None, str | None]:
-    return one.sample_id, one.attempt, one.annotator, one.edited_output
+def _text(event: Annotation) -> tuple[str, int, str | None, str | None]:
+    return event.sample_id, event.attempt, event.annotator, event.edited_output
 
 
 def _numbers(events: list[Annotation]) -> dict[tuple[str, int, str | None, str | None], int]:
-    """The attempt number of every edited text that was ever in the log."""
-    found: dict[tuple[str, int, str | None, str | None], int] = {}
+    """The attempt number of every edited text in the log."""
+    # In the order of first occurrence. The log is append-only, so a number never changes.
+    numbers: dict[tuple[str, int, str | None, str | None], int] = {}
     count: dict[str, int] = {}
     for event in events:
-        if event.action == "edit" and _text(event) not in found:
-            found[_text(event)] = EDITS_FROM + count.get(event.sample_id, 0)
+        if event.action == "edit" and _text(event) not in numbers:
+            numbers[_text(event)] = EDITS_FROM + count.get(event.sample_id, 0)
             count[event.sample_id] = count.get(event.sample_id, 0) + 1
-    return found
+    return numbers
 
 
 def decisions_of(path: Path, src: Path) -> list[Annotation]:
-    """The decisions of a file: lines of the log, or seeds `{index | sample_id, action, ...}`.
+    """The decisions in a file: lines of the log, or seeds `{index | sample_id, action, ...}`.
 
-    A seed is about the answer in row `index` (0-based) of `src`, the file that was looked at, or
-    about the last attempt that is there of `sample_id`. Raises InputMissing where there is no such
-    file, InputError naming the line.
+    A seed refers to row `index` (0-based) of the inspected file `src`, or to the last attempt of
+    `sample_id` in it. Raises InputMissing without the file, InputError naming the line.
     """
     answers = _Inspected(src)
-    found = []
+    decisions = []
     for number, line in enumerate(read_text(path, DECISIONS).split("\n"), 1):
         if line.strip():
             try:
-                found.append(_decision(json.loads(line), answers))
+                decisions.append(_decision(json.loads(line), answers))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path}: line {number}: {error}; found {line[:80]!r}") from None
-    return found
+    return decisions
 
 
 class _Inspected:
-    """Keys of the file that a person looked at; read when a seed needs it."""
+    """Keys of the answers in the inspected file; read on first use."""
 
     def __init__(self, src: Path) -> None:
         self.src = src
 
     @cached_property
     def keys(self) -> list[Key]:
-        found: list[Key] = []
+        keys: list[Key] = []
         for rows in read_batches(self.src, ANSWERS, columns=list(ANSWERS.unique)):
             columns = (rows[name].to_pylist() for name in ANSWERS.unique)
-            found += zip(*columns, strict=True)
-        return found
+            keys += zip(*columns, strict=True)
+        return keys
 
     @cached_property
     def last(self) -> dict[str, int]:
@@ -196,35 +187,35 @@ class _Inspected:
 
 
 def _decision(line: Any, answers: _Inspected) -> Annotation:
-    """Raises ValueError for what is no decision."""
+    """Raises ValueError if the line is not a decision."""
     if not isinstance(line, dict) or not {"index", "sample_id"} & line.keys():
         raise ValueError("expected {sample_id or index, action, reason, note}")
     if "attempt" not in line:
         by_row = "index" in line
         key = answers.row(line["index"]) if by_row else answers.sample(line["sample_id"])
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        usual = {"annotator": SEED, "timestamp": now}
-        line = usual | line | dict(zip(ANSWERS.unique, key, strict=True))
+        defaults = {"annotator": SEED, "timestamp": now}
+        line = defaults | line | dict(zip(ANSWERS.unique, key, strict=True))
         line.pop("index", None)
     try:
         return Annotation.model_validate(line)
     except ValidationError as error:
-        said = [f"{item['loc'][-1]}: {item['msg']}" for item in error.errors() if item["loc"]]
-        raise ValueError("; ".join(said) or "expected a decision") from None
+        problems = [f"{item['loc'][-1]}: {item['msg']}" for item in error.errors() if item["loc"]]
+        raise ValueError("; ".join(problems) or "expected a decision") from None
 
 
 def record(config: DistillConfig, given: list[Annotation]) -> int:
-    """Append decisions to the log, those that stand there already left out; how many were new."""
+    """Append those decisions to the log that it does not contain yet; returns their number."""
     path = config.storage.path("annotations")
     events = annotations.read(path) if path.exists() else []
-    known = {_said(one) for views in annotations.current(events).values() for one in views}
-    new = [one for one in given if _said(one) not in known]
-    for one in new:
-        annotations.append(path, one)
+    recorded = {_said(event) for views in annotations.current(events).values() for event in views}
+    new = [event for event in given if _said(event) not in recorded]
+    for event in new:
+        annotations.append(path, event)
     if new:
         annotations.write_rejected(config.storage)
     return len(new)
 
 
-def _said(one: Annotation) -> str:
-    return one.model_dump_json(exclude={"timestamp"})
+def _said(event: Annotation) -> str:
+    return event.model_dump_json(exclude={"timestamp"})

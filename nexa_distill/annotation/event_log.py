@@ -1,8 +1,8 @@
-"""An append-only file of events, one JSON object per line: what people decide, as they decide it.
+"""An append-only file of events, one JSON object per line.
 
-Writers take turns (flock). An event is on disk before `append` returns; after a crash the file
-holds every event that was acknowledged, and at its end perhaps a piece of one that was not. Such
-a piece is moved to `<name>.torn` by the next writer, and readers leave it out.
+Writers take turns (flock). An event is on disk before `append` returns. After a crash the file
+contains every acknowledged event, and perhaps an incomplete last line: readers skip it, and the
+next writer moves it to `<name>.torn`.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ TAIL_BYTES = 1 << 16
 
 
 def append(path: Path, event: Mapping[str, Any]) -> None:
-    """Write one event. Raises OSError when it is not on disk; then it may be sent again."""
+    """Write one event. Raises OSError if it is not on disk; then it may be appended again."""
     line = json.dumps(event, ensure_ascii=True).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
@@ -42,7 +42,7 @@ def append(path: Path, event: Mapping[str, Any]) -> None:
 
 
 def _mend_tail(descriptor: int, path: Path) -> None:
-    """Complete a last line that lacks only its end, and move away one that is half-written."""
+    """Terminate a complete last line that lacks its newline; move away an incomplete one."""
     end = os.fstat(descriptor).st_size
     tail = _tail(descriptor, end)
     if not tail:
@@ -58,7 +58,7 @@ def _mend_tail(descriptor: int, path: Path) -> None:
 
 
 def _tail(descriptor: int, end: int) -> bytes:
-    """What stands behind the last line end."""
+    """The bytes after the last newline."""
     tail = b""
     while end and b"\n" not in tail:
         start = max(0, end - TAIL_BYTES)
@@ -67,7 +67,7 @@ def _tail(descriptor: int, end: int) -> bytes:
 
 
 def whole(line: bytes) -> bool:
-    """Whether it is a complete JSON object (the beginning of one never is)."""
+    """Whether the line is a complete JSON object (the beginning of one never is)."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -75,13 +75,13 @@ def whole(line: bytes) -> bool:
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each line that is not blank; a torn last line is left out and logged.
+    """Number and bytes of each line that is not blank; none without the file.
 
-    A file that is not there has none.
+    An incomplete last line is skipped and logged.
     """
     if not path.exists():
         return
-    found = path.read_bytes().split(b"\n")
-    if found[-1] and not whole(found[-1]):
-        log.warning("%s: the half-written last line is left out: %r", path, found.pop()[:80])
-    yield from ((number, line) for number, line in enumerate(found, 1) if line.strip())
+    file_lines = path.read_bytes().split(b"\n")
+    if file_lines[-1] and not whole(file_lines[-1]):
+        log.warning("%s: skipped the incomplete last line: %r", path, file_lines.pop()[:80])
+    yield from ((number, line) for number, line in enumerate(file_lines, 1) if line.strip())

@@ -1,8 +1,8 @@
-"""Which of two answers a person prefers, not knowing who wrote them.
+"""Blind preferences between two answers: append-only log, and the current state.
 
-Reads, writes  `storage.preferences`, one `Preference` per line, append-only like the annotations.
-               A line holds both texts, so it stays true when the answers are made anew
-Keeps          every event; of one annotator the last one on a pair of texts counts
+Reads, writes  `storage.preferences`, one `Preference` per line. A line contains both texts, so it
+               stays valid when answers are regenerated
+Keeps          every event; an annotator's last event on a pair of texts counts
 Raises         InputError (65) naming the line that is not a preference
 """
 
@@ -22,7 +22,7 @@ Choice = Literal["first", "second", "tie"]
 
 
 class Preference(Section):
-    """`first` and `second` say whose the texts are: teacher, before or after (training)."""
+    """`first` and `second` name the models: `teacher`, `before` or `after` (training)."""
 
     sample_id: str
     first: str
@@ -35,36 +35,36 @@ class Preference(Section):
 
     @property
     def winner(self) -> str | None:
-        """Whose answer is preferred; None for a tie."""
+        """The model whose answer is preferred; None for a tie."""
         return {"first": self.first, "second": self.second, "tie": None}[self.preferred]
 
 
 def append(path: Path, preference: Preference) -> None:
-    """Write one; it is on disk when this returns."""
+    """Write one preference; it is on disk when this returns."""
     event_log.append(path, preference.model_dump())
 
 
 def read(path: Path) -> list[Preference]:
     """Every preference, the oldest first; none when there is no file."""
-    found = []
+    preferences = []
     for number, line in event_log.lines(path):
         try:
-            found.append(Preference.model_validate(json.loads(line)))
+            preferences.append(Preference.model_validate(json.loads(line)))
         except (ValidationError, ValueError, RecursionError) as error:
-            said = str(error).splitlines()
-            raise InputError(f"{path}: line {number}: not a preference: {said}") from None
-    return found
+            problems = str(error).splitlines()
+            raise InputError(f"{path}: line {number}: not a preference: {problems}") from None
+    return preferences
 
 
 def current(events: Iterable[Preference]) -> list[Preference]:
-    """The last one of each annotator on each pair of texts, in whichever order they stood."""
+    """The last preference of each annotator on each pair of texts, whichever was shown first."""
     last = {}
-    for one in events:
-        pair = frozenset((one.first_output, one.second_output))
-        last[one.sample_id, pair, one.annotator] = one
+    for event in events:
+        pair = frozenset((event.first_output, event.second_output))
+        last[event.sample_id, pair, event.annotator] = event
     return list(last.values())
 
 
 def tally(events: Iterable[Preference]) -> Counter[str]:
-    """How often each was preferred; `tie` among them."""
-    return Counter(one.winner or "tie" for one in current(events))
+    """How often each model was preferred, and the number of ties as `tie`."""
+    return Counter(event.winner or "tie" for event in current(events))

@@ -1,6 +1,6 @@
-"""The chain of sealed files: what is out of date, and whether every link is whole.
+"""Which stages are out of date, and whether the hashes of all sealed files match.
 
-A link is a stage's output: the file, its manifest, and the inputs that the manifest names.
+A link of the chain is a stage's output: the file, its manifest, and the manifest's inputs.
 """
 
 from collections.abc import Iterator
@@ -17,20 +17,20 @@ from nexa_distill.text.hashing import compact_json, sha256_text
 
 @dataclass
 class Freshness:
-    """Compares what is sealed on disk with what the configuration asks for; hashes a file once."""
+    """Compares the sealed files with the configuration; hashes each file once."""
 
     config: DistillConfig
     _hashes: dict[Path, str] = field(default_factory=dict)
 
     def digest(self, path: Path) -> str:
-        """Hex SHA-256 of the file or folder as it stands."""
+        """Hex SHA-256 of the file or folder."""
         resolved = path.resolve()
         if resolved not in self._hashes:
             self._hashes[resolved] = sha256_path(path)
         return self._hashes[resolved]
 
     def why_run(self, stage: Stage) -> str | None:
-        """Why the stage has to run, or None when every output is intact and up to date."""
+        """Why the stage has to run, or None if every output is intact and up to date."""
         return next((why for key in stage.outputs for why in self._stale(stage, key)), None)
 
     def _stale(self, stage: Stage, output: str) -> Iterator[str]:
@@ -43,18 +43,18 @@ class Freshness:
             yield f"{path} has no manifest"
             return
         if manifest["sha256"] != self.digest(path):
-            yield f"{path} is not what its manifest seals"
+            yield f"{path} does not match its manifest"
         yield from self._changed_inputs(stage, manifest["inputs"])
-        wanted = settings(stage, self.config)
-        if wanted is not None and manifest["config_sha256"] != sha256_text(compact_json(wanted)):
+        values = settings(stage, self.config)
+        if values is not None and manifest["config_sha256"] != sha256_text(compact_json(values)):
             yield f"{stage.name}: settings changed"
 
     def _counts(self, key: str) -> bool:
-        """Whether an optional input is one now: repairs of other answers are not."""
+        """Whether an optional input is used: repairs of other answers are not."""
         return key != "regen_dataset" or bool(repairs(self.config.storage))
 
     def _changed_inputs(self, stage: Stage, recorded: list[dict[str, str]]) -> Iterator[str]:
-        """By content: a file that was only moved has not changed."""
+        # Compared by content: a file that was only moved has not changed.
         optional = [key for key in stage.optional if self._counts(key)]
         declared = {locate(key, self.config) for key in (*stage.inputs, *optional)}
         now = {self.digest(path): path for path in declared if path.exists()}
@@ -69,10 +69,10 @@ class Freshness:
 
 
 def verify_chain(config: DistillConfig) -> Iterator[str]:
-    """One line per intact link, from the raw file to the checkpoint and what was made after it.
+    """One line per intact link, from the raw file to the evaluation of the checkpoint.
 
-    A link is whole when the file is what its manifest seals, and each input that the manifest
-    names is still the file that was read. Raises InputMissing (66) at the first broken link.
+    A link is intact if the file matches its manifest, and each input named there is unchanged.
+    Raises InputMissing (66) at the first broken link.
     """
     fresh = Freshness(config)
     for stage in STAGES:
@@ -86,7 +86,7 @@ def verify_chain(config: DistillConfig) -> Iterator[str]:
                 raise InputMissing(
                     f"broken link at {stage.name}: "
                     + (f"{path} is missing" if not path.exists() else f"{seal} is missing")
-                    + "; `bash launch_pipeline.sh` makes it"
+                    + "; `bash launch_pipeline.sh` creates it"
                 )
             yield _check_link(stage, path, manifest, fresh)
 
@@ -94,12 +94,12 @@ def verify_chain(config: DistillConfig) -> Iterator[str]:
 def _check_link(stage: Stage, path: Path, manifest: dict[str, Any], fresh: Freshness) -> str:
     named = [(Path(item["path"]), item["sha256"]) for item in manifest["inputs"]]
     for file, sealed in [*named, (path, manifest["sha256"])]:
-        found = fresh.digest(file) if file.exists() else "nothing"
-        if found != sealed:
-            by = manifest_path(path, fresh.config.storage)
+        actual = fresh.digest(file) if file.exists() else "missing"
+        if actual != sealed:
+            seal = manifest_path(path, fresh.config.storage)
             raise InputMissing(
-                f"broken link at {stage.name}: {file} is {found[:12]}, {by} says {sealed[:12]}; "
-                "`bash launch_pipeline.sh` makes what is missing"
+                f"broken link at {stage.name}: {file} is {actual[:12]}, {seal} has {sealed[:12]}; "
+                "`bash launch_pipeline.sh` creates what is missing"
             )
     reads = ", ".join(f"{file} {sealed[:12]}" for file, sealed in named)
     return f"ok  {stage.name:<20} {path} {manifest['sha256'][:12]} <- {reads}"

@@ -1,8 +1,8 @@
-"""Stages that outlived their session: found by the run that stands in their environment, and ended.
+"""Find and stop orphaned stage processes by the run id in their environment.
 
-After `kill -9` of a session's wrapper the stage gets a hang-up and ends by itself, unless it is
-busy or ignores it; two of the same stage must never work at once. Needs /proc: elsewhere nothing
-is found, and a stage that still works is met by its own lock (exit 75).
+After `kill -9` of a session's wrapper its stage gets SIGHUP and exits, unless it is busy or ignores
+it; the same stage must never run twice. Needs /proc: elsewhere no process is found, and the lock of
+a stage that still runs refuses a second one (exit 75).
 """
 
 import os
@@ -14,32 +14,32 @@ VARIABLE = "NEXA_PROGRESS_FILE"
 
 
 def find(logs: Path) -> list[int]:
-    """The pids of processes that belong to a run in `logs`, this one and its parents excepted."""
-    wanted = f"{VARIABLE}={logs.resolve()}/".encode()
+    """The pids of processes of a run in `logs`, except this process and its parent."""
+    prefix = f"{VARIABLE}={logs.resolve()}/".encode()
     return [
         int(folder.name)
         for folder in Path("/proc").glob("[0-9]*")
-        if _belongs(folder, wanted) and int(folder.name) not in (os.getpid(), os.getppid())
+        if _belongs(folder, prefix) and int(folder.name) not in (os.getpid(), os.getppid())
     ]
 
 
-def _belongs(folder: Path, wanted: bytes) -> bool:
+def _belongs(folder: Path, prefix: bytes) -> bool:
     try:
         environment = (folder / "environ").read_bytes()
-    except OSError:  # gone meanwhile, or somebody else's
+    except OSError:  # it has ended, or belongs to another user
         return False
-    return any(variable.startswith(wanted) for variable in environment.split(b"\0"))
+    return any(variable.startswith(prefix) for variable in environment.split(b"\0"))
 
 
 def end(logs: Path, grace_seconds: float = 30.0) -> int:
-    """TERM to each of them, KILL to those that are there after the grace. Returns how many."""
-    found = find(logs)
-    _signal(found, signal.SIGTERM)
+    """Send SIGTERM, after the grace period SIGKILL. Returns the number of processes."""
+    pids = find(logs)
+    _signal(pids, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
-    while (left := find(logs)) and time.monotonic() < deadline:
+    while (remaining := find(logs)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    _signal(left, signal.SIGKILL)
-    return len(found)
+    _signal(remaining, signal.SIGKILL)
+    return len(pids)
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:

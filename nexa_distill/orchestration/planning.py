@@ -1,4 +1,4 @@
-"""What a launch would run: per session run or skip, why, and the command."""
+"""Plan a launch: per session run or skip, why, and the command."""
 
 import shlex
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from nexa_distill.settings.yaml_loading import load_yaml
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for on the command line; null = as the configuration says."""
+    """The launcher's flags; None = as configured."""
 
     config: Path
     input: Path | None = None
@@ -25,7 +25,7 @@ class Request:
     answers: Path | None = None
 
     def load(self) -> DistillConfig:
-        """The configuration with the flags laid over it."""
+        """The configuration, overridden by the flags."""
         over: dict[str, Any] = {"input": {}}
         if self.input is not None:
             over["input"]["path"] = str(self.input)
@@ -56,8 +56,8 @@ class Step:
 def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -> list[Step]:
     """Per session, in order: run or skip, why, and the command.
 
-    Doubt runs: a stage that is up to date after all says so in a second. Raises InputMissing when
-    the raw input is needed and absent, InputError for a bad setting of a stage that is asked for.
+    When in doubt, run the stage: it exits quickly if its outputs are current. Raises InputMissing
+    if the raw input is needed and missing, InputError for a bad setting of a requested stage.
     """
     fresh = fresh or Freshness(request.load())
     config, upstream, steps = fresh.config, "", list[Step]()
@@ -66,7 +66,7 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
     named, chosen = _chosen_sessions(request)
     if named == INSPECT:
         command = session_command(INSPECT, config, request)
-        return [Step(INSPECT, runs=True, why="asked for by name", command=command)]
+        return [Step(INSPECT, runs=True, why="requested by name", command=command)]
     for session in SESSIONS:
         command = session_command(session, config, request)
         why = _why(session, chosen, named, fresh, upstream)
@@ -92,7 +92,7 @@ def _why(
     session: str, chosen: tuple[str, ...], named: str | None, fresh: Freshness, upstream: str
 ) -> _Why:
     if session not in chosen:
-        return _Why(False, "not asked for")
+        return _Why(False, "not requested")
     raw = Path(fresh.config.input.path)
     if session == "data_gen" and not raw.exists():
         raise InputMissing(f"{raw}: no such input; set input.path or pass --input PATH")
@@ -100,58 +100,53 @@ def _why(
     if why := next(stale, None):
         return _Why(True, why, stale=True)
     if session == named:
-        return _Why(True, "asked for by name; up to date")
+        return _Why(True, "requested by name; up to date")
     return _Why(True, f"upstream runs ({upstream})") if upstream else _Why(False, "up to date")
 
 
 def _teacher(needed: bool, start: list[str], endpoint: str, until: Path) -> Step:
-    """The server beside data_gen: it ends when data_gen has ended, whatever its code."""
+    """The server that data_gen uses. It ends with data_gen, whatever the exit code."""
     command = [*start, "--endpoint-file", endpoint, "--until", str(until)]
     return Step(TEACHER, needed, f"data_gen {'needs' if needed else 'does not need'} it", command)
 
 
 def session_command(session: str, config: DistillConfig, request: Request) -> list[str]:
-    """The command that runs a session's stages, as a person would type it."""
+    """The command that runs a session's stages, as a user would type it."""
     with_config = ["--config", str(request.config)]
     match session:
         case "data_gen":
-            flags = {
+            flags: dict[str, object] = {
                 "--input": request.input,
                 "--limit": request.limit,
                 "--provider": request.provider,
                 "--answers": request.answers,
             }
-            given = [str(word) for flag, v in flags.items() if v is not None for word in (flag, v)]
             script = "scripts/python/data_processing/run_full_data_gen.py"
-            return ["python", script, *with_config, *given]
+            return ["python", script, *with_config, *_flag_words(flags)]
         case "filtering":
             return ["python", "scripts/python/data_processing/run_filtering.py", *with_config]
         case "regeneration":
             flags = {"--provider": request.provider, "--answers": request.answers}
-            given = [str(word) for flag, v in flags.items() if v is not None for word in (flag, v)]
             script = "scripts/python/data_processing/run_regeneration.py"
-            return ["python", script, *with_config, *given]
+            return ["python", script, *with_config, *_flag_words(flags)]
         case "packaging":
             return ["python", "scripts/python/deployment/run_packaging.py", *with_config]
         case "training":
-            script = "scripts/shell/training/run_training.sh"
-            return [
-                "bash",
-                script,
-                config.student,
-                "false",
-                "--pipeline-config",
-                str(request.config),
-            ]
+            command = ["bash", "scripts/shell/training/run_training.sh"]
+            return [*command, config.student, "false", "--pipeline-config", str(request.config)]
         case "inspect":
-            room = ["nexa_distill/ui_inspect.py", "--server.address", "127.0.0.1"]
-            return ["streamlit", "run", *room, "--", *with_config]
+            app = ["nexa_distill/ui_inspect.py", "--server.address", "127.0.0.1"]
+            return ["streamlit", "run", *app, "--", *with_config]
         case _:
             return ["python", "scripts/python/evaluation/run_evaluation.py", *with_config]
 
 
+def _flag_words(flags: dict[str, object]) -> list[str]:
+    return [str(word) for flag, v in flags.items() if v is not None for word in (flag, v)]
+
+
 def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
-    """The session that was asked for by name, if any, and those that may run."""
+    """The session requested by name, if any, and those that may run."""
     if request.first and request.only:
         raise UsageError("--from and --only exclude each other: give one of them")
     if request.only:
@@ -160,13 +155,13 @@ def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
     if request.first:
         first = session_of(request.first)
         if first == INSPECT:
-            raise UsageError("inspect stands beside the pipeline: start it with --only inspect")
+            raise UsageError("inspect is not part of the pipeline: start it with --only inspect")
         return first, SESSIONS[SESSIONS.index(first) :]
     return None, SESSIONS
 
 
 def plan_lines(steps: list[Step], *, commands: bool = True) -> list[str]:
-    """The plan for a person."""
+    """The plan as text, two lines per session that runs."""
     lines = []
     for step in steps:
         lines.append(f"{step.session:<11} {'run ' if step.runs else 'skip'}  {step.why}")

@@ -1,8 +1,8 @@
-"""A run's folder, `logs/<run_id>/`: what the launcher and the sessions write there, read back.
+"""A run's folder, `logs/<run_id>/`: written by the launcher and the sessions, read here.
 
-`plan` (see `write_plan`) and, per session, `.pid` (of its wrapper), `.started`, `.progress`
-(`console/progress.py`), `.log` and, last, `.exit` with the exit code. `logs/latest` is the newest
-run. A wrapper that is gone without an exit file was killed; its code is 137.
+It contains `plan` (see `write_plan`) and, per session, `.pid` (of its wrapper), `.started`,
+`.progress` (`console/progress.py`), `.log` and, last, `.exit` with the exit code. `logs/latest` is
+the newest run. A wrapper that has ended without an exit file was killed; its code is 137.
 """
 
 import json
@@ -24,14 +24,15 @@ KILLED, UPSTREAM_FAILED = 137, 75
 
 
 def new_run_dir(logs: Path) -> Path:
-    """`logs/<UTC time>-<pid>`, not made yet."""
+    """The path `logs/<UTC time>-<pid>`; the folder is not created."""
     return logs / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}"
 
 
 def write_plan(run_dir: Path, steps: list[Step]) -> None:
-    """The sessions that run, in a form that bash reads without eval: NUL-terminated fields
-    session, after, ready_by, ready_file, number of words, the words of the command.
+    """Write the sessions that run as NUL-terminated fields: session, after, ready_by, ready_file,
+    number of words, the words of the command.
     """
+    # bash can read this form without eval.
     run_dir.mkdir(parents=True)
     fields = [
         word
@@ -50,7 +51,7 @@ def write_plan(run_dir: Path, steps: list[Step]) -> None:
 
 
 def planned_sessions(run_dir: Path) -> list[str]:
-    """The run's sessions in order. Raises InputError when the folder holds no plan."""
+    """The run's sessions in order. Raises InputError if the folder contains no plan."""
     plan = run_dir / "plan"
     if not plan.is_file():
         raise InputError(f"{run_dir}: not the folder of a run (there is no {plan})")
@@ -64,14 +65,14 @@ def planned_sessions(run_dir: Path) -> list[str]:
 
 
 def latest_run(logs: Path) -> Path | None:
-    """The newest run's folder, or None when nothing has run."""
+    """The newest run's folder, or None without a run."""
     link = logs / "latest"
     return link.resolve() if (link / "plan").is_file() else None
 
 
 @dataclass(frozen=True)
 class SessionState:
-    """What is known of one session. `elapsed` and `left` are seconds, `rate` is rows/s."""
+    """The state of one session. `elapsed` and `left` are seconds, `rate` is rows/s."""
 
     name: str
     state: str
@@ -85,12 +86,12 @@ class SessionState:
 
     @property
     def left(self) -> float | None:
-        """The estimate, or None when there is nothing to estimate from."""
-        known = self.code is None and self.rate > 0 and self.total > self.done
-        return (self.total - self.done) / self.rate if known else None
+        """The estimated time left, or None without a rate."""
+        has_rate = self.code is None and self.rate > 0 and self.total > self.done
+        return (self.total - self.done) / self.rate if has_rate else None
 
     def line(self) -> str:
-        """One line for a person."""
+        """The state as one line of text."""
         parts = [f"{self.name:<11}", f"{self.state:<11}"]
         if self.state != "waiting":
             parts.append(f"{clock(self.elapsed):>8}")
@@ -106,9 +107,10 @@ class SessionState:
 def read_session(run_dir: Path, name: str) -> SessionState:
     """The session's state: waiting, running, done, stopped, failed N or not started (75).
 
-    A wrapper that died without an exit file gets one here, with 137, so that everyone sees it.
+    A wrapper that died without an exit file gets one here, with 137.
     """
-    gone = not _is_alive(run_dir, name)  # before the exit file is looked for: it is written first
+    # A wrapper writes its exit file before it ends: test the process first, then the file.
+    gone = not _is_alive(run_dir, name)
     code = _read_code(run_dir / f"{name}.exit")
     if code is None and gone:
         code = KILLED
@@ -158,7 +160,7 @@ def _is_alive(run_dir: Path, name: str) -> bool:
     try:
         pid = int((run_dir / f"{name}.pid").read_text())
     except (OSError, ValueError):
-        # Not started yet, unless the launcher itself died while it was starting the sessions.
+        # Not started yet, unless the launcher died while it was starting the sessions.
         return time.time() - (_modified(run_dir / "plan") or 0.0) < 60
     try:
         os.kill(pid, 0)
@@ -179,19 +181,20 @@ def _command_line(pid: int) -> str:
 
 
 def running_sessions(run_dir: Path | None) -> list[str]:
-    """The sessions of a run that have not ended."""
+    """The run's sessions that have not ended."""
     if run_dir is None:
         return []
     return [name for name in planned_sessions(run_dir) if read_session(run_dir, name).code is None]
 
 
 def exit_code(states: list[SessionState]) -> int:
-    """0 if every session ended with 0, else the first failing one's code: those after it say 75."""
+    """0 if every session ended with 0, else the code of the first that failed."""
+    # The sessions after a failed one end with 75.
     return next((state.code for state in states if state.code), 0)
 
 
 def failures(run_dir: Path, states: list[SessionState]) -> Iterator[str]:
-    """What failed or was stopped, the error it ended with, and where its log is."""
+    """Per failed or stopped session its exit code, log and last error."""
     for state in states:
         if state.code and state.state != "not started":
             log = run_dir / f"{state.name}.log"
@@ -200,7 +203,7 @@ def failures(run_dir: Path, states: list[SessionState]) -> Iterator[str]:
 
 
 def _last_error(log: Path) -> list[str]:
-    """The last line that says error, or else the last line that is not the wrapper's."""
+    """The last line that begins with `error:`, or else the stage's last line."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

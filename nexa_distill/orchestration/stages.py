@@ -1,7 +1,6 @@
-"""The order of the work: stages, the sessions that run them, what each reads and writes.
+"""The stages in order, with their sessions, inputs and outputs.
 
-`STAGES` is the one home of the order and of the session names. Paths are `storage:` keys; two are
-not: `RAW` is `input.path`, `CHECKPOINT` the trained student.
+Paths are `storage:` keys, except `RAW` (`input.path`) and `CHECKPOINT` (the trained student).
 """
 
 from collections.abc import Callable
@@ -23,10 +22,10 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `optional` inputs count when they exist.
+    """One stage. `optional` inputs count if they exist.
 
-    `module` is the module of `nexa_distill` whose `settings(config)` decide the output. A student
-    stage has `student` instead; with neither, nothing but the inputs decides.
+    `module`: the module of `nexa_distill` whose `settings(config)` determine the output. A student
+    stage has `student` instead; without either only the inputs determine it.
     """
 
     name: str
@@ -62,7 +61,7 @@ STAGES = (
           ("filtered_dataset", "rejections"), "sample_gate",
           optional=("regen_dataset", "exec_checks", "judge_checks", "judge_canaries",
                     "person_checks")),
-    # What it reads of the gates' tables is among its settings: see docs/adr/0014.
+    # The plan, read from the gates' tables, is one of its settings: see docs/adr/0014.
     Stage("regenerate", "regeneration", ("collected_dataset",), ("regen_dataset",),
           "regenerate_bad"),
     Stage("packaging", "packaging", ("filtered_dataset",),
@@ -72,15 +71,13 @@ STAGES = (
           student=_generation),
     Stage("student_gen", "evaluation", ("raw_dataset", CHECKPOINT), ("student_outputs",),
           student=_generation),
-    # Every setting that the report depends on decides an earlier stage too.
+    # Every setting that determines the report also determines an earlier stage.
     Stage("evaluation", "evaluation", ("student_outputs", "baseline_outputs"),
           ("evaluation_report",)),
 )  # fmt: skip
 
 SESSIONS = tuple(dict.fromkeys(stage.session for stage in STAGES))
-INSPECT = (
-    "inspect"  # a session for people: it writes no table, and runs only when asked for by name
-)
+INSPECT = "inspect"  # a session for annotators: writes no table, runs only if requested by name
 
 
 def locate(key: str, config: DistillConfig) -> Path:
@@ -93,21 +90,21 @@ def locate(key: str, config: DistillConfig) -> Path:
 
 
 def settings(stage: Stage, config: DistillConfig) -> dict[str, Any] | None:
-    """The values that decide the stage's output, next to its inputs."""
+    """The values that determine the stage's output, besides its inputs."""
     if stage.student is not None:
         return stage.student(config, load_yaml(Path(config.student), StudentConfig))
     if stage.module is None:
         return None
-    found: dict[str, Any] = import_module(f"nexa_distill.{stage.module}").settings(config)
-    return found
+    values: dict[str, Any] = import_module(f"nexa_distill.{stage.module}").settings(config)
+    return values
 
 
 def session_of(name: str) -> str:
-    """The session of a session's or a stage's name. Raises UsageError naming the nearest."""
+    """The session with this name or with a stage of this name. Raises UsageError."""
     if name in (*SESSIONS, INSPECT):
         return name
     for stage in STAGES:
         if stage.name == name:
             return stage.session
-    known = list(dict.fromkeys([*SESSIONS, INSPECT, *(stage.name for stage in STAGES)]))
-    raise UsageError(f'no stage "{name}"{did_you_mean(name, known)}; known: {", ".join(known)}')
+    names = list(dict.fromkeys([*SESSIONS, INSPECT, *(stage.name for stage in STAGES)]))
+    raise UsageError(f'no stage "{name}"{did_you_mean(name, names)}; known: {", ".join(names)}')

@@ -1,10 +1,6 @@
-"""What a model is told about an answer that was rejected: the one home of these words.
+"""Prompts for repairs: an instruction per rejection reason, and their evidence.
 
-Every reason of contracts.REASONS is here, with an instruction, or among those that another answer
-would not mend (`NOT_REPAIRED`). An instruction says what to do, not what was bad: a small model
-does what it reads. Evidence goes along where it is about the answer alone. What execution found
-beside the known answer never does, and no word of a judge where there is a known answer, which
-judges are shown; whatever else quotes a known answer is left out too.
+Every reason of contracts.REASONS has an instruction, or is in `NOT_REPAIRED`.
 """
 
 import re
@@ -15,11 +11,12 @@ from nexa_distill.contracts import DOUBTS
 
 EVIDENCE_CHARS = 300
 KNOWN = ("gold_sql", "reference", "tests")  # columns that the model must not see
-WORDS_PER_TOKEN = 0.55  # of an answer that must end before max_tokens, with room to spare
+WORDS_PER_TOKEN = 0.55  # with a margin, so that an answer ends before max_tokens
 JOURNAL_KEY = re.compile(r" \(journal: [0-9a-f]+\)$")
 
 BY_PERSON = "rejected_by_person"
 COMPLETE = "End with a complete sentence and stop there."
+# An instruction describes the wanted answer, not the fault: a small model does what it reads.
 INSTRUCTIONS: dict[str, str] = {
     "malformed_response": "Answer the question directly.",
     "content_filter": "Keep to the subject matter, in neutral and factual language.",
@@ -67,7 +64,7 @@ INSTRUCTIONS: dict[str, str] = {
 NOT_REPAIRED = DOUBTS | {
     "better_attempt_kept",
     "not_applied",
-    # Of prompts, and of requests that brought no answer.
+    # Reasons against prompts, and for requests without an answer.
     "duplicate",
     "near_duplicate",
     "joins_splits",
@@ -88,7 +85,7 @@ WITH_EVIDENCE = {
     "forbidden_operation",
 }
 JUDGED = {"low_factuality", "low_reasoning", "critical_safety", "requires_human_review"}
-# Answers of which nothing is shown again.
+# Answers that must not be quoted in the new prompt.
 NOT_SHOWN = {
     "malformed_response",
     "content_filter",
@@ -103,7 +100,7 @@ NOT_SHOWN = {
 
 
 class Fault(NamedTuple):
-    """A reason against an answer, and the evidence of its check; of a person, what they said."""
+    """A reason against an answer, with the evidence of its check or an annotator's comment."""
 
     reason: str
     detail: str | None = None
@@ -112,40 +109,43 @@ class Fault(NamedTuple):
 def repair_prompt(
     row: Mapping[str, Any], faults: Sequence[Fault], answer: str | None, max_tokens: int
 ) -> str:
-    """The user message: the question, what to do this time, and (`answer`) what was rejected.
+    """The user message: the question, the instructions, and the rejected `answer` if given.
 
     `row` is one of contracts.INPUTS, `max_tokens` the limit of an answer.
     """
     if any(fault.reason == "reasoning_cut" for fault in faults):
-        # There was no room for an answer: what else is wrong with it follows from that.
+        # The reasoning left no room for an answer; other reasons follow from that.
         faults = [fault for fault in faults if fault.reason in ("reasoning_cut", BY_PERSON)]
-    most = str(int(max_tokens * WORDS_PER_TOKEN) // 10 * 10)
-    told = dict.fromkeys(
-        INSTRUCTIONS[fault.reason].replace("{most}", most) + _said(row, fault) for fault in faults
+    max_words = str(int(max_tokens * WORDS_PER_TOKEN) // 10 * 10)
+    instructions = dict.fromkeys(
+        INSTRUCTIONS[fault.reason].replace("{most}", max_words) + _said(row, fault)
+        for fault in faults
     )
     parts = [row["user_prompt"]]
     if answer and not {fault.reason for fault in faults} & NOT_SHOWN and not _quotes(row, answer):
         parts.append(f"An earlier answer, which was not accepted:\n{answer}")
-    parts.append("\n".join(["Mind this:", *(f"- {line}" for line in told)]))
+    parts.append("\n".join(["Mind this:", *(f"- {line}" for line in instructions)]))
     return "\n\n".join([*parts, "Write the answer only."])
 
 
 def _said(row: Mapping[str, Any], fault: Fault) -> str:
-    """The evidence, where it may be told."""
+    """The evidence, if the model may see it."""
     text = JOURNAL_KEY.sub("", fault.detail or "").strip()[:EVIDENCE_CHARS]
     if not text:
         return ""
-    if fault.reason == BY_PERSON:  # who decides what is told about their decision
+    if fault.reason == BY_PERSON:  # annotators know that the model reads their comment
         return f" The reviewer said: {text}"
     if fault.reason in JUDGED:
+        # Judges see the known answer, so their reasons may quote it.
         has_known = any(row[name] for name in KNOWN)
         return "" if has_known else f" A reader said: {text.partition(': ')[2] or text}"
-    told = fault.reason in WITH_EVIDENCE and not _quotes(row, text)
-    return f" Found: {text}" if told else ""
+    # Evidence of other checks may compare the answer with the known one.
+    is_shown = fault.reason in WITH_EVIDENCE and not _quotes(row, text)
+    return f" Found: {text}" if is_shown else ""
 
 
 def _quotes(row: Mapping[str, Any], text: str) -> bool:
-    """Whether a known answer occurs in the text, whatever its case and spaces."""
+    """Whether a known answer occurs in the text, ignoring case and spaces."""
     folded = _folded(text)
     return any(_folded(row[name]) in folded for name in KNOWN if row[name])
 

@@ -1,11 +1,11 @@
-"""What the repair loop came to: each sample once, by how it ended; rounds; dollars.
+"""Report of the repair loop: each sample once, by its outcome; rounds; cost.
 
 Reads   collected_dataset, unanswered, regen_dataset, filtered_dataset, rejections
-Writes  reports/regeneration/repair_report.{json,md}; not a byte when nothing has changed
+Writes  reports/regeneration/repair_report.{json,md}, only if something has changed
 
-first_pass + repaired + edited + abandoned + unanswered == samples. Abandoned: answers, none of
-which was kept, by the first reason against the last of them. Unanswered: no answer at all. Dollars
-and tokens are those of the repairs in the tables; null = not said or unpriced.
+first_pass + repaired + edited + abandoned + unanswered == samples. Abandoned: has answers, none
+kept; counted under the first reason against the last answer. Unanswered: no answer at all. Dollars
+and tokens are those of the repairs in the tables; null = unknown or unpriced.
 """
 
 import json
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 
 def repair_report(config: DistillConfig) -> Json:
-    """The figures. Raises InputMissing (66) before there are any."""
+    """The figures. Raises InputMissing (66) before the gates have run."""
     storage, first = config.storage, config.collection.samples
     samples = {s for key in ("collected_dataset", "unanswered") for s, _ in _keys(storage, key)}
     kept = dict(_keys(storage, "filtered_dataset"))
@@ -61,32 +61,32 @@ def _keys(storage: Storage, key: str) -> Iterator[tuple[str, int]]:
 
 
 def _last_reasons(storage: Storage) -> dict[str, str]:
-    """Of each sample with a rejected answer, the first reason against the last of them."""
-    found: dict[str, tuple[int, str]] = {}
+    """Sample -> first reason against its last rejected answer."""
+    last: dict[str, tuple[int, str]] = {}
     columns = ["sample_id", "attempt", "rejection_reason"]
     for rows in read_batches(storage.path("rejections"), TABLES["rejections"], columns=columns):
         for sample, attempt, reason in zip(*rows.to_pydict().values(), strict=True):
-            found[sample] = max(found.get(sample, (-1, "")), (attempt, reason))
-    return {sample: reason for sample, (_, reason) in found.items()}
+            last[sample] = max(last.get(sample, (-1, "")), (attempt, reason))
+    return {sample: reason for sample, (_, reason) in last.items()}
 
 
 def _asked(storage: Storage) -> pa.Table:
-    """The repairs that models gave."""
+    """The repairs written by models."""
     table, columns = TABLES["regen_dataset"], ["sample_id", "attempt", "total_tokens", "cost_usd"]
     schema = pa.schema([table.schema.field(name) for name in columns])
-    found = [
+    batches = [
         rows for path in repairs(storage) for rows in read_batches(path, table, columns=columns)
     ]
-    rows = pa.concat_tables(found) if found else schema.empty_table()
+    rows = pa.concat_tables(batches) if batches else schema.empty_table()
     return rows.filter(pc.less(rows["attempt"], EDITS_FROM))
 
 
 def _rounds(asked: pa.Table, kept: dict[str, int], first: int) -> list[Json]:
-    found = []
+    rounds = []
     for attempt in sorted(asked["attempt"].unique().to_pylist()):
         rows = asked.filter(pc.equal(asked["attempt"], attempt))
         samples = rows["sample_id"].to_pylist()
-        found.append(
+        rounds.append(
             {
                 "round": attempt - first + 1,
                 "answered": rows.num_rows,
@@ -95,17 +95,17 @@ def _rounds(asked: pa.Table, kept: dict[str, int], first: int) -> list[Json]:
                 "usd": _sum(rows, "cost_usd"),
             }
         )
-    return found
+    return rounds
 
 
 def _sum(rows: pa.Table, column: str) -> Any:
-    """Null when one value is not known, for then the sum is not, or there is none."""
+    """The sum, or null without values or with an unknown one."""
     values = rows[column]
     return None if values.null_count or not len(values) else pc.sum(values).as_py()
 
 
 def markdown(report: Json) -> str:
-    """The same for a person."""
+    """The report as Markdown."""
     total = report["samples"] or 1
     names = {
         "first_pass": "kept at the first pass",
@@ -122,9 +122,9 @@ def markdown(report: Json) -> str:
     ]
     lines += ["", "| round | answers | kept | tokens | US$ |", "|---|---|---|---|---|"]
     lines += [
-        f"| {one['round']} | {one['answered']:,} | {one['kept']:,} | {shown(one['tokens'])} | "
-        f"{shown(one['usd'])} |"
-        for one in report["rounds"]
+        f"| {n['round']} | {n['answered']:,} | {n['kept']:,} | {shown(n['tokens'])} | "
+        f"{shown(n['usd'])} |"
+        for n in report["rounds"]
     ]
     lines += ["", f"US$ per repaired sample: {shown(report['usd_per_repaired_sample'])}"]
     lines += ["", "| abandoned because of | samples |", "|---|---|"]
@@ -133,7 +133,7 @@ def markdown(report: Json) -> str:
 
 
 def write(config: DistillConfig) -> Json:
-    """Write the report, unless it stands there already, and say it in a line."""
+    """Write the report if it has changed, and print it as one line."""
     report = repair_report(config)
     path = config.storage.path("reports") / "regeneration" / "repair_report.json"
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"

@@ -146,7 +146,7 @@ def test_where_the_data_is_and_how_fast_it_is_asked_for_changes_nothing(
     ("damage", "why"),
     [
         (lambda p: p.unlink(), "is gone"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is not what its manifest seals"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "does not match its manifest"),
         (lambda p: manifest_path(p, Request(CONFIG).load().storage).unlink(), "has no manifest"),
     ],
 )
@@ -163,7 +163,7 @@ def test_other_repairs_are_a_new_input_of_filtering(finished: TinyProject) -> No
     path.write_bytes(b"x")
     found = plan()
     assert found["filtering"] == "skip: up to date", "a file without its seal counts for nothing"
-    assert found["regeneration"].endswith("is not what its manifest seals")
+    assert found["regeneration"].endswith("does not match its manifest")
     pq.write_table(pa.table({"sample_id": ["x"]}), path)
     config = Request(CONFIG).load()
     StageRun("regenerate", config.storage, inputs=[output("collected_dataset")], settings={}).seal(
@@ -182,10 +182,10 @@ def test_from_and_only_leave_the_others_alone(project: TinyProject) -> None:
 
 
 def test_a_session_asked_for_by_name_starts_even_if_it_is_up_to_date(finished: TinyProject) -> None:
-    assert plan(only="evaluation")["evaluation"] == "run: asked for by name; up to date"
+    assert plan(only="evaluation")["evaluation"] == "run: requested by name; up to date"
     assert plan(first="training")["evaluation"] == "run: upstream runs (training)"
     assert plan(only="teacher", provider="embedded")["teacher"].startswith("run")  # other settings
-    assert plan(first="data_gen")["data_gen"] == "run: asked for by name; up to date"
+    assert plan(first="data_gen")["data_gen"] == "run: requested by name; up to date"
 
 
 def test_each_session_waits_for_the_one_before_it_that_runs(project: TinyProject) -> None:
