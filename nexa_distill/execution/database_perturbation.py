@@ -1,25 +1,20 @@
-"""Changed copies of a database, on which a query that was right by luck is wrong.
+"""Perturbed copies of a database, which expose a query that matches by chance.
 
     numbers   the numbers of each column change places, texts stay
     texts     the texts of each column change places, numbers stay
-    rows      a part of the rows is missing and numbers are scaled (times 1/4 to 4)
-    mixed     for each text there are two further rows with it, the rest of which comes from other
-              rows; numbers are scaled
-    ties      each column of numbers has only its least, middle and greatest value; asked where MAX,
-              MIN, ORDER BY or LIMIT occurs, unless the gold query itself picks by order
+    rows      some rows are missing and numbers are scaled (times 1/4 to 4)
+    mixed     two further rows per text, filled from other rows; numbers are scaled
+    ties      each numeric column has only its least, middle and greatest value; used for MAX, MIN,
+              ORDER BY or LIMIT, unless the gold query itself picks by order
 
-Schema, types, keys and the texts that occur stay, so that a query with a text in it still finds
-rows; what each copy leaves alone keeps queries with several conditions decidable. Keys are declared
-primary, unique and foreign keys, and columns whose name ends with "id"; a table in which each text
-of some column stands once gets no further rows, for that may be its key. A text column that holds
-only numbers counts as numbers. The copies depend on the database's content alone.
+Schema, types, keys and the set of texts stay, so that a query with a text constant still finds
+rows. Keys are declared primary, unique and foreign keys, and columns whose name ends with "id". The
+copies depend only on the database's content. Source: Zhong, Yu, Klein, "Semantic Evaluation for
+Text-to-SQL with Distilled Test Suites", EMNLP 2020.
 
-The idea of changed databases: Zhong, Yu, Klein, "Semantic Evaluation for Text-to-SQL with Distilled
-Test Suites", EMNLP 2020. Not covered: a condition that holds for every text of its column
-(`country = 'usa'` where all are) stays without effect, and so does the difference of `> 100` and
-`>= 100`; rules of the data that the schema does not
-declare are broken, and a query that relies on one is called lucky; virtual tables and tables
-WITHOUT ROWID stay as they are.
+Not covered: a condition that is true of every row (`country = 'usa'`), `> 100` against `>= 100`,
+rules of the data that the schema does not declare (a query that relies on one counts as chance),
+virtual tables and tables WITHOUT ROWID.
 """
 
 import random
@@ -32,13 +27,13 @@ from typing import Any
 VARIANTS = ("numbers", "texts", "rows", "mixed", "ties")
 TIES = 1 + VARIANTS.index("ties")  # its place after the real database
 NUMBER = re.compile(r"\s*-?\d+(?:\.\d+)?\s*\Z")
-MOST_ROWS = 20_000  # of a table that gets further ones
+MOST_ROWS = 20_000  # of a table to which rows are added
 Values = Sequence[Any]
 
 
 def perturbed(source: Path, folder: Path, digest: str) -> list[Path]:
     """Write the copies of `source` into `folder`; `digest` is the hash of its content."""
-    made = []
+    paths = []
     for variant in VARIANTS:
         path = folder / f"{digest[:16]}-{variant}.sqlite"
         with sqlite3.connect(path, isolation_level=None) as copy:
@@ -47,11 +42,12 @@ def perturbed(source: Path, folder: Path, digest: str) -> list[Path]:
             original.close()
             _change(copy, variant, digest)
         copy.close()
-        made.append(path)
-    return made
+        paths.append(path)
+    return paths
 
 
 def _change(copy: sqlite3.Connection, variant: str, digest: str) -> None:
+    # Checks and triggers could refuse or repeat the changes.
     copy.execute("PRAGMA ignore_check_constraints=ON")
     copy.execute("BEGIN")
     for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
@@ -109,7 +105,7 @@ def _changes(variant: str, *, numeric: bool) -> Callable[[Values, random.Random]
 
 
 def _columns(copy: sqlite3.Connection, table: str) -> list[str]:
-    """But for generated ones."""
+    """The columns that are not generated."""
     return [row[1] for row in _pragma(copy, "table_xinfo", table) if not row[6]]
 
 
@@ -130,6 +126,7 @@ def _quoted(name: str) -> str:
 
 
 def _is_numeric(values: Values) -> bool:
+    # A text column that contains only numbers counts as numeric.
     present = [value for value in values if value is not None]
     return bool(present) and all(
         isinstance(v, int | float) or (isinstance(v, str) and NUMBER.match(v)) for v in present
@@ -137,7 +134,7 @@ def _is_numeric(values: Values) -> bool:
 
 
 def _rotated(values: Values, draw: random.Random) -> Values:
-    """Each value in the place of another one: no row keeps its own."""
+    """A permutation of the values in which none keeps its position."""
     order = list(range(len(values)))
     draw.shuffle(order)
     changed = list(values)
@@ -151,7 +148,7 @@ def _scaled(values: Values, draw: random.Random) -> Values:
 
 
 def _like(value: Any, number: float) -> Any:
-    """The number in the form of the value: whole, with a point, or as text."""
+    """The number in the type of the value: int, float or text."""
     if isinstance(value, float):
         return number
     if isinstance(value, int):
@@ -172,7 +169,7 @@ def _drop_rows(copy: sqlite3.Connection, table: str, share: float, draw: random.
 
 
 def _further_rows(copy: sqlite3.Connection, table: str, draw: random.Random) -> list[Values]:
-    """None for a table with a key other than one whole number, and for a large one."""
+    """Further rows; none for a large table or one whose key is not a single integer."""
     names, keys = _columns(copy, table), _keys(copy, table)
     listed = ", ".join(map(_quoted, names))
     rows = copy.execute(f"SELECT {listed} FROM {_quoted(table)} ORDER BY _rowid_").fetchall()  # noqa: S608
@@ -184,6 +181,7 @@ def _further_rows(copy: sqlite3.Connection, table: str, draw: random.Random) -> 
     texts = {
         n: dict.fromkeys(v) for n, v in columns.items() if n not in keys and not _is_numeric(v)
     }
+    # A text column without duplicates may be an undeclared key.
     if any(len(different) == len(rows) for different in texts.values()):
         return []
     added: list[Values] = []

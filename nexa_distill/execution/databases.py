@@ -1,9 +1,9 @@
-"""The SQLite files that rows name in their column `database`.
+"""Find the SQLite files named in the column `database`.
 
 Reads  `execution.databases`, or (null) the folder of the raw data: NAME, NAME with one of
-       `ENDINGS`, or such a file in a folder NAME (as Spider and BIRD come)
-Raises InputMissing (66) for a name without a file, InputError (65) for a file that is no database
-       or has changes beside it
+       `ENDINGS`, or such a file in a folder NAME (the layout of Spider and BIRD)
+Raises InputMissing (66) for a name without a file, InputError (65) for a file that is not a
+       database or has a write-ahead log
 """
 
 import sqlite3
@@ -16,12 +16,12 @@ ENDINGS = (".sqlite", ".db", ".sqlite3")
 
 
 def find_databases(names: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Name -> its file below `folder`, each opened once."""
+    """Name -> its file below `folder`. Each file is opened once to validate it."""
     return {name: _find_database(name, folder) for name in sorted(names)}
 
 
 def database_folder(configured: str | None, raw: Path) -> Path:
-    """Where the databases are: as configured, or beside the raw data."""
+    """The configured folder of the databases, or that of the raw data."""
     if configured:
         return Path(configured)
     return raw if raw.is_dir() else raw.parent
@@ -29,7 +29,7 @@ def database_folder(configured: str | None, raw: Path) -> Path:
 
 def _find_database(name: str, folder: Path) -> Path:
     if name in ("", ".", "..") or Path(name).name != name:
-        raise InputError(f"database {name!r} is not a file's name; expected NAME or NAME.sqlite")
+        raise InputError(f"database {name!r} is not a file name; expected NAME or NAME.sqlite")
     files = [f"{name}{ending}" for ending in ENDINGS]
     places = [folder / name, *(folder / f for f in files), *(folder / name / f for f in files)]
     path = next((place for place in places if place.is_file()), None)
@@ -41,7 +41,7 @@ def _find_database(name: str, folder: Path) -> Path:
     log = path.with_name(f"{path.name}-wal")
     if log.exists() and log.stat().st_size:
         raise InputError(
-            f"{log}: holds changes that are not in the database yet; run "
+            f"{log}: contains changes that are not in the database yet; run "
             f"`sqlite3 {path} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
         )
     try:

@@ -1,10 +1,8 @@
-"""Runs inside the sandbox: the program, then its tests; reports how far it came.
+"""Runs inside the sandbox: load the program, run its tests, report the last step.
 
-Started as `python -I -S -B -c <this file> DESCRIPTOR`, with the standard library alone. Standard
-input holds the program with its limits and behind it, not read before the program has been loaded,
-the tests and a token; each is JSON after eight digits with its length. The report on DESCRIPTOR is
-what was reached and the token: a program that ends itself, or prints what it likes, reports
-nothing.
+Started as `python -I -S -B -c <this file> DESCRIPTOR`, with only the standard library. Standard
+input has two parts, each JSON after eight digits with its length: the program with its limits, then
+the tests with a token. The report on DESCRIPTOR contains the last step and the token.
 """
 
 import json
@@ -16,15 +14,15 @@ from typing import Any
 
 
 def _read() -> Any:
-    """The next part of standard input, and no byte more."""
-    size, found = int(os.read(0, 8)), b""
-    while len(found) < size:
-        found += os.read(0, size - len(found))
-    return json.loads(found)
+    # Unbuffered: the second part must not be in memory while the program is loaded.
+    size, part = int(os.read(0, 8)), b""
+    while len(part) < size:
+        part += os.read(0, size - len(part))
+    return json.loads(part)
 
 
 def _run(code: str, name: str, module: types.ModuleType) -> str | None:
-    """The error it ended with, `Kind: text`; null = it ran to its end."""
+    """The error that ended the code, `Kind: text`; None = it ran to its end."""
     try:
         exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102 - this is the sandbox
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program ended with it
@@ -36,21 +34,22 @@ def _run(code: str, name: str, module: types.ModuleType) -> str | None:
 
 
 def main() -> None:
-    """Load, test, report, end."""
+    """Load, test, report, exit."""
     descriptor = int(sys.argv.pop())
-    asked = _read()
-    for name, value in asked["limits"].items():
+    job = _read()
+    for name, value in job["limits"].items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     os.environ.clear()
     os.chdir("/home")
     module = sys.modules["answer"] = types.ModuleType("answer")
-    step, error = "load", _run(asked["program"], "answer.py", module)
-    exam = _read()
-    if error is None and exam["tests"] is not None:
-        module.__dict__["__name__"] = "__main__"  # tests below `if __name__ == "__main__"` are run
-        step, error = "tests", _run(exam["tests"], "tests.py", module)
-    said = json.dumps({"step": step, "error": error, "token": exam["token"]})
-    os.write(descriptor, said.encode())
+    step, error = "load", _run(job["program"], "answer.py", module)
+    # A program that exits or prints a report of its own does not have the token.
+    tests = _read()
+    if error is None and tests["tests"] is not None:
+        module.__dict__["__name__"] = "__main__"  # also run tests below `if __name__ == ...`
+        step, error = "tests", _run(tests["tests"], "tests.py", module)
+    report = json.dumps({"step": step, "error": error, "token": tests["token"]})
+    os.write(descriptor, report.encode())
     os._exit(0)
 
 

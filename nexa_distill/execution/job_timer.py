@@ -1,14 +1,13 @@
-"""When the work that a worker is at began, as its parent sees it.
+"""Start time of a worker's current job, in memory shared with its parent.
 
-A few bytes of shared memory: thousands of answers per second are each timed, and telling the time
-by a message would cost more than most queries do.
+A message per job would cost more than most queries: thousands of answers are checked per second.
 """
 
 import mmap
 import struct
 import time
 
-ANSWER, GOLD = 0, 1  # whose time it is
+ANSWER, GOLD = 0, 1  # what is running
 FORM = struct.Struct("=dB")
 
 
@@ -19,10 +18,10 @@ class Stopwatch:
         self._memory = mmap.mmap(descriptor, FORM.size)
 
     def start(self, whose: int, used: float = 0.0) -> None:
-        """It is `whose` time now; `used` seconds of it have gone before."""
+        """Start timing `whose` code, which has already used `used` seconds."""
         FORM.pack_into(self._memory, 0, time.monotonic() - used, whose)
 
     def read(self) -> tuple[float, int]:
-        """When it began, in seconds of `time.monotonic`, and whose it is."""
+        """The start in seconds of `time.monotonic`, and what is running."""
         since, whose = FORM.unpack_from(self._memory)
         return since, whose

@@ -1,15 +1,9 @@
-"""The checks of a maths answer (it has a final answer, and that is the reference's), and of JSON
-(it is that as a whole, and satisfies its schema).
+"""The checks of maths answers (final answer equals the reference's) and of JSON answers (schema).
 
-The final answer is what stands after the last `####`, or else what math-verify extracts: the last
-\\\\boxed{}, an expression after "the answer is", the last number. Both texts are read the same way
-(numbers of other scripts and countries: `text/numbers.py`): a reference may be a worked solution.
-Equality is math-verify's (`verify`: numbers to six decimal places, expressions by simplification,
-72 % equals 72/100 or 72).
-
-math-verify hands sympy's evaluating parser only digits, operators and brackets; LaTeX goes through
-a grammar. An expression that never ends or fills the memory (9**9**9**9) is ended by the worker's
-limits. Not covered: units are not compared (72 km is 72 miles).
+A final answer is the text after the last `####`, or else what math-verify extracts: the last
+\\\\boxed{}, an expression after "the answer is", the last number. Equality is math-verify's
+(`verify`: numbers to six decimal places, expressions by simplification, 72 % equals 72/100 or 72).
+Not covered: units are not compared (72 km equals 72 miles).
 """
 
 import re
@@ -22,7 +16,7 @@ FINAL = re.compile(r"####[ \t]*([^\n]+)")
 
 
 class MathChecks:
-    """Imports sympy, which takes a second: made in the worker, before its first answer."""
+    """Importing sympy takes a second, so a worker creates this before its first answer."""
 
     def __init__(self) -> None:
         import logging
@@ -33,37 +27,40 @@ class MathChecks:
         self._parse, self._verify = math_verify.parse, math_verify.verify
 
     def _final(self, text: str) -> list[object]:
+        # Answer and reference are read the same way: a reference may be a worked solution.
         text = with_plain_numbers(text)
         marked = FINAL.findall(text)
-        found: list[object] = self._parse(marked[-1] if marked else text, parsing_timeout=None)
-        return found
+        # math-verify passes only digits, operators and brackets to sympy's evaluating parser. The
+        # worker's limits end an expression that never ends or fills the memory (9**9**9**9).
+        answers: list[object] = self._parse(marked[-1] if marked else text, parsing_timeout=None)
+        return answers
 
     def check(self, job: Job) -> list[Check]:
         """executes = a final answer was found; matches = it equals the reference's."""
-        found = self._final(job.answer or "")
-        if not found:
+        answer = self._final(job.answer or "")
+        if not answer:
             return failed("no_final_answer", None, known=job.known is not None)
-        executes = check("executes", True, None, found[-1])
+        executes = check("executes", True, None, answer[-1])
         if job.known is None:
             return [executes]
-        known = self._final(job.known)
-        if not known:
-            detail = "the reference holds no final answer"
+        reference = self._final(job.known)
+        if not reference:
+            detail = "the reference has no final answer"
             return [executes, check("matches", None, "not_decidable", detail)]
-        if self._verify(known, found, timeout_seconds=None):
+        if self._verify(reference, answer, timeout_seconds=None):
             return [executes, check("matches", True)]
-        shown = f"{found[-1]}, expected {known[-1]}"
+        shown = f"{answer[-1]}, expected {reference[-1]}"
         return [executes, check("matches", False, "wrong_result", shown)]
 
 
 class JsonChecks:
-    """By the schemas of `collection.response_schemas`."""
+    """Checks answers against the schemas of `collection.response_schemas`."""
 
     def __init__(self, schemas: ResponseSchemas) -> None:
         self._schemas = schemas
 
     def check(self, job: Job) -> list[Check]:
-        """executes; and matches for a task type (`job.known`) that has a schema."""
+        """executes = it is JSON as a whole; matches = it satisfies the task type's schema."""
         text = job.answer or ""
         try:
             parse_json(text)

@@ -1,10 +1,8 @@
-"""Worker processes that check answers, each answer within a hard wall.
+"""Worker processes that check answers, each answer within a hard wall-clock limit.
 
-A worker that passes the wall, or dies, is replaced, and the verdict is about the answer that it was
-at: `execution_timeout` or `execution_crashed`. Workers have an environment of their own (nothing
-but PYTHONPATH), a process group, limits on memory and file size, and end with their parent. The
-memory here does not depend on what an answer returns: of a worker's line only `LINE_BYTES` are
-read.
+A worker that exceeds the limit, or dies, is replaced; its current answer gets `execution_timeout`
+or `execution_crashed`. Workers have only PYTHONPATH in their environment, a process group of their
+own, limits on memory and file size, and end with their parent.
 
     with Pool(setting, workers=2) as pool:
         for checks in pool.map(jobs): ...      # in the order of the jobs
@@ -33,15 +31,15 @@ from nexa_distill.errors import NexaError
 from nexa_distill.execution.checks import Check, Job, failed, scored, undecided
 from nexa_distill.execution.job_timer import FORM, GOLD, Stopwatch
 
-JOBS_AT_ONCE, CHARACTERS_AT_ONCE = 16, 16_384  # sent ahead: a worker never waits, nor do we for it
-GRACE_SECONDS = 0.5  # after the answer's own limit, which the worker keeps by itself
+JOBS_AT_ONCE, CHARACTERS_AT_ONCE = 16, 16_384  # sent ahead, so that neither side waits
+GRACE_SECONDS = 0.5  # after the answer's own limit, which the worker enforces itself
 START_SECONDS = 120.0
-LINE_BYTES = 1 << 20
+LINE_BYTES = 1 << 20  # read of a worker's line, whatever an answer returns
 PACKAGES = str(Path(nexa_distill.__file__).resolve().parent.parent)
 
 
 class Pool:
-    """`setting` is what a worker needs to know (`worker.checkers`); use as a context manager."""
+    """`setting` configures the workers (`worker.checkers`); use as a context manager."""
 
     def __init__(self, setting: Mapping[str, Any], workers: int) -> None:
         self._setting, self._wall = setting, setting["limits"]["timeout_seconds"] + GRACE_SECONDS
@@ -77,18 +75,17 @@ class Pool:
             yield from map(scored, waiting.popleft().result())
 
     def _checks(self, jobs: Sequence[Job]) -> list[list[Check]]:
-        """In this thread's worker, and in a new one from where the last one ended."""
-        found: list[list[Check]] = []
-        while len(found) < len(jobs):
+        results: list[list[Check]] = []
+        while len(results) < len(jobs):
+            # A new worker if the last one ended: it continues after the job that ended it.
             worker = self._worker()
-            left = jobs[len(found) :]
-            worker.send(left)
-            for job in left:
-                checks = worker.receive(job)
-                found.append(checks)
+            remaining = jobs[len(results) :]
+            worker.send(remaining)
+            for job in remaining:
+                results.append(worker.receive(job))
                 if worker.ended:
                     break
-        return found
+        return results
 
     def _worker(self) -> "_Worker":
         worker: _Worker | None = getattr(self._own, "worker", None)
@@ -119,7 +116,7 @@ def _parts(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 
 
 class _Worker:
-    """One process, the socket to it, and its stopwatch."""
+    """One process, the socket to it, and its timer."""
 
     def __init__(self, wall: float) -> None:
         self._wall, self.ended, self._buffer = wall, False, b""
@@ -139,7 +136,7 @@ class _Worker:
             )
 
     def start(self, setting: Mapping[str, Any]) -> None:
-        """Wait until it is ready. Raises NexaError when it does not come up."""
+        """Wait until it is ready. Raises NexaError if it does not start."""
         self._sent = time.monotonic() + START_SECONDS
         self._socket.settimeout(START_SECONDS)
         try:
@@ -148,13 +145,13 @@ class _Worker:
         except OSError:
             self.kill()
             raise NexaError(
-                "a worker of the exec gate did not start (its error stands above); with little "
-                "memory, raise execution.memory_mb"
+                "a worker of the exec gate did not start (its error is printed above); if memory "
+                "is short, raise execution.memory_mb"
             ) from None
         self._socket.settimeout(self._wall)
 
     def send(self, jobs: Sequence[Job]) -> None:
-        """Hand them in; that it has died is found out when the first answer is read."""
+        """Send jobs; a worker that has died is noticed when the first result is read."""
         lines = b"".join(json.dumps(job).encode() + b"\n" for job in jobs)
         self._sent = time.monotonic()
         try:
@@ -163,18 +160,18 @@ class _Worker:
             self.kill()
 
     def receive(self, job: Job) -> list[Check]:
-        """The checks of the next job, which is this one."""
+        """The checks of `job`, which must be the next one."""
         try:
-            said = json.loads(self._line())
+            result = json.loads(self._line())
         except (OSError, ValueError) as error:
             self.kill()
             return _blamed(job, self._watch.read()[1], late=isinstance(error, TimeoutError))
-        if "bug" in said:
-            return undecided("check_missing", said["bug"])
-        return [Check(*row) for row in said["checks"]]
+        if "bug" in result:
+            return undecided("check_missing", result["bug"])
+        return [Check(*row) for row in result["checks"]]
 
     def _line(self) -> bytes:
-        """The next line. Raises OSError when it has ended, TimeoutError when it takes too long."""
+        """The next line. Raises OSError if the worker has ended, TimeoutError past the limit."""
         while b"\n" not in self._buffer:
             while not select.select([self._socket], [], [], max(self._left(), 0))[0]:
                 if self._left() <= 0:
@@ -187,11 +184,11 @@ class _Worker:
         return line
 
     def _left(self) -> float:
-        """Seconds until the wall of what it is at, or of what it was handed since."""
+        """Seconds until the limit of the current job, or of the jobs sent since."""
         return max(self._watch.read()[0], self._sent) + self._wall - time.monotonic()
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """Kill the process and its children."""
         self.ended = True
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -199,12 +196,12 @@ class _Worker:
         self._process.wait()
 
     def close(self) -> None:
-        """After `kill`, and when nobody reads any more."""
+        """Close the socket, after `kill` and when no thread reads it any more."""
         self._socket.close()
 
 
 def _blamed(job: Job, whose: int, *, late: bool) -> list[Check]:
-    """The verdict on the job at which a worker ended."""
+    """The checks of the job that ended its worker."""
     if whose == GOLD:
         return undecided("not_decidable", "the known query ended the process that ran it")
     if late:

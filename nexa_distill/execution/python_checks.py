@@ -1,11 +1,9 @@
-"""The checks of a Python answer: it can be loaded, and passes the tests of its task.
+"""The checks of a Python answer: it loads, and passes the tests of its task.
 
-The answer is loaded as a module named `answer` (what stands below `if __name__ == "__main__":` is
-not run), then the tests run in the same namespace: statements, of which a right program passes
-every `assert`, and what they define and do not call (`python_tests.py`). An exit, whatever its
-status, before the last test is a failure. Tests that also pass without a program, or that need a
-module which is not there, decide nothing: `not_decidable`. See `sandbox.py` for what holds the
-program and what does not.
+The answer is loaded as a module named `answer` (code below `if __name__ == "__main__":` is not
+run), then the tests run in the same namespace, completed by `python_tests.py`. An exit before the
+last test is a failure, whatever its status. Tests that also pass without a program, or that need a
+missing module, are `not_decidable`. The isolation and its gaps: `sandbox.py`.
 """
 
 import signal
@@ -19,18 +17,18 @@ from nexa_distill.execution.sql import Limits
 REASONS = {"MemoryError": "memory_limit", "PermissionError": "forbidden_operation"}
 READ_ONLY = "OSError: [Errno 30]"
 NO_MODULE = "ModuleNotFoundError"
-CACHED = 256  # tests: the answers to one task are near each other
+CACHED = 256  # tests; answers to one task are close together
 
 
 class PythonChecks:
-    """Each answer in a sandbox of its own."""
+    """Checks each answer in its own sandbox."""
 
     def __init__(self, limits: Limits, watch: Stopwatch | None = None) -> None:
         self._limits, self._watch = limits, watch
         self._doubts: dict[str, str | None] = {}
 
     def check(self, job: Job) -> list[Check]:
-        """executes; and matches where there are tests (`job.known`)."""
+        """executes, and matches if there are tests (`job.known`)."""
         program = job.answer or ""
         tests = None if job.known is None else complete_tests(job.known, program)
         ran = sandbox.run(program, tests, self._limits)
@@ -50,7 +48,7 @@ class PythonChecks:
         return [executes, check("matches", ran.error is None, reason, ran.error)]
 
     def _doubt(self, tests: str, error: str | None) -> str | None:
-        """Why the tests decide nothing: what they do without a program. None = they decide."""
+        """Why the tests cannot decide, from a run without a program; None = they can."""
         if tests not in self._doubts:
             if self._watch:
                 self._watch.start(GOLD)
@@ -67,10 +65,10 @@ class PythonChecks:
         return f"the tests cannot be run here: {error}" if error and error == alone else None
 
     def _cut_off(self, ran: sandbox.Ran, *, known: bool) -> list[Check]:
-        """It did not come to its report."""
+        """The checks of a program that ended without a report."""
         if ran.stopped == "output":
-            most = self._limits.max_output_bytes
-            return failed("output_limit", f"printed more than {most} bytes", known=known)
+            limit = f"printed more than {self._limits.max_output_bytes} bytes"
+            return failed("output_limit", limit, known=known)
         if ran.stopped == "time" or ran.code == 128 + signal.SIGXCPU:
             limit = f"more than {self._limits.timeout_seconds} s"
             return failed("execution_timeout", limit, known=known)
@@ -78,8 +76,8 @@ class PythonChecks:
             return undecided("check_missing", ran.output)
         if ran.code > 128:
             return failed("execution_crashed", f"ended by signal {ran.code - 128}", known=known)
-        ended = f"ended itself with status {ran.code} before the tests were done"
-        return failed("not_executable", ended, known=known)
+        exited = f"exited with status {ran.code} before the tests were done"
+        return failed("not_executable", exited, known=known)
 
 
 def _reason(error: str, otherwise: str) -> str:

@@ -1,10 +1,9 @@
-"""The tests of a Python task, completed so that they are run: what they define is also called.
+"""Complete the tests of a Python task: append calls of the tests that are only defined.
 
-Public sets write tests in many shapes, and a test that is defined and never called passes every
-program. Called here, behind the statements as they are: `check(candidate)` (HumanEval; any function
-with one argument, an assertion in it and no caller) with the functions of the program, of which one
-must pass; `test_...()` without arguments; `unittest.TestCase` classes; doctests. Tests that cannot
-fail are found by `python_checks.py`, which runs them without the program.
+A test that is defined and never called passes every program. Called here: `check(candidate)`
+(HumanEval; any function with one argument, an assertion and no caller) with the functions of the
+program, of which one must pass; `test_...()` without arguments; `unittest.TestCase` classes;
+doctests. `python_checks.py` finds tests that cannot fail by running them without the program.
 """
 
 import ast
@@ -13,9 +12,9 @@ from collections.abc import Iterator
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 DOCTEST = re.compile(r"^[ \t]*>>> ", re.MULTILINE)
-NOTHING = "lambda: (lambda *_, **__: None)"  # in place of a function, where there is no program
+NOTHING = "lambda: (lambda *_, **__: None)"  # replaces a function if there is no program
 
-# Names that neither a program nor its tests will have. Not indented code: it is run as it is.
+# Source code to append, with names that neither a program nor its tests will have.
 CALL_ONE = """
 def _nexa_call(check, candidates):
     first = AssertionError("the program defines no function to test")
@@ -48,7 +47,7 @@ NO_MAIN = "import unittest as _nexa_unittest; _nexa_unittest.main = lambda *_, *
 
 
 def complete_tests(tests: str, program: str) -> str:
-    """The tests and the calls that they lack; `program` empty = with functions that do nothing."""
+    """The tests and the missing calls; without a `program` they get functions that do nothing."""
     try:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -64,7 +63,7 @@ def complete_tests(tests: str, program: str) -> str:
 
 
 def _calls(tree: ast.Module, candidates: str) -> Iterator[str]:
-    """Calls of the functions that hold an assertion and that nothing else names."""
+    """Calls of the functions that contain an assertion and are not used elsewhere."""
     for function in _functions(tree.body):
         arguments = function.args
         required = len(arguments.posonlyargs + arguments.args) - len(arguments.defaults)
@@ -80,7 +79,7 @@ def _calls(tree: ast.Module, candidates: str) -> Iterator[str]:
 
 
 def _functions(body: list[ast.stmt]) -> Iterator[Function]:
-    """Of a module, also those below `if __name__ == "__main__":`."""
+    """The functions of a module, including those below `if __name__ == "__main__":`."""
     for statement in body:
         if isinstance(statement, Function):
             yield statement
@@ -93,7 +92,7 @@ def _has_assertion(function: Function) -> bool:
 
 
 def _takes_program(function: Function) -> bool:
-    """Whether its argument is the function under test: it is called, in a test."""
+    """Whether its argument is the function under test: the function calls it and is a test."""
     argument = (function.args.posonlyargs + function.args.args)[:1]
     called = {
         node.func.id
@@ -105,7 +104,7 @@ def _takes_program(function: Function) -> bool:
 
 
 def _is_named(tree: ast.Module, function: Function) -> bool:
-    """Whether it is called or passed on, outside of itself."""
+    """Whether the function is used outside of itself."""
     own = {id(node) for node in ast.walk(function)}
     return any(
         isinstance(node, ast.Name) and node.id == function.name and id(node) not in own
@@ -130,13 +129,13 @@ def _examples(tree: ast.Module) -> Iterator[str]:
 
 
 def _candidates(program: str) -> str:
-    """Makers of what the program offers to a test, the last one first: helpers stand before it."""
+    """Lambdas that return the program's functions, the last first: helpers are defined earlier."""
     try:
         body = ast.parse(program).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         body = []
     makers = [maker for statement in body for maker in _makers(statement)][::-1]
-    makers.sort(key="lambda: main".__eq__)  # it may wait for input: last
+    makers.sort(key="lambda: main".__eq__)  # main last: it may wait for input
     return ", ".join(makers) if program.strip() else NOTHING
 
 

@@ -1,9 +1,9 @@
-"""Whether two results of queries are the same.
+"""Compare two query results.
 
-Rows are a multiset: duplicates count, and their order only if the known query orders. Columns are
-compared by position; their names do not count. Two integers are equal when they are the same; a
-number with a decimal point is equal to another within a relative tolerance of 1e-6 (1e-9 absolute,
-for zero), so 3 equals 3.0. NULL equals NULL. Text and blobs are compared exactly.
+Rows are a multiset: duplicates count, their order only if the known query orders. Columns are
+compared by position, not by name. Integers, text and blobs are compared exactly; a float equals
+another number within a relative tolerance of 1e-6 (1e-9 absolute, for zero), so 3 equals 3.0. NULL
+equals NULL.
 """
 
 from collections import defaultdict
@@ -12,19 +12,20 @@ from math import isclose
 from typing import Any
 
 Row = tuple[Any, ...]
-MATCHED_ONE_BY_ONE = 200  # rows whose numbers may be equal in another order than the sorted one
+# Sorting may pair the wrong rows within the tolerance; up to this many are paired one by one.
+MATCHED_ONE_BY_ONE = 200
 
 
 def holds_nothing(rows: Sequence[Row]) -> bool:
-    """No row, or nothing but NULL: what a query for something that is not there returns."""
+    """Whether there is no row, or only NULL: the result of a query that matches nothing."""
     return all(cell is None for row in rows for cell in row)
 
 
 def same_result(found: Sequence[Row], known: Sequence[Row], *, ordered: bool) -> bool:
-    """Whether the two results are equal. Two empty ones are; ask `holds_nothing` first."""
+    """Whether the two results are equal. Two empty ones are: test `holds_nothing` first."""
     if len(found) != len(known) or (found and len(found[0]) != len(known[0])):
         return False
-    if found == known:  # the usual case of a right answer, and much quicker than what follows
+    if found == known:  # most right answers, and much faster than the rest
         return True
     if ordered:
         return all(map(_same_row, found, known))
@@ -35,7 +36,7 @@ def same_result(found: Sequence[Row], known: Sequence[Row], *, ordered: bool) ->
 
 
 def _grouped(rows: Sequence[Row]) -> dict[Row, list[Row]]:
-    """Numbers of the rows by what is compared exactly: everything else, and where numbers stand."""
+    """The rows' numbers, grouped by their other cells, which are compared exactly."""
     groups: dict[Row, list[Row]] = defaultdict(list)
     for row in rows:
         exact = tuple(... if isinstance(cell, int | float) else cell for cell in row)
@@ -50,12 +51,12 @@ def _same_numbers(found: list[Row], known: list[Row]) -> bool:
         return True
     if len(found) > MATCHED_ONE_BY_ONE:
         return False
-    left = list(known)
+    unmatched = list(known)
     for row in found:
-        other = next((i for i, each in enumerate(left) if _same_row(row, each)), None)
+        other = next((i for i, each in enumerate(unmatched) if _same_row(row, each)), None)
         if other is None:
             return False
-        del left[other]
+        del unmatched[other]
     return True
 
 

@@ -1,16 +1,14 @@
-"""A Python program and its tests in a sandbox of one process (bubblewrap, Linux only).
+"""Run a Python program and its tests in a sandbox of one process (bubblewrap, Linux only).
 
-The child has new user, process, network, IPC and host-name namespaces and an empty root, in which
-stand read-only: the interpreter, its standard library and the system's shared libraries; and, for
-writing, /home, a few MB of memory. There is no /etc, /proc, /tmp or project, no environment, no
-network, no capability and no way to more rights; `seccomp.py` says which system calls are refused.
-Address space, CPU time, file size and open files are limited; output is read up to a limit. At its
-wall the whole process namespace is killed. Where this cannot be set up nothing is run (69).
+The child has its own user, process, network, IPC and host-name namespaces and an empty root. It
+contains, read-only, the interpreter, its standard library and the system's shared libraries, and a
+writable /home of a few MB in memory. There is no environment, network or capability, and
+`seccomp.py` refuses further system calls. Address space, CPU time, file size, open files and output
+are limited. At the time limit the whole process namespace is killed.
 
-Not covered: the program and its tests share a process, so a program that is written against them
-(an object equal to everything, a patched `AssertionError`, a search of the stack for the token) can
-pass; the kernel is the system's own, so a hole in it is a hole here; without a memory cgroup the
-limits are of one process, which is all there is.
+Not covered: program and tests share a process, so a program that attacks its tests (an object equal
+to everything, a patched `AssertionError`, a search of the stack for the token) can pass; a hole in
+the system's kernel is a hole here.
 """
 
 import json
@@ -57,9 +55,9 @@ class SandboxUnavailable(NexaError):
 class Ran:
     """How a program ended.
 
-    `step`: `load` or `tests`, as far as it came; null = it did not come to its report. `error`: the
-    exception, `Kind: text`; null with a step = it ran to its end. `stopped`: `time`, `output`, or
-    null. `code`: exit status, 128 + N for signal N.
+    `step`: the last step, `load` or `tests`; None = no report. `error`: the exception, `Kind:
+    text`; None with a step = it ran to its end. `stopped`: `time`, `output` or None. `code`: exit
+    status, 128 + N for signal N.
     """
 
     step: str | None
@@ -71,7 +69,7 @@ class Ran:
 
 @cache
 def command() -> list[str]:
-    """bubblewrap and its options, but for the filter. Raises SandboxUnavailable."""
+    """bubblewrap and its options without the filter. Raises SandboxUnavailable."""
     bwrap = shutil.which("bwrap")
     if bwrap is None or seccomp.program() is None:
         missing = "bubblewrap is not installed" if bwrap is None else "no filter for this processor"
@@ -82,22 +80,9 @@ def command() -> list[str]:
         sysconfig.get_config_var("INSTSONAME")
     )
     shared = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", str(library)]
-    words = [
-        bwrap,
-        "--unshare-all",
-        "--unshare-user",
-        "--uid",
-        "65534",
-        "--gid",
-        "65534",
-        "--hostname",
-        "sandbox",
-        "--die-with-parent",
-        "--new-session",
-        "--clearenv",
-        "--cap-drop",
-        "ALL",
-    ]
+    options = "--unshare-all --unshare-user --uid 65534 --gid 65534 --hostname sandbox"
+    words = [bwrap, *options.split(), "--die-with-parent", "--new-session", "--clearenv"]
+    words += ["--cap-drop", "ALL"]
     for path in [*(path for path in shared if Path(path).exists()), stdlib, python]:
         words += ["--ro-bind", path, path]
     for packages in Path(stdlib).glob("*-packages"):
@@ -109,7 +94,7 @@ def command() -> list[str]:
 
 
 def require(limits: Limits) -> None:
-    """Try the sandbox once. Raises SandboxUnavailable (69) when it does not hold."""
+    """Try the sandbox once. Raises SandboxUnavailable (69) if it does not isolate."""
     ran = run(PROBE, "assert True", limits)
     if (ran.step, ran.error) != ("tests", None):
         raise _unavailable(ran.error or ran.output.strip() or f"it ended with code {ran.code}")
@@ -117,7 +102,7 @@ def require(limits: Limits) -> None:
 
 def _unavailable(why: str) -> SandboxUnavailable:
     return SandboxUnavailable(
-        f"Python answers cannot be isolated here ({why}), and are not run without that. Install "
+        f"Python answers cannot be isolated here ({why}), and are not run unprotected. Install "
         "bubblewrap (apt-get install bubblewrap | dnf install bubblewrap) on Linux with user "
         "namespaces, or take the task types of kind python out of execution.tasks (TYPE: null)"
     )
@@ -127,7 +112,7 @@ def run(program: str, tests: str | None, limits: Limits) -> Ran:
     """Run it to its end or its limits. Raises SandboxUnavailable without bubblewrap."""
     token = secrets.token_hex(16)
     wall = time.monotonic() + limits.timeout_seconds
-    given = _file(_input(program, tests, token, limits))
+    source = _file(_input(program, tests, token, limits))
     rules = _file(seccomp.program() or b"")
     reading, writing = os.pipe()
     words = command()
@@ -135,28 +120,28 @@ def run(program: str, tests: str | None, limits: Limits) -> Ran:
     try:
         child = subprocess.Popen[bytes](
             [*words[:cut], "--seccomp", str(rules), *words[cut:], str(writing)],
-            stdin=given,
+            stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={},
             pass_fds=(rules, writing),
         )
     finally:
-        for descriptor in (given, rules, writing):
+        for descriptor in (source, rules, writing):
             os.close(descriptor)
     try:
-        output, said, stopped = _listen(child, reading, wall, limits.max_output_bytes)
+        output, report, stopped = _listen(child, reading, wall, limits.max_output_bytes)
     finally:
         child.kill()
         code = child.wait()
         os.close(reading)
-    step, error = _report(said, token)
+    step, error = _report(report, token)
     text = output[-1000:].decode(errors="replace")
     return Ran(step, error, stopped, code if code >= 0 else 128 - code, text)
 
 
 def _file(content: bytes) -> int:
-    """A descriptor from which it is read."""
+    """A descriptor that reads `content`."""
     descriptor = os.memfd_create("nexa")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
@@ -173,38 +158,38 @@ def _input(program: str, tests: str | None, token: str, limits: Limits) -> bytes
 
 
 def _listen(
-    child: subprocess.Popen[bytes], reading: int, wall: float, most: int
+    child: subprocess.Popen[bytes], reading: int, wall: float, max_bytes: int
 ) -> tuple[bytes, bytes, str | None]:
-    """Output and report until both have ended; what stopped it before that."""
-    printed: IO[bytes] = child.stdout  # type: ignore[assignment]  # a pipe, as asked for
+    """(output, report, `time` or `output` if a limit stopped the program)."""
+    printed: IO[bytes] = child.stdout  # type: ignore[assignment]  # Popen was given a pipe
     output = printed.fileno()
-    said = {output: bytearray(), reading: bytearray()}
-    sizes = {output: most, reading: REPORT_BYTES}
+    received = {output: bytearray(), reading: bytearray()}
+    sizes = {output: max_bytes, reading: REPORT_BYTES}
     with selectors.DefaultSelector() as ready, printed:
-        for descriptor in said:
+        for descriptor in received:
             ready.register(descriptor, selectors.EVENT_READ)
         stopped = None
         while ready.get_map() and stopped is None:
-            left = wall - time.monotonic()
-            events = ready.select(left) if left > 0 else []
+            seconds = wall - time.monotonic()
+            events = ready.select(seconds) if seconds > 0 else []
             if not events:
                 stopped = "time"
             for key, _ in events:
                 part = os.read(key.fd, 65536)
-                said[key.fd] += part
+                received[key.fd] += part
                 if not part:
                     ready.unregister(key.fd)
-                elif len(said[key.fd]) > sizes[key.fd]:
+                elif len(received[key.fd]) > sizes[key.fd]:
                     stopped = "output"
-    return bytes(said[output]), bytes(said[reading]), stopped
+    return bytes(received[output]), bytes(received[reading]), stopped
 
 
-def _report(said: bytes, token: str) -> tuple[str | None, str | None]:
-    """Step and error of a report that has the token."""
+def _report(raw: bytes, token: str) -> tuple[str | None, str | None]:
+    """(step, error) of a report with the token, else (None, None)."""
     try:
-        found = json.loads(said)
-        if secrets.compare_digest(found["token"], token) and found["step"] in ("load", "tests"):
-            return found["step"], None if found["error"] is None else str(found["error"])
+        report = json.loads(raw)
+        if secrets.compare_digest(report["token"], token) and report["step"] in ("load", "tests"):
+            return report["step"], None if report["error"] is None else str(report["error"])
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     return None, None

@@ -1,10 +1,8 @@
-"""The system calls that a sandboxed program may not make, as a filter for the kernel.
+"""Seccomp filter: the system calls that a sandboxed program may not make.
 
 A classic BPF program (linux/filter.h, Documentation/userspace-api/seccomp_filter.rst), assembled
-here for x86-64 and aarch64. Calls of another architecture kill the process. No new process
-(fork, vfork, clone without CLONE_THREAD), no socket, no namespace or mount, no tracing, no memory
-outside the address-space limit: these fail with EPERM. clone3 fails with ENOSYS, upon which the C
-library makes its threads with clone.
+here for x86-64 and aarch64. New processes, sockets, namespaces, mounts, tracing and memory outside
+the address-space limit fail with EPERM. Calls of another architecture kill the process.
 """
 
 import platform
@@ -17,7 +15,7 @@ EPERM, ENOSYS = 1, 38
 CLONE_THREAD = 0x00010000
 X32 = 0x40000000  # x86-64: the bit of its third calling convention, which is not used
 
-# name -> its number on x86-64 and on aarch64 (null: it does not exist there)
+# name -> number on x86-64 and on aarch64 (None: does not exist there)
 NUMBERS: dict[str, tuple[int, int | None]] = {
     "fork": (57, None), "vfork": (58, None), "clone": (56, 220), "clone3": (435, 435),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -35,7 +33,7 @@ ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 
 def program(machine: str | None = None) -> bytes | None:
-    """The filter for this machine (`platform.machine()`), or null for one that is not known."""
+    """The filter for this machine (`platform.machine()`), or None for an unknown one."""
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
         return None
@@ -63,6 +61,7 @@ def _rule(name: str, number: int) -> list[bytes]:
             _op(RETURN, ERROR | EPERM),
             _op(RETURN, ALLOW),
         ]
+    # After ENOSYS from clone3 the C library creates threads with clone.
     error = ENOSYS if name == "clone3" else EPERM
     return [_op(JUMP_EQUAL, number, 0, 1), _op(RETURN, ERROR | error)]
 

@@ -1,14 +1,12 @@
-"""One SELECT on one SQLite database, contained.
+"""Run one SELECT on one SQLite database within limits.
 
-What holds it: the file is opened read-only and immutable; an authorizer lets pass only reading the
-database's own tables and the functions of `FUNCTIONS`; a progress handler counts the steps of
-SQLite's virtual machine and looks at the clock; values, rows and memory have limits. It runs in a
-worker that its parent kills (`pool.py`), because a single step (one `replace` on a long text) is
-not interrupted. Steps, unlike seconds, are the same on every machine: raise `max_sql_steps`, not
-the clock, for a large database.
+The file is opened read-only and immutable; an authorizer allows only reading the database's tables
+and the functions of `FUNCTIONS`; a progress handler counts the steps of SQLite's virtual machine
+and checks the time; values, rows and memory have limits. Steps, unlike seconds, are the same on
+every machine: for a large database raise `max_sql_steps`, not the time.
 
-Not covered: a fault in SQLite itself would have the rights of the worker; `date('now')` and its
-like are let through, so such a query may give another verdict tomorrow.
+Not covered: an exploit of SQLite would have the rights of the worker; `date('now')` is allowed, so
+such a query may give another result tomorrow.
 """
 
 import re
@@ -22,12 +20,12 @@ from nexa_distill.execution.checks import Rejected
 
 Rows = list[tuple[Any, ...]]
 
-STEPS_AT_ONCE = 1000  # between two looks at the clock
-# What counts as a query: SELECT or WITH after spaces and comments. EXPLAIN, VALUES, PRAGMA do not.
+STEPS_AT_ONCE = 1000  # between two checks of the time
+# A query is SELECT or WITH after spaces and comments; EXPLAIN, VALUES and PRAGMA are not.
 QUERY = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with)\b", re.IGNORECASE | re.DOTALL
 )
-# Everything but what leaves the database, tells of the machine or is different each time.
+# All but those that access files, reveal the machine or return another value each time.
 _FUNCTIONS = """
     abs char coalesce concat concat_ws format glob hex if ifnull iif instr length octet_length like
     likelihood likely unlikely lower ltrim max min nullif printf quote replace round rtrim sign
@@ -48,7 +46,7 @@ TABLE_FUNCTIONS = frozenset({"json_each", "json_tree"})
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one answer: seconds of wall, MB of memory, steps and rows of a query, bytes of output."""
+    """Of one answer: wall-clock seconds, MB of memory, steps and rows of a query, output bytes."""
 
     timeout_seconds: float
     memory_mb: int
@@ -58,7 +56,7 @@ class Limits:
 
 
 class Clock:
-    """The seconds that an answer has, and has used, whatever else is done between its queries."""
+    """The time budget of an answer; counts only the time of its own queries."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self.used = seconds, 0.0
@@ -72,7 +70,7 @@ class Clock:
 
 
 class Database:
-    """A database that answers queries and nothing else. Raises sqlite3.Error for a broken file."""
+    """A database that runs only queries. Raises sqlite3.Error for a broken file."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self._limits = limits
@@ -102,7 +100,7 @@ class Database:
         self._connection.set_progress_handler(self._progress, STEPS_AT_ONCE)
 
     def rows(self, query: str, clock: Clock) -> Rows:
-        """All rows of the query, in its order. Raises Rejected with the reason and the evidence."""
+        """All rows of the query, in order. Raises Rejected with reason and evidence."""
         if not QUERY.match(query):
             raise Rejected("not_a_query", f"expected one SELECT, found {query.strip()[:60]!r}")
         self._denied, self._steps = None, self._limits.max_sql_steps // STEPS_AT_ONCE
@@ -115,15 +113,15 @@ class Database:
                 raise self._why(error) from None
 
     def _fetch(self, query: str) -> Rows:
-        found: Rows = []
+        rows: Rows = []
         size, limits = 0, self._limits
         for row in self._connection.execute(query):
             size += sum(len(cell) if isinstance(cell, str | bytes) else 8 for cell in row)
-            found.append(row)
-            if len(found) > limits.max_rows or size > limits.max_output_bytes:
-                what = f"more than {limits.max_rows} rows or {limits.max_output_bytes} bytes"
-                raise Rejected("output_limit", what)
-        return found
+            rows.append(row)
+            if len(rows) > limits.max_rows or size > limits.max_output_bytes:
+                limit = f"more than {limits.max_rows} rows or {limits.max_output_bytes} bytes"
+                raise Rejected("output_limit", limit)
+        return rows
 
     def _why(self, error: Exception) -> Rejected:
         text = str(error)
@@ -139,6 +137,7 @@ class Database:
         return Rejected("not_executable", text)
 
     def _progress(self) -> int:
+        # A single step (one `replace` on a long text) cannot be interrupted: the pool kills it.
         self._steps -= 1
         return self._steps < 0 or time.monotonic() > self._deadline
 
@@ -157,7 +156,7 @@ class Database:
         return sqlite3.SQLITE_DENY
 
     def _may_read(self, table: str, column: str | None) -> bool:
-        """The database's tables, and names that stand for a subquery (no column is read of it)."""
+        """Whether it is a table of the database, or names a subquery (no column is read of it)."""
         if table.startswith(("sqlite_", "pragma_")):
             return False
         return table in self._tables or table in TABLE_FUNCTIONS or not column

@@ -1,9 +1,7 @@
-"""The checks of an SQL answer, against the gold query and on changed databases.
+"""The checks of an SQL answer, against the gold query and on perturbed databases.
 
-An answer matches when it returns what the gold query returns (`result_sets.py`). A gold query that
-returns nothing, or that does not run within the limits, decides nothing: ok is null. So does a gold
-query that returns something on the real database and nothing on every changed one, unless the
-answer is the gold query in another spelling, which matches wherever that does.
+An answer matches if its result equals that of the gold query (`result_sets.py`). If the gold query
+has an empty result or does not run within the limits, the match is undecided (ok is null).
 """
 
 import re
@@ -24,17 +22,17 @@ SUPERLATIVE = re.compile(r"\b(?:max|min|order|limit)\b", re.IGNORECASE)
 
 
 class Gold:
-    """A gold query and what it returns, each result found out once, when it is asked for."""
+    """A gold query and its results, each computed once, on first use."""
 
     def __init__(
         self, query: str, databases: Sequence[Database], limits: Limits, watch: Stopwatch
     ) -> None:
         self._query, self._databases, self._seconds = query, databases, limits.timeout_seconds
-        self._found, self._watch = dict[int, Rows | None](), watch
+        self._results, self._watch = dict[int, Rows | None](), watch
         self.detail: str | None = None
 
     def shape(self) -> Shape | None:
-        """What its text says; null (and `detail`) when it cannot be read."""
+        """The shape of its text; None (and `detail`) if it cannot be parsed."""
         try:
             return shape(self._query)
         except ValueError as error:
@@ -42,15 +40,13 @@ class Gold:
             return None
 
     def on(self, numbers: Sequence[int], clock: Clock) -> list[Rows | None]:
-        """Its results on databases, 0 = the real one; null (and `detail`) where that is nothing.
-
-        What it takes is not the time of the answer, whose `clock` stands meanwhile.
-        """
-        if unknown := [number for number in numbers if number not in self._found]:
+        """Its results on databases, 0 = the real one; None (and `detail`) for an empty one."""
+        if unknown := [number for number in numbers if number not in self._results]:
+            # This time is not charged to the answer.
             self._watch.start(GOLD)
-            self._found |= {number: self._run(number) for number in unknown}
+            self._results |= {number: self._run(number) for number in unknown}
             self._watch.start(ANSWER, clock.used)
-        return [self._found[number] for number in numbers]
+        return [self._results[number] for number in numbers]
 
     def _run(self, number: int) -> Rows | None:
         try:
@@ -64,17 +60,17 @@ class Gold:
         return rows
 
     def superlative(self, answer: str) -> bool:
-        """Whether one of the two asks for the most or the least, which may be several."""
+        """Whether one of the two queries asks for a maximum or minimum, which may be tied."""
         return SUPERLATIVE.search(self._query) is not None or SUPERLATIVE.search(answer) is not None
 
     def same_query(self, answer: str) -> bool:
-        """Whether the answer is this query, spelled another way."""
+        """Whether the answer is this query in another spelling."""
         form = normal_form(answer)
         return form is not None and form == normal_form(self._query)
 
 
 class SqlChecks:
-    """Checks answers on `databases`: name -> the real file, then the changed ones."""
+    """Checks answers on `databases`: name -> the real file, then the perturbed ones."""
 
     def __init__(
         self, databases: Mapping[str, Sequence[str]], limits: Limits, watch: Stopwatch
@@ -90,11 +86,11 @@ class SqlChecks:
         return [self._open(path) for path in self._paths[place]]
 
     def check(self, job: Job) -> list[Check]:
-        """executes; matches where there is a gold query; matches_perturbed where that holds."""
+        """executes; matches if there is a gold query; matches_perturbed if that matches."""
         answer, place, known = job.answer or "", str(job.place), job.known is not None
         databases, clock = self._databases(place), Clock(self._limits.timeout_seconds)
         try:
-            found = databases[0].rows(answer, clock)
+            rows = databases[0].rows(answer, clock)
         except Rejected as why:
             return failed(why.reason, why.detail, known=known)
         executes = check("executes", True)
@@ -104,8 +100,8 @@ class SqlChecks:
         text, expected = gold.shape(), gold.on([0], clock)[0]
         if text is None or expected is None:
             return [executes, check("matches", None, "not_decidable", gold.detail)]
-        if not same_result(found, expected, ordered=text.ordered):
-            shown = f"{len(found)} rows, expected {len(expected)}: {found[:2]} for {expected[:2]}"
+        if not same_result(rows, expected, ordered=text.ordered):
+            shown = f"{len(rows)} rows, expected {len(expected)}: {rows[:2]} for {expected[:2]}"
             return [executes, check("matches", False, "wrong_result", shown)]
         return [executes, check("matches", True), _elsewhere(answer, gold, text, databases, clock)]
 
@@ -113,20 +109,21 @@ class SqlChecks:
 def _elsewhere(
     answer: str, gold: Gold, text: Shape, databases: Sequence[Database], clock: Clock
 ) -> Check:
-    """matches_perturbed: on each changed database on which the gold query returns something."""
-    name, told = "matches_perturbed", False
+    """matches_perturbed: on each perturbed database on which the gold query has a result."""
+    name, is_decided = "matches_perturbed", False
     ties = not text.picks and gold.superlative(answer)
     numbers = [number for number in range(1, len(databases)) if number != TIES or ties]
     for number, expected in zip(numbers, gold.on(numbers, clock), strict=True):
         if expected is None:
             continue
         try:
-            found = databases[number].rows(answer, clock)
+            rows = databases[number].rows(answer, clock)
         except Rejected as why:
             return check(name, False, why.reason, f"on a changed database: {why.detail}")
-        if not same_result(found, expected, ordered=text.ordered):
-            return check(name, False, "lucky_match", f"{found[:2]} for {expected[:2]}")
-        told = True
-    if told or gold.same_query(answer):
+        if not same_result(rows, expected, ordered=text.ordered):
+            return check(name, False, "lucky_match", f"{rows[:2]} for {expected[:2]}")
+        is_decided = True
+    # The gold query in another spelling matches everywhere, also without a result.
+    if is_decided or gold.same_query(answer):
         return check(name, True)
-    return check(name, None, "not_decidable", "no changed database tells")
+    return check(name, None, "not_decidable", "the known query is empty on all changed databases")

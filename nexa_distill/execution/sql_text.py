@@ -1,7 +1,7 @@
-"""What the text of a query says: whether it orders its rows, and its normal form.
+"""Facts from the text of a query: whether it orders its rows, and its normal form.
 
-Parsing costs milliseconds, running most queries a tenth of one: it is asked for known queries with
-the words ORDER BY or LIMIT in them, and for answers about which no database tells.
+Parsing costs milliseconds, most queries run in a tenth of one. So only known queries with ORDER BY
+or LIMIT are parsed, and answers that no database decides.
 """
 
 import re
@@ -12,14 +12,14 @@ MENTIONS = re.compile(r"\border\s+by\b|\blimit\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Shape:
-    """`ordered`: the rows of the result have an order. `picks`: ORDER BY or LIMIT occurs at all."""
+    """`ordered`: the rows of the result have an order. `picks`: ORDER BY or LIMIT occurs."""
 
     ordered: bool
     picks: bool
 
 
 def shape(query: str) -> Shape:
-    """Raises ValueError for a query that sqlglot cannot read."""
+    """The shape of a query. Raises ValueError if sqlglot cannot parse it."""
     if not MENTIONS.search(query):
         return Shape(ordered=False, picks=False)
     parsed = _parse(query)
@@ -30,10 +30,10 @@ def shape(query: str) -> Shape:
 
 
 def normal_form(query: str) -> str | None:
-    """The query without comments and with one spelling; null for one that sqlglot cannot read.
+    """The query in one spelling, without comments; None if sqlglot cannot parse it.
 
-    Spaces, the case of keywords and unquoted names, and spellings such as `<>` and `!=` do not
-    count. Aliases do: two queries with one normal form are the same, not the other way round.
+    Normalized: spaces, case of keywords and unquoted names, `<>` and `!=`. Aliases are not: equal
+    queries may have different normal forms.
     """
     from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 

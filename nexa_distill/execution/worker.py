@@ -1,10 +1,9 @@
 """The worker process: checks answers from its standard input, a socket, until that is closed.
 
-`python -m nexa_distill.execution.worker`, started by `pool.py` with an environment of its own. The
-first line is what it needs to know, every other one a job; each is answered by a line, in order.
-Lines are JSON: `{"checks": [...]}`, or `{"bug": ...}` when a checker raised. The stopwatch of the
-descriptor in its argument says since when it is at a job. It ends with its parent, whatever that
-one's end.
+`python -m nexa_distill.execution.worker DESCRIPTOR`, started by `pool.py`. The first line contains
+the settings, each further line a job, answered by one line in order. Lines are JSON:
+`{"checks": [...]}`, or `{"bug": ...}` if a checker raised. DESCRIPTOR is the shared memory of the
+job timer.
 """
 
 import ctypes
@@ -27,35 +26,35 @@ Checker = Callable[[Job], list[Check]]
 
 
 def checkers(setting: Mapping[str, Any], watch: Stopwatch) -> dict[str, Checker]:
-    """By kind, those that are needed: the others' libraries are not imported."""
+    """Kind -> checker, for the kinds in `setting`; libraries of other kinds are not imported."""
     limits, kinds = Limits(**setting["limits"]), setting["kinds"]
-    found: dict[str, Checker] = {}
+    by_kind: dict[str, Checker] = {}
     if "sql" in kinds:
         from nexa_distill.execution.sql_checks import SqlChecks
 
-        found["sql"] = SqlChecks(setting["databases"], limits, watch).check
+        by_kind["sql"] = SqlChecks(setting["databases"], limits, watch).check
     if "python" in kinds:
         from nexa_distill.execution.python_checks import PythonChecks
 
-        found["python"] = PythonChecks(limits, watch).check
+        by_kind["python"] = PythonChecks(limits, watch).check
     if "math" in kinds:
         from nexa_distill.execution.math_and_json_checks import MathChecks
 
-        found["math"] = MathChecks().check
+        by_kind["math"] = MathChecks().check
     if "json" in kinds:
         from nexa_distill.execution.math_and_json_checks import JsonChecks
         from nexa_distill.text.json_schemas import compiled
 
-        found["json"] = JsonChecks(compiled(setting["schemas"])).check
-    return found
+        by_kind["json"] = JsonChecks(compiled(setting["schemas"])).check
+    return by_kind
 
 
-def answer_to(job: Job, found: Mapping[str, Checker]) -> dict[str, Any]:
-    """The line that ends the job."""
+def answer_to(job: Job, by_kind: Mapping[str, Checker]) -> dict[str, Any]:
+    """Run the job; returns its result line."""
     if not (job.answer or "").strip():
         return {"checks": failed("empty_output", known=job.known is not None)}
     try:
-        return {"checks": found[job.kind](job)}
+        return {"checks": by_kind[job.kind](job)}
     except MemoryError:
         return {"checks": failed("memory_limit", "out of memory", known=job.known is not None)}
     except Exception:  # noqa: BLE001 - a bug here must not be this answer's verdict
@@ -63,7 +62,7 @@ def answer_to(job: Job, found: Mapping[str, Checker]) -> dict[str, Any]:
 
 
 def contain(memory_mb: int) -> None:
-    """Limits of this process and its children; no dump; the end of the parent is its end."""
+    """Set limits for this process and its children; no core dump; end with the parent."""
     memory = memory_mb * 2**20
     for limit, value in (("AS", memory), ("CORE", 0), ("FSIZE", 2**24)):
         resource.setrlimit(getattr(resource, f"RLIMIT_{limit}"), (value, value))
@@ -82,11 +81,11 @@ def main() -> None:
     setting = json.loads(lines.readline())
     contain(setting["limits"]["memory_mb"])
     watch = Stopwatch(int(sys.argv[1]))
-    found = checkers(setting, watch)
+    by_kind = checkers(setting, watch)
     say({"ready": True})
     for line in lines:
         watch.start(ANSWER)
-        say(answer_to(Job(*json.loads(line)), found))
+        say(answer_to(Job(*json.loads(line)), by_kind))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The decisions as the pages see them: what others append meanwhile is read too, and only that."""
+"""The current decisions for the inspection pages, updated with what others append."""
 
 import threading
 from pathlib import Path
@@ -28,7 +28,7 @@ class Decisions:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def _read_on(self) -> None:
-        if self._size() < self._end:  # a torn tail was cut off, or another file stands here
+        if self._size() < self._end:  # an incomplete last line was removed, or it is another file
             self._end, self._lines, self._events = 0, 0, []
         with self.path.open("rb") as file:
             file.seek(self._end)

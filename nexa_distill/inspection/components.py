@@ -1,8 +1,7 @@
-"""How text of a model gets onto a page: as text, never as markup.
+"""Components that show model output as text, never as markup.
 
-A small component puts each span into the page by `textContent`; nothing in it is parsed, so a
-script is letters, a link cannot be followed and an image is not fetched. A text of megabytes is
-cut, and how much of it is hidden is said.
+Spans are inserted by `textContent`, so scripts do not run, links cannot be followed and images are
+not fetched. Long texts are cut, with the number of hidden characters below.
 """
 
 from collections.abc import Sequence
@@ -80,7 +79,7 @@ def _table_component() -> Any:
 
 
 def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], key: str) -> None:
-    """Rows of (class of TABLE_STYLE, texts). Small: Streamlit's own brings pandas and a canvas."""
+    """A table of (class of TABLE_STYLE, texts). Streamlit's own needs pandas and a canvas."""
     clean = [
         (look, [text.encode("utf-8", "replace").decode() for text in texts]) for look, texts in rows
     ]
@@ -95,30 +94,28 @@ def _component() -> Any:
 
 
 def spans(parts: Sequence[Span], key: str, look: str = "") -> None:
-    """Text whose parts have a class of STYLE each. `key`: unique on the page."""
+    """Text in parts with a class of STYLE each. `key`: unique on the page."""
     clean = [(text.encode("utf-8", "replace").decode(), kind) for text, kind in parts]
     _component()(key=key, data={"spans": clean, "look": look})
 
 
 def text(value: str | None, key: str, look: str = "") -> None:
-    """Text as it is, cut after MOST_CHARACTERS."""
+    """Plain text, cut after MOST_CHARACTERS."""
     spans([(cut(value or ""), "")] if value else [], key, look)
     if hidden := hidden_characters(value):
         st.caption(f"{hidden:,} more characters are not shown; the file has them all.")
 
 
 def cut(value: str) -> str:
-    """The part that is shown."""
+    """The first MOST_CHARACTERS characters."""
     return value[:MOST_CHARACTERS]
 
 
 def hidden_characters(value: str | None) -> int:
-    """How much is not."""
+    """The number of characters that `cut` removes."""
     return max(0, len(value or "") - MOST_CHARACTERS)
 
 
 def plain(value: object) -> str:
-    """For labels that Streamlit reads as Markdown: every sign that means something there is said
-    with a backslash.
-    """
+    """Escape a text for labels that Streamlit parses as Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-.!|<>$:~&" else c for c in str(value))

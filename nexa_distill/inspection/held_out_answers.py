@@ -1,4 +1,4 @@
-"""Answers to held-out prompts: the teacher's and the student's before and after training."""
+"""Load the answers to held-out prompts: of the teacher and of the student before and after."""
 
 import random
 from dataclasses import dataclass, field
@@ -27,8 +27,9 @@ JUDGED = ("judge.factuality", "judge.reasoning")
 
 @dataclass
 class HeldOut:
-    """One prompt. `answers`, `reasons` (against the answer; empty = it passes) and `scores` by
-    source; a source that is not there has not answered, or was not looked at.
+    """One prompt. `answers`, `reasons` (against the answer; empty = passes) and `scores` by source.
+
+    A missing source has not answered, or was not evaluated.
     """
 
     sample_id: str
@@ -40,52 +41,50 @@ class HeldOut:
 
 
 def load(storage: Storage) -> list[HeldOut]:
-    """The prompts that the trained student answered; none when it has not.
-
-    Raises InputError (65) for a table that is not what it should be.
-    """
+    """The prompts that the trained student answered. Raises InputError (65) for a bad table."""
     if not storage.path(SOURCES["after"]).exists():
         return []
     rows = read_table(storage.path(SOURCES["after"]), TABLES[SOURCES["after"]]).to_pylist()
     names = ("sample_id", "user_prompt", "template_name")
-    found = {row["sample_id"]: HeldOut(**{n: row[n] for n in names}) for row in rows}
+    prompts = {row["sample_id"]: HeldOut(**{n: row[n] for n in names}) for row in rows}
+    columns = ["sample_id", "attempt", "teacher_output"]
     for source, key in SOURCES.items():
-        for row in _rows(storage.path(key), key, found, ["sample_id", "attempt", "teacher_output"]):
-            found[row["sample_id"]].answers[source] = row["teacher_output"]
-        _gates(storage.path("evaluation") / source, source, found)
-    return list(found.values())
+        for row in _rows(storage.path(key), key, prompts, columns):
+            prompts[row["sample_id"]].answers[source] = row["teacher_output"]
+        _gates(storage.path("evaluation") / source, source, prompts)
+    return list(prompts.values())
 
 
 def _rows(
-    path: Path, key: str, wanted: dict[str, HeldOut], columns: list[str]
+    path: Path, key: str, prompts: dict[str, HeldOut], columns: list[str]
 ) -> list[dict[str, Any]]:
-    """First answers to the wanted prompts; none when there is no file."""
+    """The first answers to these prompts; none without the file."""
     if not path.exists():
         return []
-    samples = pa.array(wanted, pa.string())
-    found: list[dict[str, Any]] = []
+    samples = pa.array(prompts, pa.string())
+    first_answers: list[dict[str, Any]] = []
     for rows in read_batches(path, TABLES[key], columns=columns):
         mask = pc.and_(pc.is_in(rows["sample_id"], samples), pc.equal(rows["attempt"], 0))
-        found += rows.filter(mask).to_pylist()
-    return found
+        first_answers += rows.filter(mask).to_pylist()
+    return first_answers
 
 
-def _gates(folder: Path, source: str, found: dict[str, HeldOut]) -> None:
-    """What the same gates said about this source's answers (evaluation writes it)."""
+def _gates(folder: Path, source: str, prompts: dict[str, HeldOut]) -> None:
+    """Add the gate results of this source's answers, written by the evaluation."""
     key = ["sample_id", "attempt"]
-    for row in _rows(folder / "kept.parquet", "filtered_dataset", found, key):
-        found[row["sample_id"]].reasons[source] = []
+    for row in _rows(folder / "kept.parquet", "filtered_dataset", prompts, key):
+        prompts[row["sample_id"]].reasons[source] = []
     columns = [*key, "rejection_reasons"]
-    for row in _rows(folder / "rejections.parquet", "rejections", found, columns):
-        found[row["sample_id"]].reasons[source] = row["rejection_reasons"]
+    for row in _rows(folder / "rejections.parquet", "rejections", prompts, columns):
+        prompts[row["sample_id"]].reasons[source] = row["rejection_reasons"]
     columns = [*key, "check", "value"]
-    for row in _rows(folder / "judge.parquet", "judge_checks", found, columns):
+    for row in _rows(folder / "judge.parquet", "judge_checks", prompts, columns):
         if row["check"] in JUDGED and row["value"] is not None:
-            found[row["sample_id"]].scores.setdefault(source, {})[row["check"]] = row["value"]
+            prompts[row["sample_id"]].scores.setdefault(source, {})[row["check"]] = row["value"]
 
 
 def blind_order(sample_id: str, annotator: str, pair: tuple[str, str]) -> tuple[str, str]:
-    """Who stands to the left: by chance, and the same after a reload."""
+    """The pair in random order, left first; the same after a reload."""
     order = list(pair)
     random.Random(f"{sample_id}|{annotator}").shuffle(order)  # noqa: S311 - an order, not a secret
     return order[0], order[1]

@@ -1,4 +1,4 @@
-"""Which rows a person wants to see: every filter that is set must hold."""
+"""Filters of the Inspect page: a row must pass every filter that is set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Decided = Mapping[Key, Sequence[Annotation]]
 
 @dataclass(frozen=True)
 class Filters:
-    """An empty filter lets every row through. `decisions`: actions, UNDECIDED, CONFLICT."""
+    """An empty filter passes every row. `decisions`: actions, UNDECIDED, CONFLICT."""
 
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reasons: Sequence[str] = ()
@@ -28,13 +28,13 @@ def matching(
 ) -> Rows:
     """Numbers of the rows that pass, ascending."""
     mask: Mask = np.ones(len(answers), np.bool_)
-    for column, wanted in filters.values.items():
-        if wanted:
-            mask &= answers.among(column, wanted)
+    for column, values in filters.values.items():
+        if values:
+            mask &= answers.among(column, values)
     if filters.reasons:
         mask &= answers.rejected_for(filters.reasons)
     if filters.checks:
-        mask &= _rows(answers, set().union(*(one.not_passed(filters.checks) for one in checks)))
+        mask &= _rows(answers, set().union(*(file.not_passed(filters.checks) for file in checks)))
     if filters.decisions:
         mask &= _with_decision(answers, decided, filters.decisions)
     if filters.text:
@@ -48,23 +48,23 @@ def _rows(answers: Answers, keys: set[Key]) -> Mask:
     return mask
 
 
-def _with_decision(answers: Answers, decided: Decided, wanted: Sequence[str]) -> Mask:
-    mask = _rows(answers, {key for key, people in decided.items() if said(people) in wanted})
-    return mask | ~decided_rows(answers, decided) if UNDECIDED in wanted else mask
+def _with_decision(answers: Answers, decided: Decided, labels: Sequence[str]) -> Mask:
+    mask = _rows(answers, {key for key, events in decided.items() if said(events) in labels})
+    return mask | ~decided_rows(answers, decided) if UNDECIDED in labels else mask
 
 
 def decided_rows(answers: Answers, decided: Decided) -> Mask:
-    """The rows on which somebody has decided."""
+    """The rows that have a human decision."""
     return _rows(answers, set(decided))
 
 
-def said(people: Sequence[Annotation]) -> str:
-    """An action, UNDECIDED or CONFLICT."""
-    return (verdict(people) or CONFLICT) if people else UNDECIDED
+def said(events: Sequence[Annotation]) -> str:
+    """The agreed action, UNDECIDED or CONFLICT."""
+    return (verdict(events) or CONFLICT) if events else UNDECIDED
 
 
 def after(rows: Rows, number: int) -> int | None:
-    """The next row behind `number`, or None at the end."""
+    """The next row after `number`, or None at the end."""
     place = int(np.searchsorted(rows, number, side="right"))
     return int(rows[place]) if place < len(rows) else None
 

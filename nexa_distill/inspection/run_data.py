@@ -1,7 +1,4 @@
-"""What the Run page shows, read from what the stages leave on disk. Absent is None or empty.
-
-The pages look while stages write: a half-written last line is left for the next look.
-"""
+"""Data of the Run page, read from the files of the stages. Missing data is None or empty."""
 
 import json
 from pathlib import Path
@@ -32,23 +29,23 @@ STEPS = {
 
 
 def read_json(path: Path) -> Json | None:
-    """A report, or None when it is not there (or is no report)."""
+    """A report, or None if it is missing or not a JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return report if isinstance(report, dict) else None
 
 
 def funnel(storage: Storage) -> list[Json]:
-    """Rows after each step that has been made, from the manifests."""
-    found = ((step, load_manifest(storage.path(key), storage)) for step, key in STEPS.items())
-    return [{"step": step, "rows": manifest["count"]} for step, manifest in found if manifest]
+    """Row counts after each finished step, from the manifests."""
+    manifests = ((step, load_manifest(storage.path(key), storage)) for step, key in STEPS.items())
+    return [{"step": step, "rows": manifest["count"]} for step, manifest in manifests if manifest]
 
 
 def reasons(storage: Storage) -> list[Json]:
     """Rejected prompts and answers by their first reason, the most frequent first."""
-    report = read_json(storage.path("reports") / "sample_gate" / "gate_report.json")
+    report = gate_facts(storage)
     counts = report["reject_reason_counts"] if report else {}
     rows = [{"reason": reason, "answers": count} for reason, count in counts.items()]
     return sorted(rows, key=lambda row: -row["answers"])
@@ -60,38 +57,34 @@ def gate_facts(storage: Storage) -> Json | None:
 
 
 def costs(storage: Storage) -> Json | None:
-    """The cost report's figures."""
+    """The cost report."""
     return read_json(storage.path("reports") / "cost_report.json")
 
 
 def timing(config: DistillConfig) -> list[Json]:
-    """Seconds of each stage that is sealed, and its rows, in the order of the work."""
+    """Rows, seconds and cost of each sealed stage, in the order of the stages."""
     rows = []
     for stage in STAGES:
         manifest = load_manifest(locate(stage.outputs[0], config), config.storage)
         if manifest:
-            names = {
-                "rows_in": "rows in",
-                "kept": "kept",
-                "rejected": "rejected",
-                "seconds": "seconds",
-                "cost_usd": "US$",
-            }
-            rows.append({"stage": stage.name} | {new: manifest[old] for old, new in names.items()})
+            keys = {"rows_in": "rows in", "cost_usd": "US$"}
+            columns = ("rows_in", "kept", "rejected", "seconds", "cost_usd")
+            rows.append({"stage": stage.name} | {keys.get(c, c): manifest[c] for c in columns})
     return rows
 
 
 def metrics_path(config: DistillConfig) -> Path:
-    """Where the configured student's training writes its progress."""
+    """The metrics file of the configured student's training."""
     student = load_yaml(Path(config.student), StudentConfig)
     return config.storage.path("students") / student.run_name / "metrics.jsonl"
 
 
 def curve(path: Path) -> list[Json]:
-    """{step, kind, loss}: the loss per step, and on the val split where it was measured."""
+    """{step, kind, loss}: the training loss per step, and the validation loss where measured."""
     if not path.exists():
         return []
     rows = []
+    # The training may be writing: the last line is complete only with its newline.
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
         row = json.loads(line)
         for kind, name in (("training", "loss"), ("validation", "val_loss")):
@@ -101,7 +94,7 @@ def curve(path: Path) -> list[Json]:
 
 
 def sessions(config: DistillConfig) -> tuple[str | None, list[SessionState]]:
-    """The newest run's name and its sessions; (None, []) when nothing has run."""
+    """The newest run's name and its sessions; (None, []) without a run."""
     try:
         run_dir = latest_run(Path(config.storage.logs).resolve())
         if run_dir is None:

@@ -1,5 +1,6 @@
-"""What every page of the inspection room works with: the configuration, the file that is looked at,
-who looks, and what is held in memory for all browser tabs of one server.
+"""Context of the inspection pages: configuration, inspected file, annotator, cached tables.
+
+The caches are shared by all browser tabs of one server.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ ATTEMPTS = ("collected_dataset", "regen_dataset")
 
 @dataclass(frozen=True)
 class Room:
-    """One look at a run: `src` is the file on the Inspect page, `labels` the decisions file."""
+    """`src`: the file on the Inspect page; `labels`: the decisions file."""
 
     config: DistillConfig
     config_path: Path
@@ -33,13 +34,13 @@ class Room:
     annotator: str
 
     def answers(self, path: Path | None = None) -> Answers:
-        """The rows of `src`, or of another table of answers; read again when the file is new."""
+        """The rows of `src`, or of another table of answers; read again if the file changed."""
         file = look(path or self.src)
         sealed_once(file, self.config)
         return _answers(file)
 
     def checks(self) -> list[Checks]:
-        """The checks files that are there."""
+        """The checks files that exist."""
         paths = (self.config.storage.path(key) for key in CHECKS)
         return [_checks(look(path)) for path in paths if path.exists()]
 
@@ -47,14 +48,14 @@ class Room:
         """The current decisions on every answer."""
         return _decisions(self.labels).current()
 
-    def decide(self, key: Key, action: str, **said: str | None) -> None:
+    def decide(self, key: Key, action: str, **comments: str | None) -> None:
         """Write a decision of this annotator; it is on disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         event = {
             "sample_id": key[0],
             "attempt": key[1],
             "action": action,
-            **said,
+            **comments,
             "annotator": self.annotator,
             "timestamp": now,
         }
@@ -62,24 +63,24 @@ class Room:
         self.refresh_rejected()
 
     def refresh_rejected(self) -> None:
-        """Bring `storage.rejected_labels` up to date, where its own decisions are looked at."""
+        """Update `storage.rejected_labels`, if `labels` is the storage's own file."""
         storage = self.config.storage
         if self.labels.resolve() == storage.path("annotations").resolve():
             annotations.write_rejected(storage, self.decided())
 
     def other_attempts(self, key: Key) -> list[tuple[Path, int]]:
         """(file, row) of every other answer to the same prompt."""
-        found = []
+        places = []
         for path in dict.fromkeys([self.src, *map(self.config.storage.path, ATTEMPTS)]):
             if path.exists():
                 answers = self.answers(path)
-                found += [(path, int(n)) for n in answers.numbers_of(key[0])]
-        keys = {self.answers(path).key(n): (path, n) for path, n in reversed(found)}
+                places += [(path, int(n)) for n in answers.numbers_of(key[0])]
+        keys = {self.answers(path).key(n): (path, n) for path, n in reversed(places)}
         return [place for other, place in sorted(keys.items()) if other != key]
 
 
 class File(NamedTuple):
-    """A file as it is now: what is held in memory of it is true for this state of it."""
+    """Path, modification time (ns) and size of a file: the key of the caches."""
 
     path: Path
     changed: int
@@ -87,11 +88,11 @@ class File(NamedTuple):
 
 
 def look(path: Path) -> File:
-    """The file's state; of one that is not there, zeros."""
+    """The file's state; zeros if it does not exist."""
     if not path.exists():
         return File(path, 0, 0)
-    found = path.stat()
-    return File(path, found.st_mtime_ns, found.st_size)
+    stat = path.stat()
+    return File(path, stat.st_mtime_ns, stat.st_size)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -110,18 +111,19 @@ def sealed_once(file: File, _config: DistillConfig) -> str:
     return sealed_hash(file.path, _config.storage)
 
 
-@st.cache_resource(show_spinner=False)  # a spinner could end a callback between write and move
+# With a spinner, a callback could be stopped between writing a decision and moving on.
+@st.cache_resource(show_spinner=False)
 def _decisions(path: Path) -> Decisions:
     return Decisions(path)
 
 
 def allowed(src: Path, config: DistillConfig, *, outside: bool) -> Path:
-    """`src`, if it stands in the project or below `storage.root`. Raises UsageError (2)."""
+    """`src`, if it is in the project or below `storage.root`. Raises UsageError (2)."""
     real = src.resolve()
     roots = (Path.cwd().resolve(), Path(config.storage.root).resolve())
     if outside or any(real.is_relative_to(root) for root in roots):
         return src
     raise UsageError(
-        f"--src {src}: stands outside the project ({roots[0]}) and outside storage.root "
-        f"({roots[1]}); if it is meant, add --allow-outside"
+        f"--src {src}: is outside the project ({roots[0]}) and outside storage.root "
+        f"({roots[1]}); to read it anyway, add --allow-outside"
     )

@@ -1,11 +1,4 @@
-"""Where a browser tab stands, and that a decision is written once, about what its person saw.
-
-Streamlit may end a script, callbacks included, at any access to its session state when the next
-key press arrives, and runs that press in another thread. What belongs together is therefore kept
-in a plain object: a decision and the step to the next row happen both or not at all. While the
-browser takes a row away, a press can still reach its buttons: only what was drawn last can be
-decided on, and only once.
-"""
+"""Per-tab UI state. A decision is written at most once, and only for the row on screen."""
 
 import threading
 from collections.abc import Callable
@@ -14,8 +7,11 @@ from typing import cast
 import streamlit as st
 
 
+# Streamlit may stop a script, callbacks included, at any access to its session state when the next
+# key press arrives, and runs that press in another thread. A plain object with a lock makes writing
+# a decision and moving to the next row atomic.
 class Desk:
-    """`at`: the row's number; `editing`: what an editor is open for; both by the page."""
+    """`at`: the current row number; `editing`: the name of the answer in the editor."""
 
     def __init__(self) -> None:
         self.at: int | None = None
@@ -24,19 +20,20 @@ class Desk:
         self._lock = threading.Lock()
 
     def go(self, number: int) -> None:
-        """Stand on another row."""
+        """Move to another row."""
         self.at, self.editing = number, None
 
     def draw(self, name: str) -> None:
-        """What is being drawn, by a name of its own."""
+        """Remember the unique name of the row that is drawn now."""
         with self._lock:
             self._drawn = name
 
     def once(self, name: str, write: Callable[[], None], to: int | None) -> None:
-        """Write, if this is what was drawn last and it was not written yet; then go on to `to`.
+        """Call `write` once if `name` was drawn last, then move to `to`.
 
-        Where writing fails the tab stays where it is, and the press may be repeated.
+        If `write` raises, the tab does not move, and the press may be repeated.
         """
+        # While the browser removes a row, a press can still reach its buttons.
         with self._lock:
             if self._drawn != name:
                 return
@@ -47,8 +44,24 @@ class Desk:
 
 
 def desk(page: str) -> Desk:
-    """The page's, of this tab."""
+    """The state of a page in this browser tab."""
     key = f"desk-{page}"
     if key not in st.session_state:
         st.session_state[key] = Desk()
     return cast("Desk", st.session_state[key])
+
+
+def draw_navigation(title: str, key: str, count: int) -> int:
+    """Draw position and buttons of a page; returns the index in the session state's `key`."""
+    place: int = min(st.session_state.get(key, 0), count - 1)
+
+    def move(change: int) -> None:
+        st.session_state[key] = min(max(0, place + change), count - 1)
+
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"{title} **{place + 1:,}** of {count:,}")
+        st.space("stretch")
+        for label, letter, change in (("Previous", "k", -1), ("Next", "j", 1)):
+            is_end = not 0 <= place + change < count
+            st.button(label, shortcut=letter, on_click=move, args=(change,), disabled=is_end)
+    return place

@@ -1,7 +1,7 @@
-"""Answers of a Parquet file, for a person who looks at one row at a time.
+"""Access single rows of large Parquet files of answers and checks.
 
-Small columns are read once, when the file is opened; texts are read by row group when a row is
-looked at, and the last row groups stay in memory.
+Small columns are read once, when the file is opened; texts by row group when a row is shown, with a
+cache of the last row groups.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ HELD_GROUPS = 3
 
 
 class Stored:
-    """Rows of a Parquet file by number: `texts` of a row group are read when they are wanted."""
+    """Rows of a Parquet file by number; row groups are read on demand."""
 
     def __init__(self, parquet: pq.ParquetFile) -> None:
         self._parquet = parquet
@@ -39,14 +39,14 @@ class Stored:
     def row(self, number: int) -> Row:
         """All columns of one row."""
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
-        found = self._group(group).slice(number - int(self._starts[group]), 1).to_pylist()
-        return dict(found[0])
+        rows = self._group(group).slice(number - int(self._starts[group]), 1).to_pylist()
+        return dict(rows[0])
 
 
 class Answers:
     """A table of contracts.OUTPUTS, or one with more columns (rejections).
 
-    Raises InputMissing (66) or InputError (65) when the file is not such a table.
+    Raises InputMissing (66) or InputError (65) if the file is not such a table.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,11 +66,11 @@ class Answers:
         return int(self.small.num_rows)
 
     def key(self, number: int) -> Key:
-        """Which answer stands in this row."""
+        """The key of the answer in this row."""
         return self.samples[number].as_py(), int(self.attempts[number])
 
     def row(self, number: int) -> Row:
-        """The whole row."""
+        """All columns of the row."""
         return self._stored.row(number)
 
     def numbers_of(self, sample_id: str) -> Rows:
@@ -78,37 +78,37 @@ class Answers:
         return np.flatnonzero(np.asarray(pc.equal(self.samples, sample_id)))
 
     def number_of(self, key: Key) -> int | None:
-        """The row of an answer, or None when it is not in this file."""
+        """The row of an answer, or None if it is not in this file."""
         if self._by_key is None:
             keys = zip(self.samples.to_pylist(), self.attempts.tolist(), strict=True)
-            self._by_key = {found: number for number, found in enumerate(keys)}
+            self._by_key = {key: number for number, key in enumerate(keys)}
         return self._by_key.get(key)
 
     def _values(self, column: str) -> list[str]:
-        """What occurs in a column, the most frequent first; of reasons, the first of each row."""
+        """The values in a column, the most frequent first; all reasons of all rows."""
         if column == "rejection_reasons":
             if column not in self.small.column_names:
                 return []
-            found = pc.list_flatten(self.small[column])
+            values = pc.list_flatten(self.small[column])
         else:
-            found = pc.drop_null(self.small[column])
-        counted = pc.value_counts(found).to_pylist()
-        return [one["values"] for one in sorted(counted, key=lambda one: -one["counts"])]
+            values = pc.drop_null(self.small[column])
+        counts = pc.value_counts(values).to_pylist()
+        return [item["values"] for item in sorted(counts, key=lambda item: -item["counts"])]
 
-    def among(self, column: str, wanted: Sequence[str]) -> Mask:
+    def among(self, column: str, values: Sequence[str]) -> Mask:
         """The rows whose column has one of these values."""
-        return np.asarray(pc.fill_null(pc.is_in(self.small[column], pa.array(wanted)), False))
+        return np.asarray(pc.fill_null(pc.is_in(self.small[column], pa.array(values)), False))
 
-    def rejected_for(self, wanted: Sequence[str]) -> Mask:
+    def rejected_for(self, reasons: Sequence[str]) -> Mask:
         """The rows that have one of these rejection reasons."""
         column = self.small["rejection_reasons"].combine_chunks()
-        hits = pc.is_in(pc.list_flatten(column), pa.array(wanted))
+        hits = pc.is_in(pc.list_flatten(column), pa.array(reasons))
         mask = np.zeros(len(self), np.bool_)
         mask[np.asarray(pc.list_parent_indices(column))[np.asarray(hits)]] = True
         return mask
 
     def having(self, text: str) -> Mask:
-        """The rows whose prompt, context or answer has this text in it, upper or lower case."""
+        """The rows whose prompt, context, answer or reasoning contains the text, ignoring case."""
         return self._texts(text)
 
     def _having(self, text: str) -> Mask:
@@ -123,7 +123,7 @@ class Answers:
 
 
 class Checks:
-    """The measurements of one checks file (contracts.CHECKS), found by answer."""
+    """One checks file (contracts.CHECKS), accessed by answer."""
 
     def __init__(self, path: Path) -> None:
         table = TABLES["rules_checks"]
@@ -132,7 +132,7 @@ class Checks:
         small = pq.ParquetFile(path, read_dictionary=["sample_id", "check", "reason"]).read(
             columns=["sample_id", "attempt", "check", "ok", "reason"]
         )
-        # One dictionary for the whole file, so that looking for a sample compares numbers.
+        # One dictionary for the whole file: finding a sample compares integers.
         self._samples = small["sample_id"].unify_dictionaries().combine_chunks()
         if isinstance(self._samples, pa.ChunkedArray):
             self._samples = pa.concat_arrays(self._samples.chunks)
@@ -144,21 +144,21 @@ class Checks:
         code = pc.index(self._samples.dictionary, key[0]).as_py()
         if code < 0:
             return []
-        found = (self._stored.row(int(n)) for n in np.flatnonzero(self._codes == code))
-        return [row for row in found if row["attempt"] == key[1]]
+        rows = (self._stored.row(int(n)) for n in np.flatnonzero(self._codes == code))
+        return [row for row in rows if row["attempt"] == key[1]]
 
     @cached_property
     def names(self) -> list[str]:
-        """The checks that occur."""
+        """The names of the checks in the file."""
         return sorted(self._small["check"].unique().to_pylist())
 
-    def not_passed(self, wanted: Sequence[str]) -> set[Key]:
-        """The answers that one of these checks did not let pass (or could not look at)."""
+    def not_passed(self, names: Sequence[str]) -> set[Key]:
+        """The answers that failed one of these checks, or could not be checked."""
         mask = pc.and_(
-            pc.is_in(self._small["check"].cast(pa.string()), pa.array(wanted)),
+            pc.is_in(self._small["check"].cast(pa.string()), pa.array(names)),
             pc.invert(pc.fill_null(self._small["ok"], False)),
         )
-        spared = pc.equal(self._small["reason"].cast(pa.string()), NOT_APPLIED)
-        mask = pc.and_(mask, pc.invert(pc.fill_null(spared, False)))
-        found = self._small.filter(mask)
-        return set(zip(found["sample_id"].to_pylist(), found["attempt"].to_pylist(), strict=True))
+        is_spared = pc.equal(self._small["reason"].cast(pa.string()), NOT_APPLIED)
+        mask = pc.and_(mask, pc.invert(pc.fill_null(is_spared, False)))
+        rows = self._small.filter(mask)
+        return set(zip(rows["sample_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))

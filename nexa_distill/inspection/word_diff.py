@@ -9,7 +9,7 @@ MOST_WORDS = 4000
 
 
 def differences(old: str, new: str) -> list[Span]:
-    """What `new` makes of `old`. Texts of more than MOST_WORDS words are compared as a whole."""
+    """The changes from `old` to `new`. Texts of more than MOST_WORDS words are not compared."""
     if old == new:
         return [(old, "same")] if old else []
     before, after = WORDS.findall(old), WORDS.findall(new)

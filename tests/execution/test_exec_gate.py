@@ -272,7 +272,7 @@ def test_a_database_is_a_name_and_no_path(tmp_path: Path, name: str) -> None:
     inner = tmp_path / "databases/inner"
     config = prepared(tmp_path, [sql(0, GOLD, database=name)], databases=str(inner))
     inner.mkdir()
-    with pytest.raises(InputError, match="is not a file's name"):
+    with pytest.raises(InputError, match="is not a file name"):
         exec_gate.run(config)
 
 

@@ -130,7 +130,7 @@ def test_f32_an_edit_a_reason_and_a_disagreement_are_shown(
         page.get_by_label("The answer as it should be").fill("Better.")
         page.get_by_text("Save the edit").click()
         expect(page.get_by_text("1 decided")).to_be_visible()
-        expect(page.get_by_text("Nobody has decided yet.")).to_be_visible()
+        expect(page.get_by_text("No decision yet.")).to_be_visible()
         press(page, "k")
         expect(page.get_by_text("The annotators disagree.")).to_be_visible()
         expect(page.get_by_text("too *short*")).to_be_visible()

@@ -1,4 +1,4 @@
-"""Page *Compare*: who answers a held-out prompt how; with names, or blind with a preference."""
+"""Page *Compare*: answers of teacher and student to a held-out prompt, with names or blind."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from nexa_distill.annotation.preferences import Preference
 from nexa_distill.inspection import components, held_out_answers
 from nexa_distill.inspection.held_out_answers import TITLES, HeldOut
 from nexa_distill.inspection.session import Room
-from nexa_distill.inspection.tab_state import desk
+from nexa_distill.inspection.tab_state import desk, draw_navigation
 
 PAIRS = {
     "before and after training": ("before", "after"),
@@ -19,7 +19,7 @@ PAIRS = {
 
 
 def page(room: Room) -> None:
-    """Draw the prompt that the session stands on."""
+    """Draw the current prompt."""
     prompts = held_out_answers.load(room.config.storage)
     if not prompts:
         st.info("The student has not answered held-out prompts yet: the evaluation was not run.")
@@ -33,46 +33,26 @@ def page(room: Room) -> None:
         _open(prompts)
 
 
-def _step(change: int, last: int) -> None:
-    st.session_state["compared"] = min(max(0, st.session_state.get("compared", 0) + change), last)
-
-
-def _moves(place: int, count: int) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"Prompt **{place + 1}** of {count}")
-        st.space("stretch")
-        for label, letter, change in (("Previous", "k", -1), ("Next", "j", 1)):
-            st.button(
-                label,
-                shortcut=letter,
-                on_click=_step,
-                args=(change, count - 1),
-                disabled=not 0 <= place + change < count,
-            )
-
-
 def _open(prompts: Sequence[HeldOut]) -> None:
-    place = min(st.session_state.get("compared", 0), len(prompts) - 1)
-    one = prompts[place]
-    _moves(place, len(prompts))
-    components.text(one.user_prompt, "prompt", "quiet")
+    prompt = prompts[draw_navigation("Prompt", "compared", len(prompts))]
+    components.text(prompt.user_prompt, "prompt", "quiet")
     for column, source in zip(st.columns(len(TITLES)), TITLES, strict=True):
         with column:
             st.markdown(f"##### {TITLES[source]}")
-            st.markdown(_verdict(one, source))
-            if source in one.answers:
-                components.text(one.answers[source], f"answer-{source}")
+            st.markdown(_verdict(prompt, source))
+            if source in prompt.answers:
+                components.text(prompt.answers[source], f"answer-{source}")
             else:
                 st.caption("not run")
 
 
-def _verdict(one: HeldOut, source: str) -> str:
-    """What the gates say, and the judges' scores."""
-    against = one.reasons.get(source)
+def _verdict(prompt: HeldOut, source: str) -> str:
+    """The gates' reasons and the judges' scores, as Markdown."""
+    against = prompt.reasons.get(source)
     words = ":gray[gates: not run]" if against is None else ":green[passes the gates]"
     if against:
         words = f":red[{', '.join(map(components.plain, against))}]"
-    scores = one.scores.get(source, {})
+    scores = prompt.scores.get(source, {})
     return " · ".join(
         [words, *(f"{name.split('.')[1]} {value:.2f}" for name, value in scores.items())]
     )
@@ -80,45 +60,48 @@ def _verdict(one: HeldOut, source: str) -> str:
 
 def _blind(room: Room, prompts: Sequence[HeldOut], pair: tuple[str, str]) -> None:
     path = room.config.storage.path("preferences")
-    every = preferences.current(preferences.read(path))
-    of_pair = [one for one in every if {one.first, one.second} == set(pair)]
-    mine = [one for one in of_pair if one.annotator == room.annotator]
-    both = [one for one in prompts if all(one.answers.get(source) for source in pair)]
-    seen = {frozenset((one.first_output, one.second_output)) for one in mine}
-    left = [one for one in both if _texts(one, pair) not in seen]
-    if not both:
-        st.info("These two have no prompt that both have answered.")
+    own = [
+        event
+        for event in preferences.current(preferences.read(path))
+        if {event.first, event.second} == set(pair) and event.annotator == room.annotator
+    ]
+    answered = [p for p in prompts if all(p.answers.get(source) for source in pair)]
+    compared = {frozenset((event.first_output, event.second_output)) for event in own}
+    remaining = [p for p in answered if _texts(p, pair) not in compared]
+    if not answered:
+        st.info("No prompt was answered by both.")
         return
-    st.progress(1 - len(left) / len(both), f"{len(both) - len(left)} of {len(both)} compared")
-    if not left:
-        _result(mine, pair)
+    done = len(answered) - len(remaining)
+    st.progress(done / len(answered), f"{done} of {len(answered)} compared")
+    if not remaining:
+        _result(own, pair)
         return
-    one = left[0]
-    order = held_out_answers.blind_order(one.sample_id, room.annotator, pair)
-    _choice(room, one, order)
-    components.text(one.user_prompt, "prompt", "quiet")
+    prompt = remaining[0]
+    order = held_out_answers.blind_order(prompt.sample_id, room.annotator, pair)
+    _choice(room, prompt, order)
+    components.text(prompt.user_prompt, "prompt", "quiet")
     for column, source, title in zip(st.columns(2), order, ("Left", "Right"), strict=True):
         with column:
             st.markdown(f"##### {title}")
-            components.text(one.answers[source], f"blind-{title}")
+            components.text(prompt.answers[source], f"blind-{title}")
 
 
-def _texts(one: HeldOut, pair: tuple[str, str]) -> frozenset[str]:
-    return frozenset(str(one.answers[source]) for source in pair)
+def _texts(prompt: HeldOut, pair: tuple[str, str]) -> frozenset[str]:
+    return frozenset(str(prompt.answers[source]) for source in pair)
 
 
-def _choice(room: Room, one: HeldOut, order: tuple[str, str]) -> None:
-    name = f"{one.sample_id}-{'-'.join(order)}"
+def _choice(room: Room, prompt: HeldOut, order: tuple[str, str]) -> None:
+    name = f"{prompt.sample_id}-{'-'.join(order)}"
     here = desk("compare")
     here.draw(name)
 
     def prefer(choice: str) -> None:
         event = {
-            "sample_id": one.sample_id,
+            "sample_id": prompt.sample_id,
             "first": order[0],
             "second": order[1],
-            "first_output": one.answers[order[0]],
-            "second_output": one.answers[order[1]],
+            "first_output": prompt.answers[order[0]],
+            "second_output": prompt.answers[order[1]],
             "preferred": choice,
             "annotator": room.annotator,
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -135,15 +118,15 @@ def _choice(room: Room, one: HeldOut, order: tuple[str, str]) -> None:
         ):
             st.button(
                 label,
-                key=f"{choice}-{one.sample_id}",
+                key=f"{choice}-{prompt.sample_id}",
                 shortcut=letter,
                 on_click=prefer,
                 args=(choice,),
             )
 
 
-def _result(mine: Sequence[Preference], pair: tuple[str, str]) -> None:
-    st.success("You have compared all of them. This is whom you preferred:")
-    counts = preferences.tally(mine)
+def _result(own: Sequence[Preference], pair: tuple[str, str]) -> None:
+    st.success("You have compared all of them. Your preferences:")
+    counts = preferences.tally(own)
     for column, source in zip(st.columns(3), (*pair, "tie"), strict=True):
         column.metric(TITLES.get(source, "No difference"), counts[source])

@@ -1,4 +1,4 @@
-"""Page *Inspect*: one answer with all that is known of it, and a decision."""
+"""Page *Inspect*: one answer with its checks and other attempts, and the buttons to decide."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from nexa_distill.inspection.tab_state import Desk, desk
 from nexa_distill.inspection.table_view import Answers, Checks, Mask, Row, Rows
 from nexa_distill.inspection.word_diff import differences
 
-# What is told to the teacher when it is asked again ("An earlier answer was rejected: ...").
+# Suggested reasons. The repair prompt contains the chosen one.
 FAULTS = (
     "it states something false",
     "it does not answer the question",
@@ -34,15 +34,15 @@ ICONS = {
     UNDECIDED: "·",
 }
 CODE_TASKS = ("text2sql", "python", "json")
-AT = "row"  # in the address: the row's number in the file
+AT = "row"  # URL parameter: the row number in the file
 
 
 def page(room: Room) -> None:
-    """Draw the row that the session stands on."""
+    """Draw the current row."""
     answers, checks, decided = room.answers(), room.checks(), room.decided()
     rows = row_filters.matching(answers, checks, decided, _choose_filters(answers, checks, room))
     if not len(answers):
-        st.info("This file holds no answers.")
+        st.info("This file contains no answers.")
         return
     here = desk("inspect")
     number = _position(here, answers, room)
@@ -76,30 +76,26 @@ def _choose_filters(answers: Answers, checks: Sequence[Checks], room: Room) -> F
         )
         decisions = st.multiselect("Decision", [UNDECIDED, *ACTIONS, CONFLICT])
         values = {
-            column: st.multiselect(title, _options(answers, column))
+            column: st.multiselect(title, answers.values(column))
             for column, title in TITLES.items()
         }
         reasons = st.multiselect(
             "Rejected for",
-            _options(answers, "rejection_reasons"),
+            answers.values("rejection_reasons"),
             help="Reasons of the gates.",
             disabled="rejection_reasons" not in answers.small.column_names,
         )
-        names = sorted({name for one in checks for name in one.names})
+        names = sorted({name for file in checks for name in file.names})
         failed = st.multiselect("Check not passed", names)
         text = st.text_input("Text in prompt, context or answer")
     return Filters(values, reasons, failed, decisions, text)
 
 
-def _options(answers: Answers, column: str) -> list[str]:
-    return answers.values(column)
-
-
 def _position(here: Desk, answers: Answers, room: Room) -> int:
-    """The row that the tab stands on; a new one starts where its address says."""
+    """The tab's row; a new tab starts at the row in its URL."""
     if here.at is None:
-        asked = str(st.query_params.get(AT, room.start))
-        here.at = int(asked) if asked.isdecimal() else room.start
+        value = str(st.query_params.get(AT, room.start))
+        here.at = int(value) if value.isdecimal() else room.start
     here.at = min(max(0, here.at), len(answers) - 1)
     return here.at
 
@@ -119,23 +115,25 @@ def _progress(
 
 
 def _next_undecided(rows: Rows, done: Mask, number: int) -> int | None:
-    """The next of `rows` that is not `done`; behind the last one, the first of all."""
-    left = rows[~done]
-    left = left[left != number]
-    following = after(left, number)
-    return following if following is not None else (int(left[0]) if len(left) else None)
+    """The next of `rows` that is not `done`; after the last one, the first."""
+    undecided = rows[~done]
+    undecided = undecided[undecided != number]
+    following = after(undecided, number)
+    if following is None and len(undecided):
+        return int(undecided[0])
+    return following
 
 
 def _buttons(here: Desk, room: Room, answers: Answers, number: int, onward: int | None) -> None:
-    """The decisions on the row that is seen."""
+    """The buttons to decide on the current row."""
     key = answers.key(number)
     name = f"{key[0]}-{key[1]}"
     here.draw(name)
 
     def decide(action: str) -> None:
         reason, note = _said(name)
-        said = {"reason": None if action == "accept" else reason, "note": note}
-        here.once(name, lambda: room.decide(key, action, **said), onward)
+        comments = {"reason": None if action == "accept" else reason, "note": note}
+        here.once(name, lambda: room.decide(key, action, **comments), onward)
 
     def edit() -> None:
         here.editing = name
@@ -197,23 +195,16 @@ def _editor(here: Desk, room: Room, row: Row, key: Key, name: str, onward: int |
         edited = st.text_area("The answer as it should be", whole, height=260)
         if st.form_submit_button("Save the edit", type="primary"):
             reason, note = _said(name)
-            said = {"reason": reason, "note": note, "edited_output": edited}
-            here.once(name, lambda: room.decide(key, "edit", **said), onward)
+            comments = {"reason": reason, "note": note, "edited_output": edited}
+            here.once(name, lambda: room.decide(key, "edit", **comments), onward)
             here.editing = None
             st.rerun()
 
 
 def _answer(row: Row, key: Key) -> None:
     look = "mono" if row["template_name"] in CODE_TASKS else ""
-    facts = [
-        row["template_name"],
-        row["domain"],
-        row["split"],
-        row["model_id"],
-        f"attempt {key[1]}",
-        row["finish_reason"],
-        row["answer_flag"],
-    ]
+    facts = [row[name] for name in ("template_name", "domain", "split", "model_id")]
+    facts += [f"attempt {key[1]}", row["finish_reason"], row["answer_flag"]]
     st.markdown("##### Prompt")
     st.caption(" · ".join(components.plain(fact) for fact in facts if fact))
     components.text(row["user_prompt"], "prompt", "quiet")
@@ -231,7 +222,7 @@ def _answer(row: Row, key: Key) -> None:
             with st.expander(title, expanded=column == "gold_sql"):
                 components.text(row[column], column, f"{look} quiet")
     if row["raw_output"]:
-        with st.expander("As the model wrote it, before cleaning"):
+        with st.expander("Before cleaning"):
             components.text(row["raw_output"], "raw", "quiet")
     st.caption(f"sample\\_id {row['sample_id']}")
 
@@ -242,31 +233,31 @@ def _decisions(people: Sequence[Annotation]) -> None:
     if word == CONFLICT:
         st.warning("The annotators disagree. Until they agree this counts as a rejection.")
     if not people:
-        st.caption("Nobody has decided yet.")
-    for one in people:
-        said = " · ".join(components.plain(text) for text in (one.reason, one.note) if text)
+        st.caption("No decision yet.")
+    for event in people:
+        comments = " · ".join(components.plain(t) for t in (event.reason, event.note) if t)
         st.markdown(
-            f"{ICONS[one.action]} **{one.action}** by {components.plain(one.annotator)}"
-            + (f": {said}" if said else "")
+            f"{ICONS[event.action]} **{event.action}** by {components.plain(event.annotator)}"
+            + (f": {comments}" if comments else "")
         )
-        if one.edited_output is not None:
+        if event.edited_output is not None:
             with st.expander("The edited answer"):
-                components.text(one.edited_output, f"edited-{one.annotator}")
+                components.text(event.edited_output, f"edited-{event.annotator}")
 
 
 def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
-    found = [line for one in checks for line in one.of(key)]
-    failed = [line for line in found if not line["ok"] and line["reason"] != NOT_APPLIED]
+    lines = [line for file in checks for line in file.of(key)]
+    failed = [line for line in lines if not line["ok"] and line["reason"] != NOT_APPLIED]
     st.markdown("##### Checks")
     for reason in row.get("rejection_reasons") or []:
         st.markdown(
             f":red[✗] **{components.plain(reason)}**: {components.plain(REASONS.get(reason, ''))}"
         )
-    if not found:
-        st.caption("No check was made of this answer.")
+    if not lines:
+        st.caption("This answer has no checks.")
         return
-    st.caption(f"{len(found) - len(failed)} of {len(found)} passed")
-    order = sorted(found, key=lambda line: (line not in failed, line["check"]))
+    st.caption(f"{len(lines) - len(failed)} of {len(lines)} passed")
+    order = sorted(lines, key=lambda line: (line not in failed, line["check"]))
     words = {True: "passed", False: "failed", None: "not known"}
     rows = [
         (
@@ -302,5 +293,5 @@ def _attempt(room: Room, row: Row, path: Path, number: int) -> None:
     other = room.answers(path).row(number)
     with st.expander(f"Attempt {other['attempt']} by {components.plain(other['model_id'])}"):
         st.caption("Words only in this attempt are green, words only in the shown answer are red.")
-        texts = [components.cut(one["teacher_output"] or "") for one in (row, other)]
+        texts = [components.cut(answer["teacher_output"] or "") for answer in (row, other)]
         components.spans(differences(*texts), f"attempt-{other['attempt']}")

@@ -1,4 +1,4 @@
-"""Page *Run*: where a run stands and what it made of its rows; follows it while it goes on."""
+"""Page *Run*: progress and results of the newest run, updated while it runs."""
 
 import altair as alt
 import pandas as pd
@@ -16,7 +16,7 @@ LABELS = {"done": ":green[done]", "running": ":blue[running]", "waiting": ":gray
 
 
 def page(room: Room) -> None:
-    """Draw the page; the fragment draws itself again."""
+    """Draw the page; the fragment redraws itself."""
     st.fragment(run_every=EVERY_SECONDS)(_live)(room)
 
 

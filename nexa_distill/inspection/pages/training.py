@@ -1,7 +1,7 @@
-"""Page *Training view*: which tokens of a sample the loss sees, with the template's own tokens.
+"""Page *Training view*: the tokens of a sample, with the loss mask and the template's tokens.
 
-The tokens come from `python -m nexa_train.token_view`, a process of its own that uses the masks of
-the training; this package imports neither torch nor a tokenizer.
+`python -m nexa_train.token_view` computes them with the training's code in a process of its own:
+this package imports neither torch nor a tokenizer.
 """
 
 import json
@@ -16,14 +16,15 @@ from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.inspection import components
 from nexa_distill.inspection.session import File, Room, look, sealed_once
+from nexa_distill.inspection.tab_state import draw_navigation
 from nexa_distill.storage.tables import open_table
 
-SAMPLES = 25  # of one call of the tokenizer
+SAMPLES = 25  # per call of token_view
 SECONDS = 120
 
 
 def page(room: Room) -> None:
-    """Draw the sample that the session stands on."""
+    """Draw the current sample."""
     path = room.config.storage.path("sft_parquet")
     if not path.exists():
         st.info("There is no training set yet: packaging was not run.")
@@ -34,8 +35,7 @@ def page(room: Room) -> None:
     if not count:
         st.info("The training set is empty.")
         return
-    place = min(st.session_state.get("sample", 0), count - 1)
-    _moves(place, count)
+    place = draw_navigation("Sample", "sample", count)
     block = place // SAMPLES * SAMPLES
     samples = _samples(file, block)
     with st.spinner("The student's tokenizer is loading ..."):
@@ -51,26 +51,8 @@ def page(room: Room) -> None:
     _tokens(view["tokens"])
 
 
-def _step(change: int, last: int) -> None:
-    st.session_state["sample"] = min(max(0, st.session_state.get("sample", 0) + change), last)
-
-
-def _moves(place: int, count: int) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"Sample **{place + 1:,}** of {count:,}")
-        st.space("stretch")
-        for label, letter, change in (("Previous", "k", -1), ("Next", "j", 1)):
-            st.button(
-                label,
-                shortcut=letter,
-                on_click=_step,
-                args=(change, count - 1),
-                disabled=not 0 <= place + change < count,
-            )
-
-
 def _tokens(tokens: list[Any]) -> None:
-    # The first token has no predecessor that could predict it.
+    # No token predicts the first one.
     trained = sum(counts for _text, counts, _special in tokens[1:])
     for column, (label, value) in zip(
         st.columns(3),
@@ -104,20 +86,20 @@ def _open(file: File) -> pq.ParquetFile:
 @st.cache_data(max_entries=8, show_spinner=False)
 def _samples(file: File, start: int) -> list[dict[str, Any]]:
     """Rows `start` to `start + SAMPLES`."""
-    found: list[dict[str, Any]] = []
-    seen = 0
+    rows: list[dict[str, Any]] = []
+    skipped = 0
     for batch in _open(file).iter_batches(4096):
-        if seen + batch.num_rows > start:
-            found += batch.slice(max(0, start - seen), SAMPLES - len(found)).to_pylist()
-        seen += batch.num_rows
-        if len(found) >= SAMPLES:
+        if skipped + batch.num_rows > start:
+            rows += batch.slice(max(0, start - skipped), SAMPLES - len(rows)).to_pylist()
+        skipped += batch.num_rows
+        if len(rows) >= SAMPLES:
             break
-    return found
+    return rows
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _views(file: File, start: int, _room: Room) -> list[dict[str, Any]]:
-    """What `nexa_train.token_view` says of these rows. Raises InputError with its last word."""
+    """The output of `nexa_train.token_view` for these rows. Raises InputError with its error."""
     samples = _samples(file, start)
     names = ("sample_id", "messages")
     lines = "".join(json.dumps({n: sample[n] for n in names}) + "\n" for sample in samples)
