@@ -1,25 +1,31 @@
-"""OpenAI's chat completions API: what every other dialect differs from.
+"""OpenAI's chat completions API: the baseline of all dialects.
 
 Source: https://platform.openai.com/docs/api-reference/chat and .../guides/error-codes.
 """
 
-from nexa_distill.dialects.dialect import Dialect
+from nexa_distill.dialects.dialect import Dialect, invert_groups
 
 DIALECT = Dialect(
     "openai",
     "OpenAI and every server that follows its documentation",
     hosts=("api.openai.com",),
     finish_reasons={"function_call": "tool_calls"},
-    error_statuses={
-        "rate_limit_exceeded": 429, "rate_limit_error": 429, "too_many_requests": 429,
-        "insufficient_quota": 402, "billing_hard_limit_reached": 402, "invalid_api_key": 401,
-        "authentication_error": 401, "permission_error": 403, "permission_denied": 403,
-        "model_not_found": 404, "not_found_error": 404, "invalid_request_error": 400,
-        "context_length_exceeded": 400, "server_error": 500, "internal_server_error": 500,
-        "api_error": 500, "service_unavailable": 503, "overloaded_error": 529, "timeout": 504,
-    },
+    error_statuses=invert_groups(
+        {
+            400: "invalid_request_error context_length_exceeded",
+            401: "invalid_api_key authentication_error",
+            402: "insufficient_quota billing_hard_limit_reached",
+            403: "permission_error permission_denied",
+            404: "model_not_found not_found_error",
+            429: "rate_limit_exceeded rate_limit_error too_many_requests",
+            500: "server_error internal_server_error api_error",
+            503: "service_unavailable",
+            504: "timeout",
+            529: "overloaded_error",
+        }
+    ),
     reasoning_fields=("reasoning_content", "reasoning"),
-    # Words for money and for days, in English and Chinese: gateways and resellers use them too.
+    # Words for money and days, in English, Chinese and Japanese; gateways and resellers use them.
     quota=(
         r"insufficient[ _-]?(?:\w+ ){0,2}(?:quota|balance|credits?|funds?)",
         r"not enough (?:credits?|balance|funds)|(?:credit )?balance is (?:too low|not enough)",
@@ -37,4 +43,4 @@ DIALECT = Dialect(
         r"(?:still |currently )(?:loading|starting|initiali[sz]ing|warming)",
         r"not (?:yet )?(?:ready|loaded)|warming up|starting up|cold[ -]start",
     ),
-)  # fmt: skip
+)
