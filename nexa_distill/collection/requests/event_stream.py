@@ -1,4 +1,4 @@
-"""A streamed chat completion (server-sent events), put together to one body.
+"""Assemble a streamed chat completion (server-sent events) into one body.
 
 Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html and the chunks
 of OpenAI's API: `delta` objects by choice, the usage in the last chunk, then `data: [DONE]`.
@@ -19,11 +19,7 @@ def is_event_stream(raw: bytes) -> bool:
 
 
 def assemble(raw: bytes) -> Json:
-    """The chat completion that the events are pieces of; an `error` of any event is its `error`.
-
-    A stream that ended by `[DONE]` without a finish_reason ended by itself: "stop". One with
-    neither was cut, and has no choices.
-    """
+    """The chat completion of the events; an `error` of any event becomes its `error`."""
     body: Json = {}
     message: Json = {"role": "assistant"}
     finish, done = None, False
@@ -37,7 +33,7 @@ def assemble(raw: bytes) -> Json:
             continue
         if isinstance(chunk, dict):
             finish = _add(chunk, body, message) or finish
-    if finish or done:
+    if finish or done:  # a stream with neither was cut: no choices
         finish = finish or "stop"
         choice: Json = {"index": 0, "message": message, "finish_reason": finish}
         body["choices"] = [choice]
@@ -45,7 +41,7 @@ def assemble(raw: bytes) -> Json:
 
 
 def _events(raw: bytes) -> Iterator[str]:
-    """The data of each event; several data lines of one event are joined by a line break."""
+    """The data of each event; data lines of the same event are joined by a line break."""
     lines: list[str] = []
     for line in re.split(r"\r\n|\n|\r", raw.decode("utf-8", "replace")):
         if line.startswith("data:"):
@@ -58,7 +54,7 @@ def _events(raw: bytes) -> Iterator[str]:
 
 
 def _add(chunk: Json, body: Json, message: Json) -> str | None:
-    """Add a chunk's fields; its finish_reason."""
+    """Add a chunk's fields to `body` and `message`; returns its finish_reason."""
     for name in ("id", "model", "system_fingerprint", "usage", "error", "base_resp"):
         if chunk.get(name):
             body[name] = chunk[name]

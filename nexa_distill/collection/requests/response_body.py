@@ -1,9 +1,4 @@
-"""The JSON of a response, and an error inside a 200: which status it would have had.
-
-Errors inside a 200 as they occur: a top-level `error` (object or text), an `error` of the choice
-(OpenRouter), a finish_reason that means a failure, `base_resp` (MiniMax), a `code`, `error_code` or
-`errcode` other than success beside a message and without choices (Zhipu, Baidu).
-"""
+"""The JSON of a response, and errors inside a 200 with their status."""
 
 import json
 import re
@@ -14,14 +9,14 @@ from nexa_distill.collection.requests.event_stream import assemble, is_event_str
 from nexa_distill.dialects import ERROR_STATUSES, FINISH_REASONS, finish_reason
 
 BRIEF = 200  # characters of a message
-UNKNOWN_ERROR = 502  # an error that names no status: the server failed, and may not the next time
+UNKNOWN_ERROR = 502  # for an error without a status: the server failed, and is asked again
 SUCCESS = {"0", "200", "20000", "ok", "success", "none", ""}
-# Without one of these bytes, and with choices, a body has no error in it. In the text of an answer
-# a quote is escaped, so a word of it never looks like a key.
+# A body with choices and without one of these keys has no error. Quotes inside an answer's text are
+# escaped, so its words never look like a key.
 _FAILED = [word for word, normal in FINISH_REASONS.items() if normal == "error"]
 _KEYS = "|".join(map(re.escape, ["error", "base_resp", "error_code", "errcode", *_FAILED]))
 _SIGNS = re.compile(f'"(?:{_KEYS})"'.encode(), re.IGNORECASE)
-# Words of a message that names no status, tried in this order.
+# For a message without a status; the first match counts.
 _WORDS = (
     (429, r"rate.?limit|too many|throttl|exceeded.{0,20}limit|限流|频率|请求过多|并发"),
     (402, r"balance|credits?\b|quota|billing|arrear|欠费|余额"),
@@ -36,7 +31,7 @@ _PATTERNS = [(status, re.compile(pattern, re.IGNORECASE)) for status, pattern in
 
 
 class HiddenError(NamedTuple):
-    """An error inside a 200. `is_billed`: tokens of an answer were counted before it."""
+    """An error inside a 200. `is_billed`: the usage counts tokens of an answer before it."""
 
     status: int
     words: str
@@ -44,7 +39,7 @@ class HiddenError(NamedTuple):
 
 
 def read_body(raw: bytes) -> Mapping[str, Any]:
-    """The body's object, of a stream the one it is the pieces of; empty when there is none."""
+    """The JSON object of a body or of a stream of events; empty if there is none."""
     if is_event_stream(raw):
         return assemble(raw)
     try:
@@ -57,23 +52,23 @@ def read_body(raw: bytes) -> Mapping[str, Any]:
 
 
 def hidden_error(raw: bytes) -> HiddenError | None:
-    """The error that a 200's body holds, or None."""
+    """The error inside the body of a 200, or None."""
     if b'"choices"' in raw and not _SIGNS.search(raw):
         return None
     return error_of(read_body(raw))
 
 
 def error_of(body: Mapping[str, Any]) -> HiddenError | None:
-    """The error in a body's object, or None."""
+    """The error inside a body's JSON object, or None."""
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     choice = choice if isinstance(choice, dict) else {}
     usage = body.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     is_billed = isinstance(tokens, int) and tokens > 0
-    if found := body.get("error") or choice.get("error"):
-        return HiddenError(_status(found), _words(found), is_billed)
-    base = body.get("base_resp")
+    if error := body.get("error") or choice.get("error"):  # in the choice: OpenRouter
+        return HiddenError(_status(error), _words(error), is_billed)
+    base = body.get("base_resp")  # MiniMax
     if isinstance(base, dict) and str(base.get("status_code", 0)) not in SUCCESS:
         status = ERROR_STATUSES.get(f"base_resp.{base['status_code']}")
         return HiddenError(status or _status(base), _words(base), is_billed)
@@ -85,7 +80,7 @@ def error_of(body: Mapping[str, Any]) -> HiddenError | None:
 
 
 def brief_words(raw: bytes) -> str:
-    """The code and the beginning of the message of an error body, without its details."""
+    """Code and beginning of the message of an error body, without its details."""
     body = read_body(raw)
     error = body.get("error") or body.get("base_resp") or body
     if not isinstance(error, dict):
@@ -95,11 +90,11 @@ def brief_words(raw: bytes) -> str:
 
 
 def _without_choices(body: Mapping[str, Any]) -> HiddenError | None:
-    """An error whose fields are at the top; a body without a code or a message is none."""
+    """An error with its fields at the top level (Zhipu, Baidu), or None."""
     code = _first(body, "code", "error_code", "errcode", "errorCode", "status_code")
-    says = _first(body, "message", "msg", "error_msg", "errmsg", "errorMessage", "detail")
-    fails = body.get("object") == "error" or body.get("success") is False or "detail" in body
-    if (code is None or str(code).lower() in SUCCESS) and not (fails and says):
+    message = _first(body, "message", "msg", "error_msg", "errmsg", "errorMessage", "detail")
+    failed = body.get("object") == "error" or body.get("success") is False or "detail" in body
+    if (code is None or str(code).lower() in SUCCESS) and not (failed and message):
         return None
     return HiddenError(_status(body), _words(body), False)
 
@@ -109,7 +104,7 @@ def _first(body: Mapping[str, Any], *names: str) -> Any:
 
 
 def _status(error: object) -> int:
-    """The HTTP status that an error object names by number, by code or by words."""
+    """The HTTP status of an error object: by its number, its code or its message."""
     if isinstance(error, dict):
         names = ("code", "status", "status_code", "http_code", "error_code", "errcode", "type")
         for name in names:
