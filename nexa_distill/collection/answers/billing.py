@@ -2,7 +2,9 @@
 
 from nexa_distill.collection.answers import completions
 from nexa_distill.collection.answers.completions import Answer
-from nexa_distill.journal.journal import Journal
+from nexa_distill.collection.requests.budget import Tally
+from nexa_distill.journal.batches import Asked
+from nexa_distill.journal.journal import Asking, Journal, Outcome
 from nexa_distill.settings.pipeline import Price
 
 UNREAD = Answer()  # an answer that cannot be read because of a bug; a later run bills it
@@ -20,6 +22,28 @@ def bill(
     counts = (answer.prompt_tokens, answer.completion_tokens, answer.total_tokens)
     journal.bill(attempt, *counts, usd)
     return answer, usd
+
+
+def settle_attempt(
+    journal: Journal,
+    tally: Tally,
+    price: Price | None,
+    attempt: int,
+    request: Asking | Asked,
+    outcome: Outcome,
+    discount: float = 1.0,
+) -> Answer:
+    """Record the cost of an attempt and end its reservation; `outcome` must be on disk."""
+    answer, billed = UNREAD, None
+    if outcome.outcome == "answered":
+        answer, usd = bill(journal, price, attempt, outcome.raw or b"", discount)
+        tokens = request.most_tokens if answer.total_tokens is None else answer.total_tokens
+        billed = (tokens, request.most_usd if usd is None else usd)
+        tally.answered += 1
+    elif outcome.outcome == "uncertain":  # perhaps billed: count the maximum
+        billed = (request.most_tokens, request.most_usd)
+    tally.release(request.most_tokens, request.most_usd, billed=billed)
+    return answer
 
 
 def bill_the_unbilled(journal: Journal, model: str, price: Price | None) -> None:

@@ -1,6 +1,6 @@
 """Count the spending, and decide whether the budget allows one more request."""
 
-from nexa_distill.errors import InputError
+from nexa_distill.errors import BudgetReached, InputError
 from nexa_distill.journal.journal import Spent
 from nexa_distill.settings.pipeline import Budget, Provider
 
@@ -58,6 +58,13 @@ class Tally:
             if limit is not None and value > limit:
                 return f"budget.{name} is {limit:g}; the next request could bring it to {value:g}"
         return None
+
+    def reached_error(self, limit: str | None) -> BudgetReached:
+        """The error for a limit that leaves no room for the next request."""
+        return BudgetReached(
+            f"{limit} (all runs together). {self.answered} answers of this run are stored; raise "
+            "the limit and run the same command to continue"
+        )
 
     def reserve(self, tokens: int, usd: float) -> None:
         """Reserve the maximum of a request before it is sent."""

@@ -38,9 +38,9 @@ NO_ANSWERS = 32  # so many bodies without choices, and none with: not a chat com
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 
 
-def backoff_seconds(retries: int, pause: float) -> float:
-    """Seconds before a retry, with jitter; at least 0.7 of the `pause` that the provider asks."""
-    backoff = min(FIRST_BACKOFF_SECONDS * 2**retries, MAX_BACKOFF_SECONDS)
+def backoff_seconds(retries: int, pause: float = 0.0) -> float:
+    """Seconds before a retry: exponential back-off, or `pause` if longer; with jitter."""
+    backoff = min(FIRST_BACKOFF_SECONDS * 2.0**retries, MAX_BACKOFF_SECONDS)
     return max(backoff, pause) * random.uniform(0.7, 1.0)  # noqa: S311
 
 
