@@ -77,5 +77,5 @@ def test_d07_answers_without_usage_count_as_the_most_they_can_have_cost(
         assert len(server.asked) == 3
         made.change(budget={"max_usd": None})
         collect(made, 4)
-    assert "4 answers name no tokens" in capsys.readouterr().out
+    assert "4 answers have no token counts" in capsys.readouterr().out
     assert {row["cost_usd"] for row in answers(made)} == {None}
