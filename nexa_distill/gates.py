@@ -19,11 +19,12 @@ from nexa_distill import (
     regenerate_bad,
     repair_report,
     sample_gate,
+    to_sft,
 )
 from nexa_distill.config import DistillConfig, Storage
 from nexa_distill.decisions import decisions_of, record
 from nexa_distill.dedup_warnings import require_both_sides
-from nexa_distill.manifests import repairs, sealed_hash
+from nexa_distill.manifests import refuse_lost_decisions, repairs, sealed_hash
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,15 @@ def pass_gates(config: DistillConfig) -> None:
 
 
 def apply_decisions(config: DistillConfig) -> None:
-    """What annotators decided since the gates ran: their checks, and SampleGate once more."""
+    """What annotators decided since the gates ran: their checks, and SampleGate once more.
+
+    Raises InputMissing (66) when the file of decisions that were applied is gone.
+    """
     if config.storage.path("annotations").exists():
         person_checks.run(config)
         sample_gate.run(config)
+    else:
+        refuse_lost_decisions(config.storage, to_sft.GATES)
 
 
 def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:

@@ -158,7 +158,13 @@ BUSY = [
 def test_d08_a_used_up_quota_in_any_words_stops_the_run(
     tmp_path: Path, status: int, error: Any
 ) -> None:
-    with serving(lambda _: Response(status, {"error": error})) as server:
+    def answer(asked: Asked) -> Response:
+        """A run that takes it for a busy minute ends too, without an error."""
+        if asked.number < 4:
+            return Response(status, {"error": error}, headers={"retry-after-ms": "50"})
+        return completion()
+
+    with serving(answer) as server:
         made = teacher_workspace(tmp_path, server.base_url, collection={"concurrency": 2})
         with pytest.raises(ProviderUnusable) as stopped:
             collect(made, 30)
