@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nexa_distill import dialects
+from nexa_distill.answers import parse_answer
 from nexa_distill.config import Provider
 from nexa_distill.dialects import DIALECTS, Dialect, avoiding, by_host
 from nexa_distill.dialects.table import GUIDE, with_table
@@ -262,9 +263,38 @@ def test_d14_an_error_in_the_middle_of_a_stream_is_asked_again(tmp_path: Path) -
     assert texts(made) == {"s0000": "Yes."}
 
 
-def test_d14_a_stream_in_lines_of_other_ends_and_comments() -> None:
-    from nexa_distill.answers import parse_answer
+@pytest.mark.parametrize(
+    "cut",
+    [
+        stream(delta(content="Ye"), {"error": "upstream closed"}, done=False),
+        Response(body=b'event: error\ndata: {"message": "overloaded"}\n\n'),
+        Response(body=b"event: error\ndata: overloaded\n\n"),
+    ],
+)
+def test_d14_a_stream_that_ends_in_an_error_is_no_answer(tmp_path: Path, cut: Response) -> None:
+    def answer(asked: Asked) -> Response:
+        return stream(delta(content="Yes."), delta("stop")) if asked.number else cut
 
+    with serving(answer) as server:
+        made = teacher_workspace(tmp_path, server.base_url, provider={"stream": True})
+        summary = collect(made, 1)
+        assert len(server.asked) == 2
+    assert texts(made) == {"s0000": "Yes."}
+    assert summary is not None
+    assert len(summary.uncertain) == (b"Ye" in cut.body)  # what had begun may be billed
+
+
+@pytest.mark.parametrize(
+    "form", ["\ufeffdata: {}\n\ndata: {}\n\n", "data: {}\ndata: {}\ndata: [DONE]\n"]
+)
+def test_d14_a_stream_with_a_mark_of_its_encoding_or_without_empty_lines(form: str) -> None:
+    events = [json.dumps(delta(content="A")), json.dumps(delta("stop", content="B"))]
+    raw = form.replace("{}", "%s") % tuple(events)
+    found = parse_answer(raw.encode())
+    assert (found.text, found.finish_reason, found.flag) == ("AB", "stop", None)
+
+
+def test_d14_a_stream_in_lines_of_other_ends_and_comments() -> None:
     events = [json.dumps(delta(content="A")), json.dumps(delta("end_turn", content="B"))]
     raw = ": ping\r\n\r\n" + "".join(f"event: x\r\ndata:{event}\r\n\r\n" for event in events)
     found = parse_answer(raw.encode())

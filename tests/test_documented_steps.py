@@ -177,7 +177,7 @@ def test_i03_the_gates_say_that_decisions_count_no_more(
     decide(made, "s0004", 0, "reject")
     gates.pass_gates(made.load())
     made.path("annotations").unlink()
-    capsys.readouterr()
+    assert "is gone" not in capsys.readouterr().out
     gates.pass_gates(made.load())
     assert f"{made.path('annotations')} is gone" in capsys.readouterr().out
     gates.pass_gates(made.load())

@@ -86,7 +86,7 @@ def test_da02_numbers_of_questions_are_no_prompts(
     assert {row["context"] for row in found} == {"Ice floats."}
 
 
-def test_da02_old_prompts_that_hold_their_context_are_asked_as_they_are(
+def test_da02_i08_old_prompts_that_hold_their_context_are_asked_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt_text": f"Read: Text {n}. Summarise.", "context": f"Text {n}."} for n in (1, 2)]
