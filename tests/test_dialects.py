@@ -108,6 +108,7 @@ def test_d15_where_the_system_prompt_is(role: Any, expected: list[tuple[str, str
         ("models.inference.ai.azure.com", "groq"),
         ("gpu-7.local", "openai"),
         ("notopenrouter.ai.example", "openai"),
+        ("notopenrouter.ai", "openai"),
     ],
 )
 def test_d17_the_host_names_the_dialect(host: str, name: str) -> None:

@@ -76,6 +76,22 @@ def test_d01_chinese_without_any_mark_is_cut_too() -> None:
     assert max(map(len, pieces)) < 1200
 
 
+@pytest.mark.parametrize("run", ["QUJDREVGR0hJ" * 3000, '{"a":1,"b":"x"},' * 2000, "🙂" * 30000])
+def test_d01_what_no_space_cuts_is_cut_too(run: str) -> None:
+    pieces = chunks(
+        f"Decode this: {run} and say what it is.", Chunking(max_tokens=400, overlap_tokens=40)
+    )
+    assert len(pieces) > 10
+    assert max(map(len, pieces)) <= 400 * 6 + 50
+    assert pieces[0].startswith("Decode this: ")
+    assert pieces[-1].endswith("and say what it is.")
+
+
+def test_d01_a_long_address_is_a_word() -> None:
+    address = "https://example.org/" + "a/" * 100
+    assert len(chunks(f"{address} " * 390, Chunking(max_tokens=400, overlap_tokens=40))) == 1
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_d02_forty_questions_stay_forty_in_every_language(tmp_path: Path, language: str) -> None:
     _, rows = deduped(tmp_path, texts_of(LANGUAGES[language].questions()), **LOOK)
