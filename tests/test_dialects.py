@@ -1,5 +1,6 @@
 """What each dialect sends, and that one file is all that a dialect is."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,41 @@ def test_d17_a_query_in_the_address_and_headers_of_ones_own_are_sent(tmp_path: P
     assert path == "/v1/deployments/gpt4o/chat/completions"
     assert set(query.split("&")) == {"api-version=2024-10-21", "tier=b"}
     assert asked.headers["X-Team"] == "tests"
+
+
+def test_d17_a_password_or_key_of_the_address_is_sent_and_never_shown(tmp_path: Path) -> None:
+    secret, words = "hunter2pass", "Titles like 2024-10-21 and Nexa Tests stay, hunter2pass goes."
+
+    def answer(asked: Asked) -> Response:
+        if asked.number == 0:
+            return completion(words)
+        return refusal(401, f"wrong: {secret}")
+
+    with serving(answer) as server:
+        provider = {
+            "base_url": server.base_url.replace("//", f"//me:{secret}@") + "?sig=signature-1",
+            "query": {"api-version": "2024-10-21"},
+            "headers": {"X-Api-Key": "header-key-1", "X-Title": "Nexa Tests"},
+        }
+        made = teacher_workspace(tmp_path, "", provider=provider, collection={"concurrency": 1})
+        with pytest.raises(ProviderUnusable) as stopped:
+            collect(made, 2)
+        asked = server.asked[0]
+    login = base64.b64encode(f"me:{secret}".encode()).decode()
+    assert asked.headers["Authorization"] == f"Basic {login}"
+    assert asked.headers["X-Api-Key"] == "header-key-1"
+    assert "sig=signature-1" in asked.path
+    assert secret not in str(stopped.value)
+    stored = b"".join(path.read_bytes() for path in made.path("journal").iterdir())
+    assert b"2024-10-21 and Nexa Tests stay, *** goes" in stored
+    assert secret.encode() not in stored
+
+
+@pytest.mark.parametrize("address", ["http://:9/v1", "http://127.0.0.1:99999/v1"])
+def test_d17_an_address_that_is_none_is_a_line(tmp_path: Path, address: str) -> None:
+    made = teacher_workspace(tmp_path, address)
+    with pytest.raises((ProviderUnusable, InputError), match="base_url is no address"):
+        collect(made, 1)
 
 
 def test_d17_a_version_that_yaml_reads_as_a_date_is_text(tmp_path: Path) -> None:

@@ -263,6 +263,8 @@ def test_d29_an_sql_task_without_a_database_is_refused_before_any_answer_is_boug
         {"messages": [{"role": "user", "content": "Why?"}]},
         {"conversations": [{"from": "human", "value": "Why?"}]},
         {"user_prompt": [{"role": "user", "content": "Why?"}]},
+        {"messages": '[{"role": "user", "content": "Why?"}]'},
+        {"prompt": '[\n {"from": "human", "value": "Why?"}]'},
     ],
 )
 def test_d13_a_conversation_is_refused_with_the_columns_to_write(
