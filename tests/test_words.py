@@ -19,10 +19,10 @@ from nexa_distill.contamination import find
 from nexa_distill.dedup_warnings import require_both_sides
 from nexa_distill.errors import InputError
 from nexa_distill.repetition import Tokens, repetition
-from nexa_distill.shingles import tokens, words_of
+from nexa_distill.shingles import joined, tokens, words_of
 from nexa_distill.sketches import Sketches, sketched
 from nexa_distill.text.words import word_spans
-from tests.forty_questions import LANGUAGES
+from tests.forty_questions import LANGUAGES, VIETNAMESE
 from tests.near_texts import deduped, rejected
 from tests.workspace import Workspace, workspace
 
@@ -97,6 +97,13 @@ def test_d02_forty_questions_stay_forty_in_every_language(tmp_path: Path, langua
     _, rows = deduped(tmp_path, texts_of(LANGUAGES[language].questions()), **LOOK)
     assert len(rows) == 40
     assert Counter(row["split"] for row in rows.values())["train"] > 20
+
+
+def test_d02_syllables_with_spaces_between_them_are_less_than_words(tmp_path: Path) -> None:
+    _, rows = deduped(tmp_path, texts_of(VIETNAMESE.questions()), **LOOK)
+    assert len(rows) == 40
+    assert Counter(row["split"] for row in rows.values())["train"] > 20
+    assert joined(words_of("Thủy triều là gì?")) == "thủy triều là gì"
 
 
 def test_d02_what_took_the_training_side_is_named(
