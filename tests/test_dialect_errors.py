@@ -113,6 +113,13 @@ def test_d09_what_is_no_error(body: Any) -> None:
     assert hidden_error(json.dumps(body).encode()) is None
 
 
+def test_d09_an_error_event_of_a_stream_has_the_status_of_its_code() -> None:
+    raw = b'event: error\ndata: {"code": "invalid_api_key", "message": "no"}\n\n'
+    error = hidden_error(raw)
+    assert error is not None
+    assert (error.status, error.is_billed) == (401, False)
+
+
 @pytest.mark.parametrize("name", ["openrouter 502", "choice"])
 def test_d09_both_forms_are_asked_again_by_retry_failed(tmp_path: Path, name: str) -> None:
     forms = PASSING | {"openrouter 502": inside(error={"code": 502, "message": "x"})}
