@@ -403,7 +403,8 @@ def test_a_batch_that_the_provider_has_lost_is_asked_again_only_on_request(
         run.kill()
         port = urlsplit(teacher.base_url).port or 0
     with ledger_teacher(tmp_path / "new", port=port, batch_delay=0.05) as teacher:
-        assert "--retry-failed sends its requests again" in ask(made, prompts(3), "--batch", code=69)
+        shown = ask(made, prompts(3), "--batch", code=69)
+        assert "--retry-failed sends its requests again" in shown
         said = ask(made, prompts(3), "--batch", "--retry-failed")
         assert "3 requests once ended without a complete answer" in said
         assert once(teacher, 3)

@@ -1,8 +1,10 @@
 """A provider's endpoint: address, model name to send, key, and the local server if we start it."""
 
 import http.client
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiohttp import BasicAuth
 from dotenv import dotenv_values
 from yarl import URL
 
@@ -22,6 +25,8 @@ from nexa_distill.settings.pipeline import Provider
 
 HEALTH_SECONDS = 5
 STOP_SECONDS = 10
+MIN_SECRET_CHARACTERS = 8  # a shorter value of a header or a query is a word or a number
+SECRET_NAME = re.compile(r"key|token|secret|auth|sig|pass|credential|code", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Endpoint:
     """One reachable API. `proxy`: see `settings.pipeline.Provider`."""
 
     provider: str
-    base_url: str  # without a query
+    base_url: str  # without query and password
     model: str  # the id to send in a request
     key: str | None = field(default=None, repr=False)
     key_name: str | None = None
@@ -38,15 +43,18 @@ class Endpoint:
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # with the key
     proxy: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # of address, query and headers
 
     def url(self, path: str) -> URL:
         """The address of a path below `base_url`; the path may have its own query."""
         return URL(f"{self.base_url}{path}").extend_query(self.query)
 
     def without_key(self, raw: bytes) -> bytes:
-        """Mask the key in a response: some servers repeat it, and it must not be stored."""
-        secret = (self.key or "").encode()
-        return raw.replace(secret, b"***") if secret and secret in raw else raw
+        """Mask key and secrets in a response: some servers repeat them; they must not be stored."""
+        for secret in map(str.encode, filter(None, (self.key, *self.secrets))):
+            if secret in raw:
+                raw = raw.replace(secret, b"***")
+        return raw
 
 
 def api_key(provider: str, settings: Provider) -> str | None:
@@ -81,9 +89,15 @@ def shadowed_key_note(name: str | None) -> str:
 
 def _endpoint(provider: str, settings: Provider, base_url: str, model: str) -> Endpoint:
     key, dialect = api_key(provider, settings), settings.spoken
-    address = URL(base_url)
-    plain = str(address.with_query(None).with_fragment(None)).rstrip("/")
+    try:
+        address = URL(base_url)
+    except ValueError as error:
+        raise ProviderUnusable(f"provider {provider}: base_url is invalid ({error})") from None
+    plain = str(address.with_user(None).with_query(None).with_fragment(None)).rstrip("/")
     headers = dict(dialect.headers) | settings.headers
+    if address.user is not None:
+        login = BasicAuth(address.user, address.password or "", "utf-8").encode()
+        headers = {"Authorization": login} | headers
     if key:
         headers = {dialect.key_header: f"{dialect.key_prefix}{key}"} | headers
     return Endpoint(
@@ -97,7 +111,18 @@ def _endpoint(provider: str, settings: Provider, base_url: str, model: str) -> E
         query=dict(dialect.query) | dict(address.query) | settings.query,
         headers=headers,
         proxy=settings.proxy,
+        secrets=tuple(_collect_secrets(address, settings.headers | settings.query)),
     )
+
+
+def _collect_secrets(address: URL, parameters: Mapping[str, str]) -> Iterator[str]:
+    """The password of an address, and the values of parameters that are named like a key."""
+    # Not all values of headers and queries: an answer may well contain "2024-10-21".
+    named = {**dict(address.query), **parameters}
+    values = [value.split()[-1:] for name, value in named.items() if SECRET_NAME.search(name)]
+    for text in [address.password or "", *itertools.chain(*values)]:
+        if len(text) >= MIN_SECRET_CHARACTERS:
+            yield text
 
 
 @contextmanager
