@@ -68,9 +68,13 @@ class Progress:
             return
         rate = (self.done - self._first) / max(self._written - self._start, 1e-9)
         state = {
-            "step": self.step, "done": self.done, "total": self.total,
-            "rate": round(rate, 3), "note": self.note, "updated": time.time(),
-        }  # fmt: skip
+            "step": self.step,
+            "done": self.done,
+            "total": self.total,
+            "rate": round(rate, 3),
+            "note": self.note,
+            "updated": time.time(),
+        }
         temporary = self._file.with_suffix(".tmp")
         try:
             temporary.write_text(json.dumps(state))

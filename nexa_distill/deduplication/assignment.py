@@ -115,11 +115,14 @@ class Rows:
         tasks = [self._tasks.setdefault(task, len(self._tasks)) for task in batch.tasks]
         self._parts.append(
             (
-                batch.content, keys(batch.samples), keys(batch.documents),
+                batch.content,
+                keys(batch.samples),
+                keys(batch.documents),
                 np.array(tasks, np.int32),
-                self.subjects.add(batch.subjects), self.questions.add(batch.questions),
+                self.subjects.add(batch.subjects),
+                self.questions.add(batch.questions),
             )
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Nothing is added any more."""
@@ -222,9 +225,13 @@ def _best(groups: Indexes, rank: Indexes) -> Indexes:
 
 
 def decide(
-    rows: Rows, config: DistillConfig, stood: npt.NDArray[np.bool_], settled: bool,
-    labels: Indexes, evaluation: contamination.EvalTexts | None,
-) -> Verdicts:  # fmt: skip
+    rows: Rows,
+    config: DistillConfig,
+    stood: npt.NDArray[np.bool_],
+    settled: bool,
+    labels: Indexes,
+    evaluation: contamination.EvalTexts | None,
+) -> Verdicts:
     """The verdict on each row. `stood`: it was kept before; `settled`: by the same settings."""
     count = len(rows)
     verdicts = Verdicts(np.zeros(count, np.int8), np.full(count, -1))
@@ -244,9 +251,13 @@ def decide(
 
 
 def _near_duplicates(
-    rows: Rows, how: Sketching, verdicts: Verdicts, labels: Indexes, rank: Indexes,
+    rows: Rows,
+    how: Sketching,
+    verdicts: Verdicts,
+    labels: Indexes,
+    rank: Indexes,
     stays: npt.NDArray[np.bool_],
-) -> None:  # fmt: skip
+) -> None:
     """One row per task type and family of subject and question; those that stood all stay."""
     alive = np.flatnonzero(verdicts.reason == 0)
     salt = _salt(rows.tasks[alive], labels[rows.subject[alive]])
@@ -266,17 +277,24 @@ def _salt(tasks: npt.NDArray[np.int32], families_: Indexes) -> Hashes:
 
 
 def _contaminated(
-    rows: Rows, verdicts: Verdicts, words: int, common: int,
+    rows: Rows,
+    verdicts: Verdicts,
+    words: int,
+    common: int,
     evaluation: contamination.EvalTexts | None,
-) -> None:  # fmt: skip
+) -> None:
     kept = np.flatnonzero(verdicts.reason == 0)
     training = rows.documents.sides[rows.document[kept]] == SIDES.index("train")
     train, held = kept[training], kept[~training]
     aside = evaluation.sketches if evaluation else None
     found = contamination.find(
-        rows.subjects, np.unique(rows.subject[train]), np.unique(rows.subject[held]), aside,
-        words, common,
-    )  # fmt: skip
+        rows.subjects,
+        np.unique(rows.subject[train]),
+        np.unique(rows.subject[held]),
+        aside,
+        words,
+        common,
+    )
     verdicts.common = found.common
     prints = rows.subjects.prints
     order = np.argsort(prints[found.texts])

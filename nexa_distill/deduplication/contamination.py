@@ -92,9 +92,13 @@ class Found:
 
 
 def find(
-    sketches: Sketches, training: Indexes, held: Indexes, evaluation: Sketches | None,
-    words: int, common: int,
-) -> Found:  # fmt: skip
+    sketches: Sketches,
+    training: Indexes,
+    held: Indexes,
+    evaluation: Sketches | None,
+    words: int,
+    common: int,
+) -> Found:
     """Which of the `training` texts share a run with the `held` ones or with `evaluation`."""
     reads = [(sketches, held, False)]
     if evaluation is not None and len(evaluation):

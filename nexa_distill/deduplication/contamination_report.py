@@ -55,8 +55,9 @@ class Evidence:
             if len(self._found) < LISTED:
                 self._found[row] = {
                     **{name: values[name] for name in names},
-                    "words": words, "span": self._spans[row],
-                }  # fmt: skip
+                    "words": words,
+                    "span": self._spans[row],
+                }
 
     def span(self, row: int) -> str:
         """The words of a contaminated row that are held out too."""
@@ -101,13 +102,15 @@ def _markdown(report: dict[str, Any]) -> str:
     if report["contaminated"] is None:
         return "# Contamination\n\nNot looked for: dedup.contamination_words is null.\n"
     lines = [
-        "# Contamination", "",
-        f"Run {report['run_id']}, {report['created_at']}.", "",
+        "# Contamination",
+        "",
+        f"Run {report['run_id']}, {report['created_at']}.",
+        "",
         f"{report['contaminated']:,} training rows share {report['contamination_words']} or more "
         "words in a row with held-out rows or eval files and were rejected. "
         f"{report['boilerplate_runs']:,} shared runs occur more than "
         f"{report['contamination_common']} times and did not count.",
-    ]  # fmt: skip
+    ]
     if report["rows"]:
         lines += ["", "| training row | matches | words | both have |", "|---|---|---|---|"]
     for row in report["rows"][:SHOWN]:
@@ -118,6 +121,9 @@ def _markdown(report: dict[str, Any]) -> str:
         span = row["span"].replace("|", "\\|")
         lines.append(f"| {row['task_id']} | {place} | {row['words']} | {span} |")
     if report["contaminated"] > SHOWN:
-        lines += ["", f"The first {SHOWN} of {report['contaminated']:,}; all are in the table of "
-                  "rejected inputs (`matched`, `detail`)."]  # fmt: skip
+        lines += [
+            "",
+            f"The first {SHOWN} of {report['contaminated']:,}; all are in the table of "
+            "rejected inputs (`matched`, `detail`).",
+        ]
     return "\n".join(lines) + "\n"

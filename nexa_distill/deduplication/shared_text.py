@@ -104,8 +104,11 @@ def find_shared_text(
     often = {name: count for name, count in (contexts | openings).items() if count >= fewest}
     texts = _texts(read(), often.keys()) if often else {}
     documents = [document for document, _ in texts.values() if document]
-    known = {document for document, is_one in zip(documents, is_document(documents), strict=True)
-             if is_one}  # fmt: skip
+    known = {
+        document
+        for document, is_one in zip(documents, is_document(documents), strict=True)
+        if is_one
+    }
     texts = {name: found for name, found in texts.items() if found[0] not in known}
     instructions = texts.keys() | (before.instructions if before else frozenset())
     passages = openings.keys() if before is None else before.passages

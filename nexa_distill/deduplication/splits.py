@@ -132,8 +132,10 @@ def remember(
             out.write(batch)
         for start in range(0, len(new), _BATCH):
             part = new[start : start + _BATCH]
-            columns = [[row.tobytes().hex() for row in which[part]]
-                       for which in (documents.ids, documents.names)]  # fmt: skip
+            columns = [
+                [row.tobytes().hex() for row in which[part]]
+                for which in (documents.ids, documents.names)
+            ]
             out.write(pa.table(columns, schema=CLUSTERS))
 
 

@@ -60,9 +60,12 @@ class Evidence:
     """
 
     def __init__(
-        self, answers: AnswerKeys, paths: Sequence[Path], required: Sequence[str],
+        self,
+        answers: AnswerKeys,
+        paths: Sequence[Path],
+        required: Sequence[str],
         judges: Collection[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._answers, self._judges = answers, judges
         self._seen, self._made = _Numbered(Seen()), _Numbered(frozenset[str]())
         self._seen_of = np.zeros(len(answers), np.uint32)

@@ -31,8 +31,10 @@ VALUES = re.compile(
 )
 # Words that come before a reference as well, and before brackets that hold several values.
 BEFORE_SEVERAL = re.compile(r"\b(?:over|on|onto|into|for|from|to|or|by|of|with)[ \t]*$")
-REPORTS = re.compile(r"\b(?:as|shown|described|reported|proposed|see|found|given|introduced|discussed|studied|"
-                     r"demonstrated|noted|argued|by|cf|e\.g\.|refs?\.?|reference) in[ \t]*$")  # fmt: skip
+REPORTS = re.compile(
+    r"\b(?:as|shown|described|reported|proposed|see|found|given|introduced|discussed|studied|"
+    r"demonstrated|noted|argued|by|cf|e\.g\.|refs?\.?|reference) in[ \t]*$"
+)
 OPERATOR_BEFORE = re.compile(r"[=+*/<>^&|([{,\\]$")
 OPERATOR_AFTER = re.compile(r"[ \t]*(?:[=*/^+\[{]|\(?(?:[<>]=?)|-[ \t>\d]|\.\w|x [\[\d]|\()")
 REPORTED_LINK = re.compile(r"\(https?:")

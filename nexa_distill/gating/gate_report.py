@@ -115,9 +115,10 @@ def page(report: Mapping[str, Any]) -> str:
     """The same as one HTML page that needs nothing else."""
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in _facts(report))
     body = f"<header><h1>{TITLE}</h1><ul>{facts}</ul></header>" + _section(
-        "From answers to training", "each rejected answer counts once, under its first reason",
+        "From answers to training",
+        "each rejected answer counts once, under its first reason",
         _funnel(report),
-    )  # fmt: skip
+    )
     for title, key in (("Kept by task type", "by_template_name"), ("Kept by domain", "by_domain")):
         body += _section(title, "share of the answers", _shares(report[key]))
     return document(TITLE, body)
@@ -149,10 +150,11 @@ def _funnel(report: Mapping[str, Any]) -> str:
 
 def _shares(groups: Mapping[str, Mapping[str, int]]) -> str:
     rows = [
-        charts.Bar(name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}",
-                   "after")
+        charts.Bar(
+            name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}", "after"
+        )
         for name, part in groups.items()
-    ]  # fmt: skip
+    ]
     return charts.bars(rows, top=1.0)
 
 

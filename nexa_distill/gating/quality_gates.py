@@ -56,8 +56,9 @@ def enforce(config: DistillConfig) -> None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         of_these = manifest and (report["total"], report["kept"]) == (
-            manifest["rows_in"], manifest["kept"],
-        )  # fmt: skip
+            manifest["rows_in"],
+            manifest["kept"],
+        )
     except (OSError, ValueError, KeyError):
         of_these = False
     if not of_these:

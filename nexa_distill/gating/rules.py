@@ -217,11 +217,15 @@ class Rules:
         limits = [
             ("min_char_length", "too_short", chars, config.min_char_length, np.greater_equal),
             ("max_char_length", "too_long", chars, config.max_char_length, np.less_equal),
-            ("min_token_length", "too_few_tokens", tokens, config.min_token_length,
-             np.greater_equal),
-            ("max_token_length", "too_many_tokens", tokens, config.max_token_length,
-             np.less_equal),
-        ]  # fmt: skip
+            (
+                "min_token_length",
+                "too_few_tokens",
+                tokens,
+                config.min_token_length,
+                np.greater_equal,
+            ),
+            ("max_token_length", "too_many_tokens", tokens, config.max_token_length, np.less_equal),
+        ]
         return [
             Measured(f"rules.{name}", reason, within(value, limit), answers.known, value, {})
             for name, reason, value, limit, within in limits
@@ -261,8 +265,15 @@ class Rules:
             if not lists:
                 not_applied[row] = language
         known[list(not_applied)] = False
-        return Measured("rules.action_verb", "no_action_verb", ok, known, None, not_applied,
-                        not_applied=not_applied)  # fmt: skip
+        return Measured(
+            "rules.action_verb",
+            "no_action_verb",
+            ok,
+            known,
+            None,
+            not_applied,
+            not_applied=not_applied,
+        )
 
     def _has_verb(self, answers: Answers, row: int, language: str) -> bool:
         text = pa.array([answers.low[row].as_py()], pa.string())
@@ -302,9 +313,12 @@ class Rules:
         return found
 
     def _pattern(
-        self, rule: TextRule, answers: Answers, rows: Sequence[int],
+        self,
+        rule: TextRule,
+        answers: Answers,
+        rows: Sequence[int],
         among: Mapping[str, set[int]] | None = None,
-    ) -> Measured:  # fmt: skip
+    ) -> Measured:
         places = rule.find([answers.suspect(row) for row in rows], among)
         ok, known = np.ones(len(answers.low), np.bool_), answers.known
         ok[list(places)] = False
@@ -319,8 +333,9 @@ class Rules:
             not_applied = {row: code for row, code in languages.items() if not rule.is_for(code)}
             known = known.copy()
             known[list(not_applied)] = False
-        return Measured(rule.check, rule.reason, ok, known, None, detail | not_applied,
-                        not_applied=not_applied)  # fmt: skip
+        return Measured(
+            rule.check, rule.reason, ok, known, None, detail | not_applied, not_applied=not_applied
+        )
 
     def _pii(
         self, kind: pii.Kind, answers: Answers, suspects: npt.NDArray[np.int64], low: pa.Array

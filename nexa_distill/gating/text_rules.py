@@ -131,18 +131,33 @@ def blank_code_and_math(text: str) -> str:
 def pattern_rules(config: FilterConfig) -> list[TextRule]:
     """The rules that are on, in the order in which they are reported."""
     rules = [
-        TextRule("rules.citations", "banned_citation", _joined(config.citation_patterns),
-                 blank_code_and_math, end_of_false_citation),
-        TextRule("rules.forbidden_patterns", "forbidden_pattern",
-                 _joined({ANY: config.forbidden_patterns})),
-        TextRule("rules.template_leftovers", "template_leftover",
-                 _joined({ANY: config.template_patterns}),
-                 blank_code_and_math, end_of_false_leftover),
-        TextRule("rules.refusal", "refusal", _joined(config.refusal_patterns),
-                 blank_all_but_opening),
-        *(TextRule(f"safety.{name}", "safety_flag", _joined({ANY: [pattern]}))
-          for name, pattern in config.safety_patterns.items()),
-    ]  # fmt: skip
+        TextRule(
+            "rules.citations",
+            "banned_citation",
+            _joined(config.citation_patterns),
+            blank_code_and_math,
+            end_of_false_citation,
+        ),
+        TextRule(
+            "rules.forbidden_patterns",
+            "forbidden_pattern",
+            _joined({ANY: config.forbidden_patterns}),
+        ),
+        TextRule(
+            "rules.template_leftovers",
+            "template_leftover",
+            _joined({ANY: config.template_patterns}),
+            blank_code_and_math,
+            end_of_false_leftover,
+        ),
+        TextRule(
+            "rules.refusal", "refusal", _joined(config.refusal_patterns), blank_all_but_opening
+        ),
+        *(
+            TextRule(f"safety.{name}", "safety_flag", _joined({ANY: [pattern]}))
+            for name, pattern in config.safety_patterns.items()
+        ),
+    ]
     off = {"rules.citations": not config.ban_citations, "rules.refusal": not config.ban_refusals}
     return [rule for rule in rules if rule.patterns and not off.get(rule.check)]
 

@@ -80,9 +80,14 @@ def find_layout(values: Mapping[str, Any], columns: Columns, where: str) -> Layo
 
 
 def _is_prompt(name: str, value: Any, columns: Columns) -> bool:
-    settings = columns.model_dump(include={
-        "context_column", "text_column", "reference_column", "task_type_column",
-    })  # fmt: skip
+    settings = columns.model_dump(
+        include={
+            "context_column",
+            "text_column",
+            "reference_column",
+            "task_type_column",
+        }
+    )
     of_another_kind = isinstance(value, int | float)  # a number names a question, or counts them
     return name not in settings.values() and not of_another_kind and looks_like_prompts(name)
 
@@ -130,8 +135,11 @@ def _recognised(
 
 
 def _passages(values: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in values.items()
-            if _plain(name) in TEXT_NAMES and isinstance(value, str | None)]  # fmt: skip
+    return [
+        name
+        for name, value in values.items()
+        if _plain(name) in TEXT_NAMES and isinstance(value, str | None)
+    ]
 
 
 def _addition(prompt: str, others: Sequence[str], columns: Columns) -> str | None:

@@ -42,8 +42,9 @@ class RawFolder:
         names = {file: file.relative_to(self.path) for file in self.files}
         short = {file: name.with_name(split_endings(file)[0]) for file, name in names.items()}
         counts = Counter(short.values())
-        return {file: str(name if counts[name] == 1 else names[file])
-                for file, name in short.items()}  # fmt: skip
+        return {
+            file: str(name if counts[name] == 1 else names[file]) for file, name in short.items()
+        }
 
     def say_left_out(self) -> str | None:
         """One line about the files that are not read; None = all are."""

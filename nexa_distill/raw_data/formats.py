@@ -160,9 +160,10 @@ def _items(path: Path, value: Any) -> list[Any]:
     if not isinstance(value, dict):
         raise InputError(expected)
     lists = {
-        key: items for key, items in value.items()
+        key: items
+        for key, items in value.items()
         if isinstance(items, list) and all(isinstance(item, dict) for item in items)
-    }  # fmt: skip
+    }
     if len(lists) > 1:
         raise InputError(
             f"{expected} with the lists {', '.join(lists)}; write one of them to a file of its own"
@@ -217,6 +218,10 @@ def _read_csv(path: Path) -> Iterator[Values]:
 
 
 TABLE_READERS: dict[str, Callable[[Path], Iterator[Values]]] = {
-    ".parquet": _read_parquet, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines,
-    ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv,
-}  # fmt: skip
+    ".parquet": _read_parquet,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+}

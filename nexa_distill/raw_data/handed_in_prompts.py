@@ -34,8 +34,11 @@ def prepare_prompts(
     """
     if not _lacks_keys(src):
         return src, renamed
-    names = {"prompt_column": "user_prompt", "context_column": "context",
-             "task_type_column": "template_name"}  # fmt: skip
+    names = {
+        "prompt_column": "user_prompt",
+        "context_column": "context",
+        "task_type_column": "template_name",
+    }
     given = {key: renamed[column] for key, column in names.items() if column in renamed}
     columns = config.defaults.model_copy(update=given)
     dst = config.storage.path("raw_dataset").with_name(f"handed_in_{src.stem}.parquet")

@@ -112,15 +112,25 @@ def _part(row: RawRow, name: str, parts: dict[str, str | None]) -> str:
 
 
 def canonical_row(
-    row: RawRow, task_id: str, task: str, prompt: str, context: str | None, passed: Passed,
+    row: RawRow,
+    task_id: str,
+    task: str,
+    prompt: str,
+    context: str | None,
+    passed: Passed,
     document: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A row of contracts.CANONICAL with its key; `document` is the folded source text."""
     content = {
-        "task_id": task_id, "template_name": task, "user_prompt": prompt, "context": context,
-        "source_file": row.file, "source_row": row.row, "document_id": sha256_text(document),
+        "task_id": task_id,
+        "template_name": task,
+        "user_prompt": prompt,
+        "context": context,
+        "source_file": row.file,
+        "source_row": row.row,
+        "document_id": sha256_text(document),
         **passed,
-    }  # fmt: skip
+    }
     return {"sample_id": sample_id(task_id, canonical_input(content)), **content}
 
 

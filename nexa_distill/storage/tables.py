@@ -132,10 +132,11 @@ def _with_all_columns(
 ) -> pa.Table:
     """The columns of `wanted`; null where the file has none."""
     columns = [
-        batch[names[field.name]] if names[field.name] in batch.schema.names
+        batch[names[field.name]]
+        if names[field.name] in batch.schema.names
         else pa.nulls(batch.num_rows, field.type)
         for field in wanted
-    ]  # fmt: skip
+    ]
     return pa.table(columns, names=wanted.names)
 
 
@@ -217,8 +218,10 @@ def _compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
         return _compatible(found.value_type, wanted)
     kinds = (
         (pa.types.is_string, pa.types.is_large_string),
-        (pa.types.is_integer,), (pa.types.is_floating, pa.types.is_integer),
-        (pa.types.is_boolean,), (pa.types.is_timestamp,),
+        (pa.types.is_integer,),
+        (pa.types.is_floating, pa.types.is_integer),
+        (pa.types.is_boolean,),
+        (pa.types.is_timestamp,),
         (pa.types.is_list, pa.types.is_large_list),
-    )  # fmt: skip
+    )
     return any(any(k(found) for k in kind) and kind[0](wanted) for kind in kinds)
