@@ -63,7 +63,7 @@ def test_f26_the_same_id_with_other_content_is_refused(tmp_path: Path) -> None:
     ("row", "expected"),
     [
         ({"txt": "x"}, 'did you mean "txt"'),
-        ({"title": "x"}, "none of the columns user_prompt, context, text is there"),
+        ({"title": "x"}, "none of the columns user_prompt, context, text exists"),
         ({"text": None}, "column text is null"),
         ({"text": "  "}, "column text is empty"),
         ({"text": 7}, "column text is int"),
