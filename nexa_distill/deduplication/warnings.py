@@ -64,7 +64,7 @@ def _why_no_training_rows(config: DistillConfig) -> str | None:
     if not lost:
         return None
     return (
-        f"no training rows remain: all {lost} (100 %) are contaminated: "
+        f"nothing remains to train on: all {lost} training rows (100 %) are contaminated: "
         f"{_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
     )
 
