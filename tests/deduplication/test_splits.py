@@ -98,7 +98,7 @@ def test_f34_a_new_row_between_two_sides_is_rejected_with_its_own_reason(tmp_pat
     assert len({side for _, side in sides(after).values()}) == 2
     row = rejected(made)[f"f{family}v0"]
     assert row["rejection_reason"] == "joins_splits"
-    assert row["detail"].startswith("near-duplicates stand in ")
+    assert row["detail"].startswith("near-duplicates are in ")
     assert {"train", "val", "test"} >= set(row["detail"].split(" in ")[1].split(" and "))
 
 
@@ -222,4 +222,4 @@ def test_a_damaged_memory_is_refused_with_the_way_out(tmp_path: Path, damage: by
     made.change(dedup={"shingle_words": 4})
     done = made.run("nexa_distill.dedup", code=65)
     assert "clusters_v1.parquet" in done.stderr
-    assert "decided anew" in done.stderr
+    assert "assign all splits again" in done.stderr

@@ -330,7 +330,7 @@ def test_programs_are_run_where_they_can_be_isolated(tmp_path: Path) -> None:
 def test_an_answer_that_stands_twice_is_refused(tmp_path: Path) -> None:
     config = prepared(tmp_path, [sql(0, GOLD)])
     src = write_answers(tmp_path / "twice.parquet", [sql(0, GOLD), sql(0, GOLD)])
-    with pytest.raises(InputError, match="stands 2 times"):
+    with pytest.raises(InputError, match="occurs 2 times"):
         exec_gate.run(config, src=[src], checks=tmp_path / "checks.parquet")
 
 

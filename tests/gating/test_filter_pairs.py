@@ -317,7 +317,7 @@ def test_f28_a_torn_or_wrong_table_is_refused_before_anything_is_written(tmp_pat
         with pytest.raises(InputError, match=str(src)):
             filter_pairs.run(config, src=[src], **out)
     write_answers(src, [answer(0), answer(0)])
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         filter_pairs.run(config, src=[src], **out)
     assert not any(path.exists() for path in out.values())
 

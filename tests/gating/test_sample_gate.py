@@ -212,7 +212,7 @@ def test_a_reason_outside_the_closed_list_stops_the_stage(tmp_path: Path) -> Non
 
 
 def test_an_answer_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         decide(tmp_path, [answer(0), answer(0)], [check(A)])
 
 
