@@ -42,6 +42,7 @@ def harness_version() -> str:
         installed = version("lm-eval")
     except PackageNotFoundError:
         installed = ""
+    # Metadata can outlive a removed package, so the module is looked up too.
     if not installed or find_spec("lm_eval") is None:
         raise UsageError(
             "lm-evaluation-harness is not installed; run `pip install -e '.[benchmarks]'` and the "
@@ -155,6 +156,7 @@ def _evaluate(
     model, tokenizer = load_for_inference(str(folder))
     chat_format(tokenizer)  # a template that cannot be used is refused before any download
     # Prompts go through the student's own chat template, few-shot examples as turns.
+    # The log of all samples is large, and the report needs none of them.
     results = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer),
         tasks=list(tasks),

@@ -98,6 +98,7 @@ def pipeline_config(job: Job) -> DistillConfig:
     config = load_config(CONFIGS / "distill_config.yaml")
     root = Path(job.training.output_dir) / "run"
     models = CONFIGS.resolve().parent / config.storage.path("models")  # one copy for all jobs
+    # All files of a job are below its output folder, except the bundled model.
     storage = {"root": str(root), "models": str(models)}
     return validated("job file", merge(config.model_dump(), {"storage": storage}), DistillConfig)
 
@@ -108,6 +109,7 @@ def api_config(job: Job, config: DistillConfig) -> DistillConfig:
     Raises ProviderUnusable (69) if neither the job nor the server names a model.
     """
     ask, prompt = job.inference, Path(config.storage.root) / "system_prompt.txt"
+    # The client reads keys from the environment only.
     if ask.api_key:
         os.environ[KEY] = ask.api_key
     write_text(prompt, (ask.system_prompt or SYSTEM_PROMPT) + "\n")
@@ -135,6 +137,7 @@ def api_config(job: Job, config: DistillConfig) -> DistillConfig:
             },
         },
     )
+    # `merge` keeps missing keys, so these two are emptied here.
     values["collection"]["response_schemas"] = values["cleaners"] = {}
     return validated("job file", values, DistillConfig)
 
@@ -174,6 +177,7 @@ def labelled(job: Job, config: DistillConfig, prompt: Prompt, today: date) -> li
         items = read_items(path)
     else:
         instructions, exists = Path(job.dataset.instruction_path or ""), path.exists()
+        # One file can be both the instructions and the labelled data.
         if exists and instructions.resolve() == path.resolve():
             items = read_items(path)
         else:
@@ -244,6 +248,7 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
     base = load_yaml(CONFIGS / "baseline_distill.yaml", StudentConfig)
     training = job.training
     limits = [training.max_length, job.distillation.max_seq_length if job.white_box else None]
+    # The stricter limit applies.
     limit = min(filter(None, limits), default=None)
     train = {
         "epochs": training.num_train_epochs, "batch_size": training.per_device_train_batch_size,
@@ -292,6 +297,7 @@ def write_dataset(job: Job, items: Sequence[Item], prompt: Prompt, storage: Stor
     """The training set (contracts.SFT), sealed."""
     path, labels = storage.path("sft_parquet"), Path(job.dataset.labeled_path)
     rows = list(samples(items, prompt, job.models.teacher or labels.name))
+    # The rows are settings of the stage: any changed item makes it stale.
     stage = StageRun("packaging", storage, inputs=[labels], settings={"rows": rows})
     if not stage.is_current(path):
         with table_writer(path, SFT) as out:
@@ -312,6 +318,7 @@ def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -
             written.seal(path, rows_in=len(names), rejected=0, count=len(names))
         return table
     table = storage.path("teacher_logits")
+    # The same seal as that of a table from `teacher_logits`, so training accepts both.
     stage = StageRun(
         "teacher_logits", storage, inputs=[dataset, path], settings=student.logits_settings()
     )

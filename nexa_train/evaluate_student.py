@@ -94,6 +94,7 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     if stage.is_current(text, page, card, report):
         print(f"evaluation: {report} is up to date")
         return page
+    # Imported here: a current report needs none of these modules.
     from nexa_train.reports import evaluation_html, evaluation_text, model_card
 
     result = _build(config, student, stage, losses)
@@ -101,6 +102,7 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     write_text(page, evaluation_html.page(result))
     write_text(card, model_card.card(model_card.read(student.checkpoint(storage)), result))
     write_json(report, result)
+    # The JSON report is sealed last: its seal means that all four are complete.
     for output in (text, page, card, report):
         stage.seal(output, rows_in=result["prompts"], rejected=0, count=result["prompts"])
     print(f"evaluation: {result['prompts']} held-out prompts -> {page}")
@@ -132,6 +134,7 @@ def _build(
     documents = dict(zip(*(raw[c].to_pylist() for c in ("sample_id", "cluster_id")), strict=True))
     measured = {name: _with_documents(path, documents) for name, path in losses.items()}
     exams = {name: read_exam(config, name, prompts, measured.get(name)) for name in ANSWERS}
+    # The default system prompt is part of each prompt that is compared between runs.
     system = load_system_prompt(config.collection.system_prompt_path)
     metrics = assess(prompts, exams) | {
         "prompts_sha256": regression.fingerprint([system, [row["sample_id"] for row in prompts]]),

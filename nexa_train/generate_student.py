@@ -123,6 +123,7 @@ def _row(
     milliseconds: float,
 ) -> Row:
     text, count, ended = said(tokenizer, tokens, stops)
+    # A template may open the reasoning in the prompt, so the prompt's end is needed too.
     reasoning, answer_alone = split_reasoning(text, prompt_tail(tokenizer, prompt.ids))
     return {
         **prompt.row,

@@ -148,6 +148,7 @@ def fingerprint(tokenizer: Any) -> Json:
     """Name and hashes of the tokenizer and its chat template."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
+        # Of several named templates the default one is used.
         template = template.get("default")
     vocabulary = (
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
@@ -170,6 +171,7 @@ def main() -> int:
     dataset = args.dataset or storage.path("sft_parquet")
     base = resolve_model(config.student, storage)
     flight = Preflight(config, storage, dataset, base, shown=max(SHOWN, args.show))
+    # The checks run while the rows are read.
     for _ in flight.rows():
         pass
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")

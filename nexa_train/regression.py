@@ -28,7 +28,7 @@ from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import run_id, sealed_hash, utc_now
 from nexa_distill.text.hashing import compact_json, sha256_text
-from nexa_train.evaluation.significance import Pairs, compare_passes, paired_difference
+from nexa_train.evaluation.significance import compare_losses, compare_passes
 
 Json = dict[str, Any]
 ACCEPT = "python -m nexa_train.regression accept"
@@ -93,6 +93,7 @@ def compare(before: Mapping[str, Any] | None, now: Mapping[str, Any], gate: Regr
     accepted_outcomes, outcomes = before["outcomes"], now["outcomes"]
     both = sorted(_asked(accepted_outcomes) & _asked(outcomes))
     result |= {"accepted": {name: before[name] for name in named}, "shared": len(both)}
+    # Without the same prompts and gates the students cannot be compared: a missed gate.
     if before["prompts_sha256"] != now["prompts_sha256"]:
         why = f"{len(both)} of its {len(_asked(accepted_outcomes))} prompts are in this run too"
         return result | {"misses": [f"not the same prompts: {why}"]}
@@ -114,25 +115,15 @@ def _losses(then: Json, today: Json) -> Json | None:
         {key: outcome for key, outcome in run.items() if outcome["tokens"] is not None}
         for run in (then, today)
     )
-    keys = sorted(before)
-    weights = [before[key]["tokens"] for key in keys]
-    # Other answers or another tokenizer: the losses cannot be compared.
-    if keys != sorted(after) or weights != [after[key]["tokens"] for key in keys]:
-        return None
-    return paired_difference(
-        Pairs(
-            groups=[after[key]["document"] for key in keys],
-            before=[before[key]["nats"] for key in keys],
-            after=[after[key]["nats"] for key in keys],
-            weights=weights,
-        )
-    )
+    # Losses on other answers cannot be compared.
+    return compare_losses(before, after) if before.keys() == after.keys() else None
 
 
 def _misses(result: Json, gate: RegressionGate) -> list[str]:
     passes, loss = result["gate"], result["loss"]
     drop, rise = gate.max_pass_rate_drop, gate.max_loss_rise
     misses = []
+    # The verdict needs McNemar's test; the margin is compared with the interval's near end.
     worse = passes and passes["verdict"] == "lower"
     if drop is not None and worse and passes["high"] < -drop:
         misses.append(

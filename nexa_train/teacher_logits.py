@@ -47,6 +47,7 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
     stage = StageRun(
         "teacher_logits", storage, inputs=[dataset, *weights], settings=config.logits_settings()
     )
+    # Every process of a distributed training calls this.
     with one_writer(dst):
         if stage.is_current(dst):
             print(f"teacher logits: {dst} is up to date", flush=True)
@@ -72,6 +73,7 @@ def _make(
     reused = _earlier(stage, dst, samples)
     names = set(reused["sample_id"].to_pylist())
     missing = [sample for sample in samples if sample.sample_id not in names]
+    # Parts are named by the remaining work: a resumed run finds its own ones only.
     work = sha256_text(compact_json([stage.key, [sample.sample_id for sample in missing]]))
     vocabulary = vocabulary_size(tokenizer)
     parts = dst.with_name(f".{dst.stem}.parts") / work[:16]
@@ -81,6 +83,7 @@ def _make(
             if not part.exists():
                 _write(part, rows_of(config, model, some, batch_of, vocabulary))
             progress.add(len(some))
+    # All parts are complete: join them with the reused rows.
     with table_writer(dst, TABLE.schema) as out:
         out.write(reused)
         for part in sorted(parts.glob("*.parquet")):

@@ -77,6 +77,7 @@ def run(
         config, storage, base, dataset, folder, stage.key, shard=shard
     )
     val_loss = trainer.train(resumed)
+    # Measured before adapters are merged: the export is compared with it.
     before = as_trained.measure(
         trainer.bare,
         export.proof_samples(trainer.data),
@@ -102,6 +103,7 @@ def run(
         stage.seal(
             final, rows_in=trainer.data.rows, rejected=skipped, count=len(trainer.data.train)
         )
+        # The sealed export replaces the checkpoints.
         for old in folder.glob("step-*"):
             shutil.rmtree(old)
     trainer.accelerator.wait_for_everyone()
@@ -134,6 +136,7 @@ def _prepare(
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
     checkpoint = checkpoints.latest(folder, run_key)
+    # The user should know why existing checkpoints are not continued.
     if checkpoint is None and accelerator.is_main_process:
         notice = checkpoints.explain_restart(folder, config.training_settings())
         if notice:
@@ -143,11 +146,13 @@ def _prepare(
         model.to(accelerator.device)
     batch_of = batching(model, tokenizer, [*data.train, *data.val], packed=config.train.packing)
     loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
+    # After the loss is built: it probes the model without compilation.
     student_model.hasten(model, config.train)
     if shard:
         fsdp.shard(loss, accelerator.device, accelerator.num_processes)
     else:
         loss = accelerator.prepare(loss)
+    # The rate of 0 is replaced in every step.
     optimizer = torch.optim.AdamW(
         [parameter for _, parameter in checkpoints.trained(model)],
         lr=0.0,

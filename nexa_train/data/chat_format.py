@@ -112,6 +112,7 @@ class ChatFormat:
 
 def chat_format(tokenizer: Any) -> ChatFormat:
     """The chat format of a tokenizer. Raises ChatRefused."""
+    # Several templates may have names; the default one is used.
     template = tokenizer.chat_template
     if template is None or (isinstance(template, dict) and "default" not in template):
         raise ChatRefused(tokenizer, "no_chat_template", ", ".join(template or ()))
@@ -130,6 +131,7 @@ def chat_format(tokenizer: Any) -> ChatFormat:
         raise ChatRefused(tokenizer, "no_end_of_turn", end_text)
     if bos is not None and begin == [bos, bos]:
         raise ChatRefused(tokenizer, "two_bos")
+    # The tokenizer puts BOS before a plain text, so the model expects it.
     if bos is not None and begin[:1] != [bos] and tokenizer("a")["input_ids"][:1] == [bos]:
         raise ChatRefused(tokenizer, "no_bos")
     return ChatFormat(tokenizer, end[0], end_text, folds, special)
@@ -148,6 +150,7 @@ def rendering() -> Iterator[None]:
 
 def _special_texts(tokenizer: Any) -> Iterator[str]:
     yield from tokenizer.all_special_tokens
+    # Added tokens can be special without being listed above.
     yield from (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
 
 

@@ -106,9 +106,11 @@ def encode(
         _prove_tokens(form, messages, text, spans, ids, labels)
     except RowRefused as fault:
         return Skip(sample_id, fault.reason)
+    # After the other checks: a long row with another fault is counted under that fault.
     if max_length is not None and len(ids) > max_length:
         return Skip(sample_id, "over_max_length", len(ids))
     sample = Sample(sample_id, ids, labels)
+    # The first token is never predicted, so a row may have no trained token.
     return sample if sample.trained_tokens else Skip(sample_id, "empty_answer")
 
 
@@ -193,6 +195,7 @@ def _label(form: ChatFormat, text: str, spans: Sequence[Span]) -> tuple[list[int
                 raise RowRefused("answer_joins_prompt", text[first:last])
             if start <= first < end:
                 labels[i] = ids[i]
+    # Tokens after the last answer are never generated.
     length = max((i + 1 for i, label in enumerate(labels) if label != IGNORE), default=0)
     return ids[:length], labels[:length]
 
@@ -212,11 +215,13 @@ def _prove_tokens(
         raise RowRefused("answer_not_recoverable")
     begins = [i for i, label in enumerate(labels) if label != IGNORE and labels[i - 1] == IGNORE]
     turns = assistant_turns(messages)
+    # Each answer begins directly behind the tokens that inference reads.
     if len(begins) != len(turns) or any(
         list(ids[:begin]) != form.prompt_ids(messages[:turn])
         for begin, turn in zip(begins, turns, strict=True)
     ):
         raise RowRefused("prompt_tokens_differ")
+    # One stop token per answer, and no other.
     if trained.count(form.end) < len(spans):
         raise RowRefused("no_end_of_turn")
     if sum(token in form.stops for token in trained) > len(spans):

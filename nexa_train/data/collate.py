@@ -20,6 +20,7 @@ def batching(model: Any, tokenizer: Any, samples: Sequence[Sample], *, packed: b
     """
     if packed:
         packing.enable(model)
+        # Proven on the real samples, since a fault may show only beyond some length.
         packing.prove_isolation(model, samples)
         return packing.collate_packed
     pad, embeddings = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]

@@ -61,6 +61,7 @@ def examined(
     table, columns = TABLES["sft_parquet"], ["sample_id", "split", "messages"]
     empty = table.schema.empty_table().select(columns[:2])
     keys = pa.concat_tables([empty, *read_batches(path, table, columns=columns[:2])])
+    # Duplicate keys are found before the first row is encoded.
     check_unique(path, keys, table.unique)
     examination.begin()
     total = pc.sum(pc.is_in(keys["split"], pa.array(SPLITS))).as_py() or 0

@@ -20,6 +20,7 @@ from nexa_distill.text.hashing import compact_json, sha256_text
 
 Mode = Literal["system1", "system2"]
 PROMPTS = Path(__file__).parents[1] / "prompts"
+# Sandboxed: templates are user files.
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 Item = dict[str, Any]  # KEYS, all strings; other keys are kept
 Prompt = Callable[[Mapping[str, str]], str]

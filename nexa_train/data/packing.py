@@ -168,6 +168,7 @@ def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
     by_length = sorted(samples, key=lambda sample: len(sample.input_ids))
     row = [by_length[0], by_length[-1], by_length[0]]
     was_training, device = model.training, next(model.parameters()).device
+    # Dropout would make two passes differ.
     model.eval()
     batch = collate_packed(row, device)
     del batch["labels"]
@@ -176,6 +177,7 @@ def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
         parts = [_hidden(model, input_ids=torch.tensor([s.input_ids], device=device)) for s in row]
     model.train(was_training)
     alone = torch.cat(parts, dim=1)
+    # The largest relative difference over all tokens; NaN fails the test below too.
     apart = float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max())
     allowed = EXACT if model.dtype == torch.float32 else ROUNDED
     if not apart <= allowed:

@@ -112,6 +112,7 @@ class Examination:
             self.first_refused.setdefault(sample.reason, sample_id)
             self._lengths.extend([sample.tokens] if sample.tokens else [])
             return sample
+        # `encode` has verified the mask.
         self.looked["masks_proven"] += 1
         for name, check in self.checks.items():
             problem = check(sample, messages)
@@ -194,6 +195,7 @@ class Examination:
         self.trained_rows[split] += 1
         self.tokens += length
         self.trained_tokens += sample.trained_tokens
+        # A chain of hashes, so that rows need not stay in memory.
         row = [self.digest, split, sample.sample_id, sample.input_ids, sample.labels]
         self.digest = sha256_text(compact_json(row))
 
@@ -208,6 +210,7 @@ class Examination:
             if ids != prompt:
                 shown = f"{self._shown(ids)}, inference: {self._shown(prompt)}"
                 return f"before message {turn}: {shown}"
+        # As users call the tokenizer, without this project's code.
         whole = self.tokenizer.apply_chat_template(self.format.plain(messages))["input_ids"]
         if sample.input_ids != list(whole[: len(sample.input_ids)]):
             return "the row's tokens are not those that apply_chat_template makes of it"
@@ -259,6 +262,7 @@ class Examination:
         spans = _answers(sample, self.format.end)
         for span, answer in zip(spans, _turns(messages), strict=True):
             decoded = self.tokenizer.decode(span, clean_up_tokenization_spaces=False)
+            # Normalisation and white space may differ.
             if same_text(answer).removeprefix(THINK) not in same_text(decoded):
                 return f"{decoded[:80]!r} where the answer is {answer[:80]!r}"
         return ""

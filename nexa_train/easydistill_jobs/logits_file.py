@@ -24,6 +24,7 @@ from nexa_train.training.divergences import SMALLEST
 from nexa_train.training.teacher_cache import tokens_hash
 
 AMONG = 0.5  # least share of trained tokens that are among the teacher's
+# Probabilities are written with six digits.
 SUM_TOLERANCE = 1e-3
 ROWS = 1024
 Position = tuple[np.ndarray, np.ndarray]  # ids and probabilities, the most likely first
@@ -102,11 +103,13 @@ def _fits(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, fl
 
 def _refuse_misaligned(path: Path, fits: Mapping[str, float], total: int) -> None:
     again = "write the file again with a job of type kd_white_box"
+    # The file is for other samples or for another tokenizer.
     if total and fits["among"] < AMONG * total:
         raise InputError(
             f"{path}: only {fits['among']:.0f} of {total} trained tokens are among the teacher's; "
             f"the lines are of other samples or of another tokenizer; {again}"
         )
+    # A file that is shifted by one position fits better when it is shifted back.
     for side in ("earlier", "later"):
         if fits[side] > fits["here"]:
             raise InputError(
@@ -158,6 +161,7 @@ def _position(where: str, value: Any, vocabulary: int) -> Position:
     total = float(probabilities.sum())
     if not (np.all(probabilities >= 0) and 0 < total <= 1 + SUM_TOLERANCE):
         raise InputError(f"{where}: probabilities add up to {total:.4g}, expected (0, 1]")
+    # The most likely first, so that a longer position can be cut to the common width.
     order = np.argsort(-probabilities, kind="stable")
     return ids[order], probabilities[order]
 

@@ -40,6 +40,7 @@ def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer
     if not lacking:
         return list(items)
     rows = list(lacking.values())
+    # An unchanged table keeps its seal, so its answers stay current.
     if not src.exists() or pq.read_table(src).to_pylist() != rows:
         with table_writer(src, INPUTS) as out:
             out.write(pa.Table.from_pylist(rows, INPUTS))

@@ -1,11 +1,12 @@
 """Load the gate results of one model's held-out answers."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nexa_distill import exec_gate
-from nexa_distill.contracts import TABLES, Table
+from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.gates import GateFiles
 from nexa_distill.settings.pipeline import DistillConfig, Storage
@@ -39,18 +40,11 @@ def read_exam(config: DistillConfig, name: str, prompts: Sequence[Json], loss: J
     storage = config.storage
     sample_ids = {row["sample_id"] for row in prompts}
     files, key = gate_files(storage, name), ANSWERS[name]
-
-    def rows(path: Path, table: Table) -> list[Json]:
-        if not path.exists() and path in (files.judge_checks, files.exec_checks):
-            return []
-        table_rows = read_table(path, table).to_pylist()
-        return [row for row in table_rows if row["sample_id"] in sample_ids and row["attempt"] == 0]
-
-    answers = {row["sample_id"]: row for row in rows(storage.path(key), TABLES[key])}
-    reasons: dict[str, list[str]] = {
-        row["sample_id"]: [] for row in rows(files.kept, TABLES["filtered_dataset"])
-    }
-    for row in rows(files.rejections, TABLES["rejections"]):
+    rows = partial(first_attempts, sample_ids=sample_ids)
+    answers = {row["sample_id"]: row for row in rows(storage.path(key), key)}
+    kept = rows(files.kept, "filtered_dataset")
+    reasons: dict[str, list[str]] = {row["sample_id"]: [] for row in kept}
+    for row in rows(files.rejections, "rejections"):
         # An answer with a better attempt has passed the gates too.
         reasons[row["sample_id"]] = [
             reason for reason in row["rejection_reasons"] if reason != "better_attempt_kept"
@@ -60,12 +54,20 @@ def read_exam(config: DistillConfig, name: str, prompts: Sequence[Json], loss: J
             f"{files.kept} and {files.rejections} judge {len(reasons)} of {len(answers)} answers; "
             "run `python scripts/python/evaluation/run_evaluation.py`"
         )
-    judged = [r for r in rows(files.judge_checks, TABLES["judge_checks"]) if r["value"] is not None]
+    # Judges and exec gate are optional.
+    judged = rows(files.judge_checks, "judge_checks") if files.judge_checks.exists() else []
+    judged = [row for row in judged if row["value"] is not None]
     scores = {check: [r["value"] for r in judged if r["check"] == check] for check in JUDGED}
     scores = {check: values for check, values in scores.items() if values}
+    checks = rows(files.exec_checks, "exec_checks") if files.exec_checks.exists() else []
     answered = [row for row in prompts if row["sample_id"] in answers]
-    executed = _executed(config, answered, rows(files.exec_checks, TABLES["exec_checks"]))
-    return Exam(answers, reasons, loss, scores, executed)
+    return Exam(answers, reasons, loss, scores, _executed(config, answered, checks))
+
+
+def first_attempts(path: Path, table: str, sample_ids: Set[str]) -> list[Json]:
+    """The rows of a table for these samples, first attempts only. Raises InputMissing (66)."""
+    rows = read_table(path, TABLES[table]).to_pylist()
+    return [row for row in rows if row["sample_id"] in sample_ids and row["attempt"] == 0]
 
 
 def _executed(
@@ -80,6 +82,7 @@ def _executed(
         if kind is None:
             continue
         column = exec_gate.KNOWN.get(kind)
+        # Without a gold answer nothing can match.
         comparable = row[column] is not None if column else (key, "exec.matches") in results
         names = EXECUTED if comparable else EXECUTED[:1]
         executed[key] = {name: results.get((key, name)) for name in names}

@@ -62,6 +62,7 @@ def settings(student: StudentConfig, subject: Subject) -> Json:
     """The settings that change the losses, for their freshness."""
     limits = {"split": student.generate.split, "max_length": student.train.max_length}
     limits |= student.rendering_settings()
+    # The checkpoint is an input of the stage, with its own hash.
     if subject.checkpoint:
         return limits
     return {**limits, "model": subject.model, "keep_layers": subject.keep_layers}

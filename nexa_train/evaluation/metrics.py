@@ -14,9 +14,8 @@ from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_train.evaluation.significance import (
     FEWEST_DOCUMENTS,
-    Pairs,
+    compare_losses,
     compare_passes,
-    paired_difference,
     wilson,
 )
 
@@ -69,8 +68,10 @@ def assess(prompts: Sequence[Json], results: Mapping[str, Exam]) -> Json:
 
 
 def _model(prompts: Sequence[Json], result: Exam) -> Json:
+    # The teacher may have answered some of the prompts only.
     answered = [row for row in prompts if row["sample_id"] in result.answers]
     answers = [result.answers[row["sample_id"]] for row in answered]
+    # Each rejected answer counts once, under its first reason.
     first = Counter(r[0] for row in answered if (r := result.reasons[row["sample_id"]]))
     return {
         "model_id": ", ".join(sorted({str(answer["model_id"]) for answer in answers})) or None,
@@ -156,7 +157,7 @@ def _comparison(prompts: Sequence[Json], before: Exam, after: Exam) -> Json:
     for key, column in (("by_task", "template_name"), ("by_domain", "domain")):
         groups = _group_rows(column, prompts).items()
         comparison[key] = {name: _compare_gate(rows, before, after) for name, rows in groups}
-    loss = _compare_losses(before, after)
+    loss = compare_losses(_losses_by_sample(before), _losses_by_sample(after))
     return comparison | {"loss": loss, "fewest_documents": FEWEST_DOCUMENTS}
 
 
@@ -169,7 +170,7 @@ def _compare_gate(prompts: Sequence[Json], before: Exam, after: Exam) -> Json | 
 
 def _outcomes(prompts: Sequence[Json], after: Exam) -> dict[str, Json]:
     """The trained student's outcome per prompt: a later run is compared with it."""
-    losses = {s["sample_id"]: s for s in after.loss["samples"]} if after.loss else {}
+    losses = _losses_by_sample(after)
     keys = {row["sample_id"]: row["cluster_id"] for row in prompts}
     keys |= {key: sample["document"] for key, sample in losses.items()}
     return {
@@ -183,23 +184,9 @@ def _outcomes(prompts: Sequence[Json], after: Exam) -> dict[str, Json]:
     }
 
 
-def _compare_losses(before: Exam, after: Exam) -> Json | None:
-    if before.loss is None or after.loss is None:
-        return None
-    first, second = (
-        {s["sample_id"]: s for s in e.loss["samples"]} for e in (before, after) if e.loss
-    )
-    both = sorted(first.keys() & second.keys())
-    if any(first[key]["tokens"] != second[key]["tokens"] for key in both):
-        return None  # two tokenizers: nats per token cannot be compared
-    return paired_difference(
-        Pairs(
-            groups=[first[key]["document"] for key in both],
-            before=[first[key]["nats"] for key in both],
-            after=[second[key]["nats"] for key in both],
-            weights=[first[key]["tokens"] for key in both],
-        )
-    )
+def _losses_by_sample(result: Exam) -> dict[str, Json]:
+    samples = result.loss["samples"] if result.loss else []
+    return {sample["sample_id"]: sample for sample in samples}
 
 
 def _example(row: Json, results: Mapping[str, Exam]) -> Json:

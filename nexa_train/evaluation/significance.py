@@ -5,7 +5,7 @@ difference". The verdict is "higher" or "lower" only if the whole interval is on
 for passes, McNemar's p is below 0.05.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 from typing import Any
@@ -98,6 +98,22 @@ def _verdict(low: float | None, high: float | None) -> str:
     if high < 0:
         return "lower"
     return "no difference" if low == high == 0 else NOT_SHOWN
+
+
+def compare_losses(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The paired difference of two models' losses: `document`, `nats` and `tokens` per sample.
+
+    None without common samples, or for different tokenizers.
+    """
+    keys = sorted(before.keys() & after.keys())
+    weights = [before[key]["tokens"] for key in keys]
+    if weights != [after[key]["tokens"] for key in keys]:
+        return None  # nats per token of two tokenizers cannot be compared
+    groups = [after[key]["document"] for key in keys]
+    first, second = ([run[key]["nats"] for key in keys] for run in (before, after))
+    return paired_difference(Pairs(groups, first, second, weights))
 
 
 def compare_passes(

@@ -12,6 +12,7 @@ pair, or no variance for a correlation). A score of at least `judge_f_threshold`
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,7 +29,7 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.storage.tables import read_table
-from nexa_train.evaluation.gate_results import JUDGED, gate_files
+from nexa_train.evaluation.gate_results import JUDGED, first_attempts, gate_files
 from nexa_train.evaluation.held_out_prompts import held_out
 from nexa_train.evaluation.metrics import ANSWERS
 
@@ -63,11 +64,7 @@ def scores(
 
 def _scores(config: DistillConfig, model: str, sample_ids: set[str]) -> dict[str, float]:
     files, key = gate_files(config.storage, model), ANSWERS[model]
-
-    def rows(path: Path, table: str) -> list[dict[str, Any]]:
-        table_rows = read_table(path, TABLES[table]).to_pylist()
-        return [r for r in table_rows if r["sample_id"] in sample_ids and r["attempt"] == 0]
-
+    rows = partial(first_attempts, sample_ids=sample_ids)
     answered = [row["sample_id"] for row in rows(config.storage.path(key), key)]
     checks = rows(files.exec_checks, "exec_checks") + rows(files.judge_checks, "judge_checks")
     passed, kept = rows(files.passed_rules, "rule_filtered"), rows(files.kept, "filtered_dataset")

@@ -44,6 +44,7 @@ def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
                 for file in source.iterdir():
                     if file.is_file() and not file.name.startswith("."):
                         (temporary / file.name).symlink_to(file.resolve())
+                # The tokenizer files are replaced: the template is part of them.
                 for old in temporary.glob("*token*"):
                     old.unlink()
                 with_template(tokenizer).save_pretrained(temporary)

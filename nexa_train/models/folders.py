@@ -29,6 +29,7 @@ def complete_folder(final: Path) -> Iterator[Path]:
             if "os error 28" in str(error) or "No space" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
             raise
+        # Synced before the rename: after a crash the folder is complete or absent.
         for file in (path for path in temporary.rglob("*") if path.is_file()):
             with file.open("rb") as written:
                 os.fsync(written.fileno())

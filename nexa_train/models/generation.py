@@ -13,11 +13,11 @@ def new_tokens(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
     stops: list[int],
-    seed: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> list[list[int]]:
     """The new tokens of each prompt, at most max_new_tokens, padding at the end still included.
 

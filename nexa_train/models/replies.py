@@ -51,7 +51,6 @@ def replies(
             batch,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            top_k=0,
             top_p=top_p,
             stops=stops,
             seed=seed + start,

@@ -57,6 +57,7 @@ def serve(
     if not (folder / "config.json").is_file():
         raise InputMissing(f"{folder}: no config.json here; --model takes a checkpoint folder")
     _refuse_second(endpoint)
+    # Chosen before the start, so that a used port is a clear error.
     port = free_port(port)
     log = endpoint.with_name(f"{endpoint.name}.log")
     endpoint.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from nexa_train.reports.evaluation_text import (
 from nexa_train.reports.page_parts import definition_list, render_section, render_tiles
 
 Json = Mapping[str, Any]
+# The order of the bars in each chart.
 FROM_WORST = ("before", "after", "teacher")
 
 
@@ -170,6 +171,7 @@ def _points(report: Json, key: str) -> list[tuple[float, float]]:
 def _reasons(models: Json) -> str:
     counts = {name: models[name]["reject_reason_counts"] for name in FROM_WORST}
     names = sorted({name for count in counts.values() for name in count})
+    # One scale for all reasons, so that their bars can be compared.
     most = max((n for count in counts.values() for n in count.values()), default=1)
     blocks = "".join(
         _block(reason, [_count_bar(m, count, reason) for m, count in counts.items()], top=most)

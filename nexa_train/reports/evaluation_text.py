@@ -143,6 +143,7 @@ def figures(models: Json) -> list[tuple[str, list[str]]]:
     def inside(key: str, field: str, digits: int = 0) -> Any:
         return lambda m: number(m[key][field] if m[key] else None, digits)
 
+    # Without any judge the row is not a missing measurement.
     without = NOT_MEASURED if any(m["judge"] for m in models.values()) else "judge: not run"
 
     def judged(check: str) -> Any:

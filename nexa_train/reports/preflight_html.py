@@ -65,6 +65,7 @@ def _tiles(report: Json) -> str:
 
 
 def _checks(report: Json) -> str:
+    # None: the check applied to no row, or the preflight stopped before.
     kind = {True: "good", False: "bad", None: "note"}
     rows = "".join(
         f'<tr><td><b class="{kind[check["ok"]]}">{escape(outcome(check))}</b></td>'

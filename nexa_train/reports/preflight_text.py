@@ -72,6 +72,7 @@ def markdown(report: Json) -> str:
     lines += ["", f"## The first rows: {OPEN}in the loss{CLOSE}, the rest is only read"]
     for view in report["shown"]:
         text = sample(view, colour=False)
+        # Longer than any run of tildes in the text.
         fence = "~" * (3 + max((len(run) for run in re.findall("~+", text)), default=0))
         lines += ["", fence, text, fence]
     return "\n".join(lines) + "\n"

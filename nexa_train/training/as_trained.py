@@ -44,18 +44,11 @@ def greedy_answers(
     model: Any, form: ChatFormat, prompts: Mapping[str, Sequence[Message]]
 ) -> dict[str, list[int]]:
     """At most TOKENS ids each, the end token included."""
-    greedy: dict[str, Any] = {
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "stops": form.stops,
-        "seed": 0,
-    }
-    answers = {}
+    tokenizer, stops, answers = form.tokenizer, form.stops, {}
     with packing.suspended(model):
         for sample, messages in prompts.items():
             prompt = [form.prompt_ids(messages)]
-            new = new_tokens(model, form.tokenizer, prompt, max_new_tokens=TOKENS, **greedy)
+            new = new_tokens(model, tokenizer, prompt, max_new_tokens=TOKENS, stops=stops)
             answers[sample] = new[0]
     return answers
 
@@ -121,6 +114,7 @@ def _below_first_choice(model: Any, prompt: Sequence[int], answer: Sequence[int]
     if not answer:
         return 0.0
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    # The logits at position i predict token i + 1.
     logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     taken = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
     return float((logits.max(dim=1).values - taken).max())

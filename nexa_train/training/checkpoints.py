@@ -104,6 +104,7 @@ def save(
         save_file(moments, temporary / OPTIMIZER)
         files = {file.name: file.stat().st_size for file in temporary.iterdir()}
         state = {"step": step, "run_key": run_key, "settings": settings, "files": files}
+        # Last: with it the folder is complete.
         write_json(temporary / STATE, state)
     saved = set(folder.glob("step-*"))
     own = [path for path in sorted(saved) if (_state(path) or {}).get("run_key") == run_key]
@@ -127,6 +128,7 @@ def restore_optimizer(path: Path, model: Any, optimizer: torch.optim.Optimizer) 
     """Copy the moments of checkpoint `path` into `optimizer`; returns the number of steps done."""
     stored = load_file(path / OPTIMIZER)
     for name, parameter in trained(model):
+        # A parameter without any gradient so far has no moments.
         kinds = ("step", "exp_avg", "exp_avg_sq")
         state = {kind: stored[f"{name}|{kind}"] for kind in kinds if f"{name}|{kind}" in stored}
         if state:

@@ -34,6 +34,7 @@ def write_older_names(folder: Path) -> None:
     added = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
     if "rope_theta" in rope:
         added["rope_theta"] = rope["rope_theta"]
+        # transformers 4 has the base and the scaling under two names.
         if rope.get("rope_type", "default") != "default":
             added["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     write_json(folder / "config.json", config | added)

@@ -57,6 +57,7 @@ class Student:
         self.model.eval()
         with packing.suspended(self.model):
             for _ in range(max(limits, default=0)):
+                # Positions count real tokens: prompts are padded on the left.
                 places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
                 out = self.model(
                     input_ids=ids,
@@ -75,6 +76,7 @@ class Student:
                         is_unfinished |= token != self.end and len(answer) < limit
                 if not is_unfinished:
                     break
+                # From now on only the new token is read; the cache has the rest.
                 ids = tokens[:, None]
                 mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         self.model.train(was_training)
@@ -84,6 +86,7 @@ class Student:
         """One token per row, by inverse transform sampling with the row's random number."""
         scaled = logits[:, : self.vocabulary].double() / self.settings.sampling_temperature
         cumulated = scaled.softmax(-1).cumsum(-1)
+        # In double precision: float32 would round small probabilities away.
         points = [[draw.random()] for draw in draws]
         where = torch.tensor(points, dtype=torch.double, device=logits.device)
         drawn = torch.searchsorted(cumulated, where, right=True)

@@ -62,6 +62,7 @@ def rows_of(
         with torch.inference_mode():
             logits = logits_of(batch_of(batch, model.device))[:, :vocabulary]
             top = top_k(logits, settings.top_k, settings.temperature)
+        # The tokens of a batch are concatenated; they are split by sample again.
         lengths = [sample.trained_tokens for sample in batch]
         parts = (torch.split(part.cpu(), lengths) for part in top)
         yield [

@@ -125,6 +125,7 @@ class Trainer:
                 self.accelerator.log(numbers, step=done)
                 if bar is not None:
                     bar.add(note=f"loss {row['loss']:.3f}")
+                # The last step needs no checkpoint: the export follows.
                 if done % settings.save_every_steps == 0 and not last:
                     self._save(done)
                 self.accelerator.wait_for_everyone()
@@ -137,6 +138,7 @@ class Trainer:
         set_seed(settings.seed + done)  # dropout is the same in a resumed run
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # All shares before the first pass: generated answers change the number of tokens.
         shares = [self._share(batch, done, number) for number, batch in enumerate(batches)]
         count = self._count(shares)
         sums: dict[str, torch.Tensor] = {}
@@ -164,6 +166,7 @@ class Trainer:
     def _share(self, samples: list[Sample], done: int, number: int) -> Share:
         """This process's part of a micro-batch."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        # Strided: samples are sorted by length, so every process gets similar work.
         mine = samples[rank::world]
         if not mine:  # every process has to take part: a sample without labels counts nothing
             mine = [replace(samples[0], labels=[IGNORE] * len(samples[0].labels))]
@@ -191,6 +194,7 @@ class Trainer:
             batch = self.batch_of(samples, self.accelerator.device)
             if own:
                 batch[OWN_WORDS] = torch.ones(1, device=self.accelerator.device)
+            # Gradients accumulate locally until the last micro-batch.
             last = number == len(shares) - 1
             yield batch, nullcontext() if last else self.accelerator.no_sync(self.loss)
 
@@ -227,6 +231,7 @@ class Trainer:
         """
         main, model = self.accelerator.is_main_process, self.bare.model
         if self.shard:
+            # The main process copies the weights into a model that is not sharded.
             weights = fsdp.whole(checkpoints.trained(model), keep=main)
             if not main:
                 return

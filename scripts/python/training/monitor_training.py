@@ -41,6 +41,7 @@ def curve(values: Sequence[float]) -> list[str]:
     parts = [values[a:b] for a, b in pairwise(edges)]
     means = [sum(part) / len(part) for part in parts]
     low, high = min(means), max(means)
+    # Each line of text has as many steps as there are block characters.
     steps = HEIGHT * (len(BLOCKS) - 1)
     heights = [round((mean - low) / ((high - low) or 1) * (steps - 1)) + 1 for mean in means]
     lines = []
