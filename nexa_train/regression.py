@@ -10,7 +10,7 @@ Raises: QualityGateMissed (3) for a student that is worse beyond the margin, or 
 Worse: the whole 95 % interval of the paired difference is beyond the margin, and for passes
 McNemar's test agrees. Both students are compared on the same prompts behind the same gates
 (`significance`), or not at all. Without an accepted run, or with too few documents for an interval,
-the gate is open, and the report says so.
+the gate is open, and the report contains a note.
 
 Run: python -m nexa_train.regression [accept|check] [--note TEXT] [--config FILE]
 """

@@ -244,9 +244,9 @@ def _facts(report: Json) -> str:
         "checkpoint sha256": facts["checkpoint_sha256"] or NOT_MEASURED,
     }
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
-    note = "Figures of the three models, and their sources."
+    note = "Of the three models and of this report."
     wide = f'<div class="wide">{table}</div>'
-    return render_section("What was run", note, wide, definition_list(rest.items()))
+    return render_section("Figures and sources", note, wide, definition_list(rest.items()))
 
 
 def _pairs(values: Json) -> str:

@@ -39,7 +39,7 @@ class Student:
         spans = [(sample, _last_answer(sample)) for sample in samples]
         answered = [(sample, span) for sample, span in spans if span]
         prompts = [sample.input_ids[: span.start] for sample, span in answered]
-        # Seed, step and sample decide every draw, whatever the batch.
+        # Seed, step and sample decide every draw; the batch does not.
         draws = [_random(self.seed, step, sample.sample_id) for sample, _ in answered]
         answers = iter(self._say(prompts, [len(span) for _, span in answered], draws))
         return [
