@@ -104,7 +104,7 @@ def test_f40_a_torn_newest_checkpoint_is_passed_over(
     assert [path.name for path in sorted(output.glob("step-*"))] == ["step-000003", "step-000006"]
     damage(output / "step-000006")
     whole.here(output)
-    assert "step-000006 is not whole" in caplog.text
+    assert "step-000006 is not complete" in caplog.text
     ends_as(whole, output)
 
 

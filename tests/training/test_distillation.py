@@ -220,7 +220,7 @@ def test_another_sample_of_the_same_name_is_refused(tmp_path: Path) -> None:
     CachedTeacher(path, data.train)
     other = data.train[3]
     other.labels[-1] = 7
-    with pytest.raises(InputError, match=f"{other.sample_id} was made for other tokens"):
+    with pytest.raises(InputError, match=f"{other.sample_id} was written for other tokens"):
         CachedTeacher(path, data.train)
     longer = load_dataset(save_dataset(tmp_path / "more.parquet", train=60), tokenizer(), 256)
     with pytest.raises(InputError, match="sample sample-2"):
