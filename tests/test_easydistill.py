@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nexa_train import easydistill, labelling, replies
 from nexa_train.instructions import read_items, write_json
 from nexa_train.job_file import load_job
 from nexa_train.local_models import load_for_inference
+from tests import warm
 from tests.ledger_teacher import ledger_teacher
 from tests.tiny_model import ROOT, save_model, tokenizer
 
@@ -409,7 +409,7 @@ def test_t19_a_number_is_its_text_and_null_is_empty(tmp_path: Path) -> None:
 
 def test_the_command_ends_with_the_code_of_what_happened(folder: Path) -> None:
     def code(path: Path) -> tuple[int, str]:
-        command = [sys.executable, "-m", "nexa_train.easydistill", "--config", str(path)]
+        command = [warm.python(), "-m", "nexa_train.easydistill", "--config", str(path)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False,
                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
         return done.returncode, done.stderr

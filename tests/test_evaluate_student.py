@@ -2,7 +2,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nexa_distill.student_config import StudentConfig
 from nexa_train import agreement, evaluate_student, held_out_loss, train_sft
 from nexa_train.assessment import Exam, assess
 from nexa_train.report_text import headline
+from tests import warm
 from tests.answers import REPOSITORY
 from tests.exam import prepare, rows, save_untrained
 from tests.ledger_teacher import ledger_teacher
@@ -27,7 +27,7 @@ SCRIPT = "scripts/python/evaluation/run_evaluation.py"
 def evaluate(config: DistillConfig) -> subprocess.CompletedProcess[str]:
     file = Path(config.storage.root).parent / "config.yaml"
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--config", str(file)],
+        [warm.python(), SCRIPT, "--config", str(file)],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

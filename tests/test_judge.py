@@ -33,6 +33,7 @@ from nexa_distill.money.cost_report import cost_report
 from nexa_distill.repair_plan import make_plan
 from nexa_distill.sample_gate import SampleGate
 from nexa_distill.settings_file import load_yaml
+from tests import warm
 from tests.answers import GOOD, answer, collect, write_answers
 from tests.ledger_teacher import Teacher, ledger_teacher
 from tests.teacher_answers import completion
@@ -386,7 +387,7 @@ def test_a_killed_judge_loses_no_verdict_and_pays_twice_only_what_was_on_the_wir
         made.change(collection={"concurrency": 4, "timeout_seconds": 20.0})
         total = 120 + CANARY_REQUESTS
         for killed_at in (20, 70, 110):
-            process = subprocess.Popen(
+            process = warm.Process(
                 made.command("nexa_distill.judge"), cwd=ROOT, stderr=subprocess.DEVNULL
             )
             deadline = time.monotonic() + 60

@@ -20,6 +20,7 @@ from nexa_distill.manifests import FILES, StageRun, manifest_path, sha256_path
 from nexa_distill.planning import Request, Step, make_plan
 from nexa_distill.runs import exit_code, failures, planned_sessions, read_session, write_plan
 from nexa_distill.stages import CHECKPOINT, RAW, SESSIONS, STAGES, locate, session_of
+from tests import warm
 from tests.tiny_project import ROOT, TinyProject
 from tests.tiny_stage import seal_session
 
@@ -364,7 +365,7 @@ def test_status_answers_when_nothing_has_run(project: TinyProject) -> None:
 def test_a_reader_that_has_seen_enough_gets_no_traceback(project: TinyProject) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "nexa_distill.pipeline", "status"]
+    command = [warm.python(), "-m", "nexa_distill.pipeline", "status"]
     with os.fdopen(writing, "w") as closed:
         done = subprocess.run(
             command, cwd=project.root, env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -397,7 +398,7 @@ def test_help_is_quick_and_the_data_side_imports_neither_torch_nor_the_student_s
 
 
 def test_the_command_exits_with_66_at_a_broken_link(finished: TinyProject) -> None:
-    command = [sys.executable, "-m", "nexa_distill.pipeline", "verify"]
+    command = [warm.python(), "-m", "nexa_distill.pipeline", "verify"]
     whole = subprocess.run(command, capture_output=True, text=True, check=True)
     assert whole.stdout.endswith("The chain is whole.\n")
     finished.write("raw.jsonl", "other\n")

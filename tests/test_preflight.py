@@ -21,6 +21,7 @@ from nexa_train import local_models, preflight, preflight_page, preflight_text, 
 from nexa_train.chat import IGNORE, Sample
 from nexa_train.data.chat_format import FAULTS
 from nexa_train.examination import CHECKS, OF_FAULT, CheckFailed, Examination
+from tests import warm
 from tests.test_chat import ASK, BROKEN, SAY, THINK
 from tests.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
 
@@ -58,7 +59,7 @@ class Student:
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
 
     def command(self, module: str, *more: str) -> list[str]:
-        return [sys.executable, "-m", module, "--config", str(self.config), "--dataset",
+        return [warm.python(), "-m", module, "--config", str(self.config), "--dataset",
                 str(self.dataset), "--pipeline-config", str(self.pipeline), *more]  # fmt: skip
 
     def preflight(self, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, Any]:

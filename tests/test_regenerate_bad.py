@@ -21,6 +21,7 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.repair_plan import make_plan
 from nexa_distill.repair_prompts import INSTRUCTIONS, NOT_REPAIRED, Fault, repair_prompt
 from nexa_distill.repair_report import repair_report
+from tests import warm
 from tests.answers import GOOD
 from tests.faults import ask, files, prompts, provide
 from tests.ledger_teacher import Teacher, ledger_teacher
@@ -138,7 +139,7 @@ def test_f33_a_kill_in_the_middle_of_a_round_pays_at_most_what_was_on_the_wire(
         collected(made, 24)
         for seconds in (0.0, 0.3):
             before = billed(teacher)
-            process = subprocess.Popen(
+            process = warm.Process(
                 made.command(REGENERATE), cwd=ROOT, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip

@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from nexa_train.chat import IGNORE
 from nexa_train.local_models import load_model
 from nexa_train.sft_data import epoch_batches, load_dataset
 from nexa_train.trainer import learning_rate
+from tests import warm
 from tests.precision import PRECISIONS, SAME_LOSS, SAME_NORM, SAME_VAL_LOSS, computing_in
 from tests.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
 
@@ -55,12 +55,13 @@ class Run:
                 "--output", str(output)]  # fmt: skip
 
     def command(self, output: Path) -> list[str]:
-        python = [sys.executable, "-m", "nexa_train.train_sft", "--config", str(self.config)]
+        python = [warm.python(), "-m", "nexa_train.train_sft", "--config", str(self.config)]
         return [*python, *self.flags(output)]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "NEXA_PYTHON": sys.executable}
+    python = {name: warm.python() for name in ("NEXA_PYTHON", "PYTHON_EXEC")}  # ours, torchrun's
+    return {**os.environ, "OMP_NUM_THREADS": "1", **python}
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
@@ -128,7 +129,7 @@ def test_a_finished_run_does_nothing_and_changes_no_byte(finished: tuple[Run, Pa
 def test_f40_killed_in_the_middle_it_ends_with_the_same_losses(tmp_path: Path) -> None:
     run = Run(tmp_path, epochs=25, save_every_steps=10)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    training = subprocess.Popen(run.command(killed), cwd=ROOT, env=environment())
+    training = warm.Process(run.command(killed), cwd=ROOT, env=environment())
     end = time.monotonic() + 120
     while not list(killed.glob("step-*")) and time.monotonic() < end:
         time.sleep(0.02)
