@@ -7,8 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import warm
+from tests import sweeps, warm
 from tests.precision import PRECISIONS, computing_in
+
+SWEEPS = pytest.StashKey[str]()
+# Files, by what they took when it was last measured (with --durations=0).
+LONGEST = (
+    "test_sharding", "test_end_to_end", "test_train_sft", "test_distillation", "test_local_models",
+    "test_on_policy", "test_adapters", "test_easydistill", "test_packed_attention",
+    "test_checkpoints", "test_batch_mode", "test_collector_crashes", "test_distill_app",
+    "test_collector_disk", "test_collector_provider", "test_families", "test_evaluate_student",
+    "test_regression", "test_judge", "test_setup", "test_dedup_splits", "test_execution_hostile",
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,8 +30,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("--full") and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return  # its parent has done it
+    full = config.getoption("--full")
+    config.stash[SWEEPS] = sweeps.prepare(full=full)
+    if not full:
         config.add_cleanup(warm.prepare())
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return config.stash[SWEEPS]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, the files that take longest come first: none is left over at the end."""
+    if hasattr(config, "workerinput"):
+        rank = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from nexa_distill.shingles import fold
 from nexa_distill.splits import split_of
 from nexa_distill.stages import STAGES
 from tests.near_texts import Doc, deduped, kept, leaks, rejected, rows_of, sides, text
+from tests.sweeps import some
 from tests.workspace import Workspace
 
 SPLIT = {"val": 0.3, "test": 0.3, "seed": 7}
@@ -184,7 +185,8 @@ def test_f34_a_kill_at_any_step_moves_no_row(tmp_path: Path) -> None:
     _, before = deduped(tmp_path / "whole", old, split=SPLIT)
     _, wanted = deduped(tmp_path / "whole", new)
     assert {key: sides(wanted)[key] for key in before} == sides(before)
-    for hit in (1, 3, 5, 7, 9, 11, 13, 22, 28):
+    hits = (1, 3, 5, 7, 9, 11, 13, 22, 28)
+    for hit in some("kills of the split", hits, 3, why="each is at another file that is written"):
         folder = tmp_path / str(hit)
         made, _ = deduped(folder, old, split=SPLIT)
         shutil.copy(tmp_path / "whole/raw.jsonl", folder / "raw.jsonl")

@@ -138,11 +138,18 @@ def test_layers_that_the_model_has_not_are_refused(tmp_path: Path, layers: list[
         local_models.depth_pruned(save_model(tmp_path / "model"), layers)
 
 
-@pytest.mark.slow
-def test_the_bundled_model_is_written_once_and_complete(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / local_models.BUNDLED_NAME
-    (folder.parent / f".{folder.name}.tmp").mkdir(parents=True)  # what a kill leaves
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, written where a kill left the beginning of one."""
+    folder = tmp_path_factory.mktemp("bundled") / "models" / local_models.BUNDLED_NAME
+    (folder.parent / f".{folder.name}.tmp").mkdir(parents=True)
     assert local_models.materialise_bundled_model(folder) == folder
+    return folder
+
+
+@pytest.mark.slow
+def test_the_bundled_model_is_written_once_and_complete(bundled: Path) -> None:
+    folder = bundled
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= written.keys()
     assert local_models.materialise_bundled_model(folder) == folder
@@ -169,9 +176,10 @@ def test_t02_a_bundled_model_of_an_earlier_version_is_corrected(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(tmp_path: Path) -> None:
+def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(
+    bundled: Path, tmp_path: Path
+) -> None:
     """The settings that ship, against a real server of the bundled model."""
-    model = local_models.materialise_bundled_model(tmp_path / local_models.BUNDLED_NAME)
     endpoint = tmp_path / "endpoint.json"
     asked = {
         name: load_config(ROOT / f"configs/{name}.yaml").providers["embedded"].extra_body
@@ -180,7 +188,7 @@ def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(tmp_pat
     assert asked["text2sql"]["generation_config"] is asked["math"]["generation_config"] is None
     question = [{"role": "user", "content": "Write a poem about the sea."}]
     found: dict[str, list[str]] = {}
-    server = serve(endpoint, model)
+    server = serve(endpoint, bundled)
     try:
         assert wait_for(endpoint.exists), server.stderr and server.stderr.read()
         for name in ("distill_config", "math"):

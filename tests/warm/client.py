@@ -74,6 +74,8 @@ def start(kind: str) -> None:
 
 def main() -> None:
     arguments = sys.argv[1:]
+    if arguments[:1] == ["-u"]:  # as torchrun says it
+        arguments = arguments[1:]
     option = arguments[:1] in (["-m"], ["-c"]) and len(arguments) > 1
     if not option and not (arguments and arguments[0].endswith(".py")):
         plain(arguments)

@@ -135,6 +135,8 @@ def become(given: dict[str, Any]) -> None:
     time.tzset()
     for name in given["ignored"]:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
