@@ -10,6 +10,7 @@ import pytest
 from tests import sweeps, warm
 from tests.precision import PRECISIONS, computing_in
 
+IN_BOTH = ("test_train_sft",)  # modules that compute in both precisions in every run
 SWEEPS = pytest.StashKey[str]()
 # Files, by what they took when it was last measured (with --durations=0).
 LONGEST = (
@@ -44,9 +45,26 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Side by side, the files that take longest come first: none is left over at the end."""
+    left = set(twice_for_precision(items))
+    if left:
+        config.hook.pytest_deselected(items=[item for item in items if item in left])
+        items[:] = [item for item in items if item not in left]
     if hasattr(config, "workerinput"):
         rank = {name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def twice_for_precision(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """Of tests in both precisions, those in one that is not the module's today."""
+    both: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        given = getattr(item, "callspec", None)
+        name = given.params.get("precision") if given else None
+        if name and item.path.stem not in IN_BOTH:
+            both.setdefault(item.nodeid.replace(name, "*"), []).append(item)
+    for pair in both.values():
+        kept = sweeps.turn(f"precision of {pair[0].path.stem}", pair)
+        yield from (item for item in pair if item not in kept)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,11 @@ from typing import TypeVar
 
 SEED, FULL = "NEXA_TESTS_SEED", "NEXA_TESTS_FULL"
 HEAD = "| sweep | each run | why the others wait |\n| --- | --- | --- |\n"
+PRECISIONS = (
+    "precision of a module's tests",
+    "1 of 2",
+    "the same code in another precision; each module has its own turn, test_train_sft both",
+)
 T = TypeVar("T")
 
 
@@ -39,6 +44,11 @@ def chance(name: str) -> random.Random:
 
 def some(name: str, cases: Sequence[T], count: int, *, why: str) -> list[T]:
     """`count` of the cases, in their order. `why`: for CONTRIBUTING.md."""
+    return turn(name, cases, count)
+
+
+def turn(name: str, cases: Sequence[T], count: int = 1) -> list[T]:
+    """Those of the cases whose turn it is."""
     if whole() or count >= len(cases):
         return list(cases)
     # All come round: each seed goes on in one shuffled circle where the one before it ended.
@@ -56,7 +66,7 @@ def fewer(name: str, count: int, all_: int, *, why: str) -> int:
 
 def table() -> str:
     """All sweeps of the tests: what each run takes, and why not all."""
-    rows = {
+    rows = {PRECISIONS} | {
         row for path in Path(__file__).parent.rglob("test_*.py") for row in _rows(path.read_text())
     }
     return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in sorted(rows))
