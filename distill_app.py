@@ -20,14 +20,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.config import load_config
 from nexa_distill.errors import InputError, NexaError
+from nexa_distill.settings.pipeline import load_config
 from nexa_distill.text.reasoning import join_reasoning
-from nexa_train import hub_datasets, replies
-from nexa_train import instructions as data
-from nexa_train.instructions import Mode, format_prompt
-from nexa_train.local_models import context_of, load_for_inference, load_quantised, resolve_model
-from nexa_train.plain_template import with_template
+from nexa_train.data import hub_datasets
+from nexa_train.data import instructions as data
+from nexa_train.data.instructions import Mode, format_prompt
+from nexa_train.models import replies
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.fallback_chat_template import with_template
+from nexa_train.models.loading import context_of, load_for_inference, load_quantised
 
 __all__ = [
     "compare_models", "distill_system1", "distill_system2", "format_prompt", "infer_student",

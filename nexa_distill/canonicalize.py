@@ -1,12 +1,12 @@
 """Raw rows become canonical prompts.
 
-Reads:  `input.path` (see `raw_input.py`), `defaults.prompts`/TASK.txt
+Reads:  `input.path` (see `raw_data/files.py`), `defaults.prompts`/TASK.txt
 Writes: `storage.canonical` (contracts.CANONICAL): one row per prompt, duplicates included
 Keeps:  every raw row; a row that cannot become a prompt is an error (65), never skipped, and so is
         an SQL task whose database cannot be opened (66 when it is not there)
 
 A raw file with `defaults.prompt_column`, or with one column that looks like prompts
-(`storage/raw_columns.py`), holds prompts that already exist, and `defaults.prompt_template` is laid
+(`raw_data/columns.py`), holds prompts that already exist, and `defaults.prompt_template` is laid
 around each. Otherwise the text in
 `defaults.context_column` (or `text_column`) is cut into chunks of at most `chunking.max_tokens`
 words and each chunk becomes one prompt per task type in `defaults.tasks`.
@@ -21,17 +21,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill import cli
-from nexa_distill.config import Chunking, Columns, DistillConfig, load_config, with_flags
+from nexa_distill.console import cli
 from nexa_distill.contracts import CANONICAL
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.execution.databases import database_folder, find_databases
-from nexa_distill.handoff import table_writer
-from nexa_distill.manifests import StageRun
-from nexa_distill.raw_input import RawRow, Tell, read_raw
-from nexa_distill.shingles import fold
-from nexa_distill.storage.raw_columns import PASSED_ON
-from nexa_distill.storage.raw_prompts import Passed, RowReader, canonical_row, required_text
+from nexa_distill.raw_data.columns import PASSED_ON
+from nexa_distill.raw_data.files import RawRow, Tell, read_raw
+from nexa_distill.raw_data.prompts import Passed, RowReader, canonical_row, required_text
+from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_config, with_flags
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import table_writer
+from nexa_distill.text.ngrams import fold
 from nexa_distill.text.words import VERSION, word_spans
 
 BATCH_ROWS = 4096

@@ -1,7 +1,7 @@
 """The teacher answers every prompt, `collection.samples` times.
 
 Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns named by flags, or
-        any raw file of prompts: `storage/handed_in_prompts.py`)
+        any raw file of prompts: `raw_data/handed_in_prompts.py`)
 Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempts 0, 1, ...), `storage.unanswered`
 Keeps:  rows_in == answered + unanswered; truncated and empty answers too, the rules reject them
 
@@ -21,10 +21,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill import cli
-from nexa_distill.capabilities import schema_warning
-from nexa_distill.cleaning import cleaner_of
-from nexa_distill.collection import (
+from nexa_distill.collection.answer_file import write_answers
+from nexa_distill.collection.answers.extraction import cleaner_of
+from nexa_distill.collection.capabilities import schema_warning
+from nexa_distill.collection.collector import (
     BATCH_ROWS,
     MAX_PROMPT_BYTES,
     Collector,
@@ -33,17 +33,22 @@ from nexa_distill.collection import (
     Summary,
     read_again,
 )
-from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
+from nexa_distill.collection.requests.body import PromptRequest, prompt_request, request_body
+from nexa_distill.console import cli
 from nexa_distill.contracts import INPUTS, TABLES
-from nexa_distill.dedup_warnings import require_both_sides
+from nexa_distill.cost.estimate_text import say_estimate
+from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.existing_answers import write_answers
-from nexa_distill.handoff import UniqueKeys, read_batches
-from nexa_distill.manifests import StageRun
-from nexa_distill.money.estimate_text import say_estimate
-from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
-from nexa_distill.response_schemas import load_schemas
-from nexa_distill.storage.handed_in_prompts import prepare_prompts
+from nexa_distill.raw_data.handed_in_prompts import prepare_prompts
+from nexa_distill.settings.pipeline import (
+    DistillConfig,
+    load_config,
+    load_system_prompt,
+    with_flags,
+)
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import UniqueKeys, read_batches
+from nexa_distill.text.json_schemas import load_schemas
 
 INPUTS_TABLE = TABLES["raw_dataset"]
 

@@ -1,15 +1,15 @@
 """What the stages agree on: table schemas, the closed list of reasons, and the identity of a row.
 
-How tables are written, sealed and read is `handoff.py`. `docs/data-contracts.md` is generated from
-this file (`python -m nexa_distill.contracts > docs/data-contracts.md`) and compared in the tests.
+How tables are written and read is `storage/tables.py`. `docs/data-contracts.md` is generated from this file
+(`python -m nexa_distill.contracts > docs/data-contracts.md`) and compared in the tests.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+
+from nexa_distill.text.hashing import compact_json, sha256_text
 
 
 def _field(name: str, kind: pa.DataType, doc: str, *, required: bool = False) -> pa.Field:
@@ -215,7 +215,7 @@ TABLES: dict[str, Table] = {
     )
 }  # fmt: skip
 
-# The memory of dedup: no hand-off, so it has no manifest (see `splits.py`).
+# The memory of dedup: no hand-off, so it has no manifest (see `deduplication/splits.py`).
 CLUSTERS_TABLE = Table(
     "clusters", "dedup", CLUSTERS, "one document that was given a cluster",
     "python -m nexa_distill.dedup", ("document_id",),
@@ -315,19 +315,6 @@ def check_reasons(reasons: Sequence[str]) -> None:
     unknown = sorted(set(reasons) - REASONS.keys())
     if unknown:
         raise ValueError(f"reasons not in contracts.REASONS: {unknown}")
-
-
-_COMPACT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def compact_json(value: object) -> str:
-    """The one JSON form that is hashed: sorted keys, no spaces, UTF-8 as it is."""
-    return _COMPACT.encode(value)
-
-
-def sha256_text(text: str) -> str:
-    """Hex SHA-256 of the text's UTF-8 bytes; lone surrogates are hashed as they stand."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def canonical_input(row: Mapping[str, object]) -> str:

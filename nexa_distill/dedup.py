@@ -15,7 +15,7 @@ of a template compare by their contexts, and questions about one text by their w
 Reasons, the first that holds:
 - `duplicate`: the same content (`contracts.CONTENT_COLUMNS`), whatever the id;
 - `joins_splits`: the row's document would join clusters on different sides of the split;
-- `near_duplicate`: same task type, subjects of one family of near-duplicates (`near_duplicates.py`)
+- `near_duplicate`: same task type, subjects of one family of near-duplicates (`minhash.py`)
   and questions too; `matched` is the row that was kept. Rows that were kept before by the same
   settings all stay, also when a new row turns out to lie between them;
 - `contaminated`: the row is for training, and its subject shares a run of `contamination_words`
@@ -45,12 +45,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nexa_distill import cli, reports
-from nexa_distill.config import DistillConfig, load_config
-from nexa_distill.contamination import EvalTexts
-from nexa_distill.contamination_report import Evidence
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import INPUTS, REJECTED_INPUTS, TABLES, check_reasons
-from nexa_distill.dedup_decisions import (
+from nexa_distill.deduplication.assignment import (
     CONTAMINATED,
     JOINS_SPLITS,
     REASONS,
@@ -62,16 +60,12 @@ from nexa_distill.dedup_decisions import (
     sketching,
     subject_families,
 )
-from nexa_distill.dedup_warnings import print_warnings
-from nexa_distill.digests import digests, keys
-from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
-from nexa_distill.manifests import StageRun
-from nexa_distill.progress import Progress
-from nexa_distill.shared_text import COLUMNS as SHARED_COLUMNS
-from nexa_distill.shared_text import SharedText, find_shared_text
-from nexa_distill.sketches import in_order, scratch_folder
-from nexa_distill.splits import (
+from nexa_distill.deduplication.contamination import EvalTexts
+from nexa_distill.deduplication.contamination_report import Evidence
+from nexa_distill.deduplication.minhash_store import in_order, scratch_folder
+from nexa_distill.deduplication.shared_text import COLUMNS as SHARED_COLUMNS
+from nexa_distill.deduplication.shared_text import SharedText, find_shared_text
+from nexa_distill.deduplication.splits import (
     SIDES,
     are_remembered,
     recall,
@@ -79,6 +73,13 @@ from nexa_distill.splits import (
     remembered_shared_text,
     split_of,
 )
+from nexa_distill.deduplication.warnings import print_warnings
+from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
+from nexa_distill.text.hashing import digests, keys
 from nexa_distill.text.words import VERSION
 
 __all__ = ["run", "settings", "split_of"]
@@ -155,7 +156,7 @@ def run(
     )
     check_reasons(list(counts))
     evidence.write(folder / "contamination.json", config.dedup)
-    reports.quality_report(report, stage="dedup", total=total, reject_reason_counts=counts)
+    stage_reports.quality_report(report, stage="dedup", total=total, reject_reason_counts=counts)
     stage.seal(rejected, rows_in=total, rejected=out.rows)
     stage.seal(dst, rows_in=total, rejected=out.rows)
     print_warnings(config, rows, verdicts, shared)

@@ -16,8 +16,8 @@ Raises  InputMissing (66) for an absent or unsealed input or database, InputErro
 | math | a final answer is found | it equals that of `reference` |
 | json | the whole answer is JSON | it satisfies the task's schema (collection.response_schemas) |
 
-exec.matches_perturbed (SQL) and exec.score are said in `execution/verdicts.py`, what holds each
-kind in `execution/sql.py`, `sandbox.py`, `maths.py` and `worker.py`.
+exec.matches_perturbed (SQL) and exec.score are said in `execution/checks.py`, what holds each
+kind in `execution/sql.py`, `sandbox.py`, `math_and_json_checks.py` and `worker.py`.
 
     python -m nexa_distill.exec_gate --databases data/databases
 """
@@ -34,18 +34,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill import cli, reports
-from nexa_distill.config import DistillConfig, Execution, load_config, with_flags
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import CHECKS, TABLES, check_reasons
 from nexa_distill.errors import InputError
+from nexa_distill.execution.checks import Check, Job
+from nexa_distill.execution.database_perturbation import perturbed
 from nexa_distill.execution.databases import database_folder, find_databases
-from nexa_distill.execution.perturbation import perturbed
 from nexa_distill.execution.pool import Pool
 from nexa_distill.execution.sql import Limits
-from nexa_distill.execution.verdicts import Check, Job
-from nexa_distill.handoff import check_unique, read_batches, table_writer
-from nexa_distill.manifests import StageRun, load_manifest, sealed_hash, sha256_path
-from nexa_distill.progress import Progress
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.pipeline import DistillConfig, Execution, load_config, with_flags
+from nexa_distill.storage.manifests import StageRun, load_manifest, sealed_hash, sha256_path
+from nexa_distill.storage.tables import check_unique, read_batches, table_writer
 
 SOURCE = TABLES["rule_filtered"]
 KEYS = ("sample_id", "attempt")
@@ -107,7 +108,7 @@ def _schemas(config: DistillConfig) -> dict[str, Any]:
     }
     if not wanted:
         return {}
-    from nexa_distill.response_schemas import load_schemas
+    from nexa_distill.text.json_schemas import load_schemas
 
     return dict(load_schemas(wanted).schemas)
 
@@ -255,7 +256,7 @@ def run(
         summary = _write(checks, iter(()), 0)
     summary.total = needs.rows
     check_reasons(list(summary.reasons))
-    reports.quality_report(
+    stage_reports.quality_report(
         report,
         stage="exec",
         total=summary.executed,

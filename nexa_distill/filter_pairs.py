@@ -10,7 +10,7 @@ Raises  InputMissing (66) for an absent or unsealed input, InputError (65) for a
 
 With `--dst` outside the storage the checks and the report are written beside it.
 `--config` is the filters file, or the pipeline's (its `filters:` key then names the filters file).
-What each rule measures is said in `nexa_distill/rules.py`.
+What each rule measures is said in `nexa_distill/gating/rules.py`.
 """
 
 import argparse
@@ -26,18 +26,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nexa_distill import cli, reports
-from nexa_distill.answer_keys import AnswerKeys
-from nexa_distill.config import DistillConfig, load_config
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.filter_config import FilterConfig
-from nexa_distill.handoff import TableWriter, open_table, read_batches, table_writer
-from nexa_distill.manifests import StageRun, repairs
-from nexa_distill.measurements import WRITTEN_CHECKS, checks_table, passing
-from nexa_distill.progress import Progress
-from nexa_distill.rules import BATCH_ROWS, COLUMNS, Measured, Rules
-from nexa_distill.settings_file import load_yaml, read_yaml
+from nexa_distill.gating.check_table import WRITTEN_CHECKS, checks_table, passing
+from nexa_distill.gating.rules import BATCH_ROWS, COLUMNS, Measured, Rules
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.settings.yaml_loading import load_yaml, read_yaml
+from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.storage.manifests import StageRun, repairs
+from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
 from nexa_distill.text.words import VERSION
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def run(
         checks_out = files.enter_context(table_writer(checks, WRITTEN_CHECKS))
         summary = _write(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
-    reports.quality_report(
+    stage_reports.quality_report(
         report, stage="rules", total=summary.total, reject_reason_counts=summary.reasons,
         not_applied=summary.not_applied,
     )  # fmt: skip

@@ -17,13 +17,13 @@ from nexa_distill import (
     judge,
     person_checks,
     regenerate_bad,
-    repair_report,
     sample_gate,
 )
-from nexa_distill.config import DistillConfig, Storage
-from nexa_distill.decisions import decisions_of, record
-from nexa_distill.dedup_warnings import require_both_sides
-from nexa_distill.manifests import repairs, sealed_hash
+from nexa_distill.annotation.decisions import decisions_of, record
+from nexa_distill.deduplication.warnings import require_both_sides
+from nexa_distill.repair import report as repair_report
+from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.storage.manifests import repairs, sealed_hash
 
 
 @dataclass(frozen=True)

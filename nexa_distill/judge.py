@@ -27,23 +27,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill import cli
-from nexa_distill.capabilities import schema_warning
-from nexa_distill.config import DistillConfig, load_config, with_flags
+from nexa_distill.collection.capabilities import schema_warning
+from nexa_distill.console import cli
 from nexa_distill.contracts import CANARIES, CHECKS, TABLES, check_reasons
+from nexa_distill.cost.estimate_text import say_estimate
 from nexa_distill.errors import ProviderUnusable
-from nexa_distill.handoff import read_batches, table_writer
-from nexa_distill.journal import Journal
+from nexa_distill.journal.journal import Journal
+from nexa_distill.judging.aggregation import Panel, checks_of, nothing_to_judge
 from nexa_distill.judging.canaries import canaries_of
-from nexa_distill.judging.families import family_warnings
-from nexa_distill.judging.judges import as_judge, judge_flags, panel_of
-from nexa_distill.judging.panel import Panel, checks_of, nothing_to_judge
+from nexa_distill.judging.candidates import Submissions, submissions
+from nexa_distill.judging.clients import as_judge, judge_flags, panel_of
+from nexa_distill.judging.model_families import family_warnings
 from nexa_distill.judging.rubrics import load_rubrics, options
-from nexa_distill.judging.submissions import Submissions, submissions
-from nexa_distill.judging.tally import JudgeSummary
-from nexa_distill.judging.verdicts import UNREADABLE
-from nexa_distill.manifests import StageRun, refuse_stale
-from nexa_distill.money.estimate_text import say_estimate
+from nexa_distill.judging.statistics import JudgeSummary
+from nexa_distill.judging.verdict_parser import UNREADABLE
+from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags
+from nexa_distill.storage.manifests import StageRun, refuse_stale
+from nexa_distill.storage.tables import read_batches, table_writer
 
 Row = dict[str, Any]
 NOT_RUN = "judge: not run (judging.judges names no judge)"

@@ -26,13 +26,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import annotations, cli, preferences
-from nexa_distill.annotations import ACTIONS, Annotation
-from nexa_distill.config import DistillConfig, load_config, load_system_prompt
+from nexa_distill.annotation import annotations, preferences
+from nexa_distill.annotation.annotations import ACTIONS, Annotation
+from nexa_distill.annotation.decisions import record
+from nexa_distill.console import cli
 from nexa_distill.contracts import DOUBTS, TABLES
-from nexa_distill.decisions import record
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.handoff import open_table, read_batches, read_text, replacing
+from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
+from nexa_distill.storage.atomic import read_text, replacing
+from nexa_distill.storage.tables import open_table, read_batches
 from nexa_distill.to_sft import json_line, prompt_messages, said_by_assistant
 
 Json = dict[str, Any]

@@ -5,7 +5,7 @@ Writes  person_checks (contracts.CHECKS, `person.decision`)
 Keeps   one row per answer that somebody decided on: ok is true where all accept it, false where
         nobody does (`rejected_by_person`), null where they do not agree (`annotators_disagree`).
         An accept overrides no gate. Decisions older than the answer, or on answers that are not
-        there, are left out and counted (`decisions.py`)
+        there, are left out and counted (`annotation/decisions.py`)
 Raises  InputError (65) naming the line that is no decision, InputMissing (66)
 
     python -m nexa_distill.person_checks
@@ -16,12 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill import cli
-from nexa_distill.config import DistillConfig, load_config
+from nexa_distill.annotation.decisions import Standing, standing
+from nexa_distill.console import cli
 from nexa_distill.contracts import CHECKS
-from nexa_distill.decisions import Standing, standing
-from nexa_distill.handoff import table_writer
-from nexa_distill.manifests import StageRun, repairs
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.storage.manifests import StageRun, repairs
+from nexa_distill.storage.tables import table_writer
 
 
 def settings(_config: DistillConfig) -> dict[str, Any]:

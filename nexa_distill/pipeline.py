@@ -21,16 +21,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from nexa_distill import cli, leftovers
-from nexa_distill.capabilities import plan_line
-from nexa_distill.chain import Freshness, verify_chain
-from nexa_distill.config import DistillConfig, Storage, load_config
+from nexa_distill.collection.capabilities import plan_line
+from nexa_distill.console import cli
+from nexa_distill.cost.cost_report import cost_report
+from nexa_distill.cost.cost_report_text import headline
 from nexa_distill.errors import Locked, NexaError
-from nexa_distill.manifests import load_manifest
-from nexa_distill.money.cost_report import cost_report
-from nexa_distill.money.cost_text import headline
-from nexa_distill.planning import Request, make_plan, plan_lines
-from nexa_distill.runs import (
+from nexa_distill.orchestration import orphans
+from nexa_distill.orchestration.freshness import Freshness, verify_chain
+from nexa_distill.orchestration.planning import Request, make_plan, plan_lines
+from nexa_distill.orchestration.run_folder import (
     SessionState,
     exit_code,
     failures,
@@ -41,7 +40,9 @@ from nexa_distill.runs import (
     running_sessions,
     write_plan,
 )
-from nexa_distill.stages import STAGES, locate
+from nexa_distill.orchestration.stages import STAGES, locate
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
+from nexa_distill.storage.manifests import load_manifest
 
 POLL_SECONDS = 0.3
 PLANNED_REQUESTS = 50_000  # a plan is quick: of more, it counts none
@@ -113,7 +114,7 @@ def _capable(config: DistillConfig) -> str:
 
 def _asking(fresh: Freshness) -> Iterator[str]:
     from nexa_distill import collect_teacher
-    from nexa_distill.money.estimate_text import estimate_lines
+    from nexa_distill.cost.estimate_text import estimate_lines
 
     stale = {stage.name for stage in STAGES if stage.session == "data_gen" and fresh.why_run(stage)}
     if before := sorted(stale - {"teacher"}):
@@ -134,9 +135,9 @@ def _asking(fresh: Freshness) -> Iterator[str]:
 def _judging(fresh: Freshness) -> Iterator[str]:
     """What the judges are asked, as far as that is known before the answers are filtered."""
     from nexa_distill import judge
-    from nexa_distill.judging.judges import panel_of
-    from nexa_distill.judging.submissions import submissions
-    from nexa_distill.money.estimate_text import estimate_lines
+    from nexa_distill.cost.estimate_text import estimate_lines
+    from nexa_distill.judging.candidates import submissions
+    from nexa_distill.judging.clients import panel_of
 
     config, before = fresh.config, STAGES[: [stage.name for stage in STAGES].index("judge")]
     if not config.judging.judges or not fresh.why_run(STAGES[len(before)]):
@@ -158,8 +159,8 @@ def _judging(fresh: Freshness) -> Iterator[str]:
 def _repairing(fresh: Freshness) -> Iterator[str]:
     """What is asked again; known once the gates have judged the answers that are there."""
     from nexa_distill import regenerate_bad
-    from nexa_distill.money.estimate_text import estimate_lines
-    from nexa_distill.repair_plan import make_plan
+    from nexa_distill.cost.estimate_text import estimate_lines
+    from nexa_distill.repair.plan import make_plan
 
     gated = [stage for stage in STAGES if stage.session in ("data_gen", "filtering")]
     if fresh.config.answers.path:
@@ -198,7 +199,7 @@ def prepare(request: Request) -> Path | None:
 
 def sweep(logs: Path) -> None:
     """End what a killed session left behind."""
-    if ended := leftovers.end(logs):
+    if ended := orphans.end(logs):
         print(f"Ended {ended} stage processes that no session held any more.", file=sys.stderr)
 
 

@@ -21,21 +21,27 @@ from typing import Any
 
 import aiohttp
 
-from nexa_distill import capabilities, cli
-from nexa_distill.capabilities import Capabilities
-from nexa_distill.config import DistillConfig, Provider, load_config, with_flags
-from nexa_distill.connections import open_session, proxy_of
-from nexa_distill.contracts import sha256_text
-from nexa_distill.endpoint import Endpoint, reach
+from nexa_distill.collection import capabilities
+from nexa_distill.collection.capabilities import Capabilities
+from nexa_distill.collection.capability_tests import PROBE_SCHEMA, Reply, findings, listed, start
+from nexa_distill.collection.client import Gateway
+from nexa_distill.collection.requests.body import (
+    LIMIT_KEYS,
+    PromptRequest,
+    prompt_request,
+    request_body,
+)
+from nexa_distill.collection.requests.budget import Tally, refuse_unpriced
+from nexa_distill.collection.requests.connections import open_session, proxy_of
+from nexa_distill.collection.requests.endpoint import Endpoint, reach
+from nexa_distill.collection.requests.retry_policy import given_up
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.errors import ProviderUnusable
-from nexa_distill.gateway import Gateway
-from nexa_distill.journal import Asking, Journal, spent_elsewhere
-from nexa_distill.manifests import run_id, utc_now
-from nexa_distill.money.budget import Tally, refuse_unpriced
-from nexa_distill.probe_answers import PROBE_SCHEMA, Reply, findings, listed, start
-from nexa_distill.progress import Progress
-from nexa_distill.prompt_request import LIMIT_KEYS, PromptRequest, prompt_request, request_body
-from nexa_distill.refusals import given_up
+from nexa_distill.journal.journal import Asking, Journal, spent_elsewhere
+from nexa_distill.settings.pipeline import DistillConfig, Provider, load_config, with_flags
+from nexa_distill.storage.manifests import run_id, utc_now
+from nexa_distill.text.hashing import sha256_text
 
 SYSTEM, QUESTION = "You answer briefly.", "How many legs has a spider? Answer in one sentence."
 ANSWER_TOKENS = 256  # at most; enough for a model that thinks first

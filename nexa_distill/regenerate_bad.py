@@ -11,7 +11,7 @@ Raises  InputMissing (66) when the gates have not judged the answers that are th
         (65), and as the teacher's gateway: ProviderUnusable (69), StorageFailed (74), Locked (75),
         BudgetReached (77)
 
-What is asked is said in `repair_plan.py`, with which words in `repair_prompts.py`. A request is in
+What is asked is said in `repair/plan.py`, with which words in `repair/prompts.py`. A request is in
 `storage.journal`/regenerate.sqlite under a key with its round and everything it is told: running
 this twice, or after a kill, pays once. Where answers come from a file (`answers.path`) nobody is
 asked.
@@ -33,10 +33,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill import cli
-from nexa_distill.capabilities import schema_warning
-from nexa_distill.cleaning import cleaner_of
-from nexa_distill.collection import (
+from nexa_distill.annotation.decisions import Edit, decisions_of, record, time_of
+from nexa_distill.collection.answers.extraction import cleaner_of
+from nexa_distill.collection.capabilities import schema_warning
+from nexa_distill.collection.collector import (
     BATCH_ROWS,
     Collector,
     Row,
@@ -44,17 +44,19 @@ from nexa_distill.collection import (
     read_again,
     unknown_finish,
 )
-from nexa_distill.config import DistillConfig, load_config, load_system_prompt, with_flags
+from nexa_distill.collection.requests.body import (
+    PromptRequest,
+    prompt_request,
+    raise_limit,
+    request_body,
+)
+from nexa_distill.console import cli
 from nexa_distill.contracts import INPUTS, OUTPUTS, TABLES, UNANSWERED
-from nexa_distill.decisions import Edit, decisions_of, record, time_of
+from nexa_distill.cost.estimate_text import say_estimate
 from nexa_distill.dialects import is_known_finish
 from nexa_distill.errors import InputError, NexaError
-from nexa_distill.handoff import read_batches, table_writer
-from nexa_distill.journal import Journal
-from nexa_distill.manifests import StageRun
-from nexa_distill.money.estimate_text import say_estimate
-from nexa_distill.prompt_request import PromptRequest, prompt_request, raise_limit, request_body
-from nexa_distill.repair_plan import (
+from nexa_distill.journal.journal import Journal
+from nexa_distill.repair.plan import (
     PERSON,
     Plan,
     Wanted,
@@ -64,8 +66,16 @@ from nexa_distill.repair_plan import (
     texts_of,
     unanswered_path,
 )
-from nexa_distill.repair_prompts import repair_prompt
-from nexa_distill.response_schemas import load_schemas
+from nexa_distill.repair.prompts import repair_prompt
+from nexa_distill.settings.pipeline import (
+    DistillConfig,
+    load_config,
+    load_system_prompt,
+    with_flags,
+)
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import read_batches, table_writer
+from nexa_distill.text.json_schemas import load_schemas
 
 ANSWERS = TABLES["collected_dataset"]
 

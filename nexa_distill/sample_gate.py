@@ -16,7 +16,7 @@ An answer passes when every check made of it passes and every required check was
 here. A required check that is missing is a reason of its own only where nothing else failed: a
 later gate need not look at what an earlier one refused.
 The same thresholds say which canaries a judge would have let through; they decide no answer.
-Texts are streamed; memory grows by some 130 bytes per answer (`evidence.py`).
+Texts are streamed; memory grows by some 130 bytes per answer (`gating/check_summary.py`).
 
     python -m nexa_distill.sample_gate --judge-f-threshold 0.8
 """
@@ -31,20 +31,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nexa_distill import cli, gate_page, reports
-from nexa_distill.answer_keys import AnswerKeys
-from nexa_distill.config import DistillConfig, load_config
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
-from nexa_distill.digests import Indexes
 from nexa_distill.errors import InputError
-from nexa_distill.evidence import Case, Evidence, Seen
-from nexa_distill.filter_config import FilterConfig, GateConfig
-from nexa_distill.gate_report import FilterStats, funnel, markdown
-from nexa_distill.handoff import read_batches, table_writer, write_json, write_text
+from nexa_distill.gating.check_summary import Case, Evidence, Seen
+from nexa_distill.gating.gate_report import FilterStats, funnel, markdown, page
 from nexa_distill.judging.canaries import canaries_of, false_accepts
-from nexa_distill.manifests import StageRun, refuse_stale, repairs
-from nexa_distill.progress import Progress
-from nexa_distill.settings_file import load_yaml
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.filters import FilterConfig, GateConfig
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.manifests import StageRun, refuse_stale, repairs
+from nexa_distill.storage.tables import read_batches, table_writer
+from nexa_distill.text.hashing import Indexes
 
 SOURCE = TABLES["collected_dataset"]
 JUDGED = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
@@ -140,7 +142,7 @@ class SampleGate:
         if path:
             write_json(path.with_suffix(".json"), report)
             write_text(path.with_suffix(".md"), text)
-            write_text(path.with_suffix(".html"), gate_page.page(report))
+            write_text(path.with_suffix(".html"), page(report))
         return text
 
 
@@ -211,7 +213,7 @@ def run(
     stats = decider.filter_dataset(src, checks, dst, rejections)
     stats.canaries = false_accepts(canaries, lambda rows: not decider.filter_sample(rows))
     decider.generate_report(stats, report)
-    reports.quality_report(
+    stage_reports.quality_report(
         report.with_name("quality_report.json"),
         stage="sample_gate",
         total=stats.total,

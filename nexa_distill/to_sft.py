@@ -29,14 +29,22 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill import cli, quality_gates
-from nexa_distill.config import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import REASONS, SFT, TABLES
-from nexa_distill.dataset_card import write_card
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import read_batches, replacing, sync_folder, table_writer
-from nexa_distill.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
-from nexa_distill.progress import Progress
+from nexa_distill.gating import quality_gates
+from nexa_distill.reporting.dataset_card import write_card
+from nexa_distill.settings.pipeline import (
+    DistillConfig,
+    Reasoning,
+    Storage,
+    load_config,
+    load_system_prompt,
+)
+from nexa_distill.storage.atomic import replacing, sync_folder
+from nexa_distill.storage.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
+from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.reasoning import join_reasoning, split_reasoning
 
 SOURCE = TABLES["filtered_dataset"]

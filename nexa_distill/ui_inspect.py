@@ -25,10 +25,10 @@ from typing import NoReturn
 
 import streamlit as st
 
-from nexa_distill import cli
-from nexa_distill.config import DistillConfig, load_config
+from nexa_distill.console import cli
 from nexa_distill.errors import NexaError, UsageError
-from nexa_distill.inspection.room import Room, allowed
+from nexa_distill.inspection.session import Room, allowed
+from nexa_distill.settings.pipeline import DistillConfig, load_config
 
 SOURCES = ("filtered_dataset", "rule_filtered", "collected_dataset")
 
@@ -101,7 +101,7 @@ def draw(name: str) -> None:
 
     Its module is imported when it is asked for: the first page need not wait for plots.
     """
-    page = import_module(f"nexa_distill.inspection.{name}_page").page
+    page = import_module(f"nexa_distill.inspection.pages.{name}").page
     try:
         page(open_room(sys.argv[1:]))
     except NexaError as error:

@@ -1,1 +1,1 @@
-"""The student's side of the house: local models, training, generation, evaluation. Needs torch."""
+"""The training side of Nexa Distill: a sealed dataset to an evaluated student. Needs torch."""

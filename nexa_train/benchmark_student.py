@@ -24,16 +24,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import DistillConfig, load_config
-from nexa_distill.contracts import sha256_text
+from nexa_distill.console import cli
 from nexa_distill.errors import UsageError, did_you_mean
-from nexa_distill.handoff import write_json
-from nexa_distill.manifests import StageRun, run_id, utc_now
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.manifests import StageRun, run_id, utc_now
+from nexa_distill.text.hashing import sha256_text
 
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,
          "fewshot_random_seed": 1234}  # fmt: skip
 Json = dict[str, Any]
@@ -141,10 +140,10 @@ def _evaluate(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from nexa_train import local_models
     from nexa_train.data.chat_format import chat_format
+    from nexa_train.models.loading import load_for_inference
 
-    model, tokenizer = local_models.load_for_inference(str(folder))
+    model, tokenizer = load_for_inference(str(folder))
     chat_format(tokenizer)  # refused before a task is downloaded
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(tasks), task_manager=manager,
@@ -156,8 +155,7 @@ def _evaluate(
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another student")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="where the figures go")

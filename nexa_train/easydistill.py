@@ -1,6 +1,6 @@
 """Run a job file of EasyDistill 1.x: `easydistill --config FILE.json`.
 
-Reads:  the job file (`job_file.Job`), its instructions and labelled data, for
+Reads:  the job file (`easydistill_jobs.job.Job`), its instructions and labelled data, for
         `kd_white_box_train_only` its logits file
 Writes: `dataset.labeled_path` and `dataset.logits_path` where the job makes them; in
         `training.output_dir` the trained student (safetensors, tokenizer, chat template), and in
@@ -30,28 +30,39 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nexa_distill import cli
-from nexa_distill.config import DistillConfig, Storage, load_config
+from nexa_distill.console import cli
 from nexa_distill.contracts import SFT
 from nexa_distill.errors import InputError, ProviderUnusable
-from nexa_distill.handoff import replacing, table_writer, write_text
-from nexa_distill.manifests import StageRun
-from nexa_distill.settings_file import load_yaml, merge, validated
-from nexa_distill.student_config import StudentConfig
-from nexa_train import labelling, logits_file, plain_template, teacher_logits, train_sft
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml, merge, validated
+from nexa_distill.storage.atomic import replacing, write_text
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import table_writer
+from nexa_train import teacher_logits, train_sft
 from nexa_train.data.chat_template import fix_template
+from nexa_train.data.dataset import load_dataset
+from nexa_train.data.instructions import (
+    PROMPTS,
+    Item,
+    Prompt,
+    key_of,
+    prompt_file,
+    read_items,
+    samples,
+)
+from nexa_train.data.instructions import write_json as write_items
 from nexa_train.data.vocabulary import vocabulary_size
-from nexa_train.instructions import PROMPTS, Item, Prompt, key_of, prompt_file, read_items, samples
-from nexa_train.instructions import write_json as write_items
-from nexa_train.job_file import Job, load_job
-from nexa_train.local_models import (
+from nexa_train.easydistill_jobs import logits_file, teacher_labels
+from nexa_train.easydistill_jobs.job import Job, load_job
+from nexa_train.models import fallback_chat_template
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import (
     context_of,
     load_for_inference,
     load_student_tokenizer,
     load_tokenizer,
-    resolve_model,
 )
-from nexa_train.sft_data import load_dataset
 
 CONFIGS = Path(__file__).parent / "configs"
 SYSTEM_PROMPT = "You are a helpful assistant."  # of an API's requests, where the job gives none
@@ -158,7 +169,7 @@ def labelled(job: Job, config: DistillConfig, prompt: Prompt, today: date) -> li
             items = read_items(path)
         else:
             items = merged(read_items(asked), read_items(path) if known else [])
-        items = labelling.fill(items, prompt, config.storage, _teacher(job, config, today))
+        items = teacher_labels.fill(items, prompt, config.storage, _teacher(job, config, today))
         if not known or items != read_items(path):
             write_items(path, items)
     return items
@@ -194,9 +205,9 @@ def merged(instructions: Sequence[Item], known: Sequence[Item]) -> list[Item]:
     return found + [item for items in left.values() for item in items]
 
 
-def _teacher(job: Job, config: DistillConfig, today: date) -> labelling.Answer:
+def _teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.Answer:
     if job.job_type == "kd_black_box_api":
-        return labelling.by_api(partial(api_config, job, config))
+        return teacher_labels.by_api(partial(api_config, job, config))
     name, ask = str(job.models.teacher), job.inference
     base = resolve_model(name, config.storage)
     weights = [Path(base)] if Path(base).is_dir() else []
@@ -210,7 +221,7 @@ def _teacher(job: Job, config: DistillConfig, today: date) -> labelling.Answer:
         model, tokenizer = load_for_inference(base)
         return model, fix_template(tokenizer, ask.chat_template_kwargs, today)
 
-    return labelling.by_model(load, settings, config.storage, weights)
+    return teacher_labels.by_model(load, settings, config.storage, weights)
 
 
 def student_config(job: Job, storage: Storage) -> StudentConfig:
@@ -248,7 +259,9 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
 def _student(job: Job, storage: Storage) -> str:
     """The student's base model; for one without a chat template, a copy that has the plain one."""
     base = resolve_model(job.models.student, storage)
-    given = plain_template.with_template_saved(base, load_tokenizer(base), Path(storage.root))
+    given = fallback_chat_template.with_template_saved(
+        base, load_tokenizer(base), Path(storage.root)
+    )
     if given == base:
         return job.models.student
     print(f"{job.models.student} has no chat template: it gets the plain one", flush=True)

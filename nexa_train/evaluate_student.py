@@ -12,7 +12,7 @@ Raises: InputMissing (66) for a missing or stale input, InputError (65) for answ
         have not judged or that are not to the same prompts; QualityGateMissed (3), when the report
         is written, for a student that is worse than the accepted one (`regression`)
 
-What the figures mean is said in `assessment`, how differences are judged in `comparison`; the
+What the figures mean is said in `metrics`, how differences are judged in `significance`; the
 gates run in `scripts/python/evaluation/run_evaluation.py`.
 
 Run: python -m nexa_train.evaluate_student [--config configs/baseline_distill.yaml]
@@ -24,18 +24,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import DistillConfig, Storage, load_config, load_system_prompt
+from nexa_distill.console import cli
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.handoff import read_table, write_json, write_text
-from nexa_distill.manifests import StageRun, load_manifest, run_id, utc_now
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train import held_out_loss, regression
-from nexa_train.assessment import ANSWERS, assess
-from nexa_train.exams import gate_files, gates_settings, read_exam
-from nexa_train.generate_student import DEFAULT_CONFIG, held_out
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, load_system_prompt
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.manifests import StageRun, load_manifest, run_id, utc_now
+from nexa_distill.storage.tables import read_table
+from nexa_train import regression
+from nexa_train.evaluation import held_out_loss
+from nexa_train.evaluation.gate_results import gate_files, gates_settings, read_exam
+from nexa_train.evaluation.held_out_prompts import held_out
+from nexa_train.evaluation.metrics import ANSWERS, assess
 
 Json = dict[str, Any]
 FUNNEL = {
@@ -90,11 +92,11 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     if stage.is_current(text, page, card, report):
         print(f"evaluation: {report} is up to date")
         return page
-    from nexa_train import model_card, report_page, report_text
+    from nexa_train.reports import evaluation_html, evaluation_text, model_card
 
     found = _build(config, student, stage, losses)
-    write_text(text, report_text.markdown(found))
-    write_text(page, report_page.page(found))
+    write_text(text, evaluation_text.markdown(found))
+    write_text(page, evaluation_html.page(found))
     write_text(card, model_card.card(model_card.read(student.checkpoint(storage)), found))
     write_json(report, found)
     for output in (text, page, card, report):
@@ -122,7 +124,7 @@ def _inputs(storage: Storage, student: StudentConfig) -> list[Path]:
 def _build(
     config: DistillConfig, student: StudentConfig, stage: StageRun, losses: Mapping[str, Path]
 ) -> Json:
-    from nexa_train.report_text import headline
+    from nexa_train.reports.evaluation_text import headline
 
     storage = config.storage
     raw = read_table(storage.path("raw_dataset"), TABLES["raw_dataset"])
@@ -203,8 +205,7 @@ def _hash_of(stage: StageRun, path: Path) -> str | None:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=DEFAULT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     args = parser.parse_args()
     config = load_config(args.pipeline_config)
     run(config, load_yaml(args.config, StudentConfig))

@@ -29,26 +29,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from nexa_distill import cli
-from nexa_distill.cleaning import Cleaner, cleaner_of
-from nexa_distill.config import DistillConfig, load_config, load_system_prompt
-from nexa_distill.contracts import OUTPUTS, TABLES, sha256_text
+from nexa_distill.collection.answers.extraction import Cleaner, cleaner_of
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
+from nexa_distill.contracts import OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import read_table, table_writer
-from nexa_distill.manifests import StageRun
-from nexa_distill.progress import Progress
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import Generation, StudentConfig
+from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
+from nexa_distill.settings.student import Generation, StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import read_table, table_writer
+from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.reasoning import split_reasoning
-from nexa_train import local_models
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
-from nexa_train.generation import new_tokens, prompt_tail, said
+from nexa_train.evaluation.held_out_prompts import Row, held_out
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.generation import new_tokens, prompt_tail, said
+from nexa_train.models.loading import load_for_inference
 
-DEFAULT_CONFIG = Path("configs/baseline_distill.yaml")
 Which = Literal["trained", "baseline"]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,6 @@ class Prompt:
 
     row: Row
     ids: list[int]
-
-
-def held_out(rows: pa.Table, generate: Generation) -> list[Row]:
-    """The rows of the held-out split, by `sample_id` (a hash: an arbitrary but fixed order)."""
-    chosen = rows.filter(pc.equal(rows["split"], generate.split)).sort_by("sample_id")
-    return list(chosen.slice(0, generate.max_prompts).to_pylist())
 
 
 def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
@@ -163,7 +157,7 @@ def _answer_all(
     storage, (name, keep_layers, model_id) = config.storage, model
     prompts = storage.path("raw_dataset")
     inputs = [prompts] if checkpoint is None else [prompts, checkpoint]
-    settings = student.generation_settings(config)
+    settings = student.generation_settings(config, cleaner_of(config).settings)
     stage = StageRun("student_gen", storage, inputs=inputs, settings=settings)
     if stage.is_current(dst):
         print(f"student_gen: {dst} is up to date")
@@ -174,8 +168,8 @@ def _answer_all(
             f"{prompts}: no prompt in the {student.generate.split} split; give the run more raw "
             f"data, or a larger split.{student.generate.split}, and run it from the start"
         )
-    resolved = local_models.resolve_model(name, storage)
-    loaded, tokenizer = local_models.load_for_inference(resolved, keep_layers, student)
+    resolved = resolve_model(name, storage)
+    loaded, tokenizer = load_for_inference(resolved, keep_layers, student)
     form = chat_format(tokenizer)
     system = load_system_prompt(config.collection.system_prompt_path)
     asked = [_prompt(form, row, system) for row in rows]
@@ -196,8 +190,7 @@ def _answer_all(
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=DEFAULT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--only", choices=("trained", "baseline"), help="one of the two")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another trained student")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="where its answers go")

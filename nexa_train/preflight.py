@@ -19,29 +19,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import Storage, load_config
-from nexa_distill.contracts import compact_json, sha256_text
-from nexa_distill.handoff import write_json, write_text
-from nexa_distill.manifests import sealed_hash
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train import preflight_page, preflight_text, token_view
-from nexa_train.chat import IGNORE, Sample, Skip
+from nexa_distill.console import cli
+from nexa_distill.settings.pipeline import Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.manifests import sealed_hash
+from nexa_distill.text.hashing import compact_json, sha256_text
+from nexa_train import token_view
 from nexa_train.data.chat_format import ASSISTANT, SYSTEM, USER
-from nexa_train.examination import CheckFailed, Examination
-from nexa_train.local_models import (
+from nexa_train.data.chat_tokenization import IGNORE, Sample, Skip
+from nexa_train.data.dataset import Dataset, collect, examined
+from nexa_train.data.row_checks import CheckFailed, Examination
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import (
     context_of,
     embeddings_of,
     load_student_tokenizer,
     load_tokenizer,
     refuse_quantised,
-    resolve_model,
 )
-from nexa_train.sft_data import Dataset, collect, examined
+from nexa_train.reports import preflight_html, preflight_text
 from nexa_train.training import folder_notes
 
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 SHOWN = 6  # rows in the report, token by token
 Json = dict[str, Any]
 
@@ -124,7 +124,7 @@ class Preflight:
             report = self.report()
             write_json(self.path, report)
             write_text(self.path.with_suffix(".md"), preflight_text.markdown(report))
-            write_text(self.path.with_suffix(".html"), preflight_page.page(report))
+            write_text(self.path.with_suffix(".html"), preflight_html.page(report))
 
 
 def fingerprint(tokenizer: Any) -> Json:
@@ -142,8 +142,7 @@ def fingerprint(tokenizer: Any) -> Json:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="default: storage.sft_parquet")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows")
     args = parser.parse_args()

@@ -9,7 +9,7 @@ Raises: QualityGateMissed (3) for a student that is worse beyond the margin, or 
 
 Worse: the whole 95 % interval of the paired difference lies beyond the margin, and for passes
 McNemar's test agrees. Accepted and present student are compared on the same prompts behind the same
-gates (`comparison`), or not at all. Without an accepted run, or with too few documents for an
+gates (`significance`), or not at all. Without an accepted run, or with too few documents for an
 interval, there is nothing to decide by: the gate is open, and the report says so.
 
 Run: python -m nexa_train.regression [accept|check] [--note TEXT] [--config FILE]
@@ -20,14 +20,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli, event_log
-from nexa_distill.config import DistillConfig, Storage, load_config
-from nexa_distill.contracts import compact_json, sha256_text
+from nexa_distill.annotation import event_log
+from nexa_distill.console import cli
 from nexa_distill.errors import InputError, QualityGateMissed
-from nexa_distill.filter_config import FilterConfig, RegressionGate
-from nexa_distill.manifests import run_id, sealed_hash, utc_now
-from nexa_distill.settings_file import load_yaml
-from nexa_train.comparison import Pairs, compare_passes, paired_difference
+from nexa_distill.settings.filters import FilterConfig, RegressionGate
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import run_id, sealed_hash, utc_now
+from nexa_distill.text.hashing import compact_json, sha256_text
+from nexa_train.evaluation.significance import Pairs, compare_passes, paired_difference
 
 Json = dict[str, Any]
 ACCEPT = "python -m nexa_train.regression accept"
@@ -141,7 +142,7 @@ def _misses(result: Json, gate: RegressionGate) -> list[str]:
 
 def enforce(config: DistillConfig) -> str:
     """What the present report says, in words. Raises QualityGateMissed (3) for a missed gate."""
-    from nexa_train.report_text import regression
+    from nexa_train.reports.evaluation_text import regression
 
     path = config.storage.path("evaluation_report")
     sealed_hash(path, config.storage)

@@ -22,44 +22,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nexa_distill import cli
-from nexa_distill.config import Storage, load_config
-from nexa_distill.contracts import TABLES, compact_json, sha256_text
-from nexa_distill.errors import InputError
-from nexa_distill.handoff import read_table, table_writer
-from nexa_distill.manifests import StageRun, load_manifest, sha256_path
-from nexa_distill.progress import Progress
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train.chat import Sample
+from nexa_distill.console import cli
+from nexa_distill.console.progress import Progress
+from nexa_distill.settings.pipeline import Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import StageRun, load_manifest, sha256_path
+from nexa_distill.storage.tables import read_table, table_writer
+from nexa_distill.text.hashing import compact_json, sha256_text
+from nexa_train.data.chat_tokenization import Sample
+from nexa_train.training.teacher_cache import TABLE, refuse_other_vocabulary, rows_of, tokens_hash
 
 if TYPE_CHECKING:
-    from nexa_train.answer_loss import Collate
+    pass
 
-TABLE = TABLES["teacher_logits"]
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 PART = 32  # samples of a part: what a kill can cost
-
-
-def vocabulary_hash(tokenizer: Any) -> str:
-    """SHA-256 of which token has which id."""
-    return sha256_text(compact_json(tokenizer.get_vocab()))
-
-
-def tokens_hash(sample: Sample) -> str:
-    """SHA-256 of a sample's token ids and of where the loss is."""
-    return sha256_text(compact_json([sample.input_ids, sample.labels]))
-
-
-def refuse_other_vocabulary(teacher: Any, student: Any) -> None:
-    """Raises InputError unless both tokenizers mean the same by every id."""
-    if vocabulary_hash(teacher) != vocabulary_hash(student):
-        raise InputError(
-            f"distillation.teacher: the vocabulary of {teacher.name_or_path} ({len(teacher)} "
-            f"tokens) is not that of the student {student.name_or_path} ({len(student)} tokens), "
-            "so its probabilities are of other words; take a teacher of the student's family, or "
-            "distillation.loss: none"
-        )
 
 
 def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
@@ -67,7 +44,8 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
 
     Raises as the module says.
     """
-    from nexa_train.local_models import one_writer, resolve_model
+    from nexa_train.models.bundled import resolve_model
+    from nexa_train.models.folders import one_writer
 
     dst = storage.path("teacher_logits")
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +65,10 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
 def _make(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
-    from nexa_train.batching import batching
+    from nexa_train.data.collate import batching
+    from nexa_train.data.dataset import load_dataset
     from nexa_train.data.vocabulary import vocabulary_size
-    from nexa_train.local_models import context_of, load_for_inference, load_student_tokenizer
-    from nexa_train.sft_data import load_dataset
+    from nexa_train.models.loading import context_of, load_for_inference, load_student_tokenizer
 
     model, theirs = load_for_inference(teacher)
     tokenizer = load_student_tokenizer(student, config)
@@ -147,83 +125,9 @@ def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
     return table.filter(pa.array([wanted.get(name) == digest for name, digest in made], pa.bool_()))
 
 
-def rows_of(
-    config: StudentConfig,
-    model: Any,
-    samples: Sequence[Sample],
-    batch_of: "Collate",
-    vocabulary: int,
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows of contracts.TEACHER_LOGITS, one list per batch."""
-    import torch
-
-    from nexa_train.answer_loss import AnswerLogits
-    from nexa_train.distillation_loss import top_k
-
-    settings, size = config.distillation, config.train.batch_size
-    logits_of = AnswerLogits(model)
-    for start in range(0, len(samples), size):
-        batch = samples[start : start + size]
-        with torch.inference_mode():
-            logits = logits_of(batch_of(batch, model.device))[:, :vocabulary]
-            found = top_k(logits, settings.top_k, settings.temperature)
-        lengths = [sample.trained_tokens for sample in batch]
-        parts = (torch.split(part.cpu(), lengths) for part in found)
-        yield [
-            {
-                "sample_id": sample.sample_id, "tokens_sha256": tokens_hash(sample),
-                "tokens": len(tail), "top_ids": ids.flatten().numpy(),
-                "top_log_probs": probs.flatten().half().numpy(),
-                "tail_log_prob": tail.flatten().half().numpy(),
-            }
-            for sample, ids, probs, tail in zip(batch, *parts, strict=True)
-        ]  # fmt: skip
-
-
-class CachedTeacher:
-    """The table, as tensors beside a batch. All of it is in memory: see Size above."""
-
-    def __init__(self, path: Path, samples: Sequence[Sample]) -> None:
-        """Raises InputError unless each sample stands there with the same tokens."""
-        self.path = path
-        table = read_table(path, TABLE)
-        self._columns = {
-            name: table[name].combine_chunks()
-            for name in ("top_ids", "top_log_probs", "tail_log_prob")
-        }
-        names, hashes = table["sample_id"].to_pylist(), table["tokens_sha256"].to_pylist()
-        self._rows = {name: row for row, name in enumerate(names)}
-        self.k = len(table["top_ids"][0]) // table["tokens"][0].as_py() if names else 1
-        for sample in samples:
-            row = self._rows.get(sample.sample_id)
-            if row is None or hashes[row] != tokens_hash(sample):
-                said = "is not there" if row is None else "was made for other tokens"
-                raise InputError(
-                    f"{path}: sample {sample.sample_id} {said}; remove the file, then run "
-                    f"`{TABLE.command}`"
-                )
-
-    def batch(self, samples: Sequence[Sample], device: Any) -> dict[str, Any]:
-        """`top_ids`, `top_log_probs`: (trained tokens, k); `tail_log_prob`: (trained tokens, 1)."""
-        import numpy as np
-        import torch
-
-        found = {}
-        for name, column in self._columns.items():
-            width = 1 if name == "tail_log_prob" else self.k
-            parts = []
-            for sample in samples:  # of one whose labels count for nothing, nothing is taken
-                values = column[self._rows[sample.sample_id]].values
-                parts.append(values[: sample.trained_tokens * width].to_numpy(zero_copy_only=False))
-            joined = torch.from_numpy(np.concatenate(parts)).to(device)
-            found[name] = joined.view(-1, width)
-        return found
-
-
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     arguments = parser.parse_args()
     storage = load_config(arguments.pipeline_config).storage

@@ -2,7 +2,7 @@
 
 Reads:  JSON lines on stdin, {sample_id, messages}; the configured student's tokenizer
 Writes: one JSON line per sample on stdout: {sample_id, tokens: [[text, trained, special], ...]} or
-        {sample_id, skipped: reason, why}, by the very `chat.encode` of the training
+        {sample_id, skipped: reason, why}, by the very `chat_tokenization.encode` of the training
 Raises: InputError (65) as the training would
 
 `trained` is said of the token that is predicted. A character that takes several tokens is shown
@@ -14,16 +14,16 @@ Run: python -m nexa_train.token_view [--config configs/baseline_distill.yaml] < 
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import load_config
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train.chat import IGNORE, ROW_REASONS, Skip, encode, student_format
+from nexa_distill.console import cli
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train.data.chat_format import ChatFormat
-from nexa_train.local_models import context_of, load_student_tokenizer, resolve_model
+from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Skip, encode, student_format
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import context_of, load_student_tokenizer
 
 Token = tuple[str, bool, bool]  # text, trained, special
 
@@ -64,8 +64,7 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=Path("configs/baseline_distill.yaml"))
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     args = parser.parse_args()
     student = load_yaml(args.config, StudentConfig)
     storage = load_config(args.pipeline_config).storage

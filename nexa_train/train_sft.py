@@ -4,7 +4,7 @@ Reads: the student's YAML, `training/sft_dataset.parquet` (sealed) and the stude
 Writes, under `<storage.students>/<run_name>/`: `final/` (safetensors in bfloat16, tokenizer, chat
 template, `training.json`; sealed), `metrics.jsonl` (one object per optimizer step), `tensorboard/`,
 and while it runs `step-NNNNNN/`, from which the same command continues after any stop.
-The student before training is the base model with `keep_layers` (`local_models.load_model`), with
+The student before training is the base model with `keep_layers` (`loading.load_model`), with
 `train.lora` an adapter on it. `final/` is a plain model in any case: adapters are merged.
 
 `batch_size` and `gradient_accumulation` count samples over all processes: the same run on two
@@ -27,31 +27,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from nexa_distill import cli
-from nexa_distill.config import Storage, load_config
+from nexa_distill.console import cli
 from nexa_distill.errors import InputError
-from nexa_distill.manifests import StageRun
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train import (
+from nexa_distill.settings.pipeline import Storage, load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import StageRun
+from nexa_train import teacher_logits
+from nexa_train.data.chat_format import ChatFormat
+from nexa_train.data.collate import batching
+from nexa_train.data.vocabulary import vocabulary_size
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.precision import native_bf16
+from nexa_train.preflight import Preflight
+from nexa_train.training import (
+    as_trained,
     checkpoints,
     distillation,
     export,
+    fsdp,
     on_policy,
-    sharding,
-    teacher_logits,
-    trained_model,
+    student_model,
 )
-from nexa_train.batching import batching
-from nexa_train.data.chat_format import ChatFormat
-from nexa_train.data.vocabulary import vocabulary_size
-from nexa_train.hardware import native_bf16
-from nexa_train.local_models import resolve_model
-from nexa_train.preflight import Preflight
-from nexa_train.trainer import Trainer
-from nexa_train.training import as_trained
-
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
+from nexa_train.training.trainer import Trainer
 
 
 def run(
@@ -123,14 +121,14 @@ def _prepare(
         notice = checkpoints.explain_restart(folder, config.training_settings())
         if notice:
             print(notice, flush=True)
-    model = trained_model.build(config, base, checkpoint)
+    model = student_model.build(config, base, checkpoint)
     if not shard:  # a whole model may not fit on one device
         model.to(accelerator.device)
     batch_of = batching(model, tokenizer, [*data.train, *data.val], packed=config.train.packing)
     loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
-    trained_model.hasten(model, config.train)
+    student_model.hasten(model, config.train)
     if shard:
-        sharding.shard(loss, accelerator.device, accelerator.num_processes)
+        fsdp.shard(loss, accelerator.device, accelerator.num_processes)
     else:
         loss = accelerator.prepare(loss)
     optimizer = torch.optim.AdamW(
@@ -163,8 +161,7 @@ def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool)
 
 def main() -> int:
     """Read the flags and train."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     parser.add_argument("--output", type=Path, help="default: <storage.students>/<run_name>")
     parser.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import sweeps, warm
-from tests.precision import PRECISIONS, computing_in
+from tests.support.precision import PRECISIONS, computing_in
 
 IN_BOTH = ("test_train_sft",)  # modules that compute in both precisions in every run
 SWEEPS = pytest.StashKey[str]()

@@ -17,8 +17,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from tests import family_templates
-from tests.family_tokenizers import byte_level, sentence_piece
+from tests.models import family_templates
+from tests.models.family_tokenizers import byte_level, sentence_piece
 
 IM, LLAMA_3 = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], [
     "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -286,7 +286,7 @@ FAMILIES = [
 
 def main() -> None:
     """Print docs/model-families.md."""
-    from tests import family_trial
+    from tests.models import family_trial
 
     family_trial.be_quiet()
     with redirect_stdout(sys.stderr):  # the trainings print too

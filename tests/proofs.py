@@ -3,10 +3,10 @@
 Run: python -m tests.proofs > docs/proofs.md
 """
 
-from nexa_distill.markdown import table
-from tests.test_export import BEFORE_THE_SAVE, DAMAGE
-from tests.test_packed_attention import MUTATIONS
-from tests.test_preflight import DEFECTS
+from nexa_distill.reporting.markdown import table
+from tests.data.test_packed_attention import MUTATIONS
+from tests.data.test_preflight import DEFECTS
+from tests.training.test_export import BEFORE_THE_SAVE, DAMAGE
 
 INTRODUCTION = """\
 # What the proofs find
@@ -21,22 +21,23 @@ compares the two.
 def page() -> str:
     """The page, in Markdown."""
     parts = [
-        ("The masks of a row", "Before every training, of every row (`nexa_train/examination.py`). "
-         "Compared with what `apply_chat_template` and inference make of the same messages. Tests: "
-         "`tests/test_preflight.py`.",
+        ("The masks of a row", "Before every training, of every row "
+         "(`nexa_train/data/row_checks.py`). Compared with"
+         " what `apply_chat_template` and inference make of the same messages. Tests: "
+         "`tests/data/test_preflight.py`.",
          [[sentence, ", ".join(f"`{check}`" for check in checks)]
           for _, checks, sentence in DEFECTS]),
-        ("Packed attention", "Before the first step (`nexa_train/packing.py`). Compared with the "
-         "model's own attention, one sample at a time. Tests: `tests/test_packed_attention.py`, "
-         "in float32 and bfloat16.",
+        ("Packed attention", "Before the first step (`nexa_train/data/packing.py`). Compared with "
+         "the model's own attention, one sample at a time. Tests: "
+         "`tests/data/test_packed_attention.py`, in float32 and bfloat16.",
          [[mutation.sentence, "a hidden state differs"] for mutation in MUTATIONS.values()]),
-        ("The exported folder", "Before it is sealed (`nexa_train/export.py`). It is loaded again "
-         "and compared with the model in memory, weight by weight. Tests: "
-         "`tests/test_export.py`.",
+        ("The exported folder", "Before it is sealed (`nexa_train/training/export.py`). It is "
+         "loaded again and compared with the model in memory, weight by weight. Tests: "
+         "`tests/training/test_export.py`.",
          [[sentence, found] for _, found, sentence in DAMAGE]),
         ("From the last step to the export", "In the same proof: the loss of every validation row "
          "and greedy answers, as the model was trained, before any merge, cast or save "
-         "(`nexa_train/training/as_trained.py`). Tests: `tests/test_export.py`.",
+         "(`nexa_train/training/as_trained.py`). Tests: `tests/training/test_export.py`.",
          [[sentence, "a loss or an answer differs"] for _, _, sentence in BEFORE_THE_SAVE]),
     ]  # fmt: skip
     lines = [INTRODUCTION]

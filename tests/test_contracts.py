@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nexa_distill.contracts import REASONS, canonical_input, check_reasons, sample_id
 from tests import warm
-from tests.workspace import ROOT
+from tests.support.workspace import ROOT
 
 
 def test_the_document_is_what_the_code_says() -> None:

@@ -19,20 +19,20 @@ from nexa_distill import (
     sample_gate,
     to_sft,
 )
-from nexa_distill.config import load_config
-from nexa_distill.endpoint import reach
+from nexa_distill.collection.requests.endpoint import reach
+from nexa_distill.collection.requests.retry_policy import said_by
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
-from nexa_distill.handoff import write_json
-from nexa_distill.journal import Outcome
-from nexa_distill.manifests import StageRun
+from nexa_distill.journal.journal import Outcome
+from nexa_distill.orchestration.planning import Request, make_plan
 from nexa_distill.pipeline import DistillationPipeline
-from nexa_distill.planning import Request, make_plan
-from nexa_distill.refusals import said_by
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.manifests import StageRun
 from nexa_distill.text.secrets import is_variable_name, mask_secrets
-from tests.faults import files, prompts, put
-from tests.ledger_teacher import ledger_teacher
-from tests.test_regenerate_bad import SAYS, collected, decide, rows
-from tests.workspace import ROOT, Workspace, workspace
+from tests.repair.test_regenerate_bad import SAYS, collected, decide, rows
+from tests.support.workspace import ROOT, Workspace, workspace
+from tests.teacher.faults import files, prompts, put
+from tests.teacher.ledger_teacher import ledger_teacher
 
 SHIPPED = ROOT / "configs/distill_config.yaml"
 SECRET = "sk-proj-0123456789abcdefSECRET"  # noqa: S105 - no key of anybody

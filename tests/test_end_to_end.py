@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nexa_distill.manifests import sha256_path
+from nexa_distill.storage.manifests import sha256_path
 from tests import sweeps
-from tests.ledger_teacher import Teacher, ledger_teacher
+from tests.support.tiny_model import save_config, save_model
+from tests.support.workspace import ROOT, Workspace, workspace
 from tests.sweeps import fewer
-from tests.tiny_model import save_config, save_model
-from tests.workspace import ROOT, Workspace, workspace
+from tests.teacher.ledger_teacher import Teacher, ledger_teacher
 
 pytestmark = pytest.mark.slow
 STAGES = (

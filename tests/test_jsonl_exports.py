@@ -14,8 +14,8 @@ import pytest
 
 from nexa_distill import labels, to_sft
 from nexa_distill.contracts import REJECTIONS
-from nexa_distill.handoff import table_writer
-from tests.answers import answer, collect, project
+from nexa_distill.storage.tables import table_writer
+from tests.support.answers import answer, collect, project
 
 Row = dict[str, Any]
 

@@ -1,5 +1,5 @@
 from tests.proofs import page
-from tests.tiny_model import ROOT
+from tests.support.tiny_model import ROOT
 
 
 def test_the_page_of_proofs_is_what_the_tests_show() -> None:

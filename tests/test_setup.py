@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_project import ROOT, wait_until
+from tests.support.tiny_project import ROOT, wait_until
 
 pytestmark = pytest.mark.slow
 SETUP = Path("scripts/shell/setup")

@@ -3,7 +3,7 @@
 import pytest
 
 from tests import sweeps
-from tests.tiny_project import ROOT
+from tests.support.workspace import ROOT
 
 CASES = list("abcdefghijk")
 

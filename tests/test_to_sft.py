@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nexa_distill import filter_pairs, sample_gate, to_sft
-from nexa_distill.config import DistillConfig, Packaging
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.handoff import read_table
+from nexa_distill.settings.pipeline import DistillConfig, Packaging
+from nexa_distill.storage.tables import read_table
 from nexa_distill.text.reasoning import split_reasoning
 from tests import warm
-from tests.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
+from tests.support.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
 SYSTEM = (REPOSITORY / "nexa_distill/prompts/system_toolproto.txt").read_text().strip()
 SPLIT = ["train", "train", "val", "test"]

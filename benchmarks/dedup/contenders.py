@@ -20,8 +20,8 @@ from datasketch import MinHash, MinHashLSH
 from rensa import RMinHash, RMinHashLSH
 
 from benchmarks.dedup.corpus import read, shingles
-from nexa_distill.near_duplicates import families, join
-from nexa_distill.sketches import Sketches, Sketching, in_order, sketched
+from nexa_distill.deduplication.minhash import families, join
+from nexa_distill.deduplication.minhash_store import Sketches, Sketching, in_order, sketched
 
 BANDS, ROWS, VALUES, THRESHOLD = 18, 7, 128, 0.8
 

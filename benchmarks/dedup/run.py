@@ -26,9 +26,10 @@ import yaml
 
 from benchmarks.dedup import corpus
 from benchmarks.measured import peak_memory
-from nexa_distill.contracts import CANONICAL, sha256_text
-from nexa_distill.handoff import table_writer
-from nexa_distill.near_duplicates import join
+from nexa_distill.contracts import CANONICAL
+from nexa_distill.deduplication.minhash import join
+from nexa_distill.storage.tables import table_writer
+from nexa_distill.text.hashing import sha256_text
 
 # A small parent of its own, so that the peak of its children is that of the stage.
 CONTENDERS = ("ours", "rensa", "datasketch")

@@ -25,24 +25,21 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from nexa_distill.config import load_config
 from nexa_distill.contracts import SFT
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train import packing, teacher_logits, train_sft
-from nexa_train.answer_loss import AnswerLogits, AnswerLoss, Batch, mean_loss
-from nexa_train.chat import Sample, encode
-from nexa_train.distillation import DistillationLoss
-from nexa_train.distillation_loss import DIVERGENCES, TopK, dense, from_top_k
-from nexa_train.local_models import (
-    BUNDLED,
-    load_for_inference,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-)
-from nexa_train.replies import replies
-from nexa_train.teacher_logits import CachedTeacher
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_train import teacher_logits, train_sft
+from nexa_train.data import packing
+from nexa_train.data.chat_tokenization import Sample, encode
+from nexa_train.data.collate import Batch
+from nexa_train.models.bundled import BUNDLED, resolve_model
+from nexa_train.models.loading import load_for_inference, load_model, load_tokenizer
+from nexa_train.models.replies import replies
+from nexa_train.training.assistant_loss import AnswerLogits, AnswerLoss, mean_loss
+from nexa_train.training.distillation import DistillationLoss
+from nexa_train.training.divergences import DIVERGENCES, TopK, dense, from_top_k
+from nexa_train.training.teacher_cache import CachedTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("none", "forward_kl", "reverse_kl", "jensen_shannon")

@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from nexa_distill.config import load_config
-from nexa_distill.execution.perturbation import perturbed
+from nexa_distill.execution.checks import Job
+from nexa_distill.execution.database_perturbation import perturbed
 from nexa_distill.execution.pool import Pool
 from nexa_distill.execution.sql import Limits
-from nexa_distill.execution.verdicts import Job
-from nexa_distill.manifests import sha256_path
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.storage.manifests import sha256_path
 
 ROOT = Path(__file__).resolve().parents[2]
 BOMB = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.filtering.run import make_answers
 from benchmarks.measured import peak_memory
-from nexa_distill.config import DistillConfig, load_config
-from nexa_distill.manifests import StageRun
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.storage.manifests import StageRun
 
 COMMANDS = ("filter_pairs", "sample_gate")
 CONFIG = Path("configs/distill_config.yaml").resolve()

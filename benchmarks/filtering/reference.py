@@ -1,7 +1,8 @@
 """The rules once more, in plain Python, one answer at a time: what the fast ones must agree with.
 
-Shares with `nexa_distill.rules` the configuration and what looks at one answer at a time: folding,
-the language of a text, and which match of a pattern counts (`nexa_distill/text`, `text_rules.py`).
+Shares with `nexa_distill.gating.rules` the configuration and what looks at one answer at a time:
+folding, the language of a text, and which match of a pattern counts (`nexa_distill/text`,
+`gating/text_rules.py`).
 It knows nothing of batches, of the search for all patterns at once, and of which lists are skipped.
 """
 
@@ -14,13 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill import pii
-from nexa_distill.filter_config import FilterConfig
+from nexa_distill.gating.text_rules import Suspect, pattern_rules
+from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_text, fold_texts
 from nexa_distill.text.language import identify_prose
 from nexa_distill.text.regions import has_open_fence
 from nexa_distill.text.words import is_spaceless, word_spans
-from nexa_distill.text_rules import Suspect, pattern_rules
 
 LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 

@@ -30,11 +30,12 @@ import pyarrow.parquet as pq
 
 from benchmarks.filtering.reference import Reference, verb_forms
 from nexa_distill import filter_pairs
-from nexa_distill.config import load_config
-from nexa_distill.contracts import OUTPUTS, sha256_text
-from nexa_distill.filter_config import FilterConfig
-from nexa_distill.handoff import table_writer
-from nexa_distill.settings_file import load_yaml
+from nexa_distill.contracts import OUTPUTS
+from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.tables import table_writer
+from nexa_distill.text.hashing import sha256_text
 
 DATATROVE = "datatrove[io,processing]==0.10.1"
 FILTERS = Path("configs/filters.yaml")

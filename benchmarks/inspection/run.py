@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from playwright.sync_api import Page, expect
 
 from benchmarks.filtering.memory import prepare
-from nexa_distill.config import load_config
-from tests.browser import inspector, pages
+from nexa_distill.settings.pipeline import load_config
+from tests.support.browser import inspector, pages
 
 DECISIONS = 10_000
 PLACE = re.compile(r"^Answer [\d,]+ of")

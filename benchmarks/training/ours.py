@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.training.job import Figures, given, hand_over, read_rows, threads
-from nexa_train import packing
-from nexa_train.answer_loss import AnswerLoss, Collate
-from nexa_train.batching import collate
-from nexa_train.chat import IGNORE, Sample
-from nexa_train.hardware import native_bf16
-from nexa_train.local_models import load_model
+from nexa_train.data import packing
+from nexa_train.data.chat_tokenization import IGNORE, Sample
+from nexa_train.data.collate import Collate, collate
+from nexa_train.models.loading import load_model
+from nexa_train.models.precision import native_bf16
+from nexa_train.training.assistant_loss import AnswerLoss
 
 
 def labels(row: dict[str, list[int]]) -> list[int]:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from benchmarks.environments import Environments, Unfit
 from benchmarks.training.job import Figures, Job
-from nexa_train.chat import IGNORE, Sample, encode
-from nexa_train.local_models import load_tokenizer, materialise_bundled_model
+from nexa_train.data.chat_tokenization import IGNORE, Sample, encode
+from nexa_train.models.bundled import materialise_bundled_model
+from nexa_train.models.loading import load_tokenizer
 
 MAX_LENGTH = 1024  # longer than every row
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found,unused-ignore]
 
 from benchmarks.training.job import Figures, given, hand_over, read_rows, threads
-from nexa_train.hardware import native_bf16  # imports nothing but torch
+from nexa_train.models.precision import native_bf16  # imports nothing but torch
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "padded": {},

@@ -1,6 +1,6 @@
-"""Dialects of the chat completions API. Each module of this folder that has a `DIALECT` is one.
+"""Dialects of the chat completions API: each file in `hosted/` and `self_hosted/` is one.
 
-To add one, add a file: it is found by its being there, and
+To add one, add a file with a `DIALECT`: it is found by its being there, and
 `python -m nexa_distill.dialects.table --write` puts it into the guide.
 """
 
@@ -19,9 +19,10 @@ __all__ = ["DIALECTS", "ERROR_STATUSES", "FINISH_REASONS", "REASONING_FIELDS", "
 
 def _load() -> Iterator[Dialect]:
     """OpenAI's first: the others are read as changes to it."""
-    modules = {m.name for m in pkgutil.iter_modules(__path__)} - {"dialect", "table"}
-    for module in sorted(modules, key=lambda name: (name != "openai", name)):
-        yield importlib.import_module(f"{__name__}.{module}").DIALECT
+    found = [m.name for m in pkgutil.walk_packages(__path__, f"{__name__}.") if not m.ispkg]
+    modules = {name.rpartition(".")[2]: name for name in found}
+    for name in sorted(modules.keys() - {"dialect", "table"}, key=lambda n: (n != "openai", n)):
+        yield importlib.import_module(modules[name]).DIALECT
 
 
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in _load()}

@@ -1,1 +1,1 @@
-"""Running what a model wrote, contained: SQL, Python, final answers of maths, JSON."""
+"""Inside `exec_gate`: run the SQL, Python, maths and JSON of an answer, contained."""

@@ -30,8 +30,8 @@ from typing import Any, Self
 
 import nexa_distill
 from nexa_distill.errors import NexaError
-from nexa_distill.execution.stopwatch import FORM, GOLD, Stopwatch
-from nexa_distill.execution.verdicts import Check, Job, failed, scored, undecided
+from nexa_distill.execution.checks import Check, Job, failed, scored, undecided
+from nexa_distill.execution.job_timer import FORM, GOLD, Stopwatch
 
 JOBS_AT_ONCE, CHARACTERS_AT_ONCE = 16, 16_384  # sent ahead: a worker never waits, nor do we for it
 GRACE_SECONDS = 0.5  # after the answer's own limit, which the worker keeps by itself

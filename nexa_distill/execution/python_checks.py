@@ -11,10 +11,10 @@ program and what does not.
 import signal
 
 from nexa_distill.execution import sandbox
+from nexa_distill.execution.checks import Check, Job, check, failed, undecided
+from nexa_distill.execution.job_timer import ANSWER, GOLD, Stopwatch
 from nexa_distill.execution.python_tests import complete_tests
 from nexa_distill.execution.sql import Limits
-from nexa_distill.execution.stopwatch import ANSWER, GOLD, Stopwatch
-from nexa_distill.execution.verdicts import Check, Job, check, failed, undecided
 
 REASONS = {"MemoryError": "memory_limit", "PermissionError": "forbidden_operation"}
 READ_ONLY = "OSError: [Errno 30]"

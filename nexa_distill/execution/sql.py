@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.execution.verdicts import Rejected
+from nexa_distill.execution.checks import Rejected
 
 Rows = list[tuple[Any, ...]]
 

@@ -1,6 +1,6 @@
 """The checks of an SQL answer, against the gold query and on changed databases.
 
-An answer matches when it returns what the gold query returns (`results.py`). A gold query that
+An answer matches when it returns what the gold query returns (`result_sets.py`). A gold query that
 returns nothing, or that does not run within the limits, decides nothing: ok is null. So does a gold
 query that returns something on the real database and nothing on every changed one, unless the
 answer is the gold query in another spelling, which matches wherever that does.
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from nexa_distill.execution.perturbation import TIES
-from nexa_distill.execution.results import holds_nothing, same_result
+from nexa_distill.execution.checks import Check, Job, Rejected, check, failed
+from nexa_distill.execution.database_perturbation import TIES
+from nexa_distill.execution.job_timer import ANSWER, GOLD, Stopwatch
+from nexa_distill.execution.result_sets import holds_nothing, same_result
 from nexa_distill.execution.sql import Clock, Database, Limits, Rows
 from nexa_distill.execution.sql_text import Shape, normal_form, shape
-from nexa_distill.execution.stopwatch import ANSWER, GOLD, Stopwatch
-from nexa_distill.execution.verdicts import Check, Job, Rejected, check, failed
 
 OPEN_DATABASES = 32
 KNOWN_QUERIES = 64

@@ -18,9 +18,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nexa_distill.execution.checks import Check, Job, failed
+from nexa_distill.execution.job_timer import ANSWER, Stopwatch
 from nexa_distill.execution.sql import Limits
-from nexa_distill.execution.stopwatch import ANSWER, Stopwatch
-from nexa_distill.execution.verdicts import Check, Job, failed
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 Checker = Callable[[Job], list[Check]]
@@ -39,12 +39,12 @@ def checkers(setting: Mapping[str, Any], watch: Stopwatch) -> dict[str, Checker]
 
         found["python"] = PythonChecks(limits, watch).check
     if "math" in kinds:
-        from nexa_distill.execution.maths import MathChecks
+        from nexa_distill.execution.math_and_json_checks import MathChecks
 
         found["math"] = MathChecks().check
     if "json" in kinds:
-        from nexa_distill.execution.json_checks import JsonChecks
-        from nexa_distill.response_schemas import compiled
+        from nexa_distill.execution.math_and_json_checks import JsonChecks
+        from nexa_distill.text.json_schemas import compiled
 
         found["json"] = JsonChecks(compiled(setting["schemas"])).check
     return found

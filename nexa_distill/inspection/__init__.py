@@ -1,1 +1,1 @@
-"""The inspection room behind `ui_inspect.py`: rows on demand, decisions, figures, pages."""
+"""Inside `ui_inspect`: rows on demand, filters, decisions, the data of a run."""

@@ -1,1 +1,1 @@
-"""What judges are asked, how their answers are read, and how far they can be trusted."""
+"""Inside `judge`: rubrics, judges, how their replies are read, calibration against people."""

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nexa_distill.annotations import Key, current, read
+from nexa_distill.annotation.annotations import Key, current, read
 from nexa_distill.errors import InputMissing
 
 THRESHOLDS = [round(0.05 * step, 2) for step in range(21)]

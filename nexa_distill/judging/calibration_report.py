@@ -9,19 +9,20 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import charts
-from nexa_distill.annotations import Key
-from nexa_distill.config import DistillConfig
+from nexa_distill.annotation.annotations import Key
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.filter_config import FilterConfig
-from nexa_distill.handoff import read_batches, write_json, write_text
 from nexa_distill.judging import calibration
 from nexa_distill.judging.calibration import Decisions
-from nexa_distill.manifests import refuse_stale, run_id, sealed_hash, utc_now
-from nexa_distill.report_style import document
-from nexa_distill.reports import shown
-from nexa_distill.settings_file import load_yaml
+from nexa_distill.reporting import charts
+from nexa_distill.reporting.html import document
+from nexa_distill.reporting.stage_reports import shown
+from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.manifests import refuse_stale, run_id, sealed_hash, utc_now
+from nexa_distill.storage.tables import read_batches
 
 Figures = Mapping[str, Any]
 UNDEFINED = "not defined"

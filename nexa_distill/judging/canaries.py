@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.config import Storage
 from nexa_distill.contracts import TABLES
-from nexa_distill.handoff import read_batches
+from nexa_distill.settings.pipeline import Storage
+from nexa_distill.storage.tables import read_batches
 
 Row = dict[str, Any]
 

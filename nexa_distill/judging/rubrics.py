@@ -2,7 +2,7 @@
 
 The answer under judgement is not to be trusted. It stands between markers that carry a token made
 by hashing all of the material, so no part can hold its own end; and whatever a judge makes of it,
-only the fields of the judge's own reply count (`verdicts.py`).
+only the fields of the judge's own reply count (`verdict_parser.py`).
 """
 
 import re
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nexa_distill.config import DistillConfig, JudgeModel, load_system_prompt
-from nexa_distill.contracts import compact_json, sha256_text
+from nexa_distill.collection.requests.body import PromptRequest, prompt_request, request_body
 from nexa_distill.errors import InputError
-from nexa_distill.prompt_request import PromptRequest, prompt_request, request_body
-from nexa_distill.response_schemas import compiled
+from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, load_system_prompt
+from nexa_distill.text.hashing import compact_json, sha256_text
+from nexa_distill.text.json_schemas import compiled
 
 Row = Mapping[str, Any]
 

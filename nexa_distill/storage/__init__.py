@@ -1,1 +1,1 @@
-"""Files on disk: raw rows in every format, and tables that a user hands in."""
+"""Files and tables on disk: atomic writes, validated Parquet, manifests."""

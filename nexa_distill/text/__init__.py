@@ -1,1 +1,1 @@
-"""Reading the text that models write."""
+"""Pure functions of a text: words, n-grams, hashes, personal data, reasoning, JSON schemas."""

@@ -39,23 +39,37 @@ TABLE_END = 0x20000  # code points from here on are left as they are
 FIRST_LEAD_BYTE = 0xC2  # of a character of two or more bytes; continuation bytes are below
 MOST_BYTES = 4  # of one character in UTF-8
 Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.int64]
 
 
 class FoldedTexts(NamedTuple):
-    """`texts` folded, without slices; `shrunk`: byte positions removed from the source buffer."""
+    """n texts, as they are in lower case (ASCII letters only) and folded; no array is a slice."""
 
+    lowered: pa.StringArray
     texts: pa.StringArray
-    ends: Positions  # n + 1 byte positions in the folded buffer
-    shrunk: Positions
-    source_ends: Positions
+    is_ascii: Flags
+    folding: "_Folding"
 
     def find_source_position(self, row: int, position: int) -> int:
         """The byte position in the source text of byte `position` of the folded text `row`."""
-        place = int(self.ends[row]) + position
+        return position if self.is_ascii[row] else self.folding.find_source_position(row, position)
+
+
+class _Folding(NamedTuple):
+    """The m texts that are not ASCII: their rows, and where their folded buffer lacks bytes."""
+
+    rows: Positions
+    ends: Positions  # m + 1 byte positions in the folded buffer
+    source_ends: Positions
+    removed: Positions  # of the n-th removed byte: its position in the source buffer, less n
+
+    def find_source_position(self, row: int, position: int) -> int:
+        number = int(np.searchsorted(self.rows, row))
+        place = int(self.ends[number]) + position
         # The n-th removed byte lies before every folded byte from (its position - n) on.
-        before = np.searchsorted(self.shrunk - np.arange(len(self.shrunk)), place, side="right")
-        return place + int(before) - int(self.source_ends[row])
+        before = np.searchsorted(self.removed, place, side="right")
+        return place + int(before) - int(self.source_ends[number])
 
 
 class _Tables(NamedTuple):
@@ -69,16 +83,22 @@ class _Tables(NamedTuple):
 def fold_texts(texts: pa.StringArray) -> FoldedTexts:
     """Fold every text; `texts` has no nulls and is valid UTF-8. ASCII costs one scan."""
     low = pa.concat_arrays([pc.ascii_lower(texts)])
-    ends = np.frombuffer(low.buffers()[1], np.int32, len(low) + 1).astype(np.int64)
+    is_ascii: Flags = np.asarray(pc.string_is_ascii(low).to_numpy(zero_copy_only=False), np.bool_)
+    rows = np.flatnonzero(~is_ascii)
+    rest, folding = _fold(low.take(pa.array(rows)), rows)
+    texts = pc.replace_with_mask(low, pa.array(~is_ascii), rest) if len(rows) else low
+    return FoldedTexts(low, texts, is_ascii, folding)
+
+
+def _fold(low: pa.StringArray, rows: Positions) -> tuple[pa.StringArray, _Folding]:
+    ends = np.frombuffer(low.buffers()[1] or bytes(4), np.int32, len(low) + 1).astype(np.int64)
     data = np.frombuffer(low.buffers()[2] or b"", np.uint8, int(ends[-1]))
-    starts = np.flatnonzero(data >= FIRST_LEAD_BYTE)
-    if not len(starts):
-        return FoldedTexts(low, ends, starts, ends)
-    folded, shrunk = _replace(data, starts)
+    folded, shrunk = _replace(data, np.flatnonzero(data >= FIRST_LEAD_BYTE))
     new_ends = ends - np.searchsorted(shrunk, ends)
-    buffers = [None, pa.py_buffer(new_ends.astype(np.int32)), pa.py_buffer(folded)]
-    array = pa.StringArray.from_buffers(len(low), *buffers[1:])
-    return FoldedTexts(array, new_ends, shrunk, ends)
+    array = pa.StringArray.from_buffers(
+        len(low), pa.py_buffer(new_ends.astype(np.int32)), pa.py_buffer(folded)
+    )
+    return array, _Folding(rows, new_ends, ends, shrunk - np.arange(len(shrunk)))
 
 
 def fold_text(text: str) -> str:

@@ -37,11 +37,13 @@ MATH = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 # Quotation marks are folded to " and ' before (text/folding.py). An apostrophe is inside a word.
+# The mark first, so that the search skips to it.
 QUOTED = re.compile(
-    r"\"[^\"\n]{1,2000}\"|\"(?=\S)[^\"\n]{0,2000}$|(?<![\w'])'(?=\S)(?:[^'\n]|(?<=\w)'(?=\w)){1,400}(?<=\S)'(?!\w)"
-    r"|^[ \t]*>[^\n]*$",
+    r"[\"'](?:(?<=\")[^\"\n]{1,2000}\"|(?<=\")(?=\S)[^\"\n]{0,2000}$"
+    r"|(?<=')(?<![\w']')(?=\S)(?:[^'\n]|(?<=\w)'(?=\w)){1,400}(?<=\S)'(?!\w))",
     re.MULTILINE,
 )
+QUOTED_LINE = re.compile(r"^[ \t]*>[^\n]*$", re.MULTILINE)
 NOT_BREAKS = re.compile(r"[^\n]")
 
 
@@ -61,7 +63,7 @@ def blank_math(text: str) -> str:
 
 def blank_quotations(text: str) -> str:
     """Without what stands in quotation marks (a mark that is not closed: to its line's end)."""
-    return _blank(QUOTED, text)
+    return _blank(QUOTED, _blank(QUOTED_LINE, text) if ">" in text else text)
 
 
 def is_json(text: str) -> bool:

@@ -12,7 +12,7 @@ Chinese per second and core. `pyicu-wheels` has no wheels for macOS and is half 
 
 Where two texts are *compared*, a dictionary is the wrong ruler: the words at the edges of a copy
 depend on what stands around it. There each character of these scripts counts for itself, as a share
-of a word (`SHARES`), so that a copy has the same n-grams wherever it stands; see `shingles.py`.
+of a word (`SHARES`), so that a copy has the same n-grams wherever it stands; see `ngrams.py`.
 
 Not covered: scripts without spaces for which ICU has no dictionary (Javanese, Balinese, Tai Tham):
 a run of them is one word.

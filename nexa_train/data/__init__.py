@@ -1,1 +1,1 @@
-"""From training rows to tensors."""
+"""From training rows to tensors: chat format, loss mask, packing, batches."""

@@ -56,7 +56,7 @@ class ChatRefused(InputError):
 
 
 class RowRefused(Exception):
-    """One conversation cannot be encoded; `reason` is a key of `chat.ROW_REASONS`."""
+    """One conversation cannot be encoded; `reason` is a key of `chat_tokenization.ROW_REASONS`."""
 
     def __init__(self, reason: str, detail: object = "") -> None:
         self.reason, self.detail = reason, detail

@@ -1,1 +1,1 @@
-"""Inside `train_sft`: what a training is made of."""
+"""Inside `train_sft`: the student, its losses, the loop, checkpoints, the export."""

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nexa_train import packing
-from nexa_train.answer_loss import AnswerLoss, Collate
-from nexa_train.batching import collate
-from nexa_train.chat import Sample
+from nexa_train.data import packing
 from nexa_train.data.chat_format import ChatFormat, Message
-from nexa_train.generation import new_tokens
+from nexa_train.data.chat_tokenization import Sample
+from nexa_train.data.collate import Collate, collate
+from nexa_train.models.generation import new_tokens
+from nexa_train.training.assistant_loss import AnswerLoss
 
 TOKENS = 32  # of an answer
 

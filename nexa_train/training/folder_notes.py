@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.handoff import write_json
+from nexa_distill.storage.atomic import write_json
 
 GENERIC, OLDER_GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import yaml
 
-from nexa_distill.filter_config import FilterConfig
-from nexa_distill.rules import Measured, Rules
-from nexa_distill.settings_file import load_yaml
+from nexa_distill.gating.rules import Measured, Rules
+from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.yaml_loading import load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).parent

@@ -5,9 +5,12 @@ Run: python scripts/python/data_processing/run_filtering.py [--filters FILE]
 
 from pathlib import Path
 
-from nexa_distill import cli, gates, quality_gates, reports
-from nexa_distill.config import load_config
-from nexa_distill.money.cost_report import write_cost_report
+from nexa_distill import gates
+from nexa_distill.console import cli
+from nexa_distill.cost.cost_report import write_cost_report
+from nexa_distill.gating import quality_gates
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.pipeline import load_config
 
 
 def main() -> int:
@@ -21,7 +24,7 @@ def main() -> int:
     if args.filters:
         config = config.model_copy(update={"filters": str(args.filters)})
     gates.pass_gates(config)
-    reports.timing_report(config.storage)
+    stage_reports.timing_report(config.storage)
     write_cost_report(config)
     funnel = config.storage.path("reports") / "sample_gate" / "gate_report.md"
     print(f"\n{funnel.read_text(encoding='utf-8')}")

@@ -5,8 +5,9 @@ Each step is skipped when its output is up to date, so the same command continue
 Run: python scripts/python/data_processing/run_full_data_gen.py [--input PATH] [--limit N]
 """
 
-from nexa_distill import cli, gates
-from nexa_distill.config import load_config, with_flags
+from nexa_distill import gates
+from nexa_distill.console import cli
+from nexa_distill.settings.pipeline import load_config, with_flags
 
 
 def main() -> int:

@@ -5,9 +5,12 @@ Run: python scripts/python/data_processing/run_regeneration.py [--annotations FI
 
 from pathlib import Path
 
-from nexa_distill import cli, gates, quality_gates, reports
-from nexa_distill.config import load_config, with_flags
-from nexa_distill.money.cost_report import write_cost_report
+from nexa_distill import gates
+from nexa_distill.console import cli
+from nexa_distill.cost.cost_report import write_cost_report
+from nexa_distill.gating import quality_gates
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.pipeline import load_config, with_flags
 
 
 def main() -> int:
@@ -20,7 +23,7 @@ def main() -> int:
     flags = {"provider": args.provider, "answers": {"path": args.answers}}
     config = with_flags(load_config(args.config), flags)
     gates.repair(config, args.annotations)
-    reports.timing_report(config.storage)
+    stage_reports.timing_report(config.storage)
     write_cost_report(config)
     quality_gates.enforce(config)
     return 0

@@ -3,9 +3,11 @@
 Run: python scripts/python/deployment/run_packaging.py [--format sharegpt]
 """
 
-from nexa_distill import cli, gates, reports, to_sft
-from nexa_distill.config import load_config
-from nexa_distill.money.cost_report import write_cost_report
+from nexa_distill import gates, to_sft
+from nexa_distill.console import cli
+from nexa_distill.cost.cost_report import write_cost_report
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.pipeline import load_config
 
 
 def main() -> int:
@@ -15,7 +17,7 @@ def main() -> int:
     if args.src is None:
         gates.apply_decisions(config)
     to_sft.run_packaging(args)
-    reports.timing_report(config.storage)
+    stage_reports.timing_report(config.storage)
     write_cost_report(config)
     return 0
 

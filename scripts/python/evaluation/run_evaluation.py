@@ -11,12 +11,15 @@ Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--stude
 import json
 from pathlib import Path
 
-from nexa_distill import cli, gates, reports
-from nexa_distill.config import load_config
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
-from nexa_train import agreement, evaluate_student, exams, generate_student, regression
-from nexa_train.assessment import ANSWERS
+from nexa_distill import gates
+from nexa_distill.console import cli
+from nexa_distill.reporting import stage_reports
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_train import evaluate_student, generate_student, regression
+from nexa_train.evaluation import gate_results, teacher_agreement
+from nexa_train.evaluation.metrics import ANSWERS
 
 
 def main() -> int:
@@ -31,10 +34,10 @@ def main() -> int:
     generate_student.run(config, student)
     for model in ANSWERS:
         answers = config.storage.path(ANSWERS[model])
-        gates.examine(config, answers, exams.gate_files(config.storage, model))
+        gates.examine(config, answers, gate_results.gate_files(config.storage, model))
     page = evaluate_student.run(config, student)
-    agreement.run(config, student)
-    reports.timing_report(config.storage)
+    teacher_agreement.run(config, student)
+    stage_reports.timing_report(config.storage)
     report = json.loads(config.storage.path("evaluation_report").read_text(encoding="utf-8"))
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
     print(regression.enforce(config))

@@ -13,13 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nexa_distill import cli
-from nexa_distill.config import load_config
+from nexa_distill.console import cli
 from nexa_distill.errors import InputMissing
-from nexa_distill.settings_file import load_yaml
-from nexa_distill.student_config import StudentConfig
+from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.yaml_loading import load_yaml
 
-STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 BLOCKS = " ▁▂▃▄▅▆▇█"
 HEIGHT, WIDTH = 8, 60
 
@@ -69,8 +68,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=STUDENT_CONFIG)
-    parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
+    parser = cli.student_parser(__doc__)
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="default: the config's run")
     parser.add_argument("--once", action="store_true", help="print once and end")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check of the project: ruff, mypy, shellcheck, pytest. Makes .venv first.
-# Arguments go to pytest, and then only pytest runs: run_tests.sh tests/test_dedup.py -k empty
+# Arguments go to pytest, and then only pytest runs: run_tests.sh tests/deduplication/test_dedup.py -k empty
 # --full alone: every check, and pytest with all cases of its sweeps (hours; see CONTRIBUTING.md).
 set -euo pipefail
 

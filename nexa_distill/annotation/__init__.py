@@ -1,0 +1,1 @@
+"""Human decisions: the event log, the current state per answer, preferences."""

@@ -1,1 +1,0 @@
-"""Batch mode: the requests go to the provider in files, and the answers come within a day."""

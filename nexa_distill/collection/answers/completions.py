@@ -1,0 +1,195 @@
+"""What an answer says: the fields of a chat completion, read from the bytes as received.
+
+Source of the format: the OpenAI chat completions API, the fields that other servers add, and their
+words (`dialects/`); a server without a reasoning parser leaves the reasoning before the answer, in
+tags that `text/reasoning.py` reads. Whatever the bytes are, reading never fails: what is not there
+or not of its type is missing.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from nexa_distill.collection.answers.extraction import Cleaner
+from nexa_distill.collection.answers.token_usage import Usage, read_usage
+from nexa_distill.collection.requests.response_body import error_of, read_body
+from nexa_distill.dialects import REASONING_FIELDS, finish_reason
+from nexa_distill.journal.journal import Answered
+from nexa_distill.settings.pipeline import Price, Provider
+from nexa_distill.text.json_schemas import ResponseSchemas
+from nexa_distill.text.reasoning import split_reasoning
+
+TEXT_PARTS = ("text", "output_text")
+THINKING_PARTS = ("thinking", "reasoning")
+# Reasoning of so large a share of the tokens (or characters) of an answer that was cut is what cut
+# it: the same limit without reasoning would have been enough.
+REASONING_SHARE = 0.8
+
+
+class Answer(NamedTuple):
+    """Tokens as billed (`token_usage.py`). `model` and `fingerprint` as the API named them.
+
+    `finish_reason` in OpenAI's words; one that no dialect has, as it came. `flag`: see contracts.
+    """
+
+    text: str | None = None
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    fingerprint: str | None = None
+    flag: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+def parse_answer(raw: bytes) -> Answer:
+    """The first choice of a chat completion; all fields missing when `raw` is something else."""
+    body = read_body(raw)
+    if not body:
+        return Answer(flag="malformed")
+    usage = read_usage(_mapping(body.get("usage")))
+    choices = body.get("choices")
+    choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
+    message = {} if error_of(body) else _mapping(choice.get("message"))
+    thought, text = split_reasoning(message_text(message) or "")
+    field = _reasoning_field(message)
+    # A server's parser may have found a part of it only; what both have is written once.
+    parts = [field, thought if thought and thought not in (field or "") else None]
+    reasoning = "\n\n".join(filter(None, parts)) or None
+    finish = finish_reason(_text(choice.get("finish_reason")))
+    return Answer(
+        text=text,
+        reasoning=reasoning,
+        finish_reason=finish,
+        model=_text(body.get("model")),
+        fingerprint=_text(body.get("system_fingerprint")),
+        flag=_flag(finish, message, text, _is_cut_by_reasoning(finish, text, reasoning, usage)),
+        prompt_tokens=usage.prompt,
+        completion_tokens=usage.completion,
+        total_tokens=usage.total,
+    )
+
+
+def is_completion(raw: bytes) -> bool:
+    """Whether there is a message in it, and no error; a bug of ours in reading counts as one."""
+    try:
+        return parse_answer(raw).flag != "malformed"
+    except Exception:  # noqa: BLE001  it is looked at again where its row is written
+        return True
+
+
+def cost_usd(answer: Answer, price: Price | None, discount: float = 1.0) -> float | None:
+    """US dollars of an answer; None when its tokens or the model's price are not known.
+
+    `discount` is the share of the price that is billed: batches cost less.
+    """
+    if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
+        return None
+    return discount * price.cost(answer.prompt_tokens, answer.completion_tokens)
+
+
+def output_row(
+    row: Mapping[str, Any], attempt: int, key: str, model: str, stored: Answered,
+    provider: Provider, schemas: ResponseSchemas, cleaner: Cleaner,
+) -> dict[str, Any]:  # fmt: skip
+    """One row of contracts.OUTPUTS. `model` is the name asked for, used when the API says none.
+
+    A server that we start names itself by a path on this machine; it is called by its own name.
+    """
+    answer, price = parse_answer(stored.raw), provider.prices.get(model)
+    text, said = cleaner(row["template_name"], answer.text)
+    return {
+        **row,
+        "attempt": attempt,
+        "teacher_output": text,
+        "raw_output": said,
+        "reasoning_output": answer.reasoning,
+        "model_id": model if provider.start else answer.model or model,
+        "finish_reason": answer.finish_reason,
+        "answer_flag": _with_schema(answer.flag, text, schemas, row["template_name"]),
+        "system_fingerprint": answer.fingerprint,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.total_tokens,
+        "latency_ms": stored.latency_ms,
+        "cost_usd": cost_usd(answer, price, stored.discount),
+        "request_key": key,
+        "created_at": datetime.fromtimestamp(stored.ended_at, UTC),
+    }
+
+
+def _flag(
+    finish: str | None, message: Mapping[str, Any], text: str | None, cut_by_reasoning: bool
+) -> str | None:
+    """What is unusual about a choice (contracts.ANSWER_FLAGS), the gravest first."""
+    signs = {
+        "malformed": not message,
+        "content_filter": finish == "content_filter",
+        "refused": bool(message.get("refusal")),
+        "reasoning_cut": cut_by_reasoning,
+        "truncated": finish == "length",
+        "tool_calls": bool(message.get("tool_calls")),
+        "no_text": not (text and text.strip()),
+    }
+    return next((flag for flag, holds in signs.items() if holds), None)
+
+
+def _is_cut_by_reasoning(
+    finish: str | None, text: str | None, reasoning: str | None, usage: Usage
+) -> bool:
+    """Whether max_tokens was reached because of the reasoning, which some providers do not show."""
+    if finish != "length":
+        return False
+    if usage.reasoning and usage.completion:
+        return usage.reasoning >= REASONING_SHARE * usage.completion
+    thought = len(reasoning or "")
+    return thought > 0 and thought >= REASONING_SHARE * (thought + len((text or "").strip()))
+
+
+def _with_schema(
+    flag: str | None, text: str | None, schemas: ResponseSchemas, task: str
+) -> str | None:
+    """The flag, with the task's schema in mind: a text that was cut is no JSON either."""
+    if text is None or flag not in (None, "truncated", "tool_calls"):
+        return flag
+    return flag if schemas.satisfied(task, text) else "schema_mismatch"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def message_text(message: Mapping[str, Any]) -> str | None:
+    """Text, or the text parts of a list of content parts (others hold reasoning or images)."""
+    value = message.get("content")
+    if isinstance(value, list):
+        parts = [part for part in map(_mapping, value) if part.get("type", "text") in TEXT_PARTS]
+        return "".join(_text(part.get("text")) or "" for part in parts) or None
+    return _text(value) or None
+
+
+def _reasoning_field(message: Mapping[str, Any]) -> str | None:
+    """The reasoning in a field of its own, or in the thinking parts of the content (Mistral)."""
+    if found := next((t for name in REASONING_FIELDS if (t := _text(message.get(name)))), None):
+        return found
+    value = message.get("content")
+    parts = [part for part in map(_mapping, value if isinstance(value, list) else ())
+             if part.get("type") in THINKING_PARTS]  # fmt: skip
+    texts = [inner for part in parts for inner in _inner_texts(part.get("thinking"))]
+    return "".join(texts) or None
+
+
+def _inner_texts(thinking: object) -> list[str]:
+    """A part's own text, or those of the parts that it holds."""
+    inner = thinking if isinstance(thinking, list) else [{"text": thinking}]
+    return [text for part in inner if (text := _text(_mapping(part).get("text")))]
+
+
+def _text(value: object) -> str | None:
+    """A string that UTF-8 can carry (a lone surrogate becomes U+FFFD), or None."""
+    if not isinstance(value, str):
+        return None
+    if value.isascii():  # nearly always, and each answer is read twice
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

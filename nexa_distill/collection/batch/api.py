@@ -1,0 +1,211 @@
+"""The provider's Batch API over HTTP: upload a file, create a batch, look at it, download.
+
+Source of the format: OpenAI's Batch API, https://platform.openai.com/docs/api-reference/batch.
+
+| the API says                              | then                                              |
+|-------------------------------------------|---------------------------------------------------|
+| 5xx, 408, 409, 425, no answer             | again with back-off, `max_attempts` in all        |
+| 429                                       | again after the pause that it names; not counted  |
+| 404 to a file or batch of ours            | NotFound                                          |
+| all other 3xx and 4xx, used-up quota      | Refused: it was not done, and will not be         |
+
+Every call but `create` can be repeated freely. A creation whose answer was lost may have happened:
+it is looked for by its metadata before it is tried again.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import aiohttp
+
+from nexa_distill.collection.batch.files import URL
+from nexa_distill.collection.requests import retry_policy
+from nexa_distill.collection.requests.connections import open_session, proxy_of
+from nexa_distill.collection.requests.endpoint import Endpoint
+from nexa_distill.collection.requests.transport import DEFAULT_PAUSE_SECONDS, pause_asked
+from nexa_distill.errors import ProviderUnusable
+from nexa_distill.journal.journal import Outcome
+from nexa_distill.storage.atomic import replacing
+
+Json = dict[str, Any]
+T = TypeVar("T")
+Take = Callable[[aiohttp.ClientResponse], Awaitable[T]]
+
+TRANSFER_SECONDS = 3600.0  # for a whole file
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+PAGE = 100
+MAX_OBJECT_BYTES = 16 * 2**20
+NO_BATCH_MODE = {404, 405, 501}  # to the addresses that every batch begins at
+
+
+class Refused(ProviderUnusable):
+    """The provider said no: nothing happened there."""
+
+
+class NotFound(Refused):
+    """The provider does not know this file or batch."""
+
+
+class Unavailable(ProviderUnusable):
+    """No answer, `max_attempts` times: what was asked for may have happened."""
+
+
+class BatchApi:
+    """Of one endpoint. Use as an async context manager."""
+
+    def __init__(self, endpoint: Endpoint, timeout_seconds: float, max_attempts: int) -> None:
+        self.endpoint, self.max_attempts = endpoint, max_attempts
+        self._proxy = proxy_of(endpoint)._asdict()
+        self._short = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._long = aiohttp.ClientTimeout(
+            total=TRANSFER_SECONDS, sock_connect=timeout_seconds, sock_read=timeout_seconds
+        )
+
+    async def __aenter__(self) -> Self:
+        self._session = open_session(self.endpoint, self._short)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def upload(self, path: Path) -> str:
+        """The file's id. Twice the same file is two files, which costs nothing."""
+
+        async def send(take: Take[str]) -> str:
+            with path.open("rb") as file:  # read in pieces while it is sent
+                form = aiohttp.FormData({"purpose": "batch"})
+                form.add_field("file", file, filename=path.name, content_type="application/jsonl")
+                return await self._send("POST", "/files", take, data=form, timeout=self._long)
+
+        return await self._call("POST /files", lambda: send(_id))
+
+    async def create(self, file: str, metadata: dict[str, str]) -> str:
+        """The batch's id. Raises Refused when it was surely not created."""
+        body = {
+            "input_file_id": file, "endpoint": URL, "completion_window": "24h",
+            "metadata": metadata,
+        }  # fmt: skip
+        return await self._call(
+            "POST /batches",
+            lambda: self._send("POST", "/batches", _id, json=body),
+            lambda: self.find(metadata),
+        )
+
+    async def find(self, metadata: dict[str, str]) -> str | None:
+        """The id of the batch that was created with this metadata; looks through all of them."""
+        after: str | None = None
+        while True:
+            query = f"?limit={PAGE}" + (f"&after={after}" if after else "")
+            page = await self._get(f"/batches{query}")
+            batches = page.get("data") or []
+            for batch in batches:
+                if (batch.get("metadata") or {}).items() >= metadata.items():
+                    return str(batch["id"])
+            if not batches or not page.get("has_more") or batches[-1]["id"] == after:
+                return None
+            after = batches[-1]["id"]
+
+    async def batch(self, id_: str) -> Json:
+        """The batch as it is now."""
+        return await self._get(f"/batches/{id_}")
+
+    async def download(self, file: str, path: Path) -> None:
+        """Its content, to `path`: all of it or nothing."""
+
+        async def take(response: aiohttp.ClientResponse) -> None:
+            with replacing(path) as temporary, temporary.open("wb") as out:
+                async for part in response.content.iter_any():
+                    out.write(part)
+
+        where = f"/files/{file}/content"
+        await self._call(f"GET {where}", lambda: self._send("GET", where, take, timeout=self._long))
+
+    async def _get(self, path: str) -> Json:
+        return await self._call(f"GET {path}", lambda: self._send("GET", path, _object))
+
+    async def _send(self, method: str, path: str, take: Take[T], **options: Any) -> T:
+        url, options = self.endpoint.url(path), options | self._proxy
+        async with self._session.request(method, url, allow_redirects=False, **options) as response:
+            if response.status == 200:
+                return await take(response)
+            raise await self._refusal(f"{method} {path}", response)
+
+    async def _call(
+        self, name: str, send: Callable[[], Awaitable[T]],
+        happened: Callable[[], Awaitable[T | None]] | None = None,
+    ) -> T:  # fmt: skip
+        """`happened` looks for the result of a call that brought no answer."""
+        tries = 0
+        while True:
+            try:
+                return await send()
+            except _Later as error:
+                tries, pause, said = tries + error.counts, error.pause, str(error)
+            except (aiohttp.ClientError, TimeoutError, ConnectionError, ValueError) as error:
+                tries, pause, said = tries + 1, 0.0, f"{type(error).__name__}: {error}"
+            backoff = min(FIRST_BACKOFF_SECONDS * 2**tries, MAX_BACKOFF_SECONDS)
+            wait = max(pause, backoff * random.uniform(0.7, 1.0))  # noqa: S311
+            last = tries >= self.max_attempts
+            await asyncio.sleep(0.0 if last and not happened else wait)
+            try:
+                if happened and (found := await happened()):
+                    return found
+            except Refused as error:  # that call's refusal says nothing about this one
+                raise Unavailable(str(error)) from None
+            if last:
+                raise Unavailable(
+                    f"provider {self.endpoint.provider} ({self.endpoint.base_url}): {name} failed "
+                    f"{tries} times, at last with {said}; run the same command again to go on"
+                )
+
+    async def _refusal(self, name: str, response: aiohttp.ClientResponse) -> Exception:
+        status = response.status
+        raw = self.endpoint.without_key(await response.content.read(2000))
+        outcome = Outcome("rejected", status, raw)
+        if status in NO_BATCH_MODE and name.partition("?")[0].endswith(("/files", "/batches")):
+            return Refused(
+                f"provider {self.endpoint.provider} ({self.endpoint.base_url}) has no batch mode: "
+                f"{name} is answered with HTTP {status}. Run without --batch, with "
+                "collection.batch_api: false, or check base_url"
+            )
+        if status == 404:
+            return NotFound(f"{retry_policy.refused(self.endpoint, outcome)} ({name})")
+        if retry_policy.is_fatal(outcome) or not (status == 429 or retry_policy.again(status)):
+            return Refused(f"{retry_policy.refused(self.endpoint, outcome)} ({name})")
+        pause = pause_asked(response.headers)
+        if status == 429:
+            return _Later("HTTP 429", DEFAULT_PAUSE_SECONDS if pause is None else pause, 0)
+        said = raw.decode("utf-8", "replace")[:200]
+        return _Later(f"HTTP {status}: {said}", pause or 0.0, 1)
+
+
+class _Later(Exception):
+    """Try again after `pause` seconds; `counts` 1 if that is one of the attempts."""
+
+    def __init__(self, said: str, pause: float, counts: int) -> None:
+        super().__init__(said)
+        self.pause, self.counts = pause, counts
+
+
+async def _object(response: aiohttp.ClientResponse) -> Json:
+    """Raises ValueError for anything but a JSON object of a sane size."""
+    raw = bytearray()
+    async for part in response.content.iter_any():
+        raw += part
+        if len(raw) > MAX_OBJECT_BYTES:
+            raise ValueError(f"HTTP 200 with more than {MAX_OBJECT_BYTES} bytes")
+    found = json.loads(raw)
+    if not isinstance(found, dict):
+        raise ValueError("HTTP 200 without a JSON object")
+    return found
+
+
+async def _id(response: aiohttp.ClientResponse) -> str:
+    found = (await _object(response)).get("id")
+    if not isinstance(found, str):
+        raise ValueError("HTTP 200 without an id")
+    return found

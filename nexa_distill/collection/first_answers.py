@@ -1,0 +1,76 @@
+"""Stops a run early: what its first requests came to shows that none of the others can succeed."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nexa_distill.collection.answers.completions import Answer
+from nexa_distill.collection.requests import retry_policy
+from nexa_distill.journal.journal import Outcome
+
+SAME_REFUSALS = 8  # with the same words, before the first answer
+UNUSABLE_ANSWERS = 8
+# Refusals of what a prompt says or how long it is: of that prompt, however many come first.
+_OF_A_PROMPT = re.compile(
+    r"content.{0,3}(?:filter|policy|management|inspection)|moderat|harmful|sensitive|"
+    r"(?:prompt|input|message)s? (?:\w+ ){0,2}too long|messages resulted in",
+    re.IGNORECASE,
+)
+
+
+class FirstRefusals:
+    """Counts equal refusals (4xx) until something else happens."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sign: tuple[int, str] | None = None
+        self._is_over = False
+
+    def add(self, outcome: Outcome) -> bool:
+        """Count the end of an attempt; whether the first `SAME_REFUSALS` were all the same."""
+        status = outcome.status or 0
+        if self._is_over or outcome.outcome != "rejected" or not 400 <= status < 500:
+            return False
+        if retry_policy.again(status) or status == 429:
+            return False
+        words = retry_policy.words_of(outcome)
+        sign = status, _shape(words)
+        self._is_over = self._sign not in (None, sign) or bool(_OF_A_PROMPT.search(words))
+        self._sign, self.count = sign, self.count + 1
+        return not self._is_over and self.count >= SAME_REFUSALS
+
+    def end(self) -> None:
+        """An answer has come."""
+        self._is_over = True
+
+
+def _shape(words: str) -> str:
+    """A message without its numbers, ids and quotations, which differ between requests."""
+    text = unicodedata.normalize("NFKC", words).casefold()
+    text = re.sub(r"\b(?=\w*\d)\w+\b", "#", text)
+    return text[:120]
+
+
+class Usable(NamedTuple):
+    """What a stage needs of an answer; `hint` is what to do when none is so."""
+
+    is_usable: Callable[[Answer], bool]
+    hint: str
+
+
+class FirstAnswers:
+    """Counts unusable answers until a usable one comes."""
+
+    def __init__(self, usable: Usable | None) -> None:
+        self.usable, self.count = usable, 0
+
+    def add(self, answer: Answer) -> bool:
+        """Count an answer; whether the first `UNUSABLE_ANSWERS` were all unusable."""
+        if self.usable is None:
+            return False
+        if self.usable.is_usable(answer):
+            self.usable = None
+            return False
+        self.count += 1
+        return self.count >= UNUSABLE_ANSWERS

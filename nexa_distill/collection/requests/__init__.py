@@ -1,0 +1,1 @@
+"""One request: its JSON, its connection, its rate, its budget, and when it is retried."""

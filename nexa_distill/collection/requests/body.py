@@ -1,0 +1,77 @@
+"""What a model is asked: the JSON of a chat completion, and the key that tells requests apart."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nexa_distill.dialects import DIALECTS, SystemRole
+from nexa_distill.settings.pipeline import DistillConfig, Provider
+from nexa_distill.text.hashing import compact_json, sha256_text
+
+# max_completion_tokens first: where both are sent, it is the one that counts.
+LIMIT_KEYS = sorted({d.limit_key for d in DIALECTS.values()})
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRequest:
+    """One question to a model: `body` is the chat completion's JSON, `data` its bytes."""
+
+    sample_id: str
+    attempt: int
+    key: str
+    body: dict[str, Any]
+    data: bytes
+
+
+def prompt_request(
+    sample_id: str, body: dict[str, Any], *, attempt: int = 0, round_: int = 0, index: int = 0
+) -> PromptRequest:
+    """The request and its key: what makes two requests the same.
+
+    That is the endpoint's kind, model, messages, decoding parameters, sample index and round.
+    """
+    text = compact_json(body)
+    key = sha256_text(f'["chat",{text},{index},{round_}]')
+    return PromptRequest(sample_id, attempt, key, body, text.encode("utf-8", "surrogatepass"))
+
+
+def request_body(
+    system: str, prompt: str, model: str, config: DistillConfig, provider: Provider,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """A chat completion's JSON, in the provider's dialect. A null in `extra` drops its key."""
+    dialect, stream = provider.spoken, provider.stream
+    body = {
+        "model": model,
+        "messages": messages(system, prompt, provider.system_role or dialect.system_role),
+        dialect.limit_key: config.collection.max_tokens,
+        "temperature": config.collection.temperature if dialect.sends_temperature else None,
+        **dialect.body,
+        **({"stream": True} if (dialect.stream if stream is None else stream) else {}),
+        **extra,
+    }
+    if body.get("stream"):  # the usage is sent only if it is asked for
+        body.setdefault("stream_options", {"include_usage": True})
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def messages(system: str, prompt: str, role: SystemRole) -> list[dict[str, str]]:
+    """The conversation that is sent; `role` says where the system prompt is in it."""
+    if role == "user":
+        prompt = "\n\n".join(filter(None, [system, prompt]))
+    user = {"role": "user", "content": prompt}
+    if not system or role in ("user", "none"):
+        return [user]
+    return [{"role": role, "content": system}, user]
+
+
+def answer_limit(body: Mapping[str, Any]) -> int | None:
+    """Tokens that the request lets the answer have, or None when it names no limit."""
+    limits = (body.get(key) for key in LIMIT_KEYS)
+    return next((limit for limit in limits if limit), None)
+
+
+def raise_limit(body: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """The same request with its limits at least doubled, and at least `tokens`."""
+    limits = {key: max(tokens, 2 * body[key]) for key in LIMIT_KEYS if body.get(key)}
+    return body | limits

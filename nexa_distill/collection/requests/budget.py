@@ -1,0 +1,86 @@
+"""What has been spent, and whether one more request may be sent."""
+
+from nexa_distill.errors import InputError
+from nexa_distill.journal.journal import Spent
+from nexa_distill.settings.pipeline import Budget, Provider
+
+
+def dollars(usd: float) -> str:
+    """`1.20`, `0.0123`: two decimals, or as many as it takes, up to four; six below a cent."""
+    decimals = 2 if usd >= 100 else 4 if usd >= 0.01 else 6
+    whole, _, cents = f"{usd:,.{decimals}f}".partition(".")
+    return f"{whole}.{cents.rstrip('0').ljust(2, '0')}"
+
+
+def refuse_unpriced(budget: Budget, name: str, provider: Provider, model: str) -> None:
+    """Raises InputError (65) when dollars are limited and cannot be counted."""
+    if budget.max_usd is not None and model not in provider.prices:
+        raise InputError(
+            f"budget.max_usd is set and providers.{name}.prices has no price of {model}: dollars "
+            "cannot be counted. Write its price, or use budget.max_requests or max_tokens"
+        )
+
+
+class Tally:
+    """Spent by all runs (`before` this one and since), and reserved for what is on its way.
+
+    Tokens and dollars as billed; an attempt that may have been billed counts as its reservation.
+    """
+
+    def __init__(self, budget: Budget, before: Spent) -> None:
+        self.budget = budget
+        self.requests, self.tokens, self.usd = before
+        self.sent = self.answered = 0  # of this run
+        self._reserved_tokens, self._reserved_usd, self._reservations = 0, 0.0, 0
+
+    @property
+    def spend(self) -> str:
+        """For the progress line: `$1.2345 of $5.00`; empty when nothing has a price."""
+        limit = self.budget.max_usd
+        if limit is None:
+            return f"${self.usd:.4f}" if self.usd else ""
+        return f"${self.usd:.4f} of ${dollars(limit)}"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is reserved: what stands in `over` will not change by waiting."""
+        return not self._reservations
+
+    def over(self, tokens: int, usd: float) -> str | None:
+        """Which limit one more request of at most `tokens` and `usd` could break, or None."""
+        limits = self.budget
+        would_be = (
+            ("max_requests", self.requests + self._reservations + 1, limits.max_requests),
+            ("max_tokens", self.tokens + self._reserved_tokens + tokens, limits.max_tokens),
+            ("max_usd", self.usd + self._reserved_usd + usd, limits.max_usd),
+        )
+        for name, value, limit in would_be:
+            if limit is not None and value > limit:
+                return f"budget.{name} is {limit:g}; the next request could bring it to {value:g}"
+        return None
+
+    def reserve(self, tokens: int, usd: float) -> None:
+        """A request goes out."""
+        self.sent += 1
+        self._reservations += 1
+        self._reserved_tokens += tokens
+        self._reserved_usd += usd
+
+    def hold(self, part: Spent) -> None:
+        """A part of `before` is still under way: it is reserved, and not yet spent."""
+        self.requests -= part.requests
+        self.tokens -= part.tokens
+        self.usd -= part.usd
+        self._reservations += part.requests
+        self._reserved_tokens += part.tokens
+        self._reserved_usd += part.usd
+
+    def release(self, tokens: int, usd: float, *, billed: tuple[int, float] | None) -> None:
+        """It has ended; `billed` is what it cost or may have cost, None if it was not billed."""
+        self._reservations -= 1
+        self._reserved_tokens -= tokens
+        self._reserved_usd -= usd
+        if billed:
+            self.requests += 1
+            self.tokens += billed[0]
+            self.usd += billed[1]

@@ -1,0 +1,70 @@
+"""A server that is still loading its model, before its first answer, is waited for.
+
+It refuses connections, or answers 502, 503 or 504, or says in its words that it loads. One request
+at a time asks how it is; none counts against its row. After the first answer of the run the same
+failures are failures.
+"""
+
+from nexa_distill import dialects
+from nexa_distill.collection.requests import retry_policy
+from nexa_distill.collection.requests.endpoint import Endpoint
+from nexa_distill.collection.requests.transport import REFUSED_CONNECTION
+from nexa_distill.console.progress import Progress
+from nexa_distill.journal.journal import Outcome
+
+NOT_READY = {502, 503, 504}  # by llama.cpp, or by the proxy before a server that has not started
+FIRST_POLL_SECONDS, POLL_GROWTH, LAST_POLL_SECONDS = 0.5, 1.5, 5.0
+
+
+class Startup:
+    """Of one run; `seconds` from the first refusal on, 0 = nothing is waited for."""
+
+    def __init__(self, endpoint: Endpoint, seconds: float) -> None:
+        self.endpoint, self.seconds = endpoint, seconds
+        self._has_served = False
+        self._since: float | None = None
+        self._poll = FIRST_POLL_SECONDS
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the server is believed to be loading."""
+        return self._since is not None
+
+    def is_loading(self, outcome: Outcome, *, is_hidden: bool) -> bool:
+        """Whether a failure means that the server is not ready yet; `is_hidden`: inside a 200."""
+        if self._has_served or not self.seconds or outcome.outcome == "answered":
+            return False
+        if outcome.outcome == "not_sent":
+            return (outcome.error or "").startswith(REFUSED_CONNECTION)
+        if outcome.outcome != "rejected" or outcome.status is None:
+            return False
+        if outcome.status in NOT_READY and not is_hidden:
+            return True
+        may_load = outcome.status >= 500 or outcome.status == 425
+        return may_load and dialects.is_loading(retry_policy.words_of(outcome))
+
+    def wait(self, now: float, outcome: Outcome, pause: float | None, progress: Progress) -> float:
+        """Seconds until it is asked again. Raises ProviderUnusable when its time is over."""
+        said = retry_policy.said_by(outcome, 120)
+        if self._since is None:
+            self._since = now
+            progress.tell(
+                f"provider {self.endpoint.provider} ({self.endpoint.base_url}) is not ready "
+                f"({said}); waiting up to {self.seconds:.0f} s for it "
+                f"(providers.{self.endpoint.provider}.startup_wait_seconds)"
+            )
+        left = self._since + self.seconds - now
+        if left <= 0:
+            raise retry_policy.never_ready(self.endpoint, self.seconds, said)
+        progress.say(f"waiting for the server, {now - self._since:.0f} s")
+        poll, self._poll = self._poll, min(self._poll * POLL_GROWTH, LAST_POLL_SECONDS)
+        return min(max(poll, pause or 0.0), left)
+
+    def end(self, now: float, progress: Progress) -> None:
+        """An answer has come."""
+        if self._since is not None:
+            progress.tell(
+                f"provider {self.endpoint.provider} is ready after {now - self._since:.0f} s"
+            )
+            progress.say("")
+        self._has_served, self._since = True, None

@@ -1,0 +1,181 @@
+"""One send of one chat completion over HTTP, and what its end means.
+
+Any status other than 200 is a refusal (`rejected`), and so is an error inside a 200, by its own
+status (`response_body.py`). Without a complete body the outcome is `not_sent` if there was no
+connection, else `uncertain`: the provider may bill it. Bodies are kept as received, up to
+`MAX_BODY_BYTES` after decompression. Only what was surely not served, by a connection that the
+server had closed (`connections.py`), is sent a second time from here.
+"""
+
+import asyncio
+import email.utils
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import aiohttp
+
+from nexa_distill.collection.requests.connections import LostConnection, open_session, proxy_of
+from nexa_distill.collection.requests.endpoint import Endpoint
+from nexa_distill.collection.requests.response_body import hidden_error
+from nexa_distill.journal.journal import Outcome
+
+ABANDONED = "abandoned at the stop"
+REFUSED_CONNECTION = "connection refused"
+MAX_BODY_BYTES = 64 * 2**20
+DEFAULT_PAUSE_SECONDS = 2.0
+MAX_PAUSE_SECONDS = 600.0
+NOT_CONNECTED = (
+    aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError,
+)  # fmt: skip
+LOST_SENDS = 8  # connections lost in a row, before the server counts as unreachable
+# A pause in words, where the headers name none: Gemini's retryDelay, Hugging Face's estimated_time,
+# "Please try again in 1m7.5s", "retry after 20 seconds". Groups: field in seconds; h, m, ms or s.
+_PAUSE = re.compile(
+    r'"(?:retry_?delay|retry_?after(?:_seconds)?|estimated_time)"\s*:\s*"?(\d+(?:\.\d+)?)'
+    r"|(?:try again|retry|wait)\D{0,20}?(?:(\d+)\s*h(?:ours?)?\s*)?(?:(\d+)\s*m(?:in\w*)?\s*)?"
+    r"(?:(\d+(?:\.\d+)?)\s*(ms|s(?:ec\w*)?)\b)",
+    re.IGNORECASE,
+)
+
+
+class Reply(NamedTuple):
+    """`pause`: seconds that the provider asks us to wait, or None when it says nothing.
+
+    `is_hidden`: the status is of an error inside a 200, so the server itself is up.
+    """
+
+    outcome: Outcome
+    pause: float | None = None
+    is_hidden: bool = False
+
+
+class Transport:
+    """Connections to one endpoint. Use as an async context manager."""
+
+    def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
+        self.endpoint, self.url = endpoint, endpoint.url("/chat/completions")
+        self._limit = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._proxy = proxy_of(endpoint)._asdict()
+
+    async def __aenter__(self) -> "Transport":
+        self._session = open_session(
+            self.endpoint, self._limit, {"Content-Type": "application/json"}
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def post(self, data: bytes) -> Reply:
+        """Send `data`. Never raises: a cancelled send is an uncertain one."""
+        for _ in range(LOST_SENDS):
+            try:
+                return await self._post(data)
+            except LostConnection as error:
+                lost = f"{type(error).__name__}: {error}"
+            except NOT_CONNECTED as error:
+                return Reply(Outcome("not_sent", error=_connection_error(error)))
+            except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+                return Reply(Outcome("uncertain", error=f"{type(error).__name__}: {error}"))
+            except asyncio.CancelledError:
+                return Reply(Outcome("uncertain", error=ABANDONED))
+        return Reply(Outcome("not_sent", error=lost))
+
+    async def _post(self, data: bytes) -> Reply:
+        start = time.monotonic()
+        async with self._session.post(
+            self.url, data=data, allow_redirects=False, **self._proxy
+        ) as response:
+            raw = await _body(response)
+            elapsed = (time.monotonic() - start) * 1000
+            return self._reply(response, raw, elapsed)
+
+    def _reply(self, response: aiohttp.ClientResponse, raw: bytes | None, elapsed: float) -> Reply:
+        status = response.status
+        if raw is None:
+            return Reply(Outcome("uncertain", status, error=f"body over {MAX_BODY_BYTES} bytes"))
+        raw = self.endpoint.without_key(raw)
+        outcome = outcome_of(status, raw, elapsed)
+        if outcome.outcome == "answered":
+            return Reply(outcome)
+        pause = pause_asked(response.headers)
+        return Reply(outcome, pause_in_words(raw) if pause is None else pause, status == 200)
+
+
+def outcome_of(status: int | None, raw: bytes, elapsed: float | None = None) -> Outcome:
+    """What a complete response means. An error behind a part of an answer may be billed."""
+    if status != 200:
+        return Outcome("rejected", status, raw, None, elapsed)
+    error = hidden_error(raw)
+    if error is None:
+        return Outcome("answered", status, raw, None, elapsed)
+    if error.is_billed:
+        return Outcome("uncertain", error.status, None, f"an error in a 200: {error.words}")
+    return Outcome("rejected", error.status, raw, None, elapsed)
+
+
+def _connection_error(error: Exception) -> str:
+    """In words by which a refused connection is known again, whatever the system's are."""
+    kind = f"{type(error).__name__}: {error}"
+    refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
+    refused = refused and not isinstance(error, aiohttp.ClientProxyConnectionError)
+    return f"{REFUSED_CONNECTION}: {kind}" if refused else kind
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body as received, or None when it is larger than any answer can be."""
+    length = response.content_length
+    if length is not None and "Content-Encoding" not in response.headers:
+        return await response.read() if length <= MAX_BODY_BYTES else None
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            return None
+    return b"".join(parts)
+
+
+def pause_asked(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by `retry-after-ms` (OpenAI) or `Retry-After` (RFC 9110 10.2.3).
+
+    None when there is neither. A date is compared with the response's own `Date`, for this
+    machine's clock may be wrong. Negative or garbage is `DEFAULT_PAUSE_SECONDS`; at most
+    `MAX_PAUSE_SECONDS`.
+    """
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("Retry-After")
+    if milliseconds is None and value is None:
+        return None
+    try:
+        seconds = float(value or "") if milliseconds is None else float(milliseconds) / 1000
+    except ValueError:
+        seconds = _until(value or "", headers.get("Date"))
+    if not 0 <= seconds < math.inf:
+        seconds = DEFAULT_PAUSE_SECONDS
+    return min(seconds, MAX_PAUSE_SECONDS)
+
+
+def pause_in_words(raw: bytes) -> float | None:
+    """Seconds to wait by a refusal's body, or None; at most `MAX_PAUSE_SECONDS`."""
+    found = _PAUSE.search(raw[:4000].decode("utf-8", "replace"))
+    if found is None:
+        return None
+    field, hours, minutes, number, unit = found.groups()
+    seconds = float(field or number) / (1000 if unit and unit.lower() == "ms" else 1)
+    return min(seconds + 3600 * int(hours or 0) + 60 * int(minutes or 0), MAX_PAUSE_SECONDS)
+
+
+def _until(date: str, now: str | None) -> float:
+    """Seconds from one HTTP date to another; -1 when `date` is none."""
+    try:
+        end = email.utils.parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return -1.0
+    try:
+        start = email.utils.parsedate_to_datetime(now or "").timestamp()
+    except ValueError:
+        start = time.time()
+    return max(0.0, end - start)

@@ -1,0 +1,1 @@
+"""What a terminal sees: command-line flags, exit codes, progress."""

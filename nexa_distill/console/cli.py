@@ -1,0 +1,150 @@
+"""What every command shares: `--config`, and how an error becomes one line and an exit code."""
+
+import argparse
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from nexa_distill.errors import NexaError
+from nexa_distill.text.secrets import mask_secrets
+
+DEFAULT_CONFIG = Path("configs/distill_config.yaml")
+STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGHUP arrived. Not an Exception, so that no handler for errors swallows it."""
+
+
+class _Log(io.TextIOBase):
+    """stderr that may be lost: a full disk or a closed terminal never stops the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviation for a flag and prints no key.
+
+    `--api-key KEY` would be taken for `--api-key-env KEY`, and the error would print the key.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | options))
+
+    def error(self, message: str) -> NoReturn:
+        """Usage, the message without keys, exit code 2."""
+        if "--api-key" in message:
+            message += (
+                "\nA key is never a flag: the process list shows it. Write OPENAI_API_KEY=... (the "
+                "provider's api_key_env) into .env, see .env.example"
+            )
+        super().error(mask_secrets(message))
+
+
+def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:
+    """An argument parser whose help is the module's docstring, with `--config` on it."""
+    made = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})"
+    )
+    return made
+
+
+def student_parser(doc: str | None) -> Parser:
+    """As `parser`, for what reads the settings of a student and those of the pipeline."""
+    made = parser(doc, config=STUDENT_CONFIG)
+    made.add_argument("--pipeline-config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    return made
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def handle_signals() -> None:
+    """SIGTERM and SIGHUP become `Stopped`, so that what is half-written is cleaned up."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGHUP, _stop)
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit: 0, an error's own code, 74 disk, 130 Ctrl-C, 143 SIGTERM or SIGHUP, 141
+    when nobody reads its output any more.
+
+    Any other exception is a bug: its traceback is shown and the code is 1.
+    """
+    handle_signals()
+    sys.stderr = _Log(sys.stderr)
+    try:
+        status = main()
+    except NexaError as error:
+        status = _say(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        status = _say("stopped by Ctrl-C; run the same command again to continue", 130)
+    except Stopped:
+        status = _say("stopped by a signal; run the same command again to continue", 143)
+    except BrokenPipeError:  # whoever read this has seen enough: `... status | head`
+        status = 141
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        status = _say(
+            f"{os.strerror(error.errno or 0)}{where}: the previous files are intact. "
+            "Free space (df -h .) and run the same command again",
+            74,
+        )
+    _leave(status)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # what was printed was still in our buffer
+            status = status or 141
+        except (OSError, ValueError):
+            continue
+    # Everything is closed and on disk. What C libraries do while the interpreter is taken apart
+    # (one run in a thousand crashed there) must not change the code that this ends with.
+    os._exit(status)
+
+
+def _leave(status: int) -> None:
+    """Where a launcher of many processes hides exit codes, the first to fail leaves its own."""
+    file = os.environ.get("NEXA_EXIT_FILE")
+    if status and file and not Path(file).stat().st_size:
+        Path(file).write_text(str(status), encoding="utf-8")
+
+
+def _say(message: str, code: int) -> int:
+    print(f"error: {mask_secrets(message)}", file=sys.stderr, flush=True)
+    return code

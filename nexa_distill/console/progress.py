@@ -1,0 +1,86 @@
+"""Progress for a person (tqdm) and for the launcher (a small JSON file).
+
+The launcher sets `NEXA_PROGRESS_FILE` for each session and turns the file into its live line:
+`{"step": str, "done": int, "total": int, "rate": rows/s, "note": str, "updated": unix seconds}`.
+Progress is a courtesy: a progress file that cannot be written never stops the work.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+WRITE_EVERY_SECONDS = 0.5
+
+
+class Progress:
+    """A bar over `total` rows, of which `done` were there before. Use as a context manager."""
+
+    def __init__(self, step: str, total: int, *, done: int = 0, unit: str = "rows") -> None:
+        self.step, self.total, self.done, self.note = step, total, done, ""
+        self._start, self._first, self._written = time.monotonic(), done, 0.0
+        file = os.environ.get("NEXA_PROGRESS_FILE")
+        self._file = Path(file) if file else None
+        self._bar = tqdm(total=total, initial=done, desc=step, unit=unit, mininterval=0.5)
+
+    def __enter__(self) -> Self:
+        self._write()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        self._write()
+
+    def add(self, rows: int = 1, note: str = "") -> None:
+        """Count `rows` more; `note` (for example the spend so far) stands at the line's end."""
+        self.done += rows
+        if note:
+            self.note = note
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(rows)
+        if time.monotonic() - self._written > WRITE_EVERY_SECONDS:
+            self._write()
+
+    def say(self, note: str) -> None:
+        """Another word at the line's end, though no row was done."""
+        self.note = note
+        self._bar.set_postfix_str(note)
+        self._write()
+
+    def tell(self, text: str) -> None:
+        """A line of its own for a person, above the bar."""
+        self._bar.clear()
+        print(f"{self.step}: {text}", flush=True)
+        self._bar.refresh()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        if self._file is None:
+            return
+        rate = (self.done - self._first) / max(self._written - self._start, 1e-9)
+        state = {
+            "step": self.step, "done": self.done, "total": self.total,
+            "rate": round(rate, 3), "note": self.note, "updated": time.time(),
+        }  # fmt: skip
+        temporary = self._file.with_suffix(".tmp")
+        try:
+            temporary.write_text(json.dumps(state))
+            temporary.replace(self._file)
+        except OSError:
+            self._file = None
+
+
+def clock(seconds: float) -> str:
+    """`1:02` or `1:00:02`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,1 @@
+"""What answers cost: the estimate before, the report afterwards."""

@@ -1,0 +1,188 @@
+"""What the answers cost, in all and per kept sample, and what more of them would.
+
+Reads   the journals of the paid stages, the tables of answers and of kept answers
+Writes  reports/cost_report.json and its Markdown twin; not a byte when nothing has changed
+
+Spending is that of all runs, whatever was asked in them, as the journals have it. The keep rate
+and the projection are of the answers that are in the tables now; they are null while the kept
+answers are missing or made from other ones. What was not measured is null, never 0.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nexa_distill.contracts import TABLES
+from nexa_distill.cost.cost_report_text import markdown
+from nexa_distill.cost.spending import Figures, known_sum, ratio, spending, whole_sum
+from nexa_distill.errors import NexaError
+from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.manifests import load_manifest, repairs, run_id, utc_now
+from nexa_distill.storage.tables import read_batches
+
+TEACHERS = ("teacher", "regenerate")  # their tokens are teacher tokens
+PER_SAMPLE = (*TEACHERS, "judge")  # stages that cost more when there are more samples
+NOTES = (
+    "Dollars and tokens are those of complete answers. A request that ended without one may have "
+    "been billed too: it is counted as uncertain, with the most that it can have cost.",
+    "Per kept sample: all that was spent so far, on answers of earlier settings too.",
+    "Projected: at the keep rate, the requests per sample, the tokens and the cost of an answer "
+    "and the answers per second that were measured, for the answers that are in the tables now.",
+)
+
+
+class _Answers(NamedTuple):
+    """What a stage asked. A request counts once, however many rows share it."""
+
+    requests: int
+    answers: int
+    tokens: float | None  # prompt and completion, mean per answer
+    usd: float | None  # mean per answer
+
+
+def write_cost_report(config: DistillConfig) -> Figures:
+    """Write the report, unless it stands there already, and return it."""
+    report = cost_report(config)
+    path = config.storage.path("reports") / "cost_report.json"
+    if path.is_file():
+        written: Figures = json.loads(path.read_text(encoding="utf-8"))
+        if written | {key: report[key] for key in ("run_id", "created_at")} == report:
+            return written
+    write_json(path, report)
+    write_text(path.with_suffix(".md"), markdown(report))
+    return report
+
+
+def cost_report(config: DistillConfig) -> Figures:
+    """Tokens as billed, US dollars at the prices of the time, seconds of wall time."""
+    stages, unread = spending(config.storage)
+    kept = _kept(config.storage)
+    samples = kept["kept_samples"] if kept else None
+    total = _total(stages) | {"distilled_tokens": kept["tokens"] if kept else None}
+    each = ("usd", "seconds", "teacher_tokens")
+    return {
+        "run_id": run_id(),
+        "stages": stages,
+        "total": total,
+        "kept": kept,
+        "per_kept_sample": {name: ratio(total[name], samples) for name in each},
+        "projection": _projection(config, stages, samples),
+        "notes": [*NOTES, *unread],
+        "created_at": utc_now(),
+    }
+
+
+def _total(stages: dict[str, Figures]) -> Figures:
+    """Over all stages; teacher tokens are prompts and completions."""
+    summed = (
+        "requests_sent", "answered", "uncertain", "uncertain_usd_at_most", "usd",
+        "answers_without_price", "seconds",
+    )  # fmt: skip
+    of_teachers = [figures for name, figures in stages.items() if name in TEACHERS]
+    tokens = ("prompt_tokens", "completion_tokens")
+    return {
+        **{key: known_sum(figures[key] for figures in stages.values()) for key in summed},
+        "teacher_tokens": known_sum(figures[key] for figures in of_teachers for key in tokens),
+    }
+
+
+def _kept(storage: Storage) -> Figures | None:
+    """Of the answers that are in the tables now; None when that is not known."""
+    path, answers = storage.path("filtered_dataset"), storage.path("collected_dataset")
+    manifest = load_manifest(path, storage)
+    sources = [load_manifest(source, storage) for source in (answers, *repairs(storage))]
+    made_from = {item["sha256"] for item in manifest["inputs"]} if manifest else set()
+    if any(source is None or source["sha256"] not in made_from for source in sources):
+        return None
+    try:
+        tokens = _read(path, "filtered_dataset", ["completion_tokens"])["completion_tokens"]
+        asked = [
+            _read(storage.path(key), key, ["sample_id"])
+            for key in ("collected_dataset", "unanswered")
+        ]
+    except NexaError:
+        return None
+    prompts = pc.count_distinct(pa.concat_tables(asked)["sample_id"]).as_py()
+    return {
+        "prompts": prompts,
+        "kept_samples": len(tokens),
+        "keep_rate": ratio(len(tokens), prompts),
+        "tokens": pc.sum(tokens).as_py(),
+        "samples_without_token_counts": tokens.null_count,
+    }
+
+
+def _read(path: Path, key: str, columns: list[str]) -> pa.Table:
+    """Columns of a table of contracts; no rows when the file is not there."""
+    table = TABLES[key]
+    batches = list(read_batches(path, table, columns=columns)) if path.exists() else []
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    return pa.concat_tables(batches) if batches else schema.empty_table()
+
+
+def _projection(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:
+    """What `budget.target_samples` kept samples take, if the others are like those there are."""
+    wanted, parts = config.budget.target_samples, dict[str, Figures]()
+    for name, figures in stages.items():
+        if name in PER_SAMPLE and samples:
+            now = _now(name, figures, config.storage)
+            if now.requests:
+                parts[name] = _scaled(now, figures["answers_per_second"], wanted / samples)
+    return {
+        "target_samples": wanted,
+        "stages": parts,
+        "requests": whole_sum(part["requests"] for part in parts.values()),
+        "tokens": whole_sum(part["tokens"] for part in parts.values()),
+        "teacher_tokens": whole_sum(parts[name]["tokens"] for name in TEACHERS if name in parts),
+        "seconds": whole_sum(part["seconds"] for part in parts.values()),
+        "teacher_usd": parts["teacher"]["usd"] if "teacher" in parts else None,
+        "total_usd": whole_sum(part["usd"] for part in parts.values()),
+    }
+
+
+def _scaled(now: _Answers, per_second: float | None, scale: float) -> Figures:
+    answers = now.answers * scale
+    return {
+        "requests": math.ceil(now.requests * scale),
+        "tokens": None if now.tokens is None else round(answers * now.tokens),
+        "seconds": ratio(answers, per_second),
+        "usd": None if now.usd is None else answers * now.usd,
+    }
+
+
+def _now(stage: str, figures: Figures, storage: Storage) -> _Answers:
+    """What the samples took of a stage; of one that has no table of answers, all that it did."""
+    if stage == "teacher":
+        return _answers(storage.path("collected_dataset"), storage.path("unanswered"))
+    if stage == "regenerate":
+        found = [
+            _answers(path, path.with_name(f"{path.stem}.unanswered.parquet"))
+            for path in repairs(storage)
+        ]
+        return found[0] if found else _Answers(0, 0, None, None)
+    answered = figures["answered"]
+    tokens = whole_sum((figures["prompt_tokens"], figures["completion_tokens"]))
+    counted = answered - figures["answers_without_token_counts"]
+    priced = answered - figures["answers_without_price"]
+    return _Answers(answered, answered, ratio(tokens, counted), ratio(figures["usd"], priced))
+
+
+def _answers(table: Path, unanswered: Path) -> _Answers:
+    columns = ["request_key", "prompt_tokens", "completion_tokens", "cost_usd"]
+    rows = _read(table, "collected_dataset", columns)
+    rows = rows.filter(pc.is_valid(rows["request_key"]))  # of a file, or of a person: not asked
+    once = rows.group_by("request_key").aggregate([(name, "min") for name in columns[1:]])
+    missing = pc.count_distinct(_read(unanswered, "unanswered", ["request_key"])["request_key"])
+    tokens = pc.add(once["prompt_tokens_min"], once["completion_tokens_min"])
+    usd = once["cost_usd_min"]
+    return _Answers(
+        once.num_rows + missing.as_py(),
+        once.num_rows,
+        pc.mean(tokens).as_py(),
+        pc.mean(usd).as_py(),
+    )

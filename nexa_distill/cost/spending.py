@@ -1,0 +1,105 @@
+"""What each paid stage has spent: requests, tokens, dollars, wall time of all its runs."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from nexa_distill.errors import StorageFailed
+from nexa_distill.journal.journal import DIED, ReadOnlyJournal
+from nexa_distill.settings.pipeline import Storage
+
+Figures = dict[str, Any]
+
+FIRST_STAGES = ("teacher", "regenerate", "judge")
+_ENDED = (
+    "SELECT o.outcome, count(*), sum(u.prompt_tokens), sum(u.completion_tokens), "
+    "count(u.prompt_tokens + u.completion_tokens), sum(u.cost_usd), count(u.cost_usd), "
+    "sum(a.most_usd) FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+    "LEFT JOIN usage u ON u.attempt_id = a.id GROUP BY o.outcome"
+)
+_UNDER_WAY = "SELECT count(*) FROM unended WHERE batch IN (SELECT id FROM open_batches)"
+_LAST = (
+    "SELECT max(o.ended_at) FROM attempts a JOIN outcomes o ON o.attempt_id = a.id "
+    "WHERE a.run = ? AND o.ended_at < ? AND coalesce(o.error, '') <> ?"
+)
+
+
+class _Ended(NamedTuple):
+    """The attempts of one outcome. `counted`, `priced`: those with token counts, with a cost."""
+
+    attempts: int = 0
+    prompt: int | None = None
+    completion: int | None = None
+    counted: int = 0
+    usd: float | None = None
+    priced: int = 0
+    most_usd: float | None = None
+
+
+def spending(storage: Storage) -> tuple[dict[str, Figures], list[str]]:
+    """Figures by stage, in the order of the work; and a line on each journal that is unreadable."""
+    found, unread = dict[str, Figures](), []
+    paths = {path.stem: path for path in sorted(storage.path("journal").glob("*.sqlite"))}
+    order = [name for name in FIRST_STAGES if name in paths]
+    for name in dict.fromkeys([*order, *paths]):
+        try:
+            with ReadOnlyJournal(paths[name]) as journal:
+                found[name] = stage_spending(journal)
+        except StorageFailed as error:
+            unread.append(f"{name} is left out. {error}")
+    return found, unread
+
+
+def stage_spending(journal: ReadOnlyJournal) -> Figures:
+    """Of all runs; None = not measured. Requests `under_way` are in batches at the provider."""
+    by = {outcome: _Ended(*row) for outcome, *row in journal.read(_ENDED)}
+    answered, refused, uncertain = (
+        by.get(name, _Ended()) for name in ("answered", "rejected", "uncertain")
+    )
+    died, seconds = journal.unended(), _seconds(journal)
+    perhaps = (uncertain.most_usd or 0.0) + died.usd
+    doubtful = uncertain.attempts + died.requests
+    return {
+        "requests_sent": answered.attempts + refused.attempts + doubtful,
+        "answered": answered.attempts,
+        "refused": refused.attempts,
+        "uncertain": doubtful,
+        "under_way": journal.read(_UNDER_WAY).fetchone()[0],
+        "uncertain_usd_at_most": perhaps if perhaps or answered.priced else None,
+        "prompt_tokens": answered.prompt,
+        "completion_tokens": answered.completion,
+        "answers_without_token_counts": answered.attempts - answered.counted,
+        "usd": answered.usd,
+        "answers_without_price": answered.attempts - answered.priced,
+        "seconds": seconds,
+        "answers_per_second": ratio(answered.attempts or None, seconds),
+    }
+
+
+def _seconds(journal: ReadOnlyJournal) -> float | None:
+    """Wall time of all runs; one that was killed lasted until its last outcome."""
+    runs = "SELECT id, started_at, ended_at, lead(started_at) OVER (ORDER BY id) FROM runs"
+    lasted = list[float | None]()
+    for id_, started, ended, following in journal.read(runs).fetchall():
+        if ended is None:
+            (ended,) = journal.read(_LAST, id_, following or math.inf, DIED).fetchone()
+        lasted.append(None if ended is None else max(0.0, ended - started))
+    known = [seconds for seconds in lasted if seconds is not None]
+    return sum(known) if known else None
+
+
+def ratio(value: float | None, by: float | None) -> float | None:
+    """`value / by`; None when one is not known, or there is nothing to divide by."""
+    return value / by if value is not None and by else None
+
+
+def known_sum(values: Iterable[Any]) -> Any:
+    """Of the values that are known; None when none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def whole_sum(values: Iterable[Any]) -> Any:
+    """Of all values; None when one is not known, for then the sum is not, or there is none."""
+    found = list(values)
+    return None if not found or None in found else sum(found)

@@ -1,0 +1,1 @@
+"""Inside `dedup`: near-duplicates, contamination, and which split a row gets."""

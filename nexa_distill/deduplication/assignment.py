@@ -1,0 +1,294 @@
+"""What dedup decides about each row, from numbers: the texts stay on disk.
+
+Rows come in batches (`Rows.add`); `decide` then says of each row whether it is kept and which
+document's name and side it has. See `dedup.py` for the rules.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input
+from nexa_distill.deduplication import contamination
+from nexa_distill.deduplication.minhash import edges, families, join, join_equal
+from nexa_distill.deduplication.minhash_store import Sketched, Sketches, Sketching, sketched
+from nexa_distill.deduplication.shared_text import NOTHING_SHARED, SharedText
+from nexa_distill.deduplication.splits import SIDES, Documents, place
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.text.hashing import Digests, Hashes, Indexes, digests, keys, mixed, sha256_text
+from nexa_distill.text.ngrams import fold
+
+REASONS = ("", "duplicate", "joins_splits", "near_duplicate", "contaminated")
+DUPLICATE, JOINS_SPLITS, NEAR_DUPLICATE, CONTAMINATED = range(1, 5)
+COLUMNS = ["sample_id", *CONTENT_COLUMNS, "document_id"]
+
+
+def sketching(config: DistillConfig) -> Sketching | None:
+    """How near-duplicates are found; None when they are not looked for."""
+    chosen = config.dedup
+    if chosen.jaccard is None:
+        return None
+    return Sketching(chosen.jaccard, chosen.shingle_words, chosen.permutations)
+
+
+def own_texts(row: Mapping[str, Any], shared: SharedText = NOTHING_SHARED) -> tuple[str, str]:
+    """(subject, question): what a row is about, and what it asks about it.
+
+    The subject is the context, without the schema; the question is the prompt without either. A
+    row without a context is its own subject and has no question, but for what it shares with many
+    others (`shared_text.py`). A context that is an instruction is left out.
+    """
+    schema, context, prompt = row["schema"], row["context"] or "", row["user_prompt"]
+    if schema:
+        context, prompt = context.replace(schema, " "), prompt.replace(schema, " ")
+    if not context.strip():
+        return shared.divide(prompt)
+    if shared.instructions and shared.is_instruction(row["document_id"]):
+        return prompt.replace(row["context"], " "), ""
+    return context, prompt.replace(row["context"], " ").replace(context, " ")
+
+
+class Prepared(NamedTuple):
+    """One batch, as far as a thread can take it."""
+
+    content: npt.NDArray[np.bytes_]
+    samples: Digests
+    documents: Digests
+    tasks: list[str]
+    subjects: Sketched
+    questions: Sketched
+
+
+def document_of(row: Mapping[str, Any], shared: SharedText) -> str:
+    """The document that a row belongs to: its own, where its context is only an instruction."""
+    if row["context"] and shared.is_instruction(row["document_id"]):
+        return sha256_text(fold(own_texts(row, shared)[0]))
+    return str(row["document_id"])
+
+
+def prepare(batch: pa.Table, how: Sketching | None, shared: SharedText) -> Prepared:
+    """Everything about a batch of contracts.CANONICAL that needs its texts. Pure."""
+    rows = batch.select(COLUMNS).to_pylist()
+    content = [hashlib.sha256(_content(row)).digest()[:16] for row in rows]
+    texts = [own_texts(row, shared) for row in rows]
+    subjects, questions = (pa.array([text[i] for text in texts], pa.string()) for i in (0, 1))
+    return Prepared(
+        np.array(content, "S16"),
+        digests(row["sample_id"] for row in rows),
+        digests(document_of(row, shared) for row in rows),
+        [row["template_name"] for row in rows],
+        sketched(subjects, how),
+        sketched(questions, how),
+    )
+
+
+def _content(row: Mapping[str, Any]) -> bytes:
+    return canonical_input(row).encode("utf-8", "surrogatepass")
+
+
+@dataclass
+class Rows:
+    """What is known of all rows; ids stand in the scratch folder, 32 bytes each."""
+
+    folder: Path
+    how: Sketching | None
+    subjects: Sketches = field(init=False)
+    questions: Sketches = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.subjects = Sketches(self.folder / "subjects", self.how)
+        self.questions = Sketches(self.folder / "questions", self.how)
+        self._ids = {name: (self.folder / name).open("wb") for name in ("samples", "documents")}
+        self._tasks: dict[str, int] = {}
+        self._parts: list[tuple[npt.NDArray[Any], ...]] = []
+
+    def add(self, batch: Prepared) -> None:
+        """Append a batch."""
+        self._ids["samples"].write(batch.samples.data)
+        self._ids["documents"].write(batch.documents.data)
+        tasks = [self._tasks.setdefault(task, len(self._tasks)) for task in batch.tasks]
+        self._parts.append(
+            (
+                batch.content, keys(batch.samples), keys(batch.documents),
+                np.array(tasks, np.int32),
+                self.subjects.add(batch.subjects), self.questions.add(batch.questions),
+            )
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing is added any more."""
+        for file in self._ids.values():
+            file.close()
+        self.subjects.close()
+        self.questions.close()
+        columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
+        self.content, self.samples, documents, self.tasks, self.subject, self.question = columns
+        self._parts = []
+        _, first, self.document = np.unique(documents, return_index=True, return_inverse=True)
+        self.documents = Documents.of(self._mapped("documents")[first])
+        self.sample_ids = self._mapped("samples")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def _mapped(self, name: str) -> Digests:
+        return np.memmap(self.folder / name, np.uint8, "r").reshape(-1, 32)
+
+
+@dataclass
+class Verdicts:
+    """Per row: an index into REASONS, and the row (or -2 - eval text) that is the reason.
+
+    `spans`: of contaminated rows, first word and number of words of the run in the row's subject.
+    `common`: runs of words that did not count; None when none were looked for.
+    """
+
+    reason: npt.NDArray[np.int8]
+    other: Indexes
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    common: int | None = None
+
+
+def subject_families(rows: Rows) -> Indexes:
+    """Per subject text, the family of near-duplicates that it belongs to."""
+    count = len(rows.subjects)
+    if rows.how is None:
+        labels = np.arange(count)
+        join_equal(labels, rows.subjects.prints)
+        return labels
+    return families(rows.subjects, np.arange(count), np.zeros(count, np.uint64), rows.how)
+
+
+def place_documents(rows: Rows, labels: Indexes, config: DistillConfig) -> None:
+    """Decide the side of every document; `labels` forgets what only refused documents join."""
+    clusters = np.arange(len(rows.documents.ids))
+    order = np.argsort(labels[rows.subject], kind="stable")
+    family, document = labels[rows.subject[order]], rows.document[order]
+    same = family[1:] == family[:-1]
+    join(clusters, document[:-1][same], document[1:][same])
+
+    def meeting(members: list[int]) -> list[tuple[int, int]]:
+        return list(_meeting(rows, members))
+
+    torn = place(rows.documents, clusters, config.split, meeting)
+    if torn:
+        _divide(rows, labels, [index for index in torn if index not in rows.documents.refused])
+
+
+def _texts_of(rows: Rows, members: list[int]) -> tuple[Indexes, Indexes]:
+    """(document, subject) of the rows of these documents, each pair once."""
+    mine = np.flatnonzero(np.isin(rows.document, members))
+    pairs = np.unique(np.stack([rows.document[mine], rows.subject[mine]], axis=1), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _near(rows: Rows, texts: Indexes) -> list[tuple[int, int]]:
+    """Pairs of positions in `texts` that are equal or near-duplicates."""
+    if rows.how is not None:
+        return edges(rows.subjects, texts, rows.how)
+    prints = rows.subjects.prints[texts]
+    a, b = np.nonzero(prints[:, None] == prints[None, :])
+    return list(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True))
+
+
+def _meeting(rows: Rows, members: list[int]) -> "set[tuple[int, int]]":
+    document, subject = _texts_of(rows, members)
+    pairs = ((int(document[a]), int(document[b])) for a, b in _near(rows, subject))
+    return {pair for pair in pairs if pair[0] != pair[1]}
+
+
+def _divide(rows: Rows, labels: Indexes, members: list[int]) -> None:
+    """Make the families of these documents' texts anew, from these texts alone."""
+    _, subject = _texts_of(rows, members)
+    texts = np.unique(subject)
+    fresh = np.arange(len(texts))
+    pairs = np.array(_near(rows, texts), np.int64).reshape(-1, 2)
+    join(fresh, pairs[:, 0], pairs[:, 1])
+    labels[texts] = texts[fresh]
+
+
+def _best(groups: Indexes, rank: Indexes) -> Indexes:
+    """Per row, the row of its group with the lowest rank."""
+    lowest = np.full(len(rank), np.iinfo(np.int64).max)
+    np.minimum.at(lowest, groups, rank)
+    found: Indexes = lowest[groups] % max(len(rank), 1)
+    return found
+
+
+def decide(
+    rows: Rows, config: DistillConfig, stood: npt.NDArray[np.bool_], settled: bool,
+    labels: Indexes, evaluation: contamination.EvalTexts | None,
+) -> Verdicts:  # fmt: skip
+    """The verdict on each row. `stood`: it was kept before; `settled`: by the same settings."""
+    count = len(rows)
+    verdicts = Verdicts(np.zeros(count, np.int8), np.full(count, -1))
+    refused = np.isin(rows.document, list(rows.documents.refused))
+    rank = np.arange(count) + count * (~stood).astype(np.int64) + 2 * count * refused
+    same = np.arange(count)
+    join_equal(same, rows.content)
+    best = _best(same, rank)
+    again = best != np.arange(count)
+    verdicts.reason[again], verdicts.other[again] = DUPLICATE, best[again]
+    verdicts.reason[refused & ~again] = JOINS_SPLITS
+    if rows.how is not None:
+        _near_duplicates(rows, rows.how, verdicts, labels, rank, stood & settled)
+    if (words := config.dedup.contamination_words) is not None:
+        _contaminated(rows, verdicts, words, config.dedup.contamination_common, evaluation)
+    return verdicts
+
+
+def _near_duplicates(
+    rows: Rows, how: Sketching, verdicts: Verdicts, labels: Indexes, rank: Indexes,
+    stays: npt.NDArray[np.bool_],
+) -> None:  # fmt: skip
+    """One row per task type and family of subject and question; those that stood all stay."""
+    alive = np.flatnonzero(verdicts.reason == 0)
+    salt = _salt(rows.tasks[alive], labels[rows.subject[alive]])
+    _, group, size = np.unique(salt, return_inverse=True, return_counts=True)
+    several = size[group] > 1
+    alive, salt = alive[several], salt[several]
+    found = families(rows.questions, rows.question[alive], salt, how)
+    order = np.argsort(np.argsort(rank[alive], kind="stable"), kind="stable")
+    best = alive[np.argsort(order)[_best(found, order)]] if len(alive) else alive
+    drop = (best != alive) & ~stays[alive]
+    verdicts.reason[alive[drop]] = NEAR_DUPLICATE
+    verdicts.other[alive[drop]] = best[drop]
+
+
+def _salt(tasks: npt.NDArray[np.int32], families_: Indexes) -> Hashes:
+    return mixed(mixed(tasks.astype(np.uint64)) ^ families_.astype(np.uint64))
+
+
+def _contaminated(
+    rows: Rows, verdicts: Verdicts, words: int, common: int,
+    evaluation: contamination.EvalTexts | None,
+) -> None:  # fmt: skip
+    kept = np.flatnonzero(verdicts.reason == 0)
+    training = rows.documents.sides[rows.document[kept]] == SIDES.index("train")
+    train, held = kept[training], kept[~training]
+    aside = evaluation.sketches if evaluation else None
+    found = contamination.find(
+        rows.subjects, np.unique(rows.subject[train]), np.unique(rows.subject[held]), aside,
+        words, common,
+    )  # fmt: skip
+    verdicts.common = found.common
+    prints = rows.subjects.prints
+    order = np.argsort(prints[found.texts])
+    wanted = prints[found.texts][order]
+    if not len(wanted):
+        return
+    own = prints[rows.subject[train]]
+    at = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
+    hit = np.flatnonzero(wanted[at] == own)
+    holders = dict(zip(rows.subject[held[::-1]].tolist(), held[::-1].tolist(), strict=True))
+    for row, index in zip(train[hit].tolist(), order[at[hit]].tolist(), strict=True):
+        source = int(found.sources[index])
+        verdicts.reason[row] = CONTAMINATED
+        verdicts.other[row] = holders[source] if source >= 0 else source - 1
+        verdicts.spans[row] = (int(found.starts[index]), int(found.lengths[index]))

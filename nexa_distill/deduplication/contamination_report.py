@@ -1,0 +1,123 @@
+"""The evidence against contaminated rows, so that a person can see a false hit.
+
+Writes `reports/dedup/contamination.json` and its Markdown twin: per rejected training row its key
+and source, the held-out row or eval file that it matches, and the words that both have. The first
+`LISTED` rows; all are in `rejected_inputs` (`matched`, `detail`), so that they need not be held.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nexa_distill.deduplication.assignment import CONTAMINATED, Rows, Verdicts, own_texts
+from nexa_distill.deduplication.contamination import EvalTexts
+from nexa_distill.deduplication.shared_text import SharedText
+from nexa_distill.settings.pipeline import Dedup
+from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.manifests import run_id, utc_now
+from nexa_distill.text.ngrams import joined, words_of
+
+LISTED = 1000  # rows in the JSON
+SHOWN = 100  # in its Markdown twin
+
+
+class Evidence:
+    """Collects while the rows pass (`see`) what only their texts can tell."""
+
+    def __init__(
+        self, rows: Rows, verdicts: Verdicts, evaluation: EvalTexts | None, shared: SharedText
+    ) -> None:
+        self._rows, self._verdicts, self._shared = rows, verdicts, shared
+        self._places = evaluation.places if evaluation else {}
+        guilty = np.flatnonzero(verdicts.reason == CONTAMINATED)
+        self._count, others = len(guilty), verdicts.other[guilty[:LISTED]]
+        self._wanted = np.unique(others[others >= 0])
+        self._held: dict[int, dict[str, Any]] = {}
+        self._found: dict[int, dict[str, Any]] = {}
+        self._spans: dict[int, str] = {}
+
+    def see(self, start: int, batch: pa.Table) -> None:
+        """Rows `start` and following; `span` knows those until the next call."""
+        end = start + batch.num_rows
+        first, last = np.searchsorted(self._wanted, [start, end])
+        names = ["sample_id", "task_id", "source_file", "source_row"]
+        for row in self._wanted[first:last].tolist():
+            self._held[row] = batch.select(names).slice(row - start, 1).to_pylist()[0]
+        reasons = self._verdicts.reason[start:end]
+        self._spans.clear()
+        for row in (start + np.flatnonzero(reasons == CONTAMINATED)).tolist():
+            values = batch.slice(row - start, 1).to_pylist()[0]
+            first_word, words = self._verdicts.spans[row]
+            span = words_of(own_texts(values, self._shared)[0])[first_word : first_word + words]
+            self._spans[row] = joined(span)
+            if len(self._found) < LISTED:
+                self._found[row] = {
+                    **{name: values[name] for name in names},
+                    "words": words, "span": self._spans[row],
+                }  # fmt: skip
+
+    def span(self, row: int) -> str:
+        """The words of a contaminated row that are held out too."""
+        return self._spans[row]
+
+    def matched(self, row: int) -> str | None:
+        """What a rejected row matches: a sample_id, or the place in an eval file."""
+        other = int(self._verdicts.other[row])
+        if other >= 0:
+            return str(self._rows.sample_ids[other].tobytes().hex())
+        if other == -1:
+            return None
+        file, number, column = self._places[-2 - other]
+        return f"{file}:{number}:{column}"
+
+    def _match(self, row: int) -> dict[str, Any]:
+        other = int(self._verdicts.other[row])
+        if other >= 0:
+            return self._held[other]
+        file, number, column = self._places[-2 - other]
+        return {"eval_file": file, "row": number, "column": column}
+
+    def write(self, path: Path, chosen: Dedup) -> None:
+        """Write both reports. Without decontamination `contaminated` is null."""
+        looked = chosen.contamination_words is not None
+        found = [{**row, "matched": self._match(number)} for number, row in self._found.items()]
+        report = {
+            "run_id": run_id(),
+            "contamination_words": chosen.contamination_words,
+            "contamination_common": chosen.contamination_common,
+            "eval_files": list(chosen.eval_files),
+            "contaminated": self._count if looked else None,
+            "boilerplate_runs": self._verdicts.common,
+            "rows": found,
+            "created_at": utc_now(),
+        }
+        write_json(path, report)
+        write_text(path.with_suffix(".md"), _markdown(report))
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    if report["contaminated"] is None:
+        return "# Contamination\n\nNot looked for: dedup.contamination_words is null.\n"
+    lines = [
+        "# Contamination", "",
+        f"Run {report['run_id']}, {report['created_at']}.", "",
+        f"{report['contaminated']:,} training rows share {report['contamination_words']} or more "
+        "words in a row with held-out rows or eval files and were rejected. "
+        f"{report['boilerplate_runs']:,} shared runs occur more than "
+        f"{report['contamination_common']} times and did not count.",
+    ]  # fmt: skip
+    if report["rows"]:
+        lines += ["", "| training row | matches | words | both have |", "|---|---|---|---|"]
+    for row in report["rows"][:SHOWN]:
+        other = row["matched"]
+        place = (
+            other.get("task_id") or f"{other['eval_file']}, row {other['row']}, {other['column']}"
+        )
+        span = row["span"].replace("|", "\\|")
+        lines.append(f"| {row['task_id']} | {place} | {row['words']} | {span} |")
+    if report["contaminated"] > SHOWN:
+        lines += ["", f"The first {SHOWN} of {report['contaminated']:,}; all are in the table of "
+                  "rejected inputs (`matched`, `detail`)."]  # fmt: skip
+    return "\n".join(lines) + "\n"

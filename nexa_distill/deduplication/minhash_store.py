@@ -1,0 +1,220 @@
+"""The words, signatures and bands of many texts, in a scratch folder instead of in memory.
+
+On disk: 8 bytes per word; with `how`, one byte per MinHash value and 8 per band. In memory: 16
+bytes per text. Texts are numbered in the order in which they come; equal texts of one batch are
+one. The folder is the caller's to remove.
+"""
+
+import itertools
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from rensa import RMinHash
+
+from nexa_distill.text.hashing import Hashes, Indexes, mixed
+from nexa_distill.text.ngrams import Tokens, ngrams, prints, tokens
+
+T = TypeVar("T")
+R = TypeVar("R")
+Signatures = npt.NDArray[np.uint8]
+
+RECALL = 0.98
+SEED = 7
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Sketching:
+    """How texts are sketched: the similarity to find (0..1), words per shingle, MinHash values."""
+
+    threshold: float
+    words: int
+    permutations: int
+
+    @property
+    def rows(self) -> int:
+        """r: MinHash values in a band."""
+        fits = (r for r in range(self.permutations, 1, -1) if self.recall(r) >= RECALL)
+        return next(fits, 1)
+
+    @property
+    def bands(self) -> int:
+        """b: bands of the signature."""
+        return self.permutations // self.rows
+
+    def recall(self, rows: int) -> float:
+        """The chance that a pair just at the threshold shares a band: 1 - (1 - t^r)^b."""
+        return float(1 - (1 - self.threshold**rows) ** (self.permutations // rows))
+
+
+def sketch(texts: Tokens, how: Sketching) -> tuple[Signatures, Hashes]:
+    """Per text: the signature, one byte of each MinHash value, and the key of each band."""
+    shingles, starts, _ = ngrams(texts, how.words)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        shingles, starts.astype(np.uint64), how.permutations, SEED
+    )
+    flat = itertools.chain.from_iterable(matrix.to_rows())
+    size = len(texts) * how.permutations
+    values = np.fromiter(flat, np.uint32, size).reshape(len(texts), how.permutations)
+    bands = values[:, : how.bands * how.rows].reshape(len(texts), how.bands, how.rows)
+    keys = np.zeros(bands.shape[:2], np.uint64)
+    with np.errstate(over="ignore"):
+        for row in range(how.rows):
+            keys = keys * _FACTOR + bands[:, :, row]
+        bytes_ = (values * np.uint32(0x9E3779B1)) >> np.uint32(24)
+    return bytes_.astype(np.uint8), mixed(keys)
+
+
+@dataclass(frozen=True)
+class Sketched:
+    """One batch: its distinct texts, and which of them each row is."""
+
+    texts: Tokens
+    row_texts: Indexes
+    prints: Hashes
+    signatures: Signatures | None
+    bands: Hashes | None
+
+
+def sketched(texts: pa.Array, how: Sketching | None) -> Sketched:
+    """What there is to know of a batch of texts (null counts as empty). Pure: for any thread."""
+    encoded = texts.fill_null("").dictionary_encode()
+    words = tokens(encoded.dictionary)
+    signatures, bands = sketch(words, how) if how else (None, None)
+    rows = encoded.indices.to_numpy().astype(np.int64)
+    return Sketched(words, rows, prints(words), signatures, bands)
+
+
+class Stored:
+    """A file of numbers, read in pieces: a mapped one would stay in this process's memory."""
+
+    def __init__(self, path: Path, kind: type[np.unsignedinteger[Any]]) -> None:
+        self._file, self._kind = path.open("rb", buffering=0), np.dtype(kind)
+
+    def pieces(self, starts: Indexes, counts: Indexes) -> npt.NDArray[Any]:
+        """`counts[i]` numbers from number `starts[i]` on, one piece after the other."""
+        size, number = self._kind.itemsize, self._file.fileno()
+        places = zip((starts * size).tolist(), (counts * size).tolist(), strict=True)
+        return np.frombuffer(
+            b"".join(os.pread(number, length, start) for start, length in places), self._kind
+        )
+
+
+class Sketches:
+    """See the module. First `add` every batch, then `close`, then read."""
+
+    def __init__(self, folder: Path, how: Sketching | None) -> None:
+        folder.mkdir(parents=True)
+        self._folder, self._how, self._files = folder, how, ExitStack()
+        names = ["words", *(["signatures"] if how else [])]
+        names += [f"band-{band}" for band in range(how.bands if how else 0)]
+        self._out = {name: self._files.enter_context((folder / name).open("wb")) for name in names}
+        self._lengths: list[Indexes] = []
+        self._prints: list[Hashes] = []
+        self._count = 0
+
+    def add(self, batch: Sketched) -> Indexes:
+        """Append a batch and return, per row, the number of its text."""
+        self._out["words"].write(batch.texts.words.data)
+        if batch.signatures is not None and batch.bands is not None:
+            self._out["signatures"].write(batch.signatures.data)
+            for band, keys in enumerate(np.ascontiguousarray(batch.bands.T)):
+                self._out[f"band-{band}"].write(keys.data)
+        self._lengths.append(np.diff(batch.texts.starts))
+        self._prints.append(batch.prints)
+        numbers = batch.row_texts + self._count
+        self._count += len(batch.texts)
+        return numbers
+
+    def close(self) -> None:
+        """Nothing is added any more.
+
+        From now on there are `prints` (per text, a hash of its words: equal texts have equal ones)
+        and `starts` (where the words of each text begin; one more at the end).
+        """
+        self._files.close()
+        self.prints: Hashes = np.concatenate([np.zeros(0, np.uint64), *self._prints])
+        lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
+        self.starts: Indexes = np.cumsum(lengths)
+        self._prints, self._lengths = [], []
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _signatures(self) -> Stored:
+        return Stored(self._folder / "signatures", np.uint8)
+
+    def signatures(self, texts: Indexes) -> Signatures:
+        """The signatures of these texts, one row each."""
+        width = self._how.permutations if self._how else 0
+        found = self._signatures.pieces(texts * width, np.full(len(texts), width))
+        return found.reshape(len(texts), width)
+
+    def band(self, number: int) -> Hashes:
+        """Per text, its key in this band."""
+        return np.fromfile(self._folder / f"band-{number}", np.uint64)
+
+    @cached_property
+    def _words(self) -> Stored:
+        return Stored(self._folder / "words", np.uint64)
+
+    def tokens(self, texts: Indexes) -> Tokens:
+        """The words of these texts."""
+        first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
+        return Tokens(
+            self._words.pieces(first, lengths),
+            np.concatenate([[0], np.cumsum(lengths)]),
+        )
+
+    def blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
+        """Ranges of texts that hold about so many words each."""
+        first = 0
+        while first < self._count:
+            wanted = np.searchsorted(self.starts, self.starts[first] + words, "right") - 1
+            end = max(int(wanted), first + 1)
+            yield first, min(end, self._count)
+            first = end
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` of each item, on every core, a few items ahead, in the order of the items."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def scratch_folder(dst: Path) -> Iterator[Path]:
+    """A hidden folder beside `dst` that goes at the end; those that a kill left go now."""
+    for old in dst.parent.glob(f".{dst.name}.*.scratch"):
+        try:
+            os.kill(int(old.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(old, ignore_errors=True)
+        except PermissionError:
+            continue
+    folder = dst.with_name(f".{dst.name}.{os.getpid()}.scratch")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

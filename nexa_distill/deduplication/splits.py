@@ -1,0 +1,263 @@
+"""On which side of the split a document stands, now and for good.
+
+A cluster is what near-duplicates and shared documents join; its name decides the side
+(`split_of`). A cluster is named by its smallest document, whatever the order of the rows. What was
+decided is remembered in `storage.clusters` (contracts.CLUSTERS, written before anything that
+depends on it), so that clusters which grow, shrink or meet keep their names:
+
+- a document that is remembered keeps its cluster;
+- a new one takes the cluster of its near-duplicates (the smallest name, if there are several on one
+  side: they stay apart by name and together by side), or founds one;
+- a new one that would join clusters on different sides is refused (`joins_splits`), and with it
+  every new document through which it does;
+- where two remembered documents meet on different sides (a smaller `dedup.jaccard`, or a document
+  that was away while its near-duplicate came), the one that stood in the last output stays, and of
+  two of those the held-out one.
+
+The memory is read again as long as `split:` is what it was; another seed or other shares decide
+everything anew, and so does a memory that was deleted. Like the ledger it has no manifest: it is
+replaced as a whole, and any complete file is a right one.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE
+from nexa_distill.deduplication.shared_text import SharedText
+from nexa_distill.errors import InputError
+from nexa_distill.settings.pipeline import Split
+from nexa_distill.storage.tables import read_batches, table_writer
+from nexa_distill.text.hashing import Digests, Indexes, compact_json, digests, keys, sha256_text
+
+SIDES = ("train", "val", "test")  # where two must not meet, the later one stays
+Flags = npt.NDArray[np.bool_]
+_SETTINGS = b"decided_with"
+_SHARED_TEXT = b"shared_text"
+_BATCH = 65_536
+
+
+def split_of(cluster_id: str, split: Split) -> str:
+    """train, val or test, decided by the cluster alone: the first 64 bits of a hash as a share."""
+    share = int(sha256_text(f"{split.seed}|{cluster_id}")[:16], 16) / 2**64
+    if share < split.test:
+        return "test"
+    return "val" if share < split.test + split.val else "train"
+
+
+@dataclass
+class Documents:
+    """The documents of a run, in the order of their keys.
+
+    `names` are those of their clusters (zeros: none yet), `known` says which are remembered,
+    `stood` which had a row in the last output, `refused` why a document was refused.
+    """
+
+    ids: Digests
+    names: Digests
+    known: Flags
+    stood: Flags
+    sides: npt.NDArray[np.int8]
+    refused: dict[int, str]
+
+    @classmethod
+    def of(cls, ids: Digests) -> "Documents":
+        """Documents of these ids, of which nothing is known."""
+        none = np.zeros(len(ids), np.bool_)
+        sides = np.full(len(ids), -1, np.int8)
+        return cls(ids, np.zeros_like(ids), none, none.copy(), sides, {})
+
+
+def recall(documents: Documents, path: Path, decided_with: Mapping[str, Any]) -> bool:
+    """Fill in what `path` remembers. False when other settings than `split:` have changed since."""
+    if not path.exists():
+        return True
+    before = _decided_before(path)
+    now = _settings(decided_with)
+    if before.get(_SETTINGS + b".split") != now[_SETTINGS + b".split"]:
+        return True
+    wanted = keys(documents.ids)
+    for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
+        found = keys(digests(batch["document_id"].to_pylist()))
+        place = np.minimum(np.searchsorted(wanted, found), max(len(wanted) - 1, 0))
+        here = np.flatnonzero(wanted[place] == found) if len(wanted) else np.zeros(0, np.int64)
+        documents.names[place[here]] = digests(batch["cluster_id"].take(here).to_pylist())
+        documents.known[place[here]] = True
+    return before.get(_SETTINGS) == now[_SETTINGS]
+
+
+def remembered_shared_text(path: Path) -> SharedText | None:
+    """What an earlier run found that prompts share; None without a memory."""
+    if not path.exists():
+        return None
+    known = json.loads(_decided_before(path).get(_SHARED_TEXT, b"{}"))
+    instructions, passages = (known.get(kind, ()) for kind in ("instructions", "passages"))
+    return SharedText(frozenset(instructions), frozenset(passages))
+
+
+def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
+    """Of these documents, which the memory at `path` knows."""
+    found, wanted = set[str](), set(document_ids)
+    if path.exists() and wanted:
+        for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
+            found |= wanted.intersection(batch["document_id"].to_pylist())
+    return [document in found for document in document_ids]
+
+
+def remember(
+    documents: Documents, path: Path, decided_with: Mapping[str, Any], shared: SharedText
+) -> None:
+    """Add the new documents' clusters to the memory; it is not written when nothing is new.
+
+    A memory of another `split:` is replaced.
+    """
+    settings = _settings(decided_with)
+    names = {"instructions": sorted(shared.instructions), "passages": sorted(shared.passages)}
+    settings[_SHARED_TEXT] = compact_json(names).encode()
+    before = _decided_before(path)
+    same = before.get(_SETTINGS + b".split") == settings[_SETTINGS + b".split"]
+    new = np.flatnonzero(~documents.known)
+    new = new[[index not in documents.refused for index in new.tolist()]]
+    if same and not len(new) and settings.items() <= before.items():
+        return
+    with table_writer(path, CLUSTERS.with_metadata(settings)) as out:
+        for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH) if same else ():
+            out.write(batch)
+        for start in range(0, len(new), _BATCH):
+            part = new[start : start + _BATCH]
+            columns = [[row.tobytes().hex() for row in which[part]]
+                       for which in (documents.ids, documents.names)]  # fmt: skip
+            out.write(pa.table(columns, schema=CLUSTERS))
+
+
+def _decided_before(path: Path) -> dict[bytes, bytes]:
+    """What the memory at `path` was decided with; raises InputError (65) for a damaged one."""
+    try:
+        return dict(pq.read_schema(path).metadata or {}) if path.exists() else {}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path}: not a complete Parquet file ({error}). It remembers on which side of the "
+            "split each document stands: restore it, or delete it and all sides are decided anew"
+        ) from None
+
+
+def _settings(decided_with: Mapping[str, Any]) -> dict[bytes, bytes]:
+    return {
+        _SETTINGS: compact_json(decided_with).encode(),
+        _SETTINGS + b".split": compact_json(decided_with["split"]).encode(),
+    }
+
+
+Meeting = Callable[[list[int]], Iterable[tuple[int, int]]]
+
+
+def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meeting) -> list[int]:
+    """Give each document a name and a side, or refuse it.
+
+    `clusters` labels what near-duplicates and shared texts join; `meeting(documents)` gives every
+    pair of these documents that is joined directly, and is asked only about clusters whose members
+    stand on different sides. Returns the members of those.
+    """
+    known = np.flatnonzero(documents.known)
+    side = {key: SIDES.index(split_of(name, split)) for key, name in _distinct(documents, known)}
+    name_keys = keys(documents.names)
+    for index in known.tolist():
+        documents.sides[index] = side[int(name_keys[index])]
+    low = np.full(len(clusters), len(SIDES))
+    high = np.full(len(clusters), -1)
+    np.minimum.at(low, clusters[known], documents.sides[known])
+    np.maximum.at(high, clusters[known], documents.sides[known])
+    torn = (low < high)[clusters]
+    _name_new(documents, clusters, ~torn)
+    members = np.flatnonzero(torn)
+    members = members[np.argsort(clusters[members], kind="stable")]
+    for group in np.split(members, np.flatnonzero(np.diff(clusters[members])) + 1):
+        if len(group):
+            _settle(documents, group.tolist(), meeting(group.tolist()), split)
+    for index in np.flatnonzero(~documents.known).tolist():
+        if index not in documents.refused:
+            documents.sides[index] = SIDES.index(split_of(_name(documents, index), split))
+    return [int(index) for index in members]
+
+
+def _distinct(documents: Documents, known: Indexes) -> Iterator[tuple[int, str]]:
+    found, first = np.unique(keys(documents.names[known]), return_index=True)
+    for key, index in zip(found.tolist(), known[first].tolist(), strict=True):
+        yield key, _name(documents, index)
+
+
+def _name(documents: Documents, index: int) -> str:
+    return str(documents.names[index].tobytes().hex())
+
+
+def _name_new(documents: Documents, clusters: Indexes, among: Flags) -> None:
+    """New documents take the smallest name of their cluster, or else its smallest document's."""
+    name_keys = keys(documents.names)
+    named = np.flatnonzero(documents.known & among)
+    named = named[np.argsort(name_keys[named], kind="stable")[::-1]]
+    by = np.full(len(clusters), -1)
+    by[clusters[named]] = named  # the last one written is the smallest
+    new = np.flatnonzero(~documents.known & among)
+    source = by[clusters[new]]
+    old, founding = source >= 0, source < 0
+    documents.names[new[old]] = documents.names[source[old]]
+    # Documents are in the order of their keys: a cluster's label is its smallest document.
+    documents.names[new[founding]] = documents.ids[clusters[new[founding]]]
+
+
+def _settle(
+    documents: Documents, members: list[int], pairs: Iterable[tuple[int, int]], split: Split
+) -> None:
+    """Place the members of a cluster that stands on several sides; see the module."""
+    near: dict[int, set[int]] = {index: set() for index in members}
+    for a, b in pairs:
+        near[a].add(b)
+        near[b].add(a)
+    stood = {i for i in members if documents.known[i] and documents.stood[i]}
+    away = {i for i in members if documents.known[i]} - stood
+    placed: set[int] = set()
+    for tier in (stood, away, set(members) - stood - away):
+        for group in _components(sorted(tier), near):
+            touched = {o for i in group for o in near[i] if o in placed}
+            sides = {int(documents.sides[o]) for o in touched}
+            # Nothing to go by but themselves: the held-out side; -1 is that of new documents.
+            sides = sides or {max(int(documents.sides[i]) for i in group)}
+            for index in group:
+                if len(sides) > 1 or (
+                    documents.known[index] and documents.sides[index] not in sides
+                ):
+                    meets = {int(documents.sides[index])} - {-1} | sides
+                    names = " and ".join(SIDES[side] for side in sorted(meets))
+                    documents.refused[index] = f"near-duplicates stand in {names}"
+                    continue
+                placed.add(index)
+                if not documents.known[index]:
+                    source = min(touched or group, key=lambda o: _key(documents, o, bool(touched)))
+                    which = documents.names if touched else documents.ids
+                    documents.names[index] = which[source]
+                    documents.sides[index] = SIDES.index(split_of(_name(documents, index), split))
+
+
+def _key(documents: Documents, index: int, by_name: bool) -> bytes:
+    return bytes((documents.names if by_name else documents.ids)[index].tobytes())
+
+
+def _components(nodes: Collection[int], near: Mapping[int, set[int]]) -> Iterator[list[int]]:
+    left = dict.fromkeys(nodes)
+    while left:
+        group, queue = list[int](), [next(iter(left))]
+        del left[queue[0]]
+        while queue:
+            group.append(queue.pop())
+            for other in sorted(near[group[-1]]):
+                if other in left:
+                    del left[other]
+                    queue.append(other)
+        yield group

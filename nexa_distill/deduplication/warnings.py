@@ -1,0 +1,77 @@
+"""What a user should know of a deduplication before anything is paid.
+
+Reads `storage.raw_dataset` and `storage.rejected_inputs`; prints, and writes nothing.
+"""
+
+from pathlib import Path
+
+from nexa_distill.contracts import TABLES
+from nexa_distill.deduplication.assignment import CONTAMINATED, Rows, Verdicts
+from nexa_distill.deduplication.shared_text import SharedText
+from nexa_distill.deduplication.splits import SIDES
+from nexa_distill.errors import InputError
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.tables import read_batches
+
+WARN_SHARE = 0.2  # of the training rows, 0..1
+SHOWN = 60  # characters of an instruction
+WAY_OUT = (
+    "raise dedup.contamination_words, lower dedup.contamination_common (a run that occurs more "
+    "often is boilerplate), or set contamination_words: null"
+)
+
+
+def print_warnings(
+    config: DistillConfig, rows: Rows, verdicts: Verdicts, shared: SharedText
+) -> None:
+    """Instructions that were taken out of the comparison, and a large loss to contamination."""
+    for text, count in shared.reported:
+        print(
+            f"dedup: {count} of {len(rows)} prompts have a text in common "
+            f"({text[:SHOWN]!r}): it is taken for an instruction, and they are compared without "
+            "it. Its place is the column system_prompt"
+        )
+    lost = verdicts.reason == CONTAMINATED
+    train = rows.documents.sides[rows.document] == SIDES.index("train")
+    count, of = int(lost.sum()), int((lost | (train & (verdicts.reason == 0))).sum())
+    if count > of * WARN_SHARE:
+        print(
+            f"dedup: {count} of {of} training rows ({count / of:.0%}) are contaminated and left "
+            f"out: {_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
+        )
+
+
+def require_both_sides(config: DistillConfig) -> None:
+    """Raises InputError before anything is paid when nothing could be trained on or held out."""
+    path, split = config.storage.path("raw_dataset"), config.split
+    batches = read_batches(path, TABLES["raw_dataset"], columns=["split"])
+    found = {side for batch in batches for side in batch["split"].unique().to_pylist()}
+    wanted = {"train"} | ({"test"} if split.test else set())
+    if missing := sorted(wanted - found):
+        if "train" in missing and (reason := _why_no_training_rows(config)):
+            raise InputError(f"{path}: {reason}")
+        raise InputError(
+            f"{path}: no document falls into {' or '.join(missing)} (shares: val {split.val}, "
+            f"test {split.test}); take more input (--limit), or change split:"
+        )
+
+
+def _why_no_training_rows(config: DistillConfig) -> str | None:
+    """The reason, with the settings to change; None when contamination is not the reason."""
+    path = config.storage.path("rejected_inputs")
+    batches = read_batches(path, TABLES["rejected_inputs"], columns=["rejection_reason"])
+    lost = sum(batch["rejection_reason"].to_pylist().count("contaminated") for batch in batches)
+    if not lost:
+        return None
+    return (
+        f"nothing is left to train on: all {lost} training rows (100 %) are contaminated: "
+        f"{_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
+    )
+
+
+def _cause(config: DistillConfig) -> str:
+    page: Path = config.storage.path("reports") / "dedup/contamination.md"
+    return (
+        f"they share {config.dedup.contamination_words} or more words in a row with held-out rows "
+        f"or dedup.eval_files, as {page} shows"
+    )

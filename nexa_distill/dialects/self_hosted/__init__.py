@@ -1,0 +1,1 @@
+"""Dialects of servers that people run themselves."""

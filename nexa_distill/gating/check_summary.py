@@ -1,0 +1,172 @@
+"""What the checks files say about each answer, in the form in which SampleGate decides.
+
+Answers are numbered in the order in which they are read. What the checks say is the same for most
+of them, so each distinct case is stored once: some 40 bytes per answer, and a few hundred per case
+(judges that never give the same score twice make as many cases as answers). Checks of answers that
+are not there are not counted, but what was checked elsewhere is missing here.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nexa_distill.contracts import NOT_APPLIED, TABLES
+from nexa_distill.errors import InputError
+from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.storage.tables import read_batches
+from nexa_distill.text.hashing import Indexes
+
+CHECKED = TABLES["rules_checks"]
+T = TypeVar("T", bound=Hashable)
+
+
+class Seen(NamedTuple):
+    """What checks say against one answer. `reasons`: of those that did not pass, in their order.
+
+    `scores`: (check, value) of judges that gave one; `judged`: the judges' checks that were made.
+    """
+
+    reasons: tuple[str, ...] = ()
+    scores: tuple[tuple[str, float], ...] = ()
+    judged: frozenset[str] = frozenset()
+
+    def add(self, row: Mapping[str, Any], judges: Collection[str]) -> "Seen":
+        """With one more row of contracts.CHECKS. A judge's score is not compared with anything."""
+        name, reasons, scores = row["check"], self.reasons, self.scores
+        if name in judges and row["ok"] is not False and row["value"] is not None:
+            scores = (*(score for score in scores if score[0] != name), (name, row["value"]))
+        elif name in judges or not row["ok"]:
+            reasons = (*reasons, row["reason"] or "check_missing")
+        return Seen(reasons, scores, self.judged | ({name} & set(judges)))
+
+
+class Case(NamedTuple):
+    """What is known about an answer; `missing`: a required check was not made."""
+
+    seen: Seen
+    missing: bool
+
+
+class Evidence:
+    """The case of each answer, and the counts of all checks.
+
+    `required`: families or names; a family means each of its names that occurs in the files.
+    `judges`: checks whose value is a score of a judge.
+    """
+
+    def __init__(
+        self, answers: AnswerKeys, paths: Sequence[Path], required: Sequence[str],
+        judges: Collection[str],
+    ) -> None:  # fmt: skip
+        self._answers, self._judges = answers, judges
+        self._seen, self._made = _Numbered(Seen()), _Numbered(frozenset[str]())
+        self._seen_of = np.zeros(len(answers), np.uint32)
+        self._made_of = np.zeros(len(answers), np.uint32)
+        self._required, self._absent = set[str](), set(required)
+        self._tally: dict[str, Counter[str]] = {}
+        # By rule, how many answers of each language it was not applied to.
+        self.not_applied: dict[str, Counter[str]] = {}
+        self._scores = Counter[float]()
+        self.families: set[str] = set()
+        if len({path.resolve() for path in paths}) < len(paths):
+            # Every rate would be made of some answers twice.
+            raise InputError(f"--checks names a file twice: {', '.join(map(str, paths))}")
+        for path in paths:
+            for rows in read_batches(path, CHECKED):
+                self._add(rows, required)
+
+    def _add(self, rows: pa.Table, required: Sequence[str]) -> None:
+        for name in rows["check"].unique().to_pylist():
+            family = name.split(".", 1)[0]
+            self.families.add(family)
+            if covered := {name, family} & set(required):
+                self._absent -= covered
+                self._required.add(name)
+        positions = self._answers.positions(rows)
+        rows, positions = rows.filter(pa.array(positions >= 0)), positions[positions >= 0]
+        checks = rows["check"].combine_chunks().dictionary_encode()
+        codes = checks.indices.to_numpy()
+        for code, name in enumerate(checks.dictionary.to_pylist()):
+            if name in self._required:
+                self._note_made(name, positions[codes == code])
+            if name.startswith("exec."):
+                self._count_execution(name, rows.filter(pa.array(codes == code)))
+        spared = pc.fill_null(pc.equal(rows["reason"], NOT_APPLIED), False)
+        self._count_not_applied(rows.filter(spared))
+        passed = pc.or_(pc.fill_null(rows["ok"], False), spared)
+        judged = pc.is_in(rows["check"], pa.array(self._judges, pa.string()))
+        notable = pc.or_(pc.invert(passed), judged)
+        self._note(rows.filter(notable), positions[notable.to_numpy()])
+
+    def _count_not_applied(self, rows: pa.Table) -> None:
+        counts = rows.group_by(["check", "detail"]).aggregate([([], "count_all")])
+        for row in counts.to_pylist():
+            languages = self.not_applied.setdefault(row["check"], Counter())
+            languages[row["detail"] or "und"] += row["count_all"]
+
+    def _note_made(self, name: str, positions: Indexes) -> None:
+        before, place = np.unique(self._made_of[positions], return_inverse=True)
+        after = [self._made(self._made.values[number] | {name}) for number in before.tolist()]
+        self._made_of[positions] = np.array(after, np.uint32)[place]
+
+    def _note(self, rows: pa.Table, positions: Indexes) -> None:
+        read = rows.select(["check", "ok", "value", "reason"]).to_pylist()
+        for row, position in zip(read, positions.tolist(), strict=True):
+            seen = self._seen.values[self._seen_of[position]]
+            self._seen_of[position] = self._seen(seen.add(row, self._judges))
+            if row["check"] in self._judges and row["value"] is not None:
+                self._scores[row["value"]] += 1
+
+    def _count_execution(self, name: str, rows: pa.Table) -> None:
+        tally = self._tally.setdefault(name, Counter())
+        tally.update("passed" if ok else "failed" for ok in rows["ok"].to_pylist())
+        if name != "exec.executes":
+            return
+        failed = rows.filter(pc.invert(pc.fill_null(rows["ok"], False)))
+        self._tally.setdefault("errors", Counter()).update(
+            reason or "check_missing" for reason in failed["reason"].to_pylist()
+        )
+
+    def cases(self) -> tuple[list[Case], Indexes]:
+        """The distinct cases, and which of them each answer is."""
+        both = self._seen_of.astype(np.uint64) << np.uint64(32) | self._made_of
+        found, place = np.unique(both, return_inverse=True)
+        lacking = [bool(self._absent) or not self._required <= m for m in self._made.values]
+        return [
+            Case(self._seen.values[case >> 32], lacking[case & 0xFFFFFFFF])
+            for case in found.tolist()
+        ], place
+
+    def exec_errors(self) -> dict[str, int] | None:
+        """Failed executions by reason; None when nothing was executed."""
+        return dict(self._tally["errors"]) if "errors" in self._tally else None
+
+    def judge_scores(self) -> dict[str, float] | None:
+        """Over all scores of judged checks, 0..1; None when nothing was judged."""
+        if not self._scores:
+            return None
+        mean = sum(score * count for score, count in self._scores.items()) / self._scores.total()
+        return {"min": min(self._scores), "max": max(self._scores), "mean": mean}
+
+    def pass_rate(self, name: str) -> float | None:
+        """Share of ok among the checks of this name, unmade ones included; None = not run."""
+        counts = self._tally.get(name)
+        return counts["passed"] / counts.total() if counts else None
+
+
+class _Numbered(Generic[T]):
+    """Values that repeat, each stored once; the number of a value is its place in `values`."""
+
+    def __init__(self, first: T) -> None:
+        self.values, self._numbers = [first], {first: 0}
+
+    def __call__(self, value: T) -> int:
+        number = self._numbers.setdefault(value, len(self.values))
+        if number == len(self.values):
+            self.values.append(value)
+        return number

@@ -1,0 +1,94 @@
+"""Where an answer says what it does itself: its first sentences, in its own voice. Pure.
+
+"I'm sorry, but I cannot help" refuses when the answer opens with it. The same words are material in
+a letter that was asked for, in a line of dialogue, in a quotation, or further down. The functions
+read folded text (text/folding.py) and return it with everything else overwritten by spaces.
+"""
+
+import re
+from itertools import islice
+
+from nexa_distill.text.regions import blank_code, blank_quotations
+
+SHORT_ANSWER = 300  # characters: of such an answer every sentence counts
+SHORT_WIDE_ANSWER = 100  # the same where a character is a syllable or a word (Chinese, Japanese)
+OPENING_SENTENCES = 3
+LONGEST_OPENING = 700  # characters: what is looked at is never more than this
+WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+# One class first, so that the search skips to it; behind it, what each of its characters needs.
+SENTENCE_END = re.compile(
+    r"[.!?\u3002\uff01\uff1f\u0964\u061f\u06d4\n](?:"
+    r"(?<=[.!?])(?<!\b[a-z].)[.!?]*[\"')\]*]*(?=\s|$)"
+    r"|(?<=[\u3002\uff01\uff1f\u0964\u061f\u06d4])[\u3002\uff01\uff1f\u0964\u061f\u06d4]*"
+    r"|(?<=!)(?=[\u3040-\u9fff])|(?<=\n)\s*\n)"
+)
+# A line that announces a text ("Here is a draft reply:"), or the speaker of one ("Anna: ...").
+LABEL = re.compile(
+    r"^[ \t>*_#-]*(?P<label>[^\n:.!?]{1,80}?)[*_]*:[*_]*(?P<rest>[^\n]*)", re.MULTILINE
+)
+MOST_SPEAKER_WORDS = 4
+# Labels behind which the answer still speaks for itself.
+OWN_LABEL = re.compile(
+    r"(?:(?:the|my|short|final|direct) )?(?:answer|response|assistant|ai|model|bot|chatbot|output|note|"
+    r"system|disclaimer|warning|result|antwort|hinweis|assistent|reponse|remarque|note|respuesta|"
+    r"asistente|nota|resposta|risposta|assistente|ответ|ассистент|примечание|回答|答案|答|助手|注意|"
+    r"答え|注|उत्तर|जवाब|नोट|الجواب|الإجابة|الرد|ملاحظة|المساعد|답변|답|참고)"
+)
+# Words at the end of a label that announce somebody else's text on the same line.
+ANNOUNCEMENT = re.compile(
+    r"(?:\b(?:reply|replies|say|says|said|write|writes|wrote|respond|responds|translations?|translates?|"
+    r"messages?|e?-?mail|letter|sentences?|phrase|examples?|script|draft|quote|line|dialogue|antworten|"
+    r"schreiben|sagen|ubersetzung|beispiel|satz|repondre|repondez|traduction|exemple|phrase|responda|diga|"
+    r"traduccion|ejemplo|frase|traducao|exemplo|traduzione|esempio|ответьте|скажите|напишите|перевод|пример|"
+    r"фраза)|回复|翻译|例如|比如|说|例句|返信|翻訳|例文|例|उदाहरण|अनुवाद|مثال|الترجمة|ترجمة)$"
+)
+# "Hello! I'm sorry" greets the user; a salutation alone on its line begins a letter.
+SALUTATION = re.compile(
+    r"^[ \t*_]*(?:"
+    r"(?:dear|to whom it may concern|sehr geehrte[rns]?|liebe[rs]?|cher|chere|cheres|chers|madame|monsieur|"
+    r"estimad[oa]s?|querid[oa]s?|prezad[oa]s?|caro|cara|cari|gentile|egregio|spettabile|"
+    r"уважаем(?:ыи|ая|ые)|дорог(?:ои|ая|ие))\b[^\n.?;]{0,60}"
+    r"|(?:hi|hello|hey|good (?:morning|afternoon|evening)|guten tag|hallo|bonjour|hola|ola|ciao|buongiorno|"
+    r"здравствуите)(?! there| everyone)\b[^\n.!?;:]{0,40},"
+    r"|(?:subject|re|betreff|objet|asunto|assunto|oggetto|тема|主题|件名)[ \t]*:[^\n]*"
+    r"|(?:尊敬的|亲爱的|拝啓|親愛なる|प्रिय|आदरणीय|عزيزي|عزيزتي|السادة|حضرة)[^\n。]{0,60})[ \t*_]*$",
+    re.MULTILINE,
+)
+
+
+def blank_all_but_opening(text: str) -> str:
+    """The first sentences in the answer's own voice; every sentence of a short answer."""
+    head = _own_voice(text[:LONGEST_OPENING])
+    wide = len(WIDE.findall(head)) * 3 > len(head.strip())
+    if len(text.strip()) > (SHORT_WIDE_ANSWER if wide else SHORT_ANSWER):
+        head = head[: _opening_end(head)]
+    return head
+
+
+def _own_voice(text: str) -> str:
+    """Without code, quotations, lines of speakers, and all behind an announcement or salutation."""
+    unquoted = _unquote_whole(text)
+    spoken = blank_quotations(blank_code(unquoted))
+    if letter := SALUTATION.search(spoken):
+        spoken = spoken[: letter.start()]
+    for match in LABEL.finditer(spoken):
+        label = match["label"].strip(" *_#->")
+        if OWN_LABEL.fullmatch(label):
+            continue
+        if not match["rest"].strip() or ANNOUNCEMENT.search(label):
+            return spoken[: match.start("rest")]
+        if len(label.split()) <= MOST_SPEAKER_WORDS and not re.search(r"\bi\b|'", label):
+            return spoken[: match.start()]
+    return spoken
+
+
+def _unquote_whole(text: str) -> str:
+    """An answer that is one quotation as a whole is said, not quoted."""
+    stripped = text.strip()
+    whole = len(stripped) > 2 and stripped[0] == stripped[-1] == '"' and stripped.count('"') == 2
+    return text.replace('"', " ") if whole else text
+
+
+def _opening_end(text: str) -> int:
+    ends = (match.end() for match in SENTENCE_END.finditer(text) if text[: match.start()].strip())
+    return next(islice(ends, OPENING_SENTENCES - 1, None), len(text))

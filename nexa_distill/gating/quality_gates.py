@@ -1,0 +1,72 @@
+"""Run-level quality gates: whether what was kept is worth training on.
+
+Reads `reports/sample_gate/quality_report.json` and `quality_gates:` of the filters file. A figure
+below its gate, or one that was not measured though a gate asks for it, stops the run before money
+is spent on training (exit 3). The filtering script looks first, so that the run stops early;
+packaging looks again, so that no later launch walks past.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.errors import InputMissing, QualityGateMissed
+from nexa_distill.settings.filters import FilterConfig, QualityGates
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.manifests import load_manifest
+
+FILTERING = "python scripts/python/data_processing/run_filtering.py"
+
+
+def misses(report: Mapping[str, Any], gates: QualityGates) -> Iterator[str]:
+    """One line per missed gate: `exec_pass_rate 0.1190 < min_exec_pass_rate 0.5000`."""
+    measured = {
+        "total": report["total"],
+        "keep_rate": report["p_keep"],
+        "exec_pass_rate": report["exec_pass_rate"],
+        "gold_match_rate": report["gold_match_rate"],
+        "judge_mean": report["judge_score"]["mean"],
+    }
+    for name, value in measured.items():
+        least = getattr(gates, f"min_{name}")
+        if least is not None and (value is None or not value >= least):
+            yield f"{name} {_shown(value)} < min_{name} {_shown(least)}"
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def load_gates(config: DistillConfig) -> QualityGates:
+    """`quality_gates:` of the filters file."""
+    return load_yaml(Path(config.filters), FilterConfig).quality_gates
+
+
+def enforce(config: DistillConfig) -> None:
+    """Raises QualityGateMissed (3); InputMissing (66) without a report of these very answers."""
+    gates = load_gates(config)
+    if all(value is None for value in gates.model_dump().values()):
+        return
+    path = config.storage.path("reports") / "sample_gate" / "quality_report.json"
+    manifest = load_manifest(config.storage.path("filtered_dataset"), config.storage)
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        of_these = manifest and (report["total"], report["kept"]) == (
+            manifest["rows_in"], manifest["kept"],
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError):
+        of_these = False
+    if not of_these:
+        raise InputMissing(f"{path}: is not the report of the kept answers; run `{FILTERING}`")
+    if missed := list(misses(report, gates)):
+        raise QualityGateMissed(
+            "\n       ".join(
+                [*missed, f"quality_gates: in {config.filters} stopped the run before "]
+            )
+            + f"training; read {path.with_name('gate_report.md')}, mend what it names or lower the "
+            "gate, and run the same command again"
+        )

@@ -1,0 +1,155 @@
+"""Rules made of patterns: which texts a pattern is meant for, and which of its matches count.
+
+A rule has a pattern per language (`any` for all), a `view` that leaves of a text what the rule is
+about, and a reader that tells a false match from a right one. A match in a language's list counts
+in texts of that language, and in those whose language has no list of its own or cannot be told: a
+text in a second language is not judged by the words of the first.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nexa_distill.gating.citations import end_of_false_citation
+from nexa_distill.gating.opening import blank_all_but_opening
+from nexa_distill.gating.template_leftovers import end_of_false_leftover
+from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.text.folding import fold_pattern
+from nexa_distill.text.language import ANY, NO_WORDS, UNKNOWN, identify_language
+from nexa_distill.text.regions import blank_code, blank_math
+
+View = Callable[[str], str]
+FalseEnd = Callable[[str, int, str], int]
+MOST_FALSE_MATCHES = 200  # of one answer; a later match of such an answer is not looked at
+SOURCE_BYTES = 80  # that a reader of matches gets to see as written
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An answer on which the patterns matched somewhere: as folded, and as it was written."""
+
+    row: int
+    folded: str
+    source: str
+    to_source: Callable[[int], int]  # byte position in `folded` -> in `source`
+
+    def source_position(self, start: int) -> int:
+        """The byte position in `source` of character `start` of `folded`."""
+        return self.to_source(start if self.folded.isascii() else len(self.folded[:start].encode()))
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """Patterns (RE2, for folded text) by language, joined into one each."""
+
+    check: str
+    reason: str
+    patterns: Mapping[str, str]
+    view: View | None = None
+    end_of_false_match: FalseEnd | None = None
+
+    @property
+    def is_for_any(self) -> bool:
+        """Whether the rule has a list for every language."""
+        return ANY in self.patterns
+
+    @property
+    def screen(self) -> str:
+        """All languages together: what it does not match has no match."""
+        return "|".join(f"(?:{pattern})" for pattern in self.patterns.values())
+
+    def is_for(self, language: str) -> bool:
+        """Whether texts in this language are looked at; one that is not known, or code, is."""
+        return language in self.patterns or language in (UNKNOWN, NO_WORDS) or ANY in self.patterns
+
+    def find(
+        self, suspects: Sequence[Suspect], among: Mapping[str, Collection[int]] | None = None
+    ) -> dict[int, int]:
+        """By row, the byte position in the source of the first match that counts.
+
+        `among`: by language, the rows on which its list may match, where that is known.
+        """
+        views = {
+            s.row: self.view(s.folded) if self.view is not None else s.folded for s in suspects
+        }
+        by_row = {s.row: s for s in suspects}
+        places: dict[int, int] = {}
+        for language, pattern in self.patterns.items():
+            some = {row: v for row, v in views.items() if among is None or row in among[language]}
+            for row, at in self._matches(pattern, by_row, some).items():
+                if language == ANY or self._is_written_in(language, by_row[row], views[row]):
+                    places[row] = min(at, places.get(row, at))
+        return {row: by_row[row].source_position(start) for row, start in places.items()}
+
+    def _matches(
+        self, pattern: str, suspects: Mapping[int, Suspect], views: dict[int, str]
+    ) -> dict[int, int]:
+        """By row, the character position of the first match that is not a false one."""
+        places: dict[int, int] = {}
+        for _ in range(MOST_FALSE_MATCHES if views else 0):
+            found = pc.find_substring_regex(pa.array(views.values(), pa.string()), pattern)
+            hits = [(row, at) for row, at in zip(views, found.to_pylist(), strict=True) if at >= 0]
+            views, looked_at = {}, views
+            for row, at in hits:
+                text = looked_at[row]
+                start = at if text.isascii() else len(text.encode()[:at].decode())
+                if end := self._end_of_false_match(suspects[row], text, start):
+                    views[row] = text[:start] + " " * (end - start) + text[end:]
+                else:
+                    places[row] = start
+            if not views:
+                break
+        return places
+
+    def _end_of_false_match(self, suspect: Suspect, view: str, start: int) -> int:
+        if self.end_of_false_match is None:
+            return 0
+        source = cut_bytes(suspect.source, suspect.source_position(start), SOURCE_BYTES)
+        return self.end_of_false_match(view, start, source)
+
+    def _is_written_in(self, language: str, suspect: Suspect, view: str) -> bool:
+        """Of a text in two languages, the part up to the view's end decides."""
+        spoken = suspect.source[: len(view.rstrip())] if self.view else suspect.source
+        written = identify_language(spoken)
+        return written in (language, UNKNOWN) or written not in self.patterns
+
+
+def cut_bytes(text: str, start: int, size: int) -> str:
+    """At most `size` bytes of UTF-8 from byte `start` on, as whole characters."""
+    if text.isascii():
+        return text[start : start + size]
+    return text.encode()[start : start + size].decode(errors="ignore")
+
+
+def blank_code_and_math(text: str) -> str:
+    """What an answer says in prose."""
+    return blank_math(blank_code(text))
+
+
+def pattern_rules(config: FilterConfig) -> list[TextRule]:
+    """The rules that are on, in the order in which they are reported."""
+    rules = [
+        TextRule("rules.citations", "banned_citation", _joined(config.citation_patterns),
+                 blank_code_and_math, end_of_false_citation),
+        TextRule("rules.forbidden_patterns", "forbidden_pattern",
+                 _joined({ANY: config.forbidden_patterns})),
+        TextRule("rules.template_leftovers", "template_leftover",
+                 _joined({ANY: config.template_patterns}),
+                 blank_code_and_math, end_of_false_leftover),
+        TextRule("rules.refusal", "refusal", _joined(config.refusal_patterns),
+                 blank_all_but_opening),
+        *(TextRule(f"safety.{name}", "safety_flag", _joined({ANY: [pattern]}))
+          for name, pattern in config.safety_patterns.items()),
+    ]  # fmt: skip
+    off = {"rules.citations": not config.ban_citations, "rules.refusal": not config.ban_refusals}
+    return [rule for rule in rules if rule.patterns and not off.get(rule.check)]
+
+
+def _joined(patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {
+        language: "|".join(f"(?:{fold_pattern(pattern)})" for pattern in listed)
+        for language, listed in patterns.items()
+        if listed
+    }

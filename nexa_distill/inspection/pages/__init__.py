@@ -1,0 +1,1 @@
+"""The pages of the inspection room, one module each."""

@@ -1,0 +1,1 @@
+"""The request journal: every request, attempt and answer, in SQLite."""

@@ -1,0 +1,147 @@
+"""The journal's tables of batches: many requests handed in as one file, answered within a day.
+
+A batch is open from its row here until its step `ended`. Its attempts are under way for as long as
+that, whatever becomes of this process: opening the journal again does not end them. Attempts whose
+batch has no row belong to a file that was never finished. Rows are only ever added.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from nexa_distill.journal.group_commit import GroupCommit
+from nexa_distill.journal.key_index import KeyIndex
+
+BATCH_TABLES = ("batches", "batch_steps")
+BATCH_SCHEMA = """
+CREATE TABLE batches (          -- written after its attempts, before anything is handed in
+    id          INTEGER PRIMARY KEY,
+    run         INTEGER NOT NULL REFERENCES runs,
+    provider    TEXT NOT NULL,
+    discount    REAL NOT NULL,  -- the share of the price that is billed
+    requests    INTEGER NOT NULL,
+    sha256      TEXT NOT NULL,  -- of the file
+    created_at  REAL NOT NULL
+);
+CREATE TABLE batch_steps (      -- what became of it
+    batch       INTEGER NOT NULL REFERENCES batches,
+    step        TEXT NOT NULL,  -- uploaded, created, ended; in this order
+    word        TEXT NOT NULL,  -- the provider's id of the file, of the batch; how it ended
+    at          REAL NOT NULL
+);
+CREATE INDEX attempts_in ON attempts (batch) WHERE batch IS NOT NULL;
+CREATE VIEW open_batches AS     -- they are or may be at a provider
+    SELECT * FROM batches WHERE id NOT IN (SELECT batch FROM batch_steps WHERE step = 'ended');
+CREATE VIEW unended AS          -- attempts of batches, as long as they have no outcome
+    SELECT * FROM attempts WHERE batch IS NOT NULL
+    AND id NOT IN (SELECT attempt_id FROM outcomes);
+"""
+
+
+class Batch(NamedTuple):
+    """`file` and `remote` are the provider's ids, None as long as they are not known."""
+
+    id: int
+    provider: str
+    discount: float
+    requests: int
+    sha256: str
+    file: str | None = None
+    remote: str | None = None
+
+
+class Asked(NamedTuple):
+    """An attempt of a batch, the most that it can be billed, and whether (1) it has an outcome."""
+
+    attempt: int
+    most_tokens: int
+    most_usd: float
+    ended: int
+
+
+def open_batches(db: sqlite3.Connection) -> set[int]:
+    """The batches that are or may be at a provider."""
+    return {id_ for (id_,) in db.execute("SELECT id FROM open_batches")}
+
+
+def under_way(db: sqlite3.Connection) -> tuple[int, int, float]:
+    """(requests, tokens, dollars) reserved for what is in open batches and has no outcome."""
+    sql = (
+        "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
+        "FROM unended WHERE batch IN (SELECT id FROM open_batches)"
+    )
+    requests, tokens, usd = db.execute(sql).fetchone()
+    return requests, tokens, usd
+
+
+class BatchLedger:
+    """The batches of one journal: read from what is committed, written by its group commits."""
+
+    def __init__(
+        self, committed: sqlite3.Connection, keys: KeyIndex, writer: GroupCommit, run: int
+    ) -> None:
+        self._db, self._keys, self._writer, self._run = committed, keys, writer, run
+
+    def next_id(self) -> int:
+        """Of no batch yet, not even of one whose file was never finished."""
+        sql = (
+            "SELECT max(coalesce((SELECT max(id) FROM batches), 0), "
+            "coalesce((SELECT max(batch) FROM attempts WHERE batch IS NOT NULL), 0))"
+        )
+        (newest,) = self._db.execute(sql).fetchone()
+        return int(newest) + 1
+
+    async def record(self, batch: Batch) -> None:
+        """The file is complete and is about to be handed in."""
+        row = (batch.id, self._run, batch.provider, batch.discount, batch.requests, batch.sha256)
+        self._writer.add("batches", (*row, time.time()))
+        await self._writer.on_disk()
+
+    async def step(self, batch: int, step: str, word: str) -> None:
+        """A step (`batch_steps`) is done; waits until everything so far is on disk."""
+        self._writer.add("batch_steps", (batch, step, word, time.time()))
+        await self._writer.on_disk()
+
+    def open(self) -> list[Batch]:
+        """Those that have not ended, oldest first."""
+        sql = (
+            "SELECT id, provider, discount, requests, sha256, "
+            "(SELECT word FROM batch_steps WHERE batch=id AND step='uploaded'), "
+            "(SELECT word FROM batch_steps WHERE batch=id AND step='created') "
+            "FROM open_batches ORDER BY id"
+        )
+        return [Batch(*row) for row in self._db.execute(sql)]
+
+    def under_way(self) -> tuple[int, int, float]:
+        """As the function of this name."""
+        return under_way(self._db)
+
+    def asked(self, batch: int, keys: Iterable[str]) -> dict[str, Asked]:
+        """The batch's attempts of these requests; a key that it does not hold is not in it."""
+        sql = (
+            "SELECT r.request_key, a.id, a.most_tokens, a.most_usd, o.outcome IS NOT NULL "
+            "FROM requests r JOIN attempts a ON a.request_id = r.id "
+            "LEFT JOIN outcomes o ON o.attempt_id = a.id "
+            "WHERE r.id IN (SELECT value FROM json_each(?)) AND a.batch=?"
+        )
+        rows = self._db.execute(sql, (json.dumps(self._keys.ids(keys)), batch))
+        return {key: Asked(*asked) for key, *asked in rows}
+
+    def rest(self, batch: int, size: int) -> Iterator[list[Asked]]:
+        """The batch's attempts without an end, `size` at a time."""
+        sql = (
+            "SELECT id, most_tokens, most_usd, 0 FROM unended WHERE batch=? AND id>? "
+            "ORDER BY id LIMIT ?"
+        )
+        last = 0
+        while rows := [Asked(*row) for row in self._db.execute(sql, (batch, last, size))]:
+            yield rows
+            last = rows[-1].attempt
+
+    def journal_id(self) -> str:
+        """A name for this journal that stays: made from its first run."""
+        sql = "SELECT run_id, started_at FROM runs ORDER BY id LIMIT 1"
+        run_id, started_at = self._db.execute(sql).fetchone()
+        return f"{run_id}@{started_at:.6f}"

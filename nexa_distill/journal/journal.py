@@ -1,0 +1,407 @@
+"""The ledger of every request: what was asked, each attempt, and the raw bytes of each answer.
+
+One SQLite file per stage (WAL, synchronous=FULL). Rows are only ever added. An attempt is on disk
+before its request is sent, and an answer is on disk before it is parsed (`group_commit.py`).
+
+How an attempt ends:
+  `answered`  a complete 200 body is stored; this request is never sent again
+  `rejected`  the API said no (a status other than 200, or an error inside a 200, which then has
+              that error's status): not billed
+  `not_sent`  no connection, or stopped before the send: not billed
+  `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
+An attempt without an end, when the file is opened, belongs to a process that died: `uncertain` if
+it was on the wire (`in_flight.py`), `not_sent` if not. Those of an open batch (`batches.py`)
+are under way at the provider, with or without a process here.
+
+One process at a time (`flock`): a second one gets Locked (75) with the holder's pid and host.
+A failed write is final (StorageFailed, 74): nothing more is accepted, so nothing more is sent.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NamedTuple, Self
+
+from nexa_distill.errors import Locked, StorageFailed
+from nexa_distill.journal.batches import BatchLedger, open_batches, under_way
+from nexa_distill.journal.group_commit import GroupCommit, Then
+from nexa_distill.journal.in_flight import InFlight, left_behind
+from nexa_distill.journal.key_index import KeyIndex, complete
+from nexa_distill.journal.schema import TABLES, for_reading, prepare
+
+DIED = "the process died"
+
+
+class Answered(NamedTuple):
+    """The stored answer of a request. `ended_at` is unix seconds.
+
+    By a batch: no latency, and `discount` is the share of the price that it cost.
+    """
+
+    raw: bytes
+    latency_ms: float | None
+    ended_at: float
+    discount: float = 1.0
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended."""
+
+    outcome: str
+    status: int | None = None
+    raw: bytes | None = None
+    error: str | None = None
+    latency_ms: float | None = None
+
+
+class Ended(NamedTuple):
+    """A finished attempt, for deciding what happens next. `error` is what stopped it."""
+
+    outcome: str
+    status: int | None
+    error: str
+
+
+@dataclass
+class Known:
+    """A request that the journal has, and its finished attempts in order.
+
+    `asked_now`: an attempt was begun since the journal was opened, and not in a batch.
+    `under_way`: it is in an open batch. `new_attempts`: so many of the attempts are of this run.
+    """
+
+    id: int
+    attempts: list[Ended] = field(default_factory=list)
+    asked_now: bool = False
+    under_way: bool = False
+    new_attempts: int = 0
+
+    @property
+    def answered(self) -> bool:
+        """Whether a complete answer is stored."""
+        return any(attempt.outcome == "answered" for attempt in self.attempts)
+
+
+class Spent(NamedTuple):
+    """What is or may be billed. `requests` are sends that may have reached the API."""
+
+    requests: int
+    tokens: int
+    usd: float
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Both together."""
+        requests, tokens = self.requests + other.requests, self.tokens + other.tokens
+        return Spent(requests, tokens, self.usd + other.usd)
+
+
+class Asking(NamedTuple):
+    """A request to be begun. `request_id` is None when the journal has never seen it."""
+
+    request_id: int | None
+    key: str
+    sample_id: str
+    body: bytes
+    most_tokens: int
+    most_usd: float
+
+
+class ReadOnlyJournal:
+    """What a journal holds, without its lock: a collector may be writing it. Changes nothing.
+
+    Attempts without an end are read as the next collector will end them. Use as a context manager.
+    Raises StorageFailed for a file that is no journal of this version.
+    """
+
+    run = 0  # no attempt is of this run
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._committed = for_reading(path)
+            self._keys = KeyIndex(self._committed)
+            self.unburied = dict(_unended(self._committed, left_behind(_wire(path))))
+        except sqlite3.Error as error:
+            raise StorageFailed(f"{path}: the journal cannot be read ({error})") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        self._committed.close()
+        if isinstance(error, sqlite3.Error):
+            raise StorageFailed(f"{self.path}: the journal cannot be read ({error})") from None
+
+    def read(self, sql: str, *values: object) -> sqlite3.Cursor:
+        """Rows of a query over what is committed (`SCHEMA`)."""
+        return self._committed.execute(sql, values)
+
+    def known(self, keys: Iterable[str]) -> dict[str, Known]:
+        """What is committed about these requests; a key that was never asked is not in it."""
+        sql = (
+            "SELECT r.request_key, r.id, a.id, o.outcome, o.status, coalesce(o.error, ''), "
+            "a.run, a.batch "
+            "FROM requests r LEFT JOIN attempts a ON a.request_id = r.id "
+            "LEFT JOIN outcomes o ON o.attempt_id = a.id "
+            "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
+        )
+        found: dict[str, Known] = {}
+        rows = self._committed.execute(sql, (self._ids(keys),))
+        for key, id_, attempt, outcome, status, error, run, batch in rows:
+            known = found.setdefault(key, Known(id_))
+            known.asked_now = known.asked_now or (run == self.run and batch is None)
+            if outcome:
+                known.attempts.append(Ended(outcome, status, error))
+                known.new_attempts += run == self.run
+            elif attempt in self.unburied:
+                known.attempts.append(Ended(self.unburied[attempt], None, DIED))
+            elif batch is not None:
+                known.under_way = True
+        return found
+
+    def answers(self, keys: Iterable[str]) -> dict[str, Answered]:
+        """The newest stored answer of each of these requests that has one."""
+        sql = (
+            "SELECT r.request_key, o.raw, o.latency_ms, o.ended_at, coalesce(b.discount, 1.0) "
+            "FROM requests r JOIN attempts a ON a.request_id = r.id "
+            "JOIN outcomes o ON o.attempt_id = a.id LEFT JOIN batches b ON b.id = a.batch "
+            "WHERE o.outcome='answered' "
+            "AND r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
+        )
+        rows = self._committed.execute(sql, (self._ids(keys),))
+        return {key: Answered(*answer) for key, *answer in rows}
+
+    def answers_of(self, model: str) -> Iterator[bytes]:
+        """Bodies of the answers to requests that named this model, oldest first."""
+        sql = (
+            "SELECT o.raw FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+            "JOIN requests r ON r.id = a.request_id "
+            "WHERE o.outcome='answered' AND instr(r.body, ?) ORDER BY o.attempt_id"
+        )
+        return (raw for (raw,) in self._committed.execute(sql, (_named(model),)))
+
+    def evidence(self, key: str) -> str:
+        """The API's last word about a request: HTTP status and the start of the body, or error."""
+        row = self._committed.execute(
+            "SELECT o.status, coalesce(o.error, substr(o.raw, 1, 2000), '') FROM requests r "
+            "JOIN attempts a ON a.request_id = r.id JOIN outcomes o ON o.attempt_id = a.id "
+            "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id DESC LIMIT 1",
+            (self._ids([key]),),
+        ).fetchone()
+        status, said = row or (None, "")
+        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+        return f"HTTP {status}: {text}" if status else text
+
+    def uncertain(self) -> list[str]:
+        """Keys of the requests that were once sent and brought no complete answer, in order."""
+        sql = (
+            "SELECT r.request_key FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+            "JOIN requests r ON r.id = a.request_id WHERE o.outcome='uncertain' "
+            "GROUP BY r.id ORDER BY min(a.id)"
+        )
+        return [row[0] for row in self._committed.execute(sql)]
+
+    def spent(self) -> Spent:
+        """All runs together; an uncertain attempt counts as the most that it can have cost."""
+        return _spent(self._committed).plus(self.unended())
+
+    def unended(self) -> Spent:
+        """The most that the sends without an end can have cost; of a running collector's, too."""
+        perhaps = [id_ for id_, outcome in self.unburied.items() if outcome == "uncertain"]
+        sql = (
+            "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
+            "FROM attempts WHERE id IN (SELECT value FROM json_each(?))"
+        )
+        return Spent(*self.read(sql, json.dumps(perhaps)).fetchone())
+
+    def unbilled(self, model: str) -> list[tuple[int, bytes, float]]:
+        """(attempt, body, discount) of this model's stored answers whose cost is not recorded."""
+        sql = (
+            "SELECT a.id, o.raw, coalesce(b.discount, 1.0) FROM outcomes o "
+            "JOIN attempts a ON a.id = o.attempt_id JOIN requests r ON r.id = a.request_id "
+            "LEFT JOIN batches b ON b.id = a.batch WHERE o.outcome='answered' "
+            "AND a.id NOT IN (SELECT attempt_id FROM usage) AND instr(r.body, ?)"
+        )
+        return self._committed.execute(sql, (_named(model),)).fetchall()
+
+    def _ids(self, keys: Iterable[str]) -> str:
+        return json.dumps(self._keys.ids(keys))
+
+
+class Journal(ReadOnlyJournal):
+    """Use as a context manager, from one event loop. `places`: attempts on the wire at a time."""
+
+    def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
+        self.path, self.unburied = path, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(path.with_suffix(".lock"))
+        wire = _wire(path)
+        try:
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, cached_statements=512
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            prepare(self._db, path)
+            _bury(self._db, left_behind(wire))
+            complete(self._db)
+            started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
+            (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
+            # A connection of its own for reading: it sees what is committed, and nothing else.
+            self._committed = sqlite3.connect(path, isolation_level=None)
+            self._keys = KeyIndex(self._committed)
+            self._next_request = self._newest("requests") + 1
+            self._next_attempt = self._newest("attempts") + 1
+        except sqlite3.Error as error:
+            raise _failed(path, error) from None
+        self.wire = InFlight(wire, places)
+        self._writer = GroupCommit(
+            self._db, TABLES, lambda error: _failed(path, error),
+            afterwards=lambda: self._keys.write(self._db),
+        )  # fmt: skip
+        self.batches = BatchLedger(self._committed, self._keys, self._writer, self.run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        if not self._writer.broken:
+            ended = (time.time(), self._writer.slowest_seconds * 1000, self.run)
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute(
+                    "UPDATE runs SET ended_at=?, slowest_commit_ms=? WHERE id=?", ended
+                )
+        self._committed.close()
+        self._db.close()
+        self.wire.close()
+        self._lock.close()
+
+    @property
+    def broken(self) -> StorageFailed | None:
+        """Why nothing can be written any more, or None."""
+        return self._writer.broken
+
+    async def begin(self, asking: Sequence[Asking], batch: int | None = None) -> list[int]:
+        """Record that these are about to be sent; returns their attempts when that is on disk.
+
+        `batch`: the one that they go out with.
+        """
+        attempts = []
+        for a in asking:
+            self._next_attempt, attempt = self._next_attempt + 1, self._next_attempt
+            request = a.request_id
+            if request is None:
+                self._next_request, request = self._next_request + 1, self._next_request
+                self._keys.add(a.key, request)
+                self._writer.add("requests", (request, a.key, a.sample_id, a.body))
+            row = (attempt, request, self.run, a.most_tokens, a.most_usd, batch)
+            self._writer.add("attempts", row)
+            attempts.append(attempt)
+        await self._writer.on_disk()
+        return attempts
+
+    def end(self, attempt: int, outcome: Outcome, then: Then) -> None:
+        """Record how an attempt ended; `then` is called when that is on disk, or cannot be."""
+        row = (attempt, outcome.outcome, outcome.status, outcome.raw, outcome.error)
+        self._writer.add("outcomes", (*row, outcome.latency_ms, time.time()), then)
+
+    def bill(
+        self, attempt: int, prompt: int | None, completion: int | None, total: int | None,
+        usd: float | None,
+    ) -> None:  # fmt: skip
+        """Record what a stored answer cost. Tokens as the API counted them."""
+        self._writer.add("usage", (attempt, prompt, completion, total, usd))
+
+    async def on_disk(self) -> None:
+        """Wait for everything recorded so far. Raises StorageFailed."""
+        await self._writer.on_disk()
+
+    def _newest(self, table: str) -> int:
+        row = self._committed.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()  # noqa: S608
+        return int(row[0])
+
+
+def _named(model: str) -> bytes:
+    """As it stands in the stored body of a request to this model, and nowhere in a prompt."""
+    return f'"model":{json.dumps(model, ensure_ascii=False)}'.encode("utf-8", "surrogatepass")
+
+
+def spent_elsewhere(folder: Path, but: Path) -> Spent:
+    """What the other stages' journals in `folder` have spent. Raises StorageFailed.
+
+    One that cannot be read stops the run: counted as nothing, it would let a budget be exceeded.
+    """
+    total = Spent(0, 0, 0.0)
+    for path in sorted(folder.glob("*.sqlite")):
+        if path.resolve() != but.resolve():
+            with ReadOnlyJournal(path) as other:
+                total = total.plus(other.spent())
+    return total
+
+
+def _spent(db: sqlite3.Connection) -> Spent:
+    """An answer without usage, an uncertain one and one in an open batch: as its reservation."""
+    sql = (
+        "SELECT count(*), "
+        "coalesce(sum(coalesce(u.total_tokens, a.most_tokens)), 0), "
+        "coalesce(sum(coalesce(u.cost_usd, a.most_usd)), 0.0) "
+        "FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+        "LEFT JOIN usage u ON u.attempt_id = a.id WHERE o.outcome IN ('answered', 'uncertain')"
+    )
+    return Spent(*db.execute(sql).fetchone()).plus(Spent(*under_way(db)))
+
+
+def _wire(path: Path) -> Path:
+    """Where the ids of attempts on the wire are."""
+    return path.with_suffix(".inflight")
+
+
+def _unended(db: sqlite3.Connection, wire: set[int] | None) -> list[tuple[int, str]]:
+    """(attempt, outcome) of a process that died. `wire`: those sent; None = perhaps all."""
+    sql = "SELECT id, batch FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
+    left, open_ = db.execute(sql).fetchall(), open_batches(db)
+    sent = {id_ for id_, batch in left if batch is None and (wire is None or id_ in wire)}
+    return [
+        (id_, "uncertain" if id_ in sent else "not_sent")
+        for id_, batch in left
+        if batch not in open_
+    ]
+
+
+def _bury(db: sqlite3.Connection, wire: set[int] | None) -> None:
+    """End the attempts of a process that died."""
+    rows = [(id_, outcome, DIED, time.time()) for id_, outcome in _unended(db, wire)]
+    db.execute("BEGIN IMMEDIATE")
+    db.executemany("INSERT INTO outcomes VALUES (?, ?, NULL, NULL, ?, NULL, ?)", rows)
+    db.execute("COMMIT")
+
+
+def _failed(path: Path, error: Exception) -> StorageFailed:
+    return StorageFailed(
+        f"{path}: the journal cannot be written ({error}); no further request is sent. "
+        "Free space (df -h .) and run the same command again"
+    )
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold an exclusive lock until the process ends. Raises Locked naming the holder."""
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise Locked(f"{path}: {holder} is collecting; wait for it or stop it") from None
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file

@@ -1,0 +1,94 @@
+"""The answers that are judged: read in batches, validated before anything is asked.
+
+What the exec gate refused is lost already: no judge is paid to look at it.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nexa_distill.contracts import TABLES
+from nexa_distill.judging.canaries import canary_rows
+from nexa_distill.judging.rubrics import PARTS
+from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.storage.tables import read_batches
+
+Row = dict[str, Any]
+
+Flags = npt.NDArray[np.bool_]
+
+SOURCE, CHECKED = TABLES["rule_filtered"], TABLES["exec_checks"]
+COLUMNS = ["sample_id", "attempt", *PARTS]
+BATCH_ROWS = 2048
+
+
+@dataclass
+class Submissions:
+    """`refused`: per answer of the file, whether the exec gate refused it: nobody is shown it.
+
+    `rows` are the others, `shown` those of them with a text; `teachers` are the models that wrote
+    them. `canaries`: the rows of `canary_rows` for the prompts with the lowest `sample_id`, a
+    choice that new rows seldom change.
+    """
+
+    path: Path
+    refused: Flags
+    rows: int = 0
+    shown: int = 0
+    teachers: set[str] = field(default_factory=set)
+    canaries: list[Row] = field(default_factory=list)
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Every answer that is not refused, in file order, then the canaries."""
+        for batch in self.tables(COLUMNS):
+            yield batch.to_pylist()
+        if self.canaries:
+            yield self.canaries
+
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """The answers that are not refused, in file order."""
+        start = 0
+        for batch in read_batches(self.path, SOURCE, batch_rows=BATCH_ROWS, columns=columns):
+            end = start + batch.num_rows
+            yield batch.filter(pa.array(~self.refused[start:end]))
+            start = end
+
+
+def has_text(row: Row) -> bool:
+    """Whether there is something to judge."""
+    return bool(row["teacher_output"] and row["teacher_output"].strip())
+
+
+def submissions(path: Path, canary_prompts: int, execution: Path | None = None) -> Submissions:
+    """Read `path` once; `execution` are the exec gate's checks of its answers.
+
+    Raises InputMissing (66), InputError (65) naming column, row or key.
+    """
+    found, prompts = Submissions(path, _refused(path, execution)), dict[str, Row]()
+    for batch in found.tables([*COLUMNS, "model_id"]):
+        found.teachers.update(batch["model_id"].unique().to_pylist())
+        rows = batch.drop_columns("model_id").to_pylist()
+        found.rows += len(rows)
+        found.shown += sum(map(has_text, rows))
+        prompts |= {row["sample_id"]: row for row in reversed(rows)}
+        prompts = {key: prompts[key] for key in heapq.nsmallest(canary_prompts, prompts)}
+    found.canaries = canary_rows(prompts.values())
+    return found
+
+
+def _refused(path: Path, execution: Path | None) -> Flags:
+    answers = AnswerKeys([path], SOURCE)
+    found = np.zeros(len(answers), np.bool_)
+    columns = ["sample_id", "attempt", "ok"]
+    for rows in read_batches(execution, CHECKED, columns=columns) if execution else ():
+        failed = rows.filter(pc.invert(pc.fill_null(rows["ok"], False)))
+        positions = answers.positions(failed)
+        found[positions[positions >= 0]] = True
+    return found

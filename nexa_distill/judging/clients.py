@@ -1,0 +1,68 @@
+"""Who judges: from the configuration, or from the command line, and how they are asked."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from nexa_distill.collection.collector import Collector
+from nexa_distill.collection.first_answers import Usable
+from nexa_distill.collection.requests.body import PromptRequest
+from nexa_distill.judging.aggregation import Panel
+from nexa_distill.judging.candidates import Submissions, has_text
+from nexa_distill.judging.rubrics import judge_request, load_rubrics
+from nexa_distill.judging.verdict_parser import UNREADABLE, is_one_object
+from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, with_flags
+
+Row = dict[str, Any]
+
+
+def as_judge(config: DistillConfig) -> DistillConfig:
+    """The configuration by which a judge is asked: verdicts are shorter than answers, and colder.
+
+    Several judges share one ledger, and an open batch belongs to one provider: hence no batches.
+    """
+    judging = config.judging
+    own = {"max_tokens": judging.max_tokens, "temperature": judging.temperature}
+    return with_flags(config, {"collection": own | {"batch_api": False}})
+
+
+def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = False) -> Panel:
+    """The judges of the configuration, ready to be asked about `given`. Raises InputError."""
+    rubrics, asking = load_rubrics(config), as_judge(config)
+
+    def requests_by(judge: JudgeModel) -> Callable[[Row], list[PromptRequest]]:
+        def requests_of(row: Row) -> list[PromptRequest]:
+            shown = rubrics if has_text(row) else []
+            return [judge_request(row, rubric, judge, asking) for rubric in shown]
+
+        return requests_of
+
+    def rows(_: Sequence[str] | None) -> Iterator[list[Row]]:
+        return given.batches()
+
+    total = (given.shown + len(given.canaries)) * len(rubrics)
+    judges = [
+        Collector(
+            "judge", asking, config.chosen_provider(judge.provider)[0], judge.model, rows,
+            requests_by(judge), total, retry_failed, usable=Usable(is_one_object, UNREADABLE),
+        )
+        for judge in config.judging.judges
+    ]  # fmt: skip
+    return Panel(judges, rubrics)
+
+
+def judge_flags(config: DistillConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """`--judge` and `--provider` name one judge instead of those of the configuration."""
+    name, provider = config.chosen_provider(args.provider)
+    flags: dict[str, Any] = {}
+    if args.base_url:  # somebody else's server: nothing of ours is started
+        served = {"base_url": args.base_url, "start": [], "endpoint_file": ""}
+        flags["providers"] = {name: served}
+    if args.judge or args.provider:
+        model = args.judge or provider.model
+        known = [
+            j.extra_body for j in config.judging.judges if (j.provider, j.model) == (name, model)
+        ]
+        judge = {"provider": name, "model": model, "extra_body": known[0] if known else {}}
+        flags["judging"] = {"judges": [judge]}
+    return flags

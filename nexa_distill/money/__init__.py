@@ -1,1 +1,0 @@
-"""What answers cost: the estimate before, the budget meanwhile, the report afterwards."""

@@ -1,0 +1,105 @@
+"""The chain of sealed files: what is out of date, and whether every link is whole.
+
+A link is a stage's output: the file, its manifest, and the inputs that the manifest names.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.errors import InputMissing
+from nexa_distill.orchestration.stages import STAGES, Stage, locate, settings
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.manifests import load_manifest, manifest_path, repairs, sha256_path
+from nexa_distill.text.hashing import compact_json, sha256_text
+
+
+@dataclass
+class Freshness:
+    """Compares what is sealed on disk with what the configuration asks for; hashes a file once."""
+
+    config: DistillConfig
+    _hashes: dict[Path, str] = field(default_factory=dict)
+
+    def digest(self, path: Path) -> str:
+        """Hex SHA-256 of the file or folder as it stands."""
+        resolved = path.resolve()
+        if resolved not in self._hashes:
+            self._hashes[resolved] = sha256_path(path)
+        return self._hashes[resolved]
+
+    def why_run(self, stage: Stage) -> str | None:
+        """Why the stage has to run, or None when every output is intact and up to date."""
+        return next((why for key in stage.outputs for why in self._stale(stage, key)), None)
+
+    def _stale(self, stage: Stage, output: str) -> Iterator[str]:
+        path = locate(output, self.config)
+        manifest = load_manifest(path, self.config.storage)
+        if not path.exists():
+            yield f"{path} is gone" if manifest else "no output yet"
+            return
+        if manifest is None:
+            yield f"{path} has no manifest"
+            return
+        if manifest["sha256"] != self.digest(path):
+            yield f"{path} is not what its manifest seals"
+        yield from self._changed_inputs(stage, manifest["inputs"])
+        wanted = settings(stage, self.config)
+        if wanted is not None and manifest["config_sha256"] != sha256_text(compact_json(wanted)):
+            yield f"{stage.name}: settings changed"
+
+    def _counts(self, key: str) -> bool:
+        """Whether an optional input is one now: repairs of other answers are not."""
+        return key != "regen_dataset" or bool(repairs(self.config.storage))
+
+    def _changed_inputs(self, stage: Stage, recorded: list[dict[str, str]]) -> Iterator[str]:
+        """By content: a file that was only moved has not changed."""
+        optional = [key for key in stage.optional if self._counts(key)]
+        declared = {locate(key, self.config) for key in (*stage.inputs, *optional)}
+        now = {self.digest(path): path for path in declared if path.exists()}
+        then = {item["sha256"] for item in recorded}
+        yield from (f"input changed: {path}" for sha256, path in now.items() if sha256 not in then)
+        for item in recorded:
+            path = Path(item["path"])
+            if item["sha256"] not in now and not (
+                path.exists() and self.digest(path) == item["sha256"]
+            ):
+                yield f"input changed or gone: {path}"
+
+
+def verify_chain(config: DistillConfig) -> Iterator[str]:
+    """One line per intact link, from the raw file to the checkpoint and what was made after it.
+
+    A link is whole when the file is what its manifest seals, and each input that the manifest
+    names is still the file that was read. Raises InputMissing (66) at the first broken link.
+    """
+    fresh = Freshness(config)
+    for stage in STAGES:
+        for key in stage.outputs:
+            path = locate(key, config)
+            manifest = load_manifest(path, config.storage)
+            if stage.session == "evaluation" and manifest is None and not path.exists():
+                continue
+            if manifest is None or not path.exists():
+                seal = manifest_path(path, config.storage)
+                raise InputMissing(
+                    f"broken link at {stage.name}: "
+                    + (f"{path} is missing" if not path.exists() else f"{seal} is missing")
+                    + "; `bash launch_pipeline.sh` makes it"
+                )
+            yield _check_link(stage, path, manifest, fresh)
+
+
+def _check_link(stage: Stage, path: Path, manifest: dict[str, Any], fresh: Freshness) -> str:
+    named = [(Path(item["path"]), item["sha256"]) for item in manifest["inputs"]]
+    for file, sealed in [*named, (path, manifest["sha256"])]:
+        found = fresh.digest(file) if file.exists() else "nothing"
+        if found != sealed:
+            by = manifest_path(path, fresh.config.storage)
+            raise InputMissing(
+                f"broken link at {stage.name}: {file} is {found[:12]}, {by} says {sealed[:12]}; "
+                "`bash launch_pipeline.sh` makes what is missing"
+            )
+    reads = ", ".join(f"{file} {sealed[:12]}" for file, sealed in named)
+    return f"ok  {stage.name:<20} {path} {manifest['sha256'][:12]} <- {reads}"

@@ -1,0 +1,69 @@
+"""Raw rows from whatever a user has: a file in one of many formats, or a folder of such files.
+
+Grain: one raw row (for a folder of texts, one file). Formats: `formats.py`; which files
+of a folder count: `folders.py`. Raises InputMissing (66) for a missing path and
+InputError (65) for a file that cannot be read, naming the row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.raw_data.folders import RawFolder, scan_folder
+from nexa_distill.raw_data.formats import read_rows, read_text
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """`row` is 0-based in its file; for a folder of texts it counts the files in name order."""
+
+    file: str
+    row: int
+    values: dict[str, Any]
+
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.file}, row {self.row} (0-based)"
+
+
+def read_raw(
+    path: Path, delimiter: str | None = None, tell: Tell = lambda _: None
+) -> Iterator[RawRow]:
+    """The rows of `path`, in order, streamed where the format allows it.
+
+    `delimiter` of CSV; null = found in the header. `tell` gets a line about files left out.
+    """
+    if path.is_dir():
+        folder = scan_folder(path)
+        if line := folder.say_left_out():
+            tell(line)
+        yield from _texts(folder, tell) if folder.is_of_texts else _shards(folder, delimiter)
+        return
+    if not path.exists():
+        raise InputMissing(f"{path}: no such file or folder; pass --input PATH (or set input.path)")
+    for number, values in enumerate(read_rows(path, delimiter)):
+        yield RawRow(path.name, number, values)
+
+
+def _shards(folder: RawFolder, delimiter: str | None) -> Iterator[RawRow]:
+    for file in folder.files:
+        name = str(file.relative_to(folder.path))
+        for number, values in enumerate(read_rows(file, delimiter)):
+            yield RawRow(name, number, values)
+
+
+def _texts(folder: RawFolder, tell: Tell) -> Iterator[RawRow]:
+    number = 0
+    for file, identity in folder.ids().items():
+        name, values = str(file.relative_to(folder.path)), read_text(file)
+        if values["text"].strip():
+            yield RawRow(name, number, {**values, "id": identity})
+            number += 1
+        else:
+            tell(f"{file}: left out, it holds no text")
+    if not number:
+        raise InputError(f"{folder.path}: every text in it is empty; put text into the files")

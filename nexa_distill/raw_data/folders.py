@@ -1,0 +1,113 @@
+"""Which files of a folder are raw data, in which order, and which are left out.
+
+A folder holds texts (one row per file) or tables in pieces (shards). With texts in it, tables are
+left out; a README or LICENSE beside tables is no text, and JSON beside tables of another format is
+their description. Hidden files and folders and `__MACOSX` are skipped. Files are ordered by name,
+numbers by their value. Raises InputError (65) when nothing is left or the tables have two formats.
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nexa_distill.errors import InputError
+from nexa_distill.raw_data.formats import (
+    TABLE_READERS,
+    TEXT_ENDINGS,
+    has_rows,
+    has_text,
+    split_endings,
+)
+
+ABOUT = re.compile(r"(readme|license|licence|notice|changelog|citation)\b", re.IGNORECASE)
+SHOWN = 3
+
+
+@dataclass
+class RawFolder:
+    """`files` in order, all of texts or all of tables; `left_out`: why -> names of files."""
+
+    path: Path
+    files: list[Path]
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether each file is one row."""
+        return has_text(self.files[0])
+
+    def ids(self) -> dict[Path, str]:
+        """File -> relative name without endings; with them where two files would share it."""
+        names = {file: file.relative_to(self.path) for file in self.files}
+        short = {file: name.with_name(split_endings(file)[0]) for file, name in names.items()}
+        counts = Counter(short.values())
+        return {file: str(name if counts[name] == 1 else names[file])
+                for file, name in short.items()}  # fmt: skip
+
+    def say_left_out(self) -> str | None:
+        """One line about the files that are not read; None = all are."""
+        if not self.left_out:
+            return None
+        total = sum(map(len, self.left_out.values()))
+        parts = [f"{len(names)} {why} ({_shown(names)})" for why, names in self.left_out.items()]
+        return f"{self.path}: {total} of its files left out: {'; '.join(parts)}"
+
+
+def scan_folder(path: Path) -> RawFolder:
+    """The raw files below `path`."""
+    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: _order(path, p))
+    folder = RawFolder(path, [])
+    seen = [file for file in files if not _is_hidden(file.relative_to(path))]
+    hidden = [str(f.relative_to(path)) for f in files if _is_hidden(f.relative_to(path))]
+    if hidden:
+        folder.left_out["hidden"] = hidden
+    texts = [file for file in seen if has_text(file) and file.stat().st_size]
+    tables = [file for file in seen if has_rows(file)]
+    if tables and all(ABOUT.match(file.name) for file in texts):
+        folder.files = _of_one_format(path, tables)
+    else:
+        folder.files = texts
+    if not folder.files:
+        raise InputError(
+            f"{path}: holds no {', '.join(TEXT_ENDINGS)} file and no table "
+            f"({', '.join(TABLE_READERS)}); found: {_shown(list(map(str, seen))) or 'nothing'}"
+        )
+    read = set(folder.files)
+    for file in seen:
+        if file not in read:
+            empty = has_text(file) and not file.stat().st_size
+            why = "empty" if empty else file.suffix.lower() or "without an ending"
+            folder.left_out[why].append(str(file.relative_to(path)))
+    return folder
+
+
+def _of_one_format(path: Path, tables: list[Path]) -> list[Path]:
+    formats: dict[str, list[Path]] = defaultdict(list)
+    for file in tables:
+        ending = split_endings(file)[1]
+        formats[".jsonl" if ending == ".ndjson" else ending].append(file)
+    if len(formats) > 1:
+        formats.pop(".json", None)
+    if len(formats) > 1:
+        counts = ", ".join(f"{len(files)} {ending}" for ending, files in formats.items())
+        raise InputError(
+            f"{path}: holds tables of different formats ({counts}), perhaps of the same rows; "
+            "pass one file, or a folder with one format, as --input"
+        )
+    return next(iter(formats.values()))
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith((".", "~$")) or part == "__MACOSX" for part in name.parts)
+
+
+def _order(folder: Path, path: Path) -> list[tuple[int, int | str]]:
+    """By name; digits by their value, so that part-10 is behind part-9."""
+    pieces = re.split(r"(\d+)", str(path.relative_to(folder)))
+    return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces if piece]
+
+
+def _shown(names: list[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

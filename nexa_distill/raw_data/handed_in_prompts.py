@@ -1,0 +1,65 @@
+"""A user's file of prompts, in place of the table that dedup writes.
+
+Reads   Parquet without keys, or any other raw file (`files.py`), whose rows hold prompts
+Writes  a table of contracts.INPUTS beside `storage.raw_dataset`: ids as canonicalize computes them,
+        one cluster per document, every row on the train side
+Raises  InputError (65) for a row without a prompt, naming the commands that make prompts of texts
+"""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nexa_distill.contracts import INPUTS
+from nexa_distill.errors import InputError
+from nexa_distill.raw_data.files import read_raw
+from nexa_distill.raw_data.formats import has_rows
+from nexa_distill.raw_data.prompts import prompt_rows
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.tables import table_writer
+
+KEYS = {"sample_id", "cluster_id", "split"}
+BATCH_ROWS = 4096
+
+
+def prepare_prompts(
+    src: Path, config: DistillConfig, renamed: Mapping[str, str]
+) -> tuple[Path, Mapping[str, str]]:
+    """`src` and `renamed` as they are, or the table made of `src`, whose columns have their names.
+
+    `renamed`: column of contracts.INPUTS -> its name in `src`.
+    """
+    if not _lacks_keys(src):
+        return src, renamed
+    names = {"prompt_column": "user_prompt", "context_column": "context",
+             "task_type_column": "template_name"}  # fmt: skip
+    given = {key: renamed[column] for key, column in names.items() if column in renamed}
+    columns = config.defaults.model_copy(update=given)
+    dst = config.storage.path("raw_dataset").with_name(f"handed_in_{src.stem}.parquet")
+    rows = prompt_rows(read_raw(src, config.input.delimiter), columns, _tell)
+    with table_writer(dst, INPUTS) as out:
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            made = [{**row, "cluster_id": row["document_id"], "split": "train"} for row in batch]
+            out.write(pa.Table.from_pylist(made, schema=INPUTS))
+        if not out.rows:
+            raise InputError(f"{src}: holds no rows; nothing to ask")
+    _tell(f"{src} has no sample_id: computed, and every row is on the train side -> {dst}")
+    return dst, {}
+
+
+def _lacks_keys(src: Path) -> bool:
+    if not src.is_file() or not has_rows(src):
+        return False
+    if src.suffix.lower() != ".parquet":
+        return True
+    try:
+        return not KEYS & set(pq.read_schema(src).names)
+    except (pa.ArrowException, OSError):
+        return False  # torn: the reader of the table says so
+
+
+def _tell(line: str) -> None:
+    print(f"teacher: {line}")

@@ -1,0 +1,188 @@
+"""Raw rows that already hold prompts become rows of contracts.CANONICAL.
+
+A row is named by its id (`defaults.id_columns`), or by its content when it has none. Raises
+InputError (65) naming the raw row and the column.
+"""
+
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from typing import Any
+
+from nexa_distill.contracts import canonical_input, sample_id
+from nexa_distill.errors import InputError
+from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, Layout, find_layout
+from nexa_distill.raw_data.files import RawRow, Tell
+from nexa_distill.settings.pipeline import Columns
+from nexa_distill.text.hashing import sha256_text
+from nexa_distill.text.ngrams import fold
+
+LARGEST_EXACT = 2.0**53  # from here a float64 no longer tells neighbouring integers apart
+Passed = dict[str, str | None]
+
+
+class RowReader:
+    """Layout, identity and passed-on columns of raw rows. `tell` gets each note once."""
+
+    def __init__(self, columns: Columns, tell: Tell) -> None:
+        self.columns, self._tell = columns, tell
+        self._told: set[str] = set()
+        self._layouts: dict[tuple[tuple[str, type], ...], Layout] = {}
+        self._contents: dict[str, tuple[str, str]] = {}  # id -> (content, where it was read)
+
+    def layout(self, row: RawRow) -> Layout:
+        """How `row` is read; what the user should know about it is told."""
+        shape = tuple((name, type(value)) for name, value in row.values.items())
+        layout = self._layouts.get(shape)
+        if layout is None:
+            layout = self._layouts[shape] = find_layout(row.values, self.columns, row.where())
+            for note in layout.notes:
+                self.note(note)
+        return layout
+
+    def note(self, text: str) -> None:
+        """Tell it, once."""
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(text)
+
+    def passed(self, row: RawRow) -> Passed:
+        """What goes along with every prompt of the row; numbers become text."""
+        kept: Passed = {name: text_or_none(row, name, numbers=True) for name in PASSED_ON}
+        reference = self.columns.reference_column
+        return {**kept, "reference": text_or_none(row, reference, numbers=True)}
+
+    def identity(self, row: RawRow, text: str, content: tuple[Any, ...]) -> str:
+        """The name of the row. Raises InputError when its id is another row's."""
+        named = next((n for n in self.columns.id_columns if _is_given(row.values.get(n))), None)
+        if named is None:
+            return f"doc-{sha256_text(text)[:12]}"
+        identity, digest = str(row.values[named]), sha256_text(repr(content))
+        first, where = self._contents.setdefault(identity, (digest, row.where()))
+        if first != digest:
+            raise InputError(
+                f"{row.where()}: {named} {identity!r} is also the id of an earlier row "
+                f"with other content ({where}); give each row an id of its own. If {named} names a "
+                "document of several rows, write defaults: {id_columns: []}: rows are then named "
+                "by content"
+            )
+        return identity
+
+    def prompt_row(self, row: RawRow, layout: Layout) -> dict[str, Any]:
+        """The canonical row of a prompt that exists."""
+        columns, prompt = self.columns, required_text(row, str(layout.prompt))
+        addition = text_or_none(row, layout.addition) if layout.addition else None
+        if addition and addition.strip():
+            prompt = f"{prompt}\n\n{addition}"
+        context, passed = text_or_none(row, columns.context_column), self.passed(row)
+        task = text_or_none(row, columns.task_type_column) or columns.task_type
+        identity = self.identity(row, prompt, (prompt, context, task, sorted(passed.items())))
+        asked = self._filled(row, layout, prompt, context, passed)
+        document = fold(context if context and context.strip() else prompt)
+        return canonical_row(row, identity, task, asked, context, passed, document)
+
+    def _filled(
+        self, row: RawRow, layout: Layout, prompt: str, context: str | None, passed: Passed
+    ) -> str:
+        """The prompt in `defaults.prompt_template`: each {column} replaced, once, by its text."""
+        template = self.columns.prompt_template
+        shown = "{context}" in template or not context or context.strip() in prompt
+        if not shown and layout.with_context:
+            template = template.replace("{prompt}", "{context}\n\n{prompt}")
+        elif not shown:
+            self.note(
+                f"column {self.columns.context_column} is carried along and not shown to the "
+                "teacher: defaults.prompt_template has no {context}"
+            )
+        if template == "{prompt}":
+            return prompt
+        texts = {name: value for name, value in row.values.items() if isinstance(value, str)}
+        parts = {**texts, **passed, "context": context, "prompt": prompt}
+        return PLACEHOLDER.sub(lambda place: _part(row, place[1], parts), template)
+
+
+def _part(row: RawRow, name: str, parts: dict[str, str | None]) -> str:
+    text = parts.get(name)
+    if text is None:
+        known = ", ".join(part for part, value in parts.items() if value is not None)
+        raise InputError(
+            f"{row.where()}: defaults.prompt_template asks for {{{name}}}, and the row has none; "
+            f"known: {known}"
+        )
+    return text
+
+
+def canonical_row(
+    row: RawRow, task_id: str, task: str, prompt: str, context: str | None, passed: Passed,
+    document: str,
+) -> dict[str, Any]:  # fmt: skip
+    """A row of contracts.CANONICAL with its key; `document` is the folded source text."""
+    content = {
+        "task_id": task_id, "template_name": task, "user_prompt": prompt, "context": context,
+        "source_file": row.file, "source_row": row.row, "document_id": sha256_text(document),
+        **passed,
+    }  # fmt: skip
+    return {"sample_id": sample_id(task_id, canonical_input(content)), **content}
+
+
+def required_text(row: RawRow, column: str) -> str:
+    """The text in a column. Raises InputError when it is null or empty."""
+    text = text_or_none(row, column)
+    if text is None or not text.strip():
+        found = "null" if text is None else "empty"
+        raise InputError(f"{row.where()}: column {column} is {found}, expected text")
+    return text
+
+
+def text_or_none(row: RawRow, column: str, *, numbers: bool = False) -> str | None:
+    """The text in a column; with `numbers` also a number, as text. Raises InputError."""
+    value = row.values.get(column)
+    if numbers and not isinstance(value, str | None):
+        value = number_text(value)
+    if value is not None and not isinstance(value, str):
+        turns = isinstance(value, list) and value and isinstance(value[0], dict)
+        way = (
+            ": a conversation is not read; write the user's message into a column user_prompt and "
+            "the system's into system_prompt"
+        )
+        raise InputError(
+            f"{row.where()}: column {column} is {type(value).__name__} ({value!r:.60}), "
+            f"expected text{way if turns else ''}"
+        )
+    if value is not None and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{row.where()}: column {column} holds half of a surrogate pair at character "
+                f"{error.start}, which no file can store; correct the text"
+            ) from None
+    return value
+
+
+def number_text(value: Any) -> Any:
+    """A number as text (5.0, as pandas writes 5 beside nulls, is 5; NaN is null); else `value`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return value
+    if value != value:  # NaN, with which pandas marks a missing number
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_EXACT:
+        return str(int(value))
+    return str(value)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and str(value).strip() != ""
+
+
+def prompt_rows(raw: Iterable[RawRow], columns: Columns, tell: Tell) -> Iterator[dict[str, Any]]:
+    """Canonical rows of prompts that exist. Raises InputError for a row that has none."""
+    reader = RowReader(columns, tell)
+    for row in raw:
+        layout = reader.layout(row)
+        if layout.prompt is None:
+            raise InputError(
+                f"{row.where()}: column {layout.source} holds a text and no prompt; run `python -m "
+                "nexa_distill.canonicalize --src FILE` and `python -m nexa_distill.dedup` first, "
+                "or set defaults.prompt_column"
+            )
+        yield reader.prompt_row(row, layout)

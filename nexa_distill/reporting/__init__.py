@@ -1,0 +1,1 @@
+"""How reports are drawn: HTML, Markdown, SVG charts, the dataset card."""

@@ -1,0 +1,1 @@
+"""The YAML files of `configs/` as typed, frozen values."""

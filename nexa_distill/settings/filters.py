@@ -1,0 +1,183 @@
+"""`configs/filters.yaml`, typed: every threshold of the rules, of SampleGate and of a whole run."""
+
+import functools
+import re
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from nexa_distill.contracts import FLAG_REASONS
+from nexa_distill.errors import did_you_mean
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
+from nexa_distill.text import pii
+from nexa_distill.text.folding import fold_pattern
+from nexa_distill.text.language import ANY, LANGUAGES
+
+PiiAction = Literal["flag", "redact", "reject"]
+
+
+@functools.cache  # the same file is read by many stages, and validated twice
+def _why_not_re2(pattern: str) -> str:
+    """Why RE2 cannot compile it, or ""."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        pc.match_substring_regex(pa.array([""]), fold_pattern(pattern))
+    except pa.ArrowInvalid as error:
+        return str(error)
+    return ""
+
+
+def _pattern(pattern: str) -> str:
+    if not pattern:
+        raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
+    escapes = r"\\[pP](?:\{[^}]*\}|\w)|\\.|\(\?P"
+    if re.search("[A-Z]", re.sub(escapes, "", pattern)):
+        lower = "answers are lower-cased before matching; write the pattern in lower case"
+        raise PydanticCustomError("pattern", "{text}", {"text": lower})
+    if why := _why_not_re2(pattern):
+        text = f"RE2 cannot compile this pattern ({why}); no look-around, no back-references"
+        raise PydanticCustomError("pattern", "{text}", {"text": text})
+    return pattern
+
+
+def _rejectable(flag: str) -> str:
+    if flag not in FLAG_REASONS:
+        known = ", ".join(FLAG_REASONS)
+        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {known}"
+        raise PydanticCustomError("flag", "{text}", {"text": text})
+    return flag
+
+
+def _by_language(value: Any) -> Any:
+    """A plain list is English; YAML 1.1 reads the key `no` (Norwegian) as false."""
+    if isinstance(value, list):
+        return {"en": value}
+    if isinstance(value, dict):
+        return {"no" if key is False else key: listed for key, listed in value.items()}
+    return value
+
+
+def _language(code: str) -> str:
+    if code != ANY and code not in LANGUAGES:
+        text = (
+            f"no language that can be told apart{did_you_mean(code, sorted(LANGUAGES))}; write an "
+            f"ISO 639-1 code (en, de, zh, ...) or {ANY}"
+        )
+        raise PydanticCustomError("language", "{text}", {"text": text})
+    return code
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Verb = Annotated[str, Field(pattern=r"^[^\W\d_]+\*?$")]
+T = TypeVar("T")
+ByLanguage = Annotated[
+    dict[Annotated[str, AfterValidator(_language)], list[T]], BeforeValidator(_by_language)
+]
+
+
+class Pii(Section):
+    """`pii:` what becomes of personal data and secrets in an answer (`text/pii.py`).
+
+    `flag` counts it, `redact` writes `[email]` in its place, `reject` rejects the answer; null does
+    not look for it.
+    """
+
+    email: PiiAction | None
+    phone: PiiAction | None
+    card: PiiAction | None
+    secret: PiiAction | None
+
+    def of(self, *actions: PiiAction) -> list[pii.Kind]:
+        """The kinds with one of these actions; without any given, all that are looked for."""
+        wanted = actions or get_args(PiiAction)
+        return [kind for kind in get_args(pii.Kind) if getattr(self, kind) in wanted]
+
+
+class GateConfig(Section):
+    """`sample_gate:` what an answer needs to be kept.
+
+    `required`: families (`rules`) or names (`judge.factuality`) of checks that must have been made.
+    Checks that are not required still reject where they were made and did not pass.
+    """
+
+    required: list[str]
+    judge_f_threshold: Share
+    judge_r_threshold: Share
+    require_both: bool
+
+
+class QualityGates(Section):
+    """`quality_gates:` of a whole run: what SampleGate's report must reach; null = not asked.
+
+    `min_total` counts the answers that were judged; the rates are shares of them that were kept,
+    execute and match the known answer; `min_judge_mean` is the mean of all judges' scores.
+    """
+
+    min_total: Count | None
+    min_keep_rate: Share | None
+    min_exec_pass_rate: Share | None
+    min_gold_match_rate: Share | None
+    min_judge_mean: Share | None
+
+
+class RegressionGate(Section):
+    """`regression_gate:` how much worse than the accepted run a student may be; null = not asked.
+
+    A gate is missed when the whole 95 % interval of the difference lies beyond it: of the share of
+    held-out answers that pass, and of the loss in nats per token.
+    """
+
+    max_pass_rate_drop: Share | None
+    max_loss_rise: NonNegative | None
+
+
+class FilterConfig(Section):
+    """`configs/filters.yaml`: every threshold of the rules and of SampleGate.
+
+    null, false and an empty list turn a rule off. Lengths are of one answer. Lists by language are
+    keyed by ISO 639-1 codes; `any` holds for every language, and a plain list is English.
+    """
+
+    shipped: ClassVar[str | None] = "filters.yaml"
+    reject_flags: list[Annotated[str, AfterValidator(_rejectable)]]
+    require_stop: bool
+    min_char_length: Count | None
+    max_char_length: Count | None
+    min_token_length: Count | None
+    max_token_length: Count | None
+    require_action_verb: bool
+    allowed_action_verbs: ByLanguage[Verb]
+    ban_citations: bool
+    citation_patterns: ByLanguage[Pattern]
+    forbidden_patterns: list[Pattern]
+    ban_unbalanced_code_fences: bool
+    template_patterns: list[Pattern]
+    ban_refusals: bool
+    refusal_patterns: ByLanguage[Pattern]
+    max_repetition: Share | None
+    require_json_for: list[str]
+    safety_patterns: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Pattern]
+    pii: Pii
+    sample_gate: GateConfig
+    quality_gates: QualityGates
+    regression_gate: RegressionGate
+
+    @field_validator("max_char_length", "max_token_length")
+    @classmethod
+    def _above_minimum(cls, value: int | None, info: ValidationInfo) -> int | None:
+        lower = str(info.field_name).replace("max", "min")
+        least = info.data.get(lower)
+        if value is not None and least is not None and value < least:
+            text = f"below {lower} ({least}), so no answer could pass"
+            raise PydanticCustomError("range", "{text}", {"text": text})
+        return value
+
+    @field_validator("allowed_action_verbs")
+    @classmethod
+    def _some_verbs(cls, value: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
+        if info.data.get("require_action_verb") and not any(value.values()):
+            raise PydanticCustomError("verbs", "require_action_verb is true and no verb is allowed")
+        return value

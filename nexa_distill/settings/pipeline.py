@@ -1,0 +1,488 @@
+"""`configs/distill_config.yaml`, typed. The YAML files are the only home of values and defaults.
+
+Flags win over YAML. Paths are relative to the current directory. How a file is read and what it is
+refused for: `yaml_loading.py`; the other two files: `filters.py`, `student.py`.
+"""
+
+import os
+from collections.abc import Mapping
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, by_host
+from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.settings.yaml_loading import (
+    Count,
+    NonNegative,
+    Section,
+    load_yaml,
+    merge,
+    validated,
+)
+from nexa_distill.text.secrets import is_variable_name
+
+Reasoning = Literal["drop", "keep"]
+AnswerKind = Literal["sql", "python", "json", "fenced"]
+
+
+class Storage(Section):
+    """Where things are. A path that does not begin with `root` is below it, except `logs`."""
+
+    root: str
+    logs: str
+    canonical: str
+    raw_dataset: str
+    rejected_inputs: str
+    clusters: str
+    collected_dataset: str
+    unanswered: str
+    rule_filtered: str
+    filtered_dataset: str
+    rejections: str
+    regen_dataset: str
+    rules_checks: str
+    exec_checks: str
+    judge_checks: str
+    judge_canaries: str
+    person_checks: str
+    annotations: str
+    preferences: str
+    rejected_labels: str
+    sft_parquet: str
+    sft_jsonl: str
+    splits: str
+    teacher_logits: str
+    students: str
+    models: str
+    student_outputs: str
+    baseline_outputs: str
+    evaluation: str
+    evaluation_report: str
+    journal: str
+    manifests: str
+    reports: str
+
+    def path(self, key: str) -> Path:
+        """The path that `storage:` gives for `key`."""
+        root, path = Path(self.root), Path(str(getattr(self, key)))
+        return path if path.is_relative_to(root) else root / path
+
+    def key_of(self, path: Path) -> str | None:
+        """The `storage:` key whose path this is, or None for a file from elsewhere."""
+        wanted = path.resolve()
+        for key in type(self).model_fields:
+            if key not in ("root", "logs") and self.path(key).resolve() == wanted:
+                return key
+        return None
+
+    def beside(self, dst: Path | None, ending: str, usual: Path) -> Path:
+        """Where a further result is written: `usual`, or beside a `dst` outside this storage.
+
+        A command whose main result is written elsewhere touches no table of the pipeline.
+        """
+        if dst is None or self.key_of(dst):
+            return usual
+        return dst.with_name(f"{dst.stem}.{ending}")
+
+    @model_validator(mode="after")
+    def _name_each_file_once(self) -> "Storage":
+        by_path: dict[Path, str] = {}
+        for key in type(self).model_fields.keys() - {"root", "logs"}:
+            path = self.path(key)
+            first = by_path.setdefault(Path(os.path.normpath(path)), key)
+            if first != key:
+                one, other = sorted((first, key))
+                text = f"{one} and {other} are one file, {path}, and two stages write it; give one "
+                text += f"of them another name, as configs/{DistillConfig.shipped} does"
+                raise PydanticCustomError("storage", "{text}", {"text": text})
+        return self
+
+
+class Columns(Section):
+    """`defaults:` names of the columns in raw input, and the task types made from a text.
+
+    Of prompts that exist already: `task_type` is that of a row which names none, `prompt_template`
+    the text around each (`{prompt}` and other columns, such as `{schema}`). `prompt_column`
+    null: no column holds prompts, they are made from texts. `id_columns`: the first of them that a
+    row fills in names the row.
+    """
+
+    prompt_column: str | None
+    context_column: str
+    task_type_column: str
+    text_column: str
+    reference_column: str
+    id_columns: list[str]
+    task_type: str
+    prompt_template: str
+    tasks: list[str] = Field(min_length=1)
+    prompts: str
+
+
+class RawInput(Section):
+    """Where the raw data is, and how much of it to take. `delimiter` of CSV; null = found."""
+
+    path: str
+    delimiter: str | None = Field(min_length=1, max_length=1)
+    limit: Count | None
+
+
+class Chunking(Section):
+    """In whitespace-separated words, the tokenizer-free estimate of a token."""
+
+    max_tokens: Count
+    overlap_tokens: int = Field(ge=0)
+
+
+class Split(Section):
+    """Shares of the duplicate clusters; what is left is train."""
+
+    val: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+    seed: int
+
+
+class Dedup(Section):
+    """What counts as a near-duplicate and as contamination.
+
+    `jaccard`: share of common word n-grams from which on two texts are near-duplicates; null = only
+    equal rows are. `shingle_words`: length of these n-grams. `permutations`: MinHash values of a
+    text. `contamination_words`: length of a run of words that training must not share with held-out
+    rows and `eval_files`; null = not looked for. `contamination_common`: a run that occurs more
+    often than this in all texts is boilerplate and does not count.
+    """
+
+    jaccard: float | None = Field(gt=0, le=1)
+    shingle_words: Count
+    permutations: int = Field(ge=16, le=1024)
+    contamination_words: int | None = Field(ge=5, le=100)
+    contamination_common: Count
+    eval_files: list[str]
+
+
+class Price(Section):
+    """US dollars per million tokens."""
+
+    prompt: NonNegative
+    completion: NonNegative
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """US dollars of one answer."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+    def share(self, discount: float) -> "Price":
+        """What is left of it: 0.5 is half the price."""
+        return Price(prompt=self.prompt * discount, completion=self.completion * discount)
+
+
+def _as_text(value: object) -> object:
+    """YAML reads `api-version: 2024-10-21` as a date, and `7` as a number."""
+    if isinstance(value, date):
+        return value.isoformat()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+PlainText = Annotated[str, BeforeValidator(_as_text)]
+
+
+@cache  # every request is made in it
+def _dialect_at(base_url: str) -> Dialect:
+    return by_host((urlsplit(base_url).hostname or "").lower())
+
+
+class Provider(Section):
+    """One OpenAI-compatible API. `prices` by model; a model without one is unpriced.
+
+    `extra_body` is laid over each request, `regen_extra_body` over that for regeneration; a null
+    in them takes the key out. Requests and tokens per minute are what the account allows (null =
+    not known; the pace adapts in any case). `start` is the command of a server that runs on this
+    machine: it gets `--endpoint-file FILE` and writes its address there (models/server.py). Both
+    are null for an API that somebody else runs. `batch_discount` is the share of the price that an
+    answer by the Batch API costs; null = there is no Batch API.
+
+    `dialect` is one of `dialects/`; null = by the host name. `system_role` and `stream` null = as
+    the dialect has it. `query` and `headers` are added to each request. `proxy` null = as
+    http_proxy, https_proxy and no_proxy say, except on this machine; "" = none. A server that is
+    still loading its model is waited for `startup_wait_seconds`; 0 = it fails like any other.
+    """
+
+    base_url: str | None
+    model: str
+    regen_model: str
+    api_key_env: str | None
+    requests_per_minute: float | None = Field(gt=0)
+    tokens_per_minute: float | None = Field(gt=0)
+    prices: dict[str, Price]
+    batch_discount: float | None = Field(gt=0, le=1)
+    start: list[str] | None
+    endpoint_file: str | None
+    start_timeout_seconds: NonNegative
+    extra_body: dict[str, Any]
+    regen_extra_body: dict[str, Any]
+    # These have defaults here, for a provider block is written whole in files of users, which are
+    # older than the keys.
+    dialect: str | None = None
+    system_role: SystemRole | None = None
+    stream: bool | None = None
+    query: dict[str, PlainText] = Field(default_factory=dict)
+    headers: dict[str, PlainText] = Field(default_factory=dict)
+    proxy: str | None = None
+    startup_wait_seconds: NonNegative = 300.0
+
+    @field_validator("dialect")
+    @classmethod
+    def _known_dialect(cls, value: str | None) -> str | None:
+        if value is not None and value not in DIALECTS:
+            text = f"no such dialect{did_you_mean(value, DIALECTS)}; known: {', '.join(DIALECTS)}"
+            raise PydanticCustomError("dialect", "{text}", {"text": text})
+        return value
+
+    @property
+    def spoken(self) -> Dialect:
+        """The dialect that the server is sent."""
+        return DIALECTS[self.dialect] if self.dialect else _dialect_at(self.base_url or "")
+
+    @property
+    def sending(self) -> dict[str, Any]:
+        """What of the dialect changes a request's body; empty where it is as OpenAI has it."""
+        dialect, plain = self.spoken, DIALECTS["openai"]
+        sent = {
+            "system_role": self.system_role or dialect.system_role,
+            "stream": dialect.stream if self.stream is None else self.stream,
+            "limit_key": dialect.limit_key,
+            "sends_temperature": dialect.sends_temperature,
+            "body": dict(dialect.body),
+        }
+        return {name: value for name, value in sent.items() if value != getattr(plain, name)}
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is None or is_variable_name(value):
+            return value
+        text = "expected the name of an environment variable, such as OPENAI_API_KEY; "
+        text += "write the key itself into .env (see .env.example), under that name"
+        raise PydanticCustomError("api_key_env", "{text}", {"text": text})
+
+
+class Collection(Section):
+    """How the teacher is asked. `response_schemas`: task type -> path of a JSON schema file."""
+
+    teacher_model: str | None
+    batch_size: Count
+    batch_api: bool
+    batch_requests: int = Field(ge=1, le=50_000)
+    system_prompt_path: str
+    regen_teacher_model: str | None
+    regen_system_prompt_path: str
+    concurrency: Count
+    max_tokens: Count
+    temperature: float = Field(ge=0, le=2)
+    timeout_seconds: float = Field(gt=0)
+    max_attempts: Count
+    max_samples: Count | None
+    samples: Count
+    on_uncertain: Literal["resend", "hold"]
+    stop_on_model_change: bool
+    response_schemas: dict[str, str]
+
+
+class Regeneration(Section):
+    """`regeneration:` how rejected answers are asked for again.
+
+    `rounds` per sample; 0 = only where a person says `regenerate`. `models` of round 1, 2, ...; the
+    last one stays; empty = `collection.regen_teacher_model`. `answer_chars`: so much of the
+    rejected answer is shown to the model; 0 = nothing of it. `reasoning_max_tokens`: limit of a
+    repair where reasoning used up the first one, and at least twice that; null = no such repair.
+    """
+
+    rounds: int = Field(ge=0, le=20)
+    models: list[str]
+    answer_chars: int = Field(ge=0)
+    reasoning_max_tokens: Count | None = 4096
+
+
+class ExistingAnswers(Section):
+    """`answers:` a file of answers in place of a teacher; `path` null = the provider is asked.
+
+    `column` holds the answers, `model_id` says who gave them.
+    """
+
+    path: str | None
+    column: str
+    model_id: str
+
+
+class JudgeModel(Section):
+    """One judge. `extra_body` is laid over its requests; a null in it takes the key out."""
+
+    provider: str
+    model: str
+    extra_body: dict[str, Any]
+
+
+class Rubrics(Section):
+    """Text files; the first line of each names the rubric and its version."""
+
+    factuality: str
+    reasoning: str
+
+
+class Packaging(Section):
+    """`reasoning: keep` puts the teacher's reasoning into the target, before the answer."""
+
+    reasoning: Reasoning
+
+
+class Judging(Section):
+    """Who judges the answers, and by what. No judges: it is not run.
+
+    `canary_prompts`: prompts to which each judge is also shown answers that must not pass.
+    """
+
+    judges: list[JudgeModel]
+    rubrics: Rubrics
+    max_tokens: Count
+    temperature: float = Field(ge=0, le=2)
+    canary_prompts: Count
+
+    @field_validator("judges")
+    @classmethod
+    def _each_once(cls, value: list[JudgeModel]) -> list[JudgeModel]:
+        models = [judge.model for judge in value]
+        twice = sorted({model for model in models if models.count(model) > 1})
+        if twice:
+            text = f"{', '.join(twice)} judges twice; its answer would only be read twice"
+            raise PydanticCustomError("judges", "{text}", {"text": text})
+        return value
+
+
+class Execution(Section):
+    """What the exec gate runs: `tasks` by task type (null takes one out). Limits are per answer.
+
+    `databases`: folder of the SQLite files that rows name; `workers` null = one per core. A SQL
+    answer has `timeout_seconds` and, per query, `max_sql_steps` of SQLite's virtual machine.
+    """
+
+    tasks: dict[str, Literal["sql", "python", "math", "json"] | None]
+    databases: str | None
+    workers: Count | None
+    timeout_seconds: float = Field(gt=0)
+    memory_mb: int = Field(ge=128)
+    max_sql_steps: int = Field(ge=1000)
+    max_rows: Count
+    max_output_bytes: int = Field(ge=1000)
+
+
+class Budget(Section):
+    """Of all paid stages and all runs together; stops before it is exceeded. null = no limit.
+
+    `target_samples`: kept samples that the cost report projects to.
+    """
+
+    max_usd: NonNegative | None
+    max_requests: Count | None
+    max_tokens: Count | None
+    target_samples: Count
+
+
+class DistillConfig(Section):
+    """`configs/distill_config.yaml`. `cleaners`: task type -> kind of answer (`extraction.py`)."""
+
+    shipped: ClassVar[str | None] = "distill_config.yaml"
+    storage: Storage
+    input: RawInput
+    defaults: Columns
+    chunking: Chunking
+    split: Split
+    dedup: Dedup
+    provider: str
+    providers: dict[str, Provider] = Field(min_length=1)
+    collection: Collection
+    regeneration: Regeneration
+    answers: ExistingAnswers
+    cleaners: dict[str, AnswerKind]
+    judging: Judging
+    execution: Execution
+    packaging: Packaging
+    budget: Budget
+    filters: str
+    student: str
+
+    def chosen_provider(self, name: str | None = None) -> tuple[str, Provider]:
+        """The provider of `name`, or of the `provider:` key. Raises InputError if unknown."""
+        name = name or self.provider
+        if name not in self.providers:
+            known = ", ".join(self.providers)
+            raise InputError(
+                f'provider "{name}" is not in providers:{did_you_mean(name, self.providers)}; '
+                f"known: {known}"
+            )
+        return name, self.providers[name]
+
+    def refuse_models_not_served(self) -> None:
+        """Raises InputError where a model is asked for that the server which we start has not.
+
+        Nobody is asked when the answers come from a file.
+        """
+        name, provider = self.chosen_provider()
+        if not provider.start or self.answers.path:
+            return
+        asked = [
+            ("collection.teacher_model", self.collection.teacher_model),
+            ("collection.regen_teacher_model", self.collection.regen_teacher_model),
+            *(("regeneration.models", model) for model in self.regeneration.models),
+        ]
+        for key, model in asked:
+            if model not in (None, provider.model, provider.regen_model):
+                raise InputError(
+                    f'{key} is {model!r}, and the server of provider "{name}" on this machine has '
+                    f"{provider.model}: "
+                    f"{self._who_has(model)}, or leave {key} out"
+                )
+
+    def _who_has(self, model: str | None) -> str:
+        fitting = [
+            name
+            for name, one in self.providers.items()
+            if model in {one.model, one.regen_model, *one.prices} and not one.start
+        ]
+        first = fitting[0] if fitting else "NAME"
+        return f"choose the provider that has it, `provider: {first}` (or --provider {first})"
+
+
+def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig:
+    """`config` with command-line flags laid over it; a flag that was not given (None) says nothing.
+
+    `flags` is nested as the YAML is: `{"input": {"limit": 60}}`.
+    """
+    values = merge(config.model_dump(), _given(flags))
+    return validated("command line", values, DistillConfig)
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = ((k, _given(v) if isinstance(v, Mapping) else v) for k, v in flags.items())
+    return {k: v for k, v in pairs if v is not None}
+
+
+def load_config(path: Path) -> DistillConfig:
+    """The pipeline's settings. Raises InputMissing or InputError."""
+    return load_yaml(path, DistillConfig)
+
+
+def load_system_prompt(path: str) -> str:
+    """The text of a system prompt file. Raises InputError when there is none."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the system prompt ({error})") from None
+    if not text:
+        raise InputError(f"{path}: the system prompt is empty")
+    return text

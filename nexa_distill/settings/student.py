@@ -1,0 +1,179 @@
+"""`configs/baseline_distill.yaml`, typed: one student run."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_system_prompt
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
+
+RENDERING = {"chat_template_kwargs", "chat_template_date"}
+# What transformers itself passes to a template under these names.
+RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
+
+
+class Lora(Section):
+    """`train.lora:` an adapter that is trained in place of the model.
+
+    `target_modules`: names of linear layers, or all of them but the output embedding.
+    """
+
+    rank: Count
+    alpha: Count
+    dropout: float = Field(ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str]
+
+
+class Training(Section):
+    """`train:` of a student run. A step is one optimizer step.
+
+    `max_length` null: as long as the longest row, if the model can read that. `max_refused_share`:
+    of the rows; above it the preflight stops the training. `lora` null: the whole model is trained.
+    """
+
+    epochs: Count
+    batch_size: Count
+    packing: bool
+    gradient_accumulation: Count
+    learning_rate: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, le=1)
+    weight_decay: NonNegative
+    max_grad_norm: float = Field(gt=0)
+    max_length: Count | None
+    max_refused_share: Share
+    lora: Lora | None
+    gradient_checkpointing: bool
+    compile: bool
+    fused_loss: bool
+    seed: int
+    save_every_steps: Count
+    eval_every_steps: Count
+
+
+class Distillation(Section):
+    """`distillation:` learning from the teacher's probabilities, not only from its words.
+
+    `loss` none = supervised training alone. `top_k` is of the source `cache` only. `on_policy`:
+    share of the batches in which the student answers itself, at `sampling_temperature`.
+    """
+
+    loss: Literal["none", "forward_kl", "reverse_kl", "jensen_shannon"]
+    source: Literal["cache", "online"]
+    teacher: str
+    kd_ratio: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0)
+    top_k: Count
+    on_policy: Share
+    sampling_temperature: float = Field(gt=0)
+
+    @field_validator("on_policy")
+    @classmethod
+    def _needs_a_teacher_at_hand(cls, share: float, others: ValidationInfo) -> float:
+        online = others.data.get("loss") != "none" and others.data.get("source") == "online"
+        if share and not online:
+            raise PydanticCustomError(
+                "on_policy",
+                "nobody can have scored in advance what the student is going to say; set "
+                "distillation.source: online and distillation.loss to a divergence, or "
+                "on_policy: 0.0",
+            )
+        return share
+
+    @property
+    def cached(self) -> bool:
+        """Whether the teacher's probabilities come from `storage.teacher_logits`."""
+        return self.loss != "none" and self.source == "cache"
+
+
+class Generation(Section):
+    """`generate:` how a student answers held-out prompts. `max_prompts` null = all of the split."""
+
+    split: Literal["val", "test"]
+    max_new_tokens: Count
+    temperature: float = Field(ge=0, le=2)
+    batch_size: Count
+    max_prompts: Count | None
+
+
+class StudentConfig(Section):
+    """`configs/baseline_distill.yaml`: one student run.
+
+    It says nothing about where the data is: commands of `nexa_train` take that from the pipeline's
+    own file, `--pipeline-config configs/distill_config.yaml` (`storage:`). The finished checkpoint
+    stands at `<storage.students>/<run_name>/final` and is sealed there (`manifests.StageRun`).
+    `keep_layers`: indices of the decoder layers that the student keeps; null = all.
+    `chat_template_kwargs`: variables of the chat template; `chat_template_date`: its "today".
+    """
+
+    shipped: ClassVar[str | None] = "baseline_distill.yaml"
+    run_name: str
+    student: str
+    keep_layers: list[int] | None
+    chat_template_kwargs: dict[str, Any]
+    chat_template_date: date
+    train: Training
+    distillation: Distillation
+    generate: Generation
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_variables(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        for name in variables:
+            if not name.isidentifier() or name in RESERVED:
+                raise PydanticCustomError(
+                    "template_variable",
+                    "{name} is no variable of a chat template that can be set; write names such as "
+                    "enable_thinking (for the date: chat_template_date)",
+                    {"name": name},
+                )
+        return variables
+
+    def training_settings(self) -> dict[str, Any]:
+        """What decides the checkpoint; how fast and in how much memory it is computed does not."""
+        parts = {"student", "keep_layers", "train", *RENDERING}
+        if self.distillation.loss != "none":
+            parts.add("distillation")
+        speed = {"max_refused_share", "gradient_checkpointing", "compile", "fused_loss"}
+        return self.model_dump(mode="json", include=parts, exclude={"train": speed})
+
+    def logits_settings(self) -> dict[str, Any]:
+        """What decides the stored probabilities of the teacher, next to the training set."""
+        own = self.distillation.model_dump(include={"teacher", "temperature", "top_k"})
+        limit = {"student": self.student, "max_length": self.train.max_length}
+        return own | limit | self.rendering_settings()
+
+    def rendering_settings(self) -> dict[str, Any]:
+        """What decides the text of a conversation, next to the tokenizer."""
+        return self.model_dump(mode="json", include=RENDERING)
+
+    def longest(self, context: int | None) -> int | None:
+        """Tokens of the longest row that may be trained on or measured; `context`: the model's."""
+        return self.train.max_length or context
+
+    def generation_settings(self, config: DistillConfig, cleaner: dict[str, Any]) -> dict[str, Any]:
+        """What decides the held-out answers, next to the prompts and the checkpoint.
+
+        `cleaner`: the settings by which the answer is taken out of what the student writes.
+        """
+        system = load_system_prompt(config.collection.system_prompt_path)
+        parts = {"student", "keep_layers", "generate", *RENDERING}
+        own = self.model_dump(mode="json", include=parts)
+        return {**own, "system_prompt": system, **cleaner}
+
+    def tokenizer(self, storage: Storage) -> Path | None:
+        """The `tokenizer.json` of `student`, if it is on this disk already.
+
+        The bundled model is the one that is made in `storage.models`.
+        """
+        bundled = self.student == "bundled"
+        files = storage.path("models").glob("*/tokenizer.json") if bundled else ()
+        found = [*files, Path(self.student) / "tokenizer.json"]
+        there = (file for file in found if file.is_file() and not file.parent.name.startswith("."))
+        return next(there, None)
+
+    def checkpoint(self, storage: Storage) -> Path:
+        """Where the finished checkpoint is."""
+        return storage.path("students") / self.run_name / "final"

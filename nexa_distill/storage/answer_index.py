@@ -1,0 +1,82 @@
+"""The answers of some files as numbers: each by its position, found by its key.
+
+About 30 bytes per answer. Two keys count as one when 64 bits of their hash are equal.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nexa_distill.contracts import TABLES, Table
+from nexa_distill.errors import InputError
+from nexa_distill.storage.tables import read_batches
+from nexa_distill.text.hashing import Hashes, Indexes, digests, keys, mixed
+
+ANSWERS = TABLES["collected_dataset"]
+KEY = list(ANSWERS.unique)
+Attempts = npt.NDArray[np.int32]
+
+
+class AnswerKeys:
+    """The keys of the answers of some files, tables like `table`.
+
+    Raises InputError when one stands twice.
+    """
+
+    def __init__(self, paths: Sequence[Path], table: Table = ANSWERS) -> None:
+        samples, attempts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+        for path in paths:
+            for rows in read_batches(path, table, columns=KEY):
+                samples.append(_sample_keys(rows))
+                attempts.append(rows["attempt"].to_numpy().astype(np.int32))
+        self.samples, self.attempts = np.concatenate(samples), np.concatenate(attempts)
+        found = _together(self.samples, self.attempts)
+        self._order = np.argsort(found, kind="stable")
+        self._sorted = found[self._order]
+        twice = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
+        if len(twice):
+            _refuse_twice(paths, set(self._order[twice[:1] + [0, 1]].tolist()))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def positions(self, rows: pa.Table) -> Indexes:
+        """The number of each row's answer by its sample_id and attempt; -1: it is not there."""
+        wanted = _together(_sample_keys(rows), rows["attempt"].to_numpy().astype(np.int32))
+        place = np.minimum(np.searchsorted(self._sorted, wanted), len(self) - 1)
+        found: Indexes = np.where(self._sorted[place] == wanted, self._order[place], -1)
+        return found
+
+    def best(self, among: Indexes, rank: npt.NDArray[np.float64]) -> Indexes:
+        """Of each sample in `among`, the one with the highest rank; of equals the first attempt."""
+        by = np.lexsort((self.attempts[among], -rank[among], self.samples[among]))
+        samples = self.samples[among[by]]
+        first = np.concatenate([[True], samples[1:] != samples[:-1]])[: len(by)]
+        found: Indexes = among[by[first]]
+        return found
+
+
+def _sample_keys(rows: pa.Table) -> Hashes:
+    """Many rows of checks in a row have one sample: each id is read once."""
+    column = rows["sample_id"].combine_chunks().dictionary_encode()
+    found: Hashes = keys(digests(column.dictionary.to_pylist()))[column.indices.to_numpy()]
+    return found
+
+
+def _together(samples: Hashes, attempts: Attempts) -> Hashes:
+    return mixed(samples + mixed(attempts.astype(np.uint64) + np.uint64(1)))
+
+
+def _refuse_twice(paths: Sequence[Path], pair: Collection[int]) -> None:
+    start = 0
+    for path in paths:
+        for rows in read_batches(path, ANSWERS, columns=KEY):
+            for position in pair:
+                if start <= position < start + rows.num_rows:
+                    key = tuple(rows.slice(position - start, 1).to_pylist()[0].values())
+            start += rows.num_rows
+            if max(pair) < start:
+                raise InputError(f"{path}: answer {key} stands twice, expected once")

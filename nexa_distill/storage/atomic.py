@@ -1,0 +1,84 @@
+"""How a file gets to its fixed path: whole or not at all.
+
+A file is written under a temporary name in its own folder, fsynced and renamed, so a reader of a
+fixed path sees the complete old file or the complete new one.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.storage import failpoints
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
+
+    On any error the temporary file is removed and `path` is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        failpoints.hit("replace")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        failpoints.hit("replace")
+        temporary.replace(path)
+        failpoints.hit("replace")
+        sync_folder(path.parent)
+        failpoints.hit("replace")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of `path` whose process is gone (kill -9)."""
+    for old in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = old.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdecimal() and int(pid) != os.getpid():
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                old.unlink(missing_ok=True)
+            except PermissionError:
+                continue
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text of a file that a user names; `expected` describes it.
+
+    Raises InputMissing (66) when there is no such file, InputError (65) when it is not UTF-8.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputMissing(f"{path}: {what}; expected {expected}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error}); expected {expected}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically replace `path` by `text` (UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Atomically replace `path` by readable JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,279 @@
+"""Seals: what a file was made from, and whether it is still that file.
+
+A file at a `storage:` path has its manifest at `manifests/<stage>/manifest.json`; any other file
+that we write (`--dst elsewhere`) has it beside itself, as `<name>.manifest.json`. The manifest is
+written last: a file without one that matches is refused by the next stage (exit 66) and simply
+written again by its own.
+
+    run = StageRun("dedup", storage, inputs=[src], settings={...})
+    if run.is_current(dst):
+        return
+    with table_writer(dst, INPUTS) as out:
+        out.write(rows)
+    run.seal(dst, rows_in=10, rejected=2)
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from nexa_distill import __version__
+from nexa_distill.contracts import TABLES, Table
+from nexa_distill.errors import InputMissing
+from nexa_distill.settings.pipeline import Storage
+from nexa_distill.storage.atomic import write_json
+from nexa_distill.text.hashing import compact_json, sha256_text
+
+Manifest = dict[str, Any]
+
+# Files at `storage:` paths that are not tables: key -> (stage, command that writes them).
+FILES: dict[str, tuple[str, str]] = {
+    "sft_jsonl": ("packaging.jsonl", "python -m nexa_distill.to_sft"),
+    "splits": ("packaging.splits", "python -m nexa_distill.to_sft"),
+    "evaluation_report": ("evaluation", "python scripts/python/evaluation/run_evaluation.py"),
+}
+
+
+def sha256_path(path: Path) -> str:
+    """Hex SHA-256 of a file; of a folder, over the names and hashes of its files, none hidden."""
+    if path.is_dir():
+        found = (p for p in path.rglob("*") if p.is_file())
+        parts = sorted(p for p in found if not _is_hidden(p.relative_to(path)))
+        listing = [[str(p.relative_to(path)), sha256_path(p)] for p in parts]
+        return sha256_text(compact_json(listing))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def stage_of(path: Path, storage: Storage) -> tuple[str, str] | None:
+    """(stage, command) of the file at a `storage:` path; None for a file from elsewhere."""
+    if path.name == "final" and path.parent.parent.resolve() == storage.path("students").resolve():
+        return f"train.{path.parent.name}", "python -m nexa_train.train_sft"
+    key = storage.key_of(path)
+    if key in TABLES:
+        return TABLES[key].stage, TABLES[key].command
+    return FILES.get(key) if key else None
+
+
+def manifest_path(path: Path, storage: Storage) -> Path:
+    """Where the manifest of `path` is, or would be."""
+    owner = stage_of(path, storage)
+    if owner is None:
+        return path.with_name(f"{path.name}.manifest.json")
+    return storage.path("manifests") / owner[0] / "manifest.json"
+
+
+def load_manifest(path: Path, storage: Storage) -> Manifest | None:
+    """The manifest of `path`, or None when it is absent or unreadable."""
+    try:
+        manifest = json.loads(manifest_path(path, storage).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def sealed_hash(path: Path, storage: Storage) -> str:
+    """The file's SHA-256, after checking it against its manifest if it stands at a `storage:` path.
+
+    Raises InputMissing (66) naming the command that writes the file.
+    """
+    owner = stage_of(path, storage)
+    command = f"; `{owner[1]}` writes it" if owner else ""
+    if not path.exists():
+        raise InputMissing(f"{path}: no such file{command}")
+    digest = sha256_path(path)
+    if owner:
+        manifest = load_manifest(path, storage)
+        where = manifest_path(path, storage)
+        if manifest is None:
+            raise InputMissing(f"{path}: has no manifest at {where}{command}")
+        if manifest.get("sha256") != digest:
+            raise InputMissing(f"{path}: is not the file that {where} seals{command} again")
+    return digest
+
+
+def refuse_stale(path: Path, storage: Storage) -> None:
+    """Raises InputMissing (66) when a file that `path` was made from has been made anew since.
+
+    Compares the inputs that its manifest names with what their own manifests say now; inputs
+    without a manifest are `verify`'s business.
+    """
+    manifest, owner = load_manifest(path, storage), stage_of(path, storage)
+    for item in manifest["inputs"] if manifest else []:
+        now = load_manifest(Path(item["path"]), storage)
+        if now is not None and now["sha256"] != item["sha256"]:
+            again = f"; run `{owner[1]}` again" if owner else ""
+            raise InputMissing(f"{path}: was made from an earlier {item['path']}{again}")
+
+
+def refuse_unapplied(storage: Storage, command: str) -> None:
+    """Raises InputMissing (66) when the kept answers do not reflect what was decided or asked.
+
+    They must come from the annotations as they are now, by way of `person_checks`, and from the
+    repairs that count now. `command` applies both.
+    """
+    kept = storage.path("filtered_dataset")
+    labels, checks = storage.path("annotations"), storage.path("person_checks")
+    if labels.exists() and not _was_made_from(checks, labels, storage):
+        raise InputMissing(
+            f"{kept}: {labels} has human decisions that are not applied yet; run {command}"
+        )
+    for path in [*repairs(storage), *([checks] if labels.exists() or checks.exists() else [])]:
+        if not _was_made_from(kept, path, storage):
+            raise InputMissing(f"{kept}: was made without {path}; run {command}")
+
+
+def is_sealed(path: Path, table: Table, storage: Storage) -> bool:
+    """Whether the file is one of these tables, as their stage wrote it."""
+    manifest = load_manifest(path, storage)
+    return (
+        manifest is not None
+        and manifest["stage"] == table.stage
+        and manifest["columns"] == table.schema.names
+        and path.exists()
+        and manifest["sha256"] == sha256_path(path)
+    )
+
+
+def _was_made_from(path: Path, source: Path, storage: Storage) -> bool:
+    manifest = load_manifest(path, storage)
+    if manifest is None or not source.exists():
+        return False
+    return sha256_path(source) in [item["sha256"] for item in manifest["inputs"]]
+
+
+def repairs(storage: Storage) -> list[Path]:
+    """The regenerated answers, if they are whole and repair the answers that are there now.
+
+    Those of an earlier input or teacher stay on disk and count for nothing, and so does a file
+    that is not sealed (a kill between the two): the gates come before the session that makes it
+    anew, and must not wait for it.
+    """
+    path, answers = storage.path("regen_dataset"), storage.path("collected_dataset")
+    manifest, now = load_manifest(path, storage), load_manifest(answers, storage)
+    if manifest is None or not path.exists() or manifest["sha256"] != sha256_path(path):
+        return []
+    if now and now["sha256"] not in [item["sha256"] for item in manifest["inputs"]]:
+        return []
+    return [path]
+
+
+def run_id() -> str:
+    """The launcher's run, or this process when it was started by hand."""
+    by_hand = f"manual-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+    return os.environ.get("NEXA_RUN_ID") or by_hand
+
+
+@cache
+def code_version() -> str:
+    """Package version and, in a git checkout, the commit (`+` marks local changes)."""
+    here = Path(__file__).parent
+    describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}-{found.stdout.strip()}"
+
+
+def utc_now() -> str:
+    """ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _range_of_ids(metadata: pq.FileMetaData, column: int) -> tuple[str | None, str | None]:
+    """Lowest and highest value of a column of keys, from the statistics of its row groups."""
+    groups = (
+        metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)
+    )
+    found = [group for group in groups if group is not None and group.has_min_max]
+    return min((g.min for g in found), default=None), max((g.max for g in found), default=None)
+
+
+class StageRun:
+    """One execution of a stage: its inputs (checked and hashed), its settings, its clock.
+
+    `settings` are the values that decide the output, and nothing else: a path, a concurrency or a
+    timeout in it would make finished work look stale. Raises InputMissing for an unsealed input.
+    """
+
+    def __init__(
+        self, stage: str, storage: Storage, *, inputs: Sequence[Path], settings: Mapping[str, Any]
+    ) -> None:
+        self.stage, self.storage, self.id = stage, storage, run_id()
+        self._started = time.monotonic()
+        self.inputs = [{"path": str(p), "sha256": sealed_hash(p, storage)} for p in inputs]
+        self.config_sha256 = sha256_text(compact_json(settings))
+
+    @property
+    def key(self) -> str:
+        """What half-done work is continued by: the same inputs with the same settings."""
+        hashes = [item["sha256"] for item in self.inputs]
+        return sha256_text(compact_json([*hashes, self.config_sha256]))
+
+    def is_current(self, *outputs: Path) -> bool:
+        """Whether each output is intact and was made from these inputs with these settings."""
+        return all(self._is_current(path) for path in outputs)
+
+    def _is_current(self, path: Path) -> bool:
+        manifest = load_manifest(path, self.storage)
+        if manifest is None or not path.exists():
+            return False
+        hashes = [item["sha256"] for item in manifest["inputs"]]
+        return (
+            hashes == [item["sha256"] for item in self.inputs]
+            and manifest["config_sha256"] == self.config_sha256
+            and manifest["sha256"] == sha256_path(path)
+        )
+
+    def seal(
+        self,
+        path: Path,
+        *,
+        rows_in: int,
+        rejected: int,
+        count: int | None = None,
+        cost_usd: float | None = None,
+    ) -> Manifest:
+        """Write the manifest of `path`: the stage is done with it. `count` is for non-tables."""
+        columns, lowest, highest = [], None, None
+        if path.suffix == ".parquet":
+            parquet = pq.ParquetFile(path)
+            columns, count = parquet.schema_arrow.names, parquet.metadata.num_rows
+            if "sample_id" in columns:
+                lowest, highest = _range_of_ids(parquet.metadata, columns.index("sample_id"))
+        owner = stage_of(path, self.storage)
+        manifest: Manifest = {
+            "run_id": self.id,
+            "stage": owner[0] if owner else self.stage,
+            "count": count,
+            "rows_in": rows_in,
+            "kept": rows_in - rejected,
+            "rejected": rejected,
+            "field_hash": sha256_text("|".join(sorted(columns))),
+            "min_sample_id": lowest,
+            "max_sample_id": highest,
+            "columns": columns,
+            "sha256": sha256_path(path),
+            "inputs": self.inputs,
+            "config_sha256": self.config_sha256,
+            "code_version": code_version(),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "cost_usd": cost_usd,
+            "created_at": utc_now(),
+        }
+        write_json(manifest_path(path, self.storage), manifest)
+        return manifest

@@ -1,0 +1,230 @@
+"""Texts as words and word n-grams, in numbers: what near-duplicates and contamination compare.
+
+A word (`text/words.py`) is compared in the forms of `text/word_forms.py`; one of nothing but
+punctuation is left out. A character of a script that is written without spaces is compared for
+itself and counts as a share of a word, so that a copy has the same n-grams wherever it stands: an
+n-gram is the fewest words from one on whose shares are together at least n.
+
+A word is a number of 64 bits: 32 of its form without case, 28 of the form with the case that says
+something, one for a symbol (a digit, a symbol, such a case) and three for its share. It and an
+n-gram (64 bits too) are the same on every machine and in every run. A text with fewer than n words
+is one n-gram, all of it.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from rensa import RMinHash
+
+from nexa_distill.text.hashing import Hashes, Indexes, mixed
+from nexa_distill.text.word_forms import (
+    ENDS_SENTENCE,
+    LONG,
+    SMALL,
+    SYMBOL,
+    Forms,
+    normalized,
+    word_forms,
+)
+from nexa_distill.text.words import SCRIPTS, SHARES, WHOLE, share_of
+
+Flags = npt.NDArray[np.bool_]
+
+_SHARES = np.array([WHOLE, *SHARES.values()], np.int64)
+_SHARE, _SYMBOL = np.uint64(0b111), np.uint64(SYMBOL)
+_FOLDED, _KEPT = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFF0)
+_FACTOR = 0x9E3779B97F4A7C15
+_FEW = 3  # longer words: fewer do not show whether a text is written in capitals
+_known_powers = [(np.ones(1, np.uint64), np.ones(1, np.uint64))]
+
+
+def fold(text: str) -> str:
+    """The form in which two documents count as the same: NFKC, case folded, spaces collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The words of some texts: text i has `words[starts[i]:starts[i + 1]]`, at least one."""
+
+    words: Hashes
+    starts: Indexes
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def folded(self) -> "Tokens":
+        """The same words without any case."""
+        return Tokens(self.words & (_FOLDED | _SHARE), self.starts)
+
+    def symbols(self) -> Hashes:
+        """Per text, a hash of its words that are symbols, whatever their order."""
+        found = np.where(self.words & _SYMBOL, mixed(self.words), np.uint64(0))
+        return np.add.reduceat(found, self.starts[:-1]) if len(self) else found
+
+
+def words_of(text: str) -> list[str]:
+    """The words of one text as `tokens` counts them, without case; at least one."""
+    (split,) = _split(pa.array([text], pa.string())).to_pylist()
+    return [form for word in split if (form := word_forms(word).folded)] or [""]
+
+
+def joined(words: list[str]) -> str:
+    """Words to read: with spaces, but for scripts that have none."""
+    return "".join(
+        word if number == 0 or (share_of(word) and share_of(words[number - 1])) else f" {word}"
+        for number, word in enumerate(words)
+    )
+
+
+def _split(texts: pa.Array) -> pa.Array:
+    """The words of each text with their punctuation; characters of some scripts are words."""
+    plain = pc.string_is_ascii(texts)
+    if not pc.all(plain).as_py():
+        found = [
+            text if simple else normalized(text)
+            for text, simple in zip(texts.to_pylist(), plain.to_pylist(), strict=True)
+        ]
+        texts = pc.replace_substring_regex(pa.array(found, pa.string()), f"({SCRIPTS})", r" \1 ")
+    # White space at an edge makes an empty word, which is no word.
+    return pc.ascii_split_whitespace(texts)
+
+
+def tokens(texts: pa.Array) -> Tokens:
+    """The words of each text (null counts as empty)."""
+    split = _split(texts.fill_null(""))
+    first = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy())])[:-1]
+    found = split.flatten().dictionary_encode()
+    codes = found.indices.to_numpy()
+    raw = found.dictionary.to_pylist()
+    forms = list(map(word_forms, raw))
+    bits = np.fromiter((form[3] for form in forms), np.uint64, len(forms))
+    within, beginning, capitals = _numbers(forms, bits)
+    words = within[codes]
+    cased = np.flatnonzero((within != capitals)[codes])  # where the place of a word matters
+    if len(cased):
+        begins = cased[_begins_sentence(bits, codes, first, cased)]
+        words[begins] = beginning[codes[begins]]
+        in_capitals = cased[_in_capitals(bits, codes, first)[cased]]
+        words[in_capitals] = capitals[codes[in_capitals]]
+    is_word = np.fromiter((form[0] != "" for form in forms), np.bool_, len(forms))
+    if is_word.all() and (np.diff(first, append=len(codes)) > 0).all():
+        return Tokens(words, np.append(first, len(codes)))
+    real = is_word[codes]
+    counts = np.add.reduceat(real.astype(np.int64), first) if len(first) else first
+    real[first[counts == 0]] = True  # a text of nothing but punctuation is one empty word
+    return Tokens(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
+
+
+def _numbers(forms: list[Forms], bits: Hashes) -> tuple[Hashes, Hashes, Hashes]:
+    """The numbers of words within a sentence, at its beginning, and in a text in capitals."""
+    folded = _hashed([form.folded for form in forms])
+    common = (folded & _FOLDED) | (bits & (_SHARE | _SYMBOL))
+    same = common | (folded & _KEPT)
+    cased = [i for i, form in enumerate(forms) if form[0] != form[1]]
+    if not cased:
+        return same, same, same
+    within, beginning = same.copy(), same.copy()
+    kept = _hashed([forms[i].kept for i in cased]) & _KEPT
+    first = _hashed([forms[i].first for i in cased]) & _KEPT
+    within[cased] = common[cased] | kept | _SYMBOL
+    is_kept = np.array([forms[i][2] != forms[i][0] for i in cased], np.bool_)
+    beginning[cased] = common[cased] | first | np.where(is_kept, _SYMBOL, np.uint64(0))
+    return within, beginning, np.where(bits & _SYMBOL, within, same)
+
+
+def _hashed(texts: list[str]) -> Hashes:
+    return mixed(np.array(RMinHash.hash_token_sets([texts])[0], np.uint64))
+
+
+def _begins_sentence(bits: Hashes, codes: Indexes, first: Indexes, at: Indexes) -> Flags:
+    """Of the words at these places, which begin a text or follow the end of a sentence."""
+    ends = (bits & np.uint64(ENDS_SENTENCE)) != 0
+    is_first = np.zeros(len(codes), np.bool_)
+    is_first[first] = True
+    found: Flags = is_first[at] | ends[codes[at - 1]]
+    return found
+
+
+def _in_capitals(bits: Hashes, codes: Indexes, first: Indexes) -> Flags:
+    """Per word, whether its text has a capital on every longer word: there case says nothing."""
+    small, long = ((bits & np.uint64(flag)) != 0 for flag in (SMALL, LONG))
+    sizes = np.diff(first, append=len(codes))
+    found: Flags = np.repeat(~np.logical_or.reduceat(small[codes], first), sizes)
+    if found.any():
+        many = np.add.reduceat(long[codes].astype(np.int64), first)
+        found &= np.repeat(many >= _FEW, sizes)
+    return found
+
+
+def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes, Indexes]:
+    """The n-grams of all texts, in order; where each text's begin; how many words each has.
+
+    n-gram k of a text starts at its k-th word, and each text has at least one. An n-gram is a
+    polynomial in its words, modulo 2^64.
+    """
+    count, first, sizes = len(texts.words), texts.starts[:-1], np.diff(texts.starts)
+    powers, inverses = _powers(count)
+    sums = np.zeros(count + 1, np.uint64)
+    np.cumsum(texts.words * powers, out=sums[1:])
+    share = texts.words & _SHARE
+    if share.any():
+        ends = _ngram_ends(share, n)
+        inside = ends <= np.repeat(texts.starts[1:], sizes)
+        short = ~inside[first]  # texts of fewer than n words, all of each
+        inside[first[short]], ends[first[short]] = True, texts.starts[1:][short]
+        at = np.flatnonzero(inside)
+        found, lengths = (sums[ends[at]] - sums[at]) * inverses[at], ends[at] - at
+        counts = np.add.reduceat(inside.astype(np.int64), first)
+    else:
+        inside, short = np.ones(count, np.bool_), sizes < n
+        for k in range(1, n):
+            inside[texts.starts[1:][sizes > k] - k] = False
+        every = max(count - n + 1, 0)
+        found = np.zeros(count, np.uint64)
+        found[:every] = (sums[n:] - sums[:every]) * inverses[:every]
+        whole = first[short]
+        inside[whole], found[whole] = (
+            True,
+            (sums[whole + sizes[short]] - sums[whole]) * inverses[whole],
+        )
+        found, counts = found[inside], np.maximum(sizes - n + 1, 1)
+        lengths = np.repeat(np.minimum(sizes, n), counts)
+    return mixed(found), np.concatenate([[0], np.cumsum(counts)]), lengths
+
+
+def _ngram_ends(share: Hashes, n: int) -> Indexes:
+    """Per word, the position after the n-gram that begins with it; it may be in another text."""
+    parts = np.concatenate([[0], np.cumsum(_SHARES[share.astype(np.int64)])])
+    found: Indexes = np.searchsorted(parts, parts[:-1] + n * WHOLE)
+    return found
+
+
+def _powers(count: int) -> tuple[Hashes, Hashes]:
+    """The powers 0 to count - 1 of an odd number modulo 2^64, and those of its inverse."""
+    if len(_known_powers[0][0]) < count:
+        bases = (_FACTOR, pow(_FACTOR, -1, 2**64))
+        steps = (np.full(2 ** count.bit_length(), base, np.uint64) for base in bases)
+        one = np.ones(1, np.uint64)
+        forward, back = (np.cumprod(np.concatenate([one, step])) for step in steps)
+        _known_powers[0] = forward, back
+    forward, back = _known_powers[0]
+    return forward[:count], back[:count]
+
+
+def prints(texts: Tokens) -> Hashes:
+    """Per text, a hash of its words and their order."""
+    position = np.arange(len(texts.words)) - np.repeat(texts.starts[:-1], np.diff(texts.starts))
+    placed = mixed(texts.words) + position.astype(np.uint64)
+    return np.add.reduceat(mixed(placed), texts.starts[:-1]) if len(texts) else mixed(placed)
+
+
+def ranges(starts: Indexes, counts: Indexes) -> Indexes:
+    """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ..."""
+    offsets = np.cumsum(counts) - counts
+    found: Indexes = np.repeat(starts - offsets, counts) + np.arange(counts.sum())
+    return found

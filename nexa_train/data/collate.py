@@ -1,0 +1,43 @@
+"""Samples as one batch of tensors: packed in a row, or padded."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from nexa_train.data import packing
+from nexa_train.data.chat_tokenization import IGNORE, Sample
+
+Batch = dict[str, torch.Tensor]
+Collate = Callable[[Sequence[Sample], torch.device], Batch]
+
+
+def batching(model: Any, tokenizer: Any, samples: Sequence[Sample], *, packed: bool) -> Collate:
+    """How samples become a batch of this model, which `packed` changes and proves on `samples`.
+
+    Raises InputError for a model that cannot be packed.
+    """
+    if packed:
+        packing.enable(model)
+        packing.prove_isolation(model, samples)
+        return packing.collate_packed
+    pad, embeddings = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]
+    # Any token that the model has serves: no attention sees it, and no label is on it.
+    return partial(collate, pad_id=pad if pad is not None and pad < embeddings else 0)
+
+
+def collate(
+    samples: Sequence[Sample], device: torch.device, *, pad_id: int
+) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask`, `labels`, each (samples, longest), padded on the right."""
+    longest = max(len(sample.input_ids) for sample in samples)
+
+    def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=device)
+
+    return {
+        "input_ids": padded([s.input_ids for s in samples], pad_id),
+        "attention_mask": padded([[1] * len(s.input_ids) for s in samples], 0),
+        "labels": padded([s.labels for s in samples], IGNORE),
+    }

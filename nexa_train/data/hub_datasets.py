@@ -1,0 +1,81 @@
+"""Instruction items from datasets of the hub, or of this disk in the same columns.
+
+DistilQwen_100k has `instruction` and `output`. OmniThought has `question` and a list `reasoning` of
+chains, each with `Reasoning_Verbosity` and `Cognitive_Difficulty` ({"level": 0..10}) and the whole
+chain in `full_response` (https://huggingface.co/datasets/alibaba-pai/OmniThought).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.errors import InputError
+from nexa_train.data.instructions import KEYS, convert_to_text
+
+FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+TOP = 10  # of both scales
+Items = list[dict[str, str]]
+
+
+def rows(source: str, split: str) -> Any:
+    """The rows of a hub id, a local folder or a file; `split` may have a slice.
+
+    Raises InputError for a source or split that cannot be loaded.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    path = Path(source)
+    try:
+        if path.is_file():
+            kind = FORMATS.get(path.suffix)
+            if kind is None:
+                raise InputError(f"{source}: expected one of {', '.join(FORMATS)}")
+            # Cells are text: guessing types would turn 0 beside an empty cell into 0.0.
+            cells = {"converters": dict.fromkeys(KEYS, str)} if kind == "csv" else {}
+            return load_dataset(kind, data_files=str(path), split=split, **cells)
+        return load_dataset(str(path) if path.is_dir() else source, split=split)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if "corresponds to no data" in str(error):  # an empty slice of a split that is there
+            return []
+        raise InputError(f"{source}, split {split}: cannot be loaded ({error})") from None
+
+
+def instruction_items(source: str, split: str) -> Items:
+    """Items of data with `instruction` and `output`, and perhaps `input`. Raises InputError."""
+    found = rows(source, split)
+    if len(found) and not {"instruction", "output"} <= found[0].keys():
+        raise InputError(
+            f"{source}: columns {', '.join(found[0])}, expected instruction and output"
+        )
+    items = [
+        {key: convert_to_text(f"{source}: row {number}", key, row.get(key)) for key in KEYS}
+        for number, row in enumerate(found)
+    ]
+    return [item for item in items if item["instruction"]]
+
+
+def reasoning_items(source: str, split: str, rv_min: float, cd_min: float) -> Items | None:
+    """The first chain of each question that reaches both levels; None for another schema.
+
+    Raises InputError for a level above 1.
+    """
+    for name, level in (("rv_min", rv_min), ("cd_min", cd_min)):
+        if level > 1:
+            raise InputError(f"{name} is {level}; levels are 0..1, write {level / TOP:g}")
+    items = []
+    for row in rows(source, split):
+        try:
+            chains = [chain for chain in row["reasoning"] if _reaches(chain, rv_min, cd_min)]
+            if chains:
+                items.append({"instruction": row["question"], "input": "",
+                              "output": chains[0]["full_response"]})  # fmt: skip
+        except (KeyError, TypeError):
+            return None
+    return items
+
+
+def _reaches(chain: Mapping[str, Any], rv_min: float, cd_min: float) -> bool:
+    verbosity = chain["Reasoning_Verbosity"]["level"]
+    difficulty = chain["Cognitive_Difficulty"]["level"]
+    return verbosity >= rv_min * TOP and difficulty >= cd_min * TOP and bool(chain["full_response"])

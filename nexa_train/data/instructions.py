@@ -1,0 +1,131 @@
+"""Instruction data: JSON lists of `{instruction, input, output}`, and what a model reads of them.
+
+`input` may be empty; an `output` that is empty has not been written yet. The user's message is made
+by a Jinja file over `instruction` and `input`: `prompts/system1.jinja` asks as it stands,
+`prompts/system2.jinja` asks for reasoning. The model's own chat template goes around it. Training
+and inference render the same file, so what a student is asked is what it was trained on.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.storage.atomic import write_text
+from nexa_distill.text.hashing import compact_json, sha256_text
+
+Mode = Literal["system1", "system2"]
+PROMPTS = Path(__file__).parents[1] / "prompts"
+_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+
+Item = dict[str, Any]  # KEYS, all strings; other keys are kept
+Prompt = Callable[[Mapping[str, str]], str]
+KEYS = ("instruction", "input", "output")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a UTF-8 JSON file. Raises InputMissing (66) or InputError (65)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputMissing(f"{path}: no such file (looked in {Path.cwd()})") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not JSON that can be read ({error})") from None
+
+
+def write_json(path: Path, data: object) -> None:
+    """UTF-8, non-ASCII readable, complete or not there."""
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items of a file; keys that are not there, or null, are empty, and a number is its text.
+
+    Raises InputError naming the item that is not `{instruction, input, output}` of text.
+    """
+    data = read_json(path)
+    if not isinstance(data, list):
+        raise InputError(f"{path}: found {type(data).__name__}, expected a list of objects")
+    return [_item(path, number, value) for number, value in enumerate(data)]
+
+
+def _item(path: Path, number: int, value: Any) -> Item:
+    where = f"{path}: item {number}"
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {str(value)[:60]!r}, expected an object")
+    texts = {key: convert_to_text(where, key, value.get(key)) for key in KEYS}
+    if not texts["instruction"].strip():
+        raise InputError(f"{where}: has no instruction, expected text")
+    return {**value, **texts}
+
+
+def convert_to_text(where: str, key: str, value: Any) -> str:
+    """The text of a value: 0 and False are "0" and "False", null and not-a-number are empty.
+
+    Raises InputError for a list or an object, named by `where` and `key`.
+    """
+    if value is None or value != value:  # the second is NaN, null in a table
+        return ""
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where}: {key} is {str(value)[:60]!r}, expected a string or a number")
+    return str(value)
+
+
+def prompt_file(path: Path) -> Prompt | None:
+    """What makes the user's message by the Jinja file at `path`.
+
+    None for a file that does not use `instruction`: it renders whole conversations, which is the
+    business of the model's own chat template. Raises InputMissing or InputError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = meta.find_undeclared_variables(_JINJA.parse(text))
+        template = _JINJA.from_string(text)
+    except FileNotFoundError:
+        raise InputMissing(f"{path}: no such template (looked in {Path.cwd()})") from None
+    except (TemplateError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a Jinja template ({error})") from None
+    if "instruction" not in names:
+        return None
+    if unknown := sorted(names - {"instruction", "input"}):
+        raise InputError(f"{path}: uses {', '.join(unknown)}; it is given instruction and input")
+
+    def prompt(item: Mapping[str, str]) -> str:
+        return template.render(instruction=item["instruction"], input=item.get("input", ""))
+
+    return prompt
+
+
+def format_prompt(instruction: str, input_text: str = "", mode: Mode = "system1") -> str:
+    """The user's message; "system2" asks for step-by-step reasoning."""
+    made = prompt_file(PROMPTS / f"{mode}.jinja")
+    if made is None:  # one of the files that ship was changed
+        raise InputError(f"{PROMPTS / mode}.jinja does not use instruction")
+    return made({"instruction": instruction, "input": input_text})
+
+
+def key_of(item: Mapping[str, str]) -> str:
+    """SHA-256 of what is asked."""
+    return sha256_text(compact_json([item["instruction"], item.get("input", "")]))
+
+
+def samples(items: Sequence[Item], prompt: Prompt, model_id: str) -> Iterator[dict[str, Any]]:
+    """Rows of contracts.SFT, all in train: one for each item with an output, in their order."""
+    seen = Counter[str]()
+    for item in items:
+        if not item["output"].strip():
+            continue
+        content = compact_json([item["instruction"], item["input"], item["output"]])
+        seen[content] += 1  # rows that are repeated stay; each needs a key of its own
+        yield {
+            "sample_id": sha256_text(f"{content}|{seen[content]}"), "split": "train",
+            "messages": [{"role": "user", "content": prompt(item)},
+                         {"role": "assistant", "content": item["output"].strip()}],
+            "template_name": "instruction", "domain": None, "model_id": model_id, "attempt": 0,
+        }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Inside `easydistill`: job files, teacher labels, logits files."""

@@ -1,0 +1,181 @@
+"""The teacher's probabilities as JSONL: one line per sample, one `{token id: probability}` per
+position.
+
+Positions are the trained tokens of a sample, its end of turn included, in their order: position i
+is the distribution that token i was drawn from. Lines are in the order of the labelled items.
+
+A file that is not of these samples would teach noise without an error, so it is refused: another
+number of lines or positions, an id outside of the vocabulary, probabilities that are none, or
+trained tokens that the teacher mostly does not have among its own.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nexa_distill.contracts import TEACHER_LOGITS
+from nexa_distill.errors import InputError
+from nexa_distill.storage.atomic import replacing
+from nexa_distill.storage.tables import table_writer
+from nexa_train.data.chat_tokenization import IGNORE, Sample
+from nexa_train.training.divergences import SMALLEST
+from nexa_train.training.teacher_cache import tokens_hash
+
+AMONG = 0.5  # of the trained tokens are among the teacher's own, at least
+SUM_TOLERANCE = 1e-3
+ROWS = 1024
+Position = tuple[np.ndarray, np.ndarray]  # ids and probabilities, the most likely first
+
+
+def write(table: Path, samples: Sequence[str], path: Path) -> None:
+    """Write the rows of `table` (contracts.TEACHER_LOGITS) in the order of the sample ids."""
+    rows = {row["sample_id"]: row for row in pq.read_table(table).to_pylist()}
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for name in samples:
+            file.write(json.dumps(_positions(rows.get(name))) + "\n")
+
+
+def _positions(row: dict[str, Any] | None) -> list[dict[str, float]]:
+    """Empty for a sample that is not trained on."""
+    if row is None:
+        return []
+    width = len(row["top_ids"]) // row["tokens"]
+    ids = np.array(row["top_ids"]).reshape(-1, width).tolist()
+    probabilities = np.exp(np.array(row["top_log_probs"], dtype=np.float32)).reshape(-1, width)
+    return [
+        {str(token): float(f"{p:.6g}") for token, p in zip(*pair, strict=True)}
+        for pair in zip(ids, probabilities, strict=True)
+    ]
+
+
+def read(
+    path: Path, names: Sequence[str], samples: Sequence[Sample], vocabulary: int, table: Path
+) -> None:
+    """Write `table` from the file. `names`: the sample of each line; lines of samples that are not
+    trained on (not in `samples`) are passed over. Raises InputError naming the line.
+    """
+    wanted, known = {sample.sample_id: sample for sample in samples}, dict[str, list[Position]]()
+    total, fits = 0, Counter[str]()
+    for number, line in _lines(path, len(names)):
+        sample = wanted.get(names[number])
+        if sample is None:
+            continue
+        where = f"{path}: line {number + 1}"
+        positions = _parse(where, line, sample, vocabulary)
+        trained = [label for label in sample.labels[1:] if label != IGNORE]
+        fits.update(_fits(trained, positions))
+        total += len(trained)
+        known[sample.sample_id] = positions
+    _refuse_misaligned(path, fits, total)
+    width = _width(path, {len(ids) for rows in known.values() for ids, _ in rows} or {1})
+    with table_writer(table, TEACHER_LOGITS) as out:
+        for start in range(0, len(samples), ROWS):
+            some = samples[start : start + ROWS]
+            rows = [_row(sample, known[sample.sample_id], width) for sample in some]
+            out.write(pa.Table.from_pylist(rows, TEACHER_LOGITS))
+
+
+def _width(path: Path, found: set[int]) -> int:
+    """Tokens that every position has. Servers give k, and the drawn one where it is another."""
+    if max(found) > min(found) + 1:
+        raise InputError(
+            f"{path}: positions hold {min(found)} to {max(found)} tokens, expected k, or k + 1 "
+            "where the token that was drawn is not among the k likeliest"
+        )
+    return min(found)
+
+
+def _fits(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, float]:
+    """How well the positions go with the tokens: tokens that are `among` a position's, and the
+    probability that all of them have, as they stand and one position `earlier` or `later`.
+    """
+    known = [dict(zip(ids.tolist(), p.tolist(), strict=True)) for ids, p in positions]
+    pairs = {
+        "here": (trained, known),
+        "earlier": (trained[1:], known),
+        "later": (trained, known[1:]),
+    }
+    found = {name: sum(own.get(token, 0.0) for token, own in zip(*pair, strict=False))
+             for name, pair in pairs.items()}  # fmt: skip
+    return found | {"among": sum(token in own for token, own in zip(trained, known, strict=True))}
+
+
+def _refuse_misaligned(path: Path, fits: Mapping[str, float], total: int) -> None:
+    again = "write the file again with a job of type kd_white_box"
+    if total and fits["among"] < AMONG * total:
+        raise InputError(
+            f"{path}: only {fits['among']:.0f} of {total} trained tokens are among the teacher's; "
+            f"the lines are of other samples or of another tokenizer; {again}"
+        )
+    for side in ("earlier", "later"):
+        if fits[side] > fits["here"]:
+            raise InputError(
+                f"{path}: the tokens fit better to the positions one {side} (mean probability "
+                f"{fits[side] / total:.3f} instead of {fits['here'] / total:.3f}); {again}"
+            )
+
+
+def _lines(path: Path, wanted: int) -> Iterator[tuple[int, Any]]:
+    number = -1
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file):
+            if number >= wanted:
+                break
+            try:
+                yield number, json.loads(text)
+            except ValueError as error:
+                raise InputError(f"{path}: line {number + 1} is not JSON ({error})") from None
+    if number + 1 != wanted:
+        found = f"more than {wanted}" if number >= wanted else str(number + 1)
+        raise InputError(
+            f"{path}: {found} lines, expected {wanted}: one for each item with an output"
+        )
+
+
+def _parse(where: str, line: Any, sample: Sample, vocabulary: int) -> list[Position]:
+    if not isinstance(line, list) or len(line) != sample.trained_tokens:
+        found = f"{len(line)} positions" if isinstance(line, list) else type(line).__name__
+        raise InputError(
+            f"{where}: {found}, expected {sample.trained_tokens}: one for each trained token of "
+            f"sample {sample.sample_id}, its end of turn included"
+        )
+    return [_position(f"{where}, position {i}", value, vocabulary) for i, value in enumerate(line)]
+
+
+def _position(where: str, value: Any, vocabulary: int) -> Position:
+    try:
+        ids = np.array([int(token) for token in value], dtype=np.int64)
+        probabilities = np.array(list(value.values()), dtype=np.float64)
+    except (TypeError, ValueError, AttributeError):
+        raise InputError(f"{where}: expected {{token id: probability}}") from None
+    if not len(ids):
+        raise InputError(f"{where}: no token, expected at least one")
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise InputError(
+            f"{where}: token id {ids.max() if ids.max() >= vocabulary else ids.min()}, the "
+            f"student's vocabulary has {vocabulary}"
+        )
+    total = float(probabilities.sum())
+    if not (np.all(probabilities >= 0) and 0 < total <= 1 + SUM_TOLERANCE):
+        raise InputError(f"{where}: probabilities add up to {total:.4g}, expected (0, 1]")
+    order = np.argsort(-probabilities, kind="stable")
+    return ids[order], probabilities[order]
+
+
+def _row(sample: Sample, positions: Sequence[Position], width: int) -> dict[str, Any]:
+    """Of every position the same number of tokens; the rest is in the tail."""
+    ids = np.stack([ids[:width] for ids, _ in positions])
+    kept = np.stack([probabilities[:width] for _, probabilities in positions])
+    tail = np.clip(1 - kept.sum(axis=1), SMALLEST, 1)
+    return {
+        "sample_id": sample.sample_id, "tokens_sha256": tokens_hash(sample),
+        "tokens": len(positions), "top_ids": ids.flatten(),
+        "top_log_probs": np.log(np.clip(kept, SMALLEST, 1)).flatten().astype(np.float16),
+        "tail_log_prob": np.log(tail).astype(np.float16),
+    }  # fmt: skip

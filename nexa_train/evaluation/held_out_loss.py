@@ -1,0 +1,132 @@
+"""How well a model predicts the teacher's held-out answers, sample by sample.
+
+Reads:  `storage.sft_parquet` (rows of the split that `generate.split` names: kept answers only)
+        and, for the trained student, its checkpoint
+Writes: `<storage.evaluation>/<model>/loss.json`, sealed, for `before`, `after` and, where it is the
+        bundled model and therefore speaks the student's tokens, `teacher`
+Unit:   nats over the trained tokens of a sample (the answer and its end-of-turn token), each sample
+        by itself, so no figure depends on a batch. A sample longer than `train.max_length` (null:
+        than the model can read) is counted under `skipped`, as in training.
+
+A measurement, not a decision: what it means is decided in `evaluate_student`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.console.progress import Progress
+from nexa_distill.contracts import TABLES
+from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.tables import read_table
+from nexa_train.data.chat_tokenization import Sample, Skip, encode, student_format
+from nexa_train.models.bundled import BUNDLED, BUNDLED_NAME, resolve_model
+from nexa_train.models.loading import context_of, load_for_inference
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure: `after` is the checkpoint, the others need no training."""
+
+    model: str
+    keep_layers: list[int] | None
+    checkpoint: Path | None
+
+
+def path_of(storage: Storage, name: str) -> Path:
+    """The measurement of `before`, `after` or `teacher`."""
+    return storage.path("evaluation") / name / "loss.json"
+
+
+def subjects(
+    student: StudentConfig, storage: Storage, teacher_model_ids: Sequence[str]
+) -> dict[str, Subject]:
+    """What can be measured here; the teacher only when it shares the student's tokenizer."""
+    checkpoint = student.checkpoint(storage)
+    found = {
+        "before": Subject(student.student, student.keep_layers, None),
+        "after": Subject(str(checkpoint), None, checkpoint),
+    }
+    # The server names a model by its folder and may add a revision: SmolLM2-135M-Instruct@main.
+    names = {model_id.split("@")[0] for model_id in teacher_model_ids}
+    if names == {BUNDLED_NAME} and student.student == BUNDLED:
+        found["teacher"] = Subject(BUNDLED, None, None)
+    return found
+
+
+def settings(student: StudentConfig, subject: Subject) -> Json:
+    """What decides the figures, next to the data and the checkpoint."""
+    limits = {"split": student.generate.split, "max_length": student.train.max_length}
+    limits |= student.rendering_settings()
+    if subject.checkpoint:
+        return limits
+    return {**limits, "model": subject.model, "keep_layers": subject.keep_layers}
+
+
+def measure(name: str, model: Any, samples: Sequence[Sample], pad_id: int) -> list[Json]:
+    """`{sample_id, nats, tokens}` per sample; the model is in evaluation mode."""
+    import torch
+
+    from nexa_train.data.collate import collate
+    from nexa_train.training.assistant_loss import AnswerLoss
+
+    loss, measured = AnswerLoss(model), []
+    with Progress(f"held-out loss of {name}", len(samples), unit="samples") as progress:
+        for sample in samples:
+            with torch.inference_mode():
+                nats = float(loss(collate([sample], model.device, pad_id=pad_id)))
+            measured.append(
+                {"sample_id": sample.sample_id, "nats": nats, "tokens": sample.trained_tokens}
+            )
+            progress.add()
+    return measured
+
+
+def run(
+    config: DistillConfig, student: StudentConfig, teacher_model_ids: Sequence[str]
+) -> dict[str, Path]:
+    """Measure every subject that is not up to date; returns where each measurement is."""
+    found = subjects(student, config.storage, teacher_model_ids)
+    for name, subject in found.items():
+        _run_one(config.storage, student, name, subject)
+    return {name: path_of(config.storage, name) for name in found}
+
+
+def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subject) -> None:
+    src, dst = storage.path("sft_parquet"), path_of(storage, name)
+    inputs = [src, subject.checkpoint] if subject.checkpoint else [src]
+    wanted = settings(student, subject)
+    stage = StageRun("evaluation.loss", storage, inputs=inputs, settings=wanted)
+    if stage.is_current(dst):
+        print(f"held-out loss of {name}: {dst} is up to date")
+        return
+    resolved = resolve_model(subject.model, storage)
+    model, tokenizer = load_for_inference(resolved, subject.keep_layers, student)
+    form = student_format(tokenizer)
+    longest = student.longest(context_of(resolved))
+    rows = read_table(src, TABLES["sft_parquet"]).sort_by("sample_id").to_pylist()
+    encoded = [
+        encode(form, row["sample_id"], row["messages"], longest)
+        for row in rows
+        if row["split"] == student.generate.split
+    ]
+    samples = [sample for sample in encoded if isinstance(sample, Sample)]
+    skipped = Counter(sample.reason for sample in encoded if isinstance(sample, Skip))
+    found = {
+        "model": name,
+        "precision": str(model.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": model.config.num_hidden_layers,
+        "samples": measure(name, model, samples, tokenizer.pad_token_id or 0),
+        "skipped": dict(skipped),
+    }
+    write_json(dst, found)
+    stage.seal(dst, rows_in=len(encoded), rejected=len(encoded) - len(samples), count=len(samples))
+    print(f"held-out loss of {name}: {len(samples)} answers -> {dst}")

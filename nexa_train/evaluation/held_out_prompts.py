@@ -1,0 +1,16 @@
+"""The held-out prompts that a student answers, and that it is evaluated on."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nexa_distill.settings.student import Generation
+
+Row = dict[str, Any]
+
+
+def held_out(rows: pa.Table, generate: Generation) -> list[Row]:
+    """The rows of the held-out split, by `sample_id` (a hash: an arbitrary but fixed order)."""
+    chosen = rows.filter(pc.equal(rows["split"], generate.split)).sort_by("sample_id")
+    return list(chosen.slice(0, generate.max_prompts).to_pylist())

@@ -1,0 +1,1 @@
+"""Load, serve and ask a model on this machine."""

@@ -1,0 +1,59 @@
+"""The chat template of models that have none: `User: ...` and `Assistant: ...`, line by line.
+
+It is stored with the student, so that whoever loads it later writes the same text. An assistant's
+turn ends with the model's own end-of-sequence token and nothing after it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from nexa_distill.text.hashing import sha256_text
+from nexa_train.models.folders import complete_folder, one_writer
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '' if loop.first else '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
+    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
+)
+
+
+def with_template(tokenizer: Any) -> Any:
+    """The tokenizer, given the plain template if it has none."""
+    if tokenizer.chat_template is None:
+        # Where the tokenizer puts BOS before a text, the template has to: chat_tokenization.py.
+        bos = tokenizer.bos_token_id
+        begins = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + TEMPLATE
+    return tokenizer
+
+
+def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
+    """`model`, or where it has no chat template a folder in `parent`: its files, and the plain one.
+
+    The weights are links. Raises InputError for a model that cannot be had.
+    """
+    if tokenizer.chat_template is not None:
+        return model
+    source = _folder(model).resolve()
+    folder = parent / f"base-{sha256_text(str(source))[:12]}"  # another job may name another model
+    parent.mkdir(parents=True, exist_ok=True)
+    with one_writer(folder):
+        if not folder.is_dir():
+            with complete_folder(folder) as temporary:
+                for file in source.iterdir():
+                    if file.is_file() and not file.name.startswith("."):
+                        (temporary / file.name).symlink_to(file.resolve())
+                for old in temporary.glob("*token*"):
+                    old.unlink()
+                with_template(tokenizer).save_pretrained(temporary)
+    return str(folder)
+
+
+def _folder(model: str) -> Path:
+    """Where the files of a model are; those of a hub id are fetched."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.py"]))

@@ -1,0 +1,50 @@
+"""Folders of a model: complete or not there, and made by one process at a time."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from nexa_distill.storage import failpoints
+from nexa_distill.storage.atomic import sync_folder
+
+
+@contextmanager
+def complete_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success sync it and rename it to `final`, replacing that."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        try:
+            yield temporary
+            failpoints.hit("checkpoint")
+        except SafetensorError as error:  # its message is all that is left of the system's error
+            if "os error 28" in str(error) or "No space" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
+            raise
+        for file in (path for path in temporary.rglob("*") if path.is_file()):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        failpoints.hit("checkpoint")
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        failpoints.hit("checkpoint")
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def one_writer(dst: Path) -> Iterator[None]:
+    """Hold the lock of `dst`: two processes may want to make it at the same time."""
+    with dst.with_name(f".{dst.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,216 @@
+"""Models and tokenizers from this disk or the hub: for training, for answering, cut in depth.
+
+Safetensors only, and no code from a checkpoint. What cannot be loaded or trained is refused with a
+remedy.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexa_distill.errors import InputError
+from nexa_distill.settings.student import StudentConfig
+from nexa_train.data.chat_template import fix_template
+from nexa_train.models.bundled import BUNDLED
+from nexa_train.models.precision import native_bf16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = None) -> Any:
+    """The model, with only `keep_layers` if given: in float32 to be trained, or in `dtype` to
+    answer.
+
+    Safetensors only and no code from the checkpoint. Raises InputError for what cannot be loaded or
+    trained, and for a layer it has not.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _config_of(model)
+    _refuse_other_kinds(model, config)
+    if dtype is None:
+        refuse_quantised(model)
+    try:
+        made: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+        raise _not_loadable(model, error, _quantisation(config)) from None
+    loaded, found = made
+    if missing := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])}):
+        # transformers would begin with random weights in their place, and say so in a warning.
+        raise InputError(
+            f"{model}: {len(missing)} weights are missing or of another shape, the first is "
+            f"{missing[0]}; the checkpoint is not complete, get it again"
+        )
+    return loaded if keep_layers is None else depth_pruned(loaded, keep_layers)
+
+
+def refuse_quantised(model: str) -> None:
+    """Raises InputError where the weights are quantised; reads the configuration only."""
+    if method := _quantisation(_config_of(model)):
+        raise InputError(
+            f"{model}: a quantised checkpoint ({method}) cannot be trained; take the one in "
+            "bfloat16"
+        )
+
+
+def _quantisation(config: Any) -> str | None:
+    """The method a checkpoint's weights are quantised with."""
+    for part in (config, config.get_text_config()):
+        settings = getattr(part, "quantization_config", None)
+        if settings is not None:
+            named = settings if isinstance(settings, dict) else settings.to_dict()
+            return str(named.get("quant_method") or "bitsandbytes")  # the first one had no name
+    return None
+
+
+def _config_of(model: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - it runs the checks of one class in hundreds
+        raise _not_loadable(model, error) from None
+
+
+def _refuse_other_kinds(model: str, config: Any) -> None:
+    """A model that does not write text token by token, though parts of it might load."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    classes = config.architectures or []
+    if config.is_encoder_decoder:
+        kind = "an encoder-decoder"
+    elif config.model_type not in CAUSAL or (
+        # BERT's kind loads as a decoder too, and would see the tokens that it is to predict.
+        getattr(config, "is_decoder", True) is False
+        and classes
+        and not any(name.endswith("ForCausalLM") for name in classes)
+    ):
+        kind = "no decoder of text"
+    else:
+        return
+    raise InputError(
+        f"{model}: {config.model_type} ({', '.join(classes) or 'no class named'}) is {kind}; take "
+        "a model of which the class ends in ForCausalLM"
+    )
+
+
+def context_of(model: str) -> int | None:
+    """How many tokens the model can read; None where its configuration does not say."""
+    return getattr(_config_of(model).get_text_config(), "max_position_embeddings", None)
+
+
+def embeddings_of(model: str) -> int | None:
+    """Rows of its input embedding: token ids are below it. None where that is not known."""
+    return getattr(_config_of(model).get_text_config(), "vocab_size", None)
+
+
+def load_student_tokenizer(model: str, student: StudentConfig) -> Any:
+    """The tokenizer, its chat template with the variables and the date of the student's run."""
+    variables, today = student.chat_template_kwargs, student.chat_template_date
+    return fix_template(load_tokenizer(model), variables, today)
+
+
+def load_tokenizer(model: str) -> Any:
+    """The model's tokenizer. Raises InputError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+        raise _not_loadable(model, error) from None
+
+
+def _not_loadable(model: str, error: Exception, quantised: str | None = None) -> Exception:
+    """What to say of a model that transformers cannot load; a full disk or memory stays what it
+    is."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    said = " ".join(str(error).split())[:300]
+    if (Path(model) / "adapter_config.json").is_file():
+        return InputError(
+            f"{model}: a LoRA adapter without its model ({said}); merge it into its base model "
+            "(peft's merge_and_unload) and name the merged folder"
+        )
+    if quantised:
+        return InputError(
+            f"{model}: a checkpoint quantised with {quantised} that cannot be loaded here "
+            f"({said}); install the package that is named, or take the checkpoint in bfloat16"
+        )
+    return InputError(
+        f"{model}: not a model that can be loaded ({said}); student: takes {BUNDLED}, a Hugging "
+        "Face id, or a local folder with config.json, tokenizer and safetensors"
+    )
+
+
+def load_for_inference(
+    model: str, keep_layers: list[int] | None = None, student: StudentConfig | None = None
+) -> tuple[Any, Any]:
+    """(model, tokenizer), ready to answer: on the GPU if there is one, bfloat16 where native.
+
+    `student`: whose chat template settings the tokenizer has.
+    """
+    import torch
+
+    loaded = load_model(model, keep_layers, torch.bfloat16 if native_bf16() else torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_student_tokenizer(model, student) if student else load_tokenizer(model)
+    return loaded.to(device).eval(), tokenizer
+
+
+def load_quantised(model: str) -> tuple[Any, Any]:
+    """As `load_for_inference`, in 8 bits where there are a GPU and the package bitsandbytes."""
+    import torch
+
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        return load_for_inference(model)
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    eight_bits = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, quantization_config=eight_bits, device_map="auto", use_safetensors=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+        raise _not_loadable(model, error, _quantisation(_config_of(model))) from None
+    return loaded.eval(), load_tokenizer(model)
+
+
+def depth_pruned(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:
+    """The smaller student: the decoder layers `keep_layers` (ascending), weights untouched.
+
+    A model that is passed in is changed in place. Raises InputError naming the layer.
+    """
+    from torch import nn
+
+    if isinstance(model_or_path, str | Path):
+        return load_model(str(model_or_path), keep_layers)
+    model: Any = model_or_path
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None:
+        raise InputError(
+            f"keep_layers is set, and {type(model).__name__} has no model.layers to keep; "
+            "write keep_layers: null"
+        )
+    last = len(layers) - 1
+    if not keep_layers or keep_layers != sorted(set(keep_layers)):
+        raise InputError(f"keep_layers is {keep_layers}; expected ascending indices 0..{last}")
+    if keep_layers[0] < 0 or keep_layers[-1] > last:
+        raise InputError(f"keep_layers is {keep_layers}; the model has layers 0..{last}")
+    model.model.layers = nn.ModuleList(layers[index] for index in keep_layers)
+    for position, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = position  # the KV cache is addressed by it
+    model.config.num_hidden_layers = len(keep_layers)
+    types = getattr(model.config, "layer_types", None)
+    if types is not None:
+        model.config.layer_types = [types[index] for index in keep_layers]
+    return model

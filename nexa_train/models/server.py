@@ -1,0 +1,184 @@
+"""One `transformers serve` on 127.0.0.1, alive exactly as long as somebody wants it.
+
+Writes: the endpoint file `{"base_url", "model", "pid"}` when the server answers, and removes it at
+the end; `<endpoint file>.log`, the server's own output. After `kill -9` of this process the kernel
+ends the server too; only then is a stale endpoint file left, which the next start replaces.
+
+Not honoured by the server (transformers 5.23, continuous batching): `temperature` and `top_p` are
+those of the first request since its start, `stop` has no effect, `seed` none to rely on when
+requests run side by side. `max_tokens` holds, and so do the end tokens (`eos_token_id`) of the body
+field `generation_config`, a JSON string that replaces the model's own generation config.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nexa_distill.errors import InputMissing, Locked, ProviderUnusable
+from nexa_distill.storage.atomic import write_json
+from nexa_train.models.precision import native_bf16
+
+HOST = "127.0.0.1"
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 3.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONUNBUFFERED": "1",
+}
+# Threads that spin long for one that lost its core make a busy machine four times slower; threads
+# that sleep at once make an idle one slower (docs/baseline.md). The caller may differ.
+THREADS = {"GOMP_SPINCOUNT": "5000"}
+# 64 blocks of 256 tokens hold 32 requests of 512 tokens in 0.4 GB; the server's own choice takes
+# 3 GB on a CPU and is no faster.
+BATCHING = ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"]
+
+
+def serve(
+    folder: Path, endpoint: Path, *, until: Path | None, port: int, timeout_seconds: float
+) -> None:
+    """Serve the checkpoint in `folder` until `until` exists or a signal's exception passes by.
+
+    Raises InputMissing (66) when `folder` is no checkpoint, Locked (75) when `endpoint` is served
+    already, ProviderUnusable (69) when the port is taken or the server does not start or dies.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputMissing(f"{folder}: no config.json here; --model takes a checkpoint folder")
+    _refuse_second(endpoint)
+    port = free_port(port)
+    log = endpoint.with_name(f"{endpoint.name}.log")
+    endpoint.parent.mkdir(parents=True, exist_ok=True)
+    with _server(folder, port, log) as server:
+        try:
+            _wait_healthy(server, port, log, timeout_seconds)
+            base_url = f"http://{HOST}:{port}/v1"
+            write_json(endpoint, {"base_url": base_url, "model": folder.name, "pid": os.getpid()})
+            print(f"serving {folder.name} at {base_url} (log: {log})", flush=True)
+            while until is None or not until.exists():
+                _check_alive(server, log)
+                time.sleep(POLL_SECONDS)
+        finally:
+            endpoint.unlink(missing_ok=True)
+
+
+@contextmanager
+def _server(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The child process; its whole group is gone when the block ends."""
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder.name]
+    command += [*BATCHING, "--host", HOST, "--port", str(port)]
+    if not native_bf16():
+        command += ["--dtype", "float32"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command,
+            cwd=folder.resolve().parent,  # requests and answers carry a name, not a path
+            env={**THREADS, **os.environ, **OFFLINE, "PYTHONSAFEPATH": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
+    try:
+        yield server
+    finally:
+        _end_group(server)
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What the child runs before exec so that `kill -9` of this process ends it too (Linux)."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def set_signal() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call above
+            os._exit(1)
+
+    return set_signal
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, a short grace, SIGKILL: to the group, also when its leader is dead already."""
+    for wanted in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, wanted)
+            server.wait(GRACE_SECONDS)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _wait_healthy(
+    server: subprocess.Popen[bytes], port: int, log: Path, timeout_seconds: float
+) -> None:
+    end = time.monotonic() + timeout_seconds
+    while not _answers(f"http://{HOST}:{port}/health"):
+        _check_alive(server, log)
+        if time.monotonic() > end:
+            raise ProviderUnusable(
+                f"the model server did not answer within {timeout_seconds:g} s; give it more with "
+                f"--timeout, or see {log}:\n{_tail(log)}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _check_alive(server: subprocess.Popen[bytes], log: Path) -> None:
+    if server.poll() is not None:
+        raise ProviderUnusable(
+            f"the model server ended with status {server.returncode}; its last lines ({log}):\n"
+            f"{_tail(log)}"
+        )
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def free_port(wanted: int) -> int:
+    """A port that can be bound now: `wanted`, or any when it is 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted))
+        except OSError as error:
+            raise ProviderUnusable(
+                f"port {wanted} on {HOST} cannot be used ({error.strerror}); stop the program that "
+                "has it (`ss -ltnp`) or pass --port 0 for a free one"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _refuse_second(endpoint: Path) -> None:
+    """Raises Locked when the endpoint file names a server that answers."""
+    try:
+        found = json.loads(endpoint.read_text(encoding="utf-8"))
+        served = _answers(str(found["base_url"]).removesuffix("/v1") + "/health")
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if served:
+        raise Locked(
+            f"{endpoint} is served already at {found['base_url']}; stop it with "
+            f"`kill {found['pid']}` or pass another --endpoint-file"
+        )

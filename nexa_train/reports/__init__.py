@@ -1,0 +1,1 @@
+"""The reports on a student: evaluation, preflight, model card."""

@@ -1,0 +1,266 @@
+"""report.json as one HTML page that needs nothing else: no script, no network, every text escaped.
+
+Light and dark follow the reader's system; on a phone columns become rows; on paper nothing is cut.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from nexa_distill.reporting import charts
+from nexa_distill.reporting.html import document
+from nexa_train.reports.evaluation_text import (
+    NOT_MEASURED,
+    TITLES,
+    figures,
+    interval,
+    millions,
+    number,
+    outcome,
+    p_value,
+    passes,
+    percent,
+    regression,
+)
+
+Json = Mapping[str, Any]
+FROM_WORST = ("before", "after", "teacher")
+
+
+def page(report: Json) -> str:
+    """The complete document."""
+    sections = [
+        _head(report), _tiles(report), _gate(report), _groups(report),
+        _accepted(report["regression"]), _losses(report),
+        _reasons(report["models"]), _funnel(report), _examples(report), _facts(report),
+    ]  # fmt: skip
+    return document(f"Evaluation of {report['run_name']}", "".join(sections))
+
+
+def _section(title: str, note: str, *body: str) -> str:
+    head = f'<h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
+    return f"<section>{head}{''.join(body)}</section>"
+
+
+def _head(report: Json) -> str:
+    first, *rest = report["headline"]
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in rest)
+    about = f"{report['run_name']} · {report['prompts']} prompts of the {report['split']} split"
+    when = f"{report['created_at'][:16].replace('T', ' ')} UTC"
+    return (
+        f'<header><p class="note">{escape(about)} · {escape(when)}</p>'
+        f"<h1>{escape(first)}</h1><ul>{items}</ul></header>"
+    )
+
+
+def _tiles(report: Json) -> str:
+    models = report["models"]
+    after, before, teacher = (models[name] for name in ("after", "before", "teacher"))
+
+    def loss(model: Json) -> str:
+        return number(model["loss"]["nats_per_token"] if model["loss"] else None, 2)
+
+    def speed(model: Json) -> str:
+        return number(model["generation"]["tokens_per_second"] if model["generation"] else None)
+
+    tiles = [
+        (
+            "passes the gate",
+            percent(after["gate"]["rate"]),
+            f"before {percent(before['gate']['rate'])}",
+        ),
+        ("loss, nats per token", loss(after), f"before {loss(before)}"),
+        ("parameters", millions(after["parameters"]), f"teacher {millions(teacher['parameters'])}"),
+        ("tokens per second", speed(after), f"before {speed(before)}"),
+    ]
+    made = "".join(
+        f'<div class="tile"><span>{escape(name)}</span><b>{escape(big)}</b>'
+        f"<small>{escape(small)}</small></div>"
+        for name, big, small in tiles
+    )
+    return f'<div class="tiles">{made}</div>'
+
+
+def _gate(report: Json) -> str:
+    rows = []
+    for name in FROM_WORST:
+        gate = report["models"][name]["gate"]
+        rows.append(
+            charts.Range(
+                TITLES[name], gate["rate"], gate["low"], gate["high"], passes(gate), kind=name
+            )
+        )
+    pair = report["comparison"]["gate"]
+    note = (
+        "Share of held-out answers that pass every rule and SampleGate, with 95 % score intervals."
+    )
+    if pair is None:
+        return _section("Gate", note, charts.ranges(rows))
+    text = (
+        f"Pairs of answers before and after: both pass {pair['both']}, only before "
+        f"{pair['only_before']}, only after {pair['only_after']}, neither {pair['neither']}. "
+        f"{interval(pair, percent=True)[:1].upper()}{interval(pair, percent=True)[1:]} "
+        f"(paired bootstrap over {pair['documents']} source documents); McNemar's exact "
+        f"{p_value(pair['mcnemar_p'])}."
+    )
+    return _section("Gate", note, charts.ranges(rows), f"<p>{escape(text)}</p>")
+
+
+def _groups(report: Json) -> str:
+    models, parts = report["models"], []
+    for title, key in (("Task type", "by_task"), ("Domain", "by_domain")):
+        names = sorted({name for model in models.values() for name in model[key]})
+        blocks = "".join(
+            f"<div><h4>{escape(name)}</h4>"
+            f"{charts.ranges([_group_range(models, m, key, name) for m in FROM_WORST])}"
+            f"{_pair_note(report['comparison'][key].get(name))}</div>"
+            for name in names
+        )
+        parts.append(f'<div class="group"><h3>{title}</h3><div class="small">{blocks}</div></div>')
+    note = (
+        "Answers that pass, of those given, with 95 % score intervals; after training against "
+        "before, paired. Of many comparisons one alone proves little."
+    )
+    return _section("Gate by task type and domain", note, *parts)
+
+
+def _pair_note(pair: Json | None) -> str:
+    if pair is None:
+        return ""
+    text = (
+        f"{pair['verdict']}: {interval(pair, percent=True)}; McNemar {p_value(pair['mcnemar_p'])}"
+    )
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _group_range(models: Json, model: str, key: str, name: str) -> charts.Range:
+    groups = models[model][key]
+    if name not in groups:
+        return charts.Range(model, None, None, None, NOT_MEASURED, model)
+    gate = groups[name]
+    return charts.Range(model, gate["rate"], gate["low"], gate["high"],
+                        f"{gate['passed']} of {gate['total']}", model)  # fmt: skip
+
+
+def _accepted(found: Json) -> str:
+    note = "The same prompts behind the same gates, paired; a student that is worse stops the run."
+    return _section("Against the accepted run", note, f"<p>{inline(regression(found))}</p>")
+
+
+def inline(text: str) -> str:
+    """Escaped HTML of a sentence with Markdown's inline code."""
+    return re.sub(r"(`+) ?(.+?) ?\1(?!`)", r"<code>\2</code>", escape(text))
+
+
+def _losses(report: Json) -> str:
+    rows = []
+    for name in FROM_WORST:
+        loss = report["models"][name]["loss"]
+        value = loss["nats_per_token"] if loss else None
+        rows.append(charts.Bar(TITLES[name], value, number(value, 3), name))
+    measured = report["models"]["after"]["loss"]
+    note = "Nats per token of the teacher's kept held-out answers; less is better."
+    body = [charts.bars(rows)]
+    if measured:
+        pair = report["comparison"]["loss"]
+        text = f"{measured['tokens']:,} tokens of {measured['samples']} answers"
+        body.append(
+            f"<p>{escape(text + (f'; after minus before: {interval(pair)}' if pair else ''))}.</p>"
+        )
+    curve = charts.lines(
+        [
+            charts.Line("training loss", _points(report, "loss"), "plain"),
+            charts.Line("validation loss", _points(report, "val_loss"), "after"),
+        ],
+        x_label="optimizer step",
+        y_label="loss, nats per token",
+    )
+    body.append(f"<h3>While it was trained</h3>{curve}" if curve else "")
+    return _section("Loss", note, *body)
+
+
+def _points(report: Json, key: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[key]) for row in report["training_curve"] if key in row]
+
+
+def _reasons(models: Json) -> str:
+    counts = {name: models[name]["reject_reason_counts"] for name in FROM_WORST}
+    names = sorted({name for count in counts.values() for name in count})
+    most = max((n for count in counts.values() for n in count.values()), default=1)
+    blocks = "".join(
+        _block(reason, [_count_bar(m, count, reason) for m, count in counts.items()], top=most)
+        for reason in names
+    )
+    note = "Each rejected answer counts once, under its first reason."
+    body = f'<div class="small">{blocks}</div>' if blocks else "<p>Nothing was rejected.</p>"
+    return _section("Why answers were rejected", note, body)
+
+
+def _count_bar(model: str, counts: Mapping[str, int], reason: str) -> charts.Bar:
+    count = Counter(counts)[reason]  # a reason that is not counted was given to no answer
+    return charts.Bar(model, count, str(count), model)
+
+
+def _block(title: str, rows: list[charts.Bar], *, top: float) -> str:
+    return f"<div><h4>{escape(title)}</h4>{charts.bars(rows, top=top)}</div>"
+
+
+def _funnel(report: Json) -> str:
+    rows = [charts.Bar(s["step"], s["count"], number(s["count"])) for s in report["funnel"]]
+    note = (
+        "Rows after each step, from the seals of the run; the last three are the parts of the data."
+    )
+    return _section("From raw data to training", note, charts.bars(rows))
+
+
+def _examples(report: Json) -> str:
+    note = "The first prompts by the hash of their content: nobody chose them."
+    return _section("Side by side", note, *(_example(example) for example in report["examples"]))
+
+
+def _example(example: Json) -> str:
+    title = " · ".join(filter(None, (example["template_name"], example["domain"])))
+    answers = "".join(_answer(name, example["answers"][name]) for name in TITLES)
+    return (
+        f"<article><h3>{escape(title)} <code>{escape(example['sample_id'][:12])}</code></h3>"
+        f'<pre class="prompt">{escape(example["user_prompt"])}</pre>'
+        f'<div class="answers">{answers}</div></article>'
+    )
+
+
+def _answer(name: str, answer: Json | None) -> str:
+    text = answer["text"] if answer and answer["text"] else "(no answer)"
+    good = "good" if answer and not answer["reasons"] else "bad"
+    tokens = f"{number(answer['tokens'])} tokens · " if answer else ""
+    return (
+        f'<div class="answer {name}"><h4>{escape(TITLES[name])}</h4>'
+        f'<p class="note">{escape(tokens)}<span class="{good}">{escape(outcome(answer))}</span></p>'
+        f"<pre>{escape(text)}</pre></div>"
+    )
+
+
+def _facts(report: Json) -> str:
+    header = "".join(f"<th>{escape(title)}</th>" for title in ("", *TITLES.values()))
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(v)}</td>' for v in values)}</tr>"
+        for name, values in figures(report["models"])
+    )
+    facts = report["facts"]
+    seconds = ", ".join(f"{name} {number(s, 1)}" for name, s in facts["seconds"].items())
+    rest = [
+        ("run", report["run_id"]), ("student from", str(facts["student"])),
+        ("layers kept", str(facts["keep_layers"] or "all")),
+        ("training", _pairs(facts["train"])), ("generation", _pairs(facts["generate"])),
+        ("seconds", seconds), ("dataset sha256", facts["dataset_sha256"] or NOT_MEASURED),
+        ("checkpoint sha256", facts["checkpoint_sha256"] or NOT_MEASURED),
+    ]  # fmt: skip
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rest)
+    table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    return _section("What was run", "Figures of the three models, and what they were made from.",
+                    f'<div class="wide">{table}</div>', f"<dl>{listed}</dl>")  # fmt: skip
+
+
+def _pairs(values: Json) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,91 @@
+"""The preflight's report in words: on the terminal, and the Markdown twin of preflight.json."""
+
+import re
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from nexa_distill.reporting.stage_reports import shown
+
+Json = Mapping[str, Any]
+TRAINED, SPECIAL, QUIET, END = "\x1b[30;42m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
+OPEN, CLOSE = "⟦", "⟧"  # around what is in the loss, where there is no colour
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+OUTCOME = {True: "ok", False: "FAILED", None: "not finished"}
+
+
+def outcome(check: Json) -> str:
+    """`ok`, `FAILED`, or that no row was there to ask; `not finished` is no pass."""
+    return "no such row" if check["ok"] is None and not check["rows"] else OUTCOME[check["ok"]]
+
+
+def summary(report: Json) -> str:
+    """Two lines: what is trained on, and of how many tokens."""
+    kept, of = report["trained_on"], report["tokens_per_row"]
+    counts = ", ".join(f"{name} {kept.get(name, 0):,}" for name in ("train", "val"))
+    return (
+        f"{counts} rows, {report['refused_share'] or 0:.1%} refused; "
+        f"{report['trained_tokens']:,} of {report['tokens']:,} tokens in the loss "
+        f"({shown(report['trained_share'], share=True)})\n"
+        f"tokens per row: p50 {of['p50']}, p90 {of['p90']}, p99 {of['p99']}, max {of['max']}; "
+        f"max_length {report['max_length']} from {report['max_length_from']}"
+    )
+
+
+def sample(view: Json, *, colour: bool) -> str:
+    """One row; control characters of the text are shown, never sent to the terminal."""
+    parts = [f"{view['split']} {view['sample_id']}\n"]
+    if colour:
+        parts += [_coloured(*token) for token in view["tokens"]]
+    else:
+        for trained, run in groupby(view["tokens"], key=lambda token: bool(token[1])):
+            text = "".join(_harmless(token[0]) for token in run)
+            parts.append(f"{OPEN}{text}{CLOSE}" if trained else text)
+    return "".join(parts)
+
+
+def _coloured(text: str, trained: bool, special: bool) -> str:
+    style = (TRAINED if trained else QUIET) + SPECIAL * special
+    # A colour that is on at a line's end fills the rest of the line.
+    return "\n".join(f"{style}{line}{END}" if line else "" for line in _harmless(text).split("\n"))
+
+
+def _harmless(text: str) -> str:
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def markdown(report: Json) -> str:
+    """The whole report."""
+    failed = report["failed"]
+    verdict = f"**Refused** by {failed['check']}: {failed['found']}" if failed else "Passed."
+    lines = [f"# Preflight of {report['run_name']}", "", verdict, "", summary(report), ""]
+    lines += ["| check | outcome | rows | what was asked |", "|---|---|---|---|"]
+    lines += [
+        f"| {check['check']} | {outcome(check)} | {check['rows']:,} | {check['says']} |"
+        for check in report["checks"]
+    ]
+    if report["refused"]:
+        lines += ["", "| refused because | rows |", "|---|---|"]
+        lines += [f"| {reason} | {count:,} |" for reason, count in report["refused"].items()]
+    lines += ["", "| made from | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts(report)]
+    lines += ["", f"## The first rows: {OPEN}in the loss{CLOSE}, the rest is only read"]
+    for view in report["shown"]:
+        text = sample(view, colour=False)
+        fence = "~" * (3 + max((len(run) for run in re.findall("~+", text)), default=0))
+        lines += ["", fence, text, fence]
+    return "\n".join(lines) + "\n"
+
+
+def facts(report: Json) -> list[tuple[str, str]]:
+    """What the report was made from, for a table."""
+    tokenizer = report["tokenizer"]
+    return [
+        ("student", report["student"]),
+        ("dataset", f"{report['dataset']} (sha256 {report['dataset_sha256']})"),
+        ("tokenizer", f"{tokenizer['name']} (sha256 {tokenizer['sha256']})"),
+        ("chat template", f"sha256 {tokenizer['template_sha256'] or 'none'}"),
+        ("model reads at most", f"{report['context'] or 'not said'} tokens"),
+        ("max_refused_share", shown(report["max_refused_share"], share=True)),
+        ("ids and labels", f"sha256 {report['samples_sha256']}"),
+    ]

@@ -1,0 +1,152 @@
+"""The loss on the assistant's tokens, with logits computed only where it is.
+
+With a vocabulary of 49,152 the logits of prompt and padding are most of the arithmetic after the
+last layer; hidden states are picked first, then multiplied by the output embedding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nexa_distill.errors import InputError
+from nexa_train.data.chat_tokenization import IGNORE, Sample
+from nexa_train.data.collate import Batch, Collate
+
+OWN_WORDS = "own_words"  # in a batch of answers that the student itself has said
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q")
+
+
+class AnswerLogits:
+    """What a model predicts at the labelled tokens of a batch."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.plain_head = _plain_head(model)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """(labelled tokens, vocabulary): sample by sample, in the order of the tokens."""
+        if self.plain_head:
+            logits: torch.Tensor = self.model.get_output_embeddings()(self.hidden(batch))
+            return logits
+        inputs, wanted = _inputs(batch)
+        found: torch.Tensor = self.model(**inputs, use_cache=False).logits[:, :-1][wanted]
+        return found
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """(labelled tokens, hidden size): what a plain head is multiplied with."""
+        inputs, wanted = _inputs(batch)
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        found: torch.Tensor = hidden[:, :-1][wanted]
+        return found
+
+
+def _inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    return inputs, batch["labels"][:, 1:] != IGNORE
+
+
+@torch.no_grad()
+def _plain_head(model: Any) -> bool:
+    """Whether logits are the output embedding and nothing more (no scaling, no soft cap)."""
+    if model.base_model is model:  # Llama4ForCausalLM: nothing gives the hidden states alone
+        return False
+    was_training = model.training
+    model.eval()  # with dropout two passes differ
+    ids = torch.arange(8, device=next(model.parameters()).device)[None]
+    hidden = model.base_model(ids, use_cache=False).last_hidden_state
+    ours = model.get_output_embeddings()(hidden).float()
+    theirs = model(ids, use_cache=False).logits.float()
+    model.train(was_training)
+    return bool(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
+
+
+def _has_only_a_weight(model: Any) -> bool:
+    """Whether the head's weight is all of it: a fused kernel reads no bias and no adapter."""
+    head = model.get_output_embeddings()
+    return isinstance(head, nn.Linear) and head.bias is None
+
+
+class AnswerLoss(nn.Module):
+    """Sum of the cross entropy (nats) over the labelled tokens of a batch.
+
+    `fused`: a kernel that goes from hidden states to the loss and never holds all logits. `parts`:
+    what a subclass mixed its last value from, each a sum over the same tokens.
+    """
+
+    def __init__(self, model: Any, fused: Any = None) -> None:
+        super().__init__()
+        self.parts: dict[str, torch.Tensor] = {}
+        self.model, self.fused = model, fused
+        self.logits = AnswerLogits(model)
+        if fused is not None and not (self.logits.plain_head and _has_only_a_weight(model)):
+            raise InputError(
+                f"train.fused_loss: {type(model).__name__} does more than a multiplication after "
+                "its last layer; set train.fused_loss: false"
+            )
+
+    def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:  # noqa: ARG002
+        """Sum over the batch, float32, one number; differentiable also without labels.
+
+        `words_only`: the cross entropy alone, whatever else a subclass adds.
+        """
+        if self.fused is not None:
+            hidden, targets = self.logits.hidden(batch), _targets(batch)
+            weight = self.model.get_output_embeddings().weight
+            if not len(targets):  # a process that only takes part; the kernel divides by them
+                nothing: torch.Tensor = (hidden.sum() + weight.sum()) * 0
+                return nothing
+            found: torch.Tensor = self.fused(weight.to(hidden.dtype), hidden, targets)
+            return found
+        return cross_entropy(self.logits(batch), batch)
+
+
+def fused_cross_entropy() -> Any:
+    """liger-kernel's sum over all tokens (Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
+
+    Raises InputError where it cannot run.
+    """
+    if not torch.cuda.is_available():
+        raise InputError(
+            "train.fused_loss: the kernel needs a GPU, and torch sees none here; set "
+            "train.fused_loss: false"
+        )
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        raise InputError(
+            "train.fused_loss: liger-kernel is not installed; run `pip install -e '.[fused]'`, or "
+            "set train.fused_loss: false"
+        ) from None
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum")
+
+
+def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sum over the labelled tokens, nats; `logits` as of AnswerLogits."""
+    return functional.cross_entropy(logits.float(), _targets(batch), reduction="sum")
+
+
+def _targets(batch: Batch) -> torch.Tensor:
+    targets = batch["labels"][:, 1:]
+    return targets[targets != IGNORE]
+
+
+@torch.no_grad()
+def mean_loss(
+    loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, batch_of: Collate
+) -> float | None:
+    """Cross entropy per trained token over all samples, nats; None when there is none."""
+    tokens = sum(sample.trained_tokens for sample in samples)
+    if not tokens:
+        return None
+    was_training, device = loss.training, next(loss.parameters()).device
+    loss.eval()
+    ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
+    total = 0.0
+    for start in range(0, len(ordered), batch_size):
+        batch = batch_of(ordered[start : start + batch_size], device)
+        total += float(loss(batch, words_only=True))
+    loss.train(was_training)
+    return total / tokens

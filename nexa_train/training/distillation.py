@@ -1,0 +1,101 @@
+"""Training on the teacher's probabilities beside its words: `(1 - kd_ratio) CE + kd_ratio KD`.
+
+The teacher is online (its model in the process: exact, its forward pass in every step) or cached
+(`storage.teacher_logits`: paid once, k tokens and a tail). An online one can also score what the
+student says itself (`on_policy.py`): then KD alone. All are sums in nats over the trained
+tokens, as `AnswerLoss` is, so accumulation and processes weigh them alike. `divergences.py`
+has the formulas.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nexa_distill.errors import InputError
+from nexa_distill.settings.pipeline import Storage
+from nexa_distill.settings.student import Distillation, StudentConfig
+from nexa_train.data.chat_tokenization import Sample
+from nexa_train.data.collate import Batch, Collate, batching
+from nexa_train.data.dataset import Dataset
+from nexa_train.data.vocabulary import vocabulary_size
+from nexa_train.models.bundled import resolve_model
+from nexa_train.models.loading import load_for_inference
+from nexa_train.training.assistant_loss import (
+    OWN_WORDS,
+    AnswerLogits,
+    AnswerLoss,
+    cross_entropy,
+    fused_cross_entropy,
+)
+from nexa_train.training.divergences import DIVERGENCES, TopK, dense, from_top_k
+from nexa_train.training.teacher_cache import CachedTeacher, refuse_other_vocabulary
+
+
+class DistillationLoss(AnswerLoss):
+    """Sum over the labelled tokens of a batch. `vocabulary`: ids from there on are padding."""
+
+    def __init__(
+        self, model: Any, settings: Distillation, vocabulary: int, teacher: Any = None
+    ) -> None:
+        super().__init__(model)
+        self.settings, self.vocabulary = settings, vocabulary
+        # Not a submodule: its weights are neither trained nor saved nor sent to other processes.
+        self.teacher = AnswerLogits(teacher) if teacher is not None else None
+
+    def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:
+        """One number, float32. A cached teacher's rows are in the batch (`CachedTeacher.batch`).
+
+        Of the student's own words only the divergence counts: they are no example to follow.
+        """
+        logits = self.logits(batch)
+        if words_only:
+            return cross_entropy(logits, batch)
+        divergence = self._divergence(logits[:, : self.vocabulary], batch)
+        self.parts = {"divergence": divergence.detach()}
+        if OWN_WORDS in batch:
+            return divergence
+        words, ratio = cross_entropy(logits, batch), self.settings.kd_ratio
+        self.parts["cross_entropy"] = words.detach()
+        return (1 - ratio) * words + ratio * divergence
+
+    def _divergence(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
+        chosen, temperature = DIVERGENCES[self.settings.loss], self.settings.temperature
+        if self.teacher is None:
+            known = TopK(batch["top_ids"].long(), batch["top_log_probs"], batch["tail_log_prob"])
+            return from_top_k(chosen, known, student, temperature)
+        with torch.no_grad():
+            teacher = self.teacher(batch)[:, : self.vocabulary]
+        return dense(chosen, teacher, student, temperature)
+
+
+def attach(
+    config: StudentConfig, storage: Storage, model: Any, tokenizer: Any, data: Dataset,
+    batch_of: Collate,
+) -> tuple[AnswerLoss, Collate]:  # fmt: skip
+    """The loss of `distillation:`, and the batches that it needs.
+
+    Raises InputError for a teacher of another vocabulary, or a cache of other samples.
+    """
+    settings = config.distillation
+    fused = fused_cross_entropy() if config.train.fused_loss else None
+    if settings.loss == "none":
+        return AnswerLoss(model, fused), batch_of
+    if fused is not None:
+        raise InputError(
+            "train.fused_loss: the kernel gives no probabilities to compare with the teacher's; "
+            "set it to false, or distillation.loss: none"
+        )
+    vocabulary = vocabulary_size(tokenizer)
+    if settings.cached:
+        cached = CachedTeacher(storage.path("teacher_logits"), [*data.train, *data.val])
+
+        def with_teacher(samples: Sequence[Sample], device: torch.device) -> Batch:
+            return batch_of(samples, device) | cached.batch(samples, device)
+
+        return DistillationLoss(model, settings, vocabulary), with_teacher
+    teacher, theirs = load_for_inference(resolve_model(settings.teacher, storage))
+    refuse_other_vocabulary(theirs, tokenizer)
+    samples = [*data.train, *data.val]  # it reads the same ones
+    batching(teacher, theirs, samples, packed=config.train.packing)
+    return DistillationLoss(model, settings, vocabulary, teacher), batch_of

@@ -1,0 +1,77 @@
+"""LoRA: small matrices beside the linear layers are trained, the model itself stays as it is.
+
+Hu et al. 2021, https://arxiv.org/abs/2106.09685: W x becomes W x + (alpha / rank) B A x, with B = 0
+at the start, so that a fresh adapter changes nothing. The layers are put into the model in place;
+it keeps its own class, so packing, distillation and depth pruning see the model that they know.
+`merge` adds B A to W: what is exported needs neither this module nor `peft`. That is the same model
+only where W belongs to one module: an adapter on one of two that share it is refused.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+from nexa_distill.errors import InputError
+from nexa_distill.settings.student import Lora
+
+
+def attach(model: Any, lora: Lora | None) -> Any:
+    """The model with only an adapter left to train; null changes nothing.
+
+    Raises InputError where `target_modules` names no layer of the model, or one that shares its
+    weights with another.
+    """
+    if lora is None:
+        return model
+    from peft import LoraConfig, inject_adapter_in_model
+
+    wanted = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )  # fmt: skip
+    users = _users_of_weights(model)
+    try:
+        adapted = inject_adapter_in_model(wanted, model)
+    except ValueError as error:
+        raise InputError(
+            f"train.lora.target_modules: {lora.target_modules} does not fit {type(model).__name__} "
+            f"({' '.join(str(error).split())[:200]}); write all-linear, or names such as q_proj"
+        ) from None
+    _refuse_shared_weights(adapted, users)
+    return adapted
+
+
+def _users_of_weights(model: Any) -> list[list[str]]:
+    """For each weight, the names of the modules that hold it; a module may have several names."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        for weight in module.parameters(recurse=False):
+            names[id(weight)].append(name)
+    return list(names.values())
+
+
+def _refuse_shared_weights(model: Any, users: list[list[str]]) -> None:
+    """Merging an adapter changes what every user of the weight computes; the others did not have
+    it in training."""
+    from peft.tuners.lora import LoraLayer
+
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for names in users:
+        adapted = [name for name in names if isinstance(modules[name], LoraLayer)]
+        if adapted and len({modules[name] for name in names}) > 1:
+            others = ", ".join(name for name in names if name != adapted[0])
+            raise InputError(
+                f"train.lora.target_modules: {adapted[0]} shares its weights with {others}, and an "
+                "adapter on one of them changes both once it is merged; leave "
+                f"{adapted[0].rpartition('.')[2]} out, or use a model in which they are not shared "
+                "(tie_word_embeddings: false)"
+            )
+
+
+def merge(model: Any) -> None:
+    """Put every adapter into the weights it stands beside, and take it out of the model."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=True)  # refuses weights that are not finite
+            model.set_submodule(name, layer.get_base_layer())

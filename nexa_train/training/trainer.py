@@ -1,0 +1,236 @@
+"""One training, step by step: which samples when, at which rate, and what each step measures.
+
+Writes into the folder of the run: `metrics.jsonl` and `step-NNNNNN/` (checkpoints.py).
+Raises: QualityGateMissed (3) for a loss that is not finite.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import set_seed
+from torch.distributed.tensor import DTensor
+
+from nexa_distill.console.progress import Progress
+from nexa_distill.errors import QualityGateMissed
+from nexa_distill.settings.student import StudentConfig
+from nexa_distill.storage.atomic import write_text
+from nexa_train.data.chat_tokenization import IGNORE, Sample
+from nexa_train.data.collate import Batch, Collate
+from nexa_train.data.dataset import Dataset, epoch_batches
+from nexa_train.training import checkpoints, fsdp, lora, student_model
+from nexa_train.training.assistant_loss import OWN_WORDS, AnswerLoss, mean_loss
+from nexa_train.training.on_policy import Student
+
+
+def learning_rate(step: int, total: int, peak: float, warmup_ratio: float) -> float:
+    """Of the `step`-th optimizer step (0-based): linear warm-up, then a cosine down to zero."""
+    warmup = math.ceil(total * warmup_ratio)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def plan_steps(
+    config: StudentConfig, samples: list[Sample]
+) -> list[tuple[int, list[list[Sample]]]]:
+    """(epoch, micro-batches) of every optimizer step of the run, in order."""
+    train, steps = config.train, []
+    for epoch in range(train.epochs):
+        batches = epoch_batches(samples, train.batch_size, train.seed, epoch)
+        for start in range(0, len(batches), train.gradient_accumulation):
+            steps.append((epoch, batches[start : start + train.gradient_accumulation]))
+    return steps
+
+
+Share = tuple[list[Sample], bool]  # of a micro-batch; whether the student says it in its own words
+
+
+class Count(NamedTuple):
+    """Tokens of a step: with a loss, of these those that the data has, and all."""
+
+    trained: int
+    from_data: int
+    tokens: int
+
+
+class Metrics:
+    """`metrics.jsonl`: rows of steps that a resumed run repeats are dropped when it starts."""
+
+    def __init__(self, path: Path, resumed: int, *, active: bool) -> None:
+        self.path, self.active = path, active
+        if not active:
+            return
+        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() and resumed else []
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= resumed]
+        write_text(path, "".join(f"{row}\n" for row in kept))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one step; an absent value is absent."""
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+@dataclass
+class Trainer:
+    """The pieces of one run; `train` goes through the plan."""
+
+    config: StudentConfig
+    accelerator: Any
+    loss: AnswerLoss
+    optimizer: Any
+    data: Dataset
+    batch_of: Collate
+    run_key: str
+    folder: Path
+    base: str
+    shard: bool
+    student: Student
+
+    @property
+    def bare(self) -> AnswerLoss:
+        """The loss without the wrapper of a distributed run."""
+        bare: AnswerLoss = self.accelerator.unwrap_model(self.loss)
+        return bare
+
+    def train(self, resumed: int) -> float | None:
+        """All steps after `resumed`; returns the val loss at the end."""
+        settings, main = self.config.train, self.accelerator.is_main_process
+        plan = plan_steps(self.config, self.data.train)
+        metrics = Metrics(self.folder / "metrics.jsonl", resumed, active=main)
+        if resumed == 0:
+            metrics.write({"step": 0, "epoch": 0, **self._val_loss(), "time": time.time()})
+        done, started = resumed, time.monotonic()
+        row: dict[str, Any] = {}
+        with (
+            Progress("train", len(plan), done=done, unit="steps") if main else nullcontext() as bar
+        ):
+            for epoch, batches in plan[resumed:]:
+                rate = learning_rate(done, len(plan), settings.learning_rate, settings.warmup_ratio)
+                row = {"step": done + 1, "epoch": epoch, **self._step(batches, rate, done)}
+                done += 1
+                last = done == len(plan)
+                if last or done % settings.eval_every_steps == 0:
+                    row |= self._val_loss()
+                row |= {"seconds": round(time.monotonic() - started, 3), "time": time.time()}
+                metrics.write(row)
+                numbers = {k: v for k, v in row.items() if k not in ("step", "time")}
+                self.accelerator.log(numbers, step=done)
+                if bar is not None:
+                    bar.add(note=f"loss {row['loss']:.3f}")
+                if done % settings.save_every_steps == 0 and not last:
+                    self._save(done)
+                self.accelerator.wait_for_everyone()
+        return row.get("val_loss")
+
+    def _step(self, batches: list[list[Sample]], rate: float, done: int) -> dict[str, Any]:
+        """One optimizer step; the loss is per trained token of the whole step."""
+        started = time.monotonic()
+        settings = self.config.train
+        set_seed(settings.seed + done)  # a model with dropout resumes as it would have gone on
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        shares = [self._share(batch, done, number) for number, batch in enumerate(batches)]
+        count = self._count(shares)
+        sums: dict[str, torch.Tensor] = {}
+        for batch, sync in self._batches(shares):
+            with self.accelerator.autocast(), sync:
+                loss = self.loss(batch)
+                # The gradients of a distributed run are averaged; the loss here is a sum.
+                self.accelerator.backward(loss * self.accelerator.num_processes / count.trained)
+            for name, value in {"loss": loss.detach(), **self.bare.parts}.items():
+                sums[name] = sums.get(name, 0) + value
+        sums = self.accelerator.reduce(sums, "sum")
+        self._refuse_nan(float(sums["loss"]), batches)
+        norm = self.accelerator.clip_grad_norm_(self.loss.parameters(), settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # The student's own words have no cross entropy: it is per token of the data's.
+        per = {"cross_entropy": count.from_data}
+        return {
+            **{name: float(value) / per.get(name, count.trained) for name, value in sums.items()},
+            "lr": rate, "grad_norm": _number(norm),
+            "tokens_per_s": round(count.tokens / (time.monotonic() - started), 1),
+        }  # fmt: skip
+
+    def _share(self, samples: list[Sample], done: int, number: int) -> Share:
+        """This process's part of a micro-batch."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = samples[rank::world]
+        if not mine:  # every process has to take part; nothing of this one counts
+            mine = [replace(samples[0], labels=[IGNORE] * len(samples[0].labels))]
+        if not self.student.speaks(done, number):
+            return mine, False
+        with self.accelerator.autocast():
+            return self.student.retold(mine, done), True
+
+    def _count(self, shares: list[Share]) -> Count:
+        """The tokens of a step, over all processes."""
+        mine = [(s, own) for samples, own in shares for s in samples if s.trained_tokens]
+        counts = Count(
+            trained=sum(s.trained_tokens for s, _ in mine),
+            from_data=sum(s.trained_tokens for s, own in mine if not own),
+            tokens=sum(len(s.input_ids) for s, _ in mine),
+        )
+        summed = self.accelerator.reduce(
+            torch.tensor(counts, device=self.accelerator.device), "sum"
+        )
+        return Count(*summed.tolist())
+
+    def _batches(self, shares: list[Share]) -> Iterator[tuple[Batch, Any]]:
+        """The tensors of each share, and whether to exchange gradients after it."""
+        for number, (samples, own) in enumerate(shares):
+            batch = self.batch_of(samples, self.accelerator.device)
+            if own:
+                batch[OWN_WORDS] = torch.ones(1, device=self.accelerator.device)
+            last = number == len(shares) - 1
+            yield batch, nullcontext() if last else self.accelerator.no_sync(self.loss)
+
+    def _refuse_nan(self, loss: float, batches: list[list[Sample]]) -> None:
+        if not math.isfinite(loss):
+            names = [sample.sample_id for batch in batches for sample in batch]
+            raise QualityGateMissed(
+                f"the training loss is {loss}; lower train.learning_rate or look at these samples "
+                f"of the step: {', '.join(names)}"
+            )
+
+    def _val_loss(self) -> dict[str, float]:
+        with self.accelerator.autocast():
+            size = self.config.train.batch_size
+            value = mean_loss(self.bare, self.data.val, size, self.batch_of)
+        return {} if value is None else {"val_loss": value}
+
+    def _save(self, step: int) -> None:
+        if self.shard or self.accelerator.is_main_process:
+            checkpoints.save(
+                self.folder, self.bare.model, self.optimizer, step=step, run_key=self.run_key,
+                settings=self.config.training_settings(), main=self.accelerator.is_main_process,
+            )  # fmt: skip
+
+    def settle(self) -> None:
+        """Leave the trained model in `bare.model`, whole and without an adapter.
+
+        Every process of a sharded run has to ask; the main one gets it.
+        """
+        main, model = self.accelerator.is_main_process, self.bare.model
+        if self.shard:
+            weights = fsdp.whole(checkpoints.trained(model), keep=main)
+            if not main:
+                return
+            model = student_model.build(self.config, self.base)
+            checkpoints.fill(model, weights)
+            self.loss = AnswerLoss(model)
+        student_model.settle(model)
+        if self.config.train.lora:
+            lora.merge(model)
+
+
+def _number(norm: torch.Tensor) -> float:
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

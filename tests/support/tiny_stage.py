@@ -1,0 +1,55 @@
+"""The stages of the launcher's tests: a few bytes per output, sealed with the real manifests."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from nexa_distill.orchestration.planning import Request
+from nexa_distill.orchestration.stages import STAGES, Stage, locate, settings
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.atomic import write_text
+from nexa_distill.storage.manifests import StageRun, repairs
+from nexa_distill.storage.tables import table_writer
+
+REPORT = '{"headline": ["better than before"]}'
+
+
+def seal_session(session: str, config_file: Path = Path("configs/distill_config.yaml")) -> None:
+    """Write and seal every output of the session's stages: 3 rows in, 2 kept.
+
+    After repairs the gates are passed again, as by the real session.
+    """
+    config = Request(config_file).load()
+    for stage in STAGES:
+        if stage.session != session:
+            continue
+        run = StageRun(
+            stage.name,
+            config.storage,
+            inputs=_inputs(stage, config),
+            settings=settings(stage, config) or {},
+        )
+        for key in stage.outputs:
+            path = locate(key, config)
+            _write(path)
+            run.seal(path, rows_in=3, rejected=1, count=2)
+        print("sealed", stage.name)
+    if session == "regeneration":
+        seal_session("filtering", config_file)
+
+
+def _inputs(stage: Stage, config: DistillConfig) -> list[Path]:
+    there = {key: locate(key, config) for key in stage.optional}
+    if not repairs(config.storage):
+        there.pop("regen_dataset", None)
+    needed = [locate(key, config) for key in stage.inputs]
+    return needed + [path for path in there.values() if path.exists()]
+
+
+def _write(path: Path) -> None:
+    if path.suffix == ".parquet":
+        rows = pa.table({"sample_id": ["a", "b"]})
+        with table_writer(path, rows.schema) as out:
+            out.write(rows)
+    else:
+        write_text(path if path.suffix else path / "part.jsonl", REPORT)
