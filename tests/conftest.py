@@ -14,11 +14,11 @@ IN_BOTH = ("test_train_sft",)  # modules that compute in both precisions in ever
 SWEEPS = pytest.StashKey[str]()
 # Files, by what they took when it was last measured (with --durations=0).
 LONGEST = (
-    "test_sharding", "test_end_to_end", "test_train_sft", "test_distillation", "test_local_models",
-    "test_on_policy", "test_adapters", "test_easydistill", "test_packed_attention",
+    "test_fsdp", "test_end_to_end", "test_train_sft", "test_distillation", "test_local_models",
+    "test_on_policy", "test_lora", "test_easydistill", "test_packed_attention",
     "test_checkpoints", "test_batch_mode", "test_collector_crashes", "test_distill_app",
     "test_collector_disk", "test_collector_provider", "test_families", "test_evaluate_student",
-    "test_regression", "test_judge", "test_setup", "test_dedup_splits", "test_execution_hostile",
+    "test_regression", "test_judge", "test_setup", "test_splits", "test_hostile",
 )  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def main() -> None:
         plain(arguments)
     name = arguments[1] if option else arguments[0]
     kind = "heavy" if any(part in name for part in HEAVY) else "light"
+    kind = "pages" if name == "streamlit" else kind
     server = connect(kind)
     given = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
     given["ignored"] = [

@@ -1,6 +1,7 @@
 """Forks, for each client, an interpreter with the libraries imported: see the package.
 
-`python server.py FOLDER light|heavy`. It ends with the folder, or with the process that made it.
+`python server.py FOLDER light|heavy|pages`. It ends with the folder, or with the process that made
+it.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ HEAVY = (
     "accelerate.commands.launch", "torch.distributed.run", "torch.distributed.fsdp",
     "torch.distributed.checkpoint", "torch.utils.tensorboard", "safetensors.torch",
 )  # fmt: skip
+PAGES = ("streamlit", "streamlit.web.cli", "streamlit.web.bootstrap", "altair", "pandas")
+MORE = {"light": (), "heavy": HEAVY, "pages": PAGES}
 # Variables that the libraries read while they are imported: with other ones, nothing is forked.
 BEFORE = dict(os.environ)
 READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "LD_", "MKL_", "OPENBLAS_", "CUDA_")
@@ -162,7 +165,7 @@ if __name__ == "__main__":
     settings = json.loads((Path(folder) / "environment.json").read_text())
     LIBRARIES = [p for p in sys.path[1:] if p not in os.environ.get("PYTHONPATH", "").split(":")]
     sys.path[:] = LIBRARIES
-    for name in LIGHT + (HEAVY if kind == "heavy" else ()):
+    for name in LIGHT + MORE[kind]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
