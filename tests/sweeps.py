@@ -74,9 +74,9 @@ def table() -> str:
 
 def _rows(source: str) -> Iterator[tuple[str, str, str]]:
     tree = ast.parse(source)
-    texts = {  # of the module's constants
+    texts = {  # what names stand for
         ast.unparse(line.targets[0]): line.value
-        for line in tree.body
+        for line in ast.walk(tree)
         if isinstance(line, ast.Assign)
     }
     for call in ast.walk(tree):
