@@ -30,11 +30,11 @@ from nexa_distill.text.word_forms import (
     normalized,
     word_forms,
 )
-from nexa_distill.text.words import SCRIPTS, SHARES, WHOLE, share_of
+from nexa_distill.text.words import SCRIPTS, SHARES, SYLLABLE_SHARE, WHOLE, is_spaceless
 
 Flags = npt.NDArray[np.bool_]
 
-_SHARES = np.array([WHOLE, *SHARES.values()], np.int64)
+_SHARES = np.array([WHOLE, *SHARES.values(), SYLLABLE_SHARE], np.int64)
 _SHARE, _SYMBOL = np.uint64(0b111), np.uint64(SYMBOL)
 _FOLDED, _KEPT = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFF0)
 _FACTOR = 0x9E3779B97F4A7C15
@@ -76,9 +76,14 @@ def words_of(text: str) -> list[str]:
 def joined(words: list[str]) -> str:
     """Words to read: with spaces, but for scripts that have none."""
     return "".join(
-        word if number == 0 or (share_of(word) and share_of(words[number - 1])) else f" {word}"
+        word if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
+        else f" {word}"
         for number, word in enumerate(words)
-    )
+    )  # fmt: skip
+
+
+def _is_character(word: str) -> bool:
+    return len(word) == 1 and is_spaceless(word)
 
 
 def _split(texts: pa.Array) -> pa.Array:

@@ -13,6 +13,7 @@ Chinese per second and core. `pyicu-wheels` has no wheels for macOS and is half 
 Where two texts are *compared*, a dictionary is the wrong ruler: the words at the edges of a copy
 depend on what stands around it. There each character of these scripts counts for itself, as a share
 of a word (`SHARES`), so that a copy has the same n-grams wherever it stands; see `ngrams.py`.
+Vietnamese writes a space between syllables: those with a letter of its own count half a word there.
 
 Not covered: scripts without spaces for which ICU has no dictionary (Javanese, Balinese, Tai Tham):
 a run of them is one word.
@@ -29,7 +30,7 @@ import pyarrow.compute as pc
 import regex
 from icu4py.breakers import WordBreaker
 
-VERSION = 2  # of the words; part of the settings of every stage that counts or compares them
+VERSION = 3  # of the words; part of the settings of every stage that counts or compares them
 KANA = "\\p{Hiragana}\\p{Katakana}\u30fc"  # its mark of a long vowel belongs to no script
 SCRIPTS = rf"[\p{{Han}}{KANA}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tibetan}}]"
 # Where texts are compared: parts of a word per character, so that a run of 13 words is about as
@@ -41,6 +42,8 @@ SHARES = {
     r"[\p{Thai}\p{Lao}]": 22,
     r"[\p{Khmer}\p{Myanmar}\p{Tibetan}]": 18,
 }
+VIETNAMESE = re.compile("[\u01a0\u01a1\u01af\u01b0\u0110\u0111\u1ea0-\u1ef9]")
+SYLLABLE, SYLLABLE_SHARE = len(SHARES) + 1, 50  # what `share_of` says of one, and what it counts
 _SPACELESS = regex.compile(SCRIPTS)
 _SHARED = [regex.compile(script) for script in SHARES]
 _LETTER = re.compile(r"\w")
@@ -62,9 +65,14 @@ def is_spaceless(character: str) -> bool:
 
 @lru_cache(65_536)
 def share_of(word: str) -> int:
-    """Which of SHARES a word of one character has, from 1 on; 0: it is a whole word."""
-    if len(word) != 1 or word.isascii():
+    """Which of SHARES a word of one character has, from 1 on; 0: it is a whole word.
+
+    SYLLABLE: of Vietnamese.
+    """
+    if word.isascii():
         return 0
+    if len(word) != 1:
+        return SYLLABLE if VIETNAMESE.search(word) else 0
     return next((n for n, script in enumerate(_SHARED, 1) if script.match(word)), 0)
 
 

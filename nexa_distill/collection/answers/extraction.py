@@ -56,9 +56,16 @@ STATEMENT = re.compile(
     rf"(?P<sql>\(*(?:{WITH_TABLE}|(?:{VERBS})\b))",
     re.IGNORECASE | re.MULTILINE,
 )
-# In the middle of a line, where only capitals tell a statement from a sentence.
+# In the middle of a line, where only capitals tell a statement from a sentence; also full width.
 AFTER_COLON = re.compile(
-    rf":[ \t*]*(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*)"
+    rf"[:\uff1a][ \t*]*(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*)"
+)
+# A whole line in bold, in quotation marks, in a tag, in a quotation or a list.
+WRAPPED = re.compile(
+    r"^[ \t]*(?:>|[-*+]|\d{1,2}[.)])?[ \t]*(?:<sql(?:_?query)?>|(?P<mark>\*\*|[\"'\u201c]?))\s*"
+    rf"(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*?)\s*"
+    r"(?:</sql(?:_?query)?>|(?P=mark)|\u201d)[.;]?[ \t]*$",
+    re.MULTILINE,
 )
 LABEL = re.compile(
     r"^\W{0,3}(?:sql|sqlite|query|sql ?query|answer)\W{0,3}[:=][ \t*]*", re.IGNORECASE
@@ -132,6 +139,8 @@ def _sql(text: str) -> str | None:
         return _without_explanation(text[begins.start("sql") :])
     if inline := _inline(text, STATEMENT):
         return LABEL.sub("", inline)
+    if wrapped := WRAPPED.search(text):
+        return wrapped["sql"]
     begins = AFTER_COLON.search(text)
     return _without_explanation(text[begins.start("sql") :]) if begins else None
 

@@ -2,12 +2,18 @@
 
 Some providers leave the reasoning out of `completion_tokens` and count it in the total alone
 (Gemini, xAI): what is billed as output is the larger of `completion_tokens` and
-`total_tokens - prompt_tokens`. Some name reasoning tokens and no total.
+`total_tokens - prompt_tokens`. Some name reasoning tokens and no total, or leave them out of that
+too (Perplexity): they are not among `completion_tokens` where there are more of them.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+REASONING = (
+    "reasoning_tokens", "thinking_tokens", "thoughts_tokens", "thoughts_token_count",
+    "thoughtsTokenCount",
+)  # fmt: skip
+CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")  # beside input_tokens
 MOST_TOKENS = 2**31  # no answer has more: what says so is no count
 
 
@@ -24,6 +30,8 @@ def read_usage(usage: Mapping[str, Any]) -> Usage:
     """From a usage object, in the names of chat completions or of the newer APIs."""
     prompt = _first_count(usage, "prompt_tokens", "input_tokens")
     said = _first_count(usage, "completion_tokens", "output_tokens")
+    if prompt is not None and "prompt_tokens" not in usage and "total_tokens" not in usage:
+        prompt += sum(token_count(usage.get(name)) or 0 for name in CACHE)
     total, reasoning = token_count(usage.get("total_tokens")), _reasoning(usage)
     if prompt is None and None not in (said, total):
         prompt = max(0, (total or 0) - (said or 0))
@@ -32,7 +40,7 @@ def read_usage(usage: Mapping[str, Any]) -> Usage:
         completion = said + reasoning  # it is not among them
     if prompt is not None and total is not None:
         rest = max(0, total - prompt)
-        completion = rest if said is None else max(said, rest)
+        completion = rest if completion is None else max(completion, rest)
     if prompt is not None and completion is not None:
         total = prompt + completion
     return Usage(prompt, completion, total, reasoning)
@@ -43,10 +51,10 @@ def _reasoning(usage: Mapping[str, Any]) -> int | None:
     for name in ("completion_tokens_details", "output_tokens_details"):
         details = usage.get(name)
         if isinstance(details, dict):
-            found = token_count(details.get("reasoning_tokens"))
+            found = _first_count(details, *REASONING)
             if found is not None:
                 return found
-    return _first_count(usage, "reasoning_tokens", "thoughts_token_count", "thoughtsTokenCount")
+    return _first_count(usage, *REASONING)
 
 
 def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
@@ -54,7 +62,9 @@ def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
 
 
 def token_count(value: object) -> int | None:
-    """A plausible number of tokens, or None."""
+    """A plausible number of tokens, also with a decimal point, or None."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value < MOST_TOKENS else None

@@ -5,8 +5,10 @@ command line shows in the process list.
 """
 
 import http.client
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiohttp import BasicAuth
 from dotenv import dotenv_values
 from yarl import URL
 
@@ -26,14 +29,17 @@ from nexa_distill.settings.pipeline import Provider
 
 HEALTH_SECONDS = 5
 STOP_SECONDS = 10
+LEAST_SECRET = 8  # characters: a shorter value of a header or a query is a word or a number
+SECRET_NAME = re.compile(r"key|token|secret|auth|sig|pass|credential|code", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """One reachable API. `model` is the id that a request must carry.
 
-    `base_url` has no query: it is in `query`. `headers` hold the key. `proxy`: see
+    `base_url` has no query: it is in `query`, and no password. `headers` hold the key. `proxy`: see
     `settings.pipeline.Provider`. `key_note`: that .env has another key than the environment, or "".
+    `secrets`: what else of the address, the query and the headers nobody may see.
     """
 
     provider: str
@@ -46,6 +52,7 @@ class Endpoint:
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     proxy: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def url(self, path: str) -> URL:
         """The address of a path below `base_url`, which may have a query of its own."""
@@ -53,8 +60,10 @@ class Endpoint:
 
     def without_key(self, raw: bytes) -> bytes:
         """Some servers repeat the key in their message; nothing of it is stored or printed."""
-        secret = (self.key or "").encode()
-        return raw.replace(secret, b"***") if secret and secret in raw else raw
+        for secret in map(str.encode, filter(None, (self.key, *self.secrets))):
+            if secret in raw:
+                raw = raw.replace(secret, b"***")
+        return raw
 
 
 def api_key(provider: str, settings: Provider) -> str | None:
@@ -89,16 +98,35 @@ def shadowed_key_note(name: str | None) -> str:
 def _endpoint(provider: str, settings: Provider, base_url: str, model: str) -> Endpoint:
     """By the provider's dialect, settings and key."""
     key, dialect = api_key(provider, settings), settings.spoken
-    address = URL(base_url)
-    plain = str(address.with_query(None).with_fragment(None)).rstrip("/")
+    try:
+        address = URL(base_url)
+    except ValueError as error:
+        raise ProviderUnusable(f"provider {provider}: base_url is no address ({error})") from None
+    plain = str(address.with_user(None).with_query(None).with_fragment(None)).rstrip("/")
     headers = dict(dialect.headers) | settings.headers
+    if address.user is not None:
+        login = BasicAuth(address.user, address.password or "", "utf-8").encode()
+        headers = {"Authorization": login} | headers
     if key:
         headers = {dialect.key_header: f"{dialect.key_prefix}{key}"} | headers
     return Endpoint(
         provider, plain.removesuffix("/chat/completions"), model, key, settings.api_key_env,
         shadowed_key_note(settings.api_key_env), dialect.name,
         dict(dialect.query) | dict(address.query) | settings.query, headers, settings.proxy,
+        tuple(_secrets(address, settings.headers | settings.query)),
     )  # fmt: skip
+
+
+def _secrets(address: URL, given: Mapping[str, str]) -> Iterator[str]:
+    """The password of an address, and the values of what is named like a key.
+
+    Not of every header and query: an answer may well hold "2024-10-21".
+    """
+    named = {**dict(address.query), **given}
+    values = [value.split()[-1:] for name, value in named.items() if SECRET_NAME.search(name)]
+    for text in [address.password or "", *itertools.chain(*values)]:
+        if len(text) >= LEAST_SECRET:
+            yield text
 
 
 @contextmanager

@@ -10,51 +10,64 @@ from collections.abc import Iterator
 from typing import Any
 
 Json = dict[str, Any]
+PARTIAL = "nexa_is_partial"  # key of a body that is a part of an answer: it may be billed
+BOM = b"\xef\xbb\xbf"
 STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def is_event_stream(raw: bytes) -> bool:
     """Whether a body is a stream of events; JSON and HTML begin otherwise."""
-    return raw[:64].lstrip().startswith(STARTS)
+    return raw[:64].removeprefix(BOM).lstrip().startswith(STARTS)
 
 
 def assemble(raw: bytes) -> Json:
     """The chat completion that the events are pieces of; an `error` of any event is its `error`.
 
     A stream that ended by `[DONE]` without a finish_reason ended by itself: "stop". One with
-    neither was cut, and has no choices.
+    neither has no choices. An error behind a part of an answer may be billed (`PARTIAL`).
     """
     body: Json = {}
     message: Json = {"role": "assistant"}
     finish, done = None, False
-    for data in _events(raw):
-        if data == "[DONE]":
-            done = True
-            continue
-        try:
-            chunk = json.loads(data)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(chunk, dict):
+    for event, data in _events(raw.removeprefix(BOM)):
+        done = done or data.endswith("[DONE]")
+        for chunk in _chunks(data):
             finish = _add(chunk, body, message) or finish
+            if event == "error":
+                body.setdefault("error", chunk)
+        if event == "error":
+            body.setdefault("error", data)
     if finish or done:
-        finish = finish or "stop"
-        choice: Json = {"index": 0, "message": message, "finish_reason": finish}
+        choice: Json = {"index": 0, "message": message, "finish_reason": finish or "stop"}
         body["choices"] = [choice]
+    elif len(message) > 1:
+        body[PARTIAL] = True
     return body
 
 
-def _events(raw: bytes) -> Iterator[str]:
-    """The data of each event; several data lines of one event are joined by a line break."""
-    lines: list[str] = []
+def _chunks(data: str) -> list[Json]:
+    """The objects of an event's data; one per line where a server leaves out the empty lines."""
+    try:
+        values = [json.loads(data)]
+    except (ValueError, RecursionError):
+        values = [value for line in data.split("\n") if line != data for value in _chunks(line)]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _events(raw: bytes) -> Iterator[tuple[str, str]]:
+    """The name and the data of each event; its data lines are joined by a line break."""
+    name, lines = "", list[str]()
     for line in re.split(r"\r\n|\n|\r", raw.decode("utf-8", "replace")):
         if line.startswith("data:"):
             lines.append(line[5:].removeprefix(" "))
-        elif not line and lines:
-            yield "\n".join(lines)
-            lines = []
+        elif line.startswith("event:"):
+            name = line[6:].strip()
+        elif not line:
+            if lines:
+                yield name, "\n".join(lines)
+            name, lines = "", []
     if lines:
-        yield "\n".join(lines)
+        yield name, "\n".join(lines)
 
 
 def _add(chunk: Json, body: Json, message: Json) -> str | None:

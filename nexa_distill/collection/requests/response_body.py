@@ -1,8 +1,9 @@
 """The JSON of a response, and an error inside a 200: which status it would have had.
 
 Errors inside a 200 as they occur: a top-level `error` (object or text), an `error` of the choice
-(OpenRouter), a finish_reason that means a failure, `base_resp` (MiniMax), a `code`, `error_code` or
-`errcode` other than success beside a message and without choices (Zhipu, Baidu).
+(OpenRouter), a finish_reason that means a failure, `base_resp` (MiniMax), and without choices: a
+`code`, `error_code`, `errcode` or `status` other than success (Zhipu, Baidu, iFlow), an object of
+errors (Cloudflare, Apigee, Tencent), a message in an error's words (AWS).
 """
 
 import json
@@ -10,20 +11,23 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nexa_distill.collection.requests.event_stream import assemble, is_event_stream
+from nexa_distill.collection.requests.event_stream import PARTIAL, assemble, is_event_stream
 from nexa_distill.dialects import ERROR_STATUSES, FINISH_REASONS, finish_reason
 
 BRIEF = 200  # characters of a message
 UNKNOWN_ERROR = 502  # an error that names no status: the server failed, and may not the next time
 SUCCESS = {"0", "200", "20000", "ok", "success", "none", ""}
+FAILURES = {"error", "failed", "failure", "fail"}
 # Without one of these bytes, and with choices, a body has no error in it. In the text of an answer
 # a quote is escaped, so a word of it never looks like a key.
 _FAILED = [word for word, normal in FINISH_REASONS.items() if normal == "error"]
 _KEYS = "|".join(map(re.escape, ["error", "base_resp", "error_code", "errcode", *_FAILED]))
 _SIGNS = re.compile(f'"(?:{_KEYS})"'.encode(), re.IGNORECASE)
+_HAS_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 # Words of a message that names no status, tried in this order.
 _WORDS = (
-    (429, r"rate.?limit|too many|throttl|exceeded.{0,20}limit|限流|频率|请求过多|并发"),
+    (429, r"rate.?limit|too many|throttl|exceeded.{0,20}limit|limit.?exceeded|"
+          r"限流|频率|请求过多|并发"),
     (402, r"balance|credits?\b|quota|billing|arrear|欠费|余额"),
     (401, r"api.?key|unauthori[sz]ed|authenticat|invalid token|鉴权"),
     (503, r"overload|busy|capacity|unavailable|loading|繁忙|负载"),
@@ -32,6 +36,10 @@ _WORDS = (
     (400, r"context (?:length|window)|too long|invalid (?:request|param|argument)|unsupported|"
           r"not supported|content (?:policy|filter)|sensitive|敏感"),
 )  # fmt: skip
+# Objects that hold the error's fields, in a body without choices; names in lower case.
+_HOLDERS = ("error", "errors", "fault", "response", "responsemetadata", "header", "exception")
+_CODES = ("code", "error_code", "errcode", "errorcode", "status_code", "statuscode")
+_MESSAGES = ("message", "msg", "error_msg", "errmsg", "errormessage", "faultstring", "detail")
 _PATTERNS = [(status, re.compile(pattern, re.IGNORECASE)) for status, pattern in _WORDS]
 
 
@@ -58,7 +66,8 @@ def read_body(raw: bytes) -> Mapping[str, Any]:
 
 def hidden_error(raw: bytes) -> HiddenError | None:
     """The error that a 200's body holds, or None."""
-    if b'"choices"' in raw and not _SIGNS.search(raw):
+    is_whole = not is_event_stream(raw) or b"[DONE]" in raw[-64:]
+    if is_whole and _HAS_CHOICES.search(raw) and not _SIGNS.search(raw):
         return None
     return error_of(read_body(raw))
 
@@ -70,8 +79,9 @@ def error_of(body: Mapping[str, Any]) -> HiddenError | None:
     choice = choice if isinstance(choice, dict) else {}
     usage = body.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    is_billed = isinstance(tokens, int) and tokens > 0
+    is_billed = (isinstance(tokens, int) and tokens > 0) or PARTIAL in body
     if found := body.get("error") or choice.get("error"):
+        found = found if isinstance(found, str | dict) else body
         return HiddenError(_status(found), _words(found), is_billed)
     base = body.get("base_resp")
     if isinstance(base, dict) and str(base.get("status_code", 0)) not in SUCCESS:
@@ -95,17 +105,27 @@ def brief_words(raw: bytes) -> str:
 
 
 def _without_choices(body: Mapping[str, Any]) -> HiddenError | None:
-    """An error whose fields are at the top; a body without a code or a message is none."""
-    code = _first(body, "code", "error_code", "errcode", "errorCode", "status_code")
-    says = _first(body, "message", "msg", "error_msg", "errmsg", "errorMessage", "detail")
-    fails = body.get("object") == "error" or body.get("success") is False or "detail" in body
-    if (code is None or str(code).lower() in SUCCESS) and not (fails and says):
-        return None
-    return HiddenError(_status(body), _words(body), False)
+    """An error whose fields are at the top or in an object there; anything else is none."""
+    fields = {name.lower(): value for name, value in body.items()}
+    code = next((fields[name] for name in _CODES if fields.get(name) is not None), None)
+    says = next((fields[name] for name in _MESSAGES if fields.get(name)), None)
+    status = str(fields.get("status")).lower()
+    fails = fields.get("object") == "error" or fields.get("success") is False or "detail" in fields
+    fails = fails or status in FAILURES or (status.isdigit() and int(status) >= 400)
+    if (code is not None and str(code).lower() not in SUCCESS) or (fails and says):
+        return HiddenError(_status(fields), _words(body), False)
+    for name in _HOLDERS:
+        held = fields.get(name)
+        held = held[0] if isinstance(held, list) and held else held
+        if isinstance(held, dict) and (found := _without_choices(held)):
+            return found
+    if isinstance(says, str) and (known := _status_by_words(says)):
+        return HiddenError(known, _words(body), False)
+    return None
 
 
-def _first(body: Mapping[str, Any], *names: str) -> Any:
-    return next((body[name] for name in names if body.get(name) is not None), None)
+def _status_by_words(words: str) -> int | None:
+    return next((status for status, pattern in _PATTERNS if pattern.search(words)), None)
 
 
 def _status(error: object) -> int:
@@ -119,8 +139,7 @@ def _status(error: object) -> int:
                 return ERROR_STATUSES[code]
             if code.isdigit() and 400 <= int(code) < 600:
                 return int(code)
-    words = _words(error)
-    return next((s for s, pattern in _PATTERNS if pattern.search(words)), UNKNOWN_ERROR)
+    return _status_by_words(_words(error)) or UNKNOWN_ERROR
 
 
 def _words(error: object) -> str:

@@ -32,11 +32,14 @@ NOT_CONNECTED = (
 )  # fmt: skip
 LOST_SENDS = 8  # connections lost in a row, before the server counts as unreachable
 # A pause in words, where the headers name none: Gemini's retryDelay, Hugging Face's estimated_time,
-# "Please try again in 1m7.5s", "retry after 20 seconds". Groups: field in seconds; h, m, ms or s.
+# "Please try again in 1m7.5s", "retry after 20 seconds", "in 2 minutes". Groups: field in seconds;
+# h, m, ms or s, of which one at least is there.
 _PAUSE = re.compile(
     r'"(?:retry_?delay|retry_?after(?:_seconds)?|estimated_time)"\s*:\s*"?(\d+(?:\.\d+)?)'
-    r"|(?:try again|retry|wait)\D{0,20}?(?:(\d+)\s*h(?:ours?)?\s*)?(?:(\d+)\s*m(?:in\w*)?\s*)?"
-    r"(?:(\d+(?:\.\d+)?)\s*(ms|s(?:ec\w*)?)\b)",
+    r"|(?:try again|retry|wait|reset)\D{0,20}?"
+    r"(?=\d+(?:\.\d+)?\s*(?:ms|[hms]|hours?|hrs?|min(?:ute)?s?|sec\w*|milliseconds?)(?![a-z]))"
+    r"(?:(\d+)\s*h(?:ours?|rs?)?(?![a-z])\s*)?(?:(\d+)\s*m(?:in(?:ute)?s?)?(?![a-z])\s*)?"
+    r"(?:(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s(?:ec\w*)?)(?![a-z]))?",
     re.IGNORECASE,
 )
 
@@ -164,7 +167,7 @@ def pause_in_words(raw: bytes) -> float | None:
     if found is None:
         return None
     field, hours, minutes, number, unit = found.groups()
-    seconds = float(field or number) / (1000 if unit and unit.lower() == "ms" else 1)
+    seconds = float(field or number or 0) / (1000 if (unit or "").lower()[:1] == "m" else 1)
     return min(seconds + 3600 * int(hours or 0) + 60 * int(minutes or 0), MAX_PAUSE_SECONDS)
 
 
