@@ -18,12 +18,13 @@ from nexa_distill import (
     person_checks,
     regenerate_bad,
     sample_gate,
+    to_sft,
 )
 from nexa_distill.annotation.decisions import decisions_of, record
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.repair import report as repair_report
 from nexa_distill.settings.pipeline import DistillConfig, Storage
-from nexa_distill.storage.manifests import repairs, sealed_hash
+from nexa_distill.storage.manifests import refuse_lost_decisions, repairs, sealed_hash
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,15 @@ def pass_gates(config: DistillConfig) -> None:
 
 
 def apply_decisions(config: DistillConfig) -> None:
-    """What annotators decided since the gates ran: their checks, and SampleGate once more."""
+    """What annotators decided since the gates ran: their checks, and SampleGate once more.
+
+    Raises InputMissing (66) when the file of decisions that were applied is gone.
+    """
     if config.storage.path("annotations").exists():
         person_checks.run(config)
         sample_gate.run(config)
+    else:
+        refuse_lost_decisions(config.storage, to_sft.GATES)
 
 
 def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
