@@ -1,7 +1,7 @@
-"""Plots as HTML and SVG text: no script, no font, no network, the same on a phone and on paper.
+"""Plots as HTML and SVG text, without scripts, fonts or network access.
 
-Every text that comes in is escaped here. `kind` is a CSS class that gives the colour: `teacher`,
-`before`, `after`, `plain`.
+All input texts are escaped here. `kind` is the CSS class of the colour: `teacher`, `before`,
+`after`, `plain`.
 """
 
 import math
@@ -14,7 +14,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 260, 46, 14, 14, 38
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: a `value` of None or 0 draws none; `text` says which."""
+    """One bar; a `value` of None or 0 draws none. `text` is printed beside it."""
 
     label: str
     value: float | None
@@ -24,7 +24,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Range:
-    """A share 0..1 with its interval; None when it was not measured."""
+    """A share 0..1 with its interval; None if not measured."""
 
     label: str
     share: float | None
@@ -45,21 +45,21 @@ class Line:
 
 def bars(rows: Sequence[Bar], *, top: float | None = None) -> str:
     """Horizontal bars from 0 to `top` (default: the largest value)."""
-    most = top or max((row.value or 0 for row in rows), default=0) or 1
-    return _plot((row.label, _bar(row, most), row.text) for row in rows)
+    scale = top or max((row.value or 0 for row in rows), default=0) or 1
+    return _plot((row.label, _bar(row, scale), row.text) for row in rows)
 
 
-def _bar(row: Bar, most: float) -> str:
+def _bar(row: Bar, scale: float) -> str:
     if not row.value:
         return ""
-    return f'<i class="bar {row.kind}" style="width:{100 * row.value / most:.2f}%"></i>'
+    return f'<i class="bar {row.kind}" style="width:{100 * row.value / scale:.2f}%"></i>'
 
 
 def ranges(rows: Sequence[Range]) -> str:
     """Points with their intervals on a scale from 0 to 100 %."""
-    made = [(row.label, _range(row), row.text) for row in rows]
+    cells = [(row.label, _range(row), row.text) for row in rows]
     scale = "".join(f'<i class="tick" style="left:{x}%">{x} %</i>' for x in (0, 25, 50, 75, 100))
-    return _plot([*made, ("", f'<div class="scale">{scale}</div>', "")])
+    return _plot([*cells, ("", f'<div class="scale">{scale}</div>', "")])
 
 
 def _range(row: Range) -> str:
@@ -83,10 +83,7 @@ def _plot(rows: Iterable[tuple[str, str, str]]) -> str:
 
 
 def lines(series: Sequence[Line], *, x_label: str, y_label: str, whole: bool = True) -> str:
-    """A line chart in SVG; a series of one point is a dot. Empty without a point.
-
-    `whole`: x counts something.
-    """
+    """A line chart in SVG; empty without points. `whole`: x values are whole numbers."""
     points = [point for line in series for point in line.points]
     if not points:
         return ""
@@ -127,7 +124,7 @@ def lines(series: Sequence[Line], *, x_label: str, y_label: str, whole: bool = T
     return "".join(parts) + "</svg>" + _legend(series)
 
 
-MARKED = 40  # points of a series that are still drawn as dots
+MARKED = 40  # a series with at most so many points also gets dots
 
 
 def _path(placed: Sequence[tuple[float, float]], kind: str) -> str:

@@ -1,4 +1,4 @@
-"""The frame of the HTML reports: colours once for light, once for dark, and paper."""
+"""The frame of the HTML reports, with styles for light, dark and print."""
 
 from html import escape
 
@@ -78,7 +78,7 @@ h2,h3{break-after:avoid}}
 
 
 def document(title: str, body: str) -> str:
-    """A whole page that needs no other file. `title` is text, `body` HTML."""
+    """A self-contained page. `title` is text, `body` HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -1,12 +1,7 @@
 """Reports about runs: quality of a stage's rows, and time between stages.
 
 Writes `reports/<stage>/quality_report.json` and `reports/timing_report.json`, each with a Markdown
-twin beside it. A measurement that was not made is null, never 0.
-
-Timing needs nothing from the stages: each manifest says when its stage finished and how long it
-took. `timing_report` appends the manifests it has not seen to `reports/timing_events.jsonl`, which
-outlives them, and summarises that file. One observation is what one run spent on one hand-off; a
-stage that one run executed twice counts with both times.
+twin. A missing measurement is null, never 0.
 """
 
 import json
@@ -33,7 +28,7 @@ LABELS = (
     "student_gen",
     "student_eval",
 )
-# The label that a stage's work leads to. A stage that is not here is no hand-off of the chain.
+# The label that a stage leads to. Other stages have no timing.
 STAGE_LABELS = {
     "canonicalize": "canonical",
     "dedup": "hashed",
@@ -66,9 +61,9 @@ def quality_report(
     """Write the report of a stage to `path` (JSON) and beside it (Markdown), and return it.
 
     `reject_reason_counts` counts each rejected row once, under its first reason; `judge_scores` has
-    `min`, `max` and `mean`, 0..1. Rates are shares of the rows that were measured. `judges`: what
-    each judge did (judging/statistics.py); the report of a stage that asks none has no such key.
-    `not_applied`: by rule, the answers of each language that it has no list for.
+    `min`, `max` and `mean`, 0..1. Rates are shares of the measured rows. `judges`: statistics per
+    judge (judging/statistics.py); without judges the report has no such key. `not_applied`: per
+    rule the number of answers by language that the rule has no list for.
     """
     rejected = sum(reject_reason_counts.values())
     report = {
@@ -97,14 +92,14 @@ def quality_report(
 
 
 def shown(value: float | None, *, share: bool = False) -> str:
-    """A number for a person; `not run` for a measurement that was not made."""
+    """A number as text; `not run` for None."""
     if value is None:
         return "not run"
     return f"{value:.1%}" if share else f"{value:,.3f}".rstrip("0").rstrip(".")
 
 
 def not_applied_lines(counts: Mapping[str, Mapping[str, int]] | None) -> list[str]:
-    """A table of the rules that were not applied, by language; nothing where all were."""
+    """A table of the rules that were not applied, by language; empty if all were."""
     if not counts:
         return []
     lines = ["", "| rule | not applied: no list for | answers |", "|---|---|---|"]
@@ -115,7 +110,7 @@ def not_applied_lines(counts: Mapping[str, Mapping[str, int]] | None) -> list[st
 
 
 def language_name(code: str) -> str:
-    """`zh`, and in words what is no language."""
+    """The language code, or a description of `zxx`."""
     return {"zxx": "code or formulas, without prose"}.get(code, code)
 
 
@@ -152,7 +147,7 @@ def _quality_markdown(report: Mapping[str, Any]) -> str:
 
 
 def _judges(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What each judge did; its canaries with the scores that they got, not run without one."""
+    """Per-judge counts and canary scores; "not run" without a score."""
     if not judges:
         return ["", "judge: not run"]
     counts = [name for name in next(iter(judges.values())) if name != "canary_scores"]
@@ -170,8 +165,8 @@ def _judges(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for canary, by_rubric in judge["canary_scores"].items()
         for rubric, scores in by_rubric.items()
     ]
-    rate = "How many of them would have been kept, by today's thresholds, says SampleGate's report."
-    return [*lines, "", rate]
+    note = "See SampleGate's report for the false-accept rate at the current thresholds."
+    return [*lines, "", note]
 
 
 def _given(score: float | None) -> str:
@@ -181,9 +176,9 @@ def _given(score: float | None) -> str:
 def record(
     storage: Storage, label: str, seconds: float, *, run: str | None = None, at: str | None = None
 ) -> None:
-    """Append one timing event: `run` (this run) spent `seconds` on the hand-off to `label`.
+    """Append one timing event: `run` (default: this run) spent `seconds` to reach `label`.
 
-    The same event (run, label, time) may be recorded twice; it counts once.
+    A repeated event (run, label, time) counts once.
     """
     if label not in LABELS:
         raise ValueError(f"{label!r} is not one of {LABELS}")
@@ -193,7 +188,7 @@ def record(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell() and not _ends_line(file):
-            line = "\n" + line  # after a line that a crash cut, start a new one
+            line = "\n" + line  # the last line is incomplete after a crash
         file.write(line.encode())
 
 
@@ -203,11 +198,12 @@ def _ends_line(file: IO[bytes]) -> bool:
 
 
 def timing_report(storage: Storage) -> dict[str, Any]:
-    """Summarise all hand-offs so far in `reports/timing_report.{json,md}`, in seconds.
+    """Summarise all timing events in `reports/timing_report.{json,md}`, in seconds.
 
-    The first name of `a__to__b` is the nearest label before `b` that any run has reached. `total`
-    is the sum of all observations.
+    In `a__to__b`, `a` is the nearest label before `b` that any run has reached. `total` is the sum
+    of all observations. One observation is the time of one run; repeated stages add up.
     """
+    # Manifests contain end and duration of their stage. The events file outlives them.
     _record_manifests(storage)
     spent: dict[str, dict[str, float]] = {}
     for run, label, _at, seconds in sorted(_events(storage)):
@@ -226,7 +222,7 @@ def timing_report(storage: Storage) -> dict[str, Any]:
         "created_at": utc_now(),
     }
     path = storage.path("reports") / "timing_report.json"
-    if path.is_file():  # nothing has run since: not a byte changes
+    if path.is_file():  # unchanged: keep the file, with its time
         written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if written["durations"] == durations:
             return written
@@ -269,7 +265,7 @@ def _events_path(storage: Storage) -> Path:
 
 
 def _record_manifests(storage: Storage) -> None:
-    seen = _events(storage)
+    recorded = _events(storage)
     for path in sorted(storage.path("manifests").glob("*/manifest.json")):
         stage = path.parent.name
         label = STAGE_LABELS.get("train" if stage.startswith("train.") else stage)
@@ -277,7 +273,7 @@ def _record_manifests(storage: Storage) -> None:
             continue
         manifest = json.loads(path.read_text(encoding="utf-8"))
         run, at, seconds = manifest["run_id"], manifest["created_at"], manifest["seconds"]
-        if (run, label, at, seconds) not in seen:
+        if (run, label, at, seconds) not in recorded:
             record(storage, label, seconds, run=run, at=at)
 
 
@@ -290,6 +286,6 @@ def _events(storage: Storage) -> set[tuple[str, str, str, float]]:
         try:
             event = json.loads(line)
         except ValueError:
-            continue  # a line cut by a crash; its manifest is recorded again
+            continue  # incomplete after a crash; its manifest is recorded again
         events.add((event["run_id"], event["label"], event["at"], event["seconds"]))
     return events
