@@ -1,16 +1,16 @@
-"""Raw rows become canonical prompts.
+"""Canonicalize: raw rows to prompts.
 
 Reads:  `input.path` (see `raw_data/files.py`), `defaults.prompts`/TASK.txt
 Writes: `storage.canonical` (contracts.CANONICAL): one row per prompt, duplicates included
-Keeps:  every raw row; a row that cannot become a prompt is an error (65), never skipped, and so is
-        an SQL task whose database cannot be opened (66 when it is not there)
+Keeps:  every raw row; a row that cannot become a prompt is an error (65), as is an SQL task whose
+        database cannot be opened (66 if it is missing)
 
 A raw file with `defaults.prompt_column`, or with one column that looks like prompts
-(`raw_data/columns.py`), holds prompts that already exist, and `defaults.prompt_template` is laid
-around each. Otherwise the text in
-`defaults.context_column` (or `text_column`) is cut into chunks of at most `chunking.max_tokens`
-words and each chunk becomes one prompt per task type in `defaults.tasks`. What no space cuts for
-`LONGEST_RUN` characters (base64, minified JSON) counts as a word for every `RUN_WORD` characters.
+(`raw_data/columns.py`), contains complete prompts; `defaults.prompt_template` is put around each.
+Otherwise the text in `defaults.context_column` (or `text_column`) is split into chunks of at most
+`chunking.max_tokens` words, and each chunk becomes one prompt per task type in `defaults.tasks`. A
+run of more than `LONGEST_RUN` characters without space (base64, minified JSON) counts as a word per
+`RUN_WORD` characters.
 
 Run: python -m nexa_distill.canonicalize [--src PATH] [--dst FILE] [--limit N]
 """
@@ -40,18 +40,19 @@ LONGEST_RUN, RUN_WORD = 256, 6
 
 
 def chunks(text: str, chunking: Chunking) -> list[str]:
-    """Windows of at most `max_tokens` words that share `overlap_tokens`; a short text is itself."""
+    """Windows of at most `max_tokens` words that overlap by `overlap_tokens`."""
     words = [part for span in word_spans(text) for part in _parts(*span)]
     if len(words) <= chunking.max_tokens:
         return [text]
     step = chunking.max_tokens - chunking.overlap_tokens
     windows = (words[i : i + chunking.max_tokens] for i in range(0, len(words), step))
-    fresh = (w for i, w in enumerate(windows) if i == 0 or len(w) > chunking.overlap_tokens)
-    return [text[window[0][0] : window[-1][1]] for window in fresh]
+    # A last window that contains only the overlap adds nothing.
+    new = (w for i, w in enumerate(windows) if i == 0 or len(w) > chunking.overlap_tokens)
+    return [text[window[0][0] : window[-1][1]] for window in new]
 
 
 def _parts(start: int, end: int) -> list[tuple[int, int]]:
-    """A word, or the pieces of what is too long to be one."""
+    """The word, or pieces of `RUN_WORD` characters if it is longer than `LONGEST_RUN`."""
     if end - start <= LONGEST_RUN:
         return [(start, end)]
     return [(at, min(at + RUN_WORD, end)) for at in range(start, end, RUN_WORD)]
@@ -102,9 +103,9 @@ def load_templates(columns: Columns) -> dict[str, str]:
     for task in columns.tasks:
         file = folder / f"{task}.txt"
         if not file.is_file():
-            known = sorted(p.stem for p in folder.glob("*.txt"))
+            names = sorted(p.stem for p in folder.glob("*.txt"))
             raise InputError(
-                f"{file}: no prompt for task type {task}{did_you_mean(task, known)}; "
+                f"{file}: no prompt for task type {task}{did_you_mean(task, names)}; "
                 "write the file, or change defaults.tasks"
             )
         try:
@@ -113,13 +114,13 @@ def load_templates(columns: Columns) -> dict[str, str]:
             raise InputError(f"{file}: not UTF-8 ({error})") from None
         if "{context}" not in texts[task]:
             raise InputError(
-                f"{file}: holds no {{context}} placeholder, so no text would be asked about"
+                f"{file}: has no {{context}} placeholder, so the prompts would contain no text"
             )
     return texts
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides the canonical prompts, next to the raw data."""
+    """The values that determine the canonical prompts, besides the raw data."""
     return {
         "limit": config.input.limit,
         "delimiter": config.input.delimiter,
@@ -156,14 +157,14 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
             databases |= _databases(batch, config)
         if not out.rows:
             raise InputError(f"{src}: holds no rows")
-        # The exec gate needs them; without them the answers would be paid for and not checked.
+        # Without them the exec gate could not check answers that are paid for.
         find_databases(databases, database_folder(config.execution.databases, src))
     stage.seal(dst, rows_in=out.rows, rejected=0)
     print(f"canonicalize: {out.rows} prompts from {src} -> {dst}")
 
 
 def _databases(rows: Sequence[dict[str, Any]], config: DistillConfig) -> set[str]:
-    """The databases that the rows' answers will run on. Raises InputError for a row without one."""
+    """The databases named by SQL rows. Raises InputError for an SQL row without one."""
     names = set[str]()
     for row in rows:
         if config.execution.tasks.get(row["template_name"]) == "sql":

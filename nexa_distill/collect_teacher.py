@@ -1,14 +1,14 @@
-"""The teacher answers every prompt, `collection.samples` times.
+"""Collect the teacher's answers: `collection.samples` per prompt.
 
 Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns named by flags, or
         any raw file of prompts: `raw_data/handed_in_prompts.py`)
 Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempts 0, 1, ...), `storage.unanswered`
-Keeps:  rows_in == answered + unanswered; truncated and empty answers too, the rules reject them
+Keeps:  rows_in == answered + unanswered; also truncated and empty answers, which the rules reject
 
-With `answers.path` (--answers FILE) the answers are taken from a file and nobody is asked.
+With `answers.path` (--answers FILE) the answers are read from a file and no request is sent.
 
-Every request is in `storage.journal`/teacher.sqlite before it is sent. An answer is never asked
-for again: run the same command after any stop and only what is missing is sent.
+Every request is in `storage.journal`/teacher.sqlite before it is sent. To continue after any stop,
+run the same command: it sends only the missing requests.
 
 Run: python -m nexa_distill.collect_teacher [--provider NAME] [--dry-run]
 """
@@ -67,7 +67,7 @@ def resolve_prompt(row: Mapping[str, Any]) -> str:
 
 
 def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]:
-    """What a row asks: `collection.samples` requests, attempts 0, 1, ..."""
+    """A function from a row to its `collection.samples` requests, attempts 0, 1, ..."""
     default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
     provider, samples = config.chosen_provider()[1], config.collection.samples
     schemas = load_schemas(config.collection.response_schemas)
@@ -91,7 +91,7 @@ def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptReq
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides the answers and how they are written, next to the inputs and the journal."""
+    """The values that determine the answers table, besides the inputs and the journal."""
     provider = config.chosen_provider()[1]
     price = provider.prices.get(teacher_model(config))
     return {
@@ -118,23 +118,23 @@ def run(
     retry_failed: bool = False,
     renamed: Mapping[str, str] | None = None,
 ) -> Summary | None:
-    """Answer every row of `src`; None when there was nothing to do. Errors as `Gateway.ask_all`.
+    """Collect an answer to every row of `src`; None if there was nothing to do.
 
-    `renamed`: contract column -> its name in `src`, for a file that a person hands in.
+    `renamed`: contract column -> its name in `src`, for a user's own file. Errors as those of the
+    gateway's `ask_all`.
     """
     storage, name = config.storage, config.chosen_provider()[0]
-    src, given = src or storage.path("raw_dataset"), dst
-    src, renamed = prepare_prompts(src, config, renamed or {})
-    dst = given or storage.path("collected_dataset")
+    src, renamed = prepare_prompts(src or storage.path("raw_dataset"), config, renamed or {})
     unanswered = storage.path("unanswered")
-    if given:
+    if dst:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
+    dst = dst or storage.path("collected_dataset")
     if config.answers.path:
         _take(config, src, dst, unanswered)
         return None
     collector = collector_of(config, src, renamed, retry_failed=retry_failed)
-    decides = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
-    stage = StageRun("teacher", storage, inputs=[src], settings=decides)
+    values = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
+    stage = StageRun("teacher", storage, inputs=[src], settings=values)
     current = stage.is_current(dst, unanswered) and not read_again(unanswered)
     if current and not retry_failed:
         print(f"teacher: {dst} is up to date")
@@ -150,7 +150,7 @@ def run(
 
 
 def _take(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None:
-    """The answers of `answers.path` in place of a teacher's."""
+    """Write the answers in `answers.path` instead of asking a teacher."""
     inputs = [src, Path(str(config.answers.path))]
     stage = StageRun("teacher", config.storage, inputs=inputs, settings=settings(config))
     if stage.is_current(dst, unanswered):
@@ -166,7 +166,7 @@ def collector_of(
     *,
     retry_failed: bool = False,
 ) -> Collector:
-    """What asks for the answers of `src`, which is validated here."""
+    """The collector of the answers to `src`, which is validated here."""
     total, rows, too_large = _rows(src, config, renamed or {})
     return Collector(
         "teacher",
@@ -184,10 +184,7 @@ def collector_of(
 def _rows(
     src: Path, config: DistillConfig, renamed: Mapping[str, str]
 ) -> tuple[int, Rows, dict[str, int]]:
-    """(number of rows, the rows in batches, bytes of the prompts that are too large to be sent).
-
-    All of `src` is validated here, before any request.
-    """
+    """Validate all of `src`: (row count, rows in batches, sample -> bytes of too large prompts)."""
     keys, count, tasks, too_large = UniqueKeys(src), 0, set[str](), dict[str, int]()
     for batch in read_batches(src, INPUTS_TABLE, batch_rows=BATCH_ROWS, renamed=renamed):
         sizes = pc.binary_length(batch["user_prompt"])
@@ -202,26 +199,25 @@ def _rows(
         tasks.update(batch["template_name"].unique().to_pylist())
         count += batch.num_rows
     if not count:
-        raise InputError(f"{src}: holds no rows; nothing to ask")
+        raise InputError(f"{src}: holds no rows; there is nothing to send")
     content = [name for name in INPUTS.names if name not in ("source_file", "source_row")]
     twice = keys.repeated(lambda: read_batches(src, INPUTS_TABLE, columns=content, renamed=renamed))
     if twice:
-        print(f"teacher: {src}: {len(twice)} samples stand there more than once; asked once each")
-
+        print(f"teacher: {src}: {len(twice)} duplicate sample_ids; each is requested once")
     for task in config.collection.response_schemas.keys() - tasks:
         near = did_you_mean(task, tasks)
         print(f"teacher: {src}: no prompt is of task type {task}{near}; its schema is not used")
 
     def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
-        left, seen = config.collection.max_samples or count, set[str]()
-        wanted = list(columns) if columns else None
+        remaining, seen = config.collection.max_samples or count, set[str]()
+        names = list(columns) if columns else None
         for batch in read_batches(
-            src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=wanted, renamed=renamed
+            src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=names, renamed=renamed
         ):
-            found = (_shortened(batch) if too_large else batch).slice(0, left).to_pylist()
-            left -= len(found)
-            yield [row for row in found if _is_first(row["sample_id"], twice, seen)]
-            if left <= 0:
+            part = (_shortened(batch) if too_large else batch).slice(0, remaining).to_pylist()
+            remaining -= len(part)
+            yield [row for row in part if _is_first(row["sample_id"], twice, seen)]
+            if remaining <= 0:
                 return
 
     if not twice:
@@ -230,7 +226,7 @@ def _rows(
 
 
 def _shortened(batch: pa.Table) -> pa.Table:
-    """Prompts that are too large to be sent, cut to their beginning: nobody needs them whole."""
+    """Cut prompts that are too large to be sent, to save memory."""
     if "user_prompt" not in batch.column_names:
         return batch
     prompts = batch["user_prompt"]
@@ -256,7 +252,7 @@ def run_collection(args: argparse.Namespace) -> int:
     name = args.provider or config.provider
     config.chosen_provider(name)
     provider = {"base_url": args.base_url, "api_key_env": args.api_key_env}
-    if args.base_url:  # somebody else's server: nothing of ours is started
+    if args.base_url:  # another server: start none here
         provider |= {"start": [], "endpoint_file": ""}
     flags: dict[str, Any] = {
         "provider": name,
@@ -282,7 +278,7 @@ def run_collection(args: argparse.Namespace) -> int:
         "template_name": args.task_type_column,
     }
     config, dry_run = with_flags(config, flags), args.dry_run or args.estimate
-    if args.src is None and not dry_run:  # a file of one's own may be all train
+    if args.src is None and not dry_run:  # a user's own file may have only train rows
         require_both_sides(config)
     config.refuse_models_not_served()
     run(
@@ -291,7 +287,7 @@ def run_collection(args: argparse.Namespace) -> int:
         args.dst,
         dry_run=dry_run,
         retry_failed=args.retry_failed,
-        renamed={wanted: name for wanted, name in columns.items() if name},
+        renamed={column: name for column, name in columns.items() if name},
     )
     return 0
 
@@ -302,7 +298,7 @@ def main() -> int:
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="default: storage.raw_dataset")
     add("--dst", type=Path, metavar="FILE", help="default: storage.collected_dataset")
-    add("--answers", metavar="FILE", help="answers that exist already, in place of asking")
+    add("--answers", metavar="FILE", help="existing answers, used instead of asking a teacher")
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
     add("--base-url", metavar="URL", help="another address for this provider")
     add("--teacher", metavar="MODEL", help="default: the provider's model")
@@ -317,12 +313,12 @@ def main() -> int:
     add("--max-samples", type=cli.count, metavar="N", help="first N rows")
     add("--samples", type=cli.count, metavar="N", help="answers per prompt")
     add("--batch-size", type=cli.count, metavar="N", help="requests journaled ahead")
-    add("--on-uncertain", choices=["resend", "hold"], help="what was sent and may be billed")
+    add("--on-uncertain", choices=["resend", "hold"], help="requests that may have been billed")
     add("--batch", action="store_true", help="by the provider's Batch API: cheaper, within a day")
     add("--max-usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
-    add("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    add("--dry-run", action="store_true", help="print what would be sent, send nothing")
     add("--estimate", action="store_true", help="the same as --dry-run")
-    add("--retry-failed", action="store_true", help="ask again what brought no answer")
+    add("--retry-failed", action="store_true", help="send failed requests again")
     return run_collection(parser.parse_args())
 
 

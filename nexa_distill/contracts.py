@@ -1,6 +1,6 @@
-"""What the stages agree on: table schemas, the closed list of reasons, and the identity of a row.
+"""Contracts between stages: table schemas, the closed list of reasons, and the key of a row.
 
-How tables are written and read is `storage/tables.py`. `docs/data-contracts.md` is generated from this file
+`storage/tables.py` reads and writes the tables. `docs/data-contracts.md` is generated from this file
 (`python -m nexa_distill.contracts > docs/data-contracts.md`) and compared in the tests.
 """
 
@@ -148,7 +148,7 @@ SFT = pa.schema(
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the hand-off: `key` in `storage:`, the stage that writes it, one row's meaning."""
+    """A table between stages: `key` in `storage:`, the `stage` that writes it, the `grain` of a row."""
 
     key: str
     stage: str
@@ -217,7 +217,7 @@ TABLES: dict[str, Table] = {
 }
 # fmt: on
 
-# The memory of dedup: no hand-off, so it has no manifest (see `deduplication/splits.py`).
+# Internal state of dedup, without a manifest (see `deduplication/splits.py`).
 CLUSTERS_TABLE = Table(
     "clusters",
     "dedup",
@@ -288,7 +288,7 @@ REASONS: dict[str, str] = {
 
 NOT_APPLIED = "not_applied"  # of a check: it holds nothing against the answer
 
-# Reasons that tell of a check that could not be made: another answer would not mend that.
+# Reasons of checks that could not be made: another answer would not fix that.
 DOUBTS = {
     "check_missing",
     "unreadable_answer",
@@ -311,7 +311,7 @@ ANSWER_FLAGS: dict[str, str] = {
     "schema_mismatch": "not the JSON that the task's response schema asks for",
 }
 
-# The reason of a flagged answer, of the flags that no other rule tells from the columns.
+# Flag -> reason, for the flags that no other rule detects from the columns.
 FLAG_REASONS: dict[str, str] = {
     "malformed": "malformed_response",
     "content_filter": "content_filter",
@@ -322,7 +322,7 @@ FLAG_REASONS: dict[str, str] = {
 
 
 def check_reasons(reasons: Sequence[str]) -> None:
-    """Raises ValueError for a reason outside the closed list: a bug of the stage that made it."""
+    """Raises ValueError for a reason outside the closed list: a bug of the calling stage."""
     unknown = sorted(set(reasons) - REASONS.keys())
     if unknown:
         raise ValueError(f"reasons not in contracts.REASONS: {unknown}")

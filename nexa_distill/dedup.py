@@ -1,36 +1,28 @@
-"""Canonical prompts become teacher inputs: duplicates go, the split is fixed for good.
+"""Deduplicate canonical prompts and assign the split permanently.
 
 Reads:  `storage.canonical`, `dedup.eval_files`; its own last `storage.raw_dataset` and
         `storage.clusters`
 Writes: `storage.raw_dataset` (contracts.INPUTS), `storage.rejected_inputs`, `storage.clusters`,
         reports/dedup/quality_report.{json,md} and contamination.{json,md}
-Keeps:  rows_in == kept + rejected; of equal rows one, of near-duplicates of one task type one: a
-        row that was kept before, or else the first
+Keeps:  rows_in == kept + rejected; one row of equal rows and of near-duplicates of one task type:
+        a row that was kept before, or else the first
 Raises: InputMissing (66) for an absent or unsealed input, InputError (65) for a bad one
 
-What is compared. A row's *subject* is its context, without the text of its `schema`; its *question*
-is the prompt without context and schema. A row without a context is its own subject. So all prompts
-of a template compare by their contexts, and questions about one text by their words.
+A row's *subject* is its context without the text of its `schema`, or its prompt if it has no
+context; its *question* is the prompt without both. Documents with near-duplicate subjects form a
+cluster, across task types; the split is a hash of the cluster's name (`splits.py`).
 
-Reasons, the first that holds:
-- `duplicate`: the same content (`contracts.CONTENT_COLUMNS`), whatever the id;
-- `joins_splits`: the row's document would join clusters on different sides of the split;
-- `near_duplicate`: same task type, subjects of one family of near-duplicates (`minhash.py`)
-  and questions too; `matched` is the row that was kept. Rows that were kept before by the same
-  settings all stay, also when a new row turns out to lie between them;
-- `contaminated`: the row is for training, and its subject shares a run of `contamination_words`
-  words with a held-out row (val or test) or an eval file (`contamination.py`). Only subjects are
-  compared. The evidence is in `detail` and in the report. The row goes, nothing moves.
-
-The cluster. Documents whose subjects are near-duplicates, across task types, are one cluster with
-all their chunks and prompts; the split is a hash of its name. How it stays what it is when rows
-come and go: `splits.py`. Decided from scratch, clusters and sides do not depend on the order of the
-rows; which of several near-duplicates is kept does.
+Rejection reasons, the first that applies:
+- `duplicate`: same content (`contracts.CONTENT_COLUMNS`), whatever the id;
+- `joins_splits`: the row's document would join clusters of different splits;
+- `near_duplicate`: same task type, near-duplicate subject and question (`minhash.py`); `matched` is
+  the kept row. Rows that were kept before with the same settings all stay;
+- `contaminated`: a training row whose subject shares `contamination_words` consecutive words with a
+  held-out row (val or test) or an eval file (`contamination.py`); evidence in `detail`.
 
 Memory: about 430 MB and 450 bytes per row, measured between 250,000 and 500,000 rows
-(benchmarks/dedup); no text is held. A hidden scratch folder beside the output holds the words and
-signatures (about 9 bytes per word and 600 per row) and goes at the end.
-An instruction that many prompts share is not what they are about: `shared_text.py`.
+(benchmarks/dedup). Words and signatures are in a temporary folder beside the output: about 9 bytes
+per word and 600 per row.
 
 Run: python -m nexa_distill.dedup [--src FILE] [--dst FILE]
 """
@@ -89,7 +81,7 @@ BATCH_ROWS = 2048
 
 
 def settings(config: DistillConfig, limit: int | None = None) -> dict[str, Any]:
-    """What decides the outcome, next to the canonical prompts and the eval files."""
+    """The values that determine the output, besides the canonical prompts and the eval files."""
     return {
         **_decided_with(config),
         "contamination": config.dedup.model_dump(
@@ -116,8 +108,7 @@ def run(
 ) -> None:
     """Write `storage.raw_dataset` (or `dst`) and `storage.rejected_inputs`, unless up to date.
 
-    The memory of `dst` elsewhere is beside it (`<name>.clusters.parquet`), and so are the rows that
-    are left out and the reports.
+    A `dst` outside the storage has its clusters, rejected rows and reports beside it.
     """
     if config.split.val + config.split.test >= 1:
         raise InputError(
@@ -165,8 +156,9 @@ def run(
     stage.seal(rejected, rows_in=total, rejected=out.rows)
     stage.seal(dst, rows_in=total, rejected=out.rows)
     print_warnings(config, rows, verdicts, shared)
-    said = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
-    print(f"dedup: {kept.rows} of {total} prompts kept{f' ({said})' if said else ''} -> {dst}")
+    rejections = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
+    detail = f" ({rejections})" if rejections else ""
+    print(f"dedup: {kept.rows} of {total} prompts kept{detail} -> {dst}")
 
 
 def _memory(config: DistillConfig, dst: Path) -> Path:
@@ -200,7 +192,7 @@ def _decide(
     evaluation: EvalTexts | None,
     shared: SharedText,
 ) -> Verdicts:
-    """All decisions; the memory is written when they are made, before anything depends on them."""
+    # Clusters are saved before any output depends on them.
     labels = subject_families(rows)
     settled = recall(rows.documents, memory, _decided_with(config))
     stood = _stood(rows, dst)
@@ -215,10 +207,8 @@ def _decide(
 
 
 def _stood(rows: Rows, dst: Path) -> npt.NDArray[np.bool_] | None:
-    """Per row, whether the last output holds it; None when there is no complete one.
-
-    It is replaced as a whole, so a stop before its seal does not matter here.
-    """
+    """Per row, whether the last output contains it; None without a complete output."""
+    # The output is replaced as a whole, so it need not be sealed.
     if not dst.is_file():
         return None
     try:
@@ -276,16 +266,16 @@ def _write(
 
 
 def _first(src: Path, limit: int | None, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    left = limit
+    remaining = limit
     for batch in read_batches(src, SOURCE, columns=columns, batch_rows=BATCH_ROWS):
-        yield batch.slice(0, left)
-        left = None if left is None else left - batch.num_rows
-        if left is not None and left <= 0:
+        yield batch.slice(0, remaining)
+        remaining = None if remaining is None else remaining - batch.num_rows
+        if remaining is not None and remaining <= 0:
             return
 
 
 def _numbered(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    """Each batch with the number of its first row."""
+    """(number of the first row, batch)."""
     start = 0
     for batch in batches:
         yield start, batch

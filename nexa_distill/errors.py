@@ -1,6 +1,6 @@
-"""Errors that end a stage, each with the exit code that says what kind of stop it was.
+"""Errors that end a stage, each with its exit code.
 
-A message is an instruction: file, row or key, what was found, what was expected, the next command.
+A message is an instruction: file, row or key, actual and expected value, the next command.
 """
 
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class NexaError(Exception):
-    """A stop that a person can act on. `exit_code` follows sysexits.h where it has a word."""
+    """An error that a user can act on. `exit_code` follows sysexits.h where possible."""
 
     exit_code = 1
 
@@ -38,7 +38,7 @@ class InputMissing(NexaError):
 
 
 class ProviderUnusable(NexaError):
-    """The model API refuses us as a whole: authentication, quota, model, address."""
+    """The model API refuses all requests: authentication, quota, model, address."""
 
     exit_code = 69
 
@@ -50,18 +50,18 @@ class StorageFailed(NexaError):
 
 
 class Locked(NexaError):
-    """Somebody else holds the resource, or an upstream stage failed."""
+    """Another process holds the resource, or an upstream stage failed."""
 
     exit_code = 75
 
 
 class BudgetReached(NexaError):
-    """The budget is spent; what was answered is kept."""
+    """The budget is spent; the answers so far are kept."""
 
     exit_code = 77
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean "x"?)` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f' (did you mean "{near[0]}"?)' if near else ""

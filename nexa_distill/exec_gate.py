@@ -1,11 +1,11 @@
-"""The exec gate: what running an answer says about it. Measurements only, no thresholds.
+"""The exec gate: run answers and record the results as checks, without thresholds.
 
 Reads   rule_filtered, or --src FILE... (contracts.OUTPUTS), and the SQLite files that rows name
         in `database` (`execution/databases.py`)
 Writes  exec_checks (contracts.CHECKS, answers in input order),
         reports/exec/quality_report.{json,md}
 Keeps   every answer whose task type is in `execution.tasks`; the others get no check. A check that
-        could not be made has ok null, which never passes; what did not run says why
+        could not be made has ok null, which never passes
 Raises  InputMissing (66) for an absent or unsealed input or database, InputError (65) for a bad
         one, SandboxUnavailable (69) when Python answers cannot be isolated on this machine
 
@@ -16,8 +16,8 @@ Raises  InputMissing (66) for an absent or unsealed input or database, InputErro
 | math | a final answer is found | it equals that of `reference` |
 | json | the whole answer is JSON | it satisfies the task's schema (collection.response_schemas) |
 
-exec.matches_perturbed (SQL) and exec.score are said in `execution/checks.py`, what holds each
-kind in `execution/sql.py`, `sandbox.py`, `math_and_json_checks.py` and `worker.py`.
+exec.matches_perturbed (SQL) and exec.score: `execution/checks.py`. Isolation and limits:
+`execution/sql.py`, `sandbox.py`, `math_and_json_checks.py` and `worker.py`.
 
     python -m nexa_distill.exec_gate --databases data/databases
 """
@@ -57,7 +57,7 @@ BATCH_ROWS = 1024
 
 @dataclass
 class ExecSummary:
-    """Counts of answers. `reasons`: those with a check that is not ok, under the first of them."""
+    """Counts of answers. `reasons`: answers by the reason of their first failed check."""
 
     total: int = 0
     executed: int = 0
@@ -77,13 +77,13 @@ class ExecSummary:
             self.errors.update(against[:1])
 
     def rate(self, name: str) -> float | None:
-        """Share of ok among the checks of this name; None = there is none."""
+        """Share of ok checks of this name; None without such checks."""
         return self.passed[name] / self.made[name] if self.made[name] else None
 
 
 @dataclass
 class Needs:
-    """What the answers need to be executed; `databases`: name -> whether a gold query is on it."""
+    """Counts of answers by kind; `databases`: name -> whether a gold query runs on it."""
 
     rows: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class Needs:
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides the checks, next to the answers and the databases."""
+    """The values that determine the checks, besides the answers and the databases."""
     kept = config.execution.model_dump(exclude={"workers", "databases", "tasks"})
     return {**kept, "tasks": _tasks(config.execution), "schemas": _schemas(config)}
 
@@ -103,55 +103,55 @@ def _tasks(execution: Execution) -> dict[str, str]:
 def _schemas(config: DistillConfig) -> dict[str, Any]:
     """The schemas of the task types whose answers are JSON."""
     files = config.collection.response_schemas
-    wanted = {
+    json_files = {
         t: files[t] for t, k in _tasks(config.execution).items() if k == "json" and t in files
     }
-    if not wanted:
+    if not json_files:
         return {}
     from nexa_distill.text.json_schemas import load_schemas
 
-    return dict(load_schemas(wanted).schemas)
+    return dict(load_schemas(json_files).schemas)
 
 
 def survey(src: list[Path], tasks: Mapping[str, str]) -> Needs:
-    """One look at the task types and databases. Raises InputError for an SQL row without one."""
-    found = Needs()
+    """Count task types and databases. Raises InputError for an SQL row without a database."""
+    needs = Needs()
     for path in src:
         columns = ["sample_id", "template_name", "database", "gold_sql"]
         for rows in read_batches(path, SOURCE, columns=columns):
-            found.rows += rows.num_rows
+            needs.rows += rows.num_rows
             for sample, task, name, gold in zip(*rows.to_pydict().values(), strict=True):
                 kind = tasks.get(task)
                 if kind is None:
                     continue
-                found.kinds[kind] += 1
+                needs.kinds[kind] += 1
                 if kind == "sql" and name is None:
                     raise InputError(
                         f"{path}: answer {sample} ({task}) names no database; fill the column "
                         f"`database`, or set execution.tasks.{task} to null"
                     )
                 if kind == "sql":
-                    found.databases[name] = found.databases.get(name, False) or gold is not None
-    return found
+                    needs.databases[name] = needs.databases.get(name, False) or gold is not None
+    return needs
 
 
 def _folder(config: DistillConfig) -> Path:
-    """Where the databases are; null = beside the raw data that was read."""
-    read = load_manifest(config.storage.path("canonical"), config.storage)
-    raw = Path(read["inputs"][0]["path"] if read else config.input.path)
+    """The folder of the databases; by default that of the raw data that canonicalize read."""
+    manifest = load_manifest(config.storage.path("canonical"), config.storage)
+    raw = Path(manifest["inputs"][0]["path"] if manifest else config.input.path)
     return database_folder(config.execution.databases, raw)
 
 
 def _copies(found: Mapping[str, Path], needs: Needs, folder: Path) -> dict[str, list[str]]:
-    """Name -> the database and, where gold queries are on it, its changed copies."""
-    made: dict[str, list[str]] = {}
+    """Name -> the database and, if gold queries run on it, its perturbed copies."""
+    paths: dict[str, list[str]] = {}
     for name, path in found.items():
         try:
             copies = perturbed(path, folder, sha256_path(path)) if needs.databases[name] else []
         except sqlite3.Error as error:
             raise InputError(f"{path}: cannot be copied to {folder} and changed: {error}") from None
-        made[name] = [str(path.resolve()), *map(str, copies)]
-    return made
+        paths[name] = [str(path.resolve()), *map(str, copies)]
+    return paths
 
 
 def _job(
@@ -213,7 +213,7 @@ def _counted(
 def _execute(
     config: DistillConfig, needs: Needs, src: list[Path], found: Mapping[str, Path], dst: Path
 ) -> ExecSummary:
-    """Run everything that is to be run, and write what came of it."""
+    """Run the answers and write their checks."""
     execution, schemas = config.execution, _schemas(config)
     own = Limits(**execution.model_dump(include=set(Limits.__dataclass_fields__)))
     if needs.kinds["python"]:

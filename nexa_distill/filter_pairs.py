@@ -1,6 +1,6 @@
 """Rule checks of the teacher's answers.
 
-Reads   collected_dataset, and regen_dataset when it is there (contracts.OUTPUTS)
+Reads   collected_dataset, and regen_dataset if it exists (contracts.OUTPUTS)
 Writes  rules_checks (contracts.CHECKS, one row per rule and answer, answers in input order),
         rule_filtered (the answers that pass every rule), reports/rules/quality_report.{json,md}
 Keeps   an answer whose every check is ok; a check that could not be made is a rejection
@@ -10,7 +10,7 @@ Raises  InputMissing (66) for an absent or unsealed input, InputError (65) for a
 
 With `--dst` outside the storage the checks and the report are written beside it.
 `--config` is the filters file, or the pipeline's (its `filters:` key then names the filters file).
-What each rule measures is said in `nexa_distill/gating/rules.py`.
+The rules are described in `nexa_distill/gating/rules.py`.
 """
 
 import argparse
@@ -52,7 +52,7 @@ SOURCE = TABLES["collected_dataset"]
 class RuleSummary:
     """Counts of answers; `reasons` counts each rejected answer under its first reason.
 
-    `not_applied`: by rule, how many answers of each language it has no list for.
+    `not_applied`: rule -> number of answers by language that the rule has no list for.
     """
 
     total: int = 0
@@ -62,12 +62,12 @@ class RuleSummary:
 
 
 def load_filter_config(path: Path | str) -> FilterConfig:
-    """The thresholds. Raises InputMissing (66) or InputError (65) naming the key."""
+    """Load the filters file. Raises InputMissing (66) or InputError (65) naming the key."""
     return load_yaml(Path(path), FilterConfig)
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides the checks: every rule, and nothing of SampleGate."""
+    """The values that determine the checks: every rule, nothing of SampleGate."""
     return _rules(load_filter_config(config.filters))
 
 
@@ -77,7 +77,7 @@ def _rules(filters: FilterConfig) -> dict[str, Any]:
 
 
 def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":
-    """The rows of `df` that pass every rule, with their index; every column is kept as it is.
+    """The rows of `df` that pass every rule, with their index and all columns.
 
     Needs the columns `teacher_output`, `finish_reason` and `template_name`; a frame without
     `answer_flag` has no flagged answers. Raises InputError.
@@ -148,7 +148,7 @@ def _write(rules: Rules, src: list[Path], checks: TableWriter, kept: TableWriter
     total = sum(open_table(path, SOURCE).metadata.num_rows for path in src)
     if not total:
         raise InputError(f"{', '.join(map(str, src))}: 0 answers; run `{SOURCE.command}` first")
-    AnswerKeys(src)  # refuses an answer that stands twice
+    AnswerKeys(src)  # raises for a duplicate answer
     batches = (b for path in src for b in read_batches(path, SOURCE, batch_rows=BATCH_ROWS))
     with Progress("rules", total) as progress:
         for done in _in_order(rules, batches):
@@ -170,7 +170,7 @@ def run(
     checks: Path | None = None,
     report: Path | None = None,
 ) -> RuleSummary | None:
-    """Check `src` (default: the storage's answers) and write the three results; None = up to date.
+    """Check `src` (default: the storage's answers) and write the results; None = up to date.
 
     `filters` defaults to the file that the pipeline's `filters:` names.
     """
@@ -205,7 +205,7 @@ def run(
 
 
 def answers(config: DistillConfig) -> list[Path]:
-    """The storage's answers: the first attempts, and the repaired ones when there are any."""
+    """The storage's answers: the first attempts, and the repairs if there are any."""
     return [config.storage.path("collected_dataset"), *repairs(config.storage)]
 
 

@@ -1,8 +1,7 @@
-"""The stages of a session in their order, and the loop of repair: the one list that scripts,
-`pipeline.DistillationPipeline` and the launcher run.
+"""Run the stages of a session in order, and the repair loop.
 
-Stages do not import each other; this composes them. Each does nothing when its output is up to
-date, so the same call continues after any stop.
+Used by the scripts, `pipeline.DistillationPipeline` and the launcher: stages do not import each
+other. A stage whose output is up to date does nothing, so the same call continues after any stop.
 """
 
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from nexa_distill.storage.manifests import refuse_lost_decisions, repairs, seale
 
 @dataclass(frozen=True)
 class GateFiles:
-    """Where the results about some other answers go; each is written by the gate it is named by."""
+    """Output paths of the gates for answers outside the storage."""
 
     checks: Path
     exec_checks: Path
@@ -44,8 +43,9 @@ class GateFiles:
 
 
 def collect(config: DistillConfig) -> None:
-    """Raw rows to teacher answers. Raises InputError before anything is paid where a side of the
-    split is empty or the teacher is a model that its server has not.
+    """Raw rows to teacher answers.
+
+    Raises InputError before any cost if a split is empty or the server does not serve the model.
     """
     config.refuse_models_not_served()
     canonicalize.run(config)
@@ -55,7 +55,7 @@ def collect(config: DistillConfig) -> None:
 
 
 def pass_gates(config: DistillConfig) -> None:
-    """The storage's answers and repairs: rules, execution, judges, people, SampleGate."""
+    """Run all gates on the storage's answers and repairs, with the human decisions."""
     filter_pairs.run(config)
     exec_gate.run(config)
     judge.run(config)
@@ -64,9 +64,9 @@ def pass_gates(config: DistillConfig) -> None:
 
 
 def apply_decisions(config: DistillConfig) -> None:
-    """What annotators decided since the gates ran: their checks, and SampleGate once more.
+    """Apply human decisions made since the gates ran: their checks, then SampleGate.
 
-    Raises InputMissing (66) when the file of decisions that were applied is gone.
+    Raises InputMissing (66) if the file with already applied decisions is missing.
     """
     if config.storage.path("annotations").exists():
         person_checks.run(config)
@@ -76,7 +76,7 @@ def apply_decisions(config: DistillConfig) -> None:
 
 
 def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
-    """The same of other answers, on which no person has decided."""
+    """Run all gates on other answers, which have no human decisions."""
     filter_pairs.run(
         config,
         src=[answers],
@@ -105,15 +105,16 @@ def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
 
 
 def repair(config: DistillConfig, annotations: Path | None = None) -> None:
-    """Ask again and pass the gates until there is nothing new to ask, then report.
+    """Repair rejected answers and run the gates until there is nothing to repair, then report.
 
-    `annotations`: decisions of people to be recorded first. It ends: a round is asked only after
-    the one before it was judged, and rounds are bounded.
+    `annotations`: a file of human decisions to record first.
     """
     if annotations:
-        given = decisions_of(annotations, config.storage.path("rejections"))
-        print(f"repair: {record(config, given)} new decisions of {annotations} recorded")
+        decisions = decisions_of(annotations, config.storage.path("rejections"))
+        print(f"repair: recorded {record(config, decisions)} new decisions of {annotations}")
     pass_gates(config)
+    # It ends: a round is planned only after the gates have seen the one before, and the number of
+    # rounds is limited.
     while _asked_something(config):
         pass_gates(config)
     repair_report.write(config)
@@ -126,5 +127,5 @@ def _asked_something(config: DistillConfig) -> bool:
 
 
 def _repaired(storage: Storage) -> list[str]:
-    """The hash of the repairs that count now; the same bytes may be repairs of other answers."""
+    """The hashes of the repairs that apply to the current answers."""
     return [sealed_hash(path, storage) for path in repairs(storage)]

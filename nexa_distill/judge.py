@@ -1,22 +1,21 @@
 """Judges: models that score the teacher's answers by rubrics.
 
-Reads   rule_filtered (contracts.OUTPUTS: the answers that pass the rules), exec_checks when they
-        are there (what the exec gate refused is shown to nobody), the rubric files
+Reads   rule_filtered (contracts.OUTPUTS: the answers that pass the rules), exec_checks if they
+        exist (answers that failed there are not judged), the rubric files
 Writes  judge_checks (contracts.CHECKS: judge.factuality and judge.reasoning, 0..1, judge.safety;
-        by all judges together and by each), judge_canaries (contracts.CANARIES: the same for
+        of all judges together and of each), judge_canaries (contracts.CANARIES: the same for
         answers that must not pass), reports/judge/quality_report.{json,md}
-Keeps   every answer that is shown: this measures. A judge that fails, or whose reply is not the
-        one JSON object it was asked for, gives no score: ok and value are null: that never passes
+Keeps   every judged answer. A judge that fails, or does not reply with one JSON object, gives no
+        score: ok and value are null, which never passes
 Raises  InputMissing (66), InputError (65), and as the teacher's gateway: ProviderUnusable (69),
         StorageFailed (74), Locked (75), BudgetReached (77)
 
-Every reply is in `storage.journal`/judge.sqlite as it came: another threshold asks nothing, and a
-new judge, rubric or answer asks only for what is new. With no judges (`judging.judges` is empty)
-the tables are empty and every report says that the judge was not run.
-Not covered: batch mode; a request carries neither images nor tools.
+Every raw reply is in `storage.journal`/judge.sqlite: another threshold sends no request, and a new
+judge, rubric or answer only the new ones. Without judges (`judging.judges` is empty) the tables are
+empty and reports contain "not run". Not covered: batch mode, images, tools.
 
 Run: python -m nexa_distill.judge [--provider NAME --judge MODEL] [--estimate]
-     python -m nexa_distill.judge calibrate [--annotations FILE]    judges beside people
+     python -m nexa_distill.judge calibrate [--annotations FILE]    compare judges with annotators
 """
 
 import argparse
@@ -50,7 +49,7 @@ NOT_RUN = "judge: not run (judging.judges names no judge)"
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides the verdicts, next to the answers and the journal."""
+    """The values that determine the verdicts, besides the answers and the journal."""
     judging, asking = config.judging, as_judge(config)
     if not judging.judges:
         return {"judges": []}
@@ -75,9 +74,9 @@ def run(
     dry_run: bool = False,
     retry_failed: bool = False,
 ) -> JudgeSummary | None:
-    """Judge every answer of `src` that passes `execution`; None when there was nothing to do.
+    """Judge every answer of `src` that passes `execution`; None if there was nothing to do.
 
-    `execution` are the exec gate's checks of `src`: by default the storage's, of its own answers.
+    `execution`: the exec gate's checks of `src`; without `src` those of the storage.
     """
     storage = config.storage
     execution = execution if src else exec_checks(config)
@@ -109,7 +108,7 @@ def run(
 
 
 def exec_checks(config: DistillConfig) -> Path | None:
-    """The storage's, if the exec gate was run. Raises InputMissing (66) when they are stale."""
+    """The storage's exec checks, if the exec gate was run. Raises InputMissing (66) if stale."""
     path = config.storage.path("exec_checks")
     if not path.exists():
         return None
@@ -123,14 +122,14 @@ def _warnings(panel: Panel, given: Submissions) -> Iterator[str]:
         yield f"warning: {line}"
     needed = "its verdicts must be one JSON object each"
     for judge in panel.judges:
-        if said := schema_warning(judge.config, judge.provider_name, judge.model, needed):
-            yield said
+        if warning := schema_warning(judge.config, judge.provider_name, judge.model, needed):
+            yield warning
 
 
 def _judge(
     panel: Panel, given: Submissions, stage: StageRun, checks: Path, canaries: Path
 ) -> JudgeSummary:
-    """Ask each judge for what is missing, then write both tables from the journal."""
+    """Send each judge its missing requests, then write both tables from the journal."""
     if not panel.judges:
         for path, schema in ((checks, CHECKS), (canaries, CANARIES)):
             with table_writer(path, schema) as out:
@@ -154,42 +153,42 @@ def _write(
         table_writer(canaries, CANARIES) as canaries_out,
     ):
         for batch in given.batches():
-            made: list[Row] = []
-            for row, said in zip(batch, panel.read(batch, journal), strict=True):
-                found = list(checks_of(said) if said else nothing_to_judge())
-                summary.add(said, found, row.get("canary"))
+            rows: list[Row] = []
+            for row, verdicts in zip(batch, panel.read(batch, journal), strict=True):
+                row_checks = list(checks_of(verdicts) if verdicts else nothing_to_judge())
+                summary.add(verdicts, row_checks, row.get("canary"))
                 key = {name: row.get(name) for name in ("sample_id", "attempt", "canary")}
-                made += [key | check for check in found]
+                rows += [key | check for check in row_checks]
             out = canaries_out if batch is given.canaries else answers_out
-            out.write(pa.Table.from_pylist(made, schema=out.schema))
+            out.write(pa.Table.from_pylist(rows, schema=out.schema))
         check_reasons(list(summary.reasons))
         _refuse_silence(panel, summary)
     return summary
 
 
 def _refuse_silence(panel: Panel, summary: JudgeSummary) -> None:
-    """A judge without one verdict that can be read is a wrong setting, not many bad answers."""
+    """A judge without a single readable verdict is misconfigured: raise ProviderUnusable."""
     for judge in panel.judges:
-        found = summary.judges[judge.model]
-        asked, silent = found.verdicts.total(), found.verdicts["judge_unanswered"]
-        if asked and silent == asked:
-            refused = found.silence.startswith("request_refused")
+        stats = summary.judges[judge.model]
+        total, silent = stats.verdicts.total(), stats.verdicts["judge_unanswered"]
+        if total and silent == total:
+            refused = stats.silence.startswith("request_refused")
             hint = ". If it knows no JSON schemas, give it extra_body: {response_format: null}"
             raise ProviderUnusable(
-                f"judge {judge.model} of provider {judge.provider_name} answered none of {asked} "
-                f"requests; its last word: {found.silence[:300]}{hint if refused else ''}. Correct "
+                f"judge {judge.model} of provider {judge.provider_name} answered none of {total} "
+                f"requests; last error: {stats.silence[:300]}{hint if refused else ''}. Correct "
                 "judging.judges or its provider, then run again with --retry-failed"
             )
-        unreadable = found.verdicts["judge_unparseable"]
-        if asked and unreadable + silent == asked:
+        unreadable = stats.verdicts["judge_unparseable"]
+        if total and unreadable + silent == total:
             raise ProviderUnusable(
                 f"judge {judge.model} of provider {judge.provider_name}: none of {unreadable} "
-                f"verdicts can be read; the last: {found.unreadable[:200]!r}. {UNREADABLE}"
+                f"verdicts can be read; the last: {stats.unreadable[:200]!r}. {UNREADABLE}"
             )
 
 
 def _read_again(checks: Path) -> bool:
-    """Whether a stored reply could not be read: a bug, perhaps mended since."""
+    """Whether a stored reply could not be read: a bug that may have been fixed since."""
     return any(
         pc.any(pc.equal(batch["reason"], "unreadable_answer")).as_py()
         for batch in read_batches(checks, TABLES["judge_checks"], columns=["reason"])
@@ -213,7 +212,7 @@ def _say(summary: JudgeSummary, given: Submissions, checks: Path, report: Path) 
         f"{', '.join(summary.judges)} ({summary.requests} requests now, {cost} in all) -> {checks}"
     )
     if refused := int(given.refused.sum()):
-        print(f"judge: {refused} answers were shown to nobody: the exec gate refused them")
+        print(f"judge: {refused} answers not judged (rejected by the exec gate)")
     for reason, count in summary.reasons.most_common():
         print(f"judge: {count} answers without a clean verdict: {reason}")
     print(f"judge: report: {report}")
@@ -235,7 +234,7 @@ def run_judging(args: argparse.Namespace) -> int:
 
 
 def run_calibration(args: argparse.Namespace) -> int:
-    """`calibrate`: the stored scores beside the decisions of people."""
+    """`calibrate`: compare the stored scores with human decisions."""
     from nexa_distill.judging.calibration_report import write_calibration
 
     config = load_config(args.config)
@@ -254,15 +253,15 @@ def main() -> int:
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
     add("--base-url", metavar="URL", help="another address for this provider")
     add("--judge", metavar="MODEL", help="this judge alone (default: judging.judges)")
-    add("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    add("--dry-run", action="store_true", help="print what would be sent, send nothing")
     add("--estimate", action="store_true", help="the same as --dry-run")
-    add("--retry-failed", action="store_true", help="ask again what brought no answer")
+    add("--retry-failed", action="store_true", help="send failed requests again")
     commands = parser.add_subparsers(dest="command", metavar="calibrate")
     calibrate = commands.add_parser(
         "calibrate",
-        help="compare the judges with people",
-        description="Cohen's kappa of each judge with the decisions of people, and what each "
-        "threshold would keep. Reads the stored scores; asks nothing.",
+        help="compare the judges with annotators",
+        description="Cohen's kappa of each judge with the human decisions, and the effect of each "
+        "threshold. Reads the stored scores; sends no request.",
     )
     for name, text in (
         ("--annotations", "decisions, JSONL (default: storage.annotations)"),

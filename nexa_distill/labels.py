@@ -1,16 +1,16 @@
-"""Decisions of people in and out of other programs: Label Studio, and preference training.
+"""Exchange human decisions with Label Studio, and export preference pairs for training.
 
-Reads   `export`: a table of answers (--src, default: the rejections). `import`: what Label Studio
-        exports (JSON list or JSONL). `preferences`: the answers, what the gates said of them,
-        and the blind comparisons of the inspection room
+Reads   `export`: a table of answers (--src, default: the rejections). `import`: an export of Label
+        Studio (JSON list or JSONL). `preferences`: the answers, the results of the gates, and the
+        blind comparisons of the inspection app
 Writes  `export`: JSONL, one Label Studio task per answer. `import`: `storage.annotations`.
         `preferences`: JSONL of {prompt, chosen, rejected, sample_id, source}, lists of messages:
         TRL's conversational preference format, which its DPOTrainer reads
-Keeps   `import`: what is there already is not written again. `preferences`: one pair per two texts;
+Keeps   `import`: existing decisions are not written again. `preferences`: one pair per two texts;
         only prompts of --split (default train: held-out prompts stay out of training)
-Raises  InputError (65) naming the task that is not understood, before anything is written
+Raises  InputError (65) naming a malformed task, before anything is written
 
-In Label Studio a project needs the labelling configuration that `export` prints: a choice named
+A Label Studio project needs the labelling configuration that `export` prints: a choice named
 `action`, texts named `reason`, `note` and `edited_output`. Formats: labelstud.io/guide/tasks and
 labelstud.io/guide/export (JSON); huggingface.co/docs/trl/dataset_formats.
 
@@ -54,7 +54,7 @@ LABELLING = """<View>
 
 
 def tasks(src: Path) -> Iterator[Json]:
-    """One task per answer; Label Studio keeps what is in `data` and gives it back."""
+    """One task per answer; Label Studio returns its `data` in the export."""
     shown = [
         "sample_id",
         "attempt",
@@ -73,8 +73,8 @@ def tasks(src: Path) -> Iterator[Json]:
 
 
 def decisions(path: Path) -> list[Annotation]:
-    """The decisions in an export of Label Studio, the oldest first. Raises InputError."""
-    found = []
+    """The decisions in a Label Studio export, the oldest first. Raises InputError."""
+    events = []
     for place, task in enumerate(_exported(path), 1):
         data = task.get("data") if isinstance(task, dict) else None
         if not isinstance(data, dict) or not {"sample_id", "attempt"} <= data.keys():
@@ -82,10 +82,10 @@ def decisions(path: Path) -> list[Annotation]:
                 f"{path}: task {place}: expected data.sample_id and data.attempt, as `python -m "
                 f"nexa_distill.labels export` writes them; found {str(task)[:80]}"
             )
-        for made in task.get("annotations") or []:
-            if not made.get("was_cancelled"):
-                found.append(_decision(path, place, data, made))
-    return sorted(found, key=lambda one: one.timestamp or "")
+        for annotation in task.get("annotations") or []:
+            if not annotation.get("was_cancelled"):
+                events.append(_decision(path, place, data, annotation))
+    return sorted(events, key=lambda event: event.timestamp or "")
 
 
 def _exported(path: Path) -> list[Any]:
@@ -100,9 +100,9 @@ def _exported(path: Path) -> list[Any]:
 
 
 def _decision(
-    path: Path, place: int, data: Mapping[str, Any], made: Mapping[str, Any]
+    path: Path, place: int, data: Mapping[str, Any], annotation: Mapping[str, Any]
 ) -> Annotation:
-    values = {item.get("from_name"): item.get("value", {}) for item in made.get("result", [])}
+    values = {item.get("from_name"): item.get("value", {}) for item in annotation.get("result", [])}
     chosen = values.get("action", {}).get("choices") or []
     if len(chosen) != 1 or chosen[0] not in ACTIONS:
         near = did_you_mean(str(chosen[0]), ACTIONS) if chosen else ""
@@ -115,7 +115,7 @@ def _decision(
         texts["edited_output"] = None
     elif not texts["edited_output"]:
         raise InputError(f"{path}: task {place}: the action is edit, and edited_output is empty")
-    who = made.get("completed_by")
+    who = annotation.get("completed_by")
     person = who.get("email") or who.get("id") if isinstance(who, dict) else who
     event = {
         "sample_id": data["sample_id"],
@@ -123,18 +123,18 @@ def _decision(
         "action": chosen[0],
         **texts,
         "annotator": f"labelstudio:{person}",
-        "timestamp": made.get("created_at"),
+        "timestamp": annotation.get("created_at"),
     }
     return annotations.parse(path, place, json.dumps(event).encode())
 
 
 def pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) -> Iterator[Json]:
-    """Preference pairs; `counts` says what was left out."""
-    wanted, seen = set(splits), set[tuple[str, str, str]]()
+    """Preference pairs of `splits`; `counts` is updated with the written and skipped pairs."""
+    chosen_splits, seen = set(splits), set[tuple[str, str, str]]()
     system_prompt = load_system_prompt(config.collection.system_prompt_path)
     for row, chosen, rejected, source in (*_of_attempts(config), *_of_comparisons(config)):
         key = (row["sample_id"], chosen, rejected)
-        if row["split"] not in wanted:
+        if row["split"] not in chosen_splits:
             counts["of other splits"] += 1
         elif chosen.strip() == rejected.strip() or key in seen:
             counts["of the same two texts"] += 1
@@ -151,7 +151,7 @@ def pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) ->
 
 
 def _of_attempts(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
-    """Kept answer against each other attempt that was rejected for its text."""
+    """The kept answer against each attempt that was rejected because of its text."""
     storage = config.storage
     kept = {row["sample_id"]: row for row in _rows(storage.path("filtered_dataset"))}
     for row in _rows(storage.path("rejections"), "rejections"):
@@ -162,20 +162,17 @@ def _of_attempts(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
 
 
 def _of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
-    """What people preferred without knowing whose it was; ties and disagreements are left out."""
+    """Blind preferences of annotators, without ties and disagreements."""
     storage = config.storage
     prompts = {row["sample_id"]: row for row in _rows(storage.path("raw_dataset"), "raw_dataset")}
     votes: dict[tuple[str, frozenset[str]], set[tuple[str, str] | None]] = {}
-    for one in preferences.current(preferences.read(storage.path("preferences"))):
-        texts = {
-            "first": (one.first_output, one.second_output),
-            "second": (one.second_output, one.first_output),
-            "tie": None,
-        }
-        pair = one.sample_id, frozenset((one.first_output, one.second_output))
-        votes.setdefault(pair, set()).add(texts[one.preferred])
-    for (sample, _), said in votes.items():
-        winner = said.pop() if len(said) == 1 else None
+    for event in preferences.current(preferences.read(storage.path("preferences"))):
+        first, second = event.first_output, event.second_output
+        texts = {"first": (first, second), "second": (second, first), "tie": None}
+        pair = event.sample_id, frozenset((first, second))
+        votes.setdefault(pair, set()).add(texts[event.preferred])
+    for (sample, _), choices in votes.items():
+        winner = choices.pop() if len(choices) == 1 else None
         if winner and sample in prompts:
             yield prompts[sample], *winner, "comparisons"
 
@@ -186,7 +183,7 @@ def _rows(path: Path, table: str = "filtered_dataset") -> Iterator[Json]:
 
 
 def write_lines(dst: Path, rows: Iterable[Json]) -> int:
-    """JSONL, complete or not there; how many lines."""
+    """Write JSONL atomically; returns the number of lines."""
     count = 0
     with replacing(dst) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -200,15 +197,15 @@ def run_export(config: DistillConfig, src: Path | None, dst: Path) -> None:
     src = src or config.storage.path("rejections")
     count = write_lines(dst, tasks(src))
     print(f"labels: {count} answers of {src} -> {dst}")
-    print(f"the labelling configuration of a Label Studio project for them:\n{LABELLING}")
+    print(f"the labelling configuration for their Label Studio project:\n{LABELLING}")
 
 
 def run_import(config: DistillConfig, src: Path) -> None:
     """`import`."""
-    given = decisions(src)
-    new = record(config, given)
+    events = decisions(src)
+    new = record(config, events)
     print(
-        f"labels: {len(given)} decisions in {src}, {new} of them new -> "
+        f"labels: {len(events)} decisions in {src}, {new} of them new -> "
         f"{config.storage.path('annotations')}"
     )
 
@@ -217,9 +214,9 @@ def run_preferences(config: DistillConfig, dst: Path, splits: list[str]) -> None
     """`preferences`."""
     counts: Counter[str] = Counter()
     written = write_lines(dst, pairs(config, splits, counts))
-    made = ", ".join(f"{counts[name]} from {name}" for name in ("attempts", "comparisons"))
-    left = ", ".join(f"{counts[name]} {name}" for name in counts if name.startswith("of "))
-    print(f"labels: {written} pairs ({made}; left out: {left or 'none'}) -> {dst}")
+    sources = ", ".join(f"{counts[name]} from {name}" for name in ("attempts", "comparisons"))
+    skipped = ", ".join(f"{counts[name]} {name}" for name in counts if name.startswith("of "))
+    print(f"labels: {written} pairs ({sources}; left out: {skipped or 'none'}) -> {dst}")
 
 
 def main() -> int:
@@ -229,21 +226,21 @@ def main() -> int:
     export = commands.add_parser("export", help="answers as tasks of Label Studio")
     export.add_argument("--src", type=Path, metavar="FILE", help="default: storage.rejections")
     export.add_argument("--dst", type=Path, metavar="FILE", required=True)
-    taken = commands.add_parser("import", help="decisions made in Label Studio")
-    taken.add_argument("--src", type=Path, metavar="FILE", required=True)
-    made = commands.add_parser("preferences", help="pairs for preference training")
-    made.add_argument("--dst", type=Path, metavar="FILE", required=True)
-    made.add_argument("--split", nargs="+", choices=["train", "val", "test"], default=["train"])
+    importer = commands.add_parser("import", help="decisions made in Label Studio")
+    importer.add_argument("--src", type=Path, metavar="FILE", required=True)
+    pair = commands.add_parser("preferences", help="pairs for preference training")
+    pair.add_argument("--dst", type=Path, metavar="FILE", required=True)
+    pair.add_argument("--split", nargs="+", choices=["train", "val", "test"], default=["train"])
     for command in commands.choices.values():  # --config also after the command's name
         command.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE")
-    given = parser.parse_args()
-    config = load_config(given.config)
-    if given.command == "export":
-        run_export(config, given.src, given.dst)
-    elif given.command == "import":
-        run_import(config, given.src)
+    args = parser.parse_args()
+    config = load_config(args.config)
+    if args.command == "export":
+        run_export(config, args.src, args.dst)
+    elif args.command == "import":
+        run_import(config, args.src)
     else:
-        run_preferences(config, given.dst, given.split)
+        run_preferences(config, args.dst, args.split)
     return 0
 
 

@@ -1,12 +1,12 @@
-"""Decisions of people as checks, so that SampleGate sees them beside rules, execution and judges.
+"""Human decisions as checks, for SampleGate.
 
-Reads   storage.annotations (none: nobody has decided yet), collected_dataset and regen_dataset
+Reads   storage.annotations (may be missing), collected_dataset and regen_dataset
 Writes  person_checks (contracts.CHECKS, `person.decision`)
-Keeps   one row per answer that somebody decided on: ok is true where all accept it, false where
-        nobody does (`rejected_by_person`), null where they do not agree (`annotators_disagree`).
-        An accept overrides no gate. Decisions older than the answer, or on answers that are not
-        there, are left out and counted (`annotation/decisions.py`)
-Raises  InputError (65) naming the line that is no decision, InputMissing (66)
+Keeps   one row per answer with a decision: ok is true if all annotators accept it, false if none
+        does (`rejected_by_person`), null if they disagree (`annotators_disagree`). An accept
+        overrides no gate. Decisions that are older than the answer, or on a missing answer, are
+        ignored and counted (`annotation/decisions.py`)
+Raises  InputError (65) naming the line that is not a decision, InputMissing (66)
 
     python -m nexa_distill.person_checks
 """
@@ -25,16 +25,16 @@ from nexa_distill.storage.tables import table_writer
 
 
 def settings(_config: DistillConfig) -> dict[str, Any]:
-    """Nothing but the inputs decides."""
+    """No settings: only the inputs determine the checks."""
     return {}
 
 
-def checks_of(found: Standing) -> Iterator[dict[str, Any]]:
+def checks_of(decisions: Standing) -> Iterator[dict[str, Any]]:
     """Rows of contracts.CHECKS."""
-    for key, views in found.by.items():
-        accepted = found.accepted(key)
-        names = ", ".join(one.annotator or "somebody" for one in views)
-        said = found.words(key)
+    for key, events in decisions.by.items():
+        accepted = decisions.accepted(key)
+        names = ", ".join(event.annotator or "somebody" for event in events)
+        comments = decisions.words(key)
         reasons = {True: None, False: "rejected_by_person", None: "annotators_disagree"}
         yield {
             "sample_id": key[0],
@@ -42,12 +42,12 @@ def checks_of(found: Standing) -> Iterator[dict[str, Any]]:
             "check": "person.decision",
             "ok": accepted,
             "reason": reasons[accepted],
-            "detail": f"{names}: {said}" if said else names,
+            "detail": f"{names}: {comments}" if comments else names,
         }
 
 
 def run(config: DistillConfig) -> int | None:
-    """Write the checks; the number of answers decided on, or None when up to date."""
+    """Write the checks; returns the number of answers with decisions, or None if up to date."""
     storage = config.storage
     dst, labels = storage.path("person_checks"), storage.path("annotations")
     inputs = [storage.path("collected_dataset"), *repairs(storage)]

@@ -1,14 +1,14 @@
-"""The whole pipeline: what would run and why, what is running, and whether the result is whole.
+"""Plan, watch and verify the whole pipeline.
 
-    python -m nexa_distill.pipeline plan      per session: run or skip, why; what the teacher costs
-    python -m nexa_distill.pipeline status    the newest run, and what is sealed on disk
+    python -m nexa_distill.pipeline plan      per session: run or skip, why; cost of the teacher
+    python -m nexa_distill.pipeline status    the newest run, and the sealed stages
     python -m nexa_distill.pipeline verify    every hash from the raw file to the checkpoint
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
 
-`verify` exits with 0 when the chain is whole and with 66 at its first broken link. The launcher
-uses three more: `prepare` makes a run's folder with the plan in it and prints its path (nothing
-when all is up to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep`
-ends stages whose session is gone.
+`verify` exits with 0 if all hashes match and with 66 at the first broken link. The launcher uses
+three more: `prepare` creates a run's folder with its plan and prints the path (nothing if all is up
+to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep` stops orphaned
+stage processes.
 """
 
 import argparse
@@ -45,12 +45,12 @@ from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.storage.manifests import load_manifest
 
 POLL_SECONDS = 0.3
-PLANNED_REQUESTS = 50_000  # a plan is quick: of more, it counts none
+PLANNED_REQUESTS = 50_000  # a plan must be quick: more requests are not counted
 LAUNCHER = "bash launch_pipeline.sh"
 
 
 class DistillationPipeline:
-    """The data side in Python. Each method runs its stages; one that is up to date does nothing."""
+    """The data pipeline in Python. Each method runs its stages, unless they are up to date."""
 
     def __init__(self, config_path: Path | str | None = None) -> None:
         self.config_path = Path(config_path or cli.DEFAULT_CONFIG)
@@ -63,15 +63,15 @@ class DistillationPipeline:
         gates.collect(self.config)
 
     def filter_teacher(self) -> None:
-        """Rules, execution, judges, people, SampleGate: filtered_dataset, rejections."""
+        """Run all gates. Writes filtered_dataset and rejections."""
         from nexa_distill import gates
 
         gates.pass_gates(self.config)
 
     def regenerate(self) -> None:
-        """Ask again for rejected answers, round by round, each through the same gates.
+        """Repair rejected answers round by round, each through the same gates.
 
-        Writes regen_dataset and what `filter_teacher` writes.
+        Writes regen_dataset and the outputs of `filter_teacher`.
         """
         from nexa_distill import gates
 
@@ -85,13 +85,13 @@ class DistillationPipeline:
         to_sft.run(self.config)
 
     def plan_cli_commands(self) -> list[str]:
-        """The commands of the sessions that would run now, in order, as a person types them."""
+        """The commands of the sessions that would run now, in order, as a user types them."""
         steps = make_plan(Request(self.config_path), new_run_dir(Path(self.config.storage.logs)))
         return [shlex.join(step.command) for step in steps if step.runs]
 
 
 def plan(request: Request) -> Iterator[str]:
-    """What a launch would run, and what its teacher would be asked and cost. Sends nothing."""
+    """The plan of a launch, with request counts and costs. Sends nothing."""
     fresh = Freshness(request.load())
     logs = Path(fresh.config.storage.logs)
     steps = make_plan(request, new_run_dir(logs), fresh)
@@ -118,7 +118,7 @@ def _asking(fresh: Freshness) -> Iterator[str]:
 
     stale = {stage.name for stage in STAGES if stage.session == "data_gen" and fresh.why_run(stage)}
     if before := sorted(stale - {"teacher"}):
-        yield f"what it is asked and costs is known after {' and '.join(before)}"
+        yield f"requests and cost are known after {' and '.join(before)}"
     elif stale:
         try:
             prompts = fresh.config.storage.path("raw_dataset")
@@ -133,7 +133,7 @@ def _asking(fresh: Freshness) -> Iterator[str]:
 
 
 def _judging(fresh: Freshness) -> Iterator[str]:
-    """What the judges are asked, as far as that is known before the answers are filtered."""
+    """Estimate of the judges, as far as known before the answers are filtered."""
     from nexa_distill import judge
     from nexa_distill.cost.estimate_text import estimate_lines
     from nexa_distill.judging.candidates import submissions
@@ -143,7 +143,7 @@ def _judging(fresh: Freshness) -> Iterator[str]:
     if not config.judging.judges or not fresh.why_run(STAGES[len(before)]):
         return
     if stale := [stage.name for stage in before if fresh.why_run(stage)]:
-        yield f"what {len(config.judging.judges)} judges cost is known after {' and '.join(stale)}"
+        yield f"cost of {len(config.judging.judges)} judges is known after {' and '.join(stale)}"
         return
     try:
         given = submissions(
@@ -158,7 +158,7 @@ def _judging(fresh: Freshness) -> Iterator[str]:
 
 
 def _repairing(fresh: Freshness) -> Iterator[str]:
-    """What is asked again; known once the gates have judged the answers that are there."""
+    """Estimate of the repairs, known after the gates have run on the current answers."""
     from nexa_distill import regenerate_bad
     from nexa_distill.cost.estimate_text import estimate_lines
     from nexa_distill.repair.plan import make_plan
@@ -167,7 +167,7 @@ def _repairing(fresh: Freshness) -> Iterator[str]:
     if fresh.config.answers.path:
         return
     if any(fresh.why_run(stage) for stage in gated):
-        yield "what is asked again is known after filtering"
+        yield "repairs are known after filtering"
         return
     try:
         for collector, _ in regenerate_bad.Asking(fresh.config, make_plan(fresh.config)).rounds:
@@ -177,15 +177,15 @@ def _repairing(fresh: Freshness) -> Iterator[str]:
 
 
 def prepare(request: Request) -> Path | None:
-    """Make the folder of a new run with its plan, or None when everything is up to date.
+    """Create the folder of a new run with its plan; None if everything is up to date.
 
-    Raises Locked (75) while the newest run goes on.
+    Raises Locked (75) while the newest run is running.
     """
     logs = Path(request.load().storage.logs).resolve()
     before = latest_run(logs)
-    if going := running_sessions(before):
+    if running := running_sessions(before):
         raise Locked(
-            f"a run of this project goes on: {', '.join(going)} ({before}). "
+            f"a run of this project is running: {', '.join(running)} ({before}). "
             f"`{LAUNCHER} --status` shows it, `{LAUNCHER} --stop` stops it"
         )
     sweep(logs)
@@ -199,9 +199,9 @@ def prepare(request: Request) -> Path | None:
 
 
 def sweep(logs: Path) -> None:
-    """End what a killed session left behind."""
-    if ended := orphans.end(logs):
-        print(f"Ended {ended} stage processes that no session held any more.", file=sys.stderr)
+    """Stop the stage processes of killed sessions."""
+    if count := orphans.end(logs):
+        print(f"Stopped {count} orphaned stage processes.", file=sys.stderr)
 
 
 def watch(run_dir: Path, config: DistillConfig, out: TextIO = sys.stdout) -> int:
@@ -216,10 +216,10 @@ def watch(run_dir: Path, config: DistillConfig, out: TextIO = sys.stdout) -> int
                 break
             time.sleep(POLL_SECONDS)
     except (KeyboardInterrupt, cli.Stopped) as stop:
-        going = running_sessions(run_dir)
-        attach = f"`tmux attach -t {going[0]}` shows one, " if going else ""
+        running = running_sessions(run_dir)
+        attach = f"`tmux attach -t {running[0]}` shows one, " if running else ""
         print(
-            f"\nThe sessions go on without this window. {attach}`{LAUNCHER} --status` shows all, "
+            f"\nThe sessions keep running. {attach}`{LAUNCHER} --status` shows all, "
             f"`{LAUNCHER} --stop` stops them.",
             file=out,
             flush=True,
@@ -230,7 +230,7 @@ def watch(run_dir: Path, config: DistillConfig, out: TextIO = sys.stdout) -> int
 
 
 def _show(states: list[SessionState], shown: list[str], out: TextIO) -> list[str]:
-    """Redraw in place on a terminal; elsewhere one line whenever a state or a step changes."""
+    """Redraw in place on a terminal; elsewhere print a line for each changed state or step."""
     if out.isatty():
         width = shutil.get_terminal_size().columns - 1
         up = f"\x1b[{len(shown)}A" if shown else ""
@@ -245,7 +245,7 @@ def _show(states: list[SessionState], shown: list[str], out: TextIO) -> list[str
 
 
 def status(config: DistillConfig) -> Iterator[str]:
-    """The newest run's sessions, then what is sealed on disk."""
+    """The newest run's sessions, then the sealed stages."""
     run_dir = latest_run(Path(config.storage.logs).resolve())
     if run_dir is None:
         yield f"Nothing has run yet; `{LAUNCHER}` starts."
@@ -259,7 +259,7 @@ def status(config: DistillConfig) -> Iterator[str]:
 
 
 def summary(config: DistillConfig) -> Iterator[str]:
-    """Rows and cost of every sealed stage, what was spent in all, and the report's headline."""
+    """Rows and cost of every sealed stage, the total cost, and the report's headline."""
     yield f"{'stage':<20} {'rows in':>8} {'kept':>8} {'rejected':>8} {'seconds':>8} {'US$':>8}"
     for stage in STAGES:
         manifest = load_manifest(locate(stage.outputs[0], config), config.storage)
@@ -277,21 +277,21 @@ def summary(config: DistillConfig) -> Iterator[str]:
 def _headline(storage: Storage) -> Iterator[str]:
     report = storage.path("evaluation_report")
     try:
-        found = json.loads(report.read_text(encoding="utf-8"))
+        evaluation = json.loads(report.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         yield f"{report} cannot be read: {error}"
         return
     yield ""
-    if "headline" in found:
-        yield from found["headline"]
+    if "headline" in evaluation:
+        yield from evaluation["headline"]
     yield f"Report: {report} (and .md, .html beside it)"
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(__doc__)
-    commands = made.add_subparsers(dest="command", required=True)
+    parser = cli.parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
     for name in ("plan", "prepare", "status", "verify", "summary", "watch", "sweep"):
         command = commands.add_parser(name)
         command.add_argument(
@@ -306,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--answers", type=Path, metavar="FILE", help="existing answers")
             command.add_argument("--from", dest="first", metavar="STAGE", help="this and after")
             command.add_argument("--only", metavar="STAGE", help="this alone")
-    return made
+    return parser
 
 
 def _request(given: argparse.Namespace) -> Request:
@@ -344,7 +344,7 @@ def main() -> int:
         case _:
             for line in verify_chain(config):
                 print(line, flush=True)
-            print("The chain is whole.")
+            print("All hashes verified.")
     return 0
 
 

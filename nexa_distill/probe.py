@@ -1,14 +1,13 @@
-"""What can this provider's model do? A few tiny questions, asked once.
+"""Probe the capabilities of a provider's model with a few small requests.
 
 Reads:  the configuration; GET /models of the provider
 Writes: `storage.journal`/capabilities/PROVIDER.json, which `pipeline plan` shows
-Keeps:  every question in `storage.journal`/probe.sqlite: it counts in the budget and is never asked
-        again, unless --refresh says so
+Keeps:  every request in `storage.journal`/probe.sqlite: it counts in the budget and is sent again
+        only with --refresh
 Raises: as collect_teacher: ProviderUnusable (69), BudgetReached (77)
 
-A capability is what an answer shows: a schema counts when the answer keeps to it although the
-question asks for a sentence. A seed counts when it is not refused; whether it gives the same answer
-again is not looked at.
+Schemas are supported if the answer satisfies one although the question asks for a sentence; a seed,
+if the API accepts it (equal answers are not tested).
 
 Run: python -m nexa_distill.probe [--provider NAME] [--model MODEL] [--refresh]
 """
@@ -47,7 +46,7 @@ SYSTEM, QUESTION = "You answer briefly.", "How many legs has a spider? Answer in
 ANSWER_TOKENS = 256  # at most; enough for a model that thinks first
 ATTEMPTS = 2
 MODELS_BYTES, MODELS_SECONDS = 8 * 2**20, 30.0
-# What each question carries besides the first one.
+# Capability -> what its request contains besides the first one.
 QUESTIONS: dict[str, dict[str, Any]] = {
     "completion": {},
     "json_schema": PROBE_SCHEMA.options("probe"),
@@ -59,7 +58,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Of one model of one provider."""
+    """A probe of one model of one provider."""
 
     config: DistillConfig
     name: str
@@ -67,13 +66,13 @@ class Probe:
 
     @property
     def provider(self) -> Provider:
-        """The settings of the API that is asked."""
+        """The settings of the provider."""
         return self.config.providers[self.name]
 
     def run(self, *, refresh: bool = False) -> Capabilities:
-        """What is known already, or what the answers show. Errors as `Gateway.ask_all`."""
-        if not refresh and (known := capabilities.load(self.config, self.name, self.model)):
-            return known
+        """The stored capabilities, or new ones. Errors as those of the gateway's `ask_all`."""
+        if not refresh and (stored := capabilities.load(self.config, self.name, self.model)):
+            return stored
         refuse_unpriced(self.config.budget, self.name, self.provider, self.model)
         path = self.config.storage.path("journal") / "probe.sqlite"
         with Journal(path, run_id()) as journal:
@@ -86,21 +85,21 @@ class Probe:
                 models = asyncio.run(_models(endpoint))
             replies = {name: _reply(journal, request) for name, request in questions.items()}
         self._refuse_silence(replies["completion"], endpoint)
-        found = {"models": listed(models, endpoint.model)} | findings(replies)
+        results = {"models": listed(models, endpoint.model)} | findings(replies)
         base_url = self.provider.base_url
-        made = Capabilities(self.name, self.model, base_url, utc_now(), found)
-        capabilities.save(self.config, made)
-        return made
+        probed = Capabilities(self.name, self.model, base_url, utc_now(), results)
+        capabilities.save(self.config, probed)
+        return probed
 
     def _newest(self, journal: Journal, refresh: bool) -> dict[str, PromptRequest]:
-        """The newest round of questions that was begun; with `refresh`, one more."""
+        """The newest round of questions that was started; with `refresh`, one more."""
         begun = 0
         while journal.known([self._questions(begun)["completion"].key]):
             begun += 1
         return self._questions(begun if refresh else max(begun - 1, 0))
 
     def _questions(self, round_: int) -> dict[str, PromptRequest]:
-        provider, made = self.provider, {}
+        provider, requests = self.provider, {}
         regenerates = self.model == provider.regen_model != provider.model
         options = provider.extra_body | (provider.regen_extra_body if regenerates else {})
         for name, asked in QUESTIONS.items():
@@ -110,12 +109,12 @@ class Probe:
             body |= dict.fromkeys(limits, ANSWER_TOKENS)
             request = prompt_request(name, body, round_=round_)
             where = provider.base_url or self.name  # another address is another question
-            made[name] = replace(request, key=sha256_text(f"{where}|{request.key}"))
-        return made
+            requests[name] = replace(request, key=sha256_text(f"{where}|{request.key}"))
+        return requests
 
     def _to_ask(self, journal: Journal, questions: Mapping[str, PromptRequest]) -> list[Asking]:
-        """What has brought neither an answer nor a refusal yet."""
-        price, made = self.provider.prices.get(self.model), []
+        """The questions with neither an answer nor a refusal yet."""
+        price, pending = self.provider.prices.get(self.model), []
         known = journal.known(request.key for request in questions.values())
         for request in questions.values():
             before = known.get(request.key)
@@ -125,21 +124,21 @@ class Probe:
             usd = price.cost(prompt, answer) if price else 0.0
             id_ = before.id if before else None
             tokens = prompt + answer
-            made.append(Asking(id_, request.key, request.sample_id, request.data, tokens, usd))
-        return made
+            pending.append(Asking(id_, request.key, request.sample_id, request.data, tokens, usd))
+        return pending
 
     def _announce(self, asking: list[Asking]) -> None:
         usd = sum(a.most_usd for a in asking)
         cost = f"at most ${usd:.6f}" if self.model in self.provider.prices else "unpriced"
         print(
-            f"probe: asks {self.name} ({self.provider.base_url or 'its own server'}) {self.model} "
-            f"for its list of models and {len(asking)} questions of at most {ANSWER_TOKENS} answer "
-            f"tokens, {cost}",
+            f"probe: sends {self.name} ({self.provider.base_url or 'its own server'}) {self.model} "
+            f"a request for its models and {len(asking)} questions of at most {ANSWER_TOKENS} "
+            f"answer tokens, {cost}",
             flush=True,
         )
 
     def _ask(self, journal: Journal, asking: list[Asking], endpoint: Endpoint) -> None:
-        """One after the other, so that a refusal of the whole API ends it at once."""
+        # One at a time, so that a refusal of the whole API stops the probe immediately.
         changes = {"concurrency": 1, "max_attempts": ATTEMPTS, "stop_on_model_change": False}
         settings = self.config.collection.model_copy(update=changes)
         spent = journal.spent().plus(spent_elsewhere(journal.path.parent, journal.path))
@@ -190,18 +189,18 @@ def main() -> int:
     add("--base-url", metavar="URL", help="another address for this provider")
     add("--model", metavar="MODEL", help="default: collection.teacher_model, or the provider's")
     add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
-    add("--refresh", action="store_true", help="ask again, whatever is known")
+    add("--refresh", action="store_true", help="probe again")
     args = parser.parse_args()
     config = load_config(args.config)
     name, _ = config.chosen_provider(args.provider)
     provider: dict[str, Any] = {"base_url": args.base_url, "api_key_env": args.api_key_env}
-    if args.base_url:  # somebody else's server: nothing of ours is started
+    if args.base_url:  # another server: start none here
         provider |= {"start": [], "endpoint_file": ""}
     config = with_flags(config, {"providers": {name: provider}})
     model = args.model or config.collection.teacher_model or config.providers[name].model
-    found = Probe(config, name, model).run(refresh=args.refresh)
-    print("\n".join(capabilities.table(found)))
-    print(f"probe: {capabilities.cache_path(config, name)}; --refresh asks again")
+    probed = Probe(config, name, model).run(refresh=args.refresh)
+    print("\n".join(capabilities.table(probed)))
+    print(f"probe: {capabilities.cache_path(config, name)}; --refresh probes again")
     return 0
 
 

@@ -1,24 +1,22 @@
-"""Rejected answers get another attempt, with the reason in the prompt.
+"""Regenerate rejected answers, with the rejection reasons in the prompt.
 
-Reads   collected_dataset, rejections and filtered_dataset (what the gates said), the checks (their
-        evidence), storage.annotations (what people said and wrote), regen_dataset (what has been
-        repaired so far)
+Reads   collected_dataset, rejections and filtered_dataset, the checks (evidence),
+        storage.annotations (comments and edits), regen_dataset (the repairs so far)
 Writes  regen_dataset (contracts.OUTPUTS: the answers of every round so far, and the edits of
-        people), beside it what got no answer
-Keeps   repairs asked == answered + unanswered. The new answers pass the same gates as the first
-        ones (`gates.repair` runs them, round after round)
-Raises  InputMissing (66) when the gates have not judged the answers that are there, InputError
-        (65), and as the teacher's gateway: ProviderUnusable (69), StorageFailed (74), Locked (75),
+        annotators), beside it the unanswered requests
+Keeps   repairs requested == answered + unanswered. The new answers go through the same gates as the
+        first ones (`gates.py` runs them, round after round)
+Raises  InputMissing (66) if the gates have not run on the current answers, InputError (65), and as
+        the teacher's gateway: ProviderUnusable (69), StorageFailed (74), Locked (75),
         BudgetReached (77)
 
-What is asked is said in `repair/plan.py`, with which words in `repair/prompts.py`. A request is in
-`storage.journal`/regenerate.sqlite under a key with its round and everything it is told: running
-this twice, or after a kill, pays once. Where answers come from a file (`answers.path`) nobody is
-asked.
+The plan: `repair/plan.py`; the prompts: `repair/prompts.py`. A request is in
+`storage.journal`/regenerate.sqlite under a key of its round and content: running this twice, or
+after a kill, pays once. If answers come from a file (`answers.path`) no request is sent.
 
 `--annotations FILE` records the decisions of the file (lines of the log, or seeds `{index |
-sample_id, action, reason, note}`; `index` is a row of `--src`, the file that was looked at) and
-asks with them; with a `--dst` elsewhere it records nothing, and asks about just these answers.
+sample_id, action, reason, note}`; `index` is a row of the inspected file `--src`) and repairs with
+them; with a `--dst` outside the storage it records nothing and repairs only these answers.
 
     python -m nexa_distill.regenerate_bad [--annotations FILE] [--provider NAME] [--dry-run]
 """
@@ -94,18 +92,19 @@ def _options(config: DistillConfig) -> dict[str, Any]:
 
 
 def settings(config: DistillConfig, plan: Plan | None = None) -> dict[str, Any]:
-    """What decides the new answers, next to the first ones and the journal.
+    """The values that determine the repairs, besides the first answers and the journal.
 
-    The plan is one of these values: it is made from tables that the repairs themselves change, so
-    their hashes would never settle. Without tables that it can be made from, it is null.
+    Without a possible plan its value is null.
     """
+    # The plan itself is a value: it is made from tables that the repairs change, so their hashes
+    # would never settle.
     provider = config.chosen_provider()[1]
     if plan is None:
         try:
             plan = make_plan(config)
-        except NexaError:  # the stage runs then, and says so
+        except NexaError:  # the stage then runs, and raises it
             plan = None
-    rounds = max((one.round for one in plan.wanted), default=0) if plan else 0
+    rounds = max((repair.round for repair in plan.wanted), default=0) if plan else 0
     models = [regen_model(config, n) for n in range(1, rounds + 1)]
     prices = {model: provider.prices.get(model) for model in models}
     return {
@@ -124,13 +123,13 @@ def settings(config: DistillConfig, plan: Plan | None = None) -> dict[str, Any]:
 
 
 def _reasoning_limit(config: DistillConfig, plan: Plan | None) -> dict[str, Any]:
-    """It decides nothing where no reasoning was cut."""
-    cut = plan and any("reasoning_cut" in one.reasons for one in plan.wanted)
+    # The limit has no effect if no reasoning was cut.
+    cut = plan and any("reasoning_cut" in repair.reasons for repair in plan.wanted)
     return {"reasoning_max_tokens": config.regeneration.reasoning_max_tokens} if cut else {}
 
 
 class Asking:
-    """The requests of a plan: one collector per round, for each has its model."""
+    """The requests of a plan: one collector per round, because rounds have their own models."""
 
     def __init__(self, config: DistillConfig, plan: Plan, *, retry_failed: bool = False) -> None:
         self.config, self.plan = config, plan
@@ -156,7 +155,7 @@ class Asking:
         )
 
     def _request(self, row: Row, wanted: Wanted, model: str) -> PromptRequest:
-        """The same question, what was wrong, and a stricter system prompt after the row's own."""
+        """The question with instructions, and the repair system prompt after the row's own."""
         config, sample = self.config, wanted.sample_id
         provider, limit = config.chosen_provider()[1], config.regeneration.reasoning_max_tokens
         prompt = repair_prompt(
@@ -174,7 +173,7 @@ class Asking:
         return prompt_request(sample, body, attempt=attempt, round_=wanted.round)
 
     def write(self, journal: Journal | None, dst: Path, unanswered: Path, summary: Summary) -> None:
-        """Both tables: every round from the journal, then what people wrote."""
+        """Write both tables: every round from the journal, then the edits."""
         with table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad:
             for collector, wanted in self.rounds:
                 answers = collector.results(journal) if journal else ()
@@ -191,31 +190,31 @@ class Asking:
 def rows_of(
     config: DistillConfig, samples: Iterable[str], columns: Sequence[str] | None
 ) -> Iterator[list[Row]]:
-    """The first collected answer's row of each of these samples, with the columns of INPUTS."""
-    left = set(samples)
-    ids = pa.array(sorted(left), pa.string())
-    path, wanted = config.storage.path("collected_dataset"), list(columns or INPUTS.names)
-    for batch in read_batches(path, ANSWERS, batch_rows=BATCH_ROWS, columns=wanted):
-        found = []
+    """The row of each sample's first collected answer, with the columns of INPUTS."""
+    missing = set(samples)
+    ids = pa.array(sorted(missing), pa.string())
+    path, names = config.storage.path("collected_dataset"), list(columns or INPUTS.names)
+    for batch in read_batches(path, ANSWERS, batch_rows=BATCH_ROWS, columns=names):
+        rows = []
         for row in batch.filter(pc.is_in(batch["sample_id"], ids)).to_pylist():
-            if row["sample_id"] in left:
-                left.remove(row["sample_id"])
-                found.append(row)
-        yield found
-    if left:
+            if row["sample_id"] in missing:
+                missing.remove(row["sample_id"])
+                rows.append(row)
+        yield rows
+    if missing:
         raise InputError(
-            f"{path}: has no answer to sample_id {min(left)}, which is to be asked again"
+            f"{path}: has no answer to sample_id {min(missing)}, which is to be repaired"
         )
 
 
 def edit_rows(config: DistillConfig, edits: list[tuple[str, Edit]]) -> Iterator[Row]:
-    """Rows of contracts.OUTPUTS: a person's text is an answer like any other, as it stands."""
+    """Rows of contracts.OUTPUTS: an annotator's text is an answer like any other, unchanged."""
     by_sample: dict[str, list[Edit]] = {}
     for sample, edit in edits:
         by_sample.setdefault(sample, []).append(edit)
     for batch in rows_of(config, by_sample, None) if by_sample else ():
         for row in batch:
-            for edit in sorted(by_sample[row["sample_id"]], key=lambda one: one.attempt):
+            for edit in sorted(by_sample[row["sample_id"]], key=lambda edit: edit.attempt):
                 yield row | {
                     "attempt": edit.attempt,
                     "teacher_output": edit.by.edited_output,
@@ -236,16 +235,17 @@ def run(
     dry_run: bool = False,
     retry_failed: bool = False,
 ) -> Summary | None:
-    """Ask again for what was rejected; None when there was nothing to do."""
+    """Request the planned repairs; None if there was nothing to do."""
     storage = config.storage
     dst = dst or storage.path("regen_dataset")
     elsewhere = storage.key_of(dst) != "regen_dataset"
     if annotations:
-        given = decisions_of(annotations, src or storage.path("rejections"))
+        decisions = decisions_of(annotations, src or storage.path("rejections"))
         src = None
         if not elsewhere and not dry_run:
-            print(f"regenerate: {record(config, given)} new decisions of {annotations} recorded")
-    plan = plan_of(config, given) if annotations and elsewhere else make_plan(config, src)
+            count = record(config, decisions)
+            print(f"regenerate: recorded {count} new decisions of {annotations}")
+    plan = plan_of(config, decisions) if annotations and elsewhere else make_plan(config, src)
     unanswered, first = unanswered_path(dst), storage.path("collected_dataset")
     stage = StageRun("regenerate", storage, inputs=[first], settings=settings(config, plan))
     current = stage.is_current(dst, unanswered) and not read_again(unanswered)
@@ -263,9 +263,9 @@ def run(
 
 def _announce(config: DistillConfig, asking: Asking) -> None:
     if config.answers.path and not asking.rounds:
-        print(f"regenerate: answers come from {config.answers.path}; no teacher is asked again")
+        print(f"regenerate: answers come from {config.answers.path}; no request is sent")
     elif not asking.plan.wanted:
-        print("regenerate: nothing was rejected that another answer would mend")
+        print("regenerate: no rejection that regenerating could fix")
     else:
         for line in _unknown_finishes(config):
             print(f"regenerate: warning: {line}")
@@ -275,7 +275,7 @@ def _announce(config: DistillConfig, asking: Asking) -> None:
 
 
 def _unknown_finishes(config: DistillConfig) -> Iterator[str]:
-    """Words of the first answers that count as truncated only because nobody knows them."""
+    """Warnings about unknown finish reasons, which count as truncated."""
     words, answers = Counter[str](), 0
     path = config.storage.path("collected_dataset")
     for batch in read_batches(path, ANSWERS, columns=["finish_reason"]):
@@ -301,7 +301,7 @@ def _ask(asking: Asking, stage: StageRun, dst: Path, unanswered: Path) -> Summar
     if collectors:
         summary.say("regenerate", collectors[0].provider_name, dst, unanswered)
     if asking.plan.edits:
-        print(f"regenerate: {len(asking.plan.edits)} answers written by people -> {dst}")
+        print(f"regenerate: {len(asking.plan.edits)} answers written by annotators -> {dst}")
     return summary
 
 
@@ -330,15 +330,15 @@ def main() -> int:
     """Command line."""
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("--src", type=Path, metavar="FILE", help="what was looked at (default: storage.rejections)")
-    add("--annotations", type=Path, metavar="FILE", help="decisions of people, JSONL")
+    add("--src", type=Path, metavar="FILE", help="inspected file (default: storage.rejections)")
+    add("--annotations", type=Path, metavar="FILE", help="human decisions, JSONL")
     add("--dst", type=Path, metavar="FILE", help="default: storage.regen_dataset")
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
     add("--teacher", metavar="MODEL", help="default: the provider's regen_model")
     add("--system-prompt", metavar="FILE", help="default: collection.regen_system_prompt_path")
-    add("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    add("--dry-run", action="store_true", help="print what would be sent, send nothing")
     add("--estimate", action="store_true", help="the same as --dry-run")
-    add("--retry-failed", action="store_true", help="ask again what brought no answer")
+    add("--retry-failed", action="store_true", help="send failed requests again")
     return run_regeneration(parser.parse_args())
 
 

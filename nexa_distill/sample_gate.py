@@ -1,22 +1,19 @@
 """SampleGate: from checks and thresholds to the answers that are kept.
 
-Reads   collected_dataset and regen_dataset (contracts.OUTPUTS), and those of rules_checks,
-        exec_checks, judge_checks and person_checks that are there (contracts.CHECKS), with the
-        judges' canaries
+Reads   collected_dataset and regen_dataset (contracts.OUTPUTS), those of rules_checks, exec_checks,
+        judge_checks and person_checks that exist (contracts.CHECKS), the judges' canaries
 Writes  filtered_dataset (the best passing answer of each sample), rejections (every other answer,
         with all its reasons), reports/sample_gate/gate_report.{json,md,html} and
         quality_report.{json,md}
-Keeps   of the answers of a sample that pass, the one with the highest mean of its judge scores
-        (an unjudged one stands below any judged one), and of equals the earliest attempt
+Keeps   of a sample's passing answers the one with the highest mean judge score; unjudged answers
+        rank last, ties go to the earliest attempt
 Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) for a bad one
 
-An answer passes when every check made of it passes and every required check was made
-(`sample_gate:` in configs/filters.yaml, and the scores of each judge that `judging.judges` names).
-`ok` null never passes; only judge scores, which are measured without a threshold, are compared
-here. A required check that is missing is a reason of its own only where nothing else failed: a
-later gate need not look at what an earlier one refused.
-The same thresholds say which canaries a judge would have let through; they decide no answer.
-Texts are streamed; memory grows by some 130 bytes per answer (`gating/check_summary.py`).
+An answer passes if all its checks pass and every required check exists (`sample_gate:` in
+configs/filters.yaml, and the scores of each judge in `judging.judges`). `ok` null never passes;
+only judge scores, which have no threshold in the checks, are compared here. The same thresholds are
+applied to canaries, for the false-accept rate of the judges.
+Texts are streamed; memory grows by about 130 bytes per answer (`gating/check_summary.py`).
 
     python -m nexa_distill.sample_gate --judge-f-threshold 0.8
 """
@@ -55,7 +52,7 @@ CHECK_FILES = ["rules_checks", "exec_checks", "judge_checks", "person_checks"]
 
 
 class SampleGate:
-    """Decides by the thresholds of one configuration."""
+    """Keeps or rejects answers by the thresholds of `config`."""
 
     def __init__(self, config: GateConfig) -> None:
         self.config = config
@@ -63,7 +60,7 @@ class SampleGate:
     def filter_sample(self, checks: Iterable[Mapping[str, Any]]) -> list[str]:
         """Reasons against an answer, from rows of contracts.CHECKS in order; empty = it passes.
 
-        Rows that passed may be left out. Whether required checks were made is not asked here.
+        Rows that passed may be left out. Missing required checks are not detected here.
         """
         seen = Seen()
         for row in checks:
@@ -73,8 +70,10 @@ class SampleGate:
     def _against(self, case: Case) -> list[str]:
         seen = case.seen
         lacks_one = ["check_missing"] * (self.config.require_both and len(seen.judged) == 1)
-        found = list(dict.fromkeys([*seen.reasons, *self._low(dict(seen.scores)), *lacks_one]))
-        return found or ["check_missing"] * case.missing
+        reasons = list(dict.fromkeys([*seen.reasons, *self._low(dict(seen.scores)), *lacks_one]))
+        # A later gate does not check answers that an earlier one rejected: a missing check is a
+        # reason only if there is no other.
+        return reasons or ["check_missing"] * case.missing
 
     def _low(self, scores: Mapping[str, float]) -> list[str]:
         """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
@@ -89,9 +88,9 @@ class SampleGate:
     def filter_dataset(
         self, src: Sequence[Path], checks: Sequence[Path], dst: Path, rejections: Path
     ) -> FilterStats:
-        """Split the answers of `src` into `dst` and `rejections`; every answer is in one of them.
+        """Write every answer of `src` to either `dst` or `rejections`.
 
-        Raises InputError when a key stands twice or there is no answer at all.
+        Raises InputError for a duplicate key or without answers.
         """
         answers = AnswerKeys(src)
         if not len(answers):
@@ -112,11 +111,11 @@ class SampleGate:
             rejected_out = files.enter_context(table_writer(rejections, REJECTIONS))
             for rows in _answers(src):
                 these = of_answer[stats.total : stats.total + rows.num_rows]
-                found = [reasons[number] for number in these.tolist()]
-                keep = np.array([not r for r in found])
+                against = [reasons[number] for number in these.tolist()]
+                keep = np.array([not r for r in against])
                 kept_out.write(rows.filter(pa.array(keep)))
-                rejected_out.write(_rejected(rows, keep, found))
-                stats.add(rows, found)
+                rejected_out.write(_rejected(rows, keep, against))
+                stats.add(rows, against)
                 progress.add(rows.num_rows, f"{stats.kept} kept")
             if stats.total != len(answers) or kept_out.rows + rejected_out.rows != stats.total:
                 raise RuntimeError(f"rows lost: {len(answers)} answers, {stats}")
@@ -124,13 +123,11 @@ class SampleGate:
         return stats
 
     def _decide(self, answers: AnswerKeys, evidence: Evidence) -> tuple[list[list[str]], Indexes]:
-        """The distinct lists of reasons, and which of them each answer has.
-
-        Of a sample's passing answers only the best has none.
-        """
+        """The distinct lists of reasons, and per answer the index of its list."""
         cases, of_answer = evidence.cases()
         reasons = [self._against(case) for case in cases]
-        passes = np.flatnonzero(np.array([not found for found in reasons])[of_answer])
+        passes = np.flatnonzero(np.array([not against for against in reasons])[of_answer])
+        # Of a sample's passing answers only the best is kept.
         best = answers.best(passes, np.array([_rank(case.seen) for case in cases])[of_answer])
         of_answer[np.setdiff1d(passes, best, assume_unique=True)] = len(reasons)
         return [*reasons, [KEPT_ANOTHER]], of_answer
@@ -147,7 +144,7 @@ class SampleGate:
 
 
 def _rank(seen: Seen) -> float:
-    """The mean of the judges' scores, 0..1; an unjudged answer stands below any judged one."""
+    """The mean of the judges' scores, 0..1; -1 for an unjudged answer."""
     scores = [score for _, score in seen.scores if 0 <= score <= 1]
     return fmean(scores) if scores else -1.0
 
@@ -156,8 +153,8 @@ def _answers(src: Sequence[Path]) -> Iterable[pa.Table]:
     return (rows for path in src for rows in read_batches(path, SOURCE, batch_rows=8192))
 
 
-def _rejected(rows: pa.Table, keep: np.ndarray[Any, Any], found: list[list[str]]) -> pa.Table:
-    reasons = [r for r in found if r]
+def _rejected(rows: pa.Table, keep: np.ndarray[Any, Any], against: list[list[str]]) -> pa.Table:
+    reasons = [r for r in against if r]
     table = rows.filter(pa.array(~keep))
     table = table.append_column(
         REJECTIONS.field("rejection_reason"), pa.array([r[0] for r in reasons], pa.string())
@@ -167,12 +164,12 @@ def _rejected(rows: pa.Table, keep: np.ndarray[Any, Any], found: list[list[str]]
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides which answers are kept, next to the checks."""
+    """The values that determine which answers are kept, besides the checks."""
     return _gate(config).model_dump()
 
 
 def _gate(config: DistillConfig, given: GateConfig | None = None) -> GateConfig:
-    """With the verdict of every judge that the configuration names among what is required."""
+    """The gate's settings; the checks of every configured judge are required too."""
     gate = given or load_yaml(Path(config.filters), FilterConfig).sample_gate
     judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in JUDGED]
     return gate.model_copy(update={"required": [*gate.required, *judges]})
@@ -200,7 +197,7 @@ def run(
     report = report or storage.beside(dst, "report.json", usual)
     rejections = rejections or storage.beside(dst, "rejections.parquet", storage.path("rejections"))
     dst = dst or storage.path("filtered_dataset")
-    canaries = [found for path in checks if (found := canaries_of(path, storage)).exists()]
+    canaries = [canary for path in checks if (canary := canaries_of(path, storage)).exists()]
     inputs = [*src, *checks, *canaries]
     stage = StageRun("sample_gate", storage, inputs=inputs, settings=gate.model_dump())
     for path in checks:
@@ -230,7 +227,7 @@ def run(
 
 
 def _existing(config: DistillConfig, keys: list[str]) -> list[Path]:
-    """The first of the storage's files, there or not, and those of the others that are there."""
+    """The first of the storage's files, which is required, and those of the others that exist."""
     paths = [config.storage.path(key) for key in keys]
     return paths[:1] + [path for path in paths[1:] if path.exists()]
 

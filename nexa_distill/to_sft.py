@@ -1,20 +1,19 @@
 """Packaging: kept answers to training samples.
 
-Reads   filtered_dataset (contracts.OUTPUTS), the system prompt that the teacher was given
+Reads   filtered_dataset (contracts.OUTPUTS), the teacher's system prompt
 Writes  sft_parquet (contracts.SFT), sft_jsonl and splits/{train,val,test}.jsonl (the same samples,
         one JSON object per line, "" for null; a split without samples has no file),
         training/README.md (the dataset card), and with --format another form beside sft_jsonl
 Keeps   every row, in order; a sample is a pure function of its row and the system prompt
-Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) when there is
-        nothing to train on, QualityGateMissed (3) when the kept answers are not worth it
+Raises  InputMissing (66) for an absent, unsealed or stale input, InputError (65) if there is
+        nothing to train on, QualityGateMissed (3) if the kept answers miss a quality gate
 
     python -m nexa_distill.to_sft --format sharegpt
 
-The messages are the ones that the student sees when it is asked: the row's system prompt, or the
-collection's, the user prompt, and the answer; with `packaging.reasoning: keep` the teacher's
-reasoning before it, in the form that `text/reasoning.py` reads out of a student. SampleGate has
-already merged repaired answers; `--regen` adds a table that passed the gates elsewhere, and of one
-sample takes the higher attempt.
+The messages equal the student's messages at inference: the row's system prompt, or the
+collection's, the user prompt, and the answer; with `packaging.reasoning: keep` preceded by the
+teacher's reasoning (`text/reasoning.py`). SampleGate has already merged the repairs; `--regen` adds
+a table that passed the gates elsewhere, and the higher attempt of a sample is used.
 """
 
 import argparse
@@ -52,7 +51,7 @@ GATES = "`python scripts/python/data_processing/run_filtering.py`"
 SPLITS = ("train", "val", "test")
 BATCH_ROWS = 4096
 Record = dict[str, Any]
-# What some reader takes for the end of a line, or what UTF-8 cannot hold. The rest stays as it is.
+# Characters that some readers treat as a line end, or that UTF-8 cannot encode.
 UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -61,9 +60,9 @@ def build_record(
 ) -> Record:
     """One training sample (contracts.SFT) of one kept answer.
 
-    `system_prompt` is the collection's; the row's own goes before it. Without either there is no
-    system message. White space around the answer goes: the student ends with its last word.
-    Raises InputError for a row without an answer.
+    `system_prompt` is the collection's; the row's own takes precedence. Without either there is no
+    system message. The answer is stripped, so the target ends with its last token. Raises
+    InputError for a row without an answer.
     """
     if row["teacher_output"] is None:
         raise InputError(
@@ -76,18 +75,16 @@ def build_record(
 
 
 def with_reasoning(row: Mapping[str, Any]) -> str:
-    """The reasoning, if there is any, and the answer.
-
-    A reasoning that writes the mark of its own end at the begin of a line could not be told from
-    the answer again, in training or in what the student writes: such a row has its answer alone.
-    """
+    """The reasoning, if there is any, and the answer."""
+    # Reasoning that contains its own end mark at the beginning of a line could not be separated
+    # from the answer again: such a row keeps only its answer.
     thought, answer = (row["reasoning_output"] or "").strip(), str(row["teacher_output"]).strip()
     target = join_reasoning(thought, answer)
     return target if split_reasoning(target) == (thought, answer) else answer
 
 
 def prompt_messages(row: Mapping[str, Any], system_prompt: str | None) -> list[dict[str, str]]:
-    """What the student is asked; `system_prompt` as in `build_record`."""
+    """The messages before the answer; `system_prompt` as in `build_record`."""
     system = row["system_prompt"] or system_prompt
     messages = [{"role": "system", "content": system}] if system else []
     return [*messages, {"role": "user", "content": row["user_prompt"]}]
@@ -99,31 +96,29 @@ def said_by_assistant(text: str) -> dict[str, str]:
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """The record as JSON on exactly one line, whatever the reader takes for a line's end."""
+    """The record as JSON on exactly one line, for readers with any definition of a line end."""
     text = json.dumps(record, ensure_ascii=False)
-    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 def without_nulls(record: Record) -> Record:
-    """The record with an empty text where it has no value.
-
-    `datasets` takes the types of a JSON file from its first 10 MB. A column that is null or absent
-    there, and a text later, cannot be loaded (huggingface/datasets#7222).
-    """
+    """The record with an empty text for null."""
+    # `datasets` takes the types of a JSON file from its first 10 MB. A column that is null there,
+    # and a text later, cannot be loaded (huggingface/datasets#7222).
     return {name: "" if value is None else value for name, value in record.items()}
 
 
 def _input_output(record: Record) -> Record:
-    *asked, answer = record["messages"]
-    return {"input": "\n\n".join(m["content"] for m in asked), "output": answer["content"]}
+    *prompt, answer = record["messages"]
+    return {"input": "\n\n".join(m["content"] for m in prompt), "output": answer["content"]}
 
 
 def _alpaca(record: Record) -> Record:
-    *before, asked, answer = record["messages"]
+    *before, user, answer = record["messages"]
     system = "\n\n".join(m["content"] for m in before)
     return {
-        "instruction": system or asked["content"],
-        "input": asked["content"] if system else "",
+        "instruction": system or user["content"],
+        "input": user["content"] if system else "",
         "output": answer["content"],
     }
 
@@ -143,7 +138,7 @@ FORMATS: dict[str, Callable[[Record], Record] | None] = {
 
 
 class Writers:
-    """The open files of one packaging; nothing is in its place until the block ends well."""
+    """The open output files; they replace the old ones only if the block ends without an error."""
 
     def __init__(self, files: ExitStack, parquet: Path, jsonl: Path, splits: Path, form: str):
         self.files, self.splits = files, splits
@@ -158,7 +153,7 @@ class Writers:
         return self.files.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
 
     def write(self, records: Sequence[Record]) -> None:
-        """Append samples to every file that they belong in."""
+        """Append samples to the files of all formats and of their splits."""
         self.table.write(pa.Table.from_pylist(list(records), schema=SFT))
         for record in records:
             split, line = record["split"], json_line(without_nulls(record))
@@ -171,7 +166,7 @@ class Writers:
 
 
 def exported(jsonl: Path, form: str) -> Path:
-    """Where another form of the samples stands: beside `jsonl`, with its name in it."""
+    """The path of the samples in another format, beside `jsonl`."""
     return jsonl.with_name(f"{jsonl.stem}.{form}.jsonl")
 
 
@@ -189,14 +184,14 @@ def _rows(
 
 
 def _attempts(path: Path) -> dict[str, int]:
-    found: dict[str, int] = {}
+    attempts: dict[str, int] = {}
     for rows in read_batches(path, SOURCE, columns=["sample_id", "attempt"]):
-        found.update(zip(rows["sample_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
-    return found
+        attempts.update(zip(*rows.to_pydict().values(), strict=True))
+    return attempts
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
-    """What decides the samples, and whether there are any, next to the kept answers."""
+    """The values that determine the samples, besides the kept answers."""
     gates = quality_gates.load_gates(config).model_dump()
     return {
         "system_prompt": _system_prompt(config),
@@ -215,7 +210,7 @@ def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
     if regen and not is_sealed(regen, SOURCE, storage):
         raise InputError(
             f"{regen}: these answers have not passed the gates. Answers that an annotator wants "
-            "asked again: `python scripts/python/data_processing/run_regeneration.py --annotations "
+            "regenerated: `python scripts/python/data_processing/run_regeneration.py --annotations "
             f"FILE` asks, checks and merges them; other tables: {GATES} checks them and keeps the "
             "best attempt of each sample. Then run this command without --regen"
         )
@@ -224,17 +219,17 @@ def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
 
 
 def _nothing(src: Path, splits: Mapping[str, int], storage: Storage) -> InputError:
-    """The error that says which thresholds left nothing to train on."""
+    """The error for an empty training set, with the most frequent reasons."""
     rejections = storage.path("rejections")
     counts: Counter[str] = Counter()
     if rejections.exists():
         for rows in read_batches(rejections, TABLES["rejections"], columns=["rejection_reason"]):
             for item in pc.value_counts(rows["rejection_reason"]).to_pylist():
                 counts[item["values"]] += item["counts"]
-    most = "; ".join(f"{n} {why} ({REASONS[why]})" for why, n in counts.most_common(3))
+    rejected = "; ".join(f"{n} {why} ({REASONS[why]})" for why, n in counts.most_common(3))
     kept = ", ".join(f"{splits.get(name, 0)} {name}" for name in SPLITS)
     return InputError(
-        f"{src}: nothing to train on: {kept} samples. Rejected: {most or 'nothing'}. "
+        f"{src}: nothing to train on: {kept} samples. Rejected: {rejected or 'nothing'}. "
         f"Read {rejections}, change the thresholds in the filters file (configs/filters.yaml), "
         "then run `python scripts/python/data_processing/run_filtering.py` again"
     )
@@ -263,7 +258,7 @@ def _write(
 
 
 def _drop_empty(splits: Path, counts: Mapping[str, int]) -> None:
-    """Remove the file of a split that had samples in an earlier packaging and has none now."""
+    """Remove files of splits that had samples in an earlier run and have none now."""
     for name in SPLITS:
         if not counts.get(name):
             (splits / f"{name}.jsonl").unlink(missing_ok=True)
@@ -335,7 +330,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the stage, if the human decisions are applied: by hand nothing else would apply them."""
+    """Run the stage. Refuses if human decisions are not applied: run alone it cannot apply them."""
     args = arguments()
     if args.src is None:
         refuse_unapplied(load_config(args.config).storage, GATES)

@@ -1,15 +1,15 @@
-"""The inspection room: a person looks at answers and decides, watches a run, compares students.
+"""The inspection app: annotate answers, watch a run, compare students.
 
-Reads   --src (any table of answers; default: what SampleGate kept, or else the newest table of
-        answers that there is), the checks, reports and logs of the run
+Reads   --src (any table of answers; default: the answers kept by SampleGate, or else the newest
+        table of answers), the checks, reports and logs of the run
 Writes  `storage.annotations` (or --label-path): one line per decision, on disk before the next row
         is shown; `storage.rejected_labels`; `storage.preferences` on the Compare page
 Keeps   every decision: a reload, a second tab and a kill lose none
-Raises  nothing: what is wrong with a file or a flag stands on the page, with the next command
+Raises  nothing: errors are shown on the page, with the next command
 
-It listens on 127.0.0.1 only, sends no statistics and shows what models wrote as text, never as
-HTML. Keys: a accept, x reject (r is taken by Streamlit), g regenerate, e edit, j next, k previous,
-u next undecided.
+It listens on 127.0.0.1 only, sends no statistics and shows model output as text, never as HTML.
+Keys: a accept, x reject (r is taken by Streamlit), g regenerate, e edit, j next, k previous, u next
+undecided.
 
     streamlit run nexa_distill/ui_inspect.py -- --src PATH [--annotator NAME] [--start-index N]
 """
@@ -35,11 +35,11 @@ SOURCES = ("filtered_dataset", "rule_filtered", "collected_dataset")
 
 class _Parser(cli.Parser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; flags stand behind `--`:\n{self.format_usage()}")
+        raise UsageError(f"{message}; flags follow `--`:\n{self.format_usage()}")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The flags behind `--`. Raises UsageError (2)."""
+    """Parse the flags after `--`. Raises UsageError (2)."""
     parser = _Parser("ui_inspect.py", add_help=False)
     add = parser.add_argument
     add("--config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
@@ -52,22 +52,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def open_room(words: Sequence[str]) -> Room:
-    """The room that the flags and the configuration describe."""
-    given = parse(words)
-    config = load_config(given.config)
-    src = given.src or default_source(config)
+    """The context of the pages, from the flags and the configuration."""
+    args = parse(words)
+    config = load_config(args.config)
+    src = args.src or default_source(config)
     return Room(
         config,
-        given.config,
-        allowed(src, config, outside=given.allow_outside),
-        given.label_path or config.storage.path("annotations"),
-        given.start_index,
-        given.annotator or getpass.getuser(),
+        args.config,
+        allowed(src, config, outside=args.allow_outside),
+        args.label_path or config.storage.path("annotations"),
+        args.start_index,
+        args.annotator or getpass.getuser(),
     )
 
 
 def default_source(config: DistillConfig) -> Path:
-    """The last table of answers that the run has reached; the first one when there is none."""
+    """The latest table of answers that exists, else the collected dataset."""
     paths = [config.storage.path(key) for key in SOURCES]
     return next((path for path in paths if path.exists()), paths[-1])
 
@@ -82,12 +82,12 @@ def listens_elsewhere() -> bool:
 
 
 def main() -> None:
-    """Draw the page that is asked for."""
+    """Draw the requested page."""
     st.set_page_config("Nexa Distill", layout="wide")
     st.html("<style>.stMainBlockContainer {padding: 4rem 2.5rem 3rem}</style>")
     if listens_elsewhere():
         st.warning(
-            "This server can be reached from other machines, and it asks nobody for a password. "
+            "This server can be reached from other machines, without a password. "
             "Start it with `--server.address 127.0.0.1`, and from elsewhere use `ssh -L`."
         )
     pages = [
@@ -100,10 +100,8 @@ def main() -> None:
 
 
 def draw(name: str) -> None:
-    """One page; an error that a person can act on stands in its place.
-
-    Its module is imported when it is asked for: the first page need not wait for plots.
-    """
+    """Draw one page, or a user's error instead of it."""
+    # Imported on demand, so that the first page does not wait for the plotting library.
     page = import_module(f"nexa_distill.inspection.pages.{name}").page
     try:
         page(open_room(sys.argv[1:]))

@@ -51,7 +51,7 @@ def test_f26_a_row_that_stands_twice_is_asked_and_written_once(tmp_path: Path) -
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         said = ask(made, [*prompts(3), prompts(1)[0] | {"source_row": 9}])
-        assert "1 samples stand there more than once; asked once each" in said
+        assert "1 duplicate sample_ids; each is requested once" in said
         assert sum(teacher.billed().values()) == 3
     assert [row["sample_id"] for row in answers(made)] == ["s0000", "s0001", "s0002"]
 

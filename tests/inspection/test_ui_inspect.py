@@ -309,5 +309,5 @@ def test_without_chromium_the_tests_say_so_and_under_ci_they_fail(tmp_path: Path
 
 
 def test_a_bad_flag_is_an_instruction() -> None:
-    with pytest.raises(UsageError, match="flags stand behind `--`"):
+    with pytest.raises(UsageError, match="flags follow `--`"):
         open_room(["--srcc", "x"])

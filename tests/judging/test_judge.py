@@ -570,7 +570,7 @@ def test_the_pipeline_runs_judges_between_the_rules_and_the_gate(tmp_path: Path)
         made = workspace(tmp_path, teacher.base_url, judging=judges(), input={"limit": 3})
         made.run("scripts/python/data_processing/run_full_data_gen.py")
         done = made.run("nexa_distill.pipeline", "plan")
-        assert "judge: what 1 judges cost is known after rules" in done.stdout
+        assert "judge: cost of 1 judges is known after rules" in done.stdout
         before = sent(teacher)
         made.run("scripts/python/data_processing/run_filtering.py")
         assert sent(teacher) == before + 12 + CANARY_REQUESTS

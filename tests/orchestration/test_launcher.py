@@ -396,7 +396,7 @@ def test_f4_no_tmux_stops_on_ctrl_c_with_130_and_leaves_nothing_behind(
     wait_until(lambda: started(project, "data_gen"), "data_gen works")
     stage = stage_pid(project, "data_gen")
     refused = project.launch("--no-tmux", check=75)
-    assert "goes on: data_gen" in refused.stdout
+    assert "is running: data_gen" in refused.stdout
     os.killpg(launcher.pid, signal.SIGINT)
     launcher.communicate(timeout=20)
     assert launcher.returncode == 130

@@ -406,7 +406,7 @@ def test_help_is_quick_and_the_data_side_imports_neither_torch_nor_the_student_s
 def test_the_command_exits_with_66_at_a_broken_link(finished: TinyProject) -> None:
     command = [warm.python(), "-m", "nexa_distill.pipeline", "verify"]
     whole = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert whole.stdout.endswith("The chain is whole.\n")
+    assert whole.stdout.endswith("All hashes verified.\n")
     finished.write("raw.jsonl", "other\n")
     broken = subprocess.run(command, capture_output=True, text=True, check=False)
     assert broken.returncode == 66

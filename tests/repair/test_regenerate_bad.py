@@ -190,7 +190,7 @@ def test_no_teacher_is_asked_where_answers_come_from_a_file(tmp_path: Path) -> N
         made = collected(workspace(tmp_path, teacher.base_url))
         done = made.run(REGENERATE, "--answers", "some.jsonl")
         assert billed(teacher) == 6
-    assert "no teacher is asked again" in done.stdout
+    assert "no request is sent" in done.stdout
     assert rows(made, "regen_dataset") == []
 
 
