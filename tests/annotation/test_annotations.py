@@ -82,7 +82,7 @@ def test_f32_a_half_written_last_line_is_left_out_and_kept_apart(
     with path.open("ab") as file:
         file.write(torn)
     assert [event.sample_id for event in read(path)] == ["a"]
-    assert "half-written" in caplog.text
+    assert "incomplete last line" in caplog.text
     assert path.read_bytes().endswith(torn)
     append(path, decision("c"))
     assert [event.sample_id for event in read(path)] == ["a", "c"]
