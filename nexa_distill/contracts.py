@@ -23,7 +23,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 SAMPLE_ID = _field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
 ATTEMPT = _field(
     "attempt", _INT,
-    "first answers from 0, then one per round of repair; edits of people from 1000000",
+    "first answers from 0, then one per repair round; edits of annotators from 1000000",
     required=True,
 )
 TASK_FIELDS = [
@@ -54,7 +54,7 @@ INPUTS = pa.schema(
     [
         SAMPLE_ID, *TASK_FIELDS,
         _field("cluster_id", _STR, "duplicate cluster; decides the split", required=True),
-        _field("split", _STR, "train, val or test; fixed here for good", required=True),
+        _field("split", _STR, "train, val or test; never changes later", required=True),
     ]
 )
 _REASON = _field("rejection_reason", _STR, "first reason", required=True)
@@ -62,13 +62,13 @@ REJECTED_INPUTS = pa.schema(
     [
         *CANONICAL, _REASON,
         _field("matched", _STR, "sample_id of the row that was kept or is held out, or FILE:ROW:COLUMN of an eval file"),
-        _field("detail", _STR, "evidence for a person: the words that both have, the sides that would meet"),
+        _field("detail", _STR, "human-readable evidence: the shared words, or the splits that would be joined"),
     ]
 )
 CLUSTERS = pa.schema(
     [
         _field("document_id", _STR, "sha256 of the folded source document", required=True),
-        _field("cluster_id", _STR, "its duplicate cluster, for good", required=True),
+        _field("cluster_id", _STR, "its duplicate cluster; never changes", required=True),
     ]
 )
 OUTPUTS = pa.schema(
@@ -78,13 +78,13 @@ OUTPUTS = pa.schema(
         _field("raw_output", _STR, "the answer as received; null when cleaning changed nothing"),
         _field("reasoning_output", _STR, "reasoning kept apart from the answer"),
         _field("model_id", _STR, "model that answered, as the API named it", required=True),
-        _field("finish_reason", _STR, "stop, length, content_filter, tool_calls, or a word that "
-               "is not known; null when not said"),
+        _field("finish_reason", _STR, "stop, length, content_filter, tool_calls, or an "
+               "unknown word; null when missing"),
         _field("answer_flag", _STR, "what is unusual about the answer (below); null = nothing"),
-        _field("system_fingerprint", _STR, "the API's word for its configuration; null when not said"),
-        _field("prompt_tokens", _INT, "as billed; null when not said"),
-        _field("completion_tokens", _INT, "as billed; null when not said"),
-        _field("total_tokens", _INT, "as billed; null when not said"),
+        _field("system_fingerprint", _STR, "the API's name of its configuration; null when missing"),
+        _field("prompt_tokens", _INT, "as billed; null when missing"),
+        _field("completion_tokens", _INT, "as billed; null when missing"),
+        _field("total_tokens", _INT, "as billed; null when missing"),
         _field("latency_ms", _FLOAT, "request sent to body complete, milliseconds"),
         _field("cost_usd", _FLOAT, "US dollars by the configured prices; null when unpriced"),
         _field("request_key", _STR, "journal key of the request"),
@@ -97,8 +97,8 @@ UNANSWERED = pa.schema(
         *INPUTS,
         ATTEMPT,
         _REASON,
-        _field("detail", _STR, "the API's last word: status and start of the body"),
-        _field("request_key", _STR, "journal key of the request; null when nobody was asked"),
+        _field("detail", _STR, "the API's last response: status and start of the body"),
+        _field("request_key", _STR, "journal key of the request; null without a request"),
     ]
 )
 REJECTIONS = pa.schema(
@@ -116,16 +116,16 @@ CHECKS = pa.schema(
     [
         SAMPLE_ID, ATTEMPT,
         _field("check", _STR, "rules.*, exec.*, judge.*, safety.*, person.decision", required=True),
-        _field("ok", pa.bool_(), "null = could not be made, which never passes unless `not_applied` is why"),
-        _field("value", _FLOAT, "what was measured, in the check's own unit"),
+        _field("ok", pa.bool_(), "null = could not be checked, which never passes except with reason `not_applied`"),
+        _field("value", _FLOAT, "the measured value, in the check's own unit"),
         _field("reason", _STR, "reason if it does not pass"),
-        _field("detail", _STR, "evidence for a person"),
+        _field("detail", _STR, "human-readable evidence"),
     ]
 )
 CANARIES = pa.schema(
     [
         _field("canary", _STR, "name of the bad answer (judging/canaries.py)", required=True),
-        _field("sample_id", _STR, "the prompt that it was given for", required=True),
+        _field("sample_id", _STR, "the prompt whose answer it replaces", required=True),
         *(field for field in CHECKS if field.name not in ("sample_id", "attempt")),
     ]
 )
@@ -180,25 +180,25 @@ TABLES: dict[str, Table] = {
         Table("canonical", "canonicalize", CANONICAL, "one prompt, duplicates included",
               "python -m nexa_distill.canonicalize", ()),
         Table("raw_dataset", "dedup", INPUTS, "one prompt", "python -m nexa_distill.dedup"),
-        Table("rejected_inputs", "dedup.rejected", REJECTED_INPUTS, "one prompt that was set aside",
+        Table("rejected_inputs", "dedup.rejected", REJECTED_INPUTS, "one rejected prompt",
               "python -m nexa_distill.dedup", ()),
         Table("collected_dataset", "teacher", OUTPUTS, "one answer (attempt 0)",
               "python -m nexa_distill.collect_teacher", _ANSWER),
         Table("unanswered", "teacher.unanswered", UNANSWERED, "one prompt without an answer",
               "python -m nexa_distill.collect_teacher", _ANSWER),
-        Table("regen_dataset", "regenerate", OUTPUTS, "one repair, by a model or a person",
+        Table("regen_dataset", "regenerate", OUTPUTS, "one repair, by a model or an annotator",
               "python -m nexa_distill.regenerate_bad", _ANSWER),
         Table("rule_filtered", "rules", OUTPUTS, "one answer that passes the rules",
               "python -m nexa_distill.filter_pairs", _ANSWER),
         Table("rules_checks", "rules.checks", CHECKS, "one rule measured on one answer",
               "python -m nexa_distill.filter_pairs", _CHECK),
-        Table("exec_checks", "exec", CHECKS, "one thing that execution says of one answer",
+        Table("exec_checks", "exec", CHECKS, "one check of one executed answer",
               "python -m nexa_distill.exec_gate", _CHECK),
         Table("judge_checks", "judge", CHECKS, "one judgement of one answer",
               "python -m nexa_distill.judge", _CHECK),
         Table("judge_canaries", "judge.canaries", CANARIES, "one judgement of one bad answer",
               "python -m nexa_distill.judge", ("canary", "sample_id", "check")),
-        Table("person_checks", "person", CHECKS, "what people decided about one answer",
+        Table("person_checks", "person", CHECKS, "the human decisions on one answer",
               "python -m nexa_distill.person_checks", _CHECK),
         Table("filtered_dataset", "sample_gate", OUTPUTS, "the best passing answer of a sample",
               "python -m nexa_distill.sample_gate"),
@@ -222,28 +222,28 @@ CLUSTERS_TABLE = Table(
     "clusters",
     "dedup",
     CLUSTERS,
-    "one document that was given a cluster",
+    "one document with its cluster",
     "python -m nexa_distill.dedup",
     ("document_id",),
 )
 
-# Why a row was set aside. Closed: a reason that is not here cannot be written (`check_reasons`).
+# Why a row was rejected. Closed: a reason that is not here cannot be written (`check_reasons`).
 REASONS: dict[str, str] = {
-    "duplicate": "the same content stands in a row that was kept",
-    "near_duplicate": "nearly the same prompt and context stand in a row of this task type that was kept",
-    "joins_splits": "would join duplicate clusters that stand on different sides of the split",
-    "contaminated": "a training row that shares a run of words with held-out data",
-    "no_answer_in_file": "the file of existing answers has none for this prompt",
-    "request_refused": "the API refused this request (4xx); --retry-failed asks again",
-    "held": "sent, and perhaps billed, without an answer; on_uncertain is hold",
+    "duplicate": "a kept row has the same content",
+    "near_duplicate": "a kept row of this task type has nearly the same prompt and context",
+    "joins_splits": "would join duplicate clusters of different splits",
+    "contaminated": "a training row that shares consecutive words with held-out data",
+    "no_answer_in_file": "the file of existing answers has no answer to this prompt",
+    "request_refused": "the API refused this request (4xx); --retry-failed sends it again",
+    "held": "sent and perhaps billed, without an answer; on_uncertain is hold",
     "prompt_too_large": "the request is larger than any model reads; it was not sent",
     "unreadable_answer": "reading the stored answer raised an error; it is read again by the next run",
-    "provider_failed": "every allowed attempt failed (5xx, timeout); --retry-failed asks again",
-    "malformed_response": "HTTP 200 without a chat completion in it",
+    "provider_failed": "every allowed attempt failed (5xx, timeout); --retry-failed sends it again",
+    "malformed_response": "HTTP 200 without a chat completion",
     "content_filter": "the provider's filter cut or withheld the answer",
-    "schema_mismatch": "not the JSON that the task's response schema asks for",
-    "empty_output": "the model gave no answer text, or none of the kind that its task asks for",
-    "truncated": "the answer did not end by itself (finish_reason is not stop)",
+    "schema_mismatch": "does not satisfy the task's response schema",
+    "empty_output": "the answer has no text, or not the kind that its task requires",
+    "truncated": "the answer did not end normally (finish_reason is not stop)",
     "reasoning_cut": "the reasoning used up max_tokens before the answer was whole",
     "too_short": "fewer characters than min_char_length",
     "too_long": "more characters than max_char_length",
@@ -256,37 +256,37 @@ REASONS: dict[str, str] = {
     "template_leftover": "an unfilled placeholder or chat-template marker",
     "refusal": "the model declined to answer",
     "repetition": "the answer repeats itself in a loop",
-    "invalid_json": "the task asks for JSON and this is not JSON",
+    "invalid_json": "the task requires JSON and this is not JSON",
     "safety_flag": "one of the safety patterns occurs",
-    "personal_data": "an e-mail address, phone or card number, which `pii:` does not let pass",
+    "personal_data": "an e-mail address, phone or card number, which `pii:` does not allow",
     "secret": "a key, token or private key",
     "low_factuality": "judge.factuality is below judge_f_threshold",
     "low_reasoning": "judge.reasoning is below judge_r_threshold",
     "not_executable": "it does not run: a syntax error, an unknown name, an exception, an early exit",
     "not_a_query": "not exactly one SELECT (or WITH ... SELECT) statement",
-    "forbidden_operation": "it tried more than to answer: a write, a pragma, a process, the network",
+    "forbidden_operation": "it tried a forbidden operation: a write, a pragma, a process, the network",
     "execution_timeout": "not done within timeout_seconds or max_sql_steps",
     "memory_limit": "it needs more memory than memory_mb",
     "output_limit": "more rows or bytes of output than allowed",
     "execution_crashed": "the process that ran it died",
-    "wrong_result": "it runs, and its result is not that of the known answer",
+    "wrong_result": "it runs, and its result differs from that of the known answer",
     "lucky_match": "right on this database, wrong on a changed copy of it",
     "tests_failed": "the program does not pass the tests of its task",
     "no_final_answer": "no final answer was found in a maths answer",
     "not_decidable": "the known answer returns nothing, cannot be computed or cannot be read",
-    "judge_unparseable": "a judge's answer is not the one JSON object that it was asked for",
+    "judge_unparseable": "a judge's reply is not the required JSON object",
     "judge_out_of_range": "a judge's score is not between 0 and 1",
-    "judge_unanswered": "a judge gave no answer; `judge --retry-failed` asks it again",
+    "judge_unanswered": "a judge did not reply; `judge --retry-failed` sends the request again",
     "critical_safety": "a judge calls the answer dangerous",
-    "requires_human_review": "a judge wants a person to look at the answer first",
-    "rejected_by_person": "a person rejected it, edited it or asked for another",
-    "annotators_disagree": "people do not agree about it",
-    "check_missing": "a required check was not made, and doubt is a rejection",
-    "not_applied": "no rejection: a rule without a list for the answer's language, which is its detail",
+    "requires_human_review": "a judge requests a human review of the answer",
+    "rejected_by_person": "an annotator rejected it, edited it or requested another",
+    "annotators_disagree": "the annotators disagree",
+    "check_missing": "a required check is missing, and doubt is a rejection",
+    "not_applied": "no rejection: the rule has no list for the answer's language (in detail)",
     "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
 }
 
-NOT_APPLIED = "not_applied"  # of a check: it holds nothing against the answer
+NOT_APPLIED = "not_applied"  # the check does not count against the answer
 
 # Reasons of checks that could not be made: another answer would not fix that.
 DOUBTS = {
@@ -301,14 +301,14 @@ DOUBTS = {
 
 # OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.
 ANSWER_FLAGS: dict[str, str] = {
-    "malformed": "HTTP 200, and no chat completion in it (HTML, empty, no choices)",
+    "malformed": "HTTP 200 without a chat completion (HTML, empty, no choices)",
     "content_filter": "the provider's filter cut or withheld it",
     "refused": "the model refused in the API's own `refusal` field",
     "reasoning_cut": "it reached max_tokens, and nearly all of it is reasoning",
     "truncated": "it reached max_tokens (finish_reason length)",
     "tool_calls": "the model called a tool",
     "no_text": "no answer text; there may be reasoning",
-    "schema_mismatch": "not the JSON that the task's response schema asks for",
+    "schema_mismatch": "does not satisfy the task's response schema",
 }
 
 # Flag -> reason, for the flags that no other rule detects from the columns.
