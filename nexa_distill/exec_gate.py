@@ -142,10 +142,10 @@ def _folder(config: DistillConfig) -> Path:
     return database_folder(config.execution.databases, raw)
 
 
-def _copies(found: Mapping[str, Path], needs: Needs, folder: Path) -> dict[str, list[str]]:
+def _copies(databases: Mapping[str, Path], needs: Needs, folder: Path) -> dict[str, list[str]]:
     """Name -> the database and, if gold queries run on it, its perturbed copies."""
     paths: dict[str, list[str]] = {}
-    for name, path in found.items():
+    for name, path in databases.items():
         try:
             copies = perturbed(path, folder, sha256_path(path)) if needs.databases[name] else []
         except sqlite3.Error as error:
@@ -211,7 +211,7 @@ def _counted(
 
 
 def _execute(
-    config: DistillConfig, needs: Needs, src: list[Path], found: Mapping[str, Path], dst: Path
+    config: DistillConfig, needs: Needs, src: list[Path], databases: Mapping[str, Path], dst: Path
 ) -> ExecSummary:
     """Run the answers and write their checks."""
     execution, schemas = config.execution, _schemas(config)
@@ -225,7 +225,7 @@ def _execute(
             "limits": own.__dict__,
             "kinds": list(needs.kinds),
             "schemas": schemas,
-            "databases": _copies(found, needs, Path(folder)),
+            "databases": _copies(databases, needs, Path(folder)),
         }
         with Pool(setting, execution.workers or os.cpu_count() or 1) as pool:
             return _write(dst, _checked(pool, src, config, schemas), needs.kinds.total())
@@ -246,14 +246,14 @@ def run(
     for path in src:
         sealed_hash(path, storage)
     needs = survey(src, _tasks(config.execution))
-    found = find_databases(needs.databases, _folder(config))
-    inputs = [*src, *found.values()]
+    databases = find_databases(needs.databases, _folder(config))
+    inputs = [*src, *databases.values()]
     stage = StageRun("exec", storage, inputs=inputs, settings=settings(config))
     if stage.is_current(checks) and report.exists():
         print(f"exec: {checks} is up to date")
         return None
     if needs.kinds:
-        summary = _execute(config, needs, src, found, checks)
+        summary = _execute(config, needs, src, databases, checks)
     else:
         summary = _write(checks, iter(()), 0)
     summary.total = needs.rows

@@ -90,20 +90,20 @@ def run(
     if current and not retry_failed:
         print(f"judge: {checks} is up to date" if config.judging.judges else NOT_RUN)
         return None
-    given = submissions(src, config.judging.canary_prompts, execution)
-    panel = panel_of(config, given, retry_failed=retry_failed)
-    warnings = list(_warnings(panel, given))
+    candidates = submissions(src, config.judging.canary_prompts, execution)
+    panel = panel_of(config, candidates, retry_failed=retry_failed)
+    warnings = list(_warnings(panel, candidates))
     print("\n".join(f"judge: {line}" for line in warnings), end="\n" if warnings else "")
     if dry_run:
         _say_estimate(panel)
         return None
-    summary = _judge(panel, given, stage, checks, canaries)
+    summary = _judge(panel, candidates, stage, checks, canaries)
     summary.warnings = warnings
     summary.report(report, {r.name: r.version for r in panel.rubrics} if panel.judges else {})
     rows, rejected = summary.answers, summary.reasons.total()
-    stage.seal(canaries, rows_in=len(given.canaries) if panel.judges else 0, rejected=0)
+    stage.seal(canaries, rows_in=len(candidates.canaries) if panel.judges else 0, rejected=0)
     stage.seal(checks, rows_in=rows, rejected=rejected, cost_usd=summary.usd)
-    _say(summary, given, checks, report)
+    _say(summary, candidates, checks, report)
     return summary
 
 
@@ -116,9 +116,9 @@ def exec_checks(config: DistillConfig) -> Path | None:
     return path
 
 
-def _warnings(panel: Panel, given: Submissions) -> Iterator[str]:
+def _warnings(panel: Panel, candidates: Submissions) -> Iterator[str]:
     names = [judge.model for judge in panel.judges]
-    for line in family_warnings(names, given.teachers):
+    for line in family_warnings(names, candidates.teachers):
         yield f"warning: {line}"
     needed = "its verdicts must be one JSON object each"
     for judge in panel.judges:
@@ -127,7 +127,7 @@ def _warnings(panel: Panel, given: Submissions) -> Iterator[str]:
 
 
 def _judge(
-    panel: Panel, given: Submissions, stage: StageRun, checks: Path, canaries: Path
+    panel: Panel, candidates: Submissions, stage: StageRun, checks: Path, canaries: Path
 ) -> JudgeSummary:
     """Send each judge its missing requests, then write both tables from the journal."""
     if not panel.judges:
@@ -139,27 +139,27 @@ def _judge(
         judge.refuse_unpayable()
     with panel.judges[0].open_journal(stage.id) as journal:
         requests = sum(judge.ask(journal) for judge in panel.judges)
-        summary = _write(panel, given, journal, checks, canaries)
+        summary = _write(panel, candidates, journal, checks, canaries)
     summary.requests = requests
     return summary
 
 
 def _write(
-    panel: Panel, given: Submissions, journal: Journal, checks: Path, canaries: Path
+    panel: Panel, candidates: Submissions, journal: Journal, checks: Path, canaries: Path
 ) -> JudgeSummary:
     summary = JudgeSummary.of(panel)
     with (
         table_writer(checks, CHECKS) as answers_out,
         table_writer(canaries, CANARIES) as canaries_out,
     ):
-        for batch in given.batches():
+        for batch in candidates.batches():
             rows: list[Row] = []
             for row, verdicts in zip(batch, panel.read(batch, journal), strict=True):
                 row_checks = list(checks_of(verdicts) if verdicts else nothing_to_judge())
                 summary.add(verdicts, row_checks, row.get("canary"))
                 key = {name: row.get(name) for name in ("sample_id", "attempt", "canary")}
                 rows += [key | check for check in row_checks]
-            out = canaries_out if batch is given.canaries else answers_out
+            out = canaries_out if batch is candidates.canaries else answers_out
             out.write(pa.Table.from_pylist(rows, schema=out.schema))
         check_reasons(list(summary.reasons))
         _refuse_silence(panel, summary)
@@ -202,16 +202,16 @@ def _say_estimate(panel: Panel) -> None:
         print(NOT_RUN)
 
 
-def _say(summary: JudgeSummary, given: Submissions, checks: Path, report: Path) -> None:
+def _say(summary: JudgeSummary, candidates: Submissions, checks: Path, report: Path) -> None:
     if not summary.judges:
         print(NOT_RUN)
         return
     cost = "unpriced" if summary.usd is None else f"${summary.usd:.4f}"
     print(
-        f"judge: {summary.answers} answers and {len(given.canaries)} canaries judged by "
+        f"judge: {summary.answers} answers and {len(candidates.canaries)} canaries judged by "
         f"{', '.join(summary.judges)} ({summary.requests} requests now, {cost} in all) -> {checks}"
     )
-    if refused := int(given.refused.sum()):
+    if refused := int(candidates.refused.sum()):
         print(f"judge: {refused} answers not judged (rejected by the exec gate)")
     for reason, count in summary.reasons.most_common():
         print(f"judge: {count} answers without a clean verdict: {reason}")

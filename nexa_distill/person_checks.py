@@ -57,15 +57,16 @@ def run(config: DistillConfig) -> int | None:
         print(f"person: {dst} is up to date")
         return None
     if not labels.exists() and names_input(dst, labels, storage):
-        print(f"person: {labels} is gone: what people decided in it counts no more")
-    found = standing(config)
-    rows = list(checks_of(found))
+        print(f"person: {labels} is missing: its decisions no longer apply")
+    decisions = standing(config)
+    rows = list(checks_of(decisions))
     with table_writer(dst, CHECKS) as out:
         out.write(pa.Table.from_pylist(rows, schema=CHECKS))
     stage.seal(dst, rows_in=len(rows), rejected=sum(not row["ok"] for row in rows))
-    if found.by or found.left_out:
-        left = f", {found.left_out} decisions are about other answers" if found.left_out else ""
-        print(f"person: people decided on {len(rows)} answers{left} -> {dst}")
+    if decisions.by or decisions.left_out:
+        count = decisions.left_out
+        ignored = f", {count} decisions on other answers ignored" if count else ""
+        print(f"person: human decisions on {len(rows)} answers{ignored} -> {dst}")
     return len(rows)
 
 

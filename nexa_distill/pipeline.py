@@ -146,12 +146,12 @@ def _judging(fresh: Freshness) -> Iterator[str]:
         yield f"cost of {len(config.judging.judges)} judges is known after {' and '.join(stale)}"
         return
     try:
-        given = submissions(
+        candidates = submissions(
             config.storage.path("rule_filtered"),
             config.judging.canary_prompts,
             judge.exec_checks(config),
         )
-        for collector in panel_of(config, given).judges:
+        for collector in panel_of(config, candidates).judges:
             yield from estimate_lines(collector)
     except NexaError as error:
         yield f"no estimate: {error}"
@@ -309,32 +309,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _request(given: argparse.Namespace) -> Request:
+def _request(args: argparse.Namespace) -> Request:
     return Request(
-        given.config,
-        given.input,
-        given.limit,
-        given.provider,
-        given.first,
-        given.only,
-        given.answers,
+        args.config,
+        args.input,
+        args.limit,
+        args.provider,
+        args.first,
+        args.only,
+        args.answers,
     )
 
 
 def main() -> int:
     """Returns the exit code; `watch` returns the run's."""
-    given = _parser().parse_args()
-    if given.command == "plan":
-        print("\n".join(plan(_request(given))))
+    args = _parser().parse_args()
+    if args.command == "plan":
+        print("\n".join(plan(_request(args))))
         return 0
-    if given.command == "prepare":
-        run_dir = prepare(_request(given))
+    if args.command == "prepare":
+        run_dir = prepare(_request(args))
         print(run_dir or "", end="")
         return 0
-    config = load_config(given.config)
-    match given.command:
+    config = load_config(args.config)
+    match args.command:
         case "watch":
-            return watch(given.run_dir, config)
+            return watch(args.run_dir, config)
         case "status":
             print("\n".join(status(config)))
         case "sweep":

@@ -168,9 +168,9 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     return _gate(config).model_dump()
 
 
-def _gate(config: DistillConfig, given: GateConfig | None = None) -> GateConfig:
+def _gate(config: DistillConfig, override: GateConfig | None = None) -> GateConfig:
     """The gate's settings; the checks of every configured judge are required too."""
-    gate = given or load_yaml(Path(config.filters), FilterConfig).sample_gate
+    gate = override or load_yaml(Path(config.filters), FilterConfig).sample_gate
     judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in JUDGED]
     return gate.model_copy(update={"required": [*gate.required, *judges]})
 

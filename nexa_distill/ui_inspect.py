@@ -102,9 +102,9 @@ def main() -> None:
 def draw(name: str) -> None:
     """Draw one page, or a user's error instead of it."""
     # Imported on demand, so that the first page does not wait for the plotting library.
-    page = import_module(f"nexa_distill.inspection.pages.{name}").page
+    page = import_module(f"nexa_distill.inspection.pages.{name}")
     try:
-        page(open_room(sys.argv[1:]))
+        page.draw_page(open_room(sys.argv[1:]))
     except NexaError as error:
         st.error("This cannot be shown.")
         st.code(str(error), language=None, wrap_lines=True)

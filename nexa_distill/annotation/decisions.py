@@ -204,12 +204,12 @@ def _decision(line: Any, answers: _Inspected) -> Annotation:
         raise ValueError("; ".join(problems) or "expected a decision") from None
 
 
-def record(config: DistillConfig, given: list[Annotation]) -> int:
+def record(config: DistillConfig, decisions: list[Annotation]) -> int:
     """Append those decisions to the log that it does not contain yet; returns their number."""
     path = config.storage.path("annotations")
     events = annotations.read(path) if path.exists() else []
     recorded = {_said(event) for views in annotations.current(events).values() for event in views}
-    new = [event for event in given if _said(event) not in recorded]
+    new = [event for event in decisions if _said(event) not in recorded]
     for event in new:
         annotations.append(path, event)
     if new:

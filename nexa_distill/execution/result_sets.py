@@ -21,15 +21,15 @@ def holds_nothing(rows: Sequence[Row]) -> bool:
     return all(cell is None for row in rows for cell in row)
 
 
-def same_result(found: Sequence[Row], known: Sequence[Row], *, ordered: bool) -> bool:
+def same_result(actual: Sequence[Row], known: Sequence[Row], *, ordered: bool) -> bool:
     """Whether the two results are equal. Two empty ones are: test `holds_nothing` first."""
-    if len(found) != len(known) or (found and len(found[0]) != len(known[0])):
+    if len(actual) != len(known) or (actual and len(actual[0]) != len(known[0])):
         return False
-    if found == known:  # most right answers, and much faster than the rest
+    if actual == known:  # most right answers, and much faster than the rest
         return True
     if ordered:
-        return all(map(_same_row, found, known))
-    ours, theirs = _grouped(found), _grouped(known)
+        return all(map(_same_row, actual, known))
+    ours, theirs = _grouped(actual), _grouped(known)
     return ours.keys() == theirs.keys() and all(
         _same_numbers(ours[texts], theirs[texts]) for texts in ours
     )
@@ -44,15 +44,15 @@ def _grouped(rows: Sequence[Row]) -> dict[Row, list[Row]]:
     return groups
 
 
-def _same_numbers(found: list[Row], known: list[Row]) -> bool:
-    if len(found) != len(known):
+def _same_numbers(actual: list[Row], known: list[Row]) -> bool:
+    if len(actual) != len(known):
         return False
-    if all(map(_same_row, sorted(found), sorted(known))):
+    if all(map(_same_row, sorted(actual), sorted(known))):
         return True
-    if len(found) > MATCHED_ONE_BY_ONE:
+    if len(actual) > MATCHED_ONE_BY_ONE:
         return False
     unmatched = list(known)
-    for row in found:
+    for row in actual:
         other = next((i for i, each in enumerate(unmatched) if _same_row(row, each)), None)
         if other is None:
             return False
@@ -60,12 +60,12 @@ def _same_numbers(found: list[Row], known: list[Row]) -> bool:
     return True
 
 
-def _same_row(found: Row, known: Row) -> bool:
-    return all(map(_same_cell, found, known))
+def _same_row(actual: Row, known: Row) -> bool:
+    return all(map(_same_cell, actual, known))
 
 
-def _same_cell(found: Any, known: Any) -> bool:
-    if isinstance(found, float) or isinstance(known, float):
-        both = isinstance(found, int | float) and isinstance(known, int | float)
-        return both and isclose(found, known, rel_tol=1e-6, abs_tol=1e-9)
-    return type(found) is type(known) and bool(found == known)
+def _same_cell(actual: Any, known: Any) -> bool:
+    if isinstance(actual, float) or isinstance(known, float):
+        both = isinstance(actual, int | float) and isinstance(known, int | float)
+        return both and isclose(actual, known, rel_tol=1e-6, abs_tol=1e-9)
+    return type(actual) is type(known) and bool(actual == known)

@@ -24,8 +24,10 @@ def as_judge(config: DistillConfig) -> DistillConfig:
     return with_flags(config, {"collection": own | {"batch_api": False}})
 
 
-def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = False) -> Panel:
-    """The collectors of the configured judges for the answers `given`. Raises InputError."""
+def panel_of(
+    config: DistillConfig, candidates: Submissions, *, retry_failed: bool = False
+) -> Panel:
+    """The collectors of the configured judges for the `candidates`. Raises InputError."""
     rubrics, asking = load_rubrics(config), as_judge(config)
 
     def requests_by(judge: JudgeModel) -> Callable[[Row], list[PromptRequest]]:
@@ -36,9 +38,9 @@ def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = 
         return requests_of
 
     def rows(_: Sequence[str] | None) -> Iterator[list[Row]]:
-        return given.batches()
+        return candidates.batches()
 
-    total = (given.shown + len(given.canaries)) * len(rubrics)
+    total = (candidates.shown + len(candidates.canaries)) * len(rubrics)
     judges = [
         Collector(
             "judge",

@@ -79,10 +79,10 @@ def make_plan(config: DistillConfig, src: Path | None = None) -> Plan:
     return Plan(list(rounds.plan()), edits)
 
 
-def plan_of(config: DistillConfig, given: Iterable[Annotation]) -> Plan:
+def plan_of(config: DistillConfig, decisions: Iterable[Annotation]) -> Plan:
     """One repair of each answer that these decisions reject, whatever the gates decided."""
     decided = Standing()
-    for decision in given:
+    for decision in decisions:
         decided.by.setdefault(decision.key, []).append(decision)
     keys = [key for key in decided.by if decided.accepted(key) is False]
     src, against = config.storage.path("rejections"), Against()

@@ -18,7 +18,7 @@ PAIRS = {
 }
 
 
-def page(room: Room) -> None:
+def draw_page(room: Room) -> None:
     """Draw the current prompt."""
     prompts = held_out_answers.load(room.config.storage)
     if not prompts:

@@ -37,7 +37,7 @@ CODE_TASKS = ("text2sql", "python", "json")
 AT = "row"  # URL parameter: the row number in the file
 
 
-def page(room: Room) -> None:
+def draw_page(room: Room) -> None:
     """Draw the current row."""
     answers, checks, decided = room.answers(), room.checks(), room.decided()
     rows = row_filters.matching(answers, checks, decided, _choose_filters(answers, checks, room))

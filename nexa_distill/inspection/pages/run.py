@@ -15,7 +15,7 @@ GREEN, GREY, RED = "#2f6f4f", "#9aa197", "#b4533c"
 LABELS = {"done": ":green[done]", "running": ":blue[running]", "waiting": ":gray[waiting]"}
 
 
-def page(room: Room) -> None:
+def draw_page(room: Room) -> None:
     """Draw the page; the fragment redraws itself."""
     st.fragment(run_every=EVERY_SECONDS)(_live)(room)
 

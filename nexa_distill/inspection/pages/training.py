@@ -23,7 +23,7 @@ SAMPLES = 25  # per call of token_view
 SECONDS = 120
 
 
-def page(room: Room) -> None:
+def draw_page(room: Room) -> None:
     """Draw the current sample."""
     path = room.config.storage.path("sft_parquet")
     if not path.exists():
