@@ -37,8 +37,8 @@ def _pattern(pattern: str) -> str:
 
 def _rejectable(flag: str) -> str:
     if flag not in FLAG_REASONS:
-        known = ", ".join(FLAG_REASONS)
-        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {known}"
+        flags = ", ".join(FLAG_REASONS)
+        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {flags}"
         raise PydanticCustomError("flag", "{text}", {"text": text})
     return flag
 

@@ -415,10 +415,10 @@ class DistillConfig(Section):
         """The provider of `name`, or of the `provider:` key. Raises InputError if unknown."""
         name = name or self.provider
         if name not in self.providers:
-            known = ", ".join(self.providers)
+            names = ", ".join(self.providers)
             raise InputError(
                 f'provider "{name}" is not in providers:{did_you_mean(name, self.providers)}; '
-                f"known: {known}"
+                f"known: {names}"
             )
         return name, self.providers[name]
 

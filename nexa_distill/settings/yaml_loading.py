@@ -53,6 +53,7 @@ def load_yaml(path: Path, model: type[S], overrides: Mapping[str, Any] | None = 
     unknown, missing or out-of-range key.
     """
     values, is_open = _resolve(path)
+    # Files that are older than a key take its shipped value.
     if is_open and model.shipped and _misses_keys(values, model):
         values = merge(read_yaml(CONFIGS / model.shipped), values)
     return validated(str(path), merge(values, overrides or {}), model)
@@ -134,9 +135,9 @@ def _explain(source: str, model: type[Section], error: ValidationError) -> Itera
         where = ".".join(str(part) for part in item["loc"])
         match item["type"]:
             case "extra_forbidden":
-                known = _known_keys(model, item["loc"][:-1])
-                hint = did_you_mean(str(item["loc"][-1]), known)
-                yield f"{source}: unknown key {where}{hint}; known here: {', '.join(known)}"
+                keys = _known_keys(model, item["loc"][:-1])
+                hint = did_you_mean(str(item["loc"][-1]), keys)
+                yield f"{source}: unknown key {where}{hint}; known here: {', '.join(keys)}"
             case "missing":
                 yield f"{source}: missing key {where}"
             # A whole section is no help to the user, and an API key must not be printed.
