@@ -1,4 +1,4 @@
-"""Two distillations in a few calls: System 1 answers at once, System 2 shows its reasoning.
+"""Two distillations in a few calls: System 1 answers directly, System 2 shows its reasoning.
 
     import distill_app
     distill_app.prepare_system1_dataset("train[:1000]")
@@ -6,11 +6,11 @@
     model, tokenizer = distill_app.load_student(folder)
     print(distill_app.infer_student(model, tokenizer, "Why is the sky blue?"))
 
-Thin functions over `nexa_train`: training is `easydistill --config FILE` on a job file that they
-write. A model is a Hugging Face id (gated ones take HF_TOKEN or a local login), a local folder, or
-`bundled`, the one that ships with the install. Data files are lists of objects with `instruction`,
-`input` and `output`. Paths are relative to the current directory. Every text goes through the
-model's own chat template; models without one get a plain `User: ... Assistant:` one.
+Thin functions over `nexa_train`: they write a job file and run `easydistill --config FILE`. A model
+is a Hugging Face id (gated ones need HF_TOKEN or a local login), a local folder, or `bundled`, the
+one that ships with the install. Data files are lists of objects with `instruction`, `input` and
+`output`. Paths are relative to the current directory. Every text is rendered by the model's own
+chat template; models without one get a plain `User: ... Assistant:` one.
 """
 
 import os
@@ -39,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parent
 TEACHER = "Qwen/Qwen2.5-7B-Instruct"
-LEARNING_RATE = 2e-5  # of models that are whole; a pruned one takes ten times as much
+LEARNING_RATE = 2e-5  # for models with all their layers; a pruned one takes ten times as much
 SHOWN = 300  # characters of the teacher's answer in a comparison
 Items = list[dict[str, str]]
 
@@ -48,7 +48,7 @@ Items = list[dict[str, str]]
 
 
 def save_json(path: str | Path, data_: Any) -> None:
-    """Write UTF-8 JSON, non-ASCII kept readable; its folder is made."""
+    """Write UTF-8 JSON, non-ASCII kept readable; its folder is created."""
     data.write_json(Path(path), data_)
 
 
@@ -69,23 +69,27 @@ def prepare_system1_dataset(
     """Write instructions and labelled items from a dataset with `instruction` and `output`.
 
     `slice_str`: a split with a slice, as `datasets` reads it. `source`: a hub id, a local folder or
-    file. With `relabel_with_teacher` the outputs are those of the teacher that is passed in.
-    Raises InputError for other columns, or a teacher that is not there.
+    file. With `relabel_with_teacher` the outputs are those of the given teacher.
+    Raises InputError for other columns, or a missing teacher.
     """
     items = hub_datasets.instruction_items(source, slice_str)
     if not items:
         print("No data for System 1 distillation")
         return
-    asked = [{**item, "output": ""} for item in items]
+    instructions = [{**item, "output": ""} for item in items]
     if relabel_with_teacher:
         if teacher_model is None or teacher_tokenizer is None:
-            raise InputError("relabel_with_teacher needs teacher_model and teacher_tokenizer: "
-                             "load_teacher(NAME) gives both")  # fmt: skip
-        said = _replies(teacher_model, teacher_tokenizer, asked)
-        # An answer that was cut would teach to stop there: it stays empty, to be asked for again.
-        items = [item | {"output": reply.text if reply.ended else ""}
-                 for item, reply in zip(asked, said, strict=True)]  # fmt: skip
-    save_json(out_instructions, asked)
+            raise InputError(
+                "relabel_with_teacher needs teacher_model and teacher_tokenizer: "
+                "load_teacher(NAME) gives both"
+            )
+        answers = _replies(teacher_model, teacher_tokenizer, instructions)
+        # A cut answer would teach the student to stop there: it stays empty for another request.
+        items = [
+            item | {"output": reply.text if reply.ended else ""}
+            for item, reply in zip(instructions, answers, strict=True)
+        ]
+    save_json(out_instructions, instructions)
     save_json(out_labeled, items)
 
 
@@ -98,8 +102,8 @@ def prepare_system2_dataset(
 ) -> None:
     """Write items whose output is a chain of thought, from data in OmniThought's schema.
 
-    Kept are chains with at least `rv_min` reasoning verbosity and `cd_min` cognitive difficulty,
-    as shares of 10, the top of both scales (arXiv:2505.10937); of a question the first such chain.
+    The first chain of each question with at least `rv_min` reasoning verbosity and `cd_min`
+    cognitive difficulty is kept; both are shares of 10, the highest level (arXiv:2505.10937).
     """
     items = hub_datasets.reasoning_items(source, slice_str, rv_min, cd_min)
     if items is None:
@@ -114,7 +118,7 @@ def prepare_system2_dataset(
 
 
 def load_teacher(model_name: str) -> tuple[Any, Any]:
-    """(model, tokenizer), in 8 bits where a GPU and bitsandbytes are. Raises InputError."""
+    """(model, tokenizer), in 8 bits with a GPU and bitsandbytes. Raises InputError."""
     model, tokenizer = load_quantised(_resolved(model_name))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -130,13 +134,13 @@ def load_student(model_path: str) -> tuple[Any, Any]:
 def infer_student(
     model: Any, tokenizer: Any, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256
 ) -> str:
-    """The assistant's reply to `prompt`, greedy, and nothing else.
+    """The assistant's reply to `prompt`, greedy.
 
-    System 1: the answer alone, also of a model that reasons. System 2: all that it wrote.
+    System 1: the answer without reasoning. System 2: the full text.
     """
-    asked = [format_prompt(prompt, mode=mode)]
-    said = replies.replies(model, tokenizer, asked, max_new_tokens=max_new_tokens)
-    return said[0].text if mode == "system1" else said[0].full_text
+    prompts = [format_prompt(prompt, mode=mode)]
+    reply = replies.replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens)[0]
+    return reply.text if mode == "system1" else reply.full_text
 
 
 def label_with_teacher(
@@ -149,18 +153,16 @@ def label_with_teacher(
     top_p: float = 0.9,
     mode: Mode = "system1",
 ) -> Items:
-    """The items with `output` filled by the teacher, in their order; the same seed every time.
+    """The items with `output` filled by the teacher, in order; the same seed every time.
 
-    An answer is at most `max_new_tokens` long: a longer one is cut there. System 1: the output is
-    the answer alone, and empty where the reasoning took all tokens. System 2: the reasoning before
-    the answer, in <think> tags whatever the teacher's own; where one is lacking, all that it wrote.
+    An answer is cut at `max_new_tokens`. System 1: the output is the answer alone, empty if the
+    reasoning took all tokens. System 2: the reasoning in <think> tags before the answer; without
+    one of them the full text.
     """
-    said = _replies(
-        teacher_model, teacher_tokenizer, items, batch_size, max_new_tokens, temperature, top_p,
-        mode,
-    )  # fmt: skip
+    options = (batch_size, max_new_tokens, temperature, top_p, mode)
+    answers = _replies(teacher_model, teacher_tokenizer, items, *options)
     return [
-        {**item, "output": _output(reply, mode)} for item, reply in zip(items, said, strict=True)
+        {**item, "output": _output(reply, mode)} for item, reply in zip(items, answers, strict=True)
     ]
 
 
@@ -172,14 +174,25 @@ def _output(reply: replies.Reply, mode: Mode) -> str:
 
 
 def _replies(
-    model: Any, tokenizer: Any, items: Sequence[Mapping[str, str]], batch_size: int = 2,
-    max_new_tokens: int = 256, temperature: float = 0.8, top_p: float = 0.9, mode: Mode = "system1",
-) -> list[replies.Reply]:  # fmt: skip
-    asked = [format_prompt(item["instruction"], item.get("input") or "", mode) for item in items]
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[Mapping[str, str]],
+    batch_size: int = 2,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_p: float = 0.9,
+    mode: Mode = "system1",
+) -> list[replies.Reply]:
+    prompts = [format_prompt(item["instruction"], item.get("input") or "", mode) for item in items]
     return replies.replies(
-        model, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=temperature,
-        top_p=top_p, batch_size=batch_size,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        batch_size=batch_size,
+    )
 
 
 def compare_models(
@@ -197,28 +210,28 @@ def compare_models(
     max_tokens_sys1: int = 256,
     max_tokens_sys2: int = 256,
 ) -> None:
-    """Print what teacher and students reply to each prompt; models that are passed in are used.
+    """Print the replies of teacher and students to each prompt; given models are not loaded again.
 
-    What cannot be loaded is skipped with "Model not found at PATH".
+    A model that cannot be loaded is skipped with "Model not found at PATH".
     """
-    wanted: list[tuple[str, str, Any, Any, Mode, int]] = [
+    models: list[tuple[str, str, Any, Any, Mode, int]] = [
         ("Teacher", teacher_path, teacher_model, teacher_tokenizer, "system1", max_tokens_teacher),
         ("System 1 student", system1_path, sys1_model, sys1_tokenizer, "system1", max_tokens_sys1),
         ("System 2 student", system2_path, sys2_model, sys2_tokenizer, "system2", max_tokens_sys2),
     ]
-    said: dict[str, list[str]] = {}
-    for name, path, model, tokenizer, mode, limit in wanted:
+    replies_of: dict[str, list[str]] = {}
+    for name, path, model, tokenizer, mode, limit in models:
         if model is None or tokenizer is None:
             try:
                 model, tokenizer = load_teacher(path) if name == "Teacher" else load_student(path)
             except NexaError:
                 print(f"Model not found at {path}")
                 continue
-        said[name] = [infer_student(model, tokenizer, text, mode, limit) for text in prompts]
+        replies_of[name] = [infer_student(model, tokenizer, text, mode, limit) for text in prompts]
         del model, tokenizer  # one model in memory at a time
     for number, text in enumerate(prompts):
         print(f"\nPrompt: {text}")
-        for name, answers in said.items():
+        for name, answers in replies_of.items():
             answer = answers[number]
             short = name == "Teacher" and len(answer) > SHOWN
             print(f"{name}: {answer[:SHOWN] + ' ...' if short else answer}")
@@ -236,19 +249,14 @@ def write_system1_config(
     config_path: str = "configs/kd_black_box_qwen_0_5b.json",
     instruction_path: str | None = None,
 ) -> str:
-    """Write a job that lets the teacher fill empty outputs and trains on all; returns its path.
+    """Write a job in which the teacher fills empty outputs; returns its path.
 
     Without `instruction_path` the instructions are those of the labelled file.
     """
-    save_json(config_path, {
-        "job_type": "kd_black_box_local",
-        "dataset": {"instruction_path": instruction_path or labeled_path,
-                    "labeled_path": labeled_path},
-        "models": {"teacher": teacher_model, "student": student_model},
-        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs,
-                     "learning_rate": LEARNING_RATE},
-    })  # fmt: skip
-    return config_path
+    instructions = instruction_path or labeled_path
+    dataset = {"instruction_path": instructions, "labeled_path": labeled_path}
+    models = {"teacher": teacher_model, "student": student_model}
+    return _write_job("kd_black_box_local", dataset, models, out_dir, num_epochs, config_path)
 
 
 def write_system2_config(
@@ -259,24 +267,36 @@ def write_system2_config(
     config_path: str = "configs/kd_cot_qwen_1_5b.json",
     template_path: str | None = None,
 ) -> str:
-    """Write a job that trains on chains of thought, reasoning kept; returns its path.
+    """Write a job that trains on chains of thought; returns its path.
 
-    `template_path`: a Jinja file over `instruction` and `input`; without it the one that
-    `format_prompt(mode="system2")` renders, so that training and `infer_student` agree.
+    `template_path`: a Jinja file over `instruction` and `input`; the default is the one of
+    `format_prompt(mode="system2")`, so that training and `infer_student` agree.
     """
     template = template_path or str(data.PROMPTS / "system2.jinja")
-    save_json(config_path, {
-        "job_type": "kd_black_box_train_only",
-        "dataset": {"labeled_path": labeled_path, "template": template},
-        "models": {"student": student_model},
-        "training": {"output_dir": out_dir, "num_train_epochs": num_epochs,
-                     "learning_rate": LEARNING_RATE},
-    })  # fmt: skip
+    dataset, models = (
+        {"labeled_path": labeled_path, "template": template},
+        {"student": student_model},
+    )
+    return _write_job("kd_black_box_train_only", dataset, models, out_dir, num_epochs, config_path)
+
+
+def _write_job(
+    job_type: str,
+    dataset: Mapping[str, str],
+    models: Mapping[str, str],
+    out_dir: str,
+    num_epochs: int,
+    config_path: str,
+) -> str:
+    training: dict[str, Any] = {"output_dir": out_dir, "num_train_epochs": num_epochs}
+    training["learning_rate"] = LEARNING_RATE
+    job = {"job_type": job_type, "dataset": dataset, "models": models, "training": training}
+    save_json(config_path, job)
     return config_path
 
 
 def run_easy_distill(config_path: str) -> int:
-    """Exit status of `easydistill --config PATH`: 0 is success, the rest is in its docstring."""
+    """The exit status of `easydistill --config PATH`; 0 is success."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "nexa_train.easydistill", "--config", config_path]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
@@ -285,44 +305,46 @@ def run_easy_distill(config_path: str) -> int:
 def distill_system1(config: Mapping[str, Any]) -> str | None:
     """Train a System 1 student. Keys and defaults: those of `write_system1_config`.
 
-    Returns `out_dir`, or None when there is no such student, no data, or the training failed.
+    Returns `out_dir`, or None without the student, without data, or after a failed training.
     """
-    given = _given(config, write_system1_config)
-    if not _student_and_data(given["student_model"], given["labeled_path"], "System 1"):
+    arguments = _given(config, write_system1_config)
+    if not _student_and_data(arguments["student_model"], arguments["labeled_path"], "System 1"):
         return None
-    return _train(write_system1_config(**given), given["out_dir"])
+    return _train(write_system1_config(**arguments), arguments["out_dir"])
 
 
 def distill_system2(config: Mapping[str, Any]) -> str | None:
     """Train a System 2 student on chains of thought. `cot_path` is the data; the rest are the keys
     and defaults of `write_system2_config`. Returns as `distill_system1`.
     """
-    given = _given(config, write_system2_config, labeled_path="cot_path")
-    if not _student_and_data(given["student_model"], given["labeled_path"], "System 2"):
+    arguments = _given(config, write_system2_config, labeled_path="cot_path")
+    if not _student_and_data(arguments["student_model"], arguments["labeled_path"], "System 2"):
         return None
-    return _train(write_system2_config(**given), given["out_dir"])
+    return _train(write_system2_config(**arguments), arguments["out_dir"])
 
 
 def _given(config: Mapping[str, Any], write: Any, **called: str) -> dict[str, Any]:
-    """The defaults of `write`, with `config` over them; `called`: what a parameter is called there.
+    """The defaults of `write`, overridden by `config`; `called`: other key names of parameters.
 
     Raises InputError for an unknown key.
     """
     import inspect
 
-    known = {called.get(name, name): (name, each.default)
-             for name, each in inspect.signature(write).parameters.items()}  # fmt: skip
-    if unknown := sorted(config.keys() - known.keys()):
-        raise InputError(f"unknown key {unknown[0]}; known here: {', '.join(known)}")
-    return {name: config.get(key, default) for key, (name, default) in known.items()}
+    parameters = inspect.signature(write).parameters.values()
+    keys = {called.get(each.name, each.name): each for each in parameters}
+    if unknown := sorted(config.keys() - keys.keys()):
+        raise InputError(f"unknown key {unknown[0]}; known here: {', '.join(keys)}")
+    return {each.name: config.get(key, each.default) for key, each in keys.items()}
 
 
 def _student_and_data(student: str, path: str, system: str) -> bool:
     try:
         context_of(_resolved(student))
     except NexaError:
-        print(f"Invalid student model: {student}\nUse for example Qwen/Qwen2.5-0.5B-Instruct, a "
-              "local folder, or bundled")  # fmt: skip
+        print(
+            f"Invalid student model: {student}\n"
+            "Use for example Qwen/Qwen2.5-0.5B-Instruct, a local folder, or bundled"
+        )
         return False
     if Path(path).is_file() and data.read_items(Path(path)):
         return True

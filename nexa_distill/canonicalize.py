@@ -9,7 +9,8 @@ A raw file with `defaults.prompt_column`, or with one column that looks like pro
 (`raw_data/columns.py`), holds prompts that already exist, and `defaults.prompt_template` is laid
 around each. Otherwise the text in
 `defaults.context_column` (or `text_column`) is cut into chunks of at most `chunking.max_tokens`
-words and each chunk becomes one prompt per task type in `defaults.tasks`.
+words and each chunk becomes one prompt per task type in `defaults.tasks`. What no space cuts for
+`LONGEST_RUN` characters (base64, minified JSON) counts as a word for every `RUN_WORD` characters.
 
 Run: python -m nexa_distill.canonicalize [--src PATH] [--dst FILE] [--limit N]
 """
@@ -35,11 +36,12 @@ from nexa_distill.text.ngrams import fold
 from nexa_distill.text.words import VERSION, word_spans
 
 BATCH_ROWS = 4096
+LONGEST_RUN, RUN_WORD = 256, 6
 
 
 def chunks(text: str, chunking: Chunking) -> list[str]:
     """Windows of at most `max_tokens` words that share `overlap_tokens`; a short text is itself."""
-    words = word_spans(text)
+    words = [part for span in word_spans(text) for part in _parts(*span)]
     if len(words) <= chunking.max_tokens:
         return [text]
     step = chunking.max_tokens - chunking.overlap_tokens
@@ -48,10 +50,20 @@ def chunks(text: str, chunking: Chunking) -> list[str]:
     return [text[window[0][0] : window[-1][1]] for window in fresh]
 
 
+def _parts(start: int, end: int) -> list[tuple[int, int]]:
+    """A word, or the pieces of what is too long to be one."""
+    if end - start <= LONGEST_RUN:
+        return [(start, end)]
+    return [(at, min(at + RUN_WORD, end)) for at in range(start, end, RUN_WORD)]
+
+
 def canonical_rows(
-    raw: Iterable[RawRow], columns: Columns, chunking: Chunking, templates: dict[str, str],
+    raw: Iterable[RawRow],
+    columns: Columns,
+    chunking: Chunking,
+    templates: dict[str, str],
     tell: Tell = lambda _: None,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     """Rows of contracts.CANONICAL. Raises InputError naming the raw row and column.
 
     `tell` gets one line for each thing that the user should know about how columns are read.
@@ -68,9 +80,13 @@ def canonical_rows(
 
 
 def _prompts_from(
-    row: RawRow, identity: str, text: str, passed: Passed, chunking: Chunking,
+    row: RawRow,
+    identity: str,
+    text: str,
+    passed: Passed,
+    chunking: Chunking,
     templates: dict[str, str],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     document, pieces = fold(text), chunks(text, chunking)
     for number, piece in enumerate(pieces):
         part = f"{identity}:chunk-{number}" if len(pieces) > 1 else identity
@@ -112,6 +128,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "templates": load_templates(config.defaults),
         "chunking": config.chunking.model_dump(),
         "words": VERSION,
+        "longest_run": [LONGEST_RUN, RUN_WORD],
     }
 
 

@@ -18,12 +18,13 @@ from nexa_distill import (
     person_checks,
     regenerate_bad,
     sample_gate,
+    to_sft,
 )
 from nexa_distill.annotation.decisions import decisions_of, record
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.repair import report as repair_report
 from nexa_distill.settings.pipeline import DistillConfig, Storage
-from nexa_distill.storage.manifests import repairs, sealed_hash
+from nexa_distill.storage.manifests import refuse_lost_decisions, repairs, sealed_hash
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,44 @@ def pass_gates(config: DistillConfig) -> None:
 
 
 def apply_decisions(config: DistillConfig) -> None:
-    """What annotators decided since the gates ran: their checks, and SampleGate once more."""
+    """What annotators decided since the gates ran: their checks, and SampleGate once more.
+
+    Raises InputMissing (66) when the file of decisions that were applied is gone.
+    """
     if config.storage.path("annotations").exists():
         person_checks.run(config)
         sample_gate.run(config)
+    else:
+        refuse_lost_decisions(config.storage, to_sft.GATES)
 
 
 def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
     """The same of other answers, on which no person has decided."""
     filter_pairs.run(
-        config, src=[answers], dst=files.passed_rules, checks=files.checks,
+        config,
+        src=[answers],
+        dst=files.passed_rules,
+        checks=files.checks,
         report=files.rules_report,
-    )  # fmt: skip
+    )
     exec_gate.run(
         config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report
     )
     judge.run(
-        config, src=files.passed_rules, execution=files.exec_checks, checks=files.judge_checks,
+        config,
+        src=files.passed_rules,
+        execution=files.exec_checks,
+        checks=files.judge_checks,
         report=files.judge_report,
-    )  # fmt: skip
+    )
     sample_gate.run(
-        config, src=[answers], checks=[files.checks, files.exec_checks, files.judge_checks],
-        dst=files.kept, rejections=files.rejections, report=files.gate_report,
-    )  # fmt: skip
+        config,
+        src=[answers],
+        checks=[files.checks, files.exec_checks, files.judge_checks],
+        dst=files.kept,
+        rejections=files.rejections,
+        report=files.gate_report,
+    )
 
 
 def repair(config: DistillConfig, annotations: Path | None = None) -> None:

@@ -20,7 +20,7 @@ from nexa_distill.annotation.decisions import Standing, standing
 from nexa_distill.console import cli
 from nexa_distill.contracts import CHECKS
 from nexa_distill.settings.pipeline import DistillConfig, load_config
-from nexa_distill.storage.manifests import StageRun, repairs
+from nexa_distill.storage.manifests import StageRun, names_input, repairs
 from nexa_distill.storage.tables import table_writer
 
 
@@ -37,9 +37,13 @@ def checks_of(found: Standing) -> Iterator[dict[str, Any]]:
         said = found.words(key)
         reasons = {True: None, False: "rejected_by_person", None: "annotators_disagree"}
         yield {
-            "sample_id": key[0], "attempt": key[1], "check": "person.decision", "ok": accepted,
-            "reason": reasons[accepted], "detail": f"{names}: {said}" if said else names,
-        }  # fmt: skip
+            "sample_id": key[0],
+            "attempt": key[1],
+            "check": "person.decision",
+            "ok": accepted,
+            "reason": reasons[accepted],
+            "detail": f"{names}: {said}" if said else names,
+        }
 
 
 def run(config: DistillConfig) -> int | None:
@@ -52,6 +56,8 @@ def run(config: DistillConfig) -> int | None:
     if stage.is_current(dst):
         print(f"person: {dst} is up to date")
         return None
+    if not labels.exists() and names_input(dst, labels, storage):
+        print(f"person: {labels} is gone: what people decided in it counts no more")
     found = standing(config)
     rows = list(checks_of(found))
     with table_writer(dst, CHECKS) as out:

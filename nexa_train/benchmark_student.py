@@ -4,14 +4,11 @@ Reads:  the sealed checkpoint; tasks of the harness, or of `--include-path`
 Writes: `<storage.evaluation>/benchmarks.json`, sealed: per task its version, metrics with their
         standard errors, samples and few-shot examples; the version of the harness, the sha256 of
         the chat template and of the checkpoint, the limit, precision, and seeds
-Keeps:  every number as the harness gives it; a standard error that it does not know is null
-Raises: UsageError (2) without the harness or for a task that it does not know, InputMissing (66)
+Keeps:  every number as the harness gives it; an unknown standard error is null
+Raises: UsageError (2) without the harness or for an unknown task, InputMissing (66)
 
-The harness is an extra (`pip install -e '.[benchmarks]'`): its tasks are downloaded from the
-Hugging Face hub, unless they name local files. The prompts go through the student's own chat
-template, few-shot examples as turns of the conversation. Figures under `--limit` are for a trial
-only: the file says so. Whether the file is up to date is judged by checkpoint, task files, limit
-and version, not by data that a task file names elsewhere.
+The harness is an extra (`pip install -e '.[benchmarks]'`). Its tasks are downloaded from the
+Hugging Face hub, unless they name local files. Figures under `--limit` are for a trial only.
 
 Run: python -m nexa_train.benchmark_student --tasks gsm8k,ifeval [--config FILE]
          [--pipeline-config FILE] [--checkpoint DIR] [--dst FILE] [--include-path DIR] [--limit N]
@@ -33,27 +30,29 @@ from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
 
-SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,
-         "fewshot_random_seed": 1234}  # fmt: skip
+SEEDS = {"random_seed": 0} | dict.fromkeys(
+    ("numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234
+)
 Json = dict[str, Any]
 
 
 def harness_version() -> str:
-    """The installed harness. Raises UsageError when there is none."""
+    """The version of the installed harness. Raises UsageError when there is none."""
     try:
-        found = version("lm-eval")
+        installed = version("lm-eval")
     except PackageNotFoundError:
-        found = ""
-    if not found or find_spec("lm_eval") is None:
+        installed = ""
+    # Metadata can outlive a removed package, so the module is looked up too.
+    if not installed or find_spec("lm_eval") is None:
         raise UsageError(
             "lm-evaluation-harness is not installed; run `pip install -e '.[benchmarks]'` and the "
             "same command again"
         )
-    return found
+    return installed
 
 
 def task_manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """The harness's tasks and those below `include`. Raises UsageError naming the nearest."""
+    """The harness's tasks and those below `include`. Raises UsageError with the nearest name."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(include) if include else None)
@@ -64,72 +63,83 @@ def task_manager(tasks: Sequence[str], include: Path | None) -> Any:
     return manager
 
 
-def summary(found: Mapping[str, Any]) -> Json:
-    """Of the harness's results what a reader needs to believe them; pure.
-
-    The harness writes `metric,filter` and `metric_stderr,filter` beside each other, "N/A" for an
-    error that it does not know.
-    """
+def summary(results: Mapping[str, Any]) -> Json:
+    """Per task: version, few-shot examples, samples, and each metric with its standard error."""
     tasks = {}
-    for task, values in found["results"].items():
+    for task, values in results["results"].items():
+        # The harness writes `metric,filter` and `metric_stderr,filter` side by side, and "N/A" for
+        # an unknown error.
         errors = {key: value for key, value in values.items() if "_stderr," in key}
         metrics = {
-            key: {"value": _number(value), "stderr": _number(errors.get(_stderr(key)))}
+            key: {
+                "value": _number(value),
+                "stderr": _number(errors.get(key.replace(",", "_stderr,", 1))),
+            }
             for key, value in values.items()
             if "," in key and key not in errors
         }
-        samples = found["n-samples"].get(task)
+        samples = results["n-samples"].get(task)
         tasks[task] = {
-            "version": found["versions"].get(task), "n_shot": found["n-shot"].get(task),
+            "version": results["versions"].get(task),
+            "n_shot": results["n-shot"].get(task),
             "samples": samples["effective"] if samples else None,
             "samples_of_task": samples["original"] if samples else None,
-            "higher_is_better": found["higher_is_better"].get(task), "metrics": metrics,
-        }  # fmt: skip
+            "higher_is_better": results["higher_is_better"].get(task),
+            "metrics": metrics,
+        }
     return tasks
 
 
-def _stderr(metric: str) -> str:
-    name, _, kind = metric.partition(",")
-    return f"{name}_stderr,{kind}"
-
-
 def _number(value: Any) -> float | None:
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if known else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def run(
-    config: DistillConfig, student: StudentConfig, tasks: Sequence[str], *,
-    checkpoint: Path | None = None, dst: Path | None = None, include: Path | None = None,
+    config: DistillConfig,
+    student: StudentConfig,
+    tasks: Sequence[str],
+    *,
+    checkpoint: Path | None = None,
+    dst: Path | None = None,
+    include: Path | None = None,
     limit: int | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Measure the checkpoint, unless the file is up to date; returns its path."""
     storage, harness = config.storage, harness_version()
     folder = checkpoint or student.checkpoint(storage)
     path = dst or storage.path("evaluation") / "benchmarks.json"
+    # Data that a task file names elsewhere is not hashed.
     stage = StageRun(
-        "benchmarks", storage, inputs=[folder, *([include] if include else [])],
+        "benchmarks",
+        storage,
+        inputs=[folder, *([include] if include else [])],
         settings={"tasks": list(tasks), "limit": limit, "harness": harness, "seeds": SEEDS},
-    )  # fmt: skip
+    )
     if stage.is_current(path):
         print(f"benchmarks: {path} is up to date")
         return path
     manager = task_manager(tasks, include)
-    found, template, precision = _evaluate(folder, tasks, manager, limit)
-    measured = summary(found)
+    results, template, precision = _evaluate(folder, tasks, manager, limit)
+    tasks_measured = summary(results)
     write_json(
         path,
         {
-            "run_id": run_id(), "run_name": student.run_name, "harness": f"lm-eval {harness}",
+            "run_id": run_id(),
+            "run_name": student.run_name,
+            "harness": f"lm-eval {harness}",
             "checkpoint_sha256": stage.inputs[0]["sha256"],
-            "chat_template_sha256": sha256_text(template), "precision": precision,
-            "limit": limit, "for_a_trial_only": limit is not None, "seeds": SEEDS,
-            "tasks": measured, "created_at": utc_now(),
+            "chat_template_sha256": sha256_text(template),
+            "precision": precision,
+            "limit": limit,
+            "for_a_trial_only": limit is not None,
+            "seeds": SEEDS,
+            "tasks": tasks_measured,
+            "created_at": utc_now(),
         },
-    )  # fmt: skip
-    count = sum(task["samples"] or 0 for task in measured.values())
+    )
+    count = sum(task["samples"] or 0 for task in tasks_measured.values())
     stage.seal(path, rows_in=count, rejected=0, count=count)
-    print(f"benchmarks: {', '.join(measured)}, {count} samples -> {path}")
+    print(f"benchmarks: {', '.join(tasks_measured)}, {count} samples -> {path}")
     return path
 
 
@@ -144,13 +154,20 @@ def _evaluate(
     from nexa_train.models.loading import load_for_inference
 
     model, tokenizer = load_for_inference(str(folder))
-    chat_format(tokenizer)  # refused before a task is downloaded
-    found = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(tasks), task_manager=manager,
-        limit=limit, apply_chat_template=True, fewshot_as_multiturn=True, log_samples=False,
+    chat_format(tokenizer)  # a template that cannot be used is refused before any download
+    # Prompts go through the student's own chat template, few-shot examples as turns.
+    # The log of all samples is large, and the report needs none of them.
+    results = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer),
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        log_samples=False,
         **SEEDS,
-    )  # fmt: skip
-    return found, str(tokenizer.chat_template), str(model.dtype).removeprefix("torch.")
+    )
+    return results, str(tokenizer.chat_template), str(model.dtype).removeprefix("torch.")
 
 
 def main() -> int:
@@ -158,15 +175,19 @@ def main() -> int:
     parser = cli.student_parser(__doc__)
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another student")
-    parser.add_argument("--dst", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--dst", type=Path, metavar="FILE", help="file for the figures")
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="folder of own task files")
     parser.add_argument("--limit", type=cli.count, help="samples of each task, for a trial")
     args = parser.parse_args()
     run(
-        load_config(args.pipeline_config), load_yaml(args.config, StudentConfig),
-        [task for task in args.tasks.split(",") if task], checkpoint=args.checkpoint, dst=args.dst,
-        include=args.include_path, limit=args.limit,
-    )  # fmt: skip
+        load_config(args.pipeline_config),
+        load_yaml(args.config, StudentConfig),
+        [task for task in args.tasks.split(",") if task],
+        checkpoint=args.checkpoint,
+        dst=args.dst,
+        include=args.include_path,
+        limit=args.limit,
+    )
     return 0
 
 

@@ -4,15 +4,14 @@ Reads:  the job file (`easydistill_jobs.job.Job`), its instructions and labelled
         `kd_white_box_train_only` its logits file
 Writes: `dataset.labeled_path` and `dataset.logits_path` where the job makes them; in
         `training.output_dir` the trained student (safetensors, tokenizer, chat template), and in
-        its folder `run/` all that proves it: training set, preflight report, metrics, checkpoints,
-        manifests, the ledger of an API
-Keeps:  every item is trained on whole, or counted as without an output, or as refused (see the
+        its folder `run/` the training set, preflight report, metrics, checkpoints, manifests, and
+        the request journal of an API
+Keeps:  every item: trained on whole, counted as without an output, or refused (see the
         preflight); above `training.max_refused_share` of either nothing is trained
-Raises: as `train_sft` (65, 66, 3) and, for an API, the gateway (69, 77); never 0 for a failure
+Raises: as `train_sft` (65, 66, 3) and, for an API, the client (69, 77); never 0 for a failure
 
-A job run again continues where it was stopped, asks nothing twice, and does nothing when finished.
-One process trains, whatever the machine has. `inference.trust_remote_code` has no effect: code
-from a checkpoint is never run. The loss is on the answer and its end of turn only.
+The same job started again continues where it stopped, repeats no request, and does nothing once it
+is finished. The loss is on the answer and its end of turn only. One process trains.
 
 Run: easydistill --config configs/kd_black_box_qwen_0_5b.json
 """
@@ -43,13 +42,13 @@ from nexa_train import teacher_logits, train_sft
 from nexa_train.data.chat_template import fix_template
 from nexa_train.data.dataset import load_dataset
 from nexa_train.data.instructions import (
-    PROMPTS,
     Item,
     Prompt,
     key_of,
     prompt_file,
     read_items,
     samples,
+    shipped_prompt,
 )
 from nexa_train.data.instructions import write_json as write_items
 from nexa_train.data.vocabulary import vocabulary_size
@@ -65,13 +64,13 @@ from nexa_train.models.loading import (
 )
 
 CONFIGS = Path(__file__).parent / "configs"
-SYSTEM_PROMPT = "You are a helpful assistant."  # of an API's requests, where the job gives none
+SYSTEM_PROMPT = "You are a helpful assistant."  # in API requests of a job without one
 KEY, CONFIG = "EASYDISTILL_API_KEY", "config.json"
 LOSSES = {"forward_kld": "forward_kl", "reverse_kld": "reverse_kl"}
 
 
 def run(job: Job) -> Path:
-    """Do the job; returns the folder of the trained student. Raises as the module says."""
+    """Run the job; returns the folder of the trained student. Raises as the module does."""
     output = Path(job.training.output_dir)
     config = pipeline_config(job)
     storage = config.storage
@@ -95,42 +94,56 @@ def run(job: Job) -> Path:
 
 
 def pipeline_config(job: Job) -> DistillConfig:
-    """The project's settings, with everything below `output_dir/run`."""
+    """The project's settings, with all storage below `output_dir/run`."""
     config = load_config(CONFIGS / "distill_config.yaml")
     root = Path(job.training.output_dir) / "run"
     models = CONFIGS.resolve().parent / config.storage.path("models")  # one copy for all jobs
+    # All files of a job are below its output folder, except the bundled model.
     storage = {"root": str(root), "models": str(models)}
     return validated("job file", merge(config.model_dump(), {"storage": storage}), DistillConfig)
 
 
 def api_config(job: Job, config: DistillConfig) -> DistillConfig:
-    """`config` with the API of the job, and nothing of how the pipeline's own teacher is asked.
+    """`config` with the API of the job in place of the pipeline's teacher settings.
 
-    Raises ProviderUnusable (69) where the job names no model and the server none either.
+    Raises ProviderUnusable (69) if neither the job nor the server names a model.
     """
     ask, prompt = job.inference, Path(config.storage.root) / "system_prompt.txt"
+    # The client reads keys from the environment only.
     if ask.api_key:
         os.environ[KEY] = ask.api_key
     write_text(prompt, (ask.system_prompt or SYSTEM_PROMPT) + "\n")
     extra = {"chat_template_kwargs": ask.chat_template_kwargs} if ask.chat_template_kwargs else {}
     provider = config.providers["vllm"].model_dump() | {
-        "base_url": ask.base_url, "api_key_env": KEY if ask.api_key else None, "extra_body": extra,
+        "base_url": ask.base_url,
+        "api_key_env": KEY if ask.api_key else None,
+        "extra_body": extra,
         "model": job.models.teacher or _first_model(str(ask.base_url), ask.api_key),
-    }  # fmt: skip
-    values = merge(config.model_dump(), {
-        "provider": "job", "providers": {"job": provider}, "answers": {"path": None},
-        "collection": {
-            "max_tokens": ask.max_new_tokens, "temperature": ask.temperature, "samples": 1,
-            "system_prompt_path": str(prompt), "teacher_model": None, "max_samples": None,
-            "batch_api": False,
+    }
+    values = merge(
+        config.model_dump(),
+        {
+            "provider": "job",
+            "providers": {"job": provider},
+            "answers": {"path": None},
+            "collection": {
+                "max_tokens": ask.max_new_tokens,
+                "temperature": ask.temperature,
+                "samples": 1,
+                "system_prompt_path": str(prompt),
+                "teacher_model": None,
+                "max_samples": None,
+                "batch_api": False,
+            },
         },
-    })  # fmt: skip
+    )
+    # `merge` keeps missing keys, so these two are emptied here.
     values["collection"]["response_schemas"] = values["cleaners"] = {}
     return validated("job file", values, DistillConfig)
 
 
 def _first_model(base_url: str, key: str | None) -> str:
-    """The model that the server names first. Raises ProviderUnusable (69)."""
+    """The first model that the server lists. Raises ProviderUnusable (69)."""
     from openai import OpenAI, OpenAIError
 
     try:
@@ -143,66 +156,67 @@ def _first_model(base_url: str, key: str | None) -> str:
 
 
 def prompt_of(job: Job) -> Prompt:
-    """What makes the user's message. Raises InputMissing or InputError for `dataset.template`."""
+    """The template of user messages. Raises InputMissing or InputError for `dataset.template`."""
     path = job.dataset.template
-    made = prompt_file(Path(path)) if path else None
-    if path and made is None:
-        print(f"{path} renders whole conversations and is not used: the model's own chat template "
-              "is", flush=True)  # fmt: skip
-    found = made or prompt_file(PROMPTS / "system1.jinja")
-    if found is None:
-        raise InputError(f"{PROMPTS / 'system1.jinja'} does not use instruction")
-    return found
+    prompt = prompt_file(Path(path)) if path else None
+    if path and prompt is None:
+        print(
+            f"{path} renders whole conversations and is not used: the model's own chat template is",
+            flush=True,
+        )
+    return prompt or shipped_prompt("system1")
 
 
 def labelled(job: Job, config: DistillConfig, prompt: Prompt, today: date) -> list[Item]:
-    """The items of the job; those without an output get the teacher's, and the file is written.
+    """The items of the job; missing outputs come from the teacher, and the file is written.
 
-    `today`: what a local teacher's chat template takes for the date.
+    `today`: the date in a local teacher's chat template.
     """
     path = Path(job.dataset.labeled_path)
     if not job.labels:
         items = read_items(path)
     else:
-        asked, known = Path(job.dataset.instruction_path or ""), path.exists()
-        if known and asked.resolve() == path.resolve():
+        instructions, exists = Path(job.dataset.instruction_path or ""), path.exists()
+        # One file can be both the instructions and the labelled data.
+        if exists and instructions.resolve() == path.resolve():
             items = read_items(path)
         else:
-            items = merged(read_items(asked), read_items(path) if known else [])
+            items = merged(read_items(instructions), read_items(path) if exists else [])
         items = teacher_labels.fill(items, prompt, config.storage, _teacher(job, config, today))
-        if not known or items != read_items(path):
+        if not exists or items != read_items(path):
             write_items(path, items)
     return items
 
 
 def refuse_unanswered(job: Job, items: Sequence[Item], max_refused_share: float) -> None:
-    """Raises InputError (65) for too many items without an output, or where none has one."""
+    """Raises InputError (65) if too many items have no output, or none has one."""
     path = job.dataset.labeled_path
     empty = sum(not item["output"].strip() for item in items)
     if empty == len(items):
         raise InputError(f"{path}: no item has an output; there is nothing to train on")
     if empty > max_refused_share * len(items):
-        ask = "raise inference.max_new_tokens, or run this job again to ask for them"
-        fill = ask if job.labels else "write them"
+        retry = "raise inference.max_new_tokens, or run this job again to request them"
         raise InputError(
             f"{path}: {empty} of {len(items)} items have no output, at most {max_refused_share:.1%}"
-            f" may; {fill}, or raise training.max_refused_share"
+            f" may; {retry if job.labels else 'write them'}, or raise training.max_refused_share"
         )
 
 
-def merged(instructions: Sequence[Item], known: Sequence[Item]) -> list[Item]:
-    """The instructions in their order, each with an output that is known, then what else is known.
+def merged(instructions: Sequence[Item], labelled_items: Sequence[Item]) -> list[Item]:
+    """The instructions in order, each with a labelled output if there is one; then the unused ones.
 
-    Of a question that stands there several times each gets an output of its own, while there are
-    some. An instruction file's own outputs are not the teacher's and do not count.
+    A repeated question takes another output each time, as long as there are any.
     """
-    left: dict[str, deque[Item]] = {}
-    for item in known:
+    unused: dict[str, deque[Item]] = {}
+    for item in labelled_items:
         if item["output"].strip():
-            left.setdefault(key_of(item), deque()).append(item)
-    found = [left[key_of(item)].popleft() if left.get(key_of(item)) else item | {"output": ""}
-             for item in instructions]  # fmt: skip
-    return found + [item for items in left.values() for item in items]
+            unused.setdefault(key_of(item), deque()).append(item)
+    items = []
+    for item in instructions:
+        outputs = unused.get(key_of(item))
+        # An output in the instruction file is not the teacher's and does not count.
+        items.append(outputs.popleft() if outputs else item | {"output": ""})
+    return items + [item for outputs in unused.values() for item in outputs]
 
 
 def _teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.Answer:
@@ -212,10 +226,15 @@ def _teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.Ans
     base = resolve_model(name, config.storage)
     weights = [Path(base)] if Path(base).is_dir() else []
     size = job.training.per_device_train_batch_size or 4
-    settings = {"name": name, "max_new_tokens": ask.max_new_tokens, "seed": ask.seed,
-                "temperature": ask.temperature, "batch_size": size,
-                "chat_template_kwargs": ask.chat_template_kwargs,
-                "chat_template_date": today.isoformat()}  # fmt: skip
+    settings = {
+        "name": name,
+        "max_new_tokens": ask.max_new_tokens,
+        "seed": ask.seed,
+        "temperature": ask.temperature,
+        "batch_size": size,
+        "chat_template_kwargs": ask.chat_template_kwargs,
+        "chat_template_date": today.isoformat(),
+    }
 
     def load() -> tuple[Any, Any]:
         model, tokenizer = load_for_inference(base)
@@ -225,53 +244,60 @@ def _teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.Ans
 
 
 def student_config(job: Job, storage: Storage) -> StudentConfig:
-    """`configs/baseline_distill.yaml`, with what the job says laid over it."""
+    """`configs/baseline_distill.yaml`, overridden by the job."""
     base = load_yaml(CONFIGS / "baseline_distill.yaml", StudentConfig)
-    given, seed = job.training, job.dataset.seed
-    longest = [n for n in (given.max_length, job.distillation.max_seq_length if job.white_box
-                           else None) if n]  # fmt: skip
+    training = job.training
+    limits = [training.max_length, job.distillation.max_seq_length if job.white_box else None]
+    # The stricter limit applies.
+    limit = min(filter(None, limits), default=None)
     train = {
-        "epochs": given.num_train_epochs, "batch_size": given.per_device_train_batch_size,
-        "gradient_accumulation": given.gradient_accumulation_steps, "seed": seed,
-        "learning_rate": given.learning_rate, "weight_decay": given.weight_decay,
-        "warmup_ratio": given.warmup_ratio, "max_length": min(longest, default=None),
-        "save_every_steps": given.save_steps, "eval_every_steps": given.logging_steps,
-        "max_refused_share": given.max_refused_share,
+        "epochs": training.num_train_epochs, "batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation": training.gradient_accumulation_steps, "seed": job.dataset.seed,
+        "learning_rate": training.learning_rate, "weight_decay": training.weight_decay,
+        "warmup_ratio": training.warmup_ratio, "max_length": limit,
+        "save_every_steps": training.save_steps, "eval_every_steps": training.logging_steps,
+        "max_refused_share": training.max_refused_share,
     }  # fmt: skip
     values: dict[str, Any] = {
-        "run_name": "student", "keep_layers": None, "student": _student(job, storage),
+        "run_name": "student",
+        "keep_layers": None,
+        "student": _student(job, storage),
         "distillation": {"loss": "none", "on_policy": 0.0},
         "train": {key: value for key, value in train.items() if value is not None},
-    }  # fmt: skip
-    if given.chat_template_kwargs is not None:
-        values["chat_template_kwargs"] = given.chat_template_kwargs
+    }
+    if training.chat_template_kwargs is not None:
+        values["chat_template_kwargs"] = training.chat_template_kwargs
     if job.white_box:
         kd = job.distillation
         chosen = {
-            "loss": LOSSES[kd.distillation_type], "source": "cache", "temperature": 1.0,
-            "teacher": job.models.teacher, "kd_ratio": kd.kd_ratio,
+            "loss": LOSSES[kd.distillation_type],
+            "source": "cache",
+            "temperature": 1.0,
+            "teacher": job.models.teacher,
+            "kd_ratio": kd.kd_ratio,
             "top_k": job.inference.top_logits_num,
-        }  # fmt: skip
-        values["distillation"] |= {k: v for k, v in chosen.items() if v is not None}
+        }
+        values["distillation"] |= {key: value for key, value in chosen.items() if value is not None}
     return validated("job file", merge(base.model_dump(), values), StudentConfig)
 
 
 def _student(job: Job, storage: Storage) -> str:
-    """The student's base model; for one without a chat template, a copy that has the plain one."""
+    """The student's base model; without a chat template, a copy with the fallback template."""
     base = resolve_model(job.models.student, storage)
-    given = fallback_chat_template.with_template_saved(
+    folder = fallback_chat_template.with_template_saved(
         base, load_tokenizer(base), Path(storage.root)
     )
-    if given == base:
+    if folder == base:
         return job.models.student
     print(f"{job.models.student} has no chat template: it gets the plain one", flush=True)
-    return given
+    return folder
 
 
 def write_dataset(job: Job, items: Sequence[Item], prompt: Prompt, storage: Storage) -> Path:
     """The training set (contracts.SFT), sealed."""
     path, labels = storage.path("sft_parquet"), Path(job.dataset.labeled_path)
     rows = list(samples(items, prompt, job.models.teacher or labels.name))
+    # The rows are settings of the stage: any changed item makes it stale.
     stage = StageRun("packaging", storage, inputs=[labels], settings={"rows": rows})
     if not stage.is_current(path):
         with table_writer(path, SFT) as out:
@@ -281,7 +307,7 @@ def write_dataset(job: Job, items: Sequence[Item], prompt: Prompt, storage: Stor
 
 
 def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -> Path:
-    """The table of the teacher's probabilities: computed and written down, or read."""
+    """The teacher cache: computed and written to the logits file, or read from it."""
     path = Path(job.dataset.logits_path or "")
     names = pq.read_table(dataset, columns=["sample_id"])["sample_id"].to_pylist()
     if job.labels:
@@ -292,8 +318,10 @@ def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -
             written.seal(path, rows_in=len(names), rejected=0, count=len(names))
         return table
     table = storage.path("teacher_logits")
-    stage = StageRun("teacher_logits", storage, inputs=[dataset, path],
-                     settings=student.logits_settings())  # fmt: skip
+    # The same seal as that of a table from `teacher_logits`, so training accepts both.
+    stage = StageRun(
+        "teacher_logits", storage, inputs=[dataset, path], settings=student.logits_settings()
+    )
     if not stage.is_current(table):
         base = resolve_model(student.student, storage)
         tokenizer = load_student_tokenizer(base, student)
@@ -304,21 +332,20 @@ def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -
 
 
 def publish(final: Path, output: Path) -> None:
-    """Copy the finished student into `output`; `config.json` is there only beside all of it."""
+    """Copy the finished student into `output`."""
+    # config.json is removed first and copied last: it exists only beside a complete student.
     files = sorted(final.iterdir(), key=lambda file: file.name == CONFIG)
-    if all(_copied(file, output / file.name) for file in files):
+    copies = [(file, output / file.name) for file in files]
+    # Size and time decide: a copy keeps both.
+    if all(copy.exists() and filecmp.cmp(file, copy) for file, copy in copies):
         return
     (output / CONFIG).unlink(missing_ok=True)
     for old in output.glob("*.safetensors*"):  # of a student with other shards
         if not (final / old.name).exists():
             old.unlink()
-    for file in files:
-        with replacing(output / file.name) as temporary:
+    for file, copy in copies:
+        with replacing(copy) as temporary:
             shutil.copy2(file, temporary)
-
-
-def _copied(file: Path, there: Path) -> bool:
-    return there.exists() and filecmp.cmp(file, there)  # size and time, which a copy keeps
 
 
 def main() -> int:

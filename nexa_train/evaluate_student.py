@@ -1,19 +1,19 @@
-"""Did the student learn? The report on teacher, student before and student after training.
+"""Evaluation report: the teacher, the student before training and the student after training.
 
 Reads:  `storage.raw_dataset`, the answers of the three models (`collected_dataset`,
-        `baseline_outputs`, `student_outputs`), what the gates said of each (`gate_files`),
-        `sft_parquet` and the checkpoint, the losses of `held_out_loss` (measured here first),
-        `metrics.jsonl` of the training, and the manifests for the funnel
+        `baseline_outputs`, `student_outputs`), their gate results (`gate_files`), `sft_parquet`
+        and the checkpoint, the losses of `held_out_loss` (measured here first), `metrics.jsonl`
+        of the training, and the manifests for the funnel
 Writes: `storage.evaluation_report` (JSON, sealed last), report.md, report.html and model_card.md
         (the checkpoint's card with its scores) beside it
 Keeps:  only prompts of the split `generate.split`, none of which was trained on; every answer to
-        them is either passed or rejected. The teacher's answer is its first attempt
-Raises: InputMissing (66) for a missing or stale input, InputError (65) for answers that the gates
-        have not judged or that are not to the same prompts; QualityGateMissed (3), when the report
-        is written, for a student that is worse than the accepted one (`regression`)
+        them passes or is rejected. The teacher's answer is its first attempt
+Raises: InputMissing (66) for a missing or stale input, InputError (65) for answers without gate
+        results or to other prompts; QualityGateMissed (3), after the report is written, for a
+        student that is worse than the accepted one (`regression`)
 
-What the figures mean is said in `metrics`, how differences are judged in `significance`; the
-gates run in `scripts/python/evaluation/run_evaluation.py`.
+`metrics` defines the figures and `significance` the comparisons. The gates run in
+`scripts/python/evaluation/run_evaluation.py`.
 
 Run: python -m nexa_train.evaluate_student [--config configs/baseline_distill.yaml]
          [--pipeline-config FILE]
@@ -51,16 +51,18 @@ FUNNEL = {
 
 
 def settings(config: DistillConfig, student: StudentConfig) -> Json:
-    """What decides the report, next to its inputs."""
+    """The settings that change the report, for its freshness."""
     return {
-        "generate": student.generate.model_dump(), "run_name": student.run_name,
-        "tasks": config.execution.tasks, "accepted": regression.accepted(config.storage),
+        "generate": student.generate.model_dump(),
+        "run_name": student.run_name,
+        "tasks": config.execution.tasks,
+        "accepted": regression.accepted(config.storage),
         "regression_gate": regression.load_gate(config).model_dump(),
-    }  # fmt: skip
+    }
 
 
 def funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
-    """Rows after each step, from the manifests; null where there is none."""
+    """Rows after each step, from the manifests; null where a manifest is missing."""
     steps = []
     for step, key in FUNNEL.items():
         manifest = load_manifest(storage.path(key), storage)
@@ -69,7 +71,7 @@ def funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
 
 
 def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
-    """The rows of metrics.jsonl: `step`, and `loss`, `val_loss` where they were measured."""
+    """The rows of metrics.jsonl: `step`, and `loss` and `val_loss` if measured."""
     path = storage.path("students") / student.run_name / "metrics.jsonl"
     if not path.exists():
         return []
@@ -87,37 +89,34 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     path = storage.path("collected_dataset")
     teachers = read_table(path, TABLES["collected_dataset"])["model_id"].unique().to_pylist()
     losses = held_out_loss.run(config, student, teachers)
-    inputs = [*_inputs(storage, student), *losses.values()]
+    inputs = [*_inputs(storage, student), *losses.values()]  # every file that the report is made of
     stage = StageRun("evaluation", storage, inputs=inputs, settings=settings(config, student))
     if stage.is_current(text, page, card, report):
         print(f"evaluation: {report} is up to date")
         return page
+    # Imported here: a current report needs none of these modules.
     from nexa_train.reports import evaluation_html, evaluation_text, model_card
 
-    found = _build(config, student, stage, losses)
-    write_text(text, evaluation_text.markdown(found))
-    write_text(page, evaluation_html.page(found))
-    write_text(card, model_card.card(model_card.read(student.checkpoint(storage)), found))
-    write_json(report, found)
+    result = _build(config, student, stage, losses)
+    write_text(text, evaluation_text.markdown(result))
+    write_text(page, evaluation_html.page(result))
+    write_text(card, model_card.card(model_card.read(student.checkpoint(storage)), result))
+    write_json(report, result)
+    # The JSON report is sealed last: its seal means that all four are complete.
     for output in (text, page, card, report):
-        stage.seal(output, rows_in=found["prompts"], rejected=0, count=found["prompts"])
-    print(f"evaluation: {found['prompts']} held-out prompts -> {page}")
+        stage.seal(output, rows_in=result["prompts"], rejected=0, count=result["prompts"])
+    print(f"evaluation: {result['prompts']} held-out prompts -> {page}")
     return page
 
 
 def _inputs(storage: Storage, student: StudentConfig) -> list[Path]:
-    """Every file that the report is made from, but the losses."""
     gates = [gate_files(storage, name) for name in ANSWERS]
+    optional = [path for files in gates for path in (files.exec_checks, files.judge_checks)]
     return [
         *(storage.path(key) for key in ("raw_dataset", *ANSWERS.values(), "sft_parquet")),
         student.checkpoint(storage),
         *(path for files in gates for path in (files.kept, files.rejections)),
-        *(
-            path
-            for files in gates
-            for path in (files.exec_checks, files.judge_checks)
-            if path.exists()
-        ),
+        *filter(Path.exists, optional),
     ]
 
 
@@ -135,20 +134,21 @@ def _build(
     documents = dict(zip(*(raw[c].to_pylist() for c in ("sample_id", "cluster_id")), strict=True))
     measured = {name: _with_documents(path, documents) for name, path in losses.items()}
     exams = {name: read_exam(config, name, prompts, measured.get(name)) for name in ANSWERS}
+    # The default system prompt is part of each prompt that is compared between runs.
     system = load_system_prompt(config.collection.system_prompt_path)
-    found = assess(prompts, exams) | {
+    metrics = assess(prompts, exams) | {
         "prompts_sha256": regression.fingerprint([system, [row["sample_id"] for row in prompts]]),
         "gates_sha256": regression.fingerprint(gates_settings(storage)),
     }
-    found["regression"] = regression.compare(
-        regression.accepted(storage), found, regression.load_gate(config)
+    metrics["regression"] = regression.compare(
+        regression.accepted(storage), metrics, regression.load_gate(config)
     )
     return {
-        "headline": headline(found),
+        "headline": headline(metrics),
         "run_id": run_id(),
         "run_name": student.run_name,
         "split": student.generate.split,
-        **found,
+        **metrics,
         "funnel": funnel(storage, {s: splits.count(s) for s in ("train", "val", "test")}),
         "training_curve": training_curve(storage, student),
         "facts": _facts(storage, student, stage),
@@ -157,9 +157,9 @@ def _build(
 
 
 def _refuse_leak(prompts: Sequence[Json], sft: Sequence[Json], split: str) -> None:
-    """Raises InputError when a held-out prompt stands in a part of the data that was learned."""
-    learned = {row["sample_id"] for row in sft if row["split"] != split}
-    leaked = [row["sample_id"] for row in prompts if row["sample_id"] in learned]
+    """Raises InputError if a held-out prompt is in another split of the training set."""
+    trained = {row["sample_id"] for row in sft if row["split"] != split}
+    leaked = [row["sample_id"] for row in prompts if row["sample_id"] in trained]
     if leaked:
         raise InputError(
             f"{len(leaked)} held-out prompts were trained on, for example {leaked[0]}; "
@@ -168,31 +168,34 @@ def _refuse_leak(prompts: Sequence[Json], sft: Sequence[Json], split: str) -> No
 
 
 def _with_documents(path: Path, documents: Mapping[str, str]) -> Json:
-    """A loss measurement with the source document of each sample, which the bootstrap draws."""
-    found: Json = json.loads(path.read_text(encoding="utf-8"))
-    for sample in found["samples"]:
+    """A loss measurement with the source document of each sample: the bootstrap draws documents."""
+    measurement: Json = json.loads(path.read_text(encoding="utf-8"))
+    for sample in measurement["samples"]:
         if sample["sample_id"] not in documents:
             raise InputError(
                 f"{path}: sample {sample['sample_id']} is not among the prompts; run "
                 "`python -m nexa_distill.to_sft` again"
             )
         sample["document"] = documents[sample["sample_id"]]
-    return found
+    return measurement
 
 
 def _facts(storage: Storage, student: StudentConfig, stage: StageRun) -> Json:
-    """What was run: sources, settings, seconds by stage, hashes of what the report is made from."""
+    """Sources, settings, seconds by stage, and hashes of the report's inputs."""
     checkpoint = student.checkpoint(storage)
-    timed = {"teacher": storage.path("collected_dataset"), "training": checkpoint,
-             "answers before": storage.path("baseline_outputs"),
-             "answers after": storage.path("student_outputs")}  # fmt: skip
+    timed = {
+        "teacher": storage.path("collected_dataset"),
+        "training": checkpoint,
+        "answers before": storage.path("baseline_outputs"),
+        "answers after": storage.path("student_outputs"),
+    }
     manifests = {name: load_manifest(path, storage) for name, path in timed.items()}
     return {
         "student": student.student,
         "keep_layers": student.keep_layers,
         "train": student.train.model_dump(),
         "generate": student.generate.model_dump(),
-        "seconds": {name: found["seconds"] if found else None for name, found in manifests.items()},
+        "seconds": {name: seal["seconds"] if seal else None for name, seal in manifests.items()},
         "inputs": stage.inputs,
         "dataset_sha256": _hash_of(stage, storage.path("sft_parquet")),
         "checkpoint_sha256": _hash_of(stage, checkpoint),

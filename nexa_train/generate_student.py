@@ -1,4 +1,4 @@
-"""The student answers the held-out prompts, as it is trained and as it was before training.
+"""Answers of the student to the held-out prompts, before and after training.
 
 Reads:  `storage.raw_dataset` (rows of the split that `generate.split` names) and the checkpoint
 Writes: `storage.student_outputs` (trained) and `storage.baseline_outputs` (the same `keep_layers`
@@ -6,16 +6,9 @@ Writes: `storage.student_outputs` (trained) and `storage.baseline_outputs` (the 
 Keeps:  every prompt: one answer each, attempt 0, in the order of `sample_id`
 Raises: InputMissing (66) without prompts or a sealed checkpoint, InputError (65)
 
-The messages are those of training: the row's system prompt, or else the collection's, and the
-user prompt, in the model's own chat template. `completion_tokens` counts the end-of-turn token,
-`latency_ms` is a batch's time divided by its rows (their sum is the time on the clock),
-`finish_reason` is "stop" when the end of turn came and "length" when `max_new_tokens`, or what the
-model can read, cut it off: a prompt that leaves no room for an answer has none.
-The baseline does not depend on training: a new training regenerates only the trained answers.
-At a temperature of 0 it is greedy; otherwise it samples within the `top_k` and `top_p` that the
-checkpoint's generation config sets, as a server of it would. The seed of a batch comes from its
-samples, so the same rows get the same answers on every run; other hardware, or another batch_size,
-may round differently.
+The same rows get the same answers on every run; other hardware, or another batch_size, may round
+differently. `finish_reason` is "stop" at an end of turn, and "length" if `max_new_tokens` or the
+context length cut the answer. A prompt that fills the context has no answer.
 
 Run: python -m nexa_train.generate_student [--config configs/baseline_distill.yaml]
          [--pipeline-config FILE] [--only trained|baseline] [--checkpoint DIR --dst FILE]
@@ -53,14 +46,14 @@ Which = Literal["trained", "baseline"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row to answer and what the model reads for it."""
+    """One row to answer, and its rendered prompt as token ids."""
 
     row: Row
     ids: list[int]
 
 
 def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
-    """What a model is asked for this row; `system` stands in for a row without its own."""
+    """The messages of a row, as in training; `system` is used for a row without a system prompt."""
     return [
         {"role": "system", "content": row["system_prompt"] or system},
         {"role": "user", "content": row["user_prompt"]},
@@ -68,28 +61,33 @@ def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
 
 
 def _prompt(form: ChatFormat, row: Row, system: str) -> Prompt:
-    """Without ids where the template cannot render the row: it has no answer then."""
     try:
         return Prompt(row, form.prompt_ids(messages(row, system)))
     except RowRefused:
-        return Prompt(row, [])
+        return Prompt(row, [])  # no ids, no answer
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Prompts of similar length together, longest first: the least padding, memory peaks early."""
+    """Batches of prompts of similar length, longest first."""
+    # Similar lengths need the least padding; the longest batch first shows a lack of memory early.
     ordered = sorted(prompts, key=lambda p: (-len(p.ids), p.row["sample_id"]))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def answer(
-    model: Any, form: ChatFormat, prompts: Sequence[Prompt], generate: Generation, model_id: str,
+    model: Any,
+    form: ChatFormat,
+    prompts: Sequence[Prompt],
+    generate: Generation,
+    model_id: str,
     cleaner: Cleaner,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """One row of contracts.OUTPUTS per prompt, batch by batch. The model is in evaluation mode."""
     tokenizer, stops = form.tokenizer, form.stops
     for batch in batches(prompts, generate.batch_size):
         start = time.perf_counter()
         new = _generate(model, tokenizer, batch, generate, stops)
+        # A batch's time divided by its rows: the sum over all rows is the elapsed time.
         milliseconds = 1000 * (time.perf_counter() - start) / len(batch)
         for prompt, tokens in zip(batch, new, strict=True):
             row = _row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
@@ -101,27 +99,47 @@ def _generate(
     model: Any, tokenizer: Any, batch: list[Prompt], generate: Generation, stops: list[int]
 ) -> list[list[int]]:
     own = model.generation_config
+    # Above a temperature of 0 the checkpoint's top_k and top_p apply, as on a server. The seed
+    # comes from the samples, so a repeated run gives the same answers.
     return new_tokens(
-        model, tokenizer, [prompt.ids for prompt in batch], stops=stops,
-        max_new_tokens=generate.max_new_tokens, temperature=generate.temperature,
-        top_k=own.top_k or 0, top_p=own.top_p or 1.0,
+        model,
+        tokenizer,
+        [prompt.ids for prompt in batch],
+        stops=stops,
+        max_new_tokens=generate.max_new_tokens,
+        temperature=generate.temperature,
+        top_k=own.top_k or 0,
+        top_p=own.top_p or 1.0,
         seed=int(sha256_text(batch[0].row["sample_id"])[:8], 16),
-    )  # fmt: skip
+    )
 
 
 def _row(
-    tokenizer: Any, prompt: Prompt, tokens: list[int], stops: list[int], model_id: str,
+    tokenizer: Any,
+    prompt: Prompt,
+    tokens: list[int],
+    stops: list[int],
+    model_id: str,
     milliseconds: float,
-) -> Row:  # fmt: skip
+) -> Row:
     text, count, ended = said(tokenizer, tokens, stops)
+    # A template may open the reasoning in the prompt, so the prompt's end is needed too.
     reasoning, answer_alone = split_reasoning(text, prompt_tail(tokenizer, prompt.ids))
     return {
-        **prompt.row, "attempt": 0, "teacher_output": answer_alone, "reasoning_output": reasoning,
-        "model_id": model_id, "finish_reason": "stop" if ended else "length",
-        "prompt_tokens": len(prompt.ids), "completion_tokens": count,
-        "total_tokens": len(prompt.ids) + count, "latency_ms": milliseconds,
-        "cost_usd": None, "request_key": None, "created_at": datetime.now(UTC),
-    }  # fmt: skip
+        **prompt.row,
+        "attempt": 0,
+        "teacher_output": answer_alone,
+        "reasoning_output": reasoning,
+        "model_id": model_id,
+        "finish_reason": "stop" if ended else "length",
+        "prompt_tokens": len(prompt.ids),
+        "completion_tokens": count,
+        "total_tokens": len(prompt.ids) + count,
+        "latency_ms": milliseconds,
+        "cost_usd": None,
+        "request_key": None,
+        "created_at": datetime.now(UTC),
+    }
 
 
 def run(
@@ -134,9 +152,10 @@ def run(
 ) -> None:
     """Write the answers before and after training, unless they are up to date.
 
-    `checkpoint` and `dst` stand in for the trained student's own and leave the baseline alone.
+    `checkpoint` and `dst` replace the trained student's own; then no baseline is written.
     """
     storage = config.storage
+    # The baseline does not depend on training: a new training makes only the trained answers stale.
     if only != "trained" and checkpoint is None and dst is None:
         model = (student.student, student.keep_layers, f"{student.run_name} (before training)")
         _answer_all(config, student, storage.path("baseline_outputs"), None, model)
@@ -153,7 +172,7 @@ def _answer_all(
     checkpoint: Path | None,
     model: tuple[str, list[int] | None, str],
 ) -> None:
-    """Answer every held-out prompt with `model` (name, keep_layers, model_id) into `dst`."""
+    """Write the answers of `model` (name, keep_layers, model_id) to every held-out prompt."""
     storage, (name, keep_layers, model_id) = config.storage, model
     prompts = storage.path("raw_dataset")
     inputs = [prompts] if checkpoint is None else [prompts, checkpoint]
@@ -172,15 +191,17 @@ def _answer_all(
     loaded, tokenizer = load_for_inference(resolved, keep_layers, student)
     form = chat_format(tokenizer)
     system = load_system_prompt(config.collection.system_prompt_path)
-    asked = [_prompt(form, row, system) for row in rows]
+    encoded_prompts = [_prompt(form, row, system) for row in rows]
     cleaner, answers = cleaner_of(config), []
-    with Progress(f"answers of {model_id}", len(asked), unit="answers") as progress:
-        for row in answer(loaded, form, asked, student.generate, model_id, cleaner):
+    with Progress(f"answers of {model_id}", len(encoded_prompts), unit="answers") as progress:
+        for row in answer(loaded, form, encoded_prompts, student.generate, model_id, cleaner):
             answers.append(row)
             progress.add()
     if unread := sum(not row["completion_tokens"] for row in answers):
-        print(f"student_gen: {unread} prompts have no answer: they are longer than {model_id} can "
-              "read, or its chat template cannot render them")  # fmt: skip
+        print(
+            f"student_gen: {unread} prompts have no answer: they are longer than {model_id} can "
+            "read, or its chat template cannot render them"
+        )
     answers.sort(key=lambda row: str(row["sample_id"]))
     with table_writer(dst, OUTPUTS) as out:
         out.write(pa.Table.from_pylist(answers, OUTPUTS))
@@ -193,17 +214,12 @@ def main() -> int:
     parser = cli.student_parser(__doc__)
     parser.add_argument("--only", choices=("trained", "baseline"), help="one of the two")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another trained student")
-    parser.add_argument("--dst", type=Path, metavar="FILE", help="where its answers go")
+    parser.add_argument("--dst", type=Path, metavar="FILE", help="file for its answers")
     args = parser.parse_args()
     if (args.checkpoint is None) != (args.dst is None):
-        raise InputError("--checkpoint and --dst go together: one is read, the other written")
-    run(
-        load_config(args.pipeline_config),
-        load_yaml(args.config, StudentConfig),
-        only=args.only,
-        checkpoint=args.checkpoint,
-        dst=args.dst,
-    )
+        raise InputError("--checkpoint and --dst need each other: one is read, the other written")
+    config, student = load_config(args.pipeline_config), load_yaml(args.config, StudentConfig)
+    run(config, student, only=args.only, checkpoint=args.checkpoint, dst=args.dst)
     return 0
 
 

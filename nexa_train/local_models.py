@@ -1,4 +1,4 @@
-"""Models on this machine: write the one that ships with the install, serve one on loopback.
+"""Local models: write the bundled one as a checkpoint, serve one on 127.0.0.1.
 
 Writes: `<storage.models>/SmolLM2-135M-Instruct/` (`models/bundled.py`).
 
@@ -16,7 +16,8 @@ from nexa_train.models import server as model_server
 from nexa_train.models.bundled import BUNDLED, resolve_model
 
 
-def _arguments() -> argparse.Namespace:
+def main() -> int:
+    """Run one command."""
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("materialise", help="write the bundled model as a checkpoint")
@@ -28,17 +29,12 @@ def _arguments() -> argparse.Namespace:
     serve.add_argument("--timeout", type=float, default=180.0, help="seconds to become healthy")
     for command in commands.choices.values():  # --config also after the command's name
         command.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run one command."""
-    arguments = _arguments()
+    arguments = parser.parse_args()
     storage = load_config(arguments.config).storage
     if arguments.command == "materialise":
         print(resolve_model(BUNDLED, storage))
         return 0
-    model_server.free_port(arguments.port)  # refused before a model is written for it
+    model_server.free_port(arguments.port)  # a port in use is refused before a model is written
     folder = Path(resolve_model(arguments.model, storage))
     model_server.serve(
         folder,

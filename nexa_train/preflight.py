@@ -1,13 +1,13 @@
-"""What training would see, token by token, and whether that is right; asked before each training.
+"""Check and show what training would read, token by token; runs before each training.
 
 Reads:  the student's YAML, `storage.sft_parquet` (sealed), the tokenizer and configuration of the
         student's base model
 Writes: `<storage.reports>/training/preflight.{json,md,html}`, also when a check fails
 Keeps:  every row of train and val: trained on whole, or refused and counted with its reason
-Raises: CheckFailed (65) naming check, row, what was found and expected; 66 no sealed dataset
+Raises: CheckFailed (65) with check, row, actual and expected value; 66 no sealed dataset
 
-`train_sft` runs it in its own process and trains on the very rows that passed here. `--show N`
-prints the first N rows: what is in the loss is green, or between brackets where there is no colour.
+`train_sft` runs it in its own process and trains on exactly the rows that passed. `--show N` prints
+the first N rows: tokens in the loss are green, or between brackets without colour.
 
 Run: python -m nexa_train.preflight [--config configs/baseline_distill.yaml] [--show 3]
 """
@@ -47,12 +47,18 @@ Json = dict[str, Any]
 
 
 class Preflight:
-    """One pass over the rows of a training. `main`: this process reports; others only look."""
+    """One pass over the rows of a training. `main`: whether this process writes the report."""
 
     def __init__(
-        self, config: StudentConfig, storage: Storage, dataset: Path, base: str, *,
-        shown: int = SHOWN, main: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        config: StudentConfig,
+        storage: Storage,
+        dataset: Path,
+        base: str,
+        *,
+        shown: int = SHOWN,
+        main: bool = True,
+    ) -> None:
         refuse_quantised(base)
         self.config, self.dataset, self.base, self.main = config, dataset, base, main
         self.path = storage.path("reports") / "training" / "preflight.json"
@@ -67,57 +73,68 @@ class Preflight:
         return collect(self.rows(), self.examination)
 
     def rows(self) -> Iterator[tuple[str, Sample | Skip]]:
-        """Each row as it is trained on; after the last one, or a failed check, the report."""
+        """Each row as it is trained on. The report follows the last row or a failed check."""
         try:
             self._refuse_beyond_context()
             self._refuse_change_on_saving()
             share = self.config.train.max_refused_share
-            for split, made in examined(self.dataset, self.examination, share, quiet=not self.main):
-                if isinstance(made, Sample) and len(self.views) < self.shown:
-                    self.views.append(self._view(split, made))
-                yield split, made
+            for split, encoded in examined(
+                self.dataset, self.examination, share, quiet=not self.main
+            ):
+                if isinstance(encoded, Sample) and len(self.views) < self.shown:
+                    self.views.append(self._view(split, encoded))
+                yield split, encoded
         except CheckFailed:
             self._write()
             raise
         self._write()
 
     def report(self) -> Json:
-        """What is written; the same rows and settings give the same report."""
-        given, found = self.config.train.max_length, self.examination
-        chosen = given
-        if given is None and not found.failed:
-            chosen = min(found.longest(), self.context or found.longest())
+        """The report as JSON values; the same rows and settings give the same report."""
+        checker, train = self.examination, self.config.train
+        max_length = train.max_length
+        if max_length is None and not checker.failed:
+            max_length = min(checker.longest(), self.context or checker.longest())
         return {
-            "run_name": self.config.run_name, "student": self.config.student,
-            "dataset": str(self.dataset), "dataset_sha256": self.dataset_sha256,
+            "run_name": self.config.run_name,
+            "student": self.config.student,
+            "dataset": str(self.dataset),
+            "dataset_sha256": self.dataset_sha256,
             "tokenizer": fingerprint(self.tokenizer),
-            "max_length": chosen, "max_length_from": "train.max_length" if given else "the rows",
-            "context": self.context, "max_refused_share": self.config.train.max_refused_share,
-            **found.record(), "shown": self.views[:SHOWN],
-        }  # fmt: skip
+            "max_length": max_length,
+            "max_length_from": "train.max_length" if train.max_length else "the rows",
+            "context": self.context,
+            "max_refused_share": train.max_refused_share,
+            **checker.record(),
+            "shown": self.views[:SHOWN],
+        }
 
     def _refuse_beyond_context(self) -> None:
-        given = self.config.train.max_length
-        if given and self.context and given > self.context:
-            found = f"train.max_length is {given}, {self.base} reads at most {self.context} tokens"
-            raise self.examination.fail("not_cut", found, None)
+        limit = self.config.train.max_length
+        if limit and self.context and limit > self.context:
+            problem = (
+                f"train.max_length is {limit}, {self.base} reads at most {self.context} tokens"
+            )
+            raise self.examination.fail("not_cut", problem, None)
 
     def _refuse_change_on_saving(self) -> None:
-        """The export would be refused for it, after the training."""
+        # Otherwise the export would be refused, after the whole training.
         text = self.examination.format.render([SYSTEM, USER, ASSISTANT], prompt=False)
         with TemporaryDirectory() as folder:
             folder_notes.save_tokenizer(self.tokenizer, Path(folder))
             again = load_tokenizer(folder)
         if again(text)["input_ids"] != self.tokenizer(text)["input_ids"]:
-            found = f"the tokenizer of {self.base} reads a text differently once it is saved by "
-            found += "this transformers, so the student could not be exported; take another "
-            found += "student, or another version of its tokenizer files"
-            raise self.examination.fail("template_equal", found, None)
+            problem = (
+                f"the tokenizer of {self.base} reads a text differently once it is saved by this "
+                "transformers, so the student could not be exported; take another student, or "
+                "another version of its tokenizer files"
+            )
+            raise self.examination.fail("template_equal", problem, None)
 
-    def _view(self, split: str, made: Sample) -> Json:
-        trained = [label != IGNORE for label in made.labels]
-        tokens = token_view.tokens(self.tokenizer, made.input_ids, trained)
-        return {"sample_id": made.sample_id, "split": split, "tokens": tokens}
+    def _view(self, split: str, sample: Sample) -> Json:
+        trained = [label != IGNORE for label in sample.labels]
+        tokens = token_view.tokens(self.tokenizer, sample.input_ids, trained)
+        return {"sample_id": sample.sample_id, "split": split, "tokens": tokens}
 
     def _write(self) -> None:
         if self.main:
@@ -128,14 +145,17 @@ class Preflight:
 
 
 def fingerprint(tokenizer: Any) -> Json:
-    """Which tokenizer and chat template the report is about."""
+    """Name and hashes of the tokenizer and its chat template."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
+        # Of several named templates the default one is used.
         template = template.get("default")
-    words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
+    vocabulary = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
+    )
     return {
         "name": tokenizer.name_or_path,
-        "sha256": sha256_text(compact_json([words, tokenizer.special_tokens_map])),
+        "sha256": sha256_text(compact_json([vocabulary, tokenizer.special_tokens_map])),
         "template_sha256": template and sha256_text(template),
     }
 
@@ -151,6 +171,7 @@ def main() -> int:
     dataset = args.dataset or storage.path("sft_parquet")
     base = resolve_model(config.student, storage)
     flight = Preflight(config, storage, dataset, base, shown=max(SHOWN, args.show))
+    # The checks run while the rows are read.
     for _ in flight.rows():
         pass
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")

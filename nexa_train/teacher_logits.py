@@ -1,23 +1,19 @@
-"""What the teacher would say at each trained token of the kept rows: its k most likely tokens.
+"""Teacher cache: the teacher's k most likely tokens at each trained token of the kept rows.
 
 Reads:  `storage.sft_parquet` (train and val rows), the teacher model, the student's tokenizer
 Writes: `storage.teacher_logits` (contracts.TEACHER_LOGITS), sealed. While it runs, parts beside it,
-        from which the same command continues after any stop. Rows that an earlier table has for
-        the same tokens are taken from it: only new ones are computed
+        from which the same command continues after any stop. Rows of an earlier table with the
+        same tokens are reused
 Size:   6 bytes per token and kept alternative and 2 for the tail, before compression
 Raises: InputError (65) for a teacher with another tokenizer, whose token ids mean other words
 
-The distribution is the teacher's at `distillation.temperature`: the tail of another temperature
-could not be told from k tokens. `CachedTeacher` gives it back, and refuses a row whose tokens are
-not those of the sample that is trained on.
-
-    python -m nexa_train.teacher_logits --config configs/baseline_distill.yaml
+Run: python -m nexa_train.teacher_logits --config configs/baseline_distill.yaml
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,16 +29,13 @@ from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train.data.chat_tokenization import Sample
 from nexa_train.training.teacher_cache import TABLE, refuse_other_vocabulary, rows_of, tokens_hash
 
-if TYPE_CHECKING:
-    pass
-
-PART = 32  # samples of a part: what a kill can cost
+PART = 32  # samples of a part: the most that a kill can lose
 
 
 def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
-    """Make the table, unless it is up to date; returns its path. One process does it, others wait.
+    """Write the table unless it is up to date; returns its path. One process writes, others wait.
 
-    Raises as the module says.
+    Raises as the module does.
     """
     from nexa_train.models.bundled import resolve_model
     from nexa_train.models.folders import one_writer
@@ -54,6 +47,7 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
     stage = StageRun(
         "teacher_logits", storage, inputs=[dataset, *weights], settings=config.logits_settings()
     )
+    # Every process of a distributed training calls this.
     with one_writer(dst):
         if stage.is_current(dst):
             print(f"teacher logits: {dst} is up to date", flush=True)
@@ -76,29 +70,35 @@ def _make(
     data = load_dataset(dataset, tokenizer, config.longest(context_of(student)))
     samples = [*data.train, *data.val]
     batch_of = batching(model, theirs, samples, packed=config.train.packing)
-    known = _earlier(stage, dst, samples)
-    names = set(known["sample_id"].to_pylist())
-    left = [sample for sample in samples if sample.sample_id not in names]
-    work = sha256_text(compact_json([stage.key, [sample.sample_id for sample in left]]))
+    reused = _earlier(stage, dst, samples)
+    names = set(reused["sample_id"].to_pylist())
+    missing = [sample for sample in samples if sample.sample_id not in names]
+    # Parts are named by the remaining work: a resumed run finds its own ones only.
+    work = sha256_text(compact_json([stage.key, [sample.sample_id for sample in missing]]))
     vocabulary = vocabulary_size(tokenizer)
     parts = dst.with_name(f".{dst.stem}.parts") / work[:16]
     with Progress("teacher logits", len(samples), unit="samples", done=len(names)) as progress:
-        for number, start in enumerate(range(0, len(left), PART)):
-            some, part = left[start : start + PART], parts / f"{number:06d}.parquet"
+        for number, start in enumerate(range(0, len(missing), PART)):
+            some, part = missing[start : start + PART], parts / f"{number:06d}.parquet"
             if not part.exists():
                 _write(part, rows_of(config, model, some, batch_of, vocabulary))
             progress.add(len(some))
+    # All parts are complete: join them with the reused rows.
     with table_writer(dst, TABLE.schema) as out:
-        out.write(known)
+        out.write(reused)
         for part in sorted(parts.glob("*.parquet")):
             out.write(pq.read_table(part))
     skipped = sum(data.skipped.values())
     stage.seal(dst, rows_in=len(samples) + skipped, rejected=skipped)
-    if parts.parent.exists():  # not when every row was known
+    if parts.parent.exists():  # not if every row was reused
         shutil.rmtree(parts.parent)
     tokens = sum(sample.trained_tokens for sample in samples)
-    print(f"teacher logits: {tokens:,} tokens of {len(samples)} samples -> {dst} "
-          f"({dst.stat().st_size / max(1, tokens):.0f} bytes per token)", flush=True)  # fmt: skip
+    size = dst.stat().st_size / max(1, tokens)
+    print(
+        f"teacher logits: {tokens:,} tokens of {len(samples)} samples -> {dst} "
+        f"({size:.0f} bytes per token)",
+        flush=True,
+    )
 
 
 def _write(part: Path, batches: Iterator[list[dict[str, Any]]]) -> None:
@@ -108,7 +108,7 @@ def _write(part: Path, batches: Iterator[list[dict[str, Any]]]) -> None:
 
 
 def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
-    """Rows of the table that is there: of these samples' tokens, by this teacher and settings."""
+    """Rows of the existing table for these samples' tokens, by the same teacher and settings."""
     manifest = load_manifest(dst, stage.storage)
     teacher = [item["sha256"] for item in stage.inputs[1:]]
     if (
@@ -120,9 +120,9 @@ def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
     ):
         return TABLE.schema.empty_table()
     table = read_table(dst, TABLE)
-    wanted = {sample.sample_id: tokens_hash(sample) for sample in samples}
-    made = zip(*(table[name].to_pylist() for name in ("sample_id", "tokens_sha256")), strict=True)
-    return table.filter(pa.array([wanted.get(name) == digest for name, digest in made], pa.bool_()))
+    hashes = {sample.sample_id: tokens_hash(sample) for sample in samples}
+    pairs = zip(*(table[name].to_pylist() for name in ("sample_id", "tokens_sha256")), strict=True)
+    return table.filter(pa.array([hashes.get(name) == row for name, row in pairs], pa.bool_()))
 
 
 def main() -> int:

@@ -1,12 +1,11 @@
-"""What training makes of samples: each token, and whether the loss sees it.
+"""Samples as training reads them: each token, and whether it is in the loss.
 
 Reads:  JSON lines on stdin, {sample_id, messages}; the configured student's tokenizer
 Writes: one JSON line per sample on stdout: {sample_id, tokens: [[text, trained, special], ...]} or
-        {sample_id, skipped: reason, why}, by the very `chat_tokenization.encode` of the training
+        {sample_id, skipped: reason, why}, by the `chat_tokenization.encode` of the training
 Raises: InputError (65) as the training would
 
-`trained` is said of the token that is predicted. A character that takes several tokens is shown
-with the last of them.
+`trained` marks the predicted token. A character of several tokens is shown with the last of them.
 
 Run: python -m nexa_train.token_view [--config configs/baseline_distill.yaml] < samples.jsonl
 """
@@ -30,32 +29,29 @@ Token = tuple[str, bool, bool]  # text, trained, special
 
 def view(form: ChatFormat, sample_id: str, messages: Any, longest: int | None) -> dict[str, Any]:
     """The sample as training sees it."""
-    made = encode(form, sample_id, messages, longest)
-    if isinstance(made, Skip):
-        why = ROW_REASONS[made.reason]
-        return {"sample_id": sample_id, "skipped": made.reason, "why": why}
-    trained = [label != IGNORE for label in made.labels]
-    return {"sample_id": sample_id, "tokens": tokens(form.tokenizer, made.input_ids, trained)}
+    sample = encode(form, sample_id, messages, longest)
+    if isinstance(sample, Skip):
+        why = ROW_REASONS[sample.reason]
+        return {"sample_id": sample_id, "skipped": sample.reason, "why": why}
+    trained = [label != IGNORE for label in sample.labels]
+    return {"sample_id": sample_id, "tokens": tokens(form.tokenizer, sample.input_ids, trained)}
 
 
 def tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> list[Token]:
-    """Their texts; joined, they are what the tokenizer decodes of all of them.
-
-    Each is decoded behind the tokens before it: alone, SentencePiece drops the space that a word
-    begins with.
-    """
-    special, found = set(tokenizer.all_special_ids), list[Token]()
+    """The text of each token; joined, they equal the decoded text of all ids."""
+    special, shown = set(tokenizer.all_special_ids), list[Token]()
     before, waiting = list[int](), list[int]()
-    for one, counts in zip(ids, trained, strict=True):
-        waiting.append(one)
-        shown = len(_decode(tokenizer, before))
-        text = _decode(tokenizer, before + waiting)[shown:]
+    for token, is_trained in zip(ids, trained, strict=True):
+        waiting.append(token)
+        # Decoded behind the tokens before it: alone, SentencePiece drops the leading space.
+        length = len(_decode(tokenizer, before))
+        text = _decode(tokenizer, before + waiting)[length:]
         if text.endswith("\ufffd") and len(waiting) < 4:
             text = ""  # the first bytes of a character
         else:
             before, waiting = waiting, []
-        found.append((text, counts, one in special))
-    return found
+        shown.append((text, is_trained, token in special))
+    return shown
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -73,8 +69,7 @@ def main() -> int:
     longest = student.longest(context_of(model))
     for line in sys.stdin:
         sample = json.loads(line)
-        made = view(form, sample["sample_id"], sample["messages"], longest)
-        print(json.dumps(made))
+        print(json.dumps(view(form, sample["sample_id"], sample["messages"], longest)))
     return 0
 
 

@@ -4,21 +4,16 @@ Reads: the student's YAML, `training/sft_dataset.parquet` (sealed) and the stude
 Writes, under `<storage.students>/<run_name>/`: `final/` (safetensors in bfloat16, tokenizer, chat
 template, `training.json`; sealed), `metrics.jsonl` (one object per optimizer step), `tensorboard/`,
 and while it runs `step-NNNNNN/`, from which the same command continues after any stop.
-The student before training is the base model with `keep_layers` (`loading.load_model`), with
-`train.lora` an adapter on it. `final/` is a plain model in any case: adapters are merged.
+`final/` is a plain model in any case: adapters are merged.
 
 `batch_size` and `gradient_accumulation` count samples over all processes: the same run on two
-processes follows the same losses, also where they share the model out (`--shard`). A finished run
-run again does nothing.
-
-The preflight comes first, in this process: the rows that passed it are those that are trained on.
+processes has the same losses, also with a sharded model (`--shard`). A finished run does nothing.
 
 Raises: 65 bad settings, a failed preflight; 66 no sealed dataset; 3 a loss that is not finite, or
-a checkpoint that does not read as the model that was trained (`export`).
+an export that differs from the trained model (`export`).
 Run: python -m nexa_train.train_sft --config configs/baseline_distill.yaml
 """
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,14 +48,18 @@ from nexa_train.training.trainer import Trainer
 
 
 def run(
-    config: StudentConfig, storage: Storage, dataset: Path, folder: Path, *,
-    shard: bool = False, logits: Path | None = None,
-) -> bool:  # fmt: skip
-    """Train one student into `folder`; False when it was finished already.
+    config: StudentConfig,
+    storage: Storage,
+    dataset: Path,
+    folder: Path,
+    *,
+    shard: bool = False,
+    logits: Path | None = None,
+) -> bool:
+    """Train one student into `folder`; False if it was finished already.
 
-    `shard`: the processes of this run keep a part of the model each. `logits`: the teacher's
-    probabilities, sealed at `storage.teacher_logits` by somebody else.
-    Raises InputError, InputMissing or QualityGateMissed as the module says.
+    `shard`: each process keeps a part of the model. `logits`: an existing teacher cache, sealed at
+    `storage.teacher_logits`. Raises InputError, InputMissing or QualityGateMissed.
     """
     base = resolve_model(config.student, storage)
     weights = [Path(base)] if Path(base).is_dir() else []  # a hub id is named, not hashed
@@ -78,20 +77,33 @@ def run(
         config, storage, base, dataset, folder, stage.key, shard=shard
     )
     val_loss = trainer.train(resumed)
+    # Measured before adapters are merged: the export is compared with it.
     before = as_trained.measure(
-        trainer.bare, export.proof_samples(trainer.data), trainer.batch_of, form,
-        {} if shard else export.proof_prompts(dataset, trainer.data), trainer.accelerator.autocast,
-    )  # fmt: skip
+        trainer.bare,
+        export.proof_samples(trainer.data),
+        trainer.batch_of,
+        form,
+        {} if shard else export.proof_prompts(dataset, trainer.data),
+        trainer.accelerator.autocast,
+    )
     trainer.settle()
     if trainer.accelerator.is_main_process:
         export.write(
-            trainer.bare.model, form, final, config=config, stage=stage, dataset=dataset,
-            data=trainer.data, val_loss=val_loss, before=before,
-        )  # fmt: skip
+            trainer.bare.model,
+            form,
+            final,
+            config=config,
+            stage=stage,
+            dataset=dataset,
+            data=trainer.data,
+            val_loss=val_loss,
+            before=before,
+        )
         skipped = sum(trainer.data.skipped.values())
         stage.seal(
             final, rows_in=trainer.data.rows, rejected=skipped, count=len(trainer.data.train)
         )
+        # The sealed export replaces the checkpoints.
         for old in folder.glob("step-*"):
             shutil.rmtree(old)
     trainer.accelerator.wait_for_everyone()
@@ -100,9 +112,15 @@ def run(
 
 
 def _prepare(
-    config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str,
-    *, shard: bool,
-) -> tuple[Trainer, ChatFormat, int]:  # fmt: skip
+    config: StudentConfig,
+    storage: Storage,
+    base: str,
+    dataset: Path,
+    folder: Path,
+    run_key: str,
+    *,
+    shard: bool,
+) -> tuple[Trainer, ChatFormat, int]:
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision="bf16" if native_bf16() else "no",
@@ -110,6 +128,7 @@ def _prepare(
         project_dir=str(folder),
     )
     _refuse_unshardable(config, accelerator, shard=shard)
+    # Only the rows that pass the preflight are trained on.
     preflight = Preflight(config, storage, dataset, base, main=accelerator.is_main_process)
     data, form = preflight.data(), preflight.examination.format
     tokenizer = form.tokenizer
@@ -117,6 +136,7 @@ def _prepare(
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
     checkpoint = checkpoints.latest(folder, run_key)
+    # The user should know why existing checkpoints are not continued.
     if checkpoint is None and accelerator.is_main_process:
         notice = checkpoints.explain_restart(folder, config.training_settings())
         if notice:
@@ -126,15 +146,19 @@ def _prepare(
         model.to(accelerator.device)
     batch_of = batching(model, tokenizer, [*data.train, *data.val], packed=config.train.packing)
     loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
+    # After the loss is built: it probes the model without compilation.
     student_model.hasten(model, config.train)
     if shard:
         fsdp.shard(loss, accelerator.device, accelerator.num_processes)
     else:
         loss = accelerator.prepare(loss)
+    # The rate of 0 is replaced in every step.
     optimizer = torch.optim.AdamW(
         [parameter for _, parameter in checkpoints.trained(model)],
-        lr=0.0, weight_decay=config.train.weight_decay, fused=True,
-    )  # fmt: skip
+        lr=0.0,
+        weight_decay=config.train.weight_decay,
+        fused=True,
+    )
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
     student = on_policy.Student(
         model, config.distillation, config.train.seed, vocabulary_size(tokenizer), form.end
@@ -148,14 +172,14 @@ def _prepare(
 def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool) -> None:
     if shard and accelerator.num_processes < 2:
         raise InputError(
-            "--shard: this is one process, and a model is shared out over several; run `bash "
+            "--shard: this is one process, and a model is sharded over several; run `bash "
             "scripts/shell/training/run_training.sh CONFIG fsdp` on a machine with two GPUs or "
             "more, or leave --shard out"
         )
     if shard and config.distillation.on_policy:
         raise InputError(
-            "distillation.on_policy: a model that is shared out over processes writes no answers "
-            "here; set on_policy: 0.0, or run with `true` instead of `fsdp`"
+            "distillation.on_policy: a sharded model cannot generate answers here; set "
+            "on_policy: 0.0, or run with `true` instead of `fsdp`"
         )
 
 
@@ -164,10 +188,8 @@ def main() -> int:
     parser = cli.student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     parser.add_argument("--output", type=Path, help="default: <storage.students>/<run_name>")
-    parser.add_argument(
-        "--shard", action="store_true", help="each process keeps a part of the model"
-    )
-    arguments: argparse.Namespace = parser.parse_args()
+    parser.add_argument("--shard", action="store_true", help="keep a part of the model per process")
+    arguments = parser.parse_args()
     config = load_yaml(arguments.config, StudentConfig)
     storage = load_config(arguments.pipeline_config).storage
     dataset = arguments.dataset or storage.path("sft_parquet")

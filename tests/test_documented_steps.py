@@ -138,6 +138,52 @@ def test_i03_the_packaging_session_and_the_pipeline_object_apply_decisions_thems
             DistillationPipeline(made.config).package_sft()
 
 
+def test_i03_a_file_of_decisions_that_is_gone_is_not_taken_for_no_decisions(
+    tmp_path: Path,
+) -> None:
+    with ledger_teacher(tmp_path, says=SAYS) as teacher:
+        made = gated(tmp_path, teacher.base_url)
+    labels = made.path("annotations")
+    decide(made, "s0004", 0, "reject")
+    gates.pass_gates(made.load())
+    labels.rename(tmp_path / "kept.jsonl")
+    before = files(made)
+    refused = [
+        made.run("nexa_distill.to_sft", code=66).stderr,
+        made.run("scripts/python/deployment/run_packaging.py", code=66).stderr,
+    ]
+    with pytest.raises(InputMissing) as by_object:
+        DistillationPipeline(made.config).package_sft()
+    for said in [*refused, str(by_object.value)]:
+        assert f"{labels}: no such file" in said
+        assert "run_filtering.py" in said
+    assert files(made) == before
+    (tmp_path / "kept.jsonl").rename(labels)
+    made.run("nexa_distill.to_sft")
+    labels.unlink()
+    made.path("person_checks").unlink()
+    (made.path("manifests") / "person" / "manifest.json").unlink()
+    assert "person.parquet: no such" in made.run("nexa_distill.to_sft", code=66).stderr
+    gates.pass_gates(made.load())
+    made.run("nexa_distill.to_sft")
+    assert "s0004" in {row["sample_id"] for row in rows(made, "sft_parquet")}
+
+
+def test_i03_the_gates_say_that_decisions_count_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ledger_teacher(tmp_path, says=SAYS) as teacher:
+        made = gated(tmp_path, teacher.base_url)
+    decide(made, "s0004", 0, "reject")
+    gates.pass_gates(made.load())
+    made.path("annotations").unlink()
+    assert "is gone" not in capsys.readouterr().out
+    gates.pass_gates(made.load())
+    assert f"{made.path('annotations')} is gone" in capsys.readouterr().out
+    gates.pass_gates(made.load())
+    assert "is gone" not in capsys.readouterr().out
+
+
 def test_i03_answers_asked_again_that_no_gate_has_seen_are_not_left_out_in_silence(
     tmp_path: Path,
 ) -> None:

@@ -1,1 +1,1 @@
-"""Inside `collect_teacher` and `probe`: ask a model API for the answers that are missing."""
+"""Requests to a model API: the missing answers of a stage, and the probe of its capabilities."""

@@ -1,9 +1,9 @@
-"""Answers that exist already, in place of a teacher that is asked (`answers:`, --answers FILE).
+"""Existing answers from a file, instead of requests to a teacher (`answers:`, --answers FILE).
 
 The file is read like raw data (Parquet, JSONL, JSON, CSV). A row is the answer to the prompt with
-its `sample_id`, or with its raw id (`task_id` or `id`). It is taken as complete (finish_reason
-`stop`) and cleaned like any other; tokens, latency, cost and time are not known and stay null. A
-prompt without an answer is set aside as `no_answer_in_file`; answers to other prompts are left out.
+its `sample_id`, or with its raw id (`task_id` or `id`). It counts as complete (finish_reason
+`stop`) and is cleaned like any other; tokens, latency, cost and time stay null. Prompts without an
+answer are rejected as `no_answer_in_file`; answers to other prompts are ignored.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ Row = dict[str, Any]
 
 
 def load_answers(path: Path, column: str) -> dict[str, str]:
-    """Id -> answer. Raises InputError naming the row that has none, or an id with two answers."""
-    found: dict[str, str] = {}
+    """Id -> answer. Raises InputError for a row without an answer, or two answers for one id."""
+    answers: dict[str, str] = {}
     for row in read_raw(path):
         if column not in row.values:
             near = did_you_mean(column, row.values)
@@ -44,34 +44,38 @@ def load_answers(path: Path, column: str) -> dict[str, str]:
         if not ids:
             raise InputError(f"{row.where()}: none of the columns {', '.join(ID_COLUMNS)} is there")
         for id_ in ids:
-            if found.setdefault(id_, text) != text:
+            if answers.setdefault(id_, text) != text:
                 raise InputError(f"{row.where()}: {id_} has another answer in an earlier row")
-    if not found:
-        raise InputError(f"{path}: holds no answers")
-    return found
+    if not answers:
+        raise InputError(f"{path}: contains no answers")
+    return answers
 
 
 def write_answers(
     config: DistillConfig, src: Path, dst: Path, unanswered: Path, stage: StageRun
 ) -> None:
-    """Write and seal `dst` and `unanswered`. Raises InputError when no prompt has an answer."""
+    """Write and seal `dst` and `unanswered`. Raises InputError if no prompt has an answer."""
     path, cleaner = Path(str(config.answers.path)), cleaner_of(config)
-    known = load_answers(path, config.answers.column)
+    answers = load_answers(path, config.answers.column)
     with (
-        table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad,
-        Progress("answers of a file", len(known)) as progress,
-    ):  # fmt: skip
+        table_writer(dst, OUTPUTS) as good,
+        table_writer(unanswered, UNANSWERED) as bad,
+        Progress("answers of a file", len(answers)) as progress,
+    ):
         for rows in _rows(src):
-            pairs = [(row, known.get(row["sample_id"], known.get(row["task_id"]))) for row in rows]
-            found = [_output(row, said, config, cleaner) for row, said in pairs if said is not None]
-            missing = [_missing(row, path) for row, said in pairs if said is None]
-            good.write(pa.Table.from_pylist(found, schema=OUTPUTS))
+            texts = [answers.get(row["sample_id"], answers.get(row["task_id"])) for row in rows]
+            pairs = list(zip(rows, texts, strict=True))
+            outputs = [
+                _output(row, text, config, cleaner) for row, text in pairs if text is not None
+            ]
+            missing = [_missing(row, path) for row, text in pairs if text is None]
+            good.write(pa.Table.from_pylist(outputs, schema=OUTPUTS))
             bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
-            progress.add(len(found))
+            progress.add(len(outputs))
         if not good.rows:
             raise InputError(
-                f"{path}: no answer to any of the {bad.rows} prompts of {src}; the first asks for "
-                f"{next(_rows(src))[0]['task_id']}, the file has {next(iter(known))}"
+                f"{path}: no answer to any of the {bad.rows} prompts of {src}; the first prompt is "
+                f"{next(_rows(src))[0]['task_id']}, the file has {next(iter(answers))}"
             )
     total = good.rows + bad.rows
     for file in (unanswered, dst):
@@ -79,12 +83,10 @@ def write_answers(
     print(f"teacher: {good.rows} of {total} prompts have an answer in {path} -> {dst}")
 
 
-def _output(row: Row, said: str, config: DistillConfig, cleaner: Cleaner) -> Row:
-    text, raw = cleaner(row["template_name"], said)
-    return {
-        **row, "attempt": 0, "teacher_output": text, "raw_output": raw,
-        "model_id": config.answers.model_id, "finish_reason": "stop",
-    }  # fmt: skip
+def _output(row: Row, answer: str, config: DistillConfig, cleaner: Cleaner) -> Row:
+    text, raw = cleaner(row["template_name"], answer)
+    output = {"attempt": 0, "teacher_output": text, "raw_output": raw, "finish_reason": "stop"}
+    return {**row, **output, "model_id": config.answers.model_id}
 
 
 def _missing(row: Row, path: Path) -> Row:

@@ -1,8 +1,8 @@
-"""What a provider's model can do, as `python -m nexa_distill.probe` found it.
+"""Capabilities of a provider's model, as measured by `python -m nexa_distill.probe`.
 
 One file per provider, `storage.journal`/capabilities/PROVIDER.json: provider, model, base_url,
 probed_at (UTC) and, by capability, `has` (true, false, or null = not known) with the evidence. It
-counts only for the model and address that were probed.
+is valid only for the model and address that were probed.
 """
 
 import json
@@ -15,8 +15,7 @@ from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.atomic import write_json
 
 COMMAND = "python -m nexa_distill.probe"
-# In the order in which they are shown; the plan names those that decide about settings.
-CAPABILITIES = {
+CAPABILITIES = {  # in the order of the printed table
     "models": "lists the model",
     "completion": "answers",
     "usage": "reports its tokens",
@@ -26,13 +25,14 @@ CAPABILITIES = {
     "seed": "accepts a seed",
     "n": "gives several answers at once",
 }
+# Those that settings depend on.
 IN_PLAN = {"json_schema": "json schema", "logprobs": "logprobs", "usage": "usage"}
 WORDS = {True: "yes", False: "no", None: "not known"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`has` is None when it could not be found out."""
+    """The result for one capability; `has` is None if the probe could not decide."""
 
     has: bool | None
     evidence: str
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What was found. `base_url` is None for a server that we start."""
+    """The findings about a model. `base_url` is None for a server that we start."""
 
     provider: str
     model: str
@@ -49,7 +49,7 @@ class Capabilities:
     found: Mapping[str, Finding]
 
     def has(self, name: str) -> bool | None:
-        """Whether the model can do that; None = not known."""
+        """Whether the model has the capability; None = not known."""
         return self.found[name].has if name in self.found else None
 
     @property
@@ -59,62 +59,62 @@ class Capabilities:
 
 
 def cache_path(config: DistillConfig, provider: str) -> Path:
-    """Where the findings about a provider are kept."""
+    """The file of a provider's findings."""
     return config.storage.path("journal") / "capabilities" / f"{provider}.json"
 
 
-def save(config: DistillConfig, found: Capabilities) -> Path:
-    """Replace what was known about the provider."""
-    path = cache_path(config, found.provider)
-    write_json(path, asdict(found))
+def save(config: DistillConfig, capabilities: Capabilities) -> Path:
+    """Replace the provider's file."""
+    path = cache_path(config, capabilities.provider)
+    write_json(path, asdict(capabilities))
     return path
 
 
 def load(config: DistillConfig, provider: str, model: str) -> Capabilities | None:
-    """The findings, or None when there are none about this model at this address."""
+    """The findings about this model at this address, or None."""
     try:
         stored = json.loads(cache_path(config, provider).read_text(encoding="utf-8"))
         findings = {name: Finding(**finding) for name, finding in stored.pop("found").items()}
-        found = Capabilities(**stored, found=findings)
+        probed = Capabilities(**stored, found=findings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None  # absent, or not written by this version: probe again
+        return None  # absent, or written by another version: probe again
     now = (provider, model, config.providers[provider].base_url)
-    return found if (found.provider, found.model, found.base_url) == now else None
+    return probed if (probed.provider, probed.model, probed.base_url) == now else None
 
 
 def plan_line(config: DistillConfig, provider: str, model: str) -> str:
-    """What is known about the provider, in a line."""
-    found = load(config, provider, model)
-    if found is None:
+    """One line about the provider's capabilities, for the plan."""
+    probed = load(config, provider, model)
+    if probed is None:
         return f"{provider} {model}: not probed: {COMMAND} --provider {provider}"
-    shown = ", ".join(f"{text} {WORDS[found.has(name)]}" for name, text in IN_PLAN.items())
-    return f"{provider} {model}: {shown} (probed {found.date})"
+    shown = ", ".join(f"{text} {WORDS[probed.has(name)]}" for name, text in IN_PLAN.items())
+    return f"{provider} {model}: {shown} (probed {probed.date})"
 
 
 def schema_warning(
     config: DistillConfig, provider: str, model: str, needed: str | None = None
 ) -> str | None:
-    """What to know before schemas are sent to a model that does not keep to them, or None.
+    """A warning if schemas are sent to a model that ignores them, or None.
 
-    `needed`: what they are sent for; None: for what `collection.response_schemas` says.
+    `needed` is the reason to send them; None = the tasks of `collection.response_schemas`.
     """
     tasks = ", ".join(config.collection.response_schemas)
     if tasks and needed is None:
         needed = f"collection.response_schemas asks it to for {tasks}"
-    found = load(config, provider, model)
-    if not needed or found is None or found.has("json_schema") is not False:
+    probed = load(config, provider, model)
+    if not needed or probed is None or probed.has("json_schema") is not False:
         return None
-    said = found.found["json_schema"].evidence
     return (
         f"warning: {provider} {model} did not keep to a JSON schema when it was probed on "
-        f"{found.date} ({said}); {needed}"
+        f"{probed.date} ({probed.found['json_schema'].evidence}); {needed}"
     )
 
 
-def table(found: Capabilities) -> list[str]:
-    """For a person, a line per capability."""
-    lines = [f"{found.provider} {found.model} ({found.base_url or 'its own server'}), {found.date}"]
+def table(probed: Capabilities) -> list[str]:
+    """The table that the probe prints: a head line, and one line per capability."""
+    address = probed.base_url or "its own server"
+    lines = [f"{probed.provider} {probed.model} ({address}), {probed.date}"]
     for name, text in CAPABILITIES.items():
-        finding: Any = found.found.get(name, Finding(None, ""))
+        finding: Any = probed.found.get(name, Finding(None, ""))
         lines.append(f"  {text:<38} {WORDS[finding.has]:<9}  {finding.evidence}")
     return lines

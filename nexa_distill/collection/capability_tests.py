@@ -1,8 +1,4 @@
-"""What the answers to the probe's questions show.
-
-`json_schema` is kept when the answer satisfies the schema although the question asks for a
-sentence; `reasoning` is unknown where the model showed none.
-"""
+"""Conclude a model's capabilities from its replies to the probe's requests."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -30,7 +26,7 @@ PROBE_SCHEMA = compiled(
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for a question. `refused`: the API said no; `evidence`: its last word."""
+    """The reply to one request. `evidence`: the API's last response if no answer is stored."""
 
     stored: Answered | None
     refused: bool
@@ -38,22 +34,22 @@ class Reply:
 
     @property
     def answer(self) -> Answer:
-        """What it says; malformed when there is none."""
+        """The parsed answer; malformed if there is none."""
         return parse_answer(self.stored.raw if self.stored else b"")
 
     @property
     def said(self) -> str:
-        """The body or the error, for a person."""
+        """The body or the error as text."""
         return self.stored.raw.decode(errors="replace") if self.stored else self.evidence
 
     def choices(self) -> list[dict[str, Any]]:
-        """As received, where `answer` is not malformed."""
-        found: list[dict[str, Any]] = json.loads(self.stored.raw if self.stored else b"")["choices"]
-        return found
+        """The choices as received; only for an answer that is not malformed."""
+        body: dict[str, list[dict[str, Any]]] = json.loads(self.stored.raw if self.stored else b"")
+        return body["choices"]
 
 
 def findings(replies: Mapping[str, Reply]) -> dict[str, Finding]:
-    """By capability; `completion` is answered, or there is nothing to find."""
+    """Findings by capability. The request `completion` must be answered."""
     plain = replies["completion"]
     return {
         "completion": Finding(True, f"{_seconds(plain)}: {start(plain.answer.text or plain.said)}"),
@@ -67,7 +63,7 @@ def findings(replies: Mapping[str, Reply]) -> dict[str, Finding]:
 
 
 def listed(models: tuple[int | None, bytes], model: str) -> Finding:
-    """From the status and body of GET /models."""
+    """Whether the status and body of GET /models list the model."""
     status, body = models
     try:
         names = [str(entry["id"]) for entry in json.loads(body)["data"]]
@@ -78,16 +74,15 @@ def listed(models: tuple[int | None, bytes], model: str) -> Finding:
     return Finding(False, start(f"not among {len(names)}: {', '.join(names)}"))
 
 
-def start(said: str | bytes) -> str:
+def start(text: str | bytes) -> str:
     """The start of a text, on one line."""
-    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
     line = " ".join(text.encode(errors="replace").decode().split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
 
 
 def _tried(reply: Reply, look: Callable[[Reply], Finding]) -> Finding:
-    """What `look` finds in an answer; a refusal is a no, and any other silence is not known."""
-    if reply.answer.flag == "malformed":
+    if reply.answer.flag == "malformed":  # a refusal is a no, any other failure is not known
         return Finding(False if reply.refused else None, start(reply.said))
     return look(reply)
 
@@ -105,6 +100,7 @@ def _usage(answer: Answer) -> Finding:
 
 def _json_schema(reply: Reply) -> Finding:
     answer = reply.answer
+    # The question asks for a sentence, so a JSON answer means that the schema was enforced.
     if PROBE_SCHEMA.satisfied("probe", answer.text or ""):
         return Finding(True, start(answer.text or ""))
     if answer.flag == "truncated":
@@ -123,12 +119,12 @@ def _logprobs(reply: Reply) -> Finding:
 def _reasoning(reply: Reply) -> Finding:
     message = reply.choices()[0]["message"]
     if reply.answer.reasoning is None:
-        return Finding(None, "it showed no reasoning")
+        return Finding(None, "it returned no reasoning")
     if split_reasoning(message_text(message) or "")[0]:
-        return Finding(False, "in tags inside the answer; taken apart when it is read")
+        return Finding(False, "in tags inside the answer; separated when it is read")
     return Finding(True, start(reply.answer.reasoning))
 
 
 def _choices(reply: Reply) -> Finding:
-    found = len(reply.choices())
-    return Finding(found > 1, f"{found} of 2")
+    count = len(reply.choices())
+    return Finding(count > 1, f"{count} of 2")

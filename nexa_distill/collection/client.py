@@ -1,11 +1,6 @@
-"""The only code that talks to a model API: connections kept full, each request in the journal.
+"""Client of a model API: sends requests concurrently and records each one in the journal.
 
-Requests are journaled ahead of their turn, so that a send waits for no fsync; a worker hands its
-answer to the journal and takes the next request at once. An answer is parsed when it is on disk.
-
-In `requests/`: what an attempt without an answer means is `retry_policy.py`, how fast is
-`rate_limiter.py`, one send is `transport.py`, a server that is still loading `startup.py`. Batch
-mode is `batch/client.py`. What ends a run early: `first_answers.py`.
+Its parts are in `requests/`; `first_answers.py` stops a run early. Batch mode: `batch/client.py`.
 """
 
 import asyncio
@@ -13,7 +8,6 @@ import contextlib
 import functools
 import json
 import math
-import random
 import signal
 import sys
 import time
@@ -23,7 +17,7 @@ from dataclasses import dataclass
 
 import uvloop
 
-from nexa_distill.collection.answers.billing import UNREAD, bill, bill_the_unbilled
+from nexa_distill.collection.answers.billing import UNREAD, bill_the_unbilled, settle_attempt
 from nexa_distill.collection.answers.completions import Answer, parse_answer
 from nexa_distill.collection.first_answers import FirstAnswers, FirstRefusals, Usable
 from nexa_distill.collection.requests import retry_policy
@@ -41,33 +35,38 @@ from nexa_distill.collection.requests.transport import (
 from nexa_distill.console import cli
 from nexa_distill.console.cli import Stopped
 from nexa_distill.console.progress import Progress
-from nexa_distill.errors import BudgetReached, NexaError, StorageFailed
+from nexa_distill.errors import NexaError, StorageFailed
 from nexa_distill.journal.journal import Asking, Journal, Outcome
 from nexa_distill.settings.pipeline import Collection, Provider
 from nexa_distill.storage import failpoints
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 10.0  # for the requests in flight, after a signal
 MIN_PAUSE_SECONDS = 0.05
-FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 
 
 @dataclass(slots=True)
 class _Sending:
-    """One request on its way. `tries`: attempts of this run that count against it."""
+    """One attempt of a request, waiting or in flight."""
 
     asking: Asking
     attempt: int
-    tries: int = 0
+    tries: int = 0  # attempts of this run that count against the request
     sent_at: float = 0.0
 
 
 class Gateway:
-    """Asks one endpoint. One instance per run; `ask_all` once. `usable`: what answers must be."""
+    """Sends the requests of one run to one endpoint; call `send_all` once."""
 
     def __init__(
-        self, endpoint: Endpoint, provider: Provider, settings: Collection, model: str,
-        journal: Journal, tally: Tally, usable: Usable | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        endpoint: Endpoint,
+        provider: Provider,
+        settings: Collection,
+        model: str,
+        journal: Journal,
+        tally: Tally,
+        usable: Usable | None = None,
+    ) -> None:
         self.endpoint, self.settings, self.model = endpoint, settings, model
         self.price = provider.prices.get(model)
         self.journal, self.tally = journal, tally
@@ -75,7 +74,7 @@ class Gateway:
             settings.concurrency, provider.requests_per_minute, provider.tokens_per_minute
         )
         self.models: Counter[tuple[str | None, str | None]] = Counter()  # and fingerprint
-        # A server that we started is ready: what it refuses is a failure.
+        # A server that we started is ready: its refusals are failures.
         self.startup = Startup(endpoint, 0.0 if provider.start else provider.startup_wait_seconds)
         self.busy = BusyNotice(endpoint)
         self.first_refusals, self.first_answers = FirstRefusals(), FirstAnswers(usable)
@@ -88,20 +87,21 @@ class Gateway:
         self._fatal: BaseException | None = None
 
     def run(self, batches: Iterator[list[Asking]], progress: Progress) -> None:
-        """`ask_all` on an event loop of its own; the signal handlers are put back after it."""
+        """Run `send_all` on its own event loop, then restore the signal handlers."""
         try:
             uvloop.run(self.ask_all(batches, progress))
         finally:
             cli.handle_signals()
 
     async def ask_all(self, batches: Iterator[list[Asking]], progress: Progress) -> None:
-        """Send every request until each is decided.
+        """Send all requests until each has an answer, is refused or is given up.
 
         Raises ProviderUnusable (69), BudgetReached (77), StorageFailed (74), Stopped or
-        KeyboardInterrupt, always after the answers in flight are stored (or their grace is over).
+        KeyboardInterrupt, always after the answers in flight are stored or GRACE_SECONDS are over.
         """
-        self._stop, self._changed, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._door, self._progress = asyncio.Lock(), progress
+        self._stop, self._changed = asyncio.Event(), asyncio.Event()
+        self._queue_has_space, self._dispatch_lock = asyncio.Event(), asyncio.Lock()
+        self._progress = progress
         bill_the_unbilled(self.journal, self.model, self.price)
         if self.settings.stop_on_model_change:
             self._remember_model()
@@ -117,19 +117,20 @@ class Gateway:
         if self._fatal:
             raise self._fatal
 
-    # ---- requests come in, ahead of their turn
+    # ---- queue of journaled requests
 
     async def _fill(self, batches: Iterator[list[Asking]]) -> None:
+        # Requests are journaled ahead of their turn, so that no send waits for an fsync.
         try:
             while not self._stop.is_set():
                 if len(self._ready) >= self._ahead:
-                    self._room.clear()
-                    await self._room.wait()
+                    self._queue_has_space.clear()
+                    await self._queue_has_space.wait()
                 elif batch := next(batches, None):
                     await self._begin(batch)
                 else:
                     break
-        except Exception as error:  # noqa: BLE001  even after a bug, what is in flight ends well
+        except Exception as error:  # noqa: BLE001  requests in flight are finished after a bug too
             self._end_run(error)
         self._filled = True
         self._changed.set()
@@ -139,9 +140,11 @@ class Gateway:
         self._ready.extend(_Sending(a, n) for a, n in zip(batch, attempts, strict=True))
         self._changed.set()
 
-    # ---- one worker
+    # ---- workers
 
     async def _work(self, transport: Transport) -> None:
+        # A worker hands its outcome to the journal and takes the next request without waiting;
+        # the answer is parsed when it is on disk (`_stored`).
         try:
             while sending := self._take() or await self._next():
                 reply = await transport.post(self._as_sent(sending.asking.body))
@@ -156,21 +159,21 @@ class Gateway:
                 raise
 
     def _as_sent(self, body: bytes) -> bytes:
-        """A server that we start goes by a name of its own (a path)."""
         if self.endpoint.model == self.model:
             return body
+        # A server that we start expects its own model name (a path).
         return json.dumps({**json.loads(body), "model": self.endpoint.model}).encode()
 
     def _take(self) -> _Sending | None:
-        """The next request, if it may be sent at once and nobody waits for it at the door."""
-        if not self._ready or self._door.locked() or self._stop.is_set():
+        """The next request, if it may be sent now and no other worker waits for it."""
+        if not self._ready or self._dispatch_lock.locked() or self._stop.is_set():
             return None
         now = time.monotonic()
         return None if self._wait(now, self._ready[0].asking) else self._send(now)
 
     async def _next(self) -> _Sending | None:
-        """The next request to send, when it may be sent; None when there is no more."""
-        async with self._door:  # one at a time looks and waits; the others queue here
+        """Wait until the next request may be sent and return it; None if there are no more."""
+        async with self._dispatch_lock:  # one worker waits; the others queue here
             while not self._stop.is_set():
                 if not self._ready:
                     if self._filled and not self._flying and not self._retries:
@@ -185,24 +188,21 @@ class Gateway:
         return None
 
     def _wait(self, now: float, asking: Asking) -> float:
-        """Seconds until this may be sent; infinity = until something in flight has ended."""
+        """Seconds until it may be sent; infinity = until a request in flight has ended."""
         if wait := self.pacer.wait(now, self._flying):
             return wait
         if self.journal.wire.full or (self.startup.is_waiting and self._flying):
             return math.inf
-        broken = self.tally.over(asking.most_tokens, asking.most_usd)
-        if broken and self.tally.idle:
-            raise BudgetReached(
-                f"{broken} (all runs together). {self.tally.answered} answers of this run are "
-                "stored; raise it and run the same command to go on"
-            )
-        return math.inf if broken else 0.0
+        limit = self.tally.over(asking.most_tokens, asking.most_usd)
+        if limit and self.tally.idle:
+            raise self.tally.reached_error(limit)
+        return math.inf if limit else 0.0
 
     def _send(self, now: float) -> _Sending:
-        """Take the next request from the queue: from here on it counts as sent."""
+        """Take the next request from the queue; from now on it counts as sent."""
         sending = self._ready.popleft()
         if len(self._ready) < self._ahead:
-            self._room.set()
+            self._queue_has_space.set()
         asking = sending.asking
         sending.sent_at = now
         self._flying += 1
@@ -211,7 +211,7 @@ class Gateway:
         self.pacer.sent(now, asking.most_tokens)
         return sending
 
-    # ---- what an attempt's end means
+    # ---- results of attempts
 
     def _settle(self, sending: _Sending, reply: Reply) -> None:
         now, outcome = time.monotonic(), reply.outcome
@@ -241,7 +241,7 @@ class Gateway:
     def _settle_failure(
         self, sending: _Sending, outcome: Outcome, asked: float | None, now: float
     ) -> None:
-        """`asked`: seconds that the provider asks us to wait."""
+        """Stop, slow down or retry. `asked`: seconds that the provider asks us to wait."""
         if retry_policy.is_fatal(outcome):
             raise retry_policy.refused(self.endpoint, outcome)
         if outcome.status in retry_policy.OVERLOADED:
@@ -262,8 +262,7 @@ class Gateway:
         self.pacer.refused(now, sending.sent_at)
 
     def _decide(self, sending: _Sending, outcome: Outcome, pause: float) -> None:
-        """Again, refused, or given up."""
-        if outcome.status == 429:
+        if outcome.status == 429:  # never counts against the request
             self._retry(sending, 0.0)
             return
         if outcome.outcome == "uncertain" and self.settings.on_uncertain == "hold":
@@ -271,8 +270,7 @@ class Gateway:
             return
         sending.tries += 1
         if retry_policy.again(outcome.status) and sending.tries < self.settings.max_attempts:
-            backoff = min(FIRST_BACKOFF_SECONDS * 2 ** (sending.tries - 1), MAX_BACKOFF_SECONDS)
-            self._retry(sending, max(backoff, pause) * random.uniform(0.7, 1.0))  # noqa: S311
+            self._retry(sending, retry_policy.backoff_seconds(sending.tries - 1, pause))
         elif outcome.outcome == "not_sent":
             attempts = self.settings.max_attempts
             raise retry_policy.unreachable(self.endpoint, attempts, outcome.error)
@@ -292,17 +290,17 @@ class Gateway:
         if self._stop.is_set():
             return
         try:
-            (known,) = self.journal.known([sending.asking.key]).values()
-            (attempt,) = await self.journal.begin([sending.asking._replace(request_id=known.id)])
+            (state,) = self.journal.known([sending.asking.key]).values()
+            (attempt,) = await self.journal.begin([sending.asking._replace(request_id=state.id)])
         except NexaError as error:
             self._end_run(error)
         else:
             self._ready.appendleft(_Sending(sending.asking, attempt, sending.tries))
 
-    # ---- what is on disk is read
+    # ---- outcomes on disk
 
     def _stored(self, sending: _Sending, outcome: Outcome, error: StorageFailed | None) -> None:
-        """The end of an attempt is on disk, or the disk has failed."""
+        """Callback after the commit of an outcome, with the error if it failed."""
         try:
             if error:
                 raise error
@@ -312,34 +310,26 @@ class Gateway:
         self._changed.set()
 
     def _count(self, sending: _Sending, outcome: Outcome) -> None:
-        asking = sending.asking
         self.journal.wire.remove(sending.attempt)
-        billed = None
-        if outcome.outcome == "answered":
-            raw = outcome.raw or b""
-            answer, usd = bill(self.journal, self.price, sending.attempt, raw)
-            tokens = asking.most_tokens if answer.total_tokens is None else answer.total_tokens
-            billed = (tokens, asking.most_usd if usd is None else usd)
-            self.tally.answered += 1
-            if answer is not UNREAD:
-                self._look_at(answer, raw)
-        elif outcome.outcome == "uncertain":  # perhaps billed: count what it could have cost
-            billed = (asking.most_tokens, asking.most_usd)
-        self.tally.release(asking.most_tokens, asking.most_usd, billed=billed)
+        answer = settle_attempt(
+            self.journal, self.tally, self.price, sending.attempt, sending.asking, outcome
+        )
+        if answer is not UNREAD:
+            self._look_at(answer, outcome.raw or b"")
         if outcome.outcome == "answered":
             self._progress.add(1, self.tally.spend)
 
     def _remember_model(self) -> None:
-        """The model of the first answer stored, for `stop_on_model_change`: a rerun stops again."""
+        """Load the model of the first stored answer, so that a rerun stops at a change too."""
         for raw in self.journal.answers_of(self.model):
-            with contextlib.suppress(Exception):  # what cannot be read says nothing
+            with contextlib.suppress(Exception):  # an unreadable answer is skipped
                 first = parse_answer(raw)
                 if first.flag != "malformed":
                     self.models[first.model, first.fingerprint] += 1
                     return
 
     def _look_at(self, answer: Answer, raw: bytes) -> None:
-        """Stop early at what is no such API, or, if asked to, at a change of the model."""
+        """Stop the run if this is not a chat completions API, or at a change of the model."""
         if answer.flag == "malformed":
             self._malformed += 1
             if self._malformed >= retry_policy.NO_ANSWERS and not self.models:
@@ -354,10 +344,10 @@ class Gateway:
         if self.settings.stop_on_model_change and len(self.models) > 1:
             self._end_run(retry_policy.model_changed(self.endpoint, self.models))
 
-    # ---- the end
+    # ---- end of the run
 
     async def _let_go(self) -> None:
-        """Nothing is in flight: end what was never sent, and wait for the disk."""
+        """Close the attempts that were never sent, and wait for the disk."""
         for task in list(self._retries):
             task.cancel()
         if self.journal.broken:
@@ -366,18 +356,18 @@ class Gateway:
         for sending in self._ready:
             self.journal.end(sending.attempt, never, lambda _: None)
         try:
-            await self.journal.on_disk()  # the ends; what they cost is recorded after that
-            await self.journal.on_disk()
+            await self.journal.on_disk()  # the outcomes, whose costs are recorded after that
+            await self.journal.on_disk()  # the costs
         except StorageFailed as error:
             self._end_run(error)
 
     def _end_run(self, error: BaseException) -> None:
         self._fatal = self._fatal or error
-        for event in (self._stop, self._changed, self._room):
+        for event in (self._stop, self._changed, self._queue_has_space):
             event.set()
 
     async def _change(self, seconds: float = math.inf) -> None:
-        """Wait until something has changed, at most so long."""
+        """Wait for a change of the queue or the requests in flight, at most `seconds`."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == math.inf else seconds):
@@ -399,8 +389,9 @@ class Gateway:
             print(
                 f"\nstopping: {self._flying} requests in flight, waiting up to "
                 f"{GRACE_SECONDS:.0f} s for their answers (once more to abandon them)",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+                file=sys.stderr,
+                flush=True,
+            )
 
         loop.add_signal_handler(signal.SIGINT, stop, KeyboardInterrupt())
         loop.add_signal_handler(signal.SIGTERM, stop, Stopped())

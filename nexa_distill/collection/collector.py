@@ -1,8 +1,8 @@
-"""Ask for the answers that are missing, then write the tables from the journal.
+"""Send a stage's missing requests, then write its tables from the journal.
 
-The tables are a function of the inputs, the journal and the settings: asking and writing are two
-passes over the same rows, so a crash between them costs nothing, and so does a rerun. Rows with
-the same request share one answer. Memory holds a batch of rows, whatever their number.
+Two passes over the same rows: the tables depend only on the inputs, the journal and the settings,
+so neither a crash between the passes nor a rerun costs anything. Rows with the same request share
+one answer. Memory is bounded by a batch of rows.
 """
 
 import itertools
@@ -47,21 +47,21 @@ from nexa_distill.text.json_schemas import ResponseSchemas, load_schemas
 from nexa_distill.text.secrets import mask_secrets
 
 Row = dict[str, Any]
-# The rows to answer, in batches, with the columns that are named (None = all); every call starts
-# from the first row.
+# The rows to answer, in batches, with the given columns (None = all); each call starts from the
+# first row.
 Rows = Callable[[Sequence[str] | None], Iterator[list[Row]]]
 
 BATCH_ROWS = 2048  # rows in memory at a time, and in a row group of the tables
-CHUNK_ROWS = 64  # rows turned into requests at a time: the event loop stands still meanwhile
-ASK_COLUMNS = ("sample_id", "template_name", "system_prompt", "user_prompt")  # all that is sent
+CHUNK_ROWS = 64  # rows turned into requests at a time; the event loop is blocked meanwhile
+ASK_COLUMNS = ("sample_id", "template_name", "system_prompt", "user_prompt")  # of a request
 MAX_PROMPT_BYTES = 8 * 2**20
 CLOCK_SLACK_SECONDS = 2.0
-PLACES_PER_SLOT = 4  # answers on their way to the disk, per request in flight
+PLACES_PER_SLOT = 4  # attempts that are in flight or on their way to the disk, per worker
 
 
 @dataclass
 class Summary:
-    """`rows == answered + unanswered`. Dollars are None when the provider has no prices."""
+    """`rows == answered + unanswered`. Dollars are None if the provider has no prices."""
 
     rows: int = 0
     answered: int = 0
@@ -71,13 +71,13 @@ class Summary:
     models: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     unknown_finishes: Counter[str] = field(default_factory=Counter)
-    unpriced: int = 0  # answers whose tokens were not said
+    unpriced: int = 0  # answers without token counts
     unreadable: int = 0
     clock_moved_seconds: float = 0.0
 
     @property
     def unanswered(self) -> int:
-        """Rows that the API refused or failed to answer; they stand in their own table."""
+        """Rows that the API refused or failed to answer; they have their own table."""
         return self.rows - self.answered
 
     def add(self, rows: list[Row], missing: list[Row]) -> None:
@@ -96,7 +96,7 @@ class Summary:
                 self.usd = (self.usd or 0.0) + row["cost_usd"]
 
     def say(self, stage: str, provider: str, dst: Path, unanswered: Path) -> None:
-        """The end of the stage, in a line; what a person should know about it in some more."""
+        """Print the result of the stage in one line, then its remarks."""
         cost = "unpriced" if self.usd is None else f"${self.usd:.4f}"
         print(
             f"{stage}: {self.answered} of {self.rows} prompts answered by {provider} "
@@ -113,96 +113,89 @@ class Summary:
                 f"crash, a timeout, a cut connection) and may be billed twice: {keys}"
             )
         if self.flags:
-            found = ", ".join(f"{count} {flag}" for flag, count in self.flags.most_common())
-            yield f"flagged answers, stored and not asked again: {found}"
+            flags = ", ".join(f"{count} {flag}" for flag, count in self.flags.most_common())
+            yield f"flagged answers, stored and not requested again: {flags}"
         if cut := self.flags["reasoning_cut"]:
             yield (
                 f"{cut} answers: the model's reasoning used up max_tokens before the answer was "
-                "whole. Raise collection.max_tokens (reasoning counts in it), or switch the "
+                "complete. Raise collection.max_tokens (it includes reasoning), or switch the "
                 "reasoning off with extra_body"
             )
         for word, count in self.unknown_finishes.most_common(3):
             yield unknown_finish(word, count, self.answered)
         if self.unpriced:
             yield (
-                f"{self.unpriced} answers name no tokens: their cost is not known, and a budget "
-                "counts each as the most that it can have cost"
+                f"{self.unpriced} answers have no token counts: their cost is not known, and a "
+                "budget counts each with its maximum"
             )
         if len(self.models) > 1:
-            found = ", ".join(
+            models = ", ".join(
                 f"{count} by {model}{f' ({print_})' if print_ else ''}"
                 for (model, print_), count in self.models.most_common()
             )
-            yield f"the answers are not of one model: {found}"
+            yield f"the answers are not of one model: {models}"
         if self.unreadable:
             yield (
                 f"{self.unreadable} stored answers could not be read: a bug, its traceback is in "
-                f"{unanswered}; once it is mended the same command reads them, at no cost"
+                f"{unanswered}; once it is fixed the same command reads them, at no cost"
             )
         if without := self.unanswered - self.unreadable:
-            yield f"{without} prompts have no answer, see {unanswered}; " + (
-                "--retry-failed asks them again"
-            )
+            yield f"{without} prompts have no answer, see {unanswered}; --retry-failed retries them"
         if abs(self.clock_moved_seconds) > CLOCK_SLACK_SECONDS:
             yield (
                 f"the clock of this machine was set by {self.clock_moved_seconds:+.0f} s during "
-                "the run: created_at is off by that, latencies and pauses are not"
+                "the run: created_at is off by that much, latencies and pauses are correct"
             )
 
 
 @dataclass(frozen=True)
 class Collector:
-    """One stage that asks: `name` is also the journal's; `model` is the logical name.
+    """Collects the answers of one stage."""
 
-    `requests_of`: what a row asks, one request per wanted answer. `total`: number of requests.
-    `too_large`: samples that are not asked, and the bytes of their prompts. `usable`: what answers
-    must be, or the run stops after the first ones.
-    """
-
-    name: str
+    name: str  # of the stage and its journal
     config: DistillConfig
     provider_name: str
-    model: str
+    model: str  # as in the settings
     rows: Rows
-    requests_of: Callable[[Row], list[PromptRequest]]
-    total: int
+    requests_of: Callable[[Row], list[PromptRequest]]  # one request per answer
+    total: int  # requests
     retry_failed: bool = False
-    too_large: Mapping[str, int] = field(default_factory=dict)
-    usable: Usable | None = None
+    too_large: Mapping[str, int] = field(default_factory=dict)  # samples not to send -> bytes
+    usable: Usable | None = None  # else the run stops after the first answers
 
     @property
     def provider(self) -> Provider:
-        """The settings of the API that is asked."""
+        """The settings of the API."""
         return self.config.providers[self.provider_name]
 
     @property
     def price(self) -> Price | None:
-        """Of the model, in the mode that is asked in; None when it is unpriced."""
+        """The model's price, in batch mode with the discount; None if it has none."""
         price, discount = self.provider.prices.get(self.model), self.provider.batch_discount
         return price.share(discount) if price and discount and self.batch_mode else price
 
     @property
     def batch_mode(self) -> bool:
-        """Whether the requests go out in batches."""
+        """Whether the requests are sent in batches."""
         return self.config.collection.batch_api
 
     @cached_property
     def schemas(self) -> ResponseSchemas:
-        """What the answers of some task types must satisfy."""
+        """The JSON schemas of answers, by task type."""
         return load_schemas(self.config.collection.response_schemas)
 
     @cached_property
     def cleaner(self) -> Cleaner:
-        """What is done to every answer."""
+        """Extracts and redacts every answer."""
         return cleaner_of(self.config)
 
     @property
     def journal_path(self) -> Path:
-        """The stage's ledger."""
+        """The file of the stage's journal."""
         return self.config.storage.path("journal") / f"{self.name}.sqlite"
 
     def run(self, stage: StageRun, dst: Path, unanswered: Path) -> Summary:
-        """Ask, write `dst` and `unanswered`, seal both. Errors as `Gateway.ask_all`."""
+        """Send, write `dst` and `unanswered`, seal both. Errors as in `ApiClient.send_all`."""
         self.refuse_unpayable()
         clock = time.time() - time.monotonic()
         summary = Summary()
@@ -217,29 +210,29 @@ class Collector:
         return summary
 
     def refuse_unpayable(self) -> None:
-        """Raises InputError (65) for a budget or a batch mode that this provider cannot keep."""
+        """Raises InputError (65) for a budget or batch mode that this provider does not support."""
         refuse_unpriced(self.config.budget, self.provider_name, self.provider, self.model)
         self._refuse_batches_where_there_are_none()
 
     def open_journal(self, run_id: str) -> Journal:
-        """The stage's ledger. Raises Locked (75), StorageFailed (74)."""
+        """Open the stage's journal. Raises Locked (75), StorageFailed (74)."""
         places = PLACES_PER_SLOT * self.config.collection.concurrency
         return Journal(self.journal_path, run_id, places)
 
     def ask(self, journal: Journal) -> int:
-        """Number of requests sent. The provider is reached only if there is something to ask.
+        """Send the missing requests; returns their number. Connects only if there are some.
 
-        Batches that an earlier run left open come first, whatever the mode: they are paid. What
-        was answered is then in the journal (`ReadOnlyJournal.answers`), `why_unanswered` says why
-        the rest is not. Several collectors may ask one after the other through one journal.
+        The answers are then in the journal (`ReadOnlyJournal.newest_answers`); `why_unanswered`
+        explains the rest. Several collectors may use one journal one after the other.
         """
         in_batches = 0
+        # Open batches of an earlier run come first, in either mode: they are paid for.
         if self.batch_mode or journal.batches.open():
             in_batches = self._ask_in_batches(journal)
         return in_batches if self.batch_mode else in_batches + self._ask_one_by_one(journal)
 
     def _ask_in_batches(self, journal: Journal) -> int:
-        """Finish the open batches; in batch mode ask for all the rest too, as often as it takes."""
+        """Finish the open batches; in batch mode send the rest too, in repeated passes."""
         with Progress(self.name, self.total) as progress:
             rest = self.missing(journal, lambda: progress.add(1)) if self.batch_mode else iter(())
             first = next(rest, None)
@@ -251,11 +244,17 @@ class Collector:
             )
             tally = self._tally(journal)
             with reach(self.provider_name, self.provider, self.model) as endpoint:
-                mode = BatchMode(
-                    endpoint, self.provider, self.config.collection, self.model, journal, tally,
-                    progress, forget=self.retry_failed,
-                )  # fmt: skip
-                mode.run(passes if self.batch_mode else iter(()))
+                client = BatchMode(
+                    endpoint,
+                    self.provider,
+                    self.config.collection,
+                    self.model,
+                    journal,
+                    tally,
+                    progress,
+                    forget=self.retry_failed,
+                )
+                client.run(passes if self.batch_mode else iter(()))
             progress.add(max(0, self.total - progress.done))
         return tally.sent
 
@@ -267,11 +266,16 @@ class Collector:
                 return 0
             tally = self._tally(journal)
             with reach(self.provider_name, self.provider, self.model) as endpoint:
-                gateway = Gateway(
-                    endpoint, self.provider, self.config.collection, self.model, journal, tally,
+                client = Gateway(
+                    endpoint,
+                    self.provider,
+                    self.config.collection,
+                    self.model,
+                    journal,
+                    tally,
                     self.usable,
-                )  # fmt: skip
-                gateway.run(itertools.chain([first], batches), progress)
+                )
+                client.run(itertools.chain([first], batches), progress)
         return tally.sent
 
     def _tally(self, journal: Journal) -> Tally:
@@ -281,79 +285,77 @@ class Collector:
     def _refuse_batches_where_there_are_none(self) -> None:
         if self.batch_mode and self.provider.batch_discount is None:
             raise InputError(
-                f"batch mode is asked for and providers.{self.provider_name}.batch_discount is "
-                "null: this API has no batches. Run without --batch, with collection.batch_api: "
-                "false, or write the share of the price that a batch costs there (0.5: half)"
+                f"batch mode is set, but providers.{self.provider_name}.batch_discount is null: "
+                "this API has no batches. Run without --batch, with collection.batch_api: false, "
+                "or set it to the share of the price that a batch costs there (0.5: half)"
             )
 
     def missing(
         self, journal: Journal, skip: Callable[[], None] = lambda: None
     ) -> Iterator[list[Asking]]:
-        """What is neither answered nor given up, each request once; `skip` hears of the others.
+        """Yield each pending request once; call `skip()` for every other one.
 
-        A batch must be begun in the journal before the next one is asked for: that is how a
-        request that stands in two batches is seen.
+        A batch must be begun in the journal before the next one is drawn, so that a request that
+        occurs in both is sent once.
         """
-        for requests, known in self.chunks(journal):
+        for requests, states in self.chunks(journal):
             chunk = dict[str, PromptRequest]()
             for request in requests:
                 chunk.setdefault(request.key, request)
-            asking = [
-                self.asking(request, known.get(key))
+            pending = [
+                self.asking(request, states.get(key))
                 for key, request in chunk.items()
-                if not self.settled(request, known.get(key))
+                if not self.settled(request, states.get(key))
             ]
-            under_way = sum(request.under_way for request in known.values())
-            for _ in range(len(requests) - len(asking) - under_way):
+            under_way = sum(state.under_way for state in states.values())
+            for _ in range(len(requests) - len(pending) - under_way):
                 skip()
-            if asking:
-                yield asking
+            if pending:
+                yield pending
 
     def chunks(
         self, journal: ReadOnlyJournal
     ) -> Iterator[tuple[list[PromptRequest], dict[str, Known]]]:
-        """The requests of some rows at a time, and what is known of them by key."""
+        """The requests of some rows at a time, and their states in the journal by key."""
         for batch in self.rows(ASK_COLUMNS):
             for start in range(0, len(batch), CHUNK_ROWS):
                 rows = batch[start : start + CHUNK_ROWS]
                 requests = [request for row in rows for request in self.requests_of(row)]
-                known = journal.known(request.key for request in requests)
+                states = journal.known(request.key for request in requests)
                 if self.retry_failed:
-                    _reconsider(journal, known)
-                yield requests, known
+                    _reconsider(journal, states)
+                yield requests, states
 
-    def settled(self, request: PromptRequest, known: Known | None) -> str | None:
-        """Why a request is not to be sent (`answered`, `under_way`, `asked`, or a reason), or None.
-
-        With --retry-failed, only what this run tried in batches counts against it.
-        """
+    def settled(self, request: PromptRequest, state: Known | None) -> str | None:
+        """Why a request is not sent (`answered`, `under_way`, `asked`, or a reason), or None."""
         if request.sample_id in self.too_large or len(request.data) > MAX_PROMPT_BYTES:
             return "prompt_too_large"
-        if known is None:
+        if state is None:
             return None
-        if known.answered:
+        if state.answered:
             return "answered"
-        if known.under_way:
+        if state.under_way:
             return "under_way"
-        settings, tries = self.config.collection, known.new_attempts
-        if known.asked_now or tries >= settings.max_attempts:
+        settings, tries = self.config.collection, state.new_attempts
+        if state.asked_now or tries >= settings.max_attempts:
             return "asked"
-        before = len(known.attempts) - tries if self.retry_failed else 0
-        counted = known.attempts[before:]
+        # With --retry-failed, only this run's attempts (in batches) count against the request.
+        before = len(state.attempts) - tries if self.retry_failed else 0
+        counted = state.attempts[before:]
         if not counted:
             return None
         held = settings.on_uncertain == "hold" and counted[-1].outcome == "uncertain"
         return "held" if held else given_up(counted, settings.max_attempts)
 
-    def asking(self, request: PromptRequest, known: Known | None) -> Asking:
-        """With the most that it can cost: a token of the prompt is 3 bytes or more."""
+    def asking(self, request: PromptRequest, state: Known | None) -> Asking:
+        """The request with its maximum cost: a token of the prompt has 3 bytes or more."""
         answer, prompt = self.longest_answer(request), len(request.data) // 3
         usd = self.price.cost(prompt, answer) if self.price else 0.0
-        id_ = known.id if known else None
+        id_ = state.id if state else None
         return Asking(id_, request.key, request.sample_id, request.data, prompt + answer, usd)
 
     def longest_answer(self, request: PromptRequest) -> int:
-        """Tokens that the answer has at most."""
+        """Maximum tokens of the answer."""
         return answer_limit(request.body) or self.config.collection.max_tokens
 
     def _write(self, journal: Journal, dst: Path, unanswered: Path, summary: Summary) -> None:
@@ -366,74 +368,60 @@ class Collector:
             if self.price is None or not self.price.cost(1, 1):
                 summary.unpriced = 0  # nothing to count
             if summary.rows and not summary.answered and not summary.unreadable:
-                raise none_answered(
-                    self.provider_name, self.provider.spoken.name, summary.rows,
-                    missing[-1]["detail"],
-                )  # fmt: skip
+                dialect, last = self.provider.spoken.name, missing[-1]["detail"]
+                raise none_answered(self.provider_name, dialect, summary.rows, last)
 
     def results(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[Row], list[Row]]]:
-        """In batches, what the journal has: rows of OUTPUTS, and of UNANSWERED."""
+        """Rows of OUTPUTS and of UNANSWERED from the journal, in batches."""
         return (self._rows(batch, journal) for batch in self.rows(None))
 
     def _rows(self, batch: list[Row], journal: ReadOnlyJournal) -> tuple[list[Row], list[Row]]:
-        """Rows of OUTPUTS and of UNANSWERED."""
-        asked = [(row, request) for row in batch for request in self.requests_of(row)]
-        stored = journal.answers(request.key for _, request in asked)
-        rows, missing = [], []
-        for row, request in asked:
-            found = stored.get(request.key)
-            made = self._output(row, request, found) if found else "provider_failed"
-            if isinstance(made, str):
-                missing.append(self._unanswered(row, request, made, journal))
+        pairs = [(row, request) for row in batch for request in self.requests_of(row)]
+        answers = journal.answers(request.key for _, request in pairs)
+        rows, missing = list[Row](), list[Row]()
+        for row, request in pairs:
+            if answer := answers.get(request.key):
+                output = self._output(row, request, answer)
+                if not isinstance(output, str):
+                    rows.append(output)
+                    continue
+                reason, detail = "unreadable_answer", output
             else:
-                rows.append(made)
+                reason, detail = self.why_unanswered(request, journal)
+            rejection = {"rejection_reason": reason, "detail": detail, "request_key": request.key}
+            missing.append({**row, "attempt": request.attempt, **rejection})
         return rows, missing
 
     def _output(self, row: Row, request: PromptRequest, stored: Answered) -> Row | str:
-        """The row, or a traceback: a bug in reading an answer sets that row aside, not the run."""
-        provider, schemas = self.provider, self.schemas
+        """The row, or a traceback: a bug in the parser rejects that row only."""
+        source = (row, request.attempt, request.key, self.model, stored)
         try:
-            return output_row(
-                row, request.attempt, request.key, self.model, stored, provider, schemas,
-                self.cleaner,
-            )  # fmt: skip
+            return output_row(*source, self.provider, self.schemas, self.cleaner)
         except Exception:  # noqa: BLE001  the answer is paid and stored; it will be read again
             return traceback.format_exc().encode(errors="replace").decode()  # it may quote the text
 
-    def _unanswered(
-        self, row: Row, request: PromptRequest, why: str, journal: ReadOnlyJournal
-    ) -> Row:
-        if why.startswith("Traceback"):
-            reason, detail = "unreadable_answer", why
-        else:
-            reason, detail = self.why_unanswered(request, journal)
-        return {
-            **row, "attempt": request.attempt, "rejection_reason": reason, "detail": detail,
-            "request_key": request.key,
-        }  # fmt: skip
-
     def why_unanswered(self, request: PromptRequest, journal: ReadOnlyJournal) -> tuple[str, str]:
-        """(reason, evidence) of a request that was asked and has no stored answer."""
-        known = journal.known([request.key]).get(request.key)
-        settled = self.settled(request, known)
+        """(reason, evidence) for a request without a stored answer."""
+        state = journal.known([request.key]).get(request.key)
+        settled = self.settled(request, state)
         if settled == "prompt_too_large":
             return settled, f"{self.too_large.get(request.sample_id, len(request.data))} bytes"
-        given = given_up(known.attempts, 1) if known else None
-        reason = "held" if settled == "held" else given or "provider_failed"
+        refused = given_up(state.attempts, 1) if state else None
+        reason = "held" if settled == "held" else refused or "provider_failed"
         return reason, mask_secrets(journal.evidence(request.key))
 
 
 def unknown_finish(word: str, count: int, answers: int) -> str:
-    """What to know about a finish_reason before anything is bought because of it."""
+    """A remark about an unknown finish_reason, before anyone pays for a repair because of it."""
     return (
         f"{count} of {answers} answers end with finish_reason {word!r}, which no dialect knows: "
-        "they count as truncated, and a repair would end with it too. If it means a whole answer, "
-        "add it to finish_reasons in nexa_distill/dialects (or set require_stop: false)"
+        "they count as truncated, and a repair would end with it too. If it means a complete "
+        "answer, add it to finish_reasons in nexa_distill/dialects (or set require_stop: false)"
     )
 
 
 def read_again(unanswered: Path) -> bool:
-    """Whether answers are stored that could not be read: a bug, perhaps mended since."""
+    """Whether the table has answers that could not be read because of a bug, perhaps fixed now."""
     table = TABLES["unanswered"]
     return unanswered.exists() and any(
         pc.any(pc.equal(batch["rejection_reason"], "unreadable_answer")).as_py()
@@ -441,11 +429,11 @@ def read_again(unanswered: Path) -> bool:
     )
 
 
-def _reconsider(journal: ReadOnlyJournal, known: dict[str, Known]) -> None:
-    """--retry-failed takes a 200 without a chat completion (a wrong address) for a refusal."""
-    answered = [key for key, request in known.items() if request.answered and not request.asked_now]
+def _reconsider(journal: ReadOnlyJournal, states: dict[str, Known]) -> None:
+    """For --retry-failed: a 200 without a chat completion (a wrong address) is a refusal."""
+    answered = [key for key, state in states.items() if state.answered and not state.asked_now]
     for key, stored in journal.answers(answered).items():
         if not is_completion(stored.raw):
-            refused = Ended("rejected", 200, "")
-            ends = known[key].attempts
-            known[key].attempts = [refused if e.outcome == "answered" else e for e in ends]
+            refusal = Ended("rejected", 200, "")
+            attempts = states[key].attempts
+            states[key].attempts = [refusal if a.outcome == "answered" else a for a in attempts]

@@ -1,4 +1,4 @@
-"""Stops a run early: what its first requests came to shows that none of the others can succeed."""
+"""Stop a run early if its first outcomes show that no other request can succeed."""
 
 import re
 import unicodedata
@@ -9,9 +9,9 @@ from nexa_distill.collection.answers.completions import Answer
 from nexa_distill.collection.requests import retry_policy
 from nexa_distill.journal.journal import Outcome
 
-SAME_REFUSALS = 8  # with the same words, before the first answer
+SAME_REFUSALS = 8  # with the same message, before the first answer
 UNUSABLE_ANSWERS = 8
-# Refusals of what a prompt says or how long it is: of that prompt, however many come first.
+# Refusals of a prompt's content or length say nothing about the other prompts.
 _OF_A_PROMPT = re.compile(
     r"content.{0,3}(?:filter|policy|management|inspection)|moderat|harmful|sensitive|"
     r"(?:prompt|input|message)s? (?:\w+ ){0,2}too long|messages resulted in",
@@ -28,7 +28,7 @@ class FirstRefusals:
         self._is_over = False
 
     def add(self, outcome: Outcome) -> bool:
-        """Count the end of an attempt; whether the first `SAME_REFUSALS` were all the same."""
+        """Count an outcome; returns whether the first `SAME_REFUSALS` were all the same."""
         status = outcome.status or 0
         if self._is_over or outcome.outcome != "rejected" or not 400 <= status < 500:
             return False
@@ -41,32 +41,32 @@ class FirstRefusals:
         return not self._is_over and self.count >= SAME_REFUSALS
 
     def end(self) -> None:
-        """An answer has come."""
+        """Stop counting: an answer has arrived."""
         self._is_over = True
 
 
 def _shape(words: str) -> str:
-    """A message without its numbers, ids and quotations, which differ between requests."""
+    """The message without numbers and ids, which differ between requests."""
     text = unicodedata.normalize("NFKC", words).casefold()
     text = re.sub(r"\b(?=\w*\d)\w+\b", "#", text)
     return text[:120]
 
 
 class Usable(NamedTuple):
-    """What a stage needs of an answer; `hint` is what to do when none is so."""
+    """A stage's requirement of answers; `hint` tells the user what to do if none satisfies it."""
 
     is_usable: Callable[[Answer], bool]
     hint: str
 
 
 class FirstAnswers:
-    """Counts unusable answers until a usable one comes."""
+    """Counts unusable answers until the first usable one."""
 
     def __init__(self, usable: Usable | None) -> None:
         self.usable, self.count = usable, 0
 
     def add(self, answer: Answer) -> bool:
-        """Count an answer; whether the first `UNUSABLE_ANSWERS` were all unusable."""
+        """Count an answer; returns whether the first `UNUSABLE_ANSWERS` were all unusable."""
         if self.usable is None:
             return False
         if self.usable.is_usable(answer):

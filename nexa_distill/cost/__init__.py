@@ -1,1 +1,1 @@
-"""What answers cost: the estimate before, the report afterwards."""
+"""The cost of answers: the estimate before a run, the report after it."""

@@ -1,6 +1,6 @@
-"""Why a request has to be sent: never asked, changed since (what, from what to what), asked before.
+"""Why a request has to be sent: it is new, it has changed, or it was sent without an answer.
 
-A sample that was asked before is compared with what is asked now, key by key of the request's JSON.
+The earlier requests of the sample are compared with the new one, key by key of the JSON.
 """
 
 import json
@@ -13,19 +13,19 @@ from nexa_distill.collection.requests.body import PromptRequest
 from nexa_distill.collection.requests.retry_policy import given_up
 from nexa_distill.journal.journal import Known, ReadOnlyJournal
 
-COMPARED = 8  # newest earlier requests of a sample
+COMPARED = 8  # newest requests of a sample
 SHOWN_CHARACTERS = 40
 
 
 class Earlier:
-    """The journal's requests by sample, in 16 bytes each; read when the first one is looked up."""
+    """The journal's requests by sample, in 16 bytes each; read at the first look-up."""
 
     def __init__(self, journal: ReadOnlyJournal) -> None:
         self._journal = journal
         self._index: np.ndarray[Any, Any] | None = None
 
     def bodies(self, sample: str) -> Iterator[dict[str, Any]]:
-        """What was asked for the sample, the newest first."""
+        """Earlier request bodies of the sample, newest first."""
         if self._index is None:
             self._index = self._read()
         start, end = np.searchsorted(self._index["sample"], [hash(sample), hash(sample) + 1])
@@ -41,7 +41,7 @@ class Earlier:
 
 
 def why_sent(request: PromptRequest, known: Known | None, earlier: Earlier) -> str:
-    """The reason for sending a request that is not settled."""
+    """The reason for sending a request, for the estimate."""
     if known is None:
         changes = [differences(body, request.body) for body in earlier.bodies(request.sample_id)]
         if not changes:
@@ -54,24 +54,24 @@ def why_sent(request: PromptRequest, known: Known | None, earlier: Earlier) -> s
         return "sent before without a complete answer, perhaps billed"
     if known.attempts[-1].status == 200:
         return "answered before without a chat completion"
-    given = given_up(known.attempts, 1)
-    return "refused before" if given == "request_refused" else "failed before"
+    refused = given_up(known.attempts, 1) == "request_refused"
+    return "refused before" if refused else "failed before"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs, in words; a single value with what it was and is."""
-    found = []
+    """The keys that differ; for single values also the old and the new one."""
+    changes = list[str]()
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "model", key)):
         before, after = old.get(key), new.get(key)
         if before == after:
             continue
         if key == "messages":
-            found += _messages(before or [], after or [])
+            changes += _messages(before or [], after or [])
         elif isinstance(before, dict | list) or isinstance(after, dict | list):
-            found.append(key)
+            changes.append(key)
         else:
-            found.append(f"{key} {_shown(before)} -> {_shown(after)}")
-    return found
+            changes.append(f"{key} {_shown(before)} -> {_shown(after)}")
+    return changes
 
 
 def _messages(old: list[Any], new: list[Any]) -> list[str]:

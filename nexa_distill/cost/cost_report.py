@@ -1,11 +1,10 @@
-"""What the answers cost, in all and per kept sample, and what more of them would.
+"""Cost report: spending per stage, cost per kept sample, projection to the target size.
 
 Reads   the journals of the paid stages, the tables of answers and of kept answers
-Writes  reports/cost_report.json and its Markdown twin; not a byte when nothing has changed
+Writes  reports/cost_report.json and .md; not a byte if nothing has changed
 
-Spending is that of all runs, whatever was asked in them, as the journals have it. The keep rate
-and the projection are of the answers that are in the tables now; they are null while the kept
-answers are missing or made from other ones. What was not measured is null, never 0.
+Spending covers all runs in the journals. Keep rate and projection cover the answers of the current
+tables; they are null if the kept answers are missing or outdated. Null also means: not measured.
 """
 
 import json
@@ -28,16 +27,16 @@ from nexa_distill.storage.tables import read_batches
 TEACHERS = ("teacher", "regenerate")  # their tokens are teacher tokens
 PER_SAMPLE = (*TEACHERS, "judge")  # stages that cost more when there are more samples
 NOTES = (
-    "Dollars and tokens are those of complete answers. A request that ended without one may have "
-    "been billed too: it is counted as uncertain, with the most that it can have cost.",
-    "Per kept sample: all that was spent so far, on answers of earlier settings too.",
-    "Projected: at the keep rate, the requests per sample, the tokens and the cost of an answer "
-    "and the answers per second that were measured, for the answers that are in the tables now.",
+    "Dollars and tokens are those of complete answers. A request without a complete answer may "
+    "have been billed too: it counts as uncertain, with its maximum cost.",
+    "Per kept sample: all spending so far, including answers of earlier settings.",
+    "Projected: at the keep rate, the requests per sample, the tokens and the cost per answer "
+    "and the answers per second that were measured for the answers in the current tables.",
 )
 
 
 class _Answers(NamedTuple):
-    """What a stage asked. A request counts once, however many rows share it."""
+    """Requests of a stage, each counted once even if several rows share it."""
 
     requests: int
     answers: int
@@ -46,7 +45,7 @@ class _Answers(NamedTuple):
 
 
 def write_cost_report(config: DistillConfig) -> Figures:
-    """Write the report, unless it stands there already, and return it."""
+    """Write the report, unless the file is up to date, and return it."""
     report = cost_report(config)
     path = config.storage.path("reports") / "cost_report.json"
     if path.is_file():
@@ -78,11 +77,9 @@ def cost_report(config: DistillConfig) -> Figures:
 
 
 def _total(stages: dict[str, Figures]) -> Figures:
-    """Over all stages; teacher tokens are prompts and completions."""
-    summed = (
-        "requests_sent", "answered", "uncertain", "uncertain_usd_at_most", "usd",
-        "answers_without_price", "seconds",
-    )  # fmt: skip
+    """Sums over all stages; teacher tokens are prompts and completions."""
+    counts = ("requests_sent", "answered", "uncertain", "uncertain_usd_at_most")
+    summed = (*counts, "usd", "answers_without_price", "seconds")
     of_teachers = [figures for name, figures in stages.items() if name in TEACHERS]
     tokens = ("prompt_tokens", "completion_tokens")
     return {
@@ -92,7 +89,7 @@ def _total(stages: dict[str, Figures]) -> Figures:
 
 
 def _kept(storage: Storage) -> Figures | None:
-    """Of the answers that are in the tables now; None when that is not known."""
+    """Figures of the current kept answers; None if they are missing or outdated."""
     path, answers = storage.path("filtered_dataset"), storage.path("collected_dataset")
     manifest = load_manifest(path, storage)
     sources = [load_manifest(source, storage) for source in (answers, *repairs(storage))]
@@ -118,7 +115,7 @@ def _kept(storage: Storage) -> Figures | None:
 
 
 def _read(path: Path, key: str, columns: list[str]) -> pa.Table:
-    """Columns of a table of contracts; no rows when the file is not there."""
+    """Columns of a table of contracts; no rows if the file is missing."""
     table = TABLES[key]
     batches = list(read_batches(path, table, columns=columns)) if path.exists() else []
     schema = pa.schema([table.schema.field(name) for name in columns])
@@ -126,15 +123,15 @@ def _read(path: Path, key: str, columns: list[str]) -> pa.Table:
 
 
 def _projection(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:
-    """What `budget.target_samples` kept samples take, if the others are like those there are."""
-    wanted, parts = config.budget.target_samples, dict[str, Figures]()
+    """Cost of `budget.target_samples` kept samples if the rest is like the current ones."""
+    target, parts = config.budget.target_samples, dict[str, Figures]()
     for name, figures in stages.items():
         if name in PER_SAMPLE and samples:
             now = _now(name, figures, config.storage)
             if now.requests:
-                parts[name] = _scaled(now, figures["answers_per_second"], wanted / samples)
+                parts[name] = _scaled(now, figures["answers_per_second"], target / samples)
     return {
-        "target_samples": wanted,
+        "target_samples": target,
         "stages": parts,
         "requests": whole_sum(part["requests"] for part in parts.values()),
         "tokens": whole_sum(part["tokens"] for part in parts.values()),
@@ -156,15 +153,13 @@ def _scaled(now: _Answers, per_second: float | None, scale: float) -> Figures:
 
 
 def _now(stage: str, figures: Figures, storage: Storage) -> _Answers:
-    """What the samples took of a stage; of one that has no table of answers, all that it did."""
+    """Answers of a stage in the current tables; for a stage without a table, in its journal."""
     if stage == "teacher":
         return _answers(storage.path("collected_dataset"), storage.path("unanswered"))
     if stage == "regenerate":
-        found = [
-            _answers(path, path.with_name(f"{path.stem}.unanswered.parquet"))
-            for path in repairs(storage)
-        ]
-        return found[0] if found else _Answers(0, 0, None, None)
+        for path in repairs(storage):
+            return _answers(path, path.with_name(f"{path.stem}.unanswered.parquet"))
+        return _Answers(0, 0, None, None)
     answered = figures["answered"]
     tokens = whole_sum((figures["prompt_tokens"], figures["completion_tokens"]))
     counted = answered - figures["answers_without_token_counts"]
@@ -175,7 +170,7 @@ def _now(stage: str, figures: Figures, storage: Storage) -> _Answers:
 def _answers(table: Path, unanswered: Path) -> _Answers:
     columns = ["request_key", "prompt_tokens", "completion_tokens", "cost_usd"]
     rows = _read(table, "collected_dataset", columns)
-    rows = rows.filter(pc.is_valid(rows["request_key"]))  # of a file, or of a person: not asked
+    rows = rows.filter(pc.is_valid(rows["request_key"]))  # without: from a file or an annotator
     once = rows.group_by("request_key").aggregate([(name, "min") for name in columns[1:]])
     missing = pc.count_distinct(_read(unanswered, "unanswered", ["request_key"])["request_key"])
     tokens = pc.add(once["prompt_tokens_min"], once["completion_tokens_min"])

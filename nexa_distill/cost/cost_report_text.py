@@ -1,6 +1,6 @@
-"""The cost report for people: its Markdown twin, and the lines of `pipeline summary`."""
+"""The cost report as text: its Markdown version, and the lines of `pipeline summary`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nexa_distill.collection.requests.budget import dollars
@@ -8,19 +8,23 @@ from nexa_distill.console.progress import clock
 
 Figures = Mapping[str, Any]
 UNKNOWN = "not known"
-STAGE_COLUMNS = {
-    "requests sent": "requests_sent", "answered": "answered", "refused": "refused",
-    "uncertain": "uncertain", "prompt tokens": "prompt_tokens",
-    "completion tokens": "completion_tokens", "cost": "usd", "wall time": "seconds",
-    "answers/s": "answers_per_second",
-}  # fmt: skip
-PROJECTED_COLUMNS = {
-    "requests": "requests", "tokens": "tokens", "wall time": "seconds", "cost": "usd"
-}  # fmt: skip
+HEADERS = {"usd": "cost", "seconds": "wall time", "answers_per_second": "answers/s"}
+STAGE_COLUMNS = (
+    "requests_sent",
+    "answered",
+    "refused",
+    "uncertain",
+    "prompt_tokens",
+    "completion_tokens",
+    "usd",
+    "seconds",
+    "answers_per_second",
+)
+PROJECTED_COLUMNS = ("requests", "tokens", "seconds", "usd")
 
 
 def shown(key: str, value: float | None) -> str:
-    """A figure of the report; its key says what it is."""
+    """A figure of the report as text; its key tells the unit."""
     if value is None:
         return UNKNOWN
     if "usd" in key:
@@ -33,48 +37,57 @@ def shown(key: str, value: float | None) -> str:
 
 
 def markdown(report: Figures) -> str:
-    """The whole report."""
+    """The whole report as Markdown."""
     total, kept, each = report["total"], report["kept"] or {}, report["per_kept_sample"]
-    lines = [
-        "# Cost", "", f"Run {report['run_id']}, {report['created_at']}.", "",
-        *_table("stage", STAGE_COLUMNS, report["stages"]), "",
-        "| in all | value |", "|---|---|",
-        f"| cost | {_cost(total)} |",
-        f"| perhaps billed on top | {_doubt(total) or 'nothing'} |",
-        f"| wall time | {shown('seconds', total['seconds'])} |",
-        f"| teacher tokens, prompts and answers | {shown('', total['teacher_tokens'])} |",
-        f"| distilled tokens, of the kept answers | {shown('', total['distilled_tokens'])} |",
-        f"| prompts | {shown('', kept.get('prompts'))} |",
-        f"| kept samples | {shown('', kept.get('kept_samples'))} |",
-        f"| kept of the prompts | {shown('keep_rate', kept.get('keep_rate'))} |",
-        *(
-            f"| {name} per kept sample | {shown(key, each[key])} |"
-            for name, key in (
-                ("cost", "usd"), ("wall time", "seconds"), ("teacher tokens", "teacher_tokens")
-            )
-        ),
-        "", *_projection(report["projection"]), "", *(f"- {note}" for note in report["notes"]),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def _table(first: str, columns: Mapping[str, str], rows: Mapping[str, Figures]) -> Iterator[str]:
-    yield f"| {first} | {' | '.join(columns)} |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for name, figures in rows.items():
-        values = " | ".join(shown(key, figures[key]) for key in columns.values())
-        yield f"| {name} | {values} |"
-
-
-def _projection(projection: Figures) -> Iterator[str]:
-    yield f"## Projected to {projection['target_samples']:,} kept samples"
-    yield ""
+    projection = report["projection"]
     in_all = {**projection, "usd": projection["total_usd"]}
-    yield from _table("stage", PROJECTED_COLUMNS, {**projection["stages"], "in all": in_all})
+    values = {
+        "cost": _cost(total),
+        "perhaps billed on top": _doubt(total) or "nothing",
+        "wall time": shown("seconds", total["seconds"]),
+        "teacher tokens, prompts and answers": shown("", total["teacher_tokens"]),
+        "distilled tokens, of the kept answers": shown("", total["distilled_tokens"]),
+        "prompts": shown("", kept.get("prompts")),
+        "kept samples": shown("", kept.get("kept_samples")),
+        "kept of the prompts": shown("keep_rate", kept.get("keep_rate")),
+        "cost per kept sample": shown("usd", each["usd"]),
+        "wall time per kept sample": shown("seconds", each["seconds"]),
+        "teacher tokens per kept sample": shown("teacher_tokens", each["teacher_tokens"]),
+    }
+    return f"""# Cost
+
+Run {report["run_id"]}, {report["created_at"]}.
+
+{_table(STAGE_COLUMNS, report["stages"])}
+
+| in all | value |
+|---|---|
+{_join(f"| {name} | {value} |" for name, value in values.items())}
+
+## Projected to {projection["target_samples"]:,} kept samples
+
+{_table(PROJECTED_COLUMNS, {**projection["stages"], "in all": in_all})}
+
+{_join(f"- {note}" for note in report["notes"])}
+"""
+
+
+def _join(lines: Iterable[str]) -> str:
+    return "\n".join(lines)
+
+
+def _table(columns: tuple[str, ...], rows: Mapping[str, Figures]) -> str:
+    headers = [HEADERS.get(key, key.replace("_", " ")) for key in columns]
+    head = [f"| stage | {' | '.join(headers)} |", "|---" * (len(columns) + 1) + "|"]
+    body = (
+        f"| {name} | {' | '.join(shown(key, figures[key]) for key in columns)} |"
+        for name, figures in rows.items()
+    )
+    return _join([*head, *body])
 
 
 def headline(report: Figures) -> Iterator[str]:
-    """Per stage what was spent; what a kept sample cost, and what more would. Empty when unpaid."""
+    """Spending per stage, cost per kept sample, projection. Empty if nothing was spent."""
     for name, stage in report["stages"].items():
         doubt = f"; perhaps billed twice: {_doubt(stage)}" if stage["uncertain"] else ""
         if stage["under_way"]:
@@ -106,6 +119,6 @@ def _cost(stage: Figures) -> str:
 
 
 def _doubt(stage: Figures) -> str:
-    """What the uncertain requests may have cost; empty when there are none."""
+    """Number and maximum cost of the uncertain requests; empty if there are none."""
     most = shown("usd", stage["uncertain_usd_at_most"])
     return f"{stage['uncertain']:,} requests, at most {most}" if stage["uncertain"] else ""

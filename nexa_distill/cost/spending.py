@@ -1,4 +1,4 @@
-"""What each paid stage has spent: requests, tokens, dollars, wall time of all its runs."""
+"""Spending of each paid stage: requests, tokens, dollars, wall time of all its runs."""
 
 import math
 from collections.abc import Iterable
@@ -25,33 +25,33 @@ _LAST = (
 
 
 class _Ended(NamedTuple):
-    """The attempts of one outcome. `counted`, `priced`: those with token counts, with a cost."""
+    """Sums over the attempts of one outcome."""
 
     attempts: int = 0
     prompt: int | None = None
     completion: int | None = None
-    counted: int = 0
+    counted: int = 0  # attempts with token counts
     usd: float | None = None
-    priced: int = 0
+    priced: int = 0  # attempts with a cost
     most_usd: float | None = None
 
 
 def spending(storage: Storage) -> tuple[dict[str, Figures], list[str]]:
-    """Figures by stage, in the order of the work; and a line on each journal that is unreadable."""
-    found, unread = dict[str, Figures](), []
+    """Figures by stage, in pipeline order, and a line about each unreadable journal."""
+    stages, unread = dict[str, Figures](), []
     paths = {path.stem: path for path in sorted(storage.path("journal").glob("*.sqlite"))}
     order = [name for name in FIRST_STAGES if name in paths]
     for name in dict.fromkeys([*order, *paths]):
         try:
             with ReadOnlyJournal(paths[name]) as journal:
-                found[name] = stage_spending(journal)
+                stages[name] = stage_spending(journal)
         except StorageFailed as error:
             unread.append(f"{name} is left out. {error}")
-    return found, unread
+    return stages, unread
 
 
 def stage_spending(journal: ReadOnlyJournal) -> Figures:
-    """Of all runs; None = not measured. Requests `under_way` are in batches at the provider."""
+    """Figures of all runs; None = not measured. `under_way`: requests in open batches."""
     by = {outcome: _Ended(*row) for outcome, *row in journal.read(_ENDED)}
     answered, refused, uncertain = (
         by.get(name, _Ended()) for name in ("answered", "rejected", "uncertain")
@@ -77,29 +77,29 @@ def stage_spending(journal: ReadOnlyJournal) -> Figures:
 
 
 def _seconds(journal: ReadOnlyJournal) -> float | None:
-    """Wall time of all runs; one that was killed lasted until its last outcome."""
+    """Wall time of all runs; a killed run counts until its last outcome."""
     runs = "SELECT id, started_at, ended_at, lead(started_at) OVER (ORDER BY id) FROM runs"
     lasted = list[float | None]()
     for id_, started, ended, following in journal.read(runs).fetchall():
         if ended is None:
             (ended,) = journal.read(_LAST, id_, following or math.inf, DIED).fetchone()
         lasted.append(None if ended is None else max(0.0, ended - started))
-    known = [seconds for seconds in lasted if seconds is not None]
-    return sum(known) if known else None
+    seconds: float | None = known_sum(lasted)
+    return seconds
 
 
 def ratio(value: float | None, by: float | None) -> float | None:
-    """`value / by`; None when one is not known, or there is nothing to divide by."""
+    """`value / by`; None if one is None or `by` is 0."""
     return value / by if value is not None and by else None
 
 
 def known_sum(values: Iterable[Any]) -> Any:
-    """Of the values that are known; None when none is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    """Sum of the values that are not None; None if all are."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if numbers else None
 
 
 def whole_sum(values: Iterable[Any]) -> Any:
-    """Of all values; None when one is not known, for then the sum is not, or there is none."""
-    found = list(values)
-    return None if not found or None in found else sum(found)
+    """Sum of all values; None if one of them is None, or there are none."""
+    numbers = list(values)
+    return None if not numbers or None in numbers else sum(numbers)

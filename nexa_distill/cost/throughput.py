@@ -1,4 +1,4 @@
-"""What a journal's newest answers of a model tell: tokens of prompts and answers, latency, pace."""
+"""Tokens, latency and answers per second of a model, measured on a journal's newest answers."""
 
 from collections import defaultdict
 from statistics import fmean
@@ -7,8 +7,8 @@ from typing import NamedTuple
 from nexa_distill.journal.journal import ReadOnlyJournal
 from nexa_distill.text.hashing import compact_json
 
-NEWEST = 20_000  # so many answers are looked at, so that a large journal is quick to read
-ENOUGH = 20  # of fewer answers neither bytes per token nor a pace is concluded
+NEWEST = 20_000  # answers that are read, so that a large journal stays quick
+ENOUGH = 20  # fewer answers give neither bytes per token nor answers per second
 _ANSWERS = (
     "SELECT a.run, length(r.body), u.prompt_tokens, u.completion_tokens, o.latency_ms, o.ended_at "
     "FROM (SELECT * FROM usage ORDER BY attempt_id DESC LIMIT ?) u "
@@ -18,7 +18,7 @@ _ANSWERS = (
 
 
 class Rates(NamedTuple):
-    """None = not measured. `answers` are those with token counts; bytes are of their requests."""
+    """None = not measured. `answers` have token counts; bytes are those of their requests."""
 
     answers: int
     tokens_per_byte: float | None
@@ -37,33 +37,32 @@ class _Seen(NamedTuple):
 
 
 def measure(journal: ReadOnlyJournal, model: str) -> Rates:
-    """Of the newest answers; the pace is that of the last run which brought `ENOUGH` of them."""
+    """Measure the newest answers; the speed is that of the last run with enough of them."""
     # In JSON a quote inside a text is escaped, so this is the key and never a part of a prompt.
     named = compact_json({"model": model})[1:-1].encode("utf-8", "surrogatepass")
-    seen = [_Seen(*row) for row in journal.read(_ANSWERS, NEWEST, named)]
-    counted = [s for s in seen if s.prompt is not None]
-    ratio = sum(s.prompt or 0 for s in counted) / max(1, sum(s.size for s in counted))
-    completions = [s.completion for s in seen if s.completion is not None]
-    latencies = [s.latency_ms / 1000 for s in seen if s.latency_ms is not None]
+    answers = [_Seen(*row) for row in journal.read(_ANSWERS, NEWEST, named)]
+    counted = [a for a in answers if a.prompt is not None]
+    ratio = sum(a.prompt or 0 for a in counted) / max(1, sum(a.size for a in counted))
+    completions = [a.completion for a in answers if a.completion is not None]
+    latencies = [a.latency_ms / 1000 for a in answers if a.latency_ms is not None]
     return Rates(
         len(counted),
         ratio if len(counted) >= ENOUGH else None,
         fmean(completions) if completions else None,
         fmean(latencies) if latencies else None,
-        _pace(seen),
+        _pace(answers),
     )
 
 
-def _pace(seen: list[_Seen]) -> float | None:
+def _pace(answers: list[_Seen]) -> float | None:
     """Answers per second, from the first send to the last answer of a run."""
     runs: dict[int, list[_Seen]] = defaultdict(list)
-    for answer in seen:
+    for answer in answers:
         if answer.latency_ms is not None:
             runs[answer.run].append(answer)
-    for run in sorted(runs, reverse=True):
-        answers = runs[run]
-        if len(answers) >= ENOUGH:
-            first = min(a.ended_at - (a.latency_ms or 0.0) / 1000 for a in answers)
-            seconds = max(a.ended_at for a in answers) - first
-            return len(answers) / seconds if seconds > 0 else None
+    for _, of_run in sorted(runs.items(), reverse=True):
+        if len(of_run) >= ENOUGH:
+            first = min(a.ended_at - (a.latency_ms or 0.0) / 1000 for a in of_run)
+            seconds = max(a.ended_at for a in of_run) - first
+            return len(of_run) / seconds if seconds > 0 else None
     return None

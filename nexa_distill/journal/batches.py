@@ -1,8 +1,8 @@
-"""The journal's tables of batches: many requests handed in as one file, answered within a day.
+"""The journal's tables of batches: many requests submitted as one file, answered within a day.
 
-A batch is open from its row here until its step `ended`. Its attempts are under way for as long as
-that, whatever becomes of this process: opening the journal again does not end them. Attempts whose
-batch has no row belong to a file that was never finished. Rows are only ever added.
+A batch is open from its row here until its step `ended`. Its attempts are under way for that long,
+even if this process dies: opening the journal again does not end them. Attempts whose batch has no
+row belong to a file that was never finished. Rows are only ever added.
 """
 
 import json
@@ -16,7 +16,7 @@ from nexa_distill.journal.key_index import KeyIndex
 
 BATCH_TABLES = ("batches", "batch_steps")
 BATCH_SCHEMA = """
-CREATE TABLE batches (          -- written after its attempts, before anything is handed in
+CREATE TABLE batches (          -- written after its attempts, before the upload
     id          INTEGER PRIMARY KEY,
     run         INTEGER NOT NULL REFERENCES runs,
     provider    TEXT NOT NULL,
@@ -25,23 +25,23 @@ CREATE TABLE batches (          -- written after its attempts, before anything i
     sha256      TEXT NOT NULL,  -- of the file
     created_at  REAL NOT NULL
 );
-CREATE TABLE batch_steps (      -- what became of it
+CREATE TABLE batch_steps (      -- progress of each batch
     batch       INTEGER NOT NULL REFERENCES batches,
     step        TEXT NOT NULL,  -- uploaded, created, ended; in this order
-    word        TEXT NOT NULL,  -- the provider's id of the file, of the batch; how it ended
+    word        TEXT NOT NULL,  -- the provider's id of the file or the batch; the final status
     at          REAL NOT NULL
 );
 CREATE INDEX attempts_in ON attempts (batch) WHERE batch IS NOT NULL;
 CREATE VIEW open_batches AS     -- they are or may be at a provider
     SELECT * FROM batches WHERE id NOT IN (SELECT batch FROM batch_steps WHERE step = 'ended');
-CREATE VIEW unended AS          -- attempts of batches, as long as they have no outcome
+CREATE VIEW unended AS          -- attempts of batches without an outcome
     SELECT * FROM attempts WHERE batch IS NOT NULL
     AND id NOT IN (SELECT attempt_id FROM outcomes);
 """
 
 
 class Batch(NamedTuple):
-    """`file` and `remote` are the provider's ids, None as long as they are not known."""
+    """`file` and `remote` are the provider's ids, None until they are known."""
 
     id: int
     provider: str
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """An attempt of a batch, the most that it can be billed, and whether (1) it has an outcome."""
+    """An attempt of a batch, the maximum that can be billed for it, and 1 if it has an outcome."""
 
     attempt: int
     most_tokens: int
@@ -67,7 +67,7 @@ def open_batches(db: sqlite3.Connection) -> set[int]:
 
 
 def under_way(db: sqlite3.Connection) -> tuple[int, int, float]:
-    """(requests, tokens, dollars) reserved for what is in open batches and has no outcome."""
+    """(requests, tokens, dollars) reserved for attempts of open batches without an outcome."""
     sql = (
         "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
         "FROM unended WHERE batch IN (SELECT id FROM open_batches)"
@@ -77,7 +77,7 @@ def under_way(db: sqlite3.Connection) -> tuple[int, int, float]:
 
 
 class BatchLedger:
-    """The batches of one journal: read from what is committed, written by its group commits."""
+    """The batches of one journal: reads committed rows, writes through its group commits."""
 
     def __init__(
         self, committed: sqlite3.Connection, keys: KeyIndex, writer: GroupCommit, run: int
@@ -85,7 +85,7 @@ class BatchLedger:
         self._db, self._keys, self._writer, self._run = committed, keys, writer, run
 
     def next_id(self) -> int:
-        """Of no batch yet, not even of one whose file was never finished."""
+        """An id that no batch has, not even one whose file was never finished."""
         sql = (
             "SELECT max(coalesce((SELECT max(id) FROM batches), 0), "
             "coalesce((SELECT max(batch) FROM attempts WHERE batch IS NOT NULL), 0))"
@@ -94,18 +94,18 @@ class BatchLedger:
         return int(newest) + 1
 
     async def record(self, batch: Batch) -> None:
-        """The file is complete and is about to be handed in."""
+        """Record a batch whose file is complete, before its upload; waits for the disk."""
         row = (batch.id, self._run, batch.provider, batch.discount, batch.requests, batch.sha256)
         self._writer.add("batches", (*row, time.time()))
         await self._writer.on_disk()
 
     async def step(self, batch: int, step: str, word: str) -> None:
-        """A step (`batch_steps`) is done; waits until everything so far is on disk."""
+        """Record a finished step (`batch_steps`); waits for the disk."""
         self._writer.add("batch_steps", (batch, step, word, time.time()))
         await self._writer.on_disk()
 
     def open(self) -> list[Batch]:
-        """Those that have not ended, oldest first."""
+        """Batches that have not ended, oldest first."""
         sql = (
             "SELECT id, provider, discount, requests, sha256, "
             "(SELECT word FROM batch_steps WHERE batch=id AND step='uploaded'), "
@@ -115,11 +115,11 @@ class BatchLedger:
         return [Batch(*row) for row in self._db.execute(sql)]
 
     def under_way(self) -> tuple[int, int, float]:
-        """As the function of this name."""
+        """(requests, tokens, dollars) reserved for open batches."""
         return under_way(self._db)
 
     def asked(self, batch: int, keys: Iterable[str]) -> dict[str, Asked]:
-        """The batch's attempts of these requests; a key that it does not hold is not in it."""
+        """The batch's attempts by request key; keys that it does not contain are left out."""
         sql = (
             "SELECT r.request_key, a.id, a.most_tokens, a.most_usd, o.outcome IS NOT NULL "
             "FROM requests r JOIN attempts a ON a.request_id = r.id "
@@ -130,7 +130,7 @@ class BatchLedger:
         return {key: Asked(*asked) for key, *asked in rows}
 
     def rest(self, batch: int, size: int) -> Iterator[list[Asked]]:
-        """The batch's attempts without an end, `size` at a time."""
+        """The batch's attempts without an outcome, `size` at a time."""
         sql = (
             "SELECT id, most_tokens, most_usd, 0 FROM unended WHERE batch=? AND id>? "
             "ORDER BY id LIMIT ?"
@@ -141,7 +141,7 @@ class BatchLedger:
             last = rows[-1].attempt
 
     def journal_id(self) -> str:
-        """A name for this journal that stays: made from its first run."""
+        """A permanent name of this journal, from its first run."""
         sql = "SELECT run_id, started_at FROM runs ORDER BY id LIMIT 1"
         run_id, started_at = self._db.execute(sql).fetchone()
         return f"{run_id}@{started_at:.6f}"

@@ -1,11 +1,8 @@
-"""Rows for a SQLite file, collected on the event loop and committed together by a thread.
+"""Rows for a SQLite file, collected on the event loop and committed in groups by a thread.
 
-An fsync is paid per group and not per row: a group is what came in within `GROUP_SECONDS`, or
-`GROUP_ROWS` rows, and whatever else waits when the thread gets to it. A table's rows go in by one
-multi-row INSERT, for the thread must win the interpreter's lock back after every statement, and
-beside a busy event loop 64 statements would take 64 turns.
-
-A failed commit is final: nothing that comes after it is accepted.
+One fsync per group instead of one per row: a group has the rows of `GROUP_SECONDS`, or `GROUP_ROWS`
+rows, plus whatever else waits when the thread gets to it. A failed commit is final: the thread
+writes no later row.
 """
 
 import asyncio
@@ -26,7 +23,7 @@ from nexa_distill.storage import failpoints
 
 GROUP_SECONDS = 0.02
 GROUP_ROWS = 64
-SWITCH_SECONDS = 0.001  # how long the event loop may keep the interpreter from the thread
+SWITCH_SECONDS = 0.001  # the event loop may keep the interpreter from the thread for so long
 
 Then = Callable[[StorageFailed | None], None]
 
@@ -36,19 +33,22 @@ class _Group:
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
     then: list[Then] = field(default_factory=list)
     size: int = 0
-    began: float = 0.0  # monotonic: when its first row came in
+    began: float = 0.0  # monotonic time of its first row
 
 
 class GroupCommit:
-    """`tables` in the order in which their rows are inserted. `add` from one event loop only.
+    """`tables` in the order in which their rows are inserted. `add_row` from one event loop only.
 
-    `afterwards` is called by the thread after each commit, when those who waited for it are told.
+    The thread calls `afterwards` after each commit, once the callbacks of its rows are scheduled.
     """
 
     def __init__(
-        self, db: sqlite3.Connection, tables: tuple[str, ...],
-        failed: Callable[[Exception], StorageFailed], afterwards: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        db: sqlite3.Connection,
+        tables: tuple[str, ...],
+        failed: Callable[[Exception], StorageFailed],
+        afterwards: Callable[[], None],
+    ) -> None:
         self.broken: StorageFailed | None = None
         self.slowest_seconds = 0.0  # from a row's arrival to its commit
         self._db, self._tables, self._failed = db, tables, failed
@@ -62,7 +62,7 @@ class GroupCommit:
         sys.setswitchinterval(SWITCH_SECONDS)
 
     def add(self, table: str, row: tuple[Any, ...], then: Then | None = None) -> None:
-        """Have `row` committed; `then` hears of it on the loop, with the error if it failed."""
+        """Queue `row`. After the commit, `then(error)` is called on the event loop."""
         group = self._open
         if not group.size:
             group.began = time.monotonic()
@@ -76,7 +76,7 @@ class GroupCommit:
             self._timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.flush)
 
     def flush(self) -> None:
-        """Hand over what came in so far, without waiting for more."""
+        """Hand the open group to the thread without waiting for more rows."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -85,7 +85,7 @@ class GroupCommit:
             self._open = _Group()
 
     async def on_disk(self) -> None:
-        """Wait until all that was added is committed. Raises StorageFailed."""
+        """Wait until all rows added so far are committed. Raises StorageFailed."""
         done = asyncio.get_running_loop().create_future()
         if not self._open.size:
             self._open.began = time.monotonic()
@@ -95,7 +95,7 @@ class GroupCommit:
         await done
 
     def close(self) -> None:
-        """End the thread after what was handed over."""
+        """Stop the thread after it has committed the groups that it was handed."""
         self._groups.put(None)
         self._thread.join()
 
@@ -107,7 +107,7 @@ class GroupCommit:
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - oldest)
             try:
                 waiting[0][1].call_soon_threadsafe(self._tell, groups, self.broken)
-            except RuntimeError:  # the loop is gone: nobody waits any more
+            except RuntimeError:  # the loop is closed: nothing waits for the commit any more
                 continue
             self._unless_broken(self._afterwards)
 
@@ -119,7 +119,7 @@ class GroupCommit:
                 self.broken = self._failed(error)
 
     def _waiting(self) -> Iterator[tuple[_Group, asyncio.AbstractEventLoop]]:
-        """All groups handed over by now, at least one; nothing when closed."""
+        """All groups handed over so far, at least one; nothing after `close`."""
         item = self._groups.get()
         while item is not None:
             yield item
@@ -127,7 +127,7 @@ class GroupCommit:
                 item = self._groups.get_nowait()
             except queue.Empty:
                 return
-        self._groups.put(None)  # seen again when this round is committed
+        self._groups.put(None)  # read again after this round's commit
 
     def _commit(self, groups: list[_Group]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -140,8 +140,10 @@ class GroupCommit:
         failpoints.hit("committed")
 
     def _insert(self, table: str, rows: list[tuple[Any, ...]]) -> None:
-        one = f"({','.join('?' * len(rows[0]))})"
-        sql = f"INSERT INTO {table} VALUES {','.join([one] * len(rows))}"  # noqa: S608
+        # One statement for all rows: the thread has to win the interpreter lock back after each
+        # statement, so beside a busy event loop 64 statements would take 64 turns.
+        values = f"({','.join('?' * len(rows[0]))})"
+        sql = f"INSERT INTO {table} VALUES {','.join([values] * len(rows))}"  # noqa: S608
         self._db.execute(sql, list(itertools.chain.from_iterable(rows)))
 
     @staticmethod

@@ -1,9 +1,7 @@
-"""Which attempts may be on the wire: a file of ids that a killed process leaves behind.
+"""File of the ids of all attempts in flight; it survives a killed process.
 
-Attempts are journaled some way ahead of their sends. After a kill -9 this file tells those that
-were really sent, and perhaps billed, from those that were only about to be. It is a shared memory
-mapping, so marking an attempt costs no system call; the kernel keeps it when the process dies. A
-power loss may take it: then the boot id is another one, and nothing is known.
+Attempts are journaled some time before their sends. After a kill -9 this file tells the attempts
+that were sent, and perhaps billed, from those that were not.
 """
 
 import mmap
@@ -19,9 +17,11 @@ class InFlight:
     def __init__(self, path: Path, places: int) -> None:
         size = HEADER_BYTES + 8 * places
         with path.open("w+b") as file:
-            # Written, not truncated: a page that needs space later would end us by SIGBUS.
+            # Written, not truncated: a page that needs disk space later would kill us by SIGBUS.
             file.write(_boot_id().ljust(size, b"\0"))
             file.flush()
+            # Marking an attempt in the mapping costs no system call, and the kernel writes it even
+            # if the process dies. After a power loss the boot id differs, and the file is ignored.
             self._map = mmap.mmap(file.fileno(), size)
         self._ids = memoryview(self._map)[HEADER_BYTES:].cast("q")
         self._free = list(range(places))
@@ -32,16 +32,16 @@ class InFlight:
 
     @property
     def full(self) -> bool:
-        """Whether one more attempt has no place."""
+        """Whether there is no place for one more attempt."""
         return not self._free
 
     def add(self, attempt: int) -> None:
-        """From now on the attempt may be on the wire."""
+        """Mark the attempt as in flight."""
         place = self._place[attempt] = self._free.pop()
         self._ids[place] = attempt
 
     def remove(self, attempt: int) -> None:
-        """How the attempt ended is on disk."""
+        """Unmark an attempt whose outcome is on disk."""
         place = self._place.pop(attempt)
         self._ids[place] = 0
         self._free.append(place)
@@ -53,19 +53,19 @@ class InFlight:
 
 
 def left_behind(path: Path) -> set[int] | None:
-    """The attempts that a process which is gone had on the wire; None when that is not known."""
+    """The attempts that a dead process had in flight; None if unknown."""
     try:
-        found = path.read_bytes()
+        raw = path.read_bytes()
     except FileNotFoundError:
         return None
-    boot, ids = found[:HEADER_BYTES].rstrip(b"\0"), found[HEADER_BYTES:]
+    boot, ids = raw[:HEADER_BYTES].rstrip(b"\0"), raw[HEADER_BYTES:]
     if not boot or boot != _boot_id() or len(ids) % 8:
         return None
     return set(memoryview(ids).cast("q")) - {0}
 
 
 def _boot_id() -> bytes:
-    """Changes when the machine starts anew; empty where the system does not say (macOS)."""
+    """Changes with every boot of the machine; empty if the system has none (macOS)."""
     try:
         return BOOT_ID.read_bytes().strip()
     except OSError:

@@ -1,20 +1,13 @@
-"""The ledger of every request: what was asked, each attempt, and the raw bytes of each answer.
+"""The journal: every request of a stage, each attempt, and the raw bytes of each answer.
 
 One SQLite file per stage (WAL, synchronous=FULL). Rows are only ever added. An attempt is on disk
 before its request is sent, and an answer is on disk before it is parsed (`group_commit.py`).
 
-How an attempt ends:
+Outcomes of an attempt:
   `answered`  a complete 200 body is stored; this request is never sent again
-  `rejected`  the API said no (a status other than 200, or an error inside a 200, which then has
-              that error's status): not billed
+  `rejected`  the API refused (a status other than 200, or an error inside a 200): not billed
   `not_sent`  no connection, or stopped before the send: not billed
   `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
-An attempt without an end, when the file is opened, belongs to a process that died: `uncertain` if
-it was on the wire (`in_flight.py`), `not_sent` if not. Those of an open batch (`batches.py`)
-are under way at the provider, with or without a process here.
-
-One process at a time (`flock`): a second one gets Locked (75) with the holder's pid and host.
-A failed write is final (StorageFailed, 74): nothing more is accepted, so nothing more is sent.
 """
 
 import contextlib
@@ -40,9 +33,9 @@ DIED = "the process died"
 
 
 class Answered(NamedTuple):
-    """The stored answer of a request. `ended_at` is unix seconds.
+    """The stored answer of a request. `ended_at` in unix seconds.
 
-    By a batch: no latency, and `discount` is the share of the price that it cost.
+    Answers of a batch have no latency; `discount` is the share of the price that is billed.
     """
 
     raw: bytes
@@ -52,17 +45,17 @@ class Answered(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended."""
+    """The end of an attempt; `outcome` is one of the four above."""
 
     outcome: str
-    status: int | None = None
+    status: int | None = None  # HTTP status, or that of an error inside a 200
     raw: bytes | None = None
     error: str | None = None
     latency_ms: float | None = None
 
 
 class Ended(NamedTuple):
-    """A finished attempt, for deciding what happens next. `error` is what stopped it."""
+    """A finished attempt, without its body."""
 
     outcome: str
     status: int | None
@@ -71,17 +64,13 @@ class Ended(NamedTuple):
 
 @dataclass
 class Known:
-    """A request that the journal has, and its finished attempts in order.
-
-    `asked_now`: an attempt was begun since the journal was opened, and not in a batch.
-    `under_way`: it is in an open batch. `new_attempts`: so many of the attempts are of this run.
-    """
+    """A request in the journal, and its finished attempts in order."""
 
     id: int
     attempts: list[Ended] = field(default_factory=list)
-    asked_now: bool = False
-    under_way: bool = False
-    new_attempts: int = 0
+    asked_now: bool = False  # an attempt was begun in this run, not in a batch
+    under_way: bool = False  # it is in an open batch
+    new_attempts: int = 0  # number of finished attempts of this run
 
     @property
     def answered(self) -> bool:
@@ -90,20 +79,20 @@ class Known:
 
 
 class Spent(NamedTuple):
-    """What is or may be billed. `requests` are sends that may have reached the API."""
+    """Billed or perhaps billed. `requests` counts sends that may have reached the API."""
 
     requests: int
     tokens: int
     usd: float
 
     def plus(self, other: "Spent") -> "Spent":
-        """Both together."""
+        """The sum of both."""
         requests, tokens = self.requests + other.requests, self.tokens + other.tokens
         return Spent(requests, tokens, self.usd + other.usd)
 
 
 class Asking(NamedTuple):
-    """A request to be begun. `request_id` is None when the journal has never seen it."""
+    """A request to send. `request_id` is None if the journal does not contain it yet."""
 
     request_id: int | None
     key: str
@@ -114,10 +103,10 @@ class Asking(NamedTuple):
 
 
 class ReadOnlyJournal:
-    """What a journal holds, without its lock: a collector may be writing it. Changes nothing.
+    """Reads a journal without its lock, also while a collector writes it; changes nothing.
 
-    Attempts without an end are read as the next collector will end them. Use as a context manager.
-    Raises StorageFailed for a file that is no journal of this version.
+    Attempts without an outcome are read as the next collector will close them. Use as a context
+    manager. Raises StorageFailed for a file that is not a journal of this version.
     """
 
     run = 0  # no attempt is of this run
@@ -144,7 +133,7 @@ class ReadOnlyJournal:
         return self._committed.execute(sql, values)
 
     def known(self, keys: Iterable[str]) -> dict[str, Known]:
-        """What is committed about these requests; a key that was never asked is not in it."""
+        """The committed state of these requests; keys that the journal lacks are left out."""
         sql = (
             "SELECT r.request_key, r.id, a.id, o.outcome, o.status, coalesce(o.error, ''), "
             "a.run, a.batch "
@@ -152,19 +141,19 @@ class ReadOnlyJournal:
             "LEFT JOIN outcomes o ON o.attempt_id = a.id "
             "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
-        found: dict[str, Known] = {}
+        states: dict[str, Known] = {}
         rows = self._committed.execute(sql, (self._ids(keys),))
         for key, id_, attempt, outcome, status, error, run, batch in rows:
-            known = found.setdefault(key, Known(id_))
-            known.asked_now = known.asked_now or (run == self.run and batch is None)
+            state = states.setdefault(key, Known(id_))
+            state.asked_now = state.asked_now or (run == self.run and batch is None)
             if outcome:
-                known.attempts.append(Ended(outcome, status, error))
-                known.new_attempts += run == self.run
+                state.attempts.append(Ended(outcome, status, error))
+                state.new_attempts += run == self.run
             elif attempt in self.unburied:
-                known.attempts.append(Ended(self.unburied[attempt], None, DIED))
+                state.attempts.append(Ended(self.unburied[attempt], None, DIED))
             elif batch is not None:
-                known.under_way = True
-        return found
+                state.under_way = True
+        return states
 
     def answers(self, keys: Iterable[str]) -> dict[str, Answered]:
         """The newest stored answer of each of these requests that has one."""
@@ -179,7 +168,7 @@ class ReadOnlyJournal:
         return {key: Answered(*answer) for key, *answer in rows}
 
     def answers_of(self, model: str) -> Iterator[bytes]:
-        """Bodies of the answers to requests that named this model, oldest first."""
+        """Bodies of the answers to requests for this model, oldest first."""
         sql = (
             "SELECT o.raw FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id "
@@ -188,19 +177,19 @@ class ReadOnlyJournal:
         return (raw for (raw,) in self._committed.execute(sql, (_named(model),)))
 
     def evidence(self, key: str) -> str:
-        """The API's last word about a request: HTTP status and the start of the body, or error."""
+        """The API's last response to a request: status and start of the body, or the error."""
         row = self._committed.execute(
             "SELECT o.status, coalesce(o.error, substr(o.raw, 1, 2000), '') FROM requests r "
             "JOIN attempts a ON a.request_id = r.id JOIN outcomes o ON o.attempt_id = a.id "
             "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id DESC LIMIT 1",
             (self._ids([key]),),
         ).fetchone()
-        status, said = row or (None, "")
-        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+        status, text = row or (None, "")
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         return f"HTTP {status}: {text}" if status else text
 
     def uncertain(self) -> list[str]:
-        """Keys of the requests that were once sent and brought no complete answer, in order."""
+        """Keys of the requests with an `uncertain` attempt, in order."""
         sql = (
             "SELECT r.request_key FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id WHERE o.outcome='uncertain' "
@@ -209,17 +198,17 @@ class ReadOnlyJournal:
         return [row[0] for row in self._committed.execute(sql)]
 
     def spent(self) -> Spent:
-        """All runs together; an uncertain attempt counts as the most that it can have cost."""
+        """Usage of all runs; an uncertain attempt counts as its maximum."""
         return _spent(self._committed).plus(self.unended())
 
     def unended(self) -> Spent:
-        """The most that the sends without an end can have cost; of a running collector's, too."""
-        perhaps = [id_ for id_, outcome in self.unburied.items() if outcome == "uncertain"]
+        """Maximum usage of the sends without an outcome, also those of a running collector."""
+        uncertain = [id_ for id_, outcome in self.unburied.items() if outcome == "uncertain"]
         sql = (
             "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
             "FROM attempts WHERE id IN (SELECT value FROM json_each(?))"
         )
-        return Spent(*self.read(sql, json.dumps(perhaps)).fetchone())
+        return Spent(*self.read(sql, json.dumps(uncertain)).fetchone())
 
     def unbilled(self, model: str) -> list[tuple[int, bytes, float]]:
         """(attempt, body, discount) of this model's stored answers whose cost is not recorded."""
@@ -236,7 +225,12 @@ class ReadOnlyJournal:
 
 
 class Journal(ReadOnlyJournal):
-    """Use as a context manager, from one event loop. `places`: attempts on the wire at a time."""
+    """Writes the journal. Use as a context manager, from one event loop.
+
+    One process at a time (`flock`): a second one gets Locked (75) with the holder's pid and host.
+    A failed write is final (StorageFailed, 74): nothing more is recorded or sent. `places` is the
+    maximum number of attempts in flight.
+    """
 
     def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
         self.path, self.unburied = path, {}
@@ -254,7 +248,7 @@ class Journal(ReadOnlyJournal):
             complete(self._db)
             started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
             (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
-            # A connection of its own for reading: it sees what is committed, and nothing else.
+            # A separate connection for reading sees committed rows only.
             self._committed = sqlite3.connect(path, isolation_level=None)
             self._keys = KeyIndex(self._committed)
             self._next_request = self._newest("requests") + 1
@@ -263,9 +257,11 @@ class Journal(ReadOnlyJournal):
             raise _failed(path, error) from None
         self.wire = InFlight(wire, places)
         self._writer = GroupCommit(
-            self._db, TABLES, lambda error: _failed(path, error),
+            self._db,
+            TABLES,
+            failed=lambda error: _failed(path, error),
             afterwards=lambda: self._keys.write(self._db),
-        )  # fmt: skip
+        )
         self.batches = BatchLedger(self._committed, self._keys, self._writer, self.run)
 
     def __enter__(self) -> Self:
@@ -286,17 +282,14 @@ class Journal(ReadOnlyJournal):
 
     @property
     def broken(self) -> StorageFailed | None:
-        """Why nothing can be written any more, or None."""
+        """The error after which nothing can be written any more, or None."""
         return self._writer.broken
 
     async def begin(self, asking: Sequence[Asking], batch: int | None = None) -> list[int]:
-        """Record that these are about to be sent; returns their attempts when that is on disk.
-
-        `batch`: the one that they go out with.
-        """
-        attempts = []
-        for a in asking:
-            self._next_attempt, attempt = self._next_attempt + 1, self._next_attempt
+        """Record one attempt of each request, in `batch` if given; returns the ids once on disk."""
+        attempts = range(self._next_attempt, self._next_attempt + len(asking))
+        self._next_attempt = attempts.stop
+        for attempt, a in zip(attempts, asking, strict=True):
             request = a.request_id
             if request is None:
                 self._next_request, request = self._next_request + 1, self._next_request
@@ -304,24 +297,20 @@ class Journal(ReadOnlyJournal):
                 self._writer.add("requests", (request, a.key, a.sample_id, a.body))
             row = (attempt, request, self.run, a.most_tokens, a.most_usd, batch)
             self._writer.add("attempts", row)
-            attempts.append(attempt)
         await self._writer.on_disk()
-        return attempts
+        return list(attempts)
 
     def end(self, attempt: int, outcome: Outcome, then: Then) -> None:
-        """Record how an attempt ended; `then` is called when that is on disk, or cannot be."""
+        """Record the outcome of an attempt; `then(error)` is called after the commit."""
         row = (attempt, outcome.outcome, outcome.status, outcome.raw, outcome.error)
         self._writer.add("outcomes", (*row, outcome.latency_ms, time.time()), then)
 
-    def bill(
-        self, attempt: int, prompt: int | None, completion: int | None, total: int | None,
-        usd: float | None,
-    ) -> None:  # fmt: skip
-        """Record what a stored answer cost. Tokens as the API counted them."""
-        self._writer.add("usage", (attempt, prompt, completion, total, usd))
+    def bill(self, attempt: int, *usage: float | None) -> None:
+        """Record the billed usage of an answer: prompt, completion and total tokens, dollars."""
+        self._writer.add("usage", (attempt, *usage))
 
     async def on_disk(self) -> None:
-        """Wait for everything recorded so far. Raises StorageFailed."""
+        """Wait until all records so far are on disk. Raises StorageFailed."""
         await self._writer.on_disk()
 
     def _newest(self, table: str) -> int:
@@ -330,15 +319,13 @@ class Journal(ReadOnlyJournal):
 
 
 def _named(model: str) -> bytes:
-    """As it stands in the stored body of a request to this model, and nowhere in a prompt."""
+    # Inside a prompt the quotes would be escaped, so this matches the `model` key only.
     return f'"model":{json.dumps(model, ensure_ascii=False)}'.encode("utf-8", "surrogatepass")
 
 
 def spent_elsewhere(folder: Path, but: Path) -> Spent:
-    """What the other stages' journals in `folder` have spent. Raises StorageFailed.
-
-    One that cannot be read stops the run: counted as nothing, it would let a budget be exceeded.
-    """
+    """Usage in all journals of `folder` except `but`. Raises StorageFailed."""
+    # An unreadable journal stops the run: counted as nothing, it would let a budget be exceeded.
     total = Spent(0, 0, 0.0)
     for path in sorted(folder.glob("*.sqlite")):
         if path.resolve() != but.resolve():
@@ -348,7 +335,7 @@ def spent_elsewhere(folder: Path, but: Path) -> Spent:
 
 
 def _spent(db: sqlite3.Connection) -> Spent:
-    """An answer without usage, an uncertain one and one in an open batch: as its reservation."""
+    # Answers without usage, uncertain attempts and open batches count as their reservation.
     sql = (
         "SELECT count(*), "
         "coalesce(sum(coalesce(u.total_tokens, a.most_tokens)), 0), "
@@ -360,24 +347,23 @@ def _spent(db: sqlite3.Connection) -> Spent:
 
 
 def _wire(path: Path) -> Path:
-    """Where the ids of attempts on the wire are."""
     return path.with_suffix(".inflight")
 
 
 def _unended(db: sqlite3.Connection, wire: set[int] | None) -> list[tuple[int, str]]:
-    """(attempt, outcome) of a process that died. `wire`: those sent; None = perhaps all."""
+    """(attempt, outcome) of a process that died. `wire`: ids in flight; None = perhaps all."""
     sql = "SELECT id, batch FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
-    left, open_ = db.execute(sql).fetchall(), open_batches(db)
-    sent = {id_ for id_, batch in left if batch is None and (wire is None or id_ in wire)}
+    rows, open_ = db.execute(sql).fetchall(), open_batches(db)
+    sent = {id_ for id_, batch in rows if batch is None and (wire is None or id_ in wire)}
     return [
         (id_, "uncertain" if id_ in sent else "not_sent")
-        for id_, batch in left
-        if batch not in open_
+        for id_, batch in rows
+        if batch not in open_  # those are under way at the provider, whatever runs here
     ]
 
 
 def _bury(db: sqlite3.Connection, wire: set[int] | None) -> None:
-    """End the attempts of a process that died."""
+    """Record an outcome for each attempt that a dead process left open."""
     rows = [(id_, outcome, DIED, time.time()) for id_, outcome in _unended(db, wire)]
     db.execute("BEGIN IMMEDIATE")
     db.executemany("INSERT INTO outcomes VALUES (?, ?, NULL, NULL, ?, NULL, ?)", rows)

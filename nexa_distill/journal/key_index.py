@@ -1,14 +1,12 @@
-"""Which request has which key, in a journal: an index written some thousand keys at a time.
-
-Keys are hashes: written one by one, each would dirty another page of the index, and a commit costs
-a whole page for each (measured: half of what all the commits cost). Sorted, many share a page. So
-the index follows behind the requests; what it does not reach yet is few, and held in memory.
-"""
+"""Index of the journal's requests by key, written some thousand keys at a time."""
 
 import json
 import sqlite3
 from collections.abc import Iterable
 
+# Keys are hashes: written one by one, each would dirty another page of the index, and a commit
+# writes a whole page for each (measured: half the cost of all commits). Sorted, many share a page.
+# So the index lags behind the requests; the few keys that it lacks are in memory.
 INDEXED_AT_ONCE = 4096  # keys
 # The start of a key keeps the index small; the whole key is compared in the request itself.
 KEY_SCHEMA = """
@@ -33,41 +31,41 @@ _FIND = (
 
 
 class KeyIndex:
-    """`committed`: a connection for reading. All but `write` from the thread that made it."""
+    """`committed`: a connection for reading. All but `catch_up` in the thread that opened it."""
 
     def __init__(self, committed: sqlite3.Connection) -> None:
         self._db = committed
         (self._upto,) = committed.execute("SELECT upto FROM indexed").fetchone()
         self._newest = self._pruned = self._upto
-        self._behind: dict[str, int] = {}
+        self._behind: dict[str, int] = {}  # keys that the table does not have yet
         sql = "SELECT request_key, id FROM requests WHERE id > ? ORDER BY id"
         for key, id_ in committed.execute(sql, (self._upto,)):
             self.add(key, id_)
 
     def add(self, key: str, id_: int) -> None:
-        """A request that is about to be committed; ids only grow. Raises ValueError: known."""
+        """Add a request before its commit; ids only grow. Raises ValueError for a known key."""
         if key in self._behind:
             raise ValueError(f"the request {key} is in the journal already")
-        if self._pruned < self._upto:
+        if self._pruned < self._upto:  # the table has caught up: forget the keys it has now
             self._pruned = self._upto
             self._behind = {key: id_ for key, id_ in self._behind.items() if id_ > self._pruned}
         self._behind[key] = self._newest = id_
 
     def ids(self, keys: Iterable[str]) -> list[int]:
         """Ids of the requests that have one of these keys, in no order."""
-        wanted = list(keys)
-        behind = [self._behind[key] for key in wanted if key in self._behind]
-        found = {id_ for _, id_ in self._db.execute(_FIND, (json.dumps(wanted),))}
-        return [*found.union(behind)]
+        keys = list(keys)
+        behind = [self._behind[key] for key in keys if key in self._behind]
+        indexed = {id_ for _, id_ in self._db.execute(_FIND, (json.dumps(keys),))}
+        return [*indexed.union(behind)]
 
     def write(self, db: sqlite3.Connection, at_least: int = INDEXED_AT_ONCE) -> None:
-        """Let the index reach the newest request, if it is so far behind. In any thread."""
+        """Index all committed requests if at least so many are missing. In any thread."""
         if self._newest - self._upto >= at_least:
             self._upto = complete(db)
 
 
 def complete(db: sqlite3.Connection) -> int:
-    """Let the index reach the newest request that is committed; returns its id."""
+    """Index all committed requests; returns the id of the newest."""
     db.execute("BEGIN IMMEDIATE")
     db.execute(_INDEX)
     (upto,) = db.execute(_UPTO).fetchone()

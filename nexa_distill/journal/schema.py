@@ -1,4 +1,4 @@
-"""The journal's tables (`journal.py` says what they mean), and files of other versions."""
+"""The journal's tables (`journal.py` explains them), and journals of other versions."""
 
 import contextlib
 import sqlite3
@@ -20,15 +20,15 @@ CREATE TABLE runs (             -- one run of the command; ended_at is null when
 );
 CREATE TABLE requests (
     id          INTEGER PRIMARY KEY,
-    request_key TEXT NOT NULL,  -- found by request_keys
-    sample_id   TEXT,           -- the first sample that asked this
-    body        BLOB NOT NULL   -- JSON; a server that we start gets its own name as `model`
+    request_key TEXT NOT NULL,  -- indexed by request_keys
+    sample_id   TEXT,           -- the first sample with this request
+    body        BLOB NOT NULL   -- JSON; a server that we start is sent its own name as `model`
 );
 CREATE TABLE attempts (         -- written before the request is sent
     id          INTEGER PRIMARY KEY,
     request_id  INTEGER NOT NULL REFERENCES requests,
     run         INTEGER NOT NULL REFERENCES runs,
-    most_tokens INTEGER,        -- the most it can be billed, reserved in the budget
+    most_tokens INTEGER,        -- the maximum that can be billed, reserved in the budget
     most_usd    REAL,
     batch       INTEGER         -- null: sent by itself
 );
@@ -68,7 +68,7 @@ DROP TABLE old_requests;
 
 
 def prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Make the tables, or refuse a file that another version wrote."""
+    """Create the tables. Raises StorageFailed for a file of an unknown version."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if not version and not tables:
@@ -78,12 +78,12 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
     elif version != VERSION:
         raise StorageFailed(
             f"{path}: a journal of version {version}, expected {VERSION}; "
-            "update the project, or move the file away to ask everything anew"
+            "update the project, or move the file away to send every request again"
         )
 
 
 def for_reading(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write. No file is an empty journal; one of release 0.1 is copied."""
+    """A read-only connection. Without a file, an empty journal; one of release 0.1 is copied."""
     where = f"{path.resolve().as_uri()}?mode=ro" if path.exists() else ":memory:"
     db = sqlite3.connect(where, uri=True)
     (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -98,7 +98,7 @@ def for_reading(path: Path) -> sqlite3.Connection:
 
 
 def _adopt(db: sqlite3.Connection) -> None:
-    """Take over the journal of release 0.1: its answers are paid for."""
+    """Migrate a journal of release 0.1, whose answers are paid for."""
     db.executescript(
         f"BEGIN; {OLD_ASIDE} {SCHEMA} {OLD_OVER} PRAGMA user_version={VERSION}; COMMIT;"
     )

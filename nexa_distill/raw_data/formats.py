@@ -26,6 +26,7 @@ from nexa_distill.raw_data.front_matter import split_front_matter
 Values = dict[str, Any]
 MARKDOWN_ENDINGS = (".md", ".markdown")
 TEXT_ENDINGS = (".txt", *MARKDOWN_ENDINGS)
+HEAD_BYTES = 1000
 BLANK = re.compile(r"\s*")
 
 
@@ -99,6 +100,12 @@ def open_text(path: Path, newline: str | None = "") -> Iterator[TextIO]:
     """Open the file decompressed. Raises InputError if it is truncated or not UTF-8."""
     packed = split_endings(path)[2]
     try:
+        with COMPRESSIONS.get(packed, _open_plain)(path) as file:
+            head = file.read(HEAD_BYTES)
+        if head.count(b"\0") * 4 > len(head):  # UTF-16 of plain letters is UTF-8 with many zeros
+            raise InputError(
+                f"{path}: not UTF-8 (every second byte is 0: UTF-16?); convert it first"
+            )
         with (
             COMPRESSIONS.get(packed, _open_plain)(path) as file,
             io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text,

@@ -4,6 +4,7 @@ A row is identified by its id (`defaults.id_columns`), or by its content if it h
 InputError (65) naming the raw row and the column.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -16,7 +17,11 @@ from nexa_distill.settings.pipeline import Columns
 from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.ngrams import fold
 
-LARGEST_EXACT = 2.0**53  # from here on a float64 cannot represent every integer
+LARGEST_EXACT = 2.0**53  # from here a float64 no longer tells neighbouring integers apart
+WAY = (
+    ": a conversation is not read; write the user's message into a column user_prompt and the "
+    "system's into system_prompt"
+)
 Passed = dict[str, str | None]
 
 
@@ -71,6 +76,8 @@ class RowReader:
     def prompt_row(self, row: RawRow, layout: Layout) -> dict[str, Any]:
         """The canonical row of a row that contains a prompt."""
         columns, prompt = self.columns, required_text(row, str(layout.prompt))
+        if _is_conversation(prompt):
+            raise InputError(f"{row.where()}: column {layout.prompt} holds messages as JSON{WAY}")
         addition = text_or_none(row, layout.addition) if layout.addition else None
         if addition and addition.strip():
             prompt = f"{prompt}\n\n{addition}"
@@ -99,6 +106,19 @@ class RowReader:
         texts = {name: value for name, value in row.values.items() if isinstance(value, str)}
         parts = {**texts, **passed, "context": context, "prompt": prompt}
         return PLACEHOLDER.sub(lambda place: _part(row, place[1], parts), template)
+
+
+def _is_conversation(text: str) -> bool:
+    """Whether all of it is a JSON list of messages, as a CSV file has them in a cell."""
+    if not text.lstrip().startswith(("[{", "[ {", "[\n")):
+        return False
+    try:
+        turns = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return bool(turns) and all(
+        isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns
+    )
 
 
 def _part(row: RawRow, name: str, parts: dict[str, str | None]) -> str:
@@ -150,13 +170,10 @@ def text_or_none(row: RawRow, column: str, *, numbers: bool = False) -> str | No
     if numbers and not isinstance(value, str | None):
         value = number_text(value)
     if value is not None and not isinstance(value, str):
-        hint = ""
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            hint = ": a conversation is not read; write the user's message into a column "
-            hint += "user_prompt and the system's into system_prompt"
+        turns = isinstance(value, list) and value and isinstance(value[0], dict)
         raise InputError(
             f"{row.where()}: column {column} is {type(value).__name__} ({value!r:.60}), "
-            f"expected text{hint}"
+            f"expected text{WAY if turns else ''}"
         )
     if value is not None and not value.isascii():
         try:

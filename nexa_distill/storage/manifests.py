@@ -124,6 +124,7 @@ def refuse_unapplied(storage: Storage, command: str) -> None:
     They must come from the current annotations, through `person_checks`, and from the current
     repairs. `command` applies both.
     """
+    refuse_lost_decisions(storage, command)
     kept = storage.path("filtered_dataset")
     labels, checks = storage.path("annotations"), storage.path("person_checks")
     if labels.exists() and not _was_made_from(checks, labels, storage):
@@ -133,6 +134,27 @@ def refuse_unapplied(storage: Storage, command: str) -> None:
     for path in [*repairs(storage), *([checks] if labels.exists() or checks.exists() else [])]:
         if not _was_made_from(kept, path, storage):
             raise InputMissing(f"{kept}: was made without {path}; run {command}")
+
+
+def refuse_lost_decisions(storage: Storage, command: str) -> None:
+    """Raises InputMissing (66) when decisions were applied that no file holds any more.
+
+    Deleting them may be meant or not; `command` decides without them, and says so.
+    """
+    labels, checks, kept = map(storage.path, ("annotations", "person_checks", "filtered_dataset"))
+    for path, made in ((labels, checks), (checks, kept)):
+        if not labels.exists() and not path.exists() and names_input(made, path, storage):
+            raise InputMissing(
+                f"{path}: no such file, and {made} was made from it; put it back, or run {command} "
+                "to go on without the human decisions in it"
+            )
+
+
+def names_input(path: Path, source: Path, storage: Storage) -> bool:
+    """Whether the manifest of `path` names the file at `source`, as it is or as it was."""
+    manifest = load_manifest(path, storage)
+    inputs = manifest["inputs"] if manifest else []
+    return source.resolve() in [Path(item["path"]).resolve() for item in inputs]
 
 
 def is_sealed(path: Path, table: Table, storage: Storage) -> bool:

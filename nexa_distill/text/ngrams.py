@@ -24,14 +24,14 @@ from nexa_distill.text.word_forms import (
     normalized,
     word_forms,
 )
-from nexa_distill.text.words import SCRIPTS, SHARES, WHOLE, share_of
+from nexa_distill.text.words import SCRIPTS, SHARES, SYLLABLE_SHARE, WHOLE, is_spaceless
 
 Flags = npt.NDArray[np.bool_]
 
 # A word has 64 bits: 32 of its form without case, 28 of the form with meaningful case, one if it is
 # a symbol (a digit, a symbol, meaningful case) and three for its share. A character of a script
 # without spaces is a share of a word, so that a copy has the same n-grams in any surrounding text.
-_SHARES = np.array([WHOLE, *SHARES.values()], np.int64)
+_SHARES = np.array([WHOLE, *SHARES.values(), SYLLABLE_SHARE], np.int64)
 _SHARE, _SYMBOL = np.uint64(0b111), np.uint64(SYMBOL)
 _FOLDED, _KEPT = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFF0)
 _FACTOR = 0x9E3779B97F4A7C15
@@ -73,9 +73,14 @@ def words_of(text: str) -> list[str]:
 def joined(words: list[str]) -> str:
     """Join words to readable text: with spaces, except in scripts that have none."""
     return "".join(
-        word if number == 0 or (share_of(word) and share_of(words[number - 1])) else f" {word}"
+        word if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
+        else f" {word}"
         for number, word in enumerate(words)
-    )
+    )  # fmt: skip
+
+
+def _is_character(word: str) -> bool:
+    return len(word) == 1 and is_spaceless(word)
 
 
 def _split(texts: pa.Array) -> pa.Array:

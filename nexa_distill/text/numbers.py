@@ -1,9 +1,11 @@
 """Rewrite numbers of other scripts and locales as ASCII that a parser reads.
 
-Digits of every script (Unicode category Nd), full-width forms, Unicode minus signs, vulgar
-fractions, and unambiguous thousands separators: no-break spaces, apostrophes, underscores, two or
-more points, a point followed by a decimal comma, the Indian 1,23,456. Not covered: a single point
-(1.234 is a decimal, as in English), number words.
+Digits of every script (Unicode category Nd), full-width forms, the minus signs of Unicode, vulgar
+fractions, and thousands separators that cannot mean anything else: spaces that do not break,
+apostrophes, underscores, two or more points, a point with a decimal comma behind it, the Indian
+1,23,456. Powers in superscripts, 1.5e3, 5 \u00d7 10^3, mixed numbers (2 1/2), a plus sign before a
+number and an escaped dollar (\\$18) are written as the parser reads them. Not covered: a single point
+(1.234 is taken as a decimal, as in English), number words.
 """
 
 import re
@@ -19,6 +21,8 @@ STOPS |= dict.fromkeys(map(ord, "\u3001\u060c\u061b"), ", ")
 STOPS |= {0xFF1A: ": ", 0xFF1B: "; "}
 SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f\u3000"), " ")
 SIGNS = FULL_WIDTH | MINUS | ARABIC | STOPS | SPACES
+SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+POWER = re.compile(rf"(?<=[\d)])(\u207b?)([{SUPERSCRIPTS}]+)")
 VULGAR = re.compile(r"(\d*)([\u00bc-\u00be\u2150-\u215e\u2189])")
 RULES = (
     # A short dash is a sign before a number and "to" between two; a hyphen there subtracts.
@@ -27,6 +31,16 @@ RULES = (
     (re.compile(r"(?<=\d)\uff0c(?=\d{3}(?!\d))"), ","),
     (re.compile(r"\uff0c"), ", "),
 )
+# What the parser does not read as one number. A plus is a sign behind a word or a mark, and adds
+# behind a number or a single letter. The last one: 2 1/2 is 5/2, as far as it can be nothing else.
+PLAIN = (
+    (re.compile(r"\\\$(?=[-+]?[\d.])"), ""),
+    (re.compile(r"(^|[:=(,$*|#]|(?<=[^\W\d_]{2}))([ \t]*)\+(?=\d)", re.MULTILINE), r"\1\2"),
+    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,2})(?!\w|\.\d)"), r"\1*10^(\2)"),
+    (re.compile(r"(?<=\d)[ \t]*[\u00d7\u00b7\u22c5\u2715][ \t]*(?=\d)"), "*"),
+    (re.compile(r"(?<=\^)\(\+?(\d+)\)"), r"\1"),
+)
+MIXED = re.compile(r"(?<![\w.,/^*+-])(-?)(\d{1,3}) (\d{1,3})/(\d{1,3})(?![\w/]|\.\d)")
 GROUPED = re.compile(
     r"(?<![\w.,])(?:"
     r"(?P<marks>\d{1,3}(?:(?:['\u2019_]|\\,|\{,\})\d{3})+(?:[.,]\d+)?)"
@@ -46,7 +60,23 @@ def with_plain_numbers(text: str) -> str:
         text = VULGAR.sub(_fraction, text)
         for pattern, replacement in RULES:
             text = pattern.sub(replacement, text)
-    return GROUPED.sub(_ungrouped, text)
+        text = POWER.sub(_power, text)
+    text = GROUPED.sub(_ungrouped, text)
+    for pattern, replacement in PLAIN:
+        text = pattern.sub(replacement, text)
+    return MIXED.sub(_mixed, text)
+
+
+def _power(found: re.Match[str]) -> str:
+    """10^5, and 10^(-3)."""
+    digits = "".join(str(SUPERSCRIPTS.index(sign)) for sign in found[2])
+    return f"^(-{digits})" if found[1] else f"^{digits}"
+
+
+def _mixed(found: re.Match[str]) -> str:
+    """2 1/2 as 5/2, if it is less than one more than the whole."""
+    whole, part, of = int(found[2]), int(found[3]), int(found[4])
+    return f"{found[1]}{whole * of + part}/{of}" if 0 < part < of and whole else found[0]
 
 
 def _ascii_digit(character: str) -> str:

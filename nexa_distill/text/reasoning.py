@@ -24,6 +24,8 @@ BLOCKS = (
     Block("<thought>", "</thought>"),  # prompts after Gemini's OpenAI-compatible API
     Block("<reasoning>", "</reasoning>"),  # TRL's and Unsloth's GRPO recipes, with <answer>
     Block("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Block("<longcat_think>", "</longcat_think>"),  # LongCat-Flash-Thinking
+    Block("<unused94>", "<unused95>"),  # MedGemma, with the label of Gemma's channel
     Block("[THINK]", "[/THINK]"),  # Magistral (mistral-common, SpecialTokens)
     Block("◁think▷", "◁/think▷"),  # Kimi-VL and Kimi K2 (SGLang, "Reasoning Parser")
     Block("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere Command A Reasoning
@@ -32,8 +34,9 @@ BLOCKS = (
     Block("<|channel>", "<channel|>"),  # Gemma 4
 )
 THINK, GEMMA = BLOCKS[0], BLOCKS[-1]
-GEMMA_LABEL = "thought\n"  # the first line of a channel is its name
-# Granite 3.2 has no tags but sentences, with "Here's" if quantised (vLLM, granite_reasoning_parser).
+GEMMAS = (GEMMA, Block("<unused94>", "<unused95>"))  # their first line may be a label
+GEMMA_LABEL = "thought\n"  # the first line of its channel is the channel's name
+# Granite 3.2 has no tags: sentences, "Here's" in quantised ones (vLLM, granite_reasoning_parser).
 GRANITE = re.compile(r"\s*Here(?: i|')s my thought process:", re.IGNORECASE)
 GRANITE_RESPONSE = re.compile(r"Here(?: i|')s my response:", re.IGNORECASE)
 # Around the answer that follows a block. In prose "<answer>" may be text that the user requested,
@@ -49,6 +52,11 @@ CHANNEL, MESSAGE = "<|channel|>", "<|message|>"
 HARMONY = (CHANNEL, MESSAGE, "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>")
 HARMONY_START = re.compile(r"\s*+(?:<\|start\|>)?(?:assistant)?\s*+(?=<\|channel\|>)")
 HARMONY_END = re.compile(r"<\|(?:end|return|call|start)\|>")
+# Where a server drops the special tokens, the names of the channels touch what they say.
+BARE_CHANNELS = re.compile(
+    r"\s*(?:assistant)?analysis(?=\S)(?P<thought>.*?)assistantfinal(?:json)?(?P<answer>.*)",
+    re.DOTALL,
+)
 FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL
 QUOTES = "`'\"“”\u2018\u2019«»"
 # Text that is shown rather than meant: fenced code, and within a line inline code and quotations.
@@ -103,7 +111,8 @@ def _read_channels(text: str) -> tuple[str, str] | None:
     """gpt-oss: the final channel is the answer, the others are reasoning."""
     start = HARMONY_START.match(text)
     if start is None:
-        return None
+        bare = BARE_CHANNELS.fullmatch(text)
+        return (bare["thought"], bare["answer"]) if bare else None
     messages: list[tuple[str, list[str]]] = []
     for part in text[start.end() + len(CHANNEL) :].split(CHANNEL):
         header, mark, body = part.partition(MESSAGE)
@@ -134,7 +143,7 @@ def _read_blocks(text: str) -> tuple[str, str] | None:
         block = BLOCKS[(start.lastindex or 1) - 1]
         end = _find_closing(block.closing, text, start.end(), absent)
         thought, position = text[start.end() : end and end.start()], end.end() if end else len(text)
-        thoughts.append(thought.removeprefix(GEMMA_LABEL) if block == GEMMA else thought)
+        thoughts.append(thought.removeprefix(GEMMA_LABEL) if block in GEMMAS else thought)
     return (_paragraphs(thoughts), text[position:]) if thoughts else None
 
 

@@ -3,6 +3,7 @@
 A word is a run without white space, with the punctuation that touches it. In Chinese, Japanese,
 Thai, Lao, Khmer and Burmese, which use no spaces, ICU's dictionaries define the words (Unicode
 Standard Annex 29, "Word Boundaries"); in Tibetan a word is a syllable.
+Where texts are compared, Vietnamese syllables with a letter of their own count half a word each.
 
 Not covered: scripts without spaces for which ICU has no dictionary (Javanese, Balinese, Tai Tham):
 a run of them is one word.
@@ -22,7 +23,7 @@ import regex
 # Chinese per second and core. `pyicu-wheels` has no wheels for macOS, `uniseg` has no dictionaries.
 from icu4py.breakers import WordBreaker
 
-VERSION = 2  # of the definition; part of the settings of every stage that counts or compares words
+VERSION = 3  # of the words; part of the settings of every stage that counts or compares them
 KANA = "\\p{Hiragana}\\p{Katakana}\u30fc"  # its mark of a long vowel belongs to no script
 SCRIPTS = rf"[\p{{Han}}{KANA}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tibetan}}]"
 # Where texts are compared, each character of these scripts is a share of a word: with dictionary
@@ -35,6 +36,8 @@ SHARES = {
     r"[\p{Thai}\p{Lao}]": 22,
     r"[\p{Khmer}\p{Myanmar}\p{Tibetan}]": 18,
 }
+VIETNAMESE = re.compile("[\u01a0\u01a1\u01af\u01b0\u0110\u0111\u1ea0-\u1ef9]")
+SYLLABLE, SYLLABLE_SHARE = len(SHARES) + 1, 50  # what `share_of` says of one, and what it counts
 _SPACELESS = regex.compile(SCRIPTS)
 _SHARED = [regex.compile(script) for script in SHARES]
 _LETTER = re.compile(r"\w")
@@ -56,9 +59,14 @@ def is_spaceless(character: str) -> bool:
 
 @lru_cache(65_536)
 def share_of(word: str) -> int:
-    """The number in SHARES (from 1) of a word of one character; 0 for a whole word."""
-    if len(word) != 1 or word.isascii():
+    """The number in SHARES (from 1) of a word of one character; 0 for a whole word.
+
+    SYLLABLE for a Vietnamese one.
+    """
+    if word.isascii():
         return 0
+    if len(word) != 1:
+        return SYLLABLE if VIETNAMESE.search(word) else 0
     return next((n for n, script in enumerate(_SHARED, 1) if script.match(word)), 0)
 
 

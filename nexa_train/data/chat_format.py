@@ -1,12 +1,7 @@
-"""How a student's conversations become text and tokens, the same in training and ever after.
+"""Conversations to text and token ids by the chat template, the same in training and inference.
 
-The chat template decides. What ends an answer is the token that the template writes after one
-(`ChatFormat.end`), whatever `eos_token` and `generation_config.json` say: base models, Gemma and
-Phi-3 name another token there. Templates without a system role get the system text at the head of
-the first user turn.
-
-`chat_format` looks at a tokenizer once, by rendering a probe; what is wrong with the tokenizer or
-the template itself is refused there (`ChatRefused`, whose reasons are `FAULTS`), before any row.
+`chat_format` checks a tokenizer once, on a probe, before any row: a fault of the tokenizer or the
+template raises `ChatRefused`, whose reasons are `FAULTS`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +42,7 @@ FAULTS = {
 
 
 class ChatRefused(InputError):
-    """The tokenizer or its template cannot serve chats; `reason` is a key of FAULTS."""
+    """A tokenizer or template that cannot be used for chats; `reason` is a key of FAULTS."""
 
     def __init__(self, tokenizer: Any, reason: str, detail: object = "") -> None:
         self.reason = reason
@@ -56,7 +51,7 @@ class ChatRefused(InputError):
 
 
 class RowRefused(Exception):
-    """One conversation cannot be encoded; `reason` is a key of `chat_tokenization.ROW_REASONS`."""
+    """A conversation that cannot be encoded; `reason` is a key of `ROW_REASONS`."""
 
     def __init__(self, reason: str, detail: object = "") -> None:
         self.reason, self.detail = reason, detail
@@ -65,12 +60,14 @@ class RowRefused(Exception):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The rendering of one tokenizer.
+    """A tokenizer and its chat template.
 
     `end`, `end_text`: the token that ends an assistant's turn. `folds_system`: the template has no
-    system role. `special_texts`: what the tokenizer reads as a special token wherever it occurs.
+    system role. `special_texts`: the texts that the tokenizer reads as special tokens anywhere.
     """
 
+    # `end` is the token that the template writes after an answer. `eos_token` and
+    # generation_config.json may name another one: base models, Gemma and Phi-3 do.
     tokenizer: Any
     end: int
     end_text: str
@@ -79,12 +76,12 @@ class ChatFormat:
 
     @property
     def stops(self) -> list[int]:
-        """Tokens that end generation: the end of a turn, and the tokenizer's end of a document."""
+        """Tokens that end generation: the end of turn and the tokenizer's end of document."""
         document_end = self.tokenizer.eos_token_id
         return sorted({self.end} if document_end is None else {self.end, document_end})
 
     def render(self, messages: Sequence[Message], *, prompt: bool) -> str:
-        """The text; `prompt`: with what asks for the assistant's turn. Raises RowRefused."""
+        """The text; `prompt`: with the generation prompt at the end. Raises RowRefused."""
         with rendering():
             text = self.tokenizer.apply_chat_template(
                 self.plain(messages), tokenize=False, add_generation_prompt=prompt
@@ -92,29 +89,30 @@ class ChatFormat:
         return str(text)
 
     def plain(self, messages: Sequence[Message]) -> list[Message]:
-        """Role and content alone, the system text folded where the template has no such role."""
+        """Role and content alone; the system text is folded if the template has no system role."""
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
         if not self.folds_system or [m["role"] for m in plain[:2]] != ["system", "user"]:
             return plain
-        system, user, *rest = plain
+        system, user, *rest = plain  # the system text moves to the head of the first user turn
         return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """What the model reads before it answers `messages`. Raises RowRefused."""
+        """The token ids before an answer to `messages`. Raises RowRefused."""
         return self.tokens(self.render(messages, prompt=True))
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids; special tokens are those that the text contains, none are added."""
+        """Token ids; special tokens in the text are recognised, none are added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def tokens_at(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids, and of each the characters (begin, end) of `text` that it came from."""
-        made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
+        """Token ids, and for each its characters (begin, end) in `text`."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 
 
 def chat_format(tokenizer: Any) -> ChatFormat:
-    """The format of a tokenizer. Raises ChatRefused."""
+    """The chat format of a tokenizer. Raises ChatRefused."""
+    # Several templates may have names; the default one is used.
     template = tokenizer.chat_template
     if template is None or (isinstance(template, dict) and "default" not in template):
         raise ChatRefused(tokenizer, "no_chat_template", ", ".join(template or ()))
@@ -129,10 +127,11 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     except RowRefused as fault:
         raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
     bos, end = tokenizer.bos_token_id, bare.tokens(end_text)
-    if len(end) != 1:  # its text does not become its id: `split_special_tokens`
+    if len(end) != 1:  # its text is not encoded as its id: `split_special_tokens`
         raise ChatRefused(tokenizer, "no_end_of_turn", end_text)
     if bos is not None and begin == [bos, bos]:
         raise ChatRefused(tokenizer, "two_bos")
+    # The tokenizer puts BOS before a plain text, so the model expects it.
     if bos is not None and begin[:1] != [bos] and tokenizer("a")["input_ids"][:1] == [bos]:
         raise ChatRefused(tokenizer, "no_bos")
     return ChatFormat(tokenizer, end[0], end_text, folds, special)
@@ -140,18 +139,18 @@ def chat_format(tokenizer: Any) -> ChatFormat:
 
 @contextmanager
 def rendering() -> Iterator[None]:
-    """A template is a program from a checkpoint: what it may not do, or cannot, is its fault."""
+    """Turn an error of the template into RowRefused."""
+    # A template is a program from a checkpoint: any of these errors is its fault.
+    types = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
     try:
         yield
-    except (
-        TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
-        ValueError,
-    ) as error:  # fmt: skip
+    except (TemplateError, *types) as error:
         raise RowRefused("template_fails", error) from None
 
 
 def _special_texts(tokenizer: Any) -> Iterator[str]:
     yield from tokenizer.all_special_tokens
+    # Added tokens can be special without being listed above.
     yield from (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
 
 
@@ -161,27 +160,26 @@ def _end_of_turn(text: str, special: frozenset[str]) -> str:
     if place < 0:
         raise RowRefused("answer_changed")
     rest = text[place + len(ASSISTANT["content"]) :]
-    # At the same place the longer one: the tokenizer takes it too.
-    found = [(rest.find(token), -len(token), token) for token in special if token and token in rest]
-    if not found:
+    # Of two tokens at one position the longer wins, as in the tokenizer.
+    matches = [(rest.find(token), -len(token), token) for token in special if token]
+    matches = [match for match in matches if match[0] >= 0]
+    if not matches:
         raise RowRefused("no_end_of_turn")
-    return min(found)[2]
+    return min(matches)[2]
 
 
 def _has_system_role(bare: ChatFormat) -> bool:
-    """Whether a system message is written, and the same with and without the answer.
-
-    Gemma 2 and Mistral v0.1 refuse one, others leave it out, and Mistral v0.3 writes it into the
-    last user turn only while no answer follows.
-    """
+    """Whether a system message is rendered, with and without an answer alike."""
     try:
+        # Gemma 2 and Mistral v0.1 refuse a system message; some templates leave it out.
         if SYSTEM["content"] not in bare.render([SYSTEM, USER], prompt=True):
             return False
+        # Mistral v0.3 writes it into the last user turn only while no answer follows.
         return _appends(bare, [SYSTEM, USER]) or not _appends(bare, [USER])
     except RowRefused:
-        return False  # [USER] alone was rendered
+        return False  # [USER] alone could be rendered before
 
 
-def _appends(bare: ChatFormat, asked: Sequence[Message]) -> bool:
-    whole = bare.render([*asked, ASSISTANT], prompt=False)
-    return whole.startswith(bare.render(asked, prompt=True))
+def _appends(bare: ChatFormat, messages: Sequence[Message]) -> bool:
+    whole = bare.render([*messages, ASSISTANT], prompt=False)
+    return whole.startswith(bare.render(messages, prompt=True))

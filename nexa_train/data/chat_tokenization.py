@@ -1,14 +1,8 @@
-"""Messages -> token ids and labels: the text that inference reads, loss on the assistant's tokens.
+"""Messages to token ids and labels: the loss mask is on the assistant's tokens.
 
-Where an answer is follows from what inference reads: the prompt before it must be the beginning of
-the conversation, and the answer runs from there to the token that ends the turn (`ChatFormat.end`).
-`{% generation %}` markers are not used: what they mark is this, or is not what inference generates
-(SmolLM3's include the header of the turn).
-
-The whole conversation is tokenised once and cut at those characters. Pieces tokenised apart would
-get what a tokenizer does at the beginning of a text (SentencePiece puts a space there). Whether the
-result is right is proven of each row, in its text and in its tokens; a row of which it cannot be
-proven is refused, with a reason of `ROW_REASONS`.
+An answer begins after the prompt that inference reads, and runs to the token that ends the turn
+(`ChatFormat.end`). The mask of each row is verified in its text and in its tokens; a row that
+cannot be verified is refused with a reason of `ROW_REASONS`.
 """
 
 import unicodedata
@@ -30,7 +24,7 @@ from nexa_train.data.chat_format import (
 )
 
 Span = tuple[int, int]  # characters of the rendered conversation
-IGNORE = -100  # the label that torch's cross entropy leaves out
+IGNORE = -100  # the label that torch's cross entropy ignores
 THINK, THINK_END = "<think>", "</think>"
 ROW_REASONS = {
     "no_assistant": "it does not end with an assistant's message",
@@ -53,16 +47,16 @@ ROW_REASONS = {
     "answer: the tokenizer joins characters across the border",
     "answer_joins_prompt": "the tokenizer joins the end of the generation prompt and the beginning "
     "of the answer into one token, which inference never reads",
-    **{reason: f"of this row: {FAULTS[reason]}" for reason in (
-        "template_fails", "no_end_of_turn", "turns_rewritten", "prompt_differs",
-        "prompt_opens_thinking", "answer_changed",
-    )},
-}  # fmt: skip
+} | {
+    reason: f"of this row: {FAULTS[reason]}"
+    for reason in ("template_fails", "no_end_of_turn", "turns_rewritten")
+    + ("prompt_differs", "prompt_opens_thinking", "answer_changed")
+}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: `labels` is `input_ids` where the loss is, IGNORE elsewhere."""
+    """One conversation: `labels` is `input_ids` at tokens in the loss, IGNORE elsewhere."""
 
     sample_id: str
     input_ids: list[int]
@@ -76,7 +70,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Skip:
-    """Not trained on. `reason`: a key of ROW_REASONS. `tokens`: its length, where that is it."""
+    """A refused row. `reason`: a key of ROW_REASONS. `tokens`: its length, if too long."""
 
     sample_id: str
     reason: str
@@ -84,14 +78,14 @@ class Skip:
 
 
 def student_format(tokenizer: Any) -> ChatFormat:
-    """The format of a tokenizer that can be trained. Raises ChatRefused."""
+    """The chat format of a tokenizer that can be trained with. Raises ChatRefused."""
     form = chat_format(tokenizer)
-    # A template that fails with plain words fails with every row.
+    # A template that fails with plain text fails with every row.
     for probe in ([USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]):
         try:
             _spans(form, probe)
         except RowRefused as fault:
-            if fault.reason in FAULTS:  # else it is of the probe, which has no reasoning
+            if fault.reason in FAULTS:  # otherwise the probe is the cause: it has no reasoning
                 raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
     return form
 
@@ -99,7 +93,7 @@ def student_format(tokenizer: Any) -> ChatFormat:
 def encode(
     form: ChatFormat, sample_id: str, messages: Sequence[Message], max_length: int | None
 ) -> Sample | Skip:
-    """Ids and labels of one conversation, or why it is not trained on; null = of any length."""
+    """Ids and labels of one conversation, or why it is refused. `max_length` None: no limit."""
     turns = assistant_turns(messages)
     if not turns or turns[-1] != len(messages) - 1:
         return Skip(sample_id, "no_assistant")
@@ -112,37 +106,41 @@ def encode(
         _prove_tokens(form, messages, text, spans, ids, labels)
     except RowRefused as fault:
         return Skip(sample_id, fault.reason)
+    # After the other checks: a long row with another fault is counted under that fault.
     if max_length is not None and len(ids) > max_length:
         return Skip(sample_id, "over_max_length", len(ids))
     sample = Sample(sample_id, ids, labels)
+    # The first token is never predicted, so a row may have no trained token.
     return sample if sample.trained_tokens else Skip(sample_id, "empty_answer")
 
 
 def assistant_turns(messages: Sequence[Message]) -> list[int]:
-    """The places of the assistant's messages."""
+    """The indices of the assistant's messages."""
     return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def same_text(text: str) -> str:
-    """What two texts are compared by: canonically equal characters are one (Qwen's tokenizers
-    normalise to NFC), and white space does not count (templates and SentencePiece move it)."""
+    """A text for comparison: in NFC and without white space."""
+    # Qwen's tokenizers normalise to NFC; templates and SentencePiece move white space.
     return "".join(unicodedata.normalize("NFC", text).split())
 
 
 def _refuse_special_tokens(form: ChatFormat, messages: Sequence[Message]) -> None:
     for message in messages:
         is_answer = message["role"] == "assistant"
-        # The marks around the reasoning may be special tokens of the model's own (Magistral).
+        # The marks around the reasoning may be special tokens of the model itself (Magistral).
         texts = split_reasoning(message["content"]) if is_answer else (message["content"],)
         if any(token in text for text in texts if text for token in form.special_texts if token):
             raise RowRefused(f"special_token_in_{'answer' if is_answer else 'prompt'}")
 
 
 def _spans(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """The conversation, and where in it the answers are, each with its end of turn.
+    """The rendered conversation, and the span of each answer with its end of turn.
 
-    Raises RowRefused unless each follows what inference reads and contains the message's words.
+    Raises RowRefused unless each answer follows its prompt and contains the message's text.
     """
+    # `{% generation %}` markers are not used: they mark the same span, or one that inference does
+    # not generate (SmolLM3's include the header of the turn).
     turns, text = assistant_turns(messages), form.render(messages, prompt=False)
     spans = [_span(form, messages, turn, text) for turn in turns]
     for turn, (start, end) in zip(turns, spans, strict=True):
@@ -156,8 +154,8 @@ def _span(form: ChatFormat, messages: Sequence[Message], turn: int, text: str) -
         if not text.startswith(form.render(messages[:turn], prompt=False)):
             raise RowRefused("turns_rewritten")
         raise RowRefused("prompt_opens_thinking" if opens_thinking(before) else "prompt_differs")
-    # The first one is the turn's own: no message contains it. What the template writes after it (a
-    # line break, Phi-3's end of the document) is never generated.
+    # No message contains this token, so the first one ends the turn. Text behind it (a line break,
+    # Phi-3's end of document) is never generated.
     end = text.find(form.end_text, len(before))
     if end < 0:
         raise RowRefused("no_end_of_turn")
@@ -165,55 +163,65 @@ def _span(form: ChatFormat, messages: Sequence[Message], turn: int, text: str) -
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Whether the generation prompt itself begins the reasoning (Qwen3-Thinking, DeepSeek-R1)."""
+    """Whether the generation prompt opens the reasoning (Qwen3-Thinking, DeepSeek-R1)."""
     return prompt.rstrip().endswith(THINK)
 
 
 def _prove_answer(form: ChatFormat, content: str, prompt: str, answer: str) -> None:
-    """The answer in the text ends with the message's words and the end of turn."""
-    words, written = same_text(content), same_text(answer.removesuffix(form.end_text))
-    if opens_thinking(prompt):  # its tag is in the prompt, not in the loss
+    """Raises RowRefused unless `answer` is the message's text and the end of turn."""
+    rendered = answer.removesuffix(form.end_text)
+    expected = same_text(content)
+    if opens_thinking(prompt):  # the <think> tag is in the prompt, not in the loss
         if THINK_END not in content:
             raise RowRefused("reasoning_missing")
-        words = words.removeprefix(THINK)
-    if not written.endswith(words):
-        if any(token in answer.removesuffix(form.end_text) for token in form.special_texts):
+        expected = expected.removeprefix(THINK)
+    if not same_text(rendered).endswith(expected):
+        if any(token in rendered for token in form.special_texts):
             raise RowRefused("turns_end_otherwise")
         dropped = THINK_END in content and THINK_END not in answer
         raise RowRefused("thinking_dropped" if dropped else "answer_changed")
 
 
 def _label(form: ChatFormat, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
-    """Ids of the whole conversation up to its last answer, and labels where the spans are."""
+    """Ids of the conversation up to its last answer, and labels within the spans."""
+    # The conversation is tokenised as one text: at the beginning of a text a tokenizer may add
+    # something (SentencePiece adds a space), so pieces would get other tokens.
     ids, places = form.tokens_at(text)
     labels = [IGNORE] * len(ids)
     for start, end in spans:
         for i, (first, last) in enumerate(places):
-            # The end of turn itself may take the line break behind it (Phi-3's, by `rstrip`).
+            # The end of turn itself may include the line break behind it (Phi-3's, by `rstrip`).
             if first < start < last or (first < end < last and ids[i] != form.end):
                 raise RowRefused("answer_joins_prompt", text[first:last])
             if start <= first < end:
                 labels[i] = ids[i]
+    # Tokens after the last answer are never generated.
     length = max((i + 1 for i, label in enumerate(labels) if label != IGNORE), default=0)
     return ids[:length], labels[:length]
 
 
 def _prove_tokens(
-    form: ChatFormat, messages: Sequence[Message], text: str, spans: Sequence[Span],
-    ids: Sequence[int], labels: Sequence[int],
-) -> None:  # fmt: skip
-    """The labels read as the answers, each follows what inference reads, and stops at its end."""
+    form: ChatFormat,
+    messages: Sequence[Message],
+    text: str,
+    spans: Sequence[Span],
+    ids: Sequence[int],
+    labels: Sequence[int],
+) -> None:
+    """Raises RowRefused unless the labels decode to the answers, behind prompts of inference."""
     trained = [label for label in labels if label != IGNORE]
-    read = form.tokenizer.decode(trained, clean_up_tokenization_spaces=False)
-    if same_text(read) != same_text("".join(text[start:end] for start, end in spans)):
+    decoded = form.tokenizer.decode(trained, clean_up_tokenization_spaces=False)
+    if same_text(decoded) != same_text("".join(text[start:end] for start, end in spans)):
         raise RowRefused("answer_not_recoverable")
     begins = [i for i, label in enumerate(labels) if label != IGNORE and labels[i - 1] == IGNORE]
     turns = assistant_turns(messages)
+    # Each answer begins directly behind the tokens that inference reads.
     if len(begins) != len(turns) or any(
         list(ids[:begin]) != form.prompt_ids(messages[:turn])
         for begin, turn in zip(begins, turns, strict=True)
     ):
         raise RowRefused("prompt_tokens_differ")
+    # One stop token per answer, and no other.
     if trained.count(form.end) < len(spans):
         raise RowRefused("no_end_of_turn")
     if sum(token in form.stops for token in trained) > len(spans):

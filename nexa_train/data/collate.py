@@ -1,4 +1,4 @@
-"""Samples as one batch of tensors: packed in a row, or padded."""
+"""Samples to one batch of tensors: packed in a row, or padded."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,22 +14,21 @@ Collate = Callable[[Sequence[Sample], torch.device], Batch]
 
 
 def batching(model: Any, tokenizer: Any, samples: Sequence[Sample], *, packed: bool) -> Collate:
-    """How samples become a batch of this model, which `packed` changes and proves on `samples`.
+    """The collate function of this model. `packed` changes the model's attention.
 
-    Raises InputError for a model that cannot be packed.
+    Raises InputError for a model that cannot be packed; `samples` are the proof.
     """
     if packed:
         packing.enable(model)
+        # Proven on the real samples, since a fault may show only beyond some length.
         packing.prove_isolation(model, samples)
         return packing.collate_packed
     pad, embeddings = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]
-    # Any token that the model has serves: no attention sees it, and no label is on it.
+    # Any token with an embedding can pad: no attention reads it, and it has no label.
     return partial(collate, pad_id=pad if pad is not None and pad < embeddings else 0)
 
 
-def collate(
-    samples: Sequence[Sample], device: torch.device, *, pad_id: int
-) -> dict[str, torch.Tensor]:
+def collate(samples: Sequence[Sample], device: torch.device, *, pad_id: int) -> Batch:
     """`input_ids`, `attention_mask`, `labels`, each (samples, longest), padded on the right."""
     longest = max(len(sample.input_ids) for sample in samples)
 

@@ -1,8 +1,6 @@
-"""The training set: which samples are trained on, and in which order.
+"""The training set: its samples, checked row by row, and the order of their batches.
 
-Reads: `training/sft_dataset.parquet` (`contracts.SFT`), row by row through an `Examination`: no
-sample gets past the preflight's checks. The order of batches depends on the seed
-and the epoch only, so a resumed run continues in it, and a run on many processes follows it too.
+Reads: `training/sft_dataset.parquet` (`contracts.SFT`).
 """
 
 import random
@@ -23,15 +21,12 @@ from nexa_train.data.row_checks import Examination
 
 SPLITS = ("train", "val")
 BATCH_ROWS = 1024
-SORT_WINDOW = 8  # batches that are sorted by length together: little padding, still shuffled
+SORT_WINDOW = 8  # batches that are sorted by length together: little padding, enough shuffling
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded samples of the train and val splits, and how many were skipped for which reason.
-
-    `sha256`: the examination's digest of them.
-    """
+    """Encoded samples of the train and val splits, skipped rows by reason, and a digest."""
 
     train: list[Sample]
     val: list[Sample]
@@ -41,15 +36,15 @@ class Dataset:
 
 
 def load_dataset(path: Path, tokenizer: Any, max_length: int | None) -> Dataset:
-    """`collect` with every row of up to `max_length` tokens, whatever share that is."""
+    """The dataset of all rows of up to `max_length` tokens, however many are refused."""
     examination = Examination(tokenizer, max_length)
     return collect(examined(path, examination, None, quiet=True), examination)
 
 
-def collect(made: Iterable[tuple[str, Sample | Skip]], examination: Examination) -> Dataset:
-    """The samples of `examined`, split by split."""
+def collect(rows: Iterable[tuple[str, Sample | Skip]], examination: Examination) -> Dataset:
+    """The samples of `rows`, split by split."""
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
-    for split, sample in made:
+    for split, sample in rows:
         if isinstance(sample, Sample):
             splits[split].append(sample)
     skipped, digest = dict(examination.refused), examination.digest
@@ -59,21 +54,22 @@ def collect(made: Iterable[tuple[str, Sample | Skip]], examination: Examination)
 def examined(
     path: Path, examination: Examination, max_refused_share: float | None, *, quiet: bool
 ) -> Iterator[tuple[str, Sample | Skip]]:
-    """(split, encoded row) of the train and val splits; the test split is not looked at.
+    """(split, encoded row) of the train and val splits; the test split is not read.
 
     Raises CheckFailed.
     """
     table, columns = TABLES["sft_parquet"], ["sample_id", "split", "messages"]
-    keys = pa.concat_tables([table.schema.empty_table().select(columns[:2]),
-                             *read_batches(path, table, columns=columns[:2])])  # fmt: skip
+    empty = table.schema.empty_table().select(columns[:2])
+    keys = pa.concat_tables([empty, *read_batches(path, table, columns=columns[:2])])
+    # Duplicate keys are found before the first row is encoded.
     check_unique(path, keys, table.unique)
     examination.begin()
     total = pc.sum(pc.is_in(keys["split"], pa.array(SPLITS))).as_py() or 0
     with nullcontext() if quiet else Progress("preflight", total) as progress:
         for batch in read_batches(path, table, columns=columns, batch_rows=BATCH_ROWS):
             for row in batch.filter(pc.is_in(batch["split"], pa.array(SPLITS))).to_pylist():
-                made = examination.look(row["split"], row["sample_id"], row["messages"])
-                yield row["split"], made
+                sample = examination.look(row["split"], row["sample_id"], row["messages"])
+                yield row["split"], sample
                 if progress is not None:
                     progress.add()
     examination.finish(max_refused_share)
@@ -84,8 +80,9 @@ def epoch_batches(
 ) -> list[list[Sample]]:
     """Every sample once, in shuffled batches of samples of similar length.
 
-    Packed batches are made of the same samples: what is trained does not depend on `packing`.
+    Batches are the same with and without packing.
     """
+    # Seed and epoch alone decide the order: resumed and distributed runs keep it.
     order = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     shuffled = list(samples)
     order.shuffle(shuffled)

@@ -1,4 +1,4 @@
-"""Instruction items from datasets of the hub, or of this disk in the same columns.
+"""Instruction items from datasets of the hub, or from local files with the same columns.
 
 DistilQwen_100k has `instruction` and `output`. OmniThought has `question` and a list `reasoning` of
 chains, each with `Reasoning_Verbosity` and `Cognitive_Difficulty` ({"level": 0..10}) and the whole
@@ -13,7 +13,7 @@ from nexa_distill.errors import InputError
 from nexa_train.data.instructions import KEYS, convert_to_text
 
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-TOP = 10  # of both scales
+TOP = 10  # the highest level of both scales
 Items = list[dict[str, str]]
 
 
@@ -36,21 +36,19 @@ def rows(source: str, split: str) -> Any:
             return load_dataset(kind, data_files=str(path), split=split, **cells)
         return load_dataset(str(path) if path.is_dir() else source, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        if "corresponds to no data" in str(error):  # an empty slice of a split that is there
+        if "corresponds to no data" in str(error):  # an empty slice of an existing split
             return []
         raise InputError(f"{source}, split {split}: cannot be loaded ({error})") from None
 
 
 def instruction_items(source: str, split: str) -> Items:
-    """Items of data with `instruction` and `output`, and perhaps `input`. Raises InputError."""
-    found = rows(source, split)
-    if len(found) and not {"instruction", "output"} <= found[0].keys():
-        raise InputError(
-            f"{source}: columns {', '.join(found[0])}, expected instruction and output"
-        )
+    """Items of a dataset with `instruction`, `output` and optional `input`. Raises InputError."""
+    data = rows(source, split)
+    if len(data) and not {"instruction", "output"} <= data[0].keys():
+        raise InputError(f"{source}: columns {', '.join(data[0])}, expected instruction and output")
     items = [
         {key: convert_to_text(f"{source}: row {number}", key, row.get(key)) for key in KEYS}
-        for number, row in enumerate(found)
+        for number, row in enumerate(data)
     ]
     return [item for item in items if item["instruction"]]
 
@@ -68,8 +66,8 @@ def reasoning_items(source: str, split: str, rv_min: float, cd_min: float) -> It
         try:
             chains = [chain for chain in row["reasoning"] if _reaches(chain, rv_min, cd_min)]
             if chains:
-                items.append({"instruction": row["question"], "input": "",
-                              "output": chains[0]["full_response"]})  # fmt: skip
+                answer = chains[0]["full_response"]
+                items.append({"instruction": row["question"], "input": "", "output": answer})
         except (KeyError, TypeError):
             return None
     return items

@@ -1,9 +1,8 @@
-"""Instruction data: JSON lists of `{instruction, input, output}`, and what a model reads of them.
+"""Instruction data: JSON lists of `{instruction, input, output}`, and their user messages.
 
-`input` may be empty; an `output` that is empty has not been written yet. The user's message is made
-by a Jinja file over `instruction` and `input`: `prompts/system1.jinja` asks as it stands,
-`prompts/system2.jinja` asks for reasoning. The model's own chat template goes around it. Training
-and inference render the same file, so what a student is asked is what it was trained on.
+`input` may be empty; an empty `output` is not written yet. A Jinja file over `instruction` and
+`input` renders the user message: `prompts/system1.jinja` copies them, `prompts/system2.jinja` asks
+for reasoning too. Training and inference render the same file.
 """
 
 import json
@@ -21,9 +20,8 @@ from nexa_distill.text.hashing import compact_json, sha256_text
 
 Mode = Literal["system1", "system2"]
 PROMPTS = Path(__file__).parents[1] / "prompts"
+# Sandboxed: templates are user files.
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-
-
 Item = dict[str, Any]  # KEYS, all strings; other keys are kept
 Prompt = Callable[[Mapping[str, str]], str]
 KEYS = ("instruction", "input", "output")
@@ -40,12 +38,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: object) -> None:
-    """UTF-8, non-ASCII readable, complete or not there."""
+    """Write UTF-8 JSON atomically; non-ASCII characters stay readable."""
     write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a file; keys that are not there, or null, are empty, and a number is its text.
+    """The items of a file; missing keys and null become empty, numbers become text.
 
     Raises InputError naming the item that is not `{instruction, input, output}` of text.
     """
@@ -78,10 +76,10 @@ def convert_to_text(where: str, key: str, value: Any) -> str:
 
 
 def prompt_file(path: Path) -> Prompt | None:
-    """What makes the user's message by the Jinja file at `path`.
+    """The renderer of user messages from the Jinja file at `path`.
 
-    None for a file that does not use `instruction`: it renders whole conversations, which is the
-    business of the model's own chat template. Raises InputMissing or InputError.
+    None for a file that does not use `instruction`: it renders whole conversations, which the
+    model's own chat template does. Raises InputMissing or InputError.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -102,30 +100,41 @@ def prompt_file(path: Path) -> Prompt | None:
     return prompt
 
 
-def format_prompt(instruction: str, input_text: str = "", mode: Mode = "system1") -> str:
-    """The user's message; "system2" asks for step-by-step reasoning."""
-    made = prompt_file(PROMPTS / f"{mode}.jinja")
-    if made is None:  # one of the files that ship was changed
+def shipped_prompt(mode: Mode) -> Prompt:
+    """The renderer of `prompts/MODE.jinja`. Raises InputError if a user has broken that file."""
+    prompt = prompt_file(PROMPTS / f"{mode}.jinja")
+    if prompt is None:
         raise InputError(f"{PROMPTS / mode}.jinja does not use instruction")
-    return made({"instruction": instruction, "input": input_text})
+    return prompt
+
+
+def format_prompt(instruction: str, input_text: str = "", mode: Mode = "system1") -> str:
+    """The user message; "system2" asks for step-by-step reasoning."""
+    return shipped_prompt(mode)({"instruction": instruction, "input": input_text})
 
 
 def key_of(item: Mapping[str, str]) -> str:
-    """SHA-256 of what is asked."""
+    """SHA-256 of instruction and input."""
     return sha256_text(compact_json([item["instruction"], item.get("input", "")]))
 
 
 def samples(items: Sequence[Item], prompt: Prompt, model_id: str) -> Iterator[dict[str, Any]]:
-    """Rows of contracts.SFT, all in train: one for each item with an output, in their order."""
-    seen = Counter[str]()
+    """Rows of contracts.SFT, all in train: one for each item with an output, in order."""
+    counts = Counter[str]()
     for item in items:
         if not item["output"].strip():
             continue
         content = compact_json([item["instruction"], item["input"], item["output"]])
-        seen[content] += 1  # rows that are repeated stay; each needs a key of its own
+        counts[content] += 1  # repeated rows are kept, so each needs a key of its own
         yield {
-            "sample_id": sha256_text(f"{content}|{seen[content]}"), "split": "train",
-            "messages": [{"role": "user", "content": prompt(item)},
-                         {"role": "assistant", "content": item["output"].strip()}],
-            "template_name": "instruction", "domain": None, "model_id": model_id, "attempt": 0,
-        }  # fmt: skip
+            "sample_id": sha256_text(f"{content}|{counts[content]}"),
+            "split": "train",
+            "messages": [
+                {"role": "user", "content": prompt(item)},
+                {"role": "assistant", "content": item["output"].strip()},
+            ],
+            "template_name": "instruction",
+            "domain": None,
+            "model_id": model_id,
+            "attempt": 0,
+        }

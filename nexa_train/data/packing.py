@@ -1,16 +1,9 @@
-"""Samples of a batch in one row without padding, each attending to itself alone.
+"""Packing: the samples of a batch in one row without padding, each attending only to itself.
 
-The samples lie one behind the other, position ids begin at 0 in each, and attention is computed
-sample by sample with the model's own attention function: soft caps, attention sinks, scaling,
-dropout, grouped heads and sliding windows are the model's. No mask could be replaced or dropped,
-nothing is computed on padding, and no score between tokens of two samples is ever formed.
-
-Models whose layers look at neighbours in other ways (convolutions, state spaces, chunks of
-positions shorter than a sample) are not covered; `prove_isolation` refuses them before the first
-step.
-
-`cu_seq_lens_q` are the borders of the samples, as FlashAttention's variable-length kernels have
-them (Dao 2023, https://arxiv.org/abs/2307.08691).
+Position ids begin at 0 in each sample. `cu_seq_lens_q` holds the borders of the samples, as in
+FlashAttention's variable-length kernels (Dao 2023, https://arxiv.org/abs/2307.08691). Models that
+mix samples in other ways (convolutions, state spaces, chunks of positions shorter than a sample)
+are refused by `prove_isolation` before the first step.
 """
 
 import sys
@@ -25,22 +18,18 @@ import torch
 from nexa_distill.errors import InputError
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 
-# Transformers' register of attention functions is global, so the name carries which function is
-# the model's own: `per_sample_sdpa`, `per_sample_eager`.
+# The registry of attention functions in transformers is global, so the name contains the model's
+# original function: `per_sample_sdpa`, `per_sample_eager`.
 PER_SAMPLE = "per_sample_"
 OWN = ("sdpa", "eager")
-# Of the length of a token's hidden state. Packed and alone, attention runs on the same shapes, but
-# the linear layers see another number of rows and sum in another order: after 30 layers 4e-6 in
-# float32, and 0.02 in bfloat16, which keeps 8 bits (SmolLM2-135M, a sample of up to 900 tokens).
+# Relative difference of a token's hidden state. Packed and alone, attention runs on the same
+# shapes, but linear layers get another number of rows and sum in another order: after 30 layers
+# 4e-6 in float32, and 0.02 in bfloat16, which keeps 8 bits (SmolLM2-135M, up to 900 tokens).
 EXACT, ROUNDED = 1e-4, 0.1
 
 
 def collate_packed(samples: Sequence[Sample], device: torch.device) -> dict[str, torch.Tensor]:
-    """`input_ids`, `position_ids`, `labels`: (1, tokens); `cu_seq_lens_q`: (samples + 1,), on the
-    CPU, for they are only ever read as numbers.
-
-    The first label of a sample is IGNORE: the token before it is another sample's.
-    """
+    """`input_ids`, `position_ids`, `labels`: (1, tokens); `cu_seq_lens_q`: (samples + 1,)."""
     lengths = [len(sample.input_ids) for sample in samples]
 
     def row(values: list[int]) -> torch.Tensor:
@@ -49,18 +38,27 @@ def collate_packed(samples: Sequence[Sample], device: torch.device) -> dict[str,
     return {
         "input_ids": row([token for s in samples for token in s.input_ids]),
         "position_ids": row([position for length in lengths for position in range(length)]),
+        # The token before a sample's first one belongs to another sample.
         "labels": row([label for s in samples for label in (IGNORE, *s.labels[1:])]),
+        # On the CPU: only Python reads these numbers.
         "cu_seq_lens_q": torch.tensor([0, *accumulate(lengths)]),
     }
 
 
 def attend_per_sample(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None, *,
-    cu_seq_lens_q: torch.Tensor | None = None, sliding_window: int | None = None, **own: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """The model's own attention within each sample. Shapes as transformers': (1, heads, tokens,
-    head size); returns (1, tokens, heads, head size). Without borders the row is one sample.
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    **own: Any,
+) -> tuple[torch.Tensor, None]:
+    """The model's original attention within each sample. Without borders the row is one sample.
+
+    Shapes: (1, heads, tokens, head size) in, (1, tokens, heads, head size) out.
     """
     if attention_mask is not None:
         raise InputError(
@@ -71,6 +69,8 @@ def attend_per_sample(
     borders = [0, tokens] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
     if borders[-1] != tokens:
         raise ValueError(f"{tokens} tokens, and samples that end at {borders[-1]}")
+    # The original function per sample keeps soft caps, attention sinks, scaling, dropout, grouped
+    # heads and sliding windows; no score between two samples is ever computed.
     attend, name = _own_attention(module)
     parts = []
     for start, end in pairwise(borders):
@@ -81,7 +81,7 @@ def attend_per_sample(
 
 
 def _own_attention(module: Any) -> tuple[Callable[..., Any], str]:
-    """The function that the module would call itself, and its name, found as the module does."""
+    """The function that the module would call without packing, and its name."""
     name = module.config._attn_implementation.removeprefix(PER_SAMPLE)
     modelling = sys.modules[type(module).__module__]
     eager = modelling.eager_attention_forward
@@ -89,12 +89,12 @@ def _own_attention(module: Any) -> tuple[Callable[..., Any], str]:
 
 
 def _mask(own: str, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
-    """(1, 1, length, length) for one sample; None where causal sdpa needs none."""
+    """(1, 1, length, length) for one sample; None if causal sdpa needs no mask."""
     if window is not None and window >= length:
         window = None  # it reaches back to the first token
     if own == "sdpa" and window is None:
         return None
-    size = 1 << (length - 1).bit_length()  # few sizes, and rows that a GPU's kernels find aligned
+    size = 1 << (length - 1).bit_length()  # few sizes in the cache, and aligned rows for a GPU
     return _square_mask(own, size, window, like.dtype, like.device)[..., :length, :length]
 
 
@@ -102,21 +102,26 @@ def _mask(own: str, length: int, window: int | None, like: torch.Tensor) -> torc
 def _square_mask(
     own: str, size: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """transformers' own mask; that of a shorter sample is its upper left corner."""
+    """The mask of transformers; the mask of a shorter sample is its upper left corner."""
     from transformers import masking_utils
 
     allowed = masking_utils.causal_mask_function
     if window is not None:
         allowed = masking_utils.sliding_window_causal_mask_function(window)
     mask: torch.Tensor = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[own](
-        batch_size=1, q_length=size, kv_length=size, mask_function=allowed, dtype=dtype,
-        device=device, allow_is_causal_skip=False,
-    )  # fmt: skip
+        batch_size=1,
+        q_length=size,
+        kv_length=size,
+        mask_function=allowed,
+        dtype=dtype,
+        device=device,
+        allow_is_causal_skip=False,
+    )
     return mask
 
 
 def register(attention: Callable[..., Any]) -> None:
-    """Make `attention` what models call that attend per sample."""
+    """Make `attention` the function of all packed models."""
     from transformers import AttentionInterface
 
     for own in OWN:
@@ -124,9 +129,9 @@ def register(attention: Callable[..., Any]) -> None:
 
 
 def enable(model: Any) -> None:
-    """Let the model attend per sample. It keeps no key-value cache then: see `suspended`.
+    """Let the model attend per sample. It has no key-value cache then: see `suspended`.
 
-    Raises InputError for an attention implementation that cannot be cut into samples.
+    Raises InputError for an attention implementation that cannot be split into samples.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -137,14 +142,14 @@ def enable(model: Any) -> None:
             f"{' or '.join(OWN)}; take attn_implementation out of its config.json, or set "
             "train.packing: false"
         )
-    if PER_SAMPLE + own not in ALL_ATTENTION_FUNCTIONS:  # torch.compile may have put its own there
+    if PER_SAMPLE + own not in ALL_ATTENTION_FUNCTIONS:  # a compiled model registers its own
         register(attend_per_sample)
     model.set_attn_implementation(PER_SAMPLE + own)
 
 
 @contextmanager
 def suspended(model: Any) -> Iterator[None]:
-    """The model's own attention, which generation needs for its cache; packed again afterwards."""
+    """Use the model's original attention within the block: generation needs its cache."""
     packed = model.config._attn_implementation
     model.set_attn_implementation(packed.removeprefix(PER_SAMPLE))
     try:
@@ -155,16 +160,15 @@ def suspended(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
-    """Raises InputError unless samples have the same hidden states packed as alone with the
-    model's own attention.
+    """Raises InputError unless samples have the same hidden states packed as alone.
 
-    Looks at the shortest sample, the longest and the shortest again, whole: a window or chunk that
-    is shorter than any sample is shorter than the longest. In the model's own precision and in
-    evaluation mode, on the model that is going to be trained.
+    Runs in the model's precision, in evaluation mode, on the model that will be trained.
     """
+    # A window or chunk that is shorter than some sample is shorter than the longest one.
     by_length = sorted(samples, key=lambda sample: len(sample.input_ids))
     row = [by_length[0], by_length[-1], by_length[0]]
     was_training, device = model.training, next(model.parameters()).device
+    # Dropout would make two passes differ.
     model.eval()
     batch = collate_packed(row, device)
     del batch["labels"]
@@ -173,19 +177,19 @@ def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
         parts = [_hidden(model, input_ids=torch.tensor([s.input_ids], device=device)) for s in row]
     model.train(was_training)
     alone = torch.cat(parts, dim=1)
+    # The largest relative difference over all tokens; NaN fails the test below too.
     apart = float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max())
     allowed = EXACT if model.dtype == torch.float32 else ROUNDED
     if not apart <= allowed:
         raise InputError(
-            f"train.packing: packed samples are not what they are alone in {type(model).__name__} "
-            f"(a hidden state differs by {apart:.2g} of its length, at most {allowed:g} expected): "
-            "its layers mix samples, or look back less far than a sample is long; set "
-            "train.packing: false"
+            f"train.packing: packing changes the samples in {type(model).__name__} (a hidden state "
+            f"differs by {apart:.2g} of its length, at most {allowed:g} expected): its layers mix "
+            "samples, or look back less far than a sample is long; set train.packing: false"
         )
 
 
 def _hidden(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
-    found = model.base_model(**inputs, use_cache=False)
-    # A class without an inner model of its own, such as Llama4ForCausalLM, gives logits alone.
-    hidden: torch.Tensor = found.get("last_hidden_state", found.get("logits"))
+    output = model.base_model(**inputs, use_cache=False)
+    # A class without an inner model, such as Llama4ForCausalLM, returns logits alone.
+    hidden: torch.Tensor = output.get("last_hidden_state", output.get("logits"))
     return hidden.float()

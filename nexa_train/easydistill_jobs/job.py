@@ -1,7 +1,6 @@
-"""Job files of EasyDistill 1.x (JSON), typed. What is unknown is refused, and named.
+"""Job files of EasyDistill 1.x (JSON), typed. Unknown keys are refused by name.
 
-A value that the file does not give comes from `configs/baseline_distill.yaml`. Settings of an
-inference engine that is not used here are accepted and have no effect: `UNUSED`.
+A missing value comes from `configs/baseline_distill.yaml`.
 """
 
 from pathlib import Path
@@ -14,13 +13,21 @@ from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Shar
 from nexa_train.data.instructions import read_json
 
 JobType = Literal[
-    "kd_black_box_api", "kd_black_box_local", "kd_black_box_train_only", "kd_white_box",
+    "kd_black_box_api",
+    "kd_black_box_local",
+    "kd_black_box_train_only",
+    "kd_white_box",
     "kd_white_box_train_only",
-]  # fmt: skip
+]
+# Settings of other inference engines: accepted, without effect.
 UNUSED = (
-    "enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "stream", "max_model_len",
-)  # fmt: skip
-# What each type of job cannot do without.
+    "enable_chunked_prefill",
+    "gpu_memory_utilization",
+    "enforce_eager",
+    "stream",
+    "max_model_len",
+)
+# The required keys of each type of job.
 NEEDS = {
     "kd_black_box_api": ("dataset.instruction_path", "inference.base_url"),
     "kd_black_box_local": ("dataset.instruction_path", "models.teacher"),
@@ -31,7 +38,7 @@ NEEDS = {
 
 
 class JobDataset(Section):
-    """`template`: a Jinja file over `instruction` and `input` that makes the user's message."""
+    """`template`: a Jinja file over `instruction` and `input` that renders the user message."""
 
     labeled_path: str
     instruction_path: str | None = None
@@ -41,7 +48,7 @@ class JobDataset(Section):
 
 
 class Inference(Section):
-    """How the teacher answers: by an API (`base_url`), or as a model on this machine.
+    """How the teacher answers: by an API (`base_url`), or as a local model.
 
     `chat_template_kwargs`: variables of its chat template, such as {"enable_thinking": false}.
     """
@@ -78,10 +85,9 @@ class JobDistillation(Section):
 
 
 class JobTraining(Section):
-    """As the names say; `per_device_train_batch_size` is of one process, `chat_template_kwargs` of
-    the student's template.
+    """Settings of the training; `chat_template_kwargs` are for the student's template.
 
-    `max_refused_share`: 0..1 of the items that may be without an output, or not trained on whole.
+    `max_refused_share`: 0..1 of the items may have no output, or be refused by the preflight.
     """
 
     output_dir: str
@@ -116,7 +122,7 @@ class Job(Section):
 
     @property
     def labels(self) -> bool:
-        """Whether the teacher writes answers before the training."""
+        """Whether the teacher writes outputs before the training."""
         return not self.job_type.endswith("train_only")
 
     @property
@@ -126,7 +132,7 @@ class Job(Section):
 
 
 def load_job(path: Path) -> Job:
-    """The job of a file. Raises InputMissing (66), or InputError (65) naming what is wrong."""
+    """The job of a file. Raises InputMissing (66), or InputError (65) naming the key."""
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: found {type(values).__name__}, expected an object")
@@ -139,10 +145,10 @@ def load_job(path: Path) -> Job:
     return job
 
 
-def _refuse_other_type(path: Path, found: Any) -> None:
-    known = get_args(JobType)
-    if found not in known:
-        near = did_you_mean(str(found), known)
+def _refuse_other_type(path: Path, job_type: Any) -> None:
+    types = get_args(JobType)
+    if job_type not in types:
+        near = did_you_mean(str(job_type), types)
         raise InputError(
-            f"{path}: job_type is {found!r}{near}; the types that run here: {', '.join(known)}"
+            f"{path}: job_type is {job_type!r}{near}; the types that run here: {', '.join(types)}"
         )

@@ -1,12 +1,8 @@
-"""The teacher's probabilities as JSONL: one line per sample, one `{token id: probability}` per
-position.
+"""The teacher's probabilities as JSONL: a line per sample, `{token id: probability}` per position.
 
-Positions are the trained tokens of a sample, its end of turn included, in their order: position i
-is the distribution that token i was drawn from. Lines are in the order of the labelled items.
-
-A file that is not of these samples would teach noise without an error, so it is refused: another
-number of lines or positions, an id outside of the vocabulary, probabilities that are none, or
-trained tokens that the teacher mostly does not have among its own.
+Positions are the trained tokens of a sample, its end of turn included: position i is the
+distribution that token i was drawn from. Lines are in the order of the labelled items. A file for
+other samples is refused, because it would train on noise without an error.
 """
 
 import json
@@ -27,7 +23,8 @@ from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.training.divergences import SMALLEST
 from nexa_train.training.teacher_cache import tokens_hash
 
-AMONG = 0.5  # of the trained tokens are among the teacher's own, at least
+AMONG = 0.5  # least share of trained tokens that are among the teacher's
+# Probabilities are written with six digits.
 SUM_TOLERANCE = 1e-3
 ROWS = 1024
 Position = tuple[np.ndarray, np.ndarray]  # ids and probabilities, the most likely first
@@ -42,8 +39,7 @@ def write(table: Path, samples: Sequence[str], path: Path) -> None:
 
 
 def _positions(row: dict[str, Any] | None) -> list[dict[str, float]]:
-    """Empty for a sample that is not trained on."""
-    if row is None:
+    if row is None:  # a sample that is not trained on
         return []
     width = len(row["top_ids"]) // row["tokens"]
     ids = np.array(row["top_ids"]).reshape(-1, width).tolist()
@@ -57,62 +53,63 @@ def _positions(row: dict[str, Any] | None) -> list[dict[str, float]]:
 def read(
     path: Path, names: Sequence[str], samples: Sequence[Sample], vocabulary: int, table: Path
 ) -> None:
-    """Write `table` from the file. `names`: the sample of each line; lines of samples that are not
-    trained on (not in `samples`) are passed over. Raises InputError naming the line.
-    """
-    wanted, known = {sample.sample_id: sample for sample in samples}, dict[str, list[Position]]()
+    """Write `table` from the file. `names`: the sample of each line. Raises InputError per line."""
+    by_name, parsed = {sample.sample_id: sample for sample in samples}, dict[str, list[Position]]()
     total, fits = 0, Counter[str]()
     for number, line in _lines(path, len(names)):
-        sample = wanted.get(names[number])
-        if sample is None:
+        sample = by_name.get(names[number])
+        if sample is None:  # not trained on
             continue
         where = f"{path}: line {number + 1}"
         positions = _parse(where, line, sample, vocabulary)
         trained = [label for label in sample.labels[1:] if label != IGNORE]
         fits.update(_fits(trained, positions))
         total += len(trained)
-        known[sample.sample_id] = positions
+        parsed[sample.sample_id] = positions
     _refuse_misaligned(path, fits, total)
-    width = _width(path, {len(ids) for rows in known.values() for ids, _ in rows} or {1})
+    width = _width(path, {len(ids) for rows in parsed.values() for ids, _ in rows} or {1})
     with table_writer(table, TEACHER_LOGITS) as out:
         for start in range(0, len(samples), ROWS):
             some = samples[start : start + ROWS]
-            rows = [_row(sample, known[sample.sample_id], width) for sample in some]
+            rows = [_row(sample, parsed[sample.sample_id], width) for sample in some]
             out.write(pa.Table.from_pylist(rows, TEACHER_LOGITS))
 
 
-def _width(path: Path, found: set[int]) -> int:
-    """Tokens that every position has. Servers give k, and the drawn one where it is another."""
-    if max(found) > min(found) + 1:
+def _width(path: Path, sizes: set[int]) -> int:
+    """The number of tokens that every position has."""
+    # Servers give the k likeliest, and the drawn token if it is not among them.
+    if max(sizes) > min(sizes) + 1:
         raise InputError(
-            f"{path}: positions hold {min(found)} to {max(found)} tokens, expected k, or k + 1 "
+            f"{path}: positions hold {min(sizes)} to {max(sizes)} tokens, expected k, or k + 1 "
             "where the token that was drawn is not among the k likeliest"
         )
-    return min(found)
+    return min(sizes)
 
 
 def _fits(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, float]:
-    """How well the positions go with the tokens: tokens that are `among` a position's, and the
-    probability that all of them have, as they stand and one position `earlier` or `later`.
+    """How well the positions fit the tokens.
+
+    `among`: tokens that are among those of their position. `here`, `earlier`, `later`: the sum of
+    the tokens' probabilities, as aligned now and shifted by one position.
     """
-    known = [dict(zip(ids.tolist(), p.tolist(), strict=True)) for ids, p in positions]
-    pairs = {
-        "here": (trained, known),
-        "earlier": (trained[1:], known),
-        "later": (trained, known[1:]),
+    tops = [dict(zip(ids.tolist(), p.tolist(), strict=True)) for ids, p in positions]
+    shifts = {"here": (trained, tops), "earlier": (trained[1:], tops), "later": (trained, tops[1:])}
+    fits = {
+        name: sum(top.get(token, 0.0) for token, top in zip(*pair, strict=False))
+        for name, pair in shifts.items()
     }
-    found = {name: sum(own.get(token, 0.0) for token, own in zip(*pair, strict=False))
-             for name, pair in pairs.items()}  # fmt: skip
-    return found | {"among": sum(token in own for token, own in zip(trained, known, strict=True))}
+    return fits | {"among": sum(token in top for token, top in zip(trained, tops, strict=True))}
 
 
 def _refuse_misaligned(path: Path, fits: Mapping[str, float], total: int) -> None:
     again = "write the file again with a job of type kd_white_box"
+    # The file is for other samples or for another tokenizer.
     if total and fits["among"] < AMONG * total:
         raise InputError(
             f"{path}: only {fits['among']:.0f} of {total} trained tokens are among the teacher's; "
             f"the lines are of other samples or of another tokenizer; {again}"
         )
+    # A file that is shifted by one position fits better when it is shifted back.
     for side in ("earlier", "later"):
         if fits[side] > fits["here"]:
             raise InputError(
@@ -121,28 +118,28 @@ def _refuse_misaligned(path: Path, fits: Mapping[str, float], total: int) -> Non
             )
 
 
-def _lines(path: Path, wanted: int) -> Iterator[tuple[int, Any]]:
+def _lines(path: Path, expected: int) -> Iterator[tuple[int, Any]]:
     number = -1
     with path.open(encoding="utf-8") as file:
         for number, text in enumerate(file):
-            if number >= wanted:
+            if number >= expected:
                 break
             try:
                 yield number, json.loads(text)
             except ValueError as error:
                 raise InputError(f"{path}: line {number + 1} is not JSON ({error})") from None
-    if number + 1 != wanted:
-        found = f"more than {wanted}" if number >= wanted else str(number + 1)
+    if number + 1 != expected:
+        count = f"more than {expected}" if number >= expected else str(number + 1)
         raise InputError(
-            f"{path}: {found} lines, expected {wanted}: one for each item with an output"
+            f"{path}: {count} lines, expected {expected}: one for each item with an output"
         )
 
 
 def _parse(where: str, line: Any, sample: Sample, vocabulary: int) -> list[Position]:
     if not isinstance(line, list) or len(line) != sample.trained_tokens:
-        found = f"{len(line)} positions" if isinstance(line, list) else type(line).__name__
+        actual = f"{len(line)} positions" if isinstance(line, list) else type(line).__name__
         raise InputError(
-            f"{where}: {found}, expected {sample.trained_tokens}: one for each trained token of "
+            f"{where}: {actual}, expected {sample.trained_tokens}: one for each trained token of "
             f"sample {sample.sample_id}, its end of turn included"
         )
     return [_position(f"{where}, position {i}", value, vocabulary) for i, value in enumerate(line)]
@@ -164,18 +161,21 @@ def _position(where: str, value: Any, vocabulary: int) -> Position:
     total = float(probabilities.sum())
     if not (np.all(probabilities >= 0) and 0 < total <= 1 + SUM_TOLERANCE):
         raise InputError(f"{where}: probabilities add up to {total:.4g}, expected (0, 1]")
+    # The most likely first, so that a longer position can be cut to the common width.
     order = np.argsort(-probabilities, kind="stable")
     return ids[order], probabilities[order]
 
 
 def _row(sample: Sample, positions: Sequence[Position], width: int) -> dict[str, Any]:
-    """Of every position the same number of tokens; the rest is in the tail."""
+    """A row of the teacher cache: `width` tokens per position; the rest is in the tail."""
     ids = np.stack([ids[:width] for ids, _ in positions])
     kept = np.stack([probabilities[:width] for _, probabilities in positions])
     tail = np.clip(1 - kept.sum(axis=1), SMALLEST, 1)
     return {
-        "sample_id": sample.sample_id, "tokens_sha256": tokens_hash(sample),
-        "tokens": len(positions), "top_ids": ids.flatten(),
+        "sample_id": sample.sample_id,
+        "tokens_sha256": tokens_hash(sample),
+        "tokens": len(positions),
+        "top_ids": ids.flatten(),
         "top_log_probs": np.log(np.clip(kept, SMALLEST, 1)).flatten().astype(np.float16),
         "tail_log_prob": np.log(tail).astype(np.float16),
-    }  # fmt: skip
+    }

@@ -1,18 +1,18 @@
-"""A teacher writes the outputs that instruction items lack; what was answered is never asked again.
+"""A teacher writes the missing outputs of instruction items; no answered item is requested again.
 
-Reads:  items (`instructions.Item`), a teacher: a model on this machine, or an OpenAI-compatible API
-Writes: `storage.raw_dataset` (what is lacking), `storage.collected_dataset` (the answers to it);
-        an API's also into `storage.journal`, a local model's into parts below the answers: both
-        remember what was answered, and the same command continues after any stop
-Keeps:  every item, in its order. An answer that was cut at `max_new_tokens`, or that the API
-        flagged, is no answer: an item without a whole one keeps its empty output. The output is the
-        answer alone; the reasoning that a teacher shows is in `storage.collected_dataset`
-Raises: as the gateway (an API), InputError (65) for a model that cannot be loaded
+Reads:  items (`instructions.Item`), a teacher: a local model, or an OpenAI-compatible API
+Writes: `storage.raw_dataset` (items without output), `storage.collected_dataset` (their answers);
+        an API's answers also in `storage.journal`, a local model's in parts beside them: the same
+        command continues after any stop
+Keeps:  every item, in order. An item whose answer was cut at `max_new_tokens`, or flagged by the
+        API, keeps its empty output. The output is the answer without the reasoning, which is in
+        `storage.collected_dataset`
+Raises: as the client (an API), InputError (65) for a model that cannot be loaded
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,50 +24,61 @@ from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
 from nexa_train.data.instructions import Item, Prompt, key_of
 
-PART = 32  # prompts of a part: what a kill can cost
+if TYPE_CHECKING:
+    from nexa_train.models.replies import Reply
+
+PART = 32  # prompts of a part: the most that a kill can lose
 ANSWER = ["sample_id", "teacher_output", "finish_reason", "answer_flag"]
 Row = dict[str, Any]
-Answer = Callable[[], None]  # asks storage.raw_dataset, writes storage.collected_dataset
+Answer = Callable[[], None]  # reads storage.raw_dataset, writes storage.collected_dataset
 
 
 def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer) -> list[Item]:
-    """The items with their outputs, `answer` having been asked for those that had none."""
+    """The items with their outputs; `answer` is called if some have none."""
     src, dst = storage.path("raw_dataset"), storage.path("collected_dataset")
     lacking = {key_of(item): _input(item, prompt) for item in items if not item["output"].strip()}
     if not lacking:
         return list(items)
     rows = list(lacking.values())
+    # An unchanged table keeps its seal, so its answers stay current.
     if not src.exists() or pq.read_table(src).to_pylist() != rows:
         with table_writer(src, INPUTS) as out:
             out.write(pa.Table.from_pylist(rows, INPUTS))
         StageRun("dedup", storage, inputs=[], settings={}).seal(src, rows_in=len(rows), rejected=0)
     answer()
-    found = pq.read_table(dst, columns=ANSWER).to_pylist()
-    whole = {row["sample_id"]: row["teacher_output"].strip() for row in found
-             if row["teacher_output"] and row["finish_reason"] != "length"
-             and row["answer_flag"] is None}  # fmt: skip
-    filled = [item if item["output"].strip() else item | {"output": whole.get(key_of(item), "")}
-              for item in items]  # fmt: skip
-    cut = sum(row["finish_reason"] == "length" for row in found)
-    empty = sum(not item["output"].strip() for item in filled)
-    print(f"teacher: {len(filled) - empty} of {len(filled)} items have an output"
-          + (f"; {cut} answers were cut, raise inference.max_new_tokens" if cut else ""),
-          flush=True)  # fmt: skip
+    answers = pq.read_table(dst, columns=ANSWER).to_pylist()
+    outputs = {
+        row["sample_id"]: row["teacher_output"].strip()
+        for row in answers
+        if row["teacher_output"] and row["finish_reason"] != "length" and row["answer_flag"] is None
+    }
+    filled = [
+        item if item["output"].strip() else item | {"output": outputs.get(key_of(item), "")}
+        for item in items
+    ]
+    cut = sum(row["finish_reason"] == "length" for row in answers)
+    count = sum(bool(item["output"].strip()) for item in filled)
+    hint = f"; {cut} answers were cut, raise inference.max_new_tokens" if cut else ""
+    print(f"teacher: {count} of {len(filled)} items have an output{hint}", flush=True)
     return filled
 
 
 def _input(item: Item, prompt: Prompt) -> Row:
-    """A row of contracts.INPUTS; a teacher is asked what the student will be asked."""
+    """A row of contracts.INPUTS; teacher and student get the same prompt."""
     key = key_of(item)
     row = dict.fromkeys(INPUTS.names) | {"sample_id": key, "task_id": "instruction"}
     return row | {
-        "template_name": "instruction", "user_prompt": prompt(item), "source_file": "job",
-        "source_row": 0, "cluster_id": key, "split": "train",
-    }  # fmt: skip
+        "template_name": "instruction",
+        "user_prompt": prompt(item),
+        "source_file": "job",
+        "source_row": 0,
+        "cluster_id": key,
+        "split": "train",
+    }
 
 
 def by_api(configured: Callable[[], DistillConfig]) -> Answer:
-    """Ask the provider of the configuration, through the ledger; what failed before, again."""
+    """Ask the provider of the configuration, through the journal; failed requests are retried."""
 
     def answer() -> None:
         from nexa_distill import collect_teacher
@@ -80,8 +91,7 @@ def by_api(configured: Callable[[], DistillConfig]) -> Answer:
 def by_model(
     load: Callable[[], tuple[Any, Any]], settings: Row, storage: Storage, weights: Sequence[Path]
 ) -> Answer:
-    """Ask a model in this process. `settings`: max_new_tokens, temperature, batch_size, seed,
-    name."""
+    """Ask a model in this process. `settings`: name, batch_size and sampling of the job."""
 
     def answer() -> None:
         src, dst = storage.path("raw_dataset"), storage.path("collected_dataset")
@@ -89,18 +99,18 @@ def by_model(
         if stage.is_current(dst):
             print(f"teacher: {dst} is up to date", flush=True)
             return
-        known = StageRun("teacher", storage, inputs=weights, settings=settings).key
-        folder = dst.with_name(f".{dst.stem}.parts") / known[:16]
+        # Parts depend on model and settings, not on the items: more items reuse old answers.
+        key = StageRun("teacher", storage, inputs=weights, settings=settings).key
+        folder = dst.with_name(f".{dst.stem}.parts") / key[:16]
         rows = {row["sample_id"]: row for row in pq.read_table(src).to_pylist()}
-        asked = {(key, row["user_prompt"]) for key, row in rows.items()}
         done = {
             row["sample_id"]: row
             for row in _parts(folder)
-            if (row["sample_id"], row["user_prompt"]) in asked
+            if row["user_prompt"] == rows.get(row["sample_id"], {}).get("user_prompt")
         }
-        left = [row for key, row in rows.items() if key not in done]
-        if left:
-            for part in _answers(load, left, settings):
+        missing = [row for name, row in rows.items() if name not in done]
+        if missing:
+            for part in _answers(load, missing, settings):
                 number = len(list(folder.glob("*.parquet")))
                 with table_writer(folder / f"{number:06d}.parquet", OUTPUTS) as out:
                     out.write(pa.Table.from_pylist(part, OUTPUTS))
@@ -126,14 +136,32 @@ def _answers(
     with Progress("teacher", len(rows), unit="answers") as progress:
         for start in range(0, len(rows), PART):
             some = rows[start : start + PART]
-            said = replies(model, tokenizer, [row["user_prompt"] for row in some],
-                           max_new_tokens=settings["max_new_tokens"], seed=settings["seed"] + start,
-                           temperature=settings["temperature"],
-                           batch_size=settings["batch_size"])  # fmt: skip
-            yield [dict.fromkeys(OUTPUTS.names) | row | {
-                "attempt": 0, "teacher_output": reply.text or None,
-                "reasoning_output": reply.reasoning, "model_id": settings["name"],
-                "finish_reason": "stop" if reply.ended else "length",
-                "completion_tokens": reply.tokens,
-            } for row, reply in zip(some, said, strict=True)]  # fmt: skip
+            answers = replies(
+                model,
+                tokenizer,
+                [row["user_prompt"] for row in some],
+                max_new_tokens=settings["max_new_tokens"],
+                seed=settings["seed"] + start,
+                temperature=settings["temperature"],
+                batch_size=settings["batch_size"],
+            )
+            yield [
+                _output_row(row, answer, settings["name"])
+                for row, answer in zip(some, answers, strict=True)
+            ]
             progress.add(len(some))
+
+
+def _output_row(row: Row, reply: "Reply", model_id: str) -> Row:
+    return (
+        dict.fromkeys(OUTPUTS.names)
+        | row
+        | {
+            "attempt": 0,
+            "teacher_output": reply.text or None,
+            "reasoning_output": reply.reasoning,
+            "model_id": model_id,
+            "finish_reason": "stop" if reply.ended else "length",
+            "completion_tokens": reply.tokens,
+        }
+    )

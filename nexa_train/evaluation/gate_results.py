@@ -1,11 +1,12 @@
-"""What the gates said of one model's answers to the held-out prompts, read from their files."""
+"""Load the gate results of one model's held-out answers."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nexa_distill import exec_gate
-from nexa_distill.contracts import TABLES, Table
+from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.gates import GateFiles
 from nexa_distill.settings.pipeline import DistillConfig, Storage
@@ -18,7 +19,7 @@ JUDGED = ("judge.factuality", "judge.reasoning")
 
 
 def gate_files(storage: Storage, model: str) -> GateFiles:
-    """Where the gates' results about `teacher`, `before` or `after` are."""
+    """The files of the gate results of `teacher`, `before` or `after`."""
     folder = storage.path("evaluation") / model
     return GateFiles(
         checks=folder / "rules.parquet",
@@ -35,67 +36,64 @@ def gate_files(storage: Storage, model: str) -> GateFiles:
 
 
 def read_exam(config: DistillConfig, name: str, prompts: Sequence[Json], loss: Json | None) -> Exam:
-    """The exam of `teacher`, `before` or `after`. Raises InputError for answers not judged yet."""
+    """The results of `teacher`, `before` or `after`. Raises InputError for missing gate results."""
     storage = config.storage
-    wanted = {row["sample_id"] for row in prompts}
+    sample_ids = {row["sample_id"] for row in prompts}
     files, key = gate_files(storage, name), ANSWERS[name]
-
-    def rows(path: Path, table: Table) -> list[Json]:
-        found: list[Json] = read_table(path, table).to_pylist()
-        return [row for row in found if row["sample_id"] in wanted and row["attempt"] == 0]
-
-    answers = {row["sample_id"]: row for row in rows(storage.path(key), TABLES[key])}
-    reasons: dict[str, list[str]] = {
-        row["sample_id"]: [] for row in rows(files.kept, TABLES["filtered_dataset"])
-    }
-    for row in rows(files.rejections, TABLES["rejections"]):
+    rows = partial(first_attempts, sample_ids=sample_ids)
+    answers = {row["sample_id"]: row for row in rows(storage.path(key), key)}
+    kept = rows(files.kept, "filtered_dataset")
+    reasons: dict[str, list[str]] = {row["sample_id"]: [] for row in kept}
+    for row in rows(files.rejections, "rejections"):
+        # An answer with a better attempt has passed the gates too.
         reasons[row["sample_id"]] = [
             reason for reason in row["rejection_reasons"] if reason != "better_attempt_kept"
-        ]  # an answer that passes has passed, kept or not
+        ]
     if reasons.keys() != answers.keys():
         raise InputError(
             f"{files.kept} and {files.rejections} judge {len(reasons)} of {len(answers)} answers; "
             "run `python scripts/python/evaluation/run_evaluation.py`"
         )
-    judged = rows(files.judge_checks, TABLES["judge_checks"]) if files.judge_checks.exists() else []
-    scores = {
-        check: [
-            row["value"] for row in judged if row["check"] == check and row["value"] is not None
-        ]
-        for check in JUDGED
-    }
-    ran = rows(files.exec_checks, TABLES["exec_checks"]) if files.exec_checks.exists() else []
-    return Exam(
-        answers, reasons, loss, {name: found for name, found in scores.items() if found},
-        _executed(config, [row for row in prompts if row["sample_id"] in answers], ran),
-    )  # fmt: skip
+    # Judges and exec gate are optional.
+    judged = rows(files.judge_checks, "judge_checks") if files.judge_checks.exists() else []
+    judged = [row for row in judged if row["value"] is not None]
+    scores = {check: [r["value"] for r in judged if r["check"] == check] for check in JUDGED}
+    scores = {check: values for check, values in scores.items() if values}
+    checks = rows(files.exec_checks, "exec_checks") if files.exec_checks.exists() else []
+    answered = [row for row in prompts if row["sample_id"] in answers]
+    return Exam(answers, reasons, loss, scores, _executed(config, answered, checks))
+
+
+def first_attempts(path: Path, table: str, sample_ids: Set[str]) -> list[Json]:
+    """The rows of a table for these samples, first attempts only. Raises InputMissing (66)."""
+    rows = read_table(path, TABLES[table]).to_pylist()
+    return [row for row in rows if row["sample_id"] in sample_ids and row["attempt"] == 0]
 
 
 def _executed(
     config: DistillConfig, prompts: Sequence[Json], checks: Sequence[Json]
 ) -> dict[str, dict[str, bool | None]]:
-    """By sample the checks that execution would make of an answer to it, null if it did not.
-
-    A query that matches on this database and not on a changed copy of it does not match.
-    """
+    """Per sample the execution checks that apply to it, None for one that was not run."""
     kinds = {task: kind for task, kind in config.execution.tasks.items() if kind}
-    made = {(row["sample_id"], row["check"]): row["ok"] for row in checks}
-    found: dict[str, dict[str, bool | None]] = {}
+    results = {(row["sample_id"], row["check"]): row["ok"] for row in checks}
+    executed: dict[str, dict[str, bool | None]] = {}
     for row in prompts:
         key, kind = row["sample_id"], kinds.get(row["template_name"])
         if kind is None:
             continue
-        known = exec_gate.KNOWN.get(kind)
-        comparable = row[known] is not None if known else (key, "exec.matches") in made
+        column = exec_gate.KNOWN.get(kind)
+        # Without a gold answer nothing can match.
+        comparable = row[column] is not None if column else (key, "exec.matches") in results
         names = EXECUTED if comparable else EXECUTED[:1]
-        found[key] = {name: made.get((key, name)) for name in names}
-        if made.get((key, "exec.matches_perturbed"), True) is not True:
-            found[key]["exec.matches"] = made[key, "exec.matches_perturbed"]
-    return found
+        executed[key] = {name: results.get((key, name)) for name in names}
+        # A query that matches on this database but not on a changed copy matches by chance.
+        if results.get((key, "exec.matches_perturbed"), True) is not True:
+            executed[key]["exec.matches"] = results[key, "exec.matches_perturbed"]
+    return executed
 
 
 def gates_settings(storage: Storage) -> list[str | None]:
-    """What decided the verdicts on the trained student: the settings' hash of each gate."""
+    """The settings hash of each gate that the trained student's answers went through."""
     files = gate_files(storage, "after")
     gates = (files.checks, files.exec_checks, files.judge_checks, files.kept)
     manifests = [load_manifest(path, storage) for path in gates]

@@ -1,14 +1,11 @@
-"""How well a model predicts the teacher's held-out answers, sample by sample.
+"""The loss of a model on the teacher's held-out answers, sample by sample.
 
-Reads:  `storage.sft_parquet` (rows of the split that `generate.split` names: kept answers only)
-        and, for the trained student, its checkpoint
-Writes: `<storage.evaluation>/<model>/loss.json`, sealed, for `before`, `after` and, where it is the
-        bundled model and therefore speaks the student's tokens, `teacher`
-Unit:   nats over the trained tokens of a sample (the answer and its end-of-turn token), each sample
-        by itself, so no figure depends on a batch. A sample longer than `train.max_length` (null:
-        than the model can read) is counted under `skipped`, as in training.
-
-A measurement, not a decision: what it means is decided in `evaluate_student`.
+Reads:  `storage.sft_parquet` (rows of the split `generate.split`: kept answers only) and, for the
+        trained student, its checkpoint
+Writes: `<storage.evaluation>/<model>/loss.json`, sealed, for `before`, `after` and, if it is the
+        bundled model and thus has the student's tokenizer, `teacher`
+Unit:   nats over the trained tokens of a sample (the answer and its end-of-turn token). A sample
+        longer than `train.max_length` (null: the context length) is counted under `skipped`.
 """
 
 from collections import Counter
@@ -33,7 +30,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure: `after` is the checkpoint, the others need no training."""
+    """A model to measure; `checkpoint` is set for the trained student only."""
 
     model: str
     keep_layers: list[int] | None
@@ -41,30 +38,31 @@ class Subject:
 
 
 def path_of(storage: Storage, name: str) -> Path:
-    """The measurement of `before`, `after` or `teacher`."""
+    """The loss file of `before`, `after` or `teacher`."""
     return storage.path("evaluation") / name / "loss.json"
 
 
 def subjects(
     student: StudentConfig, storage: Storage, teacher_model_ids: Sequence[str]
 ) -> dict[str, Subject]:
-    """What can be measured here; the teacher only when it shares the student's tokenizer."""
+    """The models that can be measured; the teacher only if it has the student's tokenizer."""
     checkpoint = student.checkpoint(storage)
-    found = {
+    models = {
         "before": Subject(student.student, student.keep_layers, None),
         "after": Subject(str(checkpoint), None, checkpoint),
     }
-    # The server names a model by its folder and may add a revision: SmolLM2-135M-Instruct@main.
+    # A server names a model by its folder and may add a revision: SmolLM2-135M-Instruct@main.
     names = {model_id.split("@")[0] for model_id in teacher_model_ids}
     if names == {BUNDLED_NAME} and student.student == BUNDLED:
-        found["teacher"] = Subject(BUNDLED, None, None)
-    return found
+        models["teacher"] = Subject(BUNDLED, None, None)
+    return models
 
 
 def settings(student: StudentConfig, subject: Subject) -> Json:
-    """What decides the figures, next to the data and the checkpoint."""
+    """The settings that change the losses, for their freshness."""
     limits = {"split": student.generate.split, "max_length": student.train.max_length}
     limits |= student.rendering_settings()
+    # The checkpoint is an input of the stage, with its own hash.
     if subject.checkpoint:
         return limits
     return {**limits, "model": subject.model, "keep_layers": subject.keep_layers}
@@ -77,33 +75,33 @@ def measure(name: str, model: Any, samples: Sequence[Sample], pad_id: int) -> li
     from nexa_train.data.collate import collate
     from nexa_train.training.assistant_loss import AnswerLoss
 
-    loss, measured = AnswerLoss(model), []
+    loss, losses = AnswerLoss(model), []
     with Progress(f"held-out loss of {name}", len(samples), unit="samples") as progress:
-        for sample in samples:
+        for sample in samples:  # one by one: no figure depends on a batch
             with torch.inference_mode():
                 nats = float(loss(collate([sample], model.device, pad_id=pad_id)))
-            measured.append(
+            losses.append(
                 {"sample_id": sample.sample_id, "nats": nats, "tokens": sample.trained_tokens}
             )
             progress.add()
-    return measured
+    return losses
 
 
 def run(
     config: DistillConfig, student: StudentConfig, teacher_model_ids: Sequence[str]
 ) -> dict[str, Path]:
-    """Measure every subject that is not up to date; returns where each measurement is."""
-    found = subjects(student, config.storage, teacher_model_ids)
-    for name, subject in found.items():
+    """Measure every subject that is not up to date; returns the file of each."""
+    models = subjects(student, config.storage, teacher_model_ids)
+    for name, subject in models.items():
         _run_one(config.storage, student, name, subject)
-    return {name: path_of(config.storage, name) for name in found}
+    return {name: path_of(config.storage, name) for name in models}
 
 
 def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subject) -> None:
     src, dst = storage.path("sft_parquet"), path_of(storage, name)
     inputs = [src, subject.checkpoint] if subject.checkpoint else [src]
-    wanted = settings(student, subject)
-    stage = StageRun("evaluation.loss", storage, inputs=inputs, settings=wanted)
+    chosen = settings(student, subject)
+    stage = StageRun("evaluation.loss", storage, inputs=inputs, settings=chosen)
     if stage.is_current(dst):
         print(f"held-out loss of {name}: {dst} is up to date")
         return
@@ -119,7 +117,7 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
     ]
     samples = [sample for sample in encoded if isinstance(sample, Sample)]
     skipped = Counter(sample.reason for sample in encoded if isinstance(sample, Skip))
-    found = {
+    measurement = {
         "model": name,
         "precision": str(model.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -127,6 +125,6 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
         "samples": measure(name, model, samples, tokenizer.pad_token_id or 0),
         "skipped": dict(skipped),
     }
-    write_json(dst, found)
+    write_json(dst, measurement)
     stage.seal(dst, rows_in=len(encoded), rejected=len(encoded) - len(samples), count=len(samples))
     print(f"held-out loss of {name}: {len(samples)} answers -> {dst}")

@@ -1,4 +1,4 @@
-"""The held-out prompts that a student answers, and that it is evaluated on."""
+"""The held-out prompts of the evaluation."""
 
 from typing import Any
 
@@ -11,6 +11,6 @@ Row = dict[str, Any]
 
 
 def held_out(rows: pa.Table, generate: Generation) -> list[Row]:
-    """The rows of the held-out split, by `sample_id` (a hash: an arbitrary but fixed order)."""
+    """The rows of the held-out split, sorted by `sample_id`: an arbitrary but fixed order."""
     chosen = rows.filter(pc.equal(rows["split"], generate.split)).sort_by("sample_id")
     return list(chosen.slice(0, generate.max_prompts).to_pylist())

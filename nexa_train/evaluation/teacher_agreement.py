@@ -1,23 +1,18 @@
-"""Do student and teacher earn the same scores on the held-out prompts?
+"""Agreement of the student's and the teacher's scores on the held-out prompts.
 
-Reads:  the answers of both (`collected_dataset`, `student_outputs`), what the gates said of each
+Reads:  the answers of both (`collected_dataset`, `student_outputs`), their gate results
         (`gate_results.gate_files`), the held-out prompts
 Writes: `reports/evaluation/score_agreement.{json,md}`
-Keeps:  every held-out prompt that the teacher answered; one that the student has no score for is
+Keeps:  every held-out prompt that the teacher answered; one without a score of the student is
         counted as missing
 
-A score (0..1) is execution's (1.0 matches, 0.5 executes, 0.0); where nothing was executed the mean
-of the judges' scores; without judges 1.0 for an answer that passes the gates and 0.0 for one that
-does not. An answer that the rules reject, and that nobody looks at further, has 0.0; what could not
-be decided has no score. From `judge_f_threshold` on a score passes.
-
-All figures but the counts are over the prompts that both have a score for (`matched`); None = not
-defined (no pair, or no variance for a correlation). Spearman is Pearson's coefficient of the ranks,
-ties at their mean rank.
+All figures but the counts are over the prompts with two scores (`matched`); None = not defined (no
+pair, or no variance for a correlation). A score of at least `judge_f_threshold` passes.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,42 +29,42 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.storage.tables import read_table
-from nexa_train.evaluation.gate_results import gate_files
+from nexa_train.evaluation.gate_results import JUDGED, first_attempts, gate_files
 from nexa_train.evaluation.held_out_prompts import held_out
 from nexa_train.evaluation.metrics import ANSWERS
 
 Rows = Sequence[Mapping[str, Any]]
-JUDGED = ("judge.factuality", "judge.reasoning")
+TOLERANCES = (0.0, 0.05, 0.1, 0.2)
+UNDEFINED = "not defined (no pair of scores, or one side's are all alike)"
+EPSILON = 1e-9  # 0.3 - 0.1 is slightly more than 0.2
 
 
 def scores(
     answered: Sequence[str], passed_rules: Rows, checks: Rows, kept: Rows
 ) -> dict[str, float]:
-    """Score by `sample_id`. Rows of first attempts only; `checks` of execution and of judges."""
+    """Score 0..1 per `sample_id`. Rows of first attempts only; `checks` of execution and judges."""
+    # Execution's score (1.0 matches, 0.5 executes, 0.0); without execution the mean of the judges'
+    # scores; without judges 1.0 for an answer that passes the gates and 0.0 for any other.
     kind = "exec." if any(row["check"] == "exec.score" for row in checks) else "judge."
-    wanted = ("exec.score",) if kind == "exec." else JUDGED
+    names = ("exec.score",) if kind == "exec." else JUDGED
     measured: dict[str, list[float | None]] = {}
     for row in checks:
-        if row["check"] in wanted:
+        if row["check"] in names:
             measured.setdefault(row["sample_id"], []).append(row["value"])
-    passing, looked_at = ({row["sample_id"] for row in rows} for rows in (kept, passed_rules))
-    found: dict[str, float] = {}
+    passing, scored = ({row["sample_id"] for row in rows} for rows in (kept, passed_rules))
+    scores: dict[str, float] = {}
     for sample in answered:
         values = measured.get(sample)
-        if not measured or sample not in looked_at:
-            found[sample] = float(sample in passing)
-        elif values and None not in values:
-            found[sample] = fmean(value for value in values if value is not None)
-    return found
+        if not measured or sample not in scored:  # the rules rejected it: 0.0
+            scores[sample] = float(sample in passing)
+        elif values and None not in values:  # an undecided check leaves no score
+            scores[sample] = fmean(value for value in values if value is not None)
+    return scores
 
 
-def _scores(config: DistillConfig, model: str, wanted: set[str]) -> dict[str, float]:
+def _scores(config: DistillConfig, model: str, sample_ids: set[str]) -> dict[str, float]:
     files, key = gate_files(config.storage, model), ANSWERS[model]
-
-    def rows(path: Path, table: str) -> list[dict[str, Any]]:
-        found = read_table(path, TABLES[table]).to_pylist()
-        return [r for r in found if r["sample_id"] in wanted and r["attempt"] == 0]
-
+    rows = partial(first_attempts, sample_ids=sample_ids)
     answered = [row["sample_id"] for row in rows(config.storage.path(key), key)]
     checks = rows(files.exec_checks, "exec_checks") + rows(files.judge_checks, "judge_checks")
     passed, kept = rows(files.passed_rules, "rule_filtered"), rows(files.kept, "filtered_dataset")
@@ -77,11 +72,11 @@ def _scores(config: DistillConfig, model: str, wanted: set[str]) -> dict[str, fl
 
 
 def run(config: DistillConfig, student: StudentConfig) -> Path:
-    """Write the report, unless its figures are what it says already; returns its path."""
+    """Write the report unless it has these figures already; returns its path."""
     prompts = read_table(config.storage.path("raw_dataset"), TABLES["raw_dataset"])
-    wanted = {row["sample_id"] for row in held_out(prompts, student.generate)}
+    sample_ids = {row["sample_id"] for row in held_out(prompts, student.generate)}
     limit = load_yaml(Path(config.filters), FilterConfig).sample_gate.judge_f_threshold
-    teacher, after = (_scores(config, model, wanted) for model in ("teacher", "after"))
+    teacher, after = (_scores(config, model, sample_ids) for model in ("teacher", "after"))
     figures = score_agreement(teacher, after, limit)
     path = config.storage.path("reports") / "evaluation" / "score_agreement.json"
     if not (path.is_file() and figures.items() <= json.loads(path.read_text()).items()):
@@ -90,15 +85,10 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     return path
 
 
-TOLERANCES = (0.0, 0.05, 0.1, 0.2)
-UNDEFINED = "not defined (no pair of scores, or one side's are all alike)"
-EPSILON = 1e-9  # 0.3 - 0.1 is a hair more than 0.2
-
-
 def score_agreement(
     teacher: Mapping[str, float], student: Mapping[str, float], pass_threshold: float
 ) -> dict[str, Any]:
-    """The report: `{sample_id: score}` of each; a score of at least `pass_threshold` passes.
+    """The report on two `{sample_id: score}`; a score of at least `pass_threshold` passes.
 
     `total` counts the teacher's scores, `missing` those without one of the student.
     """
@@ -118,7 +108,7 @@ def score_agreement(
         "rmse": None if gap.empty else float(np.sqrt((gap**2).mean())),
         **{f"agreement_at_{t}": _mean(gap <= t + EPSILON) for t in TOLERANCES},
         "pearson": _correlation(both),
-        "spearman": _correlation(both.rank()),
+        "spearman": _correlation(both.rank()),  # Pearson's coefficient of ranks, ties at the mean
         "pass_threshold": pass_threshold,
         "pass_agreement": _mean(passes["teacher"] == passes["student"]),
     }
@@ -135,7 +125,7 @@ def _correlation(both: pd.DataFrame) -> float | None:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The same for a person."""
+    """The report as a Markdown table."""
     lines = ["# Scores of teacher and student", "", "| measure | value |", "|---|---|"]
     lines += [
         f"| {name} | {UNDEFINED if value is None else shown(value)} |"

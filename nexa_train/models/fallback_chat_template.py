@@ -1,7 +1,7 @@
-"""The chat template of models that have none: `User: ...` and `Assistant: ...`, line by line.
+"""The chat template for models without one: `User: ...` and `Assistant: ...`, line by line.
 
-It is stored with the student, so that whoever loads it later writes the same text. An assistant's
-turn ends with the model's own end-of-sequence token and nothing after it.
+It is stored with the student, so that later users render the same text. An assistant's turn ends
+with the model's end-of-sequence token.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ TEMPLATE = (
 
 
 def with_template(tokenizer: Any) -> Any:
-    """The tokenizer, given the plain template if it has none."""
+    """The tokenizer, with the fallback template if it has none."""
     if tokenizer.chat_template is None:
-        # Where the tokenizer puts BOS before a text, the template has to: chat_tokenization.py.
+        # If the tokenizer puts BOS before a text, the template has to: see FAULTS["no_bos"].
         bos = tokenizer.bos_token_id
         begins = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
         tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + TEMPLATE
@@ -29,14 +29,14 @@ def with_template(tokenizer: Any) -> Any:
 
 
 def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
-    """`model`, or where it has no chat template a folder in `parent`: its files, and the plain one.
+    """`model`; without a chat template, a folder in `parent` with its files and the fallback one.
 
-    The weights are links. Raises InputError for a model that cannot be had.
+    The weights are links. Raises InputError for a model that cannot be loaded.
     """
     if tokenizer.chat_template is not None:
         return model
     source = _folder(model).resolve()
-    folder = parent / f"base-{sha256_text(str(source))[:12]}"  # another job may name another model
+    folder = parent / f"base-{sha256_text(str(source))[:12]}"  # one folder per model
     parent.mkdir(parents=True, exist_ok=True)
     with one_writer(folder):
         if not folder.is_dir():
@@ -44,6 +44,7 @@ def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
                 for file in source.iterdir():
                     if file.is_file() and not file.name.startswith("."):
                         (temporary / file.name).symlink_to(file.resolve())
+                # The tokenizer files are replaced: the template is part of them.
                 for old in temporary.glob("*token*"):
                     old.unlink()
                 with_template(tokenizer).save_pretrained(temporary)
@@ -51,7 +52,7 @@ def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
 
 
 def _folder(model: str) -> Path:
-    """Where the files of a model are; those of a hub id are fetched."""
+    """The folder of a model's files; those of a hub id are downloaded."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download

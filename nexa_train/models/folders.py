@@ -1,4 +1,4 @@
-"""Folders of a model: complete or not there, and made by one process at a time."""
+"""Model folders: written atomically, and by one process at a time."""
 
 import errno
 import fcntl
@@ -25,10 +25,11 @@ def complete_folder(final: Path) -> Iterator[Path]:
         try:
             yield temporary
             failpoints.hit("checkpoint")
-        except SafetensorError as error:  # its message is all that is left of the system's error
+        except SafetensorError as error:  # only its message contains the system's error
             if "os error 28" in str(error) or "No space" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
             raise
+        # Synced before the rename: after a crash the folder is complete or absent.
         for file in (path for path in temporary.rglob("*") if path.is_file()):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -44,7 +45,7 @@ def complete_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_writer(dst: Path) -> Iterator[None]:
-    """Hold the lock of `dst`: two processes may want to make it at the same time."""
+    """Hold the lock of `dst`: two processes may try to write it at the same time."""
     with dst.with_name(f".{dst.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,6 @@
-"""Models and tokenizers from this disk or the hub: for training, for answering, cut in depth.
+"""Load models and tokenizers from disk or the hub, for training and inference, or depth-pruned.
 
-Safetensors only, and no code from a checkpoint. What cannot be loaded or trained is refused with a
-remedy.
+Safetensors only, and no code from a checkpoint.
 """
 
 import importlib.util
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
 
 
 def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = None) -> Any:
-    """The model, with only `keep_layers` if given: in float32 to be trained, or in `dtype` to
-    answer.
+    """The model, with only `keep_layers` if given: in float32 for training, or in `dtype`.
 
-    Safetensors only and no code from the checkpoint. Raises InputError for what cannot be loaded or
-    trained, and for a layer it has not.
+    Raises InputError for a model that cannot be loaded or trained, and for a missing layer.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -33,15 +30,18 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
     if dtype is None:
         refuse_quantised(model)
     try:
-        made: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False,
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+        )
+    except Exception as error:  # noqa: BLE001 - other libraries raise any type
         raise _not_loadable(model, error, _quantisation(config)) from None
-    loaded, found = made
-    if missing := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])}):
-        # transformers would begin with random weights in their place, and say so in a warning.
+    loaded, info = result
+    if missing := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
+        # transformers would only warn and begin with random weights in their place.
         raise InputError(
             f"{model}: {len(missing)} weights are missing or of another shape, the first is "
             f"{missing[0]}; the checkpoint is not complete, get it again"
@@ -50,7 +50,7 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
 
 
 def refuse_quantised(model: str) -> None:
-    """Raises InputError where the weights are quantised; reads the configuration only."""
+    """Raises InputError if the weights are quantised; reads the configuration only."""
     if method := _quantisation(_config_of(model)):
         raise InputError(
             f"{model}: a quantised checkpoint ({method}) cannot be trained; take the one in "
@@ -59,12 +59,11 @@ def refuse_quantised(model: str) -> None:
 
 
 def _quantisation(config: Any) -> str | None:
-    """The method a checkpoint's weights are quantised with."""
     for part in (config, config.get_text_config()):
         settings = getattr(part, "quantization_config", None)
         if settings is not None:
             named = settings if isinstance(settings, dict) else settings.to_dict()
-            return str(named.get("quant_method") or "bitsandbytes")  # the first one had no name
+            return str(named.get("quant_method") or "bitsandbytes")  # which writes no name
     return None
 
 
@@ -73,19 +72,19 @@ def _config_of(model: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - it runs the checks of one class in hundreds
+    except Exception as error:  # noqa: BLE001 - each of hundreds of classes has its own checks
         raise _not_loadable(model, error) from None
 
 
 def _refuse_other_kinds(model: str, config: Any) -> None:
-    """A model that does not write text token by token, though parts of it might load."""
+    """Raises InputError for a model that does not generate text, though parts of it might load."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     classes = config.architectures or []
     if config.is_encoder_decoder:
         kind = "an encoder-decoder"
     elif config.model_type not in CAUSAL or (
-        # BERT's kind loads as a decoder too, and would see the tokens that it is to predict.
+        # BERT-like models load as decoders too, and would see the tokens that they predict.
         getattr(config, "is_decoder", True) is False
         and classes
         and not any(name.endswith("ForCausalLM") for name in classes)
@@ -95,58 +94,58 @@ def _refuse_other_kinds(model: str, config: Any) -> None:
         return
     raise InputError(
         f"{model}: {config.model_type} ({', '.join(classes) or 'no class named'}) is {kind}; take "
-        "a model of which the class ends in ForCausalLM"
+        "a model whose class ends in ForCausalLM"
     )
 
 
 def context_of(model: str) -> int | None:
-    """How many tokens the model can read; None where its configuration does not say."""
+    """The context length in tokens; None if the configuration has none."""
     return getattr(_config_of(model).get_text_config(), "max_position_embeddings", None)
 
 
 def embeddings_of(model: str) -> int | None:
-    """Rows of its input embedding: token ids are below it. None where that is not known."""
+    """Rows of the input embedding, an upper bound of token ids; None if unknown."""
     return getattr(_config_of(model).get_text_config(), "vocab_size", None)
 
 
 def load_student_tokenizer(model: str, student: StudentConfig) -> Any:
-    """The tokenizer, its chat template with the variables and the date of the student's run."""
+    """The tokenizer, with the student's template variables and date fixed in its chat template."""
     variables, today = student.chat_template_kwargs, student.chat_template_date
     return fix_template(load_tokenizer(model), variables, today)
 
 
 def load_tokenizer(model: str) -> Any:
-    """The model's tokenizer. Raises InputError when there is none."""
+    """The model's tokenizer. Raises InputError."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+    except Exception as error:  # noqa: BLE001 - other libraries raise any type
         raise _not_loadable(model, error) from None
 
 
 def _not_loadable(model: str, error: Exception, quantised: str | None = None) -> Exception:
-    """What to say of a model that transformers cannot load; a full disk or memory stays what it
-    is."""
+    """The error for a model that transformers cannot load."""
     import torch
 
+    # A full disk or memory is not the model's fault.
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    said = " ".join(str(error).split())[:300]
+    why = " ".join(str(error).split())[:300]
     if (Path(model) / "adapter_config.json").is_file():
         return InputError(
-            f"{model}: a LoRA adapter without its model ({said}); merge it into its base model "
+            f"{model}: a LoRA adapter without its model ({why}); merge it into its base model "
             "(peft's merge_and_unload) and name the merged folder"
         )
     if quantised:
         return InputError(
             f"{model}: a checkpoint quantised with {quantised} that cannot be loaded here "
-            f"({said}); install the package that is named, or take the checkpoint in bfloat16"
+            f"({why}); install the package that is named, or take the checkpoint in bfloat16"
         )
     return InputError(
-        f"{model}: not a model that can be loaded ({said}); student: takes {BUNDLED}, a Hugging "
+        f"{model}: not a model that can be loaded ({why}); student: takes {BUNDLED}, a Hugging "
         "Face id, or a local folder with config.json, tokenizer and safetensors"
     )
 
@@ -154,9 +153,9 @@ def _not_loadable(model: str, error: Exception, quantised: str | None = None) ->
 def load_for_inference(
     model: str, keep_layers: list[int] | None = None, student: StudentConfig | None = None
 ) -> tuple[Any, Any]:
-    """(model, tokenizer), ready to answer: on the GPU if there is one, bfloat16 where native.
+    """(model, tokenizer) for inference: on the GPU if there is one, in bfloat16 if native.
 
-    `student`: whose chat template settings the tokenizer has.
+    `student`: its template settings are fixed in the tokenizer.
     """
     import torch
 
@@ -167,7 +166,7 @@ def load_for_inference(
 
 
 def load_quantised(model: str) -> tuple[Any, Any]:
-    """As `load_for_inference`, in 8 bits where there are a GPU and the package bitsandbytes."""
+    """As `load_for_inference`, in 8 bits with a GPU and the package bitsandbytes."""
     import torch
 
     if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
@@ -177,18 +176,21 @@ def load_quantised(model: str) -> tuple[Any, Any]:
     eight_bits = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, quantization_config=eight_bits, device_map="auto", use_safetensors=True,
+            model,
+            quantization_config=eight_bits,
+            device_map="auto",
+            use_safetensors=True,
             trust_remote_code=False,
-        )  # fmt: skip
-    except Exception as error:  # noqa: BLE001 - outside libraries raise what they like
+        )
+    except Exception as error:  # noqa: BLE001 - other libraries raise any type
         raise _not_loadable(model, error, _quantisation(_config_of(model))) from None
     return loaded.eval(), load_tokenizer(model)
 
 
 def depth_pruned(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:
-    """The smaller student: the decoder layers `keep_layers` (ascending), weights untouched.
+    """Keep only the decoder layers `keep_layers` (ascending); weights are unchanged.
 
-    A model that is passed in is changed in place. Raises InputError naming the layer.
+    A loaded model is changed in place. Raises InputError naming the layer.
     """
     from torch import nn
 

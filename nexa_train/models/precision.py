@@ -1,4 +1,4 @@
-"""What this machine computes in."""
+"""Whether the hardware supports bfloat16 natively."""
 
 import os
 
@@ -8,20 +8,21 @@ SWITCH = "NEXA_BF16"
 
 
 def native_bf16() -> bool:
-    """Whether to compute in bfloat16: where the hardware multiplies it itself.
+    """Whether to compute in bfloat16.
 
-    Emulated, it is slower than float32. The environment variable NEXA_BF16 = on | off decides in
-    place of the hardware; child processes inherit it. Raises InputError for another value.
+    The environment variable NEXA_BF16 = on | off overrides the hardware; child processes inherit
+    it. Raises InputError for another value.
     """
-    wanted = os.environ.get(SWITCH)
-    if wanted is not None:
-        if wanted not in ("on", "off"):
+    value = os.environ.get(SWITCH)
+    if value is not None:
+        if value not in ("on", "off"):
             raise InputError(
-                f"{SWITCH} is {wanted!r}, expected on or off; unset it to follow the hardware"
+                f"{SWITCH} is {value!r}, expected on or off; unset it to follow the hardware"
             )
-        return wanted == "on"
+        return value == "on"
     import torch
 
+    # Emulated bfloat16 is slower than float32.
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()

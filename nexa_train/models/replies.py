@@ -1,4 +1,4 @@
-"""What a model replies to user messages, in its own chat template, batch by batch."""
+"""Replies of a model to user messages, in its own chat template, batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from nexa_train.models.generation import new_tokens, prompt_tail, said
 class Reply:
     """`text`: the answer alone; `full_text`: with the reasoning, as the model wrote them.
 
-    `ended`: by the model's end of turn, not by `max_new_tokens`. `tokens`: new ones.
+    `ended`: whether the model ended its turn before `max_new_tokens`. `tokens`: generated ones.
     """
 
     text: str
@@ -25,24 +25,38 @@ class Reply:
 
 
 def replies(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int,
-    temperature: float = 0.0, top_p: float = 1.0, batch_size: int = 8, seed: int = 0,
-) -> list[Reply]:  # fmt: skip
-    """One reply per prompt, in their order. Temperature 0 is greedy; see `new_tokens`.
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[Reply]:
+    """One reply per prompt, in order. Temperature 0 is greedy; see `new_tokens`.
 
-    Raises ChatRefused for a tokenizer that cannot serve chats.
+    Raises ChatRefused.
     """
     form = chat_format(with_template(tokenizer))
     stops = form.stops
     ids = [form.prompt_ids([{"role": "user", "content": text}]) for text in prompts]
-    found: list[Reply] = []
+    answers: list[Reply] = []
     for start in range(0, len(ids), batch_size):
+        batch = ids[start : start + batch_size]
         rows = new_tokens(
-            model, tokenizer, ids[start : start + batch_size], max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=0, top_p=top_p, stops=stops, seed=seed + start,
-        )  # fmt: skip
-        for prompt, row in zip(ids[start : start + batch_size], rows, strict=True):
+            model,
+            tokenizer,
+            batch,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stops=stops,
+            seed=seed + start,
+        )
+        for prompt, row in zip(batch, rows, strict=True):
             full, count, ended = said(tokenizer, row, stops)
             reasoning, text = split_reasoning(full, prompt_tail(tokenizer, prompt))
-            found.append(Reply((text or "").strip(), ended, count, reasoning, full.strip()))
-    return found
+            answers.append(Reply((text or "").strip(), ended, count, reasoning, full.strip()))
+    return answers

@@ -1,13 +1,13 @@
-"""One `transformers serve` on 127.0.0.1, alive exactly as long as somebody wants it.
+"""Run one `transformers serve` on 127.0.0.1, stopped when its client exits.
 
-Writes: the endpoint file `{"base_url", "model", "pid"}` when the server answers, and removes it at
-the end; `<endpoint file>.log`, the server's own output. After `kill -9` of this process the kernel
-ends the server too; only then is a stale endpoint file left, which the next start replaces.
+Writes: the endpoint file `{"base_url", "model", "pid"}` when the server answers, removed at the
+end; `<endpoint file>.log`, the server's output. After `kill -9` of this process the kernel kills
+the server too; the stale endpoint file is replaced by the next start.
 
-Not honoured by the server (transformers 5.23, continuous batching): `temperature` and `top_p` are
-those of the first request since its start, `stop` has no effect, `seed` none to rely on when
-requests run side by side. `max_tokens` holds, and so do the end tokens (`eos_token_id`) of the body
-field `generation_config`, a JSON string that replaces the model's own generation config.
+Limits of the server (transformers 5.23, continuous batching): `temperature` and `top_p` are those
+of the first request since its start, `stop` is ignored, and `seed` is unreliable with concurrent
+requests. `max_tokens` works, and so do the end tokens (`eos_token_id`) in the body field
+`generation_config`, a JSON string that replaces the model's generation config.
 """
 
 import ctypes
@@ -38,25 +38,26 @@ OFFLINE = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONUNBUFFERED": "1",
 }
-# Threads that spin long for one that lost its core make a busy machine four times slower; threads
-# that sleep at once make an idle one slower (docs/baseline.md). The caller may differ.
+# Threads that spin long for one without a core make a busy machine four times slower; threads that
+# sleep immediately make an idle one slower (docs/baseline.md). The environment can override this.
 THREADS = {"GOMP_SPINCOUNT": "5000"}
-# 64 blocks of 256 tokens hold 32 requests of 512 tokens in 0.4 GB; the server's own choice takes
-# 3 GB on a CPU and is no faster.
+# 64 blocks of 256 tokens hold 32 requests of 512 tokens in 0.4 GB; the server's default takes 3 GB
+# on a CPU and is no faster.
 BATCHING = ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"]
 
 
 def serve(
     folder: Path, endpoint: Path, *, until: Path | None, port: int, timeout_seconds: float
 ) -> None:
-    """Serve the checkpoint in `folder` until `until` exists or a signal's exception passes by.
+    """Serve the checkpoint in `folder` until the file `until` exists or a signal arrives.
 
-    Raises InputMissing (66) when `folder` is no checkpoint, Locked (75) when `endpoint` is served
-    already, ProviderUnusable (69) when the port is taken or the server does not start or dies.
+    Raises InputMissing (66) if `folder` is no checkpoint, Locked (75) if `endpoint` is served
+    already, ProviderUnusable (69) if the port is taken or the server does not start or dies.
     """
     if not (folder / "config.json").is_file():
         raise InputMissing(f"{folder}: no config.json here; --model takes a checkpoint folder")
     _refuse_second(endpoint)
+    # Chosen before the start, so that a used port is a clear error.
     port = free_port(port)
     log = endpoint.with_name(f"{endpoint.name}.log")
     endpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def serve(
 
 @contextmanager
 def _server(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The child process; its whole group is gone when the block ends."""
+    """The child process; its whole process group is ended with the block."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder.name]
     command += [*BATCHING, "--host", HOST, "--port", str(port)]
     if not native_bf16():
@@ -83,7 +84,7 @@ def _server(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[byt
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,
-            cwd=folder.resolve().parent,  # requests and answers carry a name, not a path
+            cwd=folder.resolve().parent,  # so that requests contain a name, not a path
             env={**THREADS, **os.environ, **OFFLINE, "PYTHONSAFEPATH": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -98,7 +99,7 @@ def _server(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[byt
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What the child runs before exec so that `kill -9` of this process ends it too (Linux)."""
+    """A function that the child runs before exec: `kill -9` of this process ends it (Linux)."""
     if sys.platform != "linux":
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
@@ -112,10 +113,10 @@ def _die_with_parent() -> Callable[[], None] | None:
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, a short grace, SIGKILL: to the group, also when its leader is dead already."""
-    for wanted in (signal.SIGTERM, signal.SIGKILL):
+    # To the group, also if its leader is dead already.
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(server.pid, wanted)
+            os.killpg(server.pid, number)
             server.wait(GRACE_SECONDS)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
@@ -136,10 +137,10 @@ def _wait_healthy(
 
 
 def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
     try:
-        with opener.open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
+        with opener.open(url, timeout=5) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
 
@@ -156,29 +157,29 @@ def _tail(log: Path, lines: int = 12) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def free_port(wanted: int) -> int:
-    """A port that can be bound now: `wanted`, or any when it is 0."""
+def free_port(port: int) -> int:
+    """A port that can be bound now: `port`, or any if it is 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, wanted))
+            probe.bind((HOST, port))
         except OSError as error:
             raise ProviderUnusable(
-                f"port {wanted} on {HOST} cannot be used ({error.strerror}); stop the program that "
+                f"port {port} on {HOST} cannot be used ({error.strerror}); stop the program that "
                 "has it (`ss -ltnp`) or pass --port 0 for a free one"
             ) from None
         return int(probe.getsockname()[1])
 
 
 def _refuse_second(endpoint: Path) -> None:
-    """Raises Locked when the endpoint file names a server that answers."""
+    """Raises Locked if the endpoint file names a server that answers."""
     try:
-        found = json.loads(endpoint.read_text(encoding="utf-8"))
-        served = _answers(str(found["base_url"]).removesuffix("/v1") + "/health")
+        endpoint_data = json.loads(endpoint.read_text(encoding="utf-8"))
+        served = _answers(str(endpoint_data["base_url"]).removesuffix("/v1") + "/health")
     except (OSError, ValueError, KeyError, TypeError):
         return
     if served:
         raise Locked(
-            f"{endpoint} is served already at {found['base_url']}; stop it with "
-            f"`kill {found['pid']}` or pass another --endpoint-file"
+            f"{endpoint} is served already at {endpoint_data['base_url']}; stop it with "
+            f"`kill {endpoint_data['pid']}` or pass another --endpoint-file"
         )

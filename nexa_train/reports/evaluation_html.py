@@ -1,7 +1,4 @@
-"""report.json as one HTML page that needs nothing else: no script, no network, every text escaped.
-
-Light and dark follow the reader's system; on a phone columns become rows; on paper nothing is cut.
-"""
+"""report.json as one self-contained HTML page: no script, no network, every text escaped."""
 
 import re
 from collections import Counter
@@ -24,24 +21,19 @@ from nexa_train.reports.evaluation_text import (
     percent,
     regression,
 )
+from nexa_train.reports.page_parts import definition_list, render_section, render_tiles
 
 Json = Mapping[str, Any]
+# The order of the bars in each chart.
 FROM_WORST = ("before", "after", "teacher")
 
 
 def page(report: Json) -> str:
     """The complete document."""
-    sections = [
-        _head(report), _tiles(report), _gate(report), _groups(report),
-        _accepted(report["regression"]), _losses(report),
-        _reasons(report["models"]), _funnel(report), _examples(report), _facts(report),
-    ]  # fmt: skip
+    sections = [_head(report), _tiles(report), _gate(report), _groups(report)]
+    sections += [_accepted(report["regression"]), _losses(report), _reasons(report["models"])]
+    sections += [_funnel(report), _examples(report), _facts(report)]
     return document(f"Evaluation of {report['run_name']}", "".join(sections))
-
-
-def _section(title: str, note: str, *body: str) -> str:
-    head = f'<h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
-    return f"<section>{head}{''.join(body)}</section>"
 
 
 def _head(report: Json) -> str:
@@ -65,47 +57,36 @@ def _tiles(report: Json) -> str:
     def speed(model: Json) -> str:
         return number(model["generation"]["tokens_per_second"] if model["generation"] else None)
 
+    rate, earlier = (percent(model["gate"]["rate"]) for model in (after, before))
     tiles = [
-        (
-            "passes the gate",
-            percent(after["gate"]["rate"]),
-            f"before {percent(before['gate']['rate'])}",
-        ),
+        ("passes the gate", rate, f"before {earlier}"),
         ("loss, nats per token", loss(after), f"before {loss(before)}"),
         ("parameters", millions(after["parameters"]), f"teacher {millions(teacher['parameters'])}"),
         ("tokens per second", speed(after), f"before {speed(before)}"),
     ]
-    made = "".join(
-        f'<div class="tile"><span>{escape(name)}</span><b>{escape(big)}</b>'
-        f"<small>{escape(small)}</small></div>"
-        for name, big, small in tiles
-    )
-    return f'<div class="tiles">{made}</div>'
+    return render_tiles(tiles)
 
 
 def _gate(report: Json) -> str:
     rows = []
     for name in FROM_WORST:
         gate = report["models"][name]["gate"]
-        rows.append(
-            charts.Range(
-                TITLES[name], gate["rate"], gate["low"], gate["high"], passes(gate), kind=name
-            )
-        )
+        limits = (gate["rate"], gate["low"], gate["high"])
+        rows.append(charts.Range(TITLES[name], *limits, passes(gate), kind=name))
     pair = report["comparison"]["gate"]
     note = (
-        "Share of held-out answers that pass every rule and SampleGate, with 95 % score intervals."
+        "Share of held-out answers that pass all rules and SampleGate, with 95 % score intervals."
     )
     if pair is None:
-        return _section("Gate", note, charts.ranges(rows))
+        return render_section("Gate", note, charts.ranges(rows))
+    difference = interval(pair, percent=True)
     text = (
         f"Pairs of answers before and after: both pass {pair['both']}, only before "
         f"{pair['only_before']}, only after {pair['only_after']}, neither {pair['neither']}. "
-        f"{interval(pair, percent=True)[:1].upper()}{interval(pair, percent=True)[1:]} "
-        f"(paired bootstrap over {pair['documents']} source documents); McNemar's exact "
-        f"{p_value(pair['mcnemar_p'])}."
+        f"{difference[:1].upper()}{difference[1:]} (paired bootstrap over {pair['documents']} "
+        f"source documents); McNemar's exact {p_value(pair['mcnemar_p'])}."
     )
-    return _section("Gate", note, charts.ranges(rows), f"<p>{escape(text)}</p>")
+    return render_section("Gate", note, charts.ranges(rows), f"<p>{escape(text)}</p>")
 
 
 def _groups(report: Json) -> str:
@@ -120,10 +101,10 @@ def _groups(report: Json) -> str:
         )
         parts.append(f'<div class="group"><h3>{title}</h3><div class="small">{blocks}</div></div>')
     note = (
-        "Answers that pass, of those given, with 95 % score intervals; after training against "
-        "before, paired. Of many comparisons one alone proves little."
+        "Share of answers that pass, with 95 % score intervals; after training against before, "
+        "paired. A single one of many comparisons proves little."
     )
-    return _section("Gate by task type and domain", note, *parts)
+    return render_section("Gate by task type and domain", note, *parts)
 
 
 def _pair_note(pair: Json | None) -> str:
@@ -140,13 +121,15 @@ def _group_range(models: Json, model: str, key: str, name: str) -> charts.Range:
     if name not in groups:
         return charts.Range(model, None, None, None, NOT_MEASURED, model)
     gate = groups[name]
-    return charts.Range(model, gate["rate"], gate["low"], gate["high"],
-                        f"{gate['passed']} of {gate['total']}", model)  # fmt: skip
+    text = f"{gate['passed']} of {gate['total']}"
+    return charts.Range(model, gate["rate"], gate["low"], gate["high"], text, model)
 
 
-def _accepted(found: Json) -> str:
+def _accepted(comparison: Json) -> str:
     note = "The same prompts behind the same gates, paired; a student that is worse stops the run."
-    return _section("Against the accepted run", note, f"<p>{inline(regression(found))}</p>")
+    return render_section(
+        "Against the accepted run", note, f"<p>{inline(regression(comparison))}</p>"
+    )
 
 
 def inline(text: str) -> str:
@@ -178,7 +161,7 @@ def _losses(report: Json) -> str:
         y_label="loss, nats per token",
     )
     body.append(f"<h3>While it was trained</h3>{curve}" if curve else "")
-    return _section("Loss", note, *body)
+    return render_section("Loss", note, *body)
 
 
 def _points(report: Json, key: str) -> list[tuple[float, float]]:
@@ -188,6 +171,7 @@ def _points(report: Json, key: str) -> list[tuple[float, float]]:
 def _reasons(models: Json) -> str:
     counts = {name: models[name]["reject_reason_counts"] for name in FROM_WORST}
     names = sorted({name for count in counts.values() for name in count})
+    # One scale for all reasons, so that their bars can be compared.
     most = max((n for count in counts.values() for n in count.values()), default=1)
     blocks = "".join(
         _block(reason, [_count_bar(m, count, reason) for m, count in counts.items()], top=most)
@@ -195,11 +179,11 @@ def _reasons(models: Json) -> str:
     )
     note = "Each rejected answer counts once, under its first reason."
     body = f'<div class="small">{blocks}</div>' if blocks else "<p>Nothing was rejected.</p>"
-    return _section("Why answers were rejected", note, body)
+    return render_section("Why answers were rejected", note, body)
 
 
 def _count_bar(model: str, counts: Mapping[str, int], reason: str) -> charts.Bar:
-    count = Counter(counts)[reason]  # a reason that is not counted was given to no answer
+    count = Counter(counts)[reason]
     return charts.Bar(model, count, str(count), model)
 
 
@@ -209,15 +193,15 @@ def _block(title: str, rows: list[charts.Bar], *, top: float) -> str:
 
 def _funnel(report: Json) -> str:
     rows = [charts.Bar(s["step"], s["count"], number(s["count"])) for s in report["funnel"]]
-    note = (
-        "Rows after each step, from the seals of the run; the last three are the parts of the data."
-    )
-    return _section("From raw data to training", note, charts.bars(rows))
+    note = "Rows after each step, from the manifests of the run; the last three are the splits."
+    return render_section("From raw data to training", note, charts.bars(rows))
 
 
 def _examples(report: Json) -> str:
-    note = "The first prompts by the hash of their content: nobody chose them."
-    return _section("Side by side", note, *(_example(example) for example in report["examples"]))
+    note = "The first prompts by the hash of their content: an arbitrary choice."
+    return render_section(
+        "Side by side", note, *(_example(example) for example in report["examples"])
+    )
 
 
 def _example(example: Json) -> str:
@@ -249,17 +233,20 @@ def _facts(report: Json) -> str:
     )
     facts = report["facts"]
     seconds = ", ".join(f"{name} {number(s, 1)}" for name, s in facts["seconds"].items())
-    rest = [
-        ("run", report["run_id"]), ("student from", str(facts["student"])),
-        ("layers kept", str(facts["keep_layers"] or "all")),
-        ("training", _pairs(facts["train"])), ("generation", _pairs(facts["generate"])),
-        ("seconds", seconds), ("dataset sha256", facts["dataset_sha256"] or NOT_MEASURED),
-        ("checkpoint sha256", facts["checkpoint_sha256"] or NOT_MEASURED),
-    ]  # fmt: skip
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rest)
+    rest = {
+        "run": report["run_id"],
+        "student from": str(facts["student"]),
+        "layers kept": str(facts["keep_layers"] or "all"),
+        "training": _pairs(facts["train"]),
+        "generation": _pairs(facts["generate"]),
+        "seconds": seconds,
+        "dataset sha256": facts["dataset_sha256"] or NOT_MEASURED,
+        "checkpoint sha256": facts["checkpoint_sha256"] or NOT_MEASURED,
+    }
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
-    return _section("What was run", "Figures of the three models, and what they were made from.",
-                    f'<div class="wide">{table}</div>', f"<dl>{listed}</dl>")  # fmt: skip
+    note = "Of the three models and of this report."
+    wide = f'<div class="wide">{table}</div>'
+    return render_section("Figures and sources", note, wide, definition_list(rest.items()))
 
 
 def _pairs(values: Json) -> str:

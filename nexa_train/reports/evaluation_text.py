@@ -1,9 +1,9 @@
-"""The evaluation report in words: the headline, and the Markdown twin of report.json.
+"""The evaluation report as text: the headline, and report.json in Markdown.
 
-The headline says what was measured, with counts, also when the student did not improve.
+The headline contains the measurements with counts, also if the student did not improve.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nexa_distill.reporting.markdown import as_code, table
@@ -18,7 +18,7 @@ NOT_MEASURED = "not measured"
 
 
 def headline(report: Json) -> list[str]:
-    """Three to five plain sentences, the verdict first."""
+    """Three to five sentences, the verdict first."""
     models, comparison = report["models"], report["comparison"]
     sentences = [verdict(comparison), _gate_sentence(models, comparison["gate"])]
     sentences.append(_loss_sentence(models, comparison["loss"]))
@@ -33,25 +33,15 @@ def headline(report: Json) -> list[str]:
 
 def verdict(comparison: Json) -> str:
     """One sentence: better, worse, both or neither, by the verdicts of `comparison`."""
-    found = [comparison[name] for name in ("gate", "loss") if comparison[name]]
-    if _unsaid(found):
-        count = max((pair["documents"] for pair in found), default=0)
-        needed = comparison.get("fewest_documents")  # a report of an earlier version has it not
+    pairs = {name: comparison[name] for name in ("gate", "loss") if comparison[name]}
+    if _unsaid(pairs.values()):
+        count = max((pair["documents"] for pair in pairs.values()), default=0)
+        needed = comparison.get("fewest_documents")  # absent in a report of an earlier version
         least = f": at least {needed} are needed" if needed else ""
         return f"Whether training helped cannot be said from {documents(count)}{least}."
-    gate, loss = (
-        comparison[name]["verdict"] if comparison[name] else None for name in ("gate", "loss")
-    )
-    better = [
-        name
-        for name, good in (("gate pass rate", gate == "higher"), ("loss", loss == "lower"))
-        if good
-    ]
-    worse = [
-        name
-        for name, bad in (("gate pass rate", gate == "lower"), ("loss", loss == "higher"))
-        if bad
-    ]
+    gate, loss = (pairs[name]["verdict"] if name in pairs else None for name in ("gate", "loss"))
+    better = ["gate pass rate"] * (gate == "higher") + ["loss"] * (loss == "lower")
+    worse = ["gate pass rate"] * (gate == "lower") + ["loss"] * (loss == "higher")
     if better and worse:
         return (
             f"Training helped and hurt: better {better[0]}, worse {worse[0]} on held-out prompts."
@@ -63,7 +53,7 @@ def verdict(comparison: Json) -> str:
     return "No difference between the student before and after training can be shown."
 
 
-def _unsaid(pairs: Sequence[Json]) -> bool:
+def _unsaid(pairs: Iterable[Json]) -> bool:
     return all(pair["verdict"] == "cannot be said" for pair in pairs)
 
 
@@ -123,29 +113,29 @@ def documents(count: int) -> str:
 
 
 def percent(share: float | None) -> str:
-    """`81 %` with a space that does not break, or that it was not measured."""
+    """`81 %` with a no-break space, or "not measured"."""
     return NOT_MEASURED if share is None else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def p_value(p: float) -> str:
-    """`p = 0.031`; very small ones as a bound."""
+    """`p = 0.031`; below 0.001 a bound."""
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def millions(count: int | None) -> str:
-    """`135 M`; a model below a million in full."""
+    """`135 M`; a number below a million in full."""
     if count is None:
         return NOT_MEASURED
     return f"{count / 1e6:.0f} M" if count >= 1e6 else f"{count:,}"
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """With thousands separators, or that it was not measured."""
+    """With thousands separators, or "not measured"."""
     return NOT_MEASURED if value is None else f"{value:,.{digits}f}"
 
 
 def figures(models: Json) -> list[tuple[str, list[str]]]:
-    """(measure, one text per model in the order of TITLES): the table of both documents."""
+    """The table of all documents: (measure, one text per model in the order of TITLES)."""
 
     def row(name: str, shown: Any) -> tuple[str, list[str]]:
         return name, [shown(models[key]) for key in TITLES]
@@ -153,6 +143,7 @@ def figures(models: Json) -> list[tuple[str, list[str]]]:
     def inside(key: str, field: str, digits: int = 0) -> Any:
         return lambda m: number(m[key][field] if m[key] else None, digits)
 
+    # Without any judge the row is not a missing measurement.
     without = NOT_MEASURED if any(m["judge"] for m in models.values()) else "judge: not run"
 
     def judged(check: str) -> Any:
@@ -178,11 +169,11 @@ def figures(models: Json) -> list[tuple[str, list[str]]]:
 
 
 def markdown(report: Json) -> str:
-    """The whole report for a terminal or a pull request."""
+    """The whole report in Markdown."""
     lines = [f"# Evaluation of {report['run_name']}", ""]
     lines += [f"- {sentence}" for sentence in report["headline"]]
-    lines += ["", f"Run {report['run_id']}, {report['created_at']}; {report['prompts']} prompts of "
-              f"the {report['split']} split."]  # fmt: skip
+    prompts = f"{report['prompts']} prompts of the {report['split']} split"
+    lines += ["", f"Run {report['run_id']}, {report['created_at']}; {prompts}."]
     lines += ["", *table(["", *TITLES.values()], [[n, *v] for n, v in figures(report["models"])])]
     for title, key in (("task type", "by_task"), ("domain", "by_domain")):
         lines += ["", f"## Gate by {title}", "", *groups(report["models"], title, key)]
@@ -200,21 +191,16 @@ def markdown(report: Json) -> str:
 def groups(models: Json, title: str, key: str) -> list[str]:
     """The gate by task type or domain: one row per name, a share with its interval per model."""
     names = sorted({name for model in models.values() for name in model[key]})
-    rows = [
-        [
-            as_code(name),
-            *(
-                with_interval(models[m][key][name]) if name in models[m][key] else NOT_MEASURED
-                for m in TITLES
-            ),
-        ]
-        for name in names
-    ]
+
+    def share_text(model: Json, name: str) -> str:
+        return with_interval(model[key][name]) if name in model[key] else NOT_MEASURED
+
+    rows = [[as_code(name), *(share_text(models[m], name) for m in TITLES)] for name in names]
     return table([title, *TITLES.values()], rows)
 
 
 def compared(comparison: Json, title: str, key: str) -> list[str]:
-    """Before and after training by group: many comparisons, so one alone proves little."""
+    """Before and after training by group. A single one of many comparisons proves little."""
     rows = [
         [as_code(name), interval(pair, percent=True), pair["verdict"], p_value(pair["mcnemar_p"])]
         for name, pair in comparison[key].items()
@@ -222,22 +208,22 @@ def compared(comparison: Json, title: str, key: str) -> list[str]:
     return table([title, "after minus before", "verdict", "McNemar"], rows)
 
 
-def regression(found: Json) -> str:
-    """What the comparison with the accepted run says, in one paragraph."""
-    if found["accepted"] is None:
+def regression(comparison: Json) -> str:
+    """The comparison with the accepted run, in one paragraph."""
+    if comparison["accepted"] is None:
         return (
             "No run has been accepted yet, so nothing was compared with this one; "
             "`python -m nexa_train.regression accept` accepts it."
         )
-    run = found["accepted"]
+    run = comparison["accepted"]
     text = f"Accepted run {as_code(run['run_id'])} of {run['accepted_at'][:10]}"
-    if found["gate"]:
-        text += f": gate pass rate {interval(found['gate'], percent=True)}"
-    if found["loss"]:
-        text += f"; loss {interval(found['loss'])}"
-    if found["misses"]:
-        return f"{text}. Worse than it may be: {'; '.join(found['misses'])}."
-    if _unsaid([found[name] for name in ("gate", "loss") if found[name]]):
+    if comparison["gate"]:
+        text += f": gate pass rate {interval(comparison['gate'], percent=True)}"
+    if comparison["loss"]:
+        text += f"; loss {interval(comparison['loss'])}"
+    if comparison["misses"]:
+        return f"{text}. Worse than allowed: {'; '.join(comparison['misses'])}."
+    if _unsaid([comparison[name] for name in ("gate", "loss") if comparison[name]]):
         return f"{text}. Too few documents to tell whether it is worse."
     return f"{text}. No worse than `regression_gate:` allows."
 
@@ -265,13 +251,13 @@ def _example(example: Json) -> list[str]:
 
 
 def outcome(answer: Json | None) -> str:
-    """What the gate said of one answer."""
+    """The gate's result of one answer."""
     if answer is None:
-        return "was not asked or did not answer"
+        return "no answer"
     return f"rejected: {', '.join(answer['reasons'])}" if answer["reasons"] else "passes"
 
 
 def _quoted(text: str) -> list[str]:
-    """Model text cannot become a heading or a table, and every line break is kept."""
+    # As a quote, model text cannot become a heading or a table, and line breaks are kept.
     safe = text.replace("&", "&amp;").replace("<", "&lt;")
     return [f"> {line}  " for line in safe.splitlines()] or ["> "]

@@ -1,12 +1,8 @@
-"""The model card, in Hugging Face's format: what the student is, in words for whoever gets it.
+"""The model card of a student, in Hugging Face's format.
 
-`facts` gathers what `final/training.json` says; `card` writes the card of that and, once there is
-one, of the evaluation report. `final/` is sealed before it is evaluated, so the card in it says
-that no scores are known yet; the evaluation writes the same card with scores beside its report, as
-`evaluation/model_card.md` (docs/adr/0017). Reads metrics.jsonl, the training set and the manifests.
-
-Names that come from data or from an API stand as code, in which Markdown and HTML mean nothing;
-inputs are named without their folders.
+`facts` gathers the content of `final/training.json`; `card` renders it, with the scores of the
+evaluation report if there is one. `final/` is sealed before its evaluation, so its card has no
+scores; the evaluation writes `evaluation/model_card.md` with scores (docs/adr/0017).
 """
 
 import json
@@ -39,18 +35,24 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def facts(config: StudentConfig, stage: StageRun, dataset: Path, folder: Path) -> Json:
-    """Where the training in `folder` came from, what it read, and how it went."""
+    """Source, settings, inputs and losses of the training in `folder`."""
     return {
-        "run_name": config.run_name, "run_id": stage.id, "code_version": code_version(),
-        "student": config.student, "keep_layers": config.keep_layers, **_origin(config.student),
-        "settings": config.training_settings(), "losses": _losses(folder / "metrics.jsonl"),
+        "run_name": config.run_name,
+        "run_id": stage.id,
+        "code_version": code_version(),
+        "student": config.student,
+        "keep_layers": config.keep_layers,
+        **_origin(config.student),
+        "settings": config.training_settings(),
+        "losses": _losses(folder / "metrics.jsonl"),
         "dataset": _counts(dataset),
+        # Without folders: a card is public.
         "inputs": [{"name": Path(i["path"]).name, "sha256": i["sha256"]} for i in stage.inputs],
-    }  # fmt: skip
+    }
 
 
 def _origin(student: str) -> Json:
-    """`base_model`, as a hub id, and `license`: null where they are not known."""
+    """`base_model`, as a hub id, and `license`: None if unknown."""
     if student == BUNDLED:
         return {"base_model": BUNDLED_SOURCE, "license": BUNDLED_LICENSE}
     if Path(student).is_dir():
@@ -59,19 +61,19 @@ def _origin(student: str) -> Json:
 
 
 def _license(readme: Path) -> str | None:
-    """What the front matter of a model card says."""
+    """The licence in the front matter of a model card."""
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
-        said = yaml.safe_load(found[1]) if found else None
+        front_matter = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError:
         return None
-    name = said.get("license") if isinstance(said, dict) else None
+    name = front_matter.get("license") if isinstance(front_matter, dict) else None
     return name if isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) else None
 
 
 def _counts(dataset: Path) -> Json:
-    """Rows by split, task type, domain and teacher; null is a value like others."""
+    """Rows by split, task type, domain and teacher; null counts as "not said"."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     for rows in read_batches(dataset, TABLES["sft_parquet"], columns=list(COUNTED)):
         for name in COUNTED:
@@ -80,27 +82,27 @@ def _counts(dataset: Path) -> Json:
 
 
 def _losses(metrics: Path) -> Json:
-    """The first and the last that were measured; null where none was."""
+    """The first and the last measured value of each loss; None without any."""
     text = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
     rows = [json.loads(line) for line in text.splitlines()]
-    found = {name: [row[name] for row in rows if name in row] for name in ("loss", "val_loss")}
+    losses = {name: [row[name] for row in rows if name in row] for name in ("loss", "val_loss")}
     return {
         name: {"first": values[0], "last": values[-1]} if values else None
-        for name, values in found.items()
+        for name, values in losses.items()
     }
 
 
 def read(checkpoint: Path) -> Json:
-    """Its training.json; one that an earlier version wrote says too little for a card: empty."""
+    """The training.json of a checkpoint; empty for one of an earlier version."""
     path = checkpoint / "training.json"
-    found: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found if "end_of_turn" in found else {}
+    training: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return training if "end_of_turn" in training else {}  # too few facts for a card
 
 
 def card(training: Json, report: Json | None) -> str:
     """The card of a checkpoint: from its training.json, and the report on it if there is one."""
     if not training:
-        note = "How it was trained is not known here: its checkpoint is of an earlier version."
+        note = "Its training is unknown here: the checkpoint was written by an earlier version."
         return "\n".join(["# Student", "", note, "", *_scores(report)]) + "\n"
     lines = [*_front_matter(training), f"# {as_code(training['run_name'])}", ""]
     lines += [*_what(training), *_use(training), *_data(training), *_training(training)]
@@ -109,30 +111,26 @@ def card(training: Json, report: Json | None) -> str:
 
 
 def _front_matter(training: Json) -> list[str]:
-    known = {name: training[name] for name in ("license", "base_model") if training[name]}
-    said = yaml.safe_dump(
-        {
-            **known, "library_name": "transformers", "pipeline_tag": "text-generation",
-            "tags": ["distillation", "nexa-distill", "safetensors", "conversational"],
-        },
-        sort_keys=False,
-    )  # fmt: skip
-    return ["---", said.rstrip(), "---", ""]
+    front_matter = {name: training[name] for name in ("license", "base_model") if training[name]}
+    front_matter |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    front_matter["tags"] = ["distillation", "nexa-distill", "safetensors", "conversational"]
+    return ["---", yaml.safe_dump(front_matter, sort_keys=False).rstrip(), "---", ""]
 
 
 def _what(training: Json) -> list[str]:
     layers = training["keep_layers"]
     cut = f", of which it keeps {len(layers)} layers" if layers else ""
+    # Names that come from data or from an API are inline code: no Markdown or HTML in them.
     base = as_code(training["base_model"] or Path(training["student"]).name)
-    license_ = training["license"]
-    return [
+    about = (
         f"A student of {number(training['parameters'])} parameters, made from {base}{cut}. It was "
-        "trained on the samples below, each of which the preflight looked at. Weights are bfloat16 "
-        "safetensors; ask it with the chat template that is in the folder.", "",
-        (f"The licence is that of the base model, {as_code(license_)}." if license_ else
-         "The licence of the base model is not known here.")
-        + " The terms of the teacher and of the data hold beside it.", "",
-    ]  # fmt: skip
+        "trained on the samples below, all of which passed the preflight. Weights are bfloat16 "
+        "safetensors; use the chat template in the folder."
+    )
+    terms = "The licence of the base model is not known here."
+    if training["license"]:
+        terms = f"The licence is that of the base model, {as_code(training['license'])}."
+    return [about, "", f"{terms} The terms of the teacher and of the data apply too.", ""]
 
 
 def _data(training: Json) -> list[str]:
@@ -140,76 +138,70 @@ def _data(training: Json) -> list[str]:
     rows = [[name, number(counts["split"].get(name, 0))] for name in SPLITS]
     lines = ["## Data", "", *table(["split", "samples"], rows), ""]
     skipped = sum(training["skipped"].values())
-    lines += [
-        f"Trained on {number(training['train_samples'])} of them, {number(skipped)} were refused. "
-        f"sha256 of all tokens and labels: `{training['samples_sha256']}`.", "",
-    ]  # fmt: skip
-    for title, key in (("teacher", "model_id"), ("task type", "template_name"),
-                       ("domain", "domain")):  # fmt: skip
+    trained = (
+        f"Trained on {number(training['train_samples'])} of them, {number(skipped)} were refused."
+    )
+    digest = f"sha256 of all tokens and labels: `{training['samples_sha256']}`."
+    lines += [f"{trained} {digest}", ""]
+    titles = {"teacher": "model_id", "task type": "template_name", "domain": "domain"}
+    for title, key in titles.items():
         named = [[as_code(name), number(count)] for name, count in counts[key].items()]
         lines += [*table([title, "samples"], named), ""]
     return lines
 
 
 def _training(training: Json) -> list[str]:
-    rows = [
-        [title, *(number(pair[end], 4) if pair else NOT_MEASURED for end in ("first", "last"))]
-        for title, pair in (
-            ("training loss", training["losses"]["loss"]),
-            ("validation loss", training["losses"]["val_loss"]),
-        )
-    ]
+    rows = []
+    for title, key in (("training loss", "loss"), ("validation loss", "val_loss")):
+        pair = training["losses"][key]
+        ends = (number(pair[end], 4) if pair else NOT_MEASURED for end in ("first", "last"))
+        rows.append([title, *ends])
     settings = [
         [key, as_code(value)]
         for part in ("train", "distillation")
         for key, value in training["settings"].get(part, {}).items()
     ]
-    return [
-        "## Training", "", *table(["nats per trained token", "first", "last"], rows), "",
-        *table(["setting", "value"], settings), "",
-    ]  # fmt: skip
+    lines = ["## Training", "", *table(["nats per trained token", "first", "last"], rows), ""]
+    return [*lines, *table(["setting", "value"], settings), ""]
 
 
 def _scores(report: Json | None) -> list[str]:
     if report is None:
-        return [
-            "## Scores", "",
-            "Not evaluated yet when this was written: the checkpoint is sealed before its "
-            "evaluation, which writes this card with scores as `evaluation/model_card.md`.", "",
-        ]  # fmt: skip
+        note = "Not evaluated yet when this was written: the checkpoint is sealed before its "
+        note += "evaluation, which writes this card with scores as `evaluation/model_card.md`."
+        return ["## Scores", "", note, ""]
     models = report["models"]
     lines = ["## Scores", "", *(f"- {sentence}" for sentence in report["headline"])]
     lines += [f"- {regression(report['regression'])}", ""]
     lines += table(["", *TITLES.values()], [[name, *texts] for name, texts in figures(models)])
     for title, key in (("task type", "by_task"), ("domain", "by_domain")):
         lines += ["", *groups(models, title, key)]
-    return [
-        *lines, "",
-        f"On {number(report['prompts'])} prompts of the {report['split']} split, none of which was "
-        "trained on; brackets are 95 % score intervals.", "",
-    ]  # fmt: skip
+    prompts = (
+        f"On {number(report['prompts'])} prompts of the {report['split']} split, none of which"
+    )
+    return [*lines, "", f"{prompts} was trained on; brackets are 95 % score intervals.", ""]
 
 
 def _lineage(training: Json, report: Json | None) -> list[str]:
     proof = training["proof"]
-    rows = [["training run", as_code(training["run_id"])],
-            ["code", as_code(training["code_version"])]]  # fmt: skip
+    rows = [["training run", as_code(training["run_id"])]]
+    rows += [["code", as_code(training["code_version"])]]
     rows += [[f"input {as_code(i['name'])}", f"`{i['sha256']}`"] for i in training["inputs"]]
     if report:
-        rows += [["evaluation run", as_code(report["run_id"])],
-                 ["checkpoint", as_code(report["facts"]["checkpoint_sha256"])]]  # fmt: skip
-    return [
-        "## Lineage", "", *table(["what", "id or sha256"], rows), "",
+        rows += [["evaluation run", as_code(report["run_id"])]]
+        rows += [["checkpoint", as_code(report["facts"]["checkpoint_sha256"])]]
+    verified = (
         f"This folder was loaded again before it was sealed: every weight and the greedy answers "
         f"to {proof['prompts']} prompts ({proof['tokens']} tokens each, {proof['precision']}) were "
-        f"those of the model in memory, and the loss of {proof['rows']} rows that of the model as "
-        "it was trained.",
-    ]  # fmt: skip
+        f"those of the model in memory, and the loss of {proof['rows']} rows was that of the model "
+        "as it was trained."
+    )
+    return ["## Lineage", "", *table(["what", "id or sha256"], rows), "", verified]
 
 
 def _use(training: Json) -> list[str]:
-    """What a program that loads the folder has to know."""
-    end = as_code(training["end_of_turn"]).replace(r"\|", "|")  # which is a table's escape
+    """Facts for a program that loads the folder."""
+    end = as_code(training["end_of_turn"]).replace(r"\|", "|")  # the escape is for tables only
     sentences = [
         f"An answer ends with {end}: see `generation_config.json`.",
         "The chat template is in `chat_template.jinja`, with the settings of the training.",

@@ -1,4 +1,4 @@
-"""preflight.json as one HTML page that needs nothing else: no script, every text escaped."""
+"""preflight.json as one self-contained HTML page: no script, every text escaped."""
 
 from collections.abc import Mapping
 from html import escape
@@ -7,10 +7,11 @@ from typing import Any
 from nexa_distill.reporting import charts
 from nexa_distill.reporting.html import document
 from nexa_distill.reporting.stage_reports import shown
+from nexa_train.reports.page_parts import definition_list, render_section, render_tiles
 from nexa_train.reports.preflight_text import facts, outcome
 
 Json = Mapping[str, Any]
-# In the loss: coloured and underlined, so that paper and every eye can tell.
+# Tokens in the loss are coloured and underlined: paper and some readers lose the colour.
 STYLE = """<style>
 .tokens{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.65;font-size:.86rem;
 font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
@@ -27,21 +28,16 @@ td code{color:var(--soft);font-size:.8rem}
 def page(report: Json) -> str:
     """The complete document."""
     title = f"Preflight of {report['run_name']}"
-    body = [_head(report), _tiles(report), _checks(report), _lengths(report), _refused(report),
-            _rows(report), _facts(report)]  # fmt: skip
+    body = [_head(report), _tiles(report), _checks(report), _lengths(report)]
+    body += [_refused(report), _rows(report), _facts(report)]
     return document(title, STYLE + "".join(body))
-
-
-def _section(title: str, note: str, body: str) -> str:
-    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
 
 
 def _head(report: Json) -> str:
     failed = report["failed"]
     about = f'<p class="note">Preflight of {escape(report["run_name"])}</p>'
     if not failed:
-        said = "Every row that is trained on was looked at, and every check passed"
-        return f"<header>{about}<h1>{said}</h1></header>"
+        return f"<header>{about}<h1>All rows for the training passed every check</h1></header>"
     where = f"Sample {failed['sample_id']}: " if failed["sample_id"] else ""
     return (
         f'<header>{about}<h1 class="bad">Refused: {escape(failed["check"])}</h1><ul>'
@@ -54,25 +50,22 @@ def _head(report: Json) -> str:
 def _tiles(report: Json) -> str:
     kept = report["trained_on"]
     rows = sum(kept.values())
+    refused, allowed = sum(report["refused"].values()), f"{report['max_refused_share']:.1%}"
+    splits = f"train {kept.get('train', 0):,}, val {kept.get('val', 0):,}"
+    share = shown(report["trained_share"], share=True)
+    tokens = f"{report['trained_tokens']:,} of {report['tokens']:,}"
+    length = str(report["max_length"] or "not known")
     tiles = [
-        ("rows that passed", f"{rows:,}",
-         f"train {kept.get('train', 0):,}, val {kept.get('val', 0):,}"),
-        ("rows refused", f"{sum(report['refused'].values()):,}",
-         f"at most {report['max_refused_share']:.1%} allowed"),
-        ("tokens in the loss", shown(report["trained_share"], share=True),
-         f"{report['trained_tokens']:,} of {report['tokens']:,}"),
-        ("max_length", f"{report['max_length'] or 'not known'}",
-         f"from {report['max_length_from']}"),
-    ]  # fmt: skip
-    made = "".join(
-        f'<div class="tile"><span>{escape(name)}</span><b>{escape(big)}</b>'
-        f"<small>{escape(small)}</small></div>"
-        for name, big, small in tiles
-    )
-    return f'<div class="tiles">{made}</div>'
+        ("rows that passed", f"{rows:,}", splits),
+        ("rows refused", f"{refused:,}", f"at most {allowed} allowed"),
+        ("tokens in the loss", share, tokens),
+        ("max_length", length, f"from {report['max_length_from']}"),
+    ]
+    return render_tiles(tiles)
 
 
 def _checks(report: Json) -> str:
+    # None: the check applied to no row, or the preflight stopped before.
     kind = {True: "good", False: "bad", None: "note"}
     rows = "".join(
         f'<tr><td><b class="{kind[check["ok"]]}">{escape(outcome(check))}</b></td>'
@@ -80,23 +73,23 @@ def _checks(report: Json) -> str:
         f"<td>{check['rows']:,}</td></tr>"
         for check in report["checks"]
     )
-    head = "<tr><th></th><th>what was asked</th><th>rows</th></tr>"
+    head = "<tr><th></th><th>check</th><th>rows</th></tr>"
     table = f'<div class="wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
-    return _section("Checks", "Asked of every row; the first that fails stops the training.", table)
+    return render_section("Checks", "Of every row; the first that fails stops the training.", table)
 
 
 def _lengths(report: Json) -> str:
     of, limit = report["tokens_per_row"], report["max_length"]
     bars = [charts.Bar(name, value, shown(value), "after") for name, value in of.items()]
     bars.append(charts.Bar("max_length", limit, shown(limit)))
-    return _section("Tokens per row", "Prompt and answer. No row is cut.", charts.bars(bars))
+    return render_section("Tokens per row", "Prompt and answer. No row is cut.", charts.bars(bars))
 
 
 def _refused(report: Json) -> str:
     if not report["refused"]:
         return ""
     bars = [charts.Bar(name, n, f"{n:,}", "before") for name, n in report["refused"].items()]
-    return _section("Rows that are not trained on", "By their reason.", charts.bars(bars))
+    return render_section("Rows that are not trained on", "By their reason.", charts.bars(bars))
 
 
 def _rows(report: Json) -> str:
@@ -113,7 +106,9 @@ def _rows(report: Json) -> str:
         "</article>"
         for view in report["shown"]
     )
-    return _section("The first rows, token by token", "As the model gets them.", legend + rows)
+    return render_section(
+        "The first rows, token by token", "As the model reads them.", legend + rows
+    )
 
 
 def _token(text: str, trained: bool, special: bool) -> str:
@@ -123,5 +118,4 @@ def _token(text: str, trained: bool, special: bool) -> str:
 
 
 def _facts(report: Json) -> str:
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(report))
-    return _section("What it was made from", "", f"<dl>{rows}</dl>")
+    return render_section("Sources", "", definition_list(facts(report)))

@@ -1,4 +1,4 @@
-"""The preflight's report in words: on the terminal, and the Markdown twin of preflight.json."""
+"""The preflight report as text: on the terminal, and preflight.json in Markdown."""
 
 import re
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from nexa_distill.reporting.stage_reports import shown
 
 Json = Mapping[str, Any]
 TRAINED, SPECIAL, QUIET, END = "\x1b[30;42m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
-OPEN, CLOSE = "⟦", "⟧"  # around what is in the loss, where there is no colour
+OPEN, CLOSE = "⟦", "⟧"  # around tokens in the loss, without colour
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 OUTCOME = {True: "ok", False: "FAILED", None: "not finished"}
 
 
 def outcome(check: Json) -> str:
-    """`ok`, `FAILED`, or that no row was there to ask; `not finished` is no pass."""
+    """`ok`, `FAILED`, `no such row`, or `not finished`, which is no pass."""
     return "no such row" if check["ok"] is None and not check["rows"] else OUTCOME[check["ok"]]
 
 
 def summary(report: Json) -> str:
-    """Two lines: what is trained on, and of how many tokens."""
+    """Two lines: rows and tokens that are trained on, and their lengths."""
     kept, of = report["trained_on"], report["tokens_per_row"]
     counts = ", ".join(f"{name} {kept.get(name, 0):,}" for name in ("train", "val"))
     return (
@@ -33,7 +33,7 @@ def summary(report: Json) -> str:
 
 
 def sample(view: Json, *, colour: bool) -> str:
-    """One row; control characters of the text are shown, never sent to the terminal."""
+    """One row; control characters of the text are escaped, never sent to the terminal."""
     parts = [f"{view['split']} {view['sample_id']}\n"]
     if colour:
         parts += [_coloured(*token) for token in view["tokens"]]
@@ -46,12 +46,12 @@ def sample(view: Json, *, colour: bool) -> str:
 
 def _coloured(text: str, trained: bool, special: bool) -> str:
     style = (TRAINED if trained else QUIET) + SPECIAL * special
-    # A colour that is on at a line's end fills the rest of the line.
+    # A colour that is still on at a line's end would fill the rest of the line.
     return "\n".join(f"{style}{line}{END}" if line else "" for line in _harmless(text).split("\n"))
 
 
 def _harmless(text: str) -> str:
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def markdown(report: Json) -> str:
@@ -59,7 +59,7 @@ def markdown(report: Json) -> str:
     failed = report["failed"]
     verdict = f"**Refused** by {failed['check']}: {failed['found']}" if failed else "Passed."
     lines = [f"# Preflight of {report['run_name']}", "", verdict, "", summary(report), ""]
-    lines += ["| check | outcome | rows | what was asked |", "|---|---|---|---|"]
+    lines += ["| check | outcome | rows | expected |", "|---|---|---|---|"]
     lines += [
         f"| {check['check']} | {outcome(check)} | {check['rows']:,} | {check['says']} |"
         for check in report["checks"]
@@ -67,25 +67,26 @@ def markdown(report: Json) -> str:
     if report["refused"]:
         lines += ["", "| refused because | rows |", "|---|---|"]
         lines += [f"| {reason} | {count:,} |" for reason, count in report["refused"].items()]
-    lines += ["", "| made from | |", "|---|---|"]
+    lines += ["", "| source | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts(report)]
     lines += ["", f"## The first rows: {OPEN}in the loss{CLOSE}, the rest is only read"]
     for view in report["shown"]:
         text = sample(view, colour=False)
+        # Longer than any run of tildes in the text.
         fence = "~" * (3 + max((len(run) for run in re.findall("~+", text)), default=0))
         lines += ["", fence, text, fence]
     return "\n".join(lines) + "\n"
 
 
 def facts(report: Json) -> list[tuple[str, str]]:
-    """What the report was made from, for a table."""
+    """The sources of the report, for a table."""
     tokenizer = report["tokenizer"]
     return [
         ("student", report["student"]),
         ("dataset", f"{report['dataset']} (sha256 {report['dataset_sha256']})"),
         ("tokenizer", f"{tokenizer['name']} (sha256 {tokenizer['sha256']})"),
         ("chat template", f"sha256 {tokenizer['template_sha256'] or 'none'}"),
-        ("model reads at most", f"{report['context'] or 'not said'} tokens"),
+        ("model reads at most", f"{report['context'] or 'unknown'} tokens"),
         ("max_refused_share", shown(report["max_refused_share"], share=True)),
         ("ids and labels", f"sha256 {report['samples_sha256']}"),
     ]

@@ -1,9 +1,7 @@
-"""What the student did at the end of its training, before it is merged, cast and saved.
+"""Losses and greedy answers of the student at the end of training, before merge, cast and save.
 
-The export is compared with this, not with a later state of the model: a fault in the merge of an
-adapter, in the cast or in the save is then on one side only. Losses are those of every validation
-row (without any: of the first training rows), as training computes them: its precision, its packed
-attention, its adapter. Answers are greedy, for a few conversations.
+The export is compared with them: a fault in the merge of an adapter, in the cast or in the save is
+then on one side only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,37 +31,37 @@ class AsTrained:
 
 def row_losses(loss: AnswerLoss, samples: Sequence[Sample], batch_of: Collate) -> dict[str, float]:
     """Cross entropy of each row by itself, nats per trained token."""
+    # As training computes it: with its precision, its packed attention and its adapter.
     was_training, device = loss.training, next(loss.parameters()).device
     loss.eval()
     with torch.no_grad():
-        found = {
-            sample.sample_id: float(loss(batch_of([sample], device), words_only=True))
-            / sample.trained_tokens
-            for sample in samples
-        }
+        sums = {s.sample_id: float(loss(batch_of([s], device), words_only=True)) for s in samples}
     loss.train(was_training)
-    return found
+    return {sample.sample_id: sums[sample.sample_id] / sample.trained_tokens for sample in samples}
 
 
 def greedy_answers(
     model: Any, form: ChatFormat, prompts: Mapping[str, Sequence[Message]]
 ) -> dict[str, list[int]]:
-    """At most TOKENS ids each, the token that ends an answer included."""
+    """At most TOKENS ids each, the end token included."""
+    tokenizer, stops, answers = form.tokenizer, form.stops, {}
     with packing.suspended(model):
-        return {
-            sample: new_tokens(
-                model, form.tokenizer, [form.prompt_ids(messages)], max_new_tokens=TOKENS,
-                temperature=0.0, top_k=0, top_p=1.0, stops=form.stops, seed=0,
-            )[0]
-            for sample, messages in prompts.items()
-        }  # fmt: skip
+        for sample, messages in prompts.items():
+            prompt = [form.prompt_ids(messages)]
+            new = new_tokens(model, tokenizer, prompt, max_new_tokens=TOKENS, stops=stops)
+            answers[sample] = new[0]
+    return answers
 
 
 def measure(
-    loss: AnswerLoss, samples: Sequence[Sample], batch_of: Collate, form: ChatFormat,
-    prompts: Mapping[str, Sequence[Message]], autocast: Callable[[], AbstractContextManager[None]],
-) -> AsTrained:  # fmt: skip
-    """The model of `loss`, as it was trained. A model in shards is given no `prompts`."""
+    loss: AnswerLoss,
+    samples: Sequence[Sample],
+    batch_of: Collate,
+    form: ChatFormat,
+    prompts: Mapping[str, Sequence[Message]],
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> AsTrained:
+    """Losses and answers of the model as it was trained. A sharded model gets no `prompts`."""
     was_training = loss.training
     with autocast():
         losses = row_losses(loss, samples, batch_of)
@@ -74,11 +72,11 @@ def measure(
 
 
 class Differences(NamedTuple):
-    """How far an exported model is from the one that was trained.
+    """The distance of an exported model from the trained one, in nats.
 
-    `row`: nats per trained token, where that is largest; `mean`: of all rows together; `choice`:
-    how much less likely than its first choice, in nats, the export finds a token of an answer, at
-    most. None where nothing was compared: a model in shards writes no answers.
+    `row`: largest difference of a row's loss per trained token; `mean`: difference over all rows;
+    `choice`: largest gap between the export's most likely token and the token of an answer. None if
+    nothing was compared: a sharded model generates no answers.
     """
 
     row: float | None
@@ -87,10 +85,13 @@ class Differences(NamedTuple):
 
 
 def compare(
-    before: AsTrained, exported: Any, samples: Sequence[Sample], form: ChatFormat,
+    before: AsTrained,
+    exported: Any,
+    samples: Sequence[Sample],
+    form: ChatFormat,
     prompts: Mapping[str, Sequence[Message]],
-) -> Differences:  # fmt: skip
-    """`exported`, a model loaded from its folder, beside the model as it was trained."""
+) -> Differences:
+    """Compare `exported`, a model loaded from its folder, with the model as it was trained."""
 
     def padded(rows: Sequence[Sample], device: torch.device) -> dict[str, torch.Tensor]:
         return collate(rows, device, pad_id=form.end)
@@ -113,6 +114,7 @@ def _below_first_choice(model: Any, prompt: Sequence[int], answer: Sequence[int]
     if not answer:
         return 0.0
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    # The logits at position i predict token i + 1.
     logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     taken = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
     return float((logits.max(dim=1).values - taken).max())

@@ -1,8 +1,4 @@
-"""The loss on the assistant's tokens, with logits computed only where it is.
-
-With a vocabulary of 49,152 the logits of prompt and padding are most of the arithmetic after the
-last layer; hidden states are picked first, then multiplied by the output embedding.
-"""
+"""The loss on the assistant's tokens; logits are computed for these tokens only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +11,12 @@ from nexa_distill.errors import InputError
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.collate import Batch, Collate
 
-OWN_WORDS = "own_words"  # in a batch of answers that the student itself has said
+OWN_WORDS = "on_policy"  # a key in batches of answers that the student generated
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q")
 
 
 class AnswerLogits:
-    """What a model predicts at the labelled tokens of a batch."""
+    """The predictions of a model at the labelled tokens of a batch."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -28,19 +24,21 @@ class AnswerLogits:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """(labelled tokens, vocabulary): sample by sample, in the order of the tokens."""
+        logits: torch.Tensor
         if self.plain_head:
-            logits: torch.Tensor = self.model.get_output_embeddings()(self.hidden(batch))
-            return logits
-        inputs, wanted = _inputs(batch)
-        found: torch.Tensor = self.model(**inputs, use_cache=False).logits[:, :-1][wanted]
-        return found
+            # With a vocabulary of 49,152 the logits of prompt and padding are most of the
+            # arithmetic after the last layer, so hidden states are selected first.
+            logits = self.model.get_output_embeddings()(self.hidden(batch))
+        else:
+            inputs, labelled = _inputs(batch)
+            logits = self.model(**inputs, use_cache=False).logits[:, :-1][labelled]
+        return logits
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """(labelled tokens, hidden size): what a plain head is multiplied with."""
-        inputs, wanted = _inputs(batch)
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        found: torch.Tensor = hidden[:, :-1][wanted]
-        return found
+        """(labelled tokens, hidden size): the input of a plain head."""
+        inputs, labelled = _inputs(batch)
+        hidden: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return hidden[:, :-1][labelled]
 
 
 def _inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
@@ -50,8 +48,8 @@ def _inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
 
 @torch.no_grad()
 def _plain_head(model: Any) -> bool:
-    """Whether logits are the output embedding and nothing more (no scaling, no soft cap)."""
-    if model.base_model is model:  # Llama4ForCausalLM: nothing gives the hidden states alone
+    """Whether logits are the output embedding times the hidden state (no scaling, no soft cap)."""
+    if model.base_model is model:  # Llama4ForCausalLM: hidden states are not available alone
         return False
     was_training = model.training
     model.eval()  # with dropout two passes differ
@@ -64,7 +62,7 @@ def _plain_head(model: Any) -> bool:
 
 
 def _has_only_a_weight(model: Any) -> bool:
-    """Whether the head's weight is all of it: a fused kernel reads no bias and no adapter."""
+    """Whether the head is a weight alone: a fused kernel reads no bias and no adapter."""
     head = model.get_output_embeddings()
     return isinstance(head, nn.Linear) and head.bias is None
 
@@ -72,8 +70,8 @@ def _has_only_a_weight(model: Any) -> bool:
 class AnswerLoss(nn.Module):
     """Sum of the cross entropy (nats) over the labelled tokens of a batch.
 
-    `fused`: a kernel that goes from hidden states to the loss and never holds all logits. `parts`:
-    what a subclass mixed its last value from, each a sum over the same tokens.
+    `fused`: a kernel from hidden states to the loss that never holds all logits. `parts`: the terms
+    of a subclass's last value, each a sum over the same tokens.
     """
 
     def __init__(self, model: Any, fused: Any = None) -> None:
@@ -88,25 +86,26 @@ class AnswerLoss(nn.Module):
             )
 
     def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:  # noqa: ARG002
-        """Sum over the batch, float32, one number; differentiable also without labels.
+        """Sum over the batch, float32, a scalar; differentiable also without labels.
 
-        `words_only`: the cross entropy alone, whatever else a subclass adds.
+        `words_only`: the cross entropy alone, without the terms of a subclass.
         """
-        if self.fused is not None:
-            hidden, targets = self.logits.hidden(batch), _targets(batch)
-            weight = self.model.get_output_embeddings().weight
-            if not len(targets):  # a process that only takes part; the kernel divides by them
-                nothing: torch.Tensor = (hidden.sum() + weight.sum()) * 0
-                return nothing
-            found: torch.Tensor = self.fused(weight.to(hidden.dtype), hidden, targets)
-            return found
-        return cross_entropy(self.logits(batch), batch)
+        if self.fused is None:
+            return cross_entropy(self.logits(batch), batch)
+        hidden, targets = self.logits.hidden(batch), _targets(batch)
+        weight = self.model.get_output_embeddings().weight
+        loss: torch.Tensor
+        if len(targets):
+            loss = self.fused(weight.to(hidden.dtype), hidden, targets)
+        else:  # a process without labels takes part; the kernel would divide by 0
+            loss = (hidden.sum() + weight.sum()) * 0
+        return loss
 
 
 def fused_cross_entropy() -> Any:
     """liger-kernel's sum over all tokens (Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
 
-    Raises InputError where it cannot run.
+    Raises InputError without a GPU or without the package.
     """
     if not torch.cuda.is_available():
         raise InputError(
@@ -124,7 +123,7 @@ def fused_cross_entropy() -> Any:
 
 
 def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum over the labelled tokens, nats; `logits` as of AnswerLogits."""
+    """Sum over the labelled tokens, nats; `logits` from AnswerLogits."""
     return functional.cross_entropy(logits.float(), _targets(batch), reduction="sum")
 
 
@@ -137,7 +136,7 @@ def _targets(batch: Batch) -> torch.Tensor:
 def mean_loss(
     loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, batch_of: Collate
 ) -> float | None:
-    """Cross entropy per trained token over all samples, nats; None when there is none."""
+    """Cross entropy per trained token over all samples, nats; None without trained tokens."""
     tokens = sum(sample.trained_tokens for sample in samples)
     if not tokens:
         return None

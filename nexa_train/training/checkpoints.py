@@ -1,13 +1,8 @@
-"""Checkpoints that are complete or not there, and what it takes to continue from one exactly.
+"""Atomic checkpoints, and exact resumption from them.
 
-A checkpoint is a folder `step-NNNNNN`: `model.safetensors` (what is trained, in float32: with LoRA
-the adapter alone), `optimizer.safetensors` (AdamW's moments by parameter name), `state.json` with
-the run's settings and the size of every other file, written last. What is not trained is read from
-the base model again. It is written under a dotted name, synced and renamed, so a folder with the
-right name is complete; should a disk have lost a part of it nevertheless, the one before it, which
-is kept, is continued.
-No pickles. Tensors are whole, however many processes made them: another number may continue. The
-learning rate and the order of the data are functions of step, seed and epoch; they need no state.
+A checkpoint is a folder `step-NNNNNN`: `model.safetensors` (trained parameters in float32: with
+LoRA the adapter alone), `optimizer.safetensors` (AdamW's moments by parameter name), `state.json`
+(the run's settings and the size of every other file). Any number of processes can continue it.
 """
 
 import json
@@ -30,23 +25,20 @@ KEPT = 2  # checkpoints on disk
 
 
 def latest(folder: Path, run_key: str) -> Path | None:
-    """The newest whole checkpoint of the run `run_key` (its data and settings), or None."""
+    """The newest complete checkpoint of the run `run_key` (its data and settings), or None."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         state = _state(path)
-        if state is None:
-            log.warning("%s is not whole; the checkpoint before it is continued", path)
+        if state is None:  # the disk lost a part of it
+            log.warning("%s is not complete; the checkpoint before it is continued", path)
         elif state["run_key"] == run_key:
             return path
     return None
 
 
 def explain_restart(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """Why a run with `settings` continues none of the whole checkpoints; None where there is none.
-
-    One line: each setting that differs, by its dotted name, and what becomes of the checkpoints.
-    """
-    there = {path.name: _state(path) for path in sorted(folder.glob("step-*"))}
-    states = {name: state for name, state in there.items() if state is not None}
+    """One line on why a run with `settings` continues no complete checkpoint; None without any."""
+    saved = [(path.name, _state(path)) for path in sorted(folder.glob("step-*"))]
+    states = {name: state for name, state in saved if state is not None}
     if not states:
         return None
     names, before = ", ".join(states), states[max(states)].get("settings")
@@ -62,7 +54,7 @@ def explain_restart(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """`dotted.name old -> new` of every value that differs; a value that is absent is null."""
+    """`dotted.name old -> new` for every value that differs; an absent value is null."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:
             yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
@@ -71,28 +63,37 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 
 def _state(path: Path) -> dict[str, Any] | None:
-    """What `state.json` says, if every file that it names is there in its size."""
+    """The content of `state.json`, if every file that it names has its size."""
     try:
         state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-        whole = all((path / name).stat().st_size == size for name, size in state["files"].items())
+        sizes = state["files"].items()
+        complete = all((path / name).stat().st_size == size for name, size in sizes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return state if whole else None
+    return state if complete else None
 
 
 def trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """What the optimizer changes, by name."""
+    """The parameters that the optimizer changes, by name."""
     return [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
 
 
 def save(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, *, step: int, run_key: str,
-    settings: Mapping[str, Any], main: bool = True,
-) -> None:  # fmt: skip
+    folder: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    run_key: str,
+    settings: Mapping[str, Any],
+    main: bool = True,
+) -> None:
     """Write `step-NNNNNN`, then remove all but the last `KEPT` of this run.
 
-    Every process of a sharded model has to ask; the `main` one writes.
+    Every process of a sharded model has to call it; the `main` one writes.
     """
+    # Whole tensors, so that another number of processes can continue. Learning rate and data order
+    # are functions of step, seed and epoch and need no state.
     weights = whole(trained(model), keep=main)
     moments = whole(_moments(model, optimizer), keep=main)
     if not main:
@@ -103,29 +104,31 @@ def save(
         save_file(moments, temporary / OPTIMIZER)
         files = {file.name: file.stat().st_size for file in temporary.iterdir()}
         state = {"step": step, "run_key": run_key, "settings": settings, "files": files}
+        # Last: with it the folder is complete.
         write_json(temporary / STATE, state)
-    there = sorted(folder.glob("step-*"))
-    own = [path for path in there if (_state(path) or {}).get("run_key") == run_key]
-    for old in set(there) - set(own[-KEPT:]):  # other runs' and torn ones go, whatever their number
+    saved = set(folder.glob("step-*"))
+    own = [path for path in sorted(saved) if (_state(path) or {}).get("run_key") == run_key]
+    for old in saved - set(own[-KEPT:]):  # checkpoints of other runs and incomplete ones too
         shutil.rmtree(old)
 
 
 def restore_model(path: Path, model: Any) -> None:
-    """Put what checkpoint `path` has trained into `model`, which is made as its run made it."""
+    """Copy the trained parameters of checkpoint `path` into `model`, built as in its run."""
     fill(model, load_file(path / WEIGHTS))
 
 
 @torch.no_grad()
 def fill(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Put trained weights into a whole model."""
+    """Copy trained weights into a model that is not sharded."""
     for name, parameter in trained(model):
         parameter.copy_(weights[name])
 
 
 def restore_optimizer(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
-    """Put the moments of checkpoint `path` into `optimizer`; returns the steps that were done."""
+    """Copy the moments of checkpoint `path` into `optimizer`; returns the number of steps done."""
     stored = load_file(path / OPTIMIZER)
     for name, parameter in trained(model):
+        # A parameter without any gradient so far has no moments.
         kinds = ("step", "exp_avg", "exp_avg_sq")
         state = {kind: stored[f"{name}|{kind}"] for kind in kinds if f"{name}|{kind}" in stored}
         if state:

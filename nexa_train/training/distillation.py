@@ -1,10 +1,7 @@
-"""Training on the teacher's probabilities beside its words: `(1 - kd_ratio) CE + kd_ratio KD`.
+"""Distillation loss on the teacher's probabilities: `(1 - kd_ratio) CE + kd_ratio KD`.
 
-The teacher is online (its model in the process: exact, its forward pass in every step) or cached
-(`storage.teacher_logits`: paid once, k tokens and a tail). An online one can also score what the
-student says itself (`on_policy.py`): then KD alone. All are sums in nats over the trained
-tokens, as `AnswerLoss` is, so accumulation and processes weigh them alike. `divergences.py`
-has the formulas.
+The teacher is online (its model in the process: exact, a forward pass in every step) or cached
+(`storage.teacher_logits`: computed once, k tokens and a tail). `divergences.py` has the formulas.
 """
 
 from collections.abc import Sequence
@@ -33,49 +30,50 @@ from nexa_train.training.teacher_cache import CachedTeacher, refuse_other_vocabu
 
 
 class DistillationLoss(AnswerLoss):
-    """Sum over the labelled tokens of a batch. `vocabulary`: ids from there on are padding."""
+    """Sum over the labelled tokens of a batch, nats. Token ids >= `vocabulary` are padding."""
 
     def __init__(
         self, model: Any, settings: Distillation, vocabulary: int, teacher: Any = None
     ) -> None:
         super().__init__(model)
         self.settings, self.vocabulary = settings, vocabulary
-        # Not a submodule: its weights are neither trained nor saved nor sent to other processes.
+        # Not a submodule: its weights must not be trained, saved or sent to other processes.
         self.teacher = AnswerLogits(teacher) if teacher is not None else None
 
     def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:
-        """One number, float32. A cached teacher's rows are in the batch (`CachedTeacher.batch`).
-
-        Of the student's own words only the divergence counts: they are no example to follow.
-        """
+        """A scalar, float32. A cached teacher's rows are in the batch (`CachedTeacher.batch`)."""
         logits = self.logits(batch)
         if words_only:
             return cross_entropy(logits, batch)
         divergence = self._divergence(logits[:, : self.vocabulary], batch)
         self.parts = {"divergence": divergence.detach()}
-        if OWN_WORDS in batch:
+        if OWN_WORDS in batch:  # generated answers are no targets: the divergence alone counts
             return divergence
-        words, ratio = cross_entropy(logits, batch), self.settings.kd_ratio
-        self.parts["cross_entropy"] = words.detach()
-        return (1 - ratio) * words + ratio * divergence
+        entropy, ratio = cross_entropy(logits, batch), self.settings.kd_ratio
+        self.parts["cross_entropy"] = entropy.detach()
+        return (1 - ratio) * entropy + ratio * divergence
 
     def _divergence(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
         chosen, temperature = DIVERGENCES[self.settings.loss], self.settings.temperature
         if self.teacher is None:
-            known = TopK(batch["top_ids"].long(), batch["top_log_probs"], batch["tail_log_prob"])
-            return from_top_k(chosen, known, student, temperature)
+            top = TopK(batch["top_ids"].long(), batch["top_log_probs"], batch["tail_log_prob"])
+            return from_top_k(chosen, top, student, temperature)
         with torch.no_grad():
             teacher = self.teacher(batch)[:, : self.vocabulary]
         return dense(chosen, teacher, student, temperature)
 
 
 def attach(
-    config: StudentConfig, storage: Storage, model: Any, tokenizer: Any, data: Dataset,
+    config: StudentConfig,
+    storage: Storage,
+    model: Any,
+    tokenizer: Any,
+    data: Dataset,
     batch_of: Collate,
-) -> tuple[AnswerLoss, Collate]:  # fmt: skip
-    """The loss of `distillation:`, and the batches that it needs.
+) -> tuple[AnswerLoss, Collate]:
+    """The loss of `distillation:`, and its collate function.
 
-    Raises InputError for a teacher of another vocabulary, or a cache of other samples.
+    Raises InputError for a teacher with another vocabulary, or a cache of other samples.
     """
     settings = config.distillation
     fused = fused_cross_entropy() if config.train.fused_loss else None
@@ -96,6 +94,6 @@ def attach(
         return DistillationLoss(model, settings, vocabulary), with_teacher
     teacher, theirs = load_for_inference(resolve_model(settings.teacher, storage))
     refuse_other_vocabulary(theirs, tokenizer)
-    samples = [*data.train, *data.val]  # it reads the same ones
-    batching(teacher, theirs, samples, packed=config.train.packing)
+    # The teacher reads the same batches, so packing has to be enabled in it too.
+    batching(teacher, theirs, [*data.train, *data.val], packed=config.train.packing)
     return DistillationLoss(model, settings, vocabulary, teacher), batch_of

@@ -1,4 +1,4 @@
-"""How far a student's next-token distribution q is from its teacher's p, in nats.
+"""Divergence of a student's next-token distribution q from its teacher's p, in nats.
 
 forward_kl      KL(p || q) = sum p (log p - log q)        Hinton et al. 2015, arXiv:1503.02531
 reverse_kl      KL(q || p)                                Gu et al. 2024, arXiv:2306.08543
@@ -7,10 +7,6 @@ jensen_shannon  b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q, the gene
 
 All are over distributions at temperature T (logits / T) and multiplied by T squared, which keeps
 the size of the gradients (Hinton et al., section 2). Everything is computed in float32.
-
-A teacher of which only the k most likely tokens are known is a distribution over k + 1 outcomes:
-those tokens, and all others together (the tail). The student is looked at in the same way. Joining
-outcomes never makes a divergence larger, so what comes out is a lower bound of the dense figure.
 """
 
 import math
@@ -21,7 +17,7 @@ import torch
 from torch.nn import functional
 
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of log-probabilities
-SMALLEST = 1e-20  # a tail's mass: its logarithm has to be finite
+SMALLEST = 1e-20  # least mass of a tail: its logarithm has to be finite
 
 
 class TopK(NamedTuple):
@@ -42,7 +38,7 @@ def forward_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def reverse_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """As forward_kl, with the roles changed: a student is not to say what the teacher would not."""
+    """As forward_kl, with the roles swapped: penalises tokens that the teacher would not give."""
     return forward_kl(q, p)
 
 
@@ -54,17 +50,17 @@ def jensen_shannon(p: torch.Tensor, q: torch.Tensor, beta: float = 0.5) -> torch
 
 
 DIVERGENCES: dict[str, Divergence] = {
-    "forward_kl": forward_kl, "reverse_kl": reverse_kl, "jensen_shannon": jensen_shannon,
-}  # fmt: skip
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+}
 
 
 def dense(
     divergence: Divergence, teacher: torch.Tensor, student: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Sum over n tokens; logits (n, vocabulary) of each.
-
-    Models pad their vocabularies to different sizes: what only one of them has is left out of both.
-    """
+    """Sum over n tokens; logits (n, vocabulary) of each."""
+    # Models pad their vocabularies to different sizes: ids of only one of them are left out.
     shared = min(teacher.shape[-1], student.shape[-1])
     p, q = (_log_probs(logits[:, :shared], temperature) for logits in (teacher, student))
     return divergence(p, q).sum() * temperature**2
@@ -75,23 +71,25 @@ def from_top_k(
 ) -> torch.Tensor:
     """Sum over n tokens, of a teacher at the same `temperature`; student's logits (n, vocabulary).
 
-    The student's vocabulary is that of the tokenizer and what pads it, as in `dense`.
+    A lower bound of `dense`.
     """
+    # Both are distributions over k + 1 outcomes: the teacher's k tokens, and all others together
+    # (the tail). Joining outcomes never makes a divergence larger.
     q = _log_probs(student, temperature)
-    known = q.gather(-1, teacher.ids)
-    # 1 - sum would lose a small tail to rounding where the known tokens have nearly everything.
-    rest = torch.log1p(-known.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
-    ours = torch.cat([known, rest], dim=-1)
-    # Widened part by part: autocast joins no float16 tensors where it computes in bfloat16.
+    top = q.gather(-1, teacher.ids)
+    # 1 - sum would round a small tail to 0 if the k tokens have nearly all of the mass.
+    rest = torch.log1p(-top.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
+    ours = torch.cat([top, rest], dim=-1)
+    # Cast part by part: autocast to bfloat16 cannot concatenate float16 tensors.
     theirs = torch.cat([part.float() for part in (teacher.log_probs, teacher.tail)], dim=-1)
     return divergence(theirs, ours).sum() * temperature**2
 
 
 def top_k(logits: torch.Tensor, k: int, temperature: float) -> TopK:
     """The teacher's k most likely tokens from its logits (n, vocabulary)."""
-    found = _log_probs(logits, temperature)
-    kept = found.topk(min(k, found.shape[-1]), dim=-1)
-    others = found.scatter(-1, kept.indices, float("-inf"))
+    log_probs = _log_probs(logits, temperature)
+    kept = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1)
+    others = log_probs.scatter(-1, kept.indices, float("-inf"))
     tail = torch.logsumexp(others, dim=-1, keepdim=True).clamp(min=math.log(SMALLEST))
     return TopK(kept.indices, kept.values, tail)
 

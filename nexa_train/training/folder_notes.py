@@ -1,9 +1,8 @@
-"""The files of an exported folder, where transformers 5 writes them otherwise than readers need.
+"""Older names of settings in an exported folder, for transformers 4 and programs built on it.
 
-transformers 5 has other names for some settings. Older readers (transformers 4 and programs built
-on it) do not fail without the old ones: they take 10,000 for the base of the rotary embedding
-(https://github.com/vllm-project/vllm/pull/42624), and float32. `write_older_names` writes both;
-what has no older name is said in the model card (`notes`).
+transformers 5 renamed some settings. Older readers do not fail without the old names: they take
+10,000 for the base of the rotary embedding (https://github.com/vllm-project/vllm/pull/42624), and
+float32. `write_older_names` adds them; `notes` are for the model card.
 """
 
 import json
@@ -16,11 +15,11 @@ GENERIC, OLDER_GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """As `save_pretrained`, and what it leaves out: `legacy` of SentencePiece tokenizers, without
-    which the saved one reads other tokens, and a class name that both generations know."""
+    """As `save_pretrained`, with `legacy` and a class name that transformers 4 knows too."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = _read(path)
+    # Without `legacy` a saved SentencePiece tokenizer reads other tokens.
     if getattr(tokenizer, "legacy", None) is not None:
         settings.setdefault("legacy", tokenizer.legacy)
     if settings.get("tokenizer_class") == GENERIC:
@@ -35,13 +34,14 @@ def write_older_names(folder: Path) -> None:
     added = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
     if "rope_theta" in rope:
         added["rope_theta"] = rope["rope_theta"]
+        # transformers 4 has the base and the scaling under two names.
         if rope.get("rope_type", "default") != "default":
             added["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     write_json(folder / "config.json", config | added)
 
 
 def notes(folder: Path) -> list[str]:
-    """What older readers of the folder get wrong, in sentences."""
+    """Sentences on the errors of older readers of the folder."""
     rope = _read(folder / "config.json").get("rope_parameters") or {}
     if rope and "rope_theta" not in rope:  # one for each kind of layer (Gemma 3)
         return [
@@ -52,5 +52,5 @@ def notes(folder: Path) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return settings

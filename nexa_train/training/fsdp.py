@@ -1,12 +1,8 @@
-"""A model of which every process keeps a part (FSDP2, `fully_shard` of torch).
+"""Sharded models: every process keeps a part (FSDP2, `fully_shard` of torch).
 
-A layer's weights are put together just before it computes; gradients, AdamW's moments and the
-float32 weights are kept in parts. Weights travel in float32 and are computed with in the precision
-of the run, so the losses are those of one process; where that is bfloat16, autocast holds a copy in
-it of the whole model during a step.
-
-`accelerate` starts the processes but does not shard: its plugin leaves a CPU out, and what is
-tested on a CPU is to be what runs on GPUs (docs/adr/0016).
+A layer's weights are gathered just before it computes; gradients, AdamW's moments and the float32
+weights stay sharded. Weights are sent in float32 and cast to the precision of the run, so the
+losses are those of one process; in bfloat16, autocast holds a copy of the whole model in a step.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,34 +16,36 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def blocks(model: Any) -> Iterator[nn.Module]:
-    """The decoder layers, by the class names that the model gives itself."""
+    """The decoder layers, by the class names in the model's `_no_split_modules`."""
     names = set(model._no_split_modules or ())
     return (module for module in model.modules() if type(module).__name__ in names)
 
 
 def shard(loss: Any, device: torch.device, processes: int) -> None:
-    """Leave to this process its part of `loss.model`, on `device`; all processes call it."""
+    """Keep this process's part of `loss.model`, on `device`; all processes call it."""
+    # Not accelerate's plugin: it does not support a CPU, and the tests on a CPU have to run the
+    # code that runs on GPUs (docs/adr/0016).
     mesh = init_device_mesh(device.type, (processes,))
     for block in list(blocks(loss.model)):
         fully_shard(block, mesh=mesh)
-    fully_shard(loss, mesh=mesh)  # what stands in no layer: embeddings and the last norm
+    fully_shard(loss, mesh=mesh)  # parameters outside the layers: embeddings and the last norm
     for module in loss.modules():
         if device.type == "cpu" and hasattr(module, "set_force_sum_reduction_for_comms"):
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
 
 def whole(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
-    """The tensors put together on the CPU, where `keep` is set; every process has to ask."""
-    found = {}
+    """The gathered tensors on the CPU, if `keep` is set; every process has to call it."""
+    tensors = {}
     for name, tensor in named:
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            found[name] = full.detach().cpu().contiguous()
-    return found
+            tensors[name] = full.detach().cpu().contiguous()
+    return tensors
 
 
 def part(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Of a `value` that belongs to `parameter`, what belongs to this process, on its device."""
+    """This process's part of `value`, which belongs to `parameter`, on its device."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         mesh, placements = parameter.device_mesh, parameter.placements

@@ -1,10 +1,7 @@
-"""LoRA: small matrices beside the linear layers are trained, the model itself stays as it is.
+"""LoRA: train small matrices beside the linear layers; the base model's weights do not change.
 
 Hu et al. 2021, https://arxiv.org/abs/2106.09685: W x becomes W x + (alpha / rank) B A x, with B = 0
-at the start, so that a fresh adapter changes nothing. The layers are put into the model in place;
-it keeps its own class, so packing, distillation and depth pruning see the model that they know.
-`merge` adds B A to W: what is exported needs neither this module nor `peft`. That is the same model
-only where W belongs to one module: an adapter on one of two that share it is refused.
+at the start. `merge` adds B A to W, so an exported student needs no `peft`.
 """
 
 from collections import defaultdict
@@ -15,22 +12,25 @@ from nexa_distill.settings.student import Lora
 
 
 def attach(model: Any, lora: Lora | None) -> Any:
-    """The model with only an adapter left to train; null changes nothing.
+    """The model with an adapter as its only trainable part; None changes nothing.
 
-    Raises InputError where `target_modules` names no layer of the model, or one that shares its
+    Raises InputError if `target_modules` names no layer of the model, or one that shares its
     weights with another.
     """
     if lora is None:
         return model
     from peft import LoraConfig, inject_adapter_in_model
 
-    wanted = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-    )  # fmt: skip
+    )
     users = _users_of_weights(model)
     try:
-        adapted = inject_adapter_in_model(wanted, model)
+        # In place: the model keeps its class, on which packing, distillation and pruning depend.
+        adapted = inject_adapter_in_model(config, model)
     except ValueError as error:
         raise InputError(
             f"train.lora.target_modules: {lora.target_modules} does not fit {type(model).__name__} "
@@ -41,7 +41,7 @@ def attach(model: Any, lora: Lora | None) -> Any:
 
 
 def _users_of_weights(model: Any) -> list[list[str]]:
-    """For each weight, the names of the modules that hold it; a module may have several names."""
+    """For each weight, the names of the modules that have it; a module may have several names."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         for weight in module.parameters(recurse=False):
@@ -50,8 +50,8 @@ def _users_of_weights(model: Any) -> list[list[str]]:
 
 
 def _refuse_shared_weights(model: Any, users: list[list[str]]) -> None:
-    """Merging an adapter changes what every user of the weight computes; the others did not have
-    it in training."""
+    # Merging an adapter changes the weight for every module that shares it; the others did not have
+    # the adapter in training.
     from peft.tuners.lora import LoraLayer
 
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -68,7 +68,7 @@ def _refuse_shared_weights(model: Any, users: list[list[str]]) -> None:
 
 
 def merge(model: Any) -> None:
-    """Put every adapter into the weights it stands beside, and take it out of the model."""
+    """Add every adapter to the weights of its layer, and remove it from the model."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in list(model.named_modules()):

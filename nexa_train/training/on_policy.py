@@ -1,11 +1,8 @@
-"""Answers that the student samples itself, for its teacher to score: on-policy distillation.
+"""On-policy distillation: the teacher scores answers that the student samples itself.
 
-Generalised knowledge distillation, Agarwal et al. 2024, https://arxiv.org/abs/2306.13649: a share
-of the batches has the student's own words in place of the data's, so that it learns in the
-situations which it gets itself into. Gradients do not flow through the sampling.
-
-Everything random follows the seed, the step and the sample: a resumed run says the same again, and
-so does a run on another number of processes.
+Generalised knowledge distillation, Agarwal et al. 2024, https://arxiv.org/abs/2306.13649: in a
+share of the batches the student's own answers replace those of the data. Gradients do not flow
+through the sampling. A resumed run, or one on another number of processes, samples the same.
 """
 
 import random
@@ -22,9 +19,7 @@ from nexa_train.data.chat_tokenization import IGNORE, Sample
 
 @dataclass(frozen=True)
 class Student:
-    """The model that is trained, as one that answers. `vocabulary`: ids from there on are padding;
-    `end`: the token that ends an answer.
-    """
+    """The trained model as a generator. Ids from `vocabulary` on are padding."""
 
     model: Any
     settings: Distillation
@@ -33,58 +28,65 @@ class Student:
     end: int
 
     def speaks(self, step: int, number: int) -> bool:
-        """Whether the `number`-th batch of `step` is its own; the same on every process."""
+        """Whether batch `number` of `step` has generated answers; the same on every process."""
         return _random(self.seed, step, number).random() < self.settings.on_policy
 
     def retold(self, samples: Sequence[Sample], step: int) -> list[Sample]:
-        """The samples with the last answer of each said anew, at most as long as it was.
+        """The samples with a generated last answer, at most as long as the original one.
 
-        What stood before it is not trained on, nor is anything after it. A sample without labels
-        stays as it is.
+        Only this answer is trained on. A sample without labels is returned unchanged.
         """
-        cut = [(sample, _last_answer(sample)) for sample in samples]
-        asked = [(sample, place) for sample, place in cut if place]
-        prompts = [sample.input_ids[: place.start] for sample, place in asked]
-        draws = [_random(self.seed, step, sample.sample_id) for sample, _ in asked]
-        said = iter(self._say(prompts, [len(place) for _, place in asked], draws))
+        spans = [(sample, _last_answer(sample)) for sample in samples]
+        answered = [(sample, span) for sample, span in spans if span]
+        prompts = [sample.input_ids[: span.start] for sample, span in answered]
+        # Seed, step and sample decide every draw; the batch does not.
+        draws = [_random(self.seed, step, sample.sample_id) for sample, _ in answered]
+        answers = iter(self._say(prompts, [len(span) for _, span in answered], draws))
         return [
-            _told(sample, place.start, next(said)) if place else sample for sample, place in cut
+            _told(sample, span.start, next(answers)) if span else sample for sample, span in spans
         ]
 
     @torch.no_grad()
     def _say(
         self, prompts: list[list[int]], limits: list[int], draws: list[random.Random]
     ) -> list[list[int]]:
-        said: list[list[int]] = [[] for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
         was_training, device = self.model.training, next(self.model.parameters()).device
         ids, mask = _left_padded(prompts, self.end, device)
         cache = None
         self.model.eval()
         with packing.suspended(self.model):
             for _ in range(max(limits, default=0)):
+                # Positions count real tokens: prompts are padded on the left.
                 places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
                 out = self.model(
-                    input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True,
-                    past_key_values=cache, logits_to_keep=1,
-                )  # fmt: skip
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=places,
+                    use_cache=True,
+                    past_key_values=cache,
+                    logits_to_keep=1,
+                )
                 cache = out.past_key_values
                 tokens = self._draw(out.logits[:, -1], draws)
-                going = False
-                for row, token in enumerate(tokens.tolist()):
-                    if len(said[row]) < limits[row] and self.end not in said[row][-1:]:
-                        said[row].append(token)
-                        going |= token != self.end and len(said[row]) < limits[row]
-                if not going:
+                is_unfinished = False
+                for answer, limit, token in zip(answers, limits, tokens.tolist(), strict=True):
+                    if len(answer) < limit and self.end not in answer[-1:]:
+                        answer.append(token)
+                        is_unfinished |= token != self.end and len(answer) < limit
+                if not is_unfinished:
                     break
+                # From now on only the new token is read; the cache has the rest.
                 ids = tokens[:, None]
                 mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         self.model.train(was_training)
-        return said
+        return answers
 
     def _draw(self, logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
-        """One token a row: where the row's random number falls in the cumulated probabilities."""
+        """One token per row, by inverse transform sampling with the row's random number."""
         scaled = logits[:, : self.vocabulary].double() / self.settings.sampling_temperature
         cumulated = scaled.softmax(-1).cumsum(-1)
+        # In double precision: float32 would round small probabilities away.
         points = [[draw.random()] for draw in draws]
         where = torch.tensor(points, dtype=torch.double, device=logits.device)
         drawn = torch.searchsorted(cumulated, where, right=True)
@@ -96,7 +98,7 @@ def _random(*key: object) -> random.Random:
 
 
 def _last_answer(sample: Sample) -> range:
-    """Where the last run of trained tokens is; the first token of all has nothing before it."""
+    """The positions of the last run of trained tokens; token 0 is never trained."""
     end = len(sample.labels)
     while end > 1 and sample.labels[end - 1] == IGNORE:
         end -= 1
@@ -106,9 +108,9 @@ def _last_answer(sample: Sample) -> range:
     return range(start, end)
 
 
-def _told(sample: Sample, start: int, said: list[int]) -> Sample:
+def _told(sample: Sample, start: int, answer: list[int]) -> Sample:
     prompt = sample.input_ids[:start]
-    return Sample(sample.sample_id, prompt + said, [IGNORE] * start + said)
+    return Sample(sample.sample_id, prompt + answer, [IGNORE] * start + answer)
 
 
 def _left_padded(

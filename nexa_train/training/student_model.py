@@ -1,4 +1,4 @@
-"""The model of a training, made the same way for a fresh run, a resumed one and the export."""
+"""Build the student, the same way for a fresh run, a resumed one and the export."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from nexa_train.training import checkpoints, fsdp, lora
 
 
 def build(config: StudentConfig, base: str, checkpoint: Path | None = None) -> Any:
-    """The base model with `keep_layers` and `train.lora`; of `checkpoint`, what it has trained.
+    """The base model with `keep_layers` and `train.lora`, and the parameters of `checkpoint`.
 
     In float32, on the CPU, ready to train.
     """
@@ -25,14 +25,11 @@ def build(config: StudentConfig, base: str, checkpoint: Path | None = None) -> A
 
 
 def hasten(model: Any, train: Training) -> None:
-    """Settings that change time and memory, and nothing of what is learnt.
-
-    Raises InputError where one of them cannot work.
-    """
+    """Settings that change time and memory but not the result. Raises InputError."""
     if train.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise InputError(
-                f"train.gradient_checkpointing: {type(model).__name__} knows none; set it to false"
+                f"train.gradient_checkpointing: {type(model).__name__} has none; set it to false"
             )
         model.activation_checkpointing_enable({"use_reentrant": False})
     if train.compile:
@@ -40,9 +37,7 @@ def hasten(model: Any, train: Training) -> None:
 
 
 def _compile(model: Any) -> None:
-    """Each decoder layer by itself, in place: parameters keep their names, and it is compiled once
-    for all layers. Lengths differ from batch to batch, so they are no constants of it; packed
-    attention, which loops over them, is left out."""
+    """Compile each decoder layer in place; parameters keep their names."""
     from torch import compiler
 
     if not shutil.which(os.environ.get("CXX", "g++")):
@@ -53,15 +48,16 @@ def _compile(model: Any) -> None:
     layers = list(fsdp.blocks(model))
     if not layers:
         raise InputError(
-            f"train.compile: {type(model).__name__} does not say what its layers are; set "
-            "train.compile: false"
+            f"train.compile: {type(model).__name__} does not name its layers; set train.compile: "
+            "false"
         )
+    # Packed attention loops over the samples and is not compiled.
     packing.register(compiler.disable(packing.attend_per_sample))  # type: ignore[no-untyped-call]
     for layer in layers:
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True)  # lengths differ from batch to batch
 
 
 def settle(model: Any) -> None:
-    """Take compilation out again: it rounds in its own way, and what is exported has none."""
+    """Remove compilation: it rounds differently, and the exported student has none."""
     for layer in fsdp.blocks(model):
         layer._compiled_call_impl = None

@@ -1,8 +1,7 @@
-"""The teacher's most likely tokens, from the table that `teacher_logits` writes.
+"""The teacher cache: the table of top-k log-probabilities that `teacher_logits` writes.
 
-The distribution is the teacher's at `distillation.temperature`: the tail of another temperature
-could not be told from k tokens. `CachedTeacher` gives it back, and refuses a row whose tokens are
-not those of the sample that is trained on.
+The distribution is the teacher's at `distillation.temperature`: the tail at another temperature
+cannot be computed from k tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,27 +18,26 @@ from nexa_train.data.chat_tokenization import Sample
 if TYPE_CHECKING:
     from nexa_train.data.collate import Collate
 
-
 TABLE = TABLES["teacher_logits"]
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
-    """SHA-256 of which token has which id."""
+    """SHA-256 of the map from tokens to ids."""
     return sha256_text(compact_json(tokenizer.get_vocab()))
 
 
 def tokens_hash(sample: Sample) -> str:
-    """SHA-256 of a sample's token ids and of where the loss is."""
+    """SHA-256 of a sample's token ids and labels."""
     return sha256_text(compact_json([sample.input_ids, sample.labels]))
 
 
 def refuse_other_vocabulary(teacher: Any, student: Any) -> None:
-    """Raises InputError unless both tokenizers mean the same by every id."""
+    """Raises InputError unless both tokenizers have the same ids for all tokens."""
     if vocabulary_hash(teacher) != vocabulary_hash(student):
         raise InputError(
             f"distillation.teacher: the vocabulary of {teacher.name_or_path} ({len(teacher)} "
             f"tokens) is not that of the student {student.name_or_path} ({len(student)} tokens), "
-            "so its probabilities are of other words; take a teacher of the student's family, or "
+            "so its probabilities are for other tokens; take a teacher of the student's family, or "
             "distillation.loss: none"
         )
 
@@ -63,25 +61,28 @@ def rows_of(
         batch = samples[start : start + size]
         with torch.inference_mode():
             logits = logits_of(batch_of(batch, model.device))[:, :vocabulary]
-            found = top_k(logits, settings.top_k, settings.temperature)
+            top = top_k(logits, settings.top_k, settings.temperature)
+        # The tokens of a batch are concatenated; they are split by sample again.
         lengths = [sample.trained_tokens for sample in batch]
-        parts = (torch.split(part.cpu(), lengths) for part in found)
+        parts = (torch.split(part.cpu(), lengths) for part in top)
         yield [
             {
-                "sample_id": sample.sample_id, "tokens_sha256": tokens_hash(sample),
-                "tokens": len(tail), "top_ids": ids.flatten().numpy(),
+                "sample_id": sample.sample_id,
+                "tokens_sha256": tokens_hash(sample),
+                "tokens": len(tail),
+                "top_ids": ids.flatten().numpy(),
                 "top_log_probs": probs.flatten().half().numpy(),
                 "tail_log_prob": tail.flatten().half().numpy(),
             }
             for sample, ids, probs, tail in zip(batch, *parts, strict=True)
-        ]  # fmt: skip
+        ]
 
 
 class CachedTeacher:
-    """The table, as tensors beside a batch. All of it is in memory: see Size above."""
+    """The table as tensors for batches. All of it is in memory: see Size in `teacher_logits`."""
 
     def __init__(self, path: Path, samples: Sequence[Sample]) -> None:
-        """Raises InputError unless each sample stands there with the same tokens."""
+        """Raises InputError unless the table has each sample with the same tokens."""
         self.path = path
         table = read_table(path, TABLE)
         self._columns = {
@@ -94,9 +95,9 @@ class CachedTeacher:
         for sample in samples:
             row = self._rows.get(sample.sample_id)
             if row is None or hashes[row] != tokens_hash(sample):
-                said = "is not there" if row is None else "was made for other tokens"
+                problem = "is missing" if row is None else "was written for other tokens"
                 raise InputError(
-                    f"{path}: sample {sample.sample_id} {said}; remove the file, then run "
+                    f"{path}: sample {sample.sample_id} {problem}; remove the file, then run "
                     f"`{TABLE.command}`"
                 )
 
@@ -105,13 +106,13 @@ class CachedTeacher:
         import numpy as np
         import torch
 
-        found = {}
+        tensors = {}
         for name, column in self._columns.items():
             width = 1 if name == "tail_log_prob" else self.k
             parts = []
-            for sample in samples:  # of one whose labels count for nothing, nothing is taken
+            for sample in samples:  # a sample without labels takes no values
                 values = column[self._rows[sample.sample_id]].values
                 parts.append(values[: sample.trained_tokens * width].to_numpy(zero_copy_only=False))
             joined = torch.from_numpy(np.concatenate(parts)).to(device)
-            found[name] = joined.view(-1, width)
-        return found
+            tensors[name] = joined.view(-1, width)
+        return tensors

@@ -1,4 +1,4 @@
-"""One training, step by step: which samples when, at which rate, and what each step measures.
+"""The training loop: the plan of steps, learning rates, metrics and checkpoints.
 
 Writes into the folder of the run: `metrics.jsonl` and `step-NNNNNN/` (checkpoints.py).
 Raises: QualityGateMissed (3) for a loss that is not finite.
@@ -30,7 +30,7 @@ from nexa_train.training.on_policy import Student
 
 
 def learning_rate(step: int, total: int, peak: float, warmup_ratio: float) -> float:
-    """Of the `step`-th optimizer step (0-based): linear warm-up, then a cosine down to zero."""
+    """The rate of optimizer step `step` (0-based): linear warm-up, then a cosine down to zero."""
     warmup = math.ceil(total * warmup_ratio)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -49,11 +49,11 @@ def plan_steps(
     return steps
 
 
-Share = tuple[list[Sample], bool]  # of a micro-batch; whether the student says it in its own words
+Share = tuple[list[Sample], bool]  # samples of a micro-batch; whether their answers are generated
 
 
 class Count(NamedTuple):
-    """Tokens of a step: with a loss, of these those that the data has, and all."""
+    """Tokens of a step: trained ones, of these the ones from the data, and all."""
 
     trained: int
     from_data: int
@@ -61,7 +61,7 @@ class Count(NamedTuple):
 
 
 class Metrics:
-    """`metrics.jsonl`: rows of steps that a resumed run repeats are dropped when it starts."""
+    """`metrics.jsonl`; a resumed run drops the rows of steps that it repeats."""
 
     def __init__(self, path: Path, resumed: int, *, active: bool) -> None:
         self.path, self.active = path, active
@@ -72,7 +72,7 @@ class Metrics:
         write_text(path, "".join(f"{row}\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one step; an absent value is absent."""
+        """Append one step; missing values are left out."""
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -80,7 +80,7 @@ class Metrics:
 
 @dataclass
 class Trainer:
-    """The pieces of one run; `train` goes through the plan."""
+    """The parts of one run; `train` executes the plan."""
 
     config: StudentConfig
     accelerator: Any
@@ -97,11 +97,11 @@ class Trainer:
     @property
     def bare(self) -> AnswerLoss:
         """The loss without the wrapper of a distributed run."""
-        bare: AnswerLoss = self.accelerator.unwrap_model(self.loss)
-        return bare
+        loss: AnswerLoss = self.accelerator.unwrap_model(self.loss)
+        return loss
 
     def train(self, resumed: int) -> float | None:
-        """All steps after `resumed`; returns the val loss at the end."""
+        """Run all steps after `resumed`; returns the val loss at the end."""
         settings, main = self.config.train, self.accelerator.is_main_process
         plan = plan_steps(self.config, self.data.train)
         metrics = Metrics(self.folder / "metrics.jsonl", resumed, active=main)
@@ -125,6 +125,7 @@ class Trainer:
                 self.accelerator.log(numbers, step=done)
                 if bar is not None:
                     bar.add(note=f"loss {row['loss']:.3f}")
+                # The last step needs no checkpoint: the export follows.
                 if done % settings.save_every_steps == 0 and not last:
                     self._save(done)
                 self.accelerator.wait_for_everyone()
@@ -134,9 +135,10 @@ class Trainer:
         """One optimizer step; the loss is per trained token of the whole step."""
         started = time.monotonic()
         settings = self.config.train
-        set_seed(settings.seed + done)  # a model with dropout resumes as it would have gone on
+        set_seed(settings.seed + done)  # dropout is the same in a resumed run
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # All shares before the first pass: generated answers change the number of tokens.
         shares = [self._share(batch, done, number) for number, batch in enumerate(batches)]
         count = self._count(shares)
         sums: dict[str, torch.Tensor] = {}
@@ -152,19 +154,21 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.loss.parameters(), settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        # The student's own words have no cross entropy: it is per token of the data's.
+        # Generated answers have no cross entropy, so it is per token from the data.
         per = {"cross_entropy": count.from_data}
         return {
             **{name: float(value) / per.get(name, count.trained) for name, value in sums.items()},
-            "lr": rate, "grad_norm": _number(norm),
+            "lr": rate,
+            "grad_norm": float(norm.full_tensor() if isinstance(norm, DTensor) else norm),
             "tokens_per_s": round(count.tokens / (time.monotonic() - started), 1),
-        }  # fmt: skip
+        }
 
     def _share(self, samples: list[Sample], done: int, number: int) -> Share:
         """This process's part of a micro-batch."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        # Strided: samples are sorted by length, so every process gets similar work.
         mine = samples[rank::world]
-        if not mine:  # every process has to take part; nothing of this one counts
+        if not mine:  # every process has to take part: a sample without labels counts nothing
             mine = [replace(samples[0], labels=[IGNORE] * len(samples[0].labels))]
         if not self.student.speaks(done, number):
             return mine, False
@@ -185,11 +189,12 @@ class Trainer:
         return Count(*summed.tolist())
 
     def _batches(self, shares: list[Share]) -> Iterator[tuple[Batch, Any]]:
-        """The tensors of each share, and whether to exchange gradients after it."""
+        """The tensors of each share; gradients are exchanged after the last one."""
         for number, (samples, own) in enumerate(shares):
             batch = self.batch_of(samples, self.accelerator.device)
             if own:
                 batch[OWN_WORDS] = torch.ones(1, device=self.accelerator.device)
+            # Gradients accumulate locally until the last micro-batch.
             last = number == len(shares) - 1
             yield batch, nullcontext() if last else self.accelerator.no_sync(self.loss)
 
@@ -210,17 +215,23 @@ class Trainer:
     def _save(self, step: int) -> None:
         if self.shard or self.accelerator.is_main_process:
             checkpoints.save(
-                self.folder, self.bare.model, self.optimizer, step=step, run_key=self.run_key,
-                settings=self.config.training_settings(), main=self.accelerator.is_main_process,
-            )  # fmt: skip
+                self.folder,
+                self.bare.model,
+                self.optimizer,
+                step=step,
+                run_key=self.run_key,
+                settings=self.config.training_settings(),
+                main=self.accelerator.is_main_process,
+            )
 
     def settle(self) -> None:
-        """Leave the trained model in `bare.model`, whole and without an adapter.
+        """Put the trained model into `bare.model`, gathered and with its adapter merged.
 
-        Every process of a sharded run has to ask; the main one gets it.
+        Every process of a sharded run has to call it; the main one gets the model.
         """
         main, model = self.accelerator.is_main_process, self.bare.model
         if self.shard:
+            # The main process copies the weights into a model that is not sharded.
             weights = fsdp.whole(checkpoints.trained(model), keep=main)
             if not main:
                 return
@@ -230,7 +241,3 @@ class Trainer:
         student_model.settle(model)
         if self.config.train.lora:
             lora.merge(model)
-
-
-def _number(norm: torch.Tensor) -> float:
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

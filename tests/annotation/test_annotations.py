@@ -24,7 +24,7 @@ from tests.support.workspace import ROOT, workspace
 WRITER = """
 import sys
 from pathlib import Path
-from nexa_distill.annotations import Annotation, append
+from nexa_distill.annotation.annotations import Annotation, append
 for n in range(int(sys.argv[3])):
     name = f"{sys.argv[2]}{n}"
     append(Path(sys.argv[1]), Annotation(sample_id=name, attempt=0, action="accept", note="x" * 99))

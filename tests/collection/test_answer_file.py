@@ -61,7 +61,7 @@ def test_answers_are_found_by_either_id_and_what_is_missing_is_said(tmp_path: Pa
             "x has another answer in an earlier row",
         ),
         ([{"id": "x", "teacher_output": "a"}], "no answer to any of the 2 prompts"),
-        ([], "holds no answers"),
+        ([], "contains no answers"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(

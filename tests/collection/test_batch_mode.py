@@ -96,7 +96,7 @@ def test_a_rerun_sends_nothing_and_no_file_stays_behind(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = project(tmp_path, teacher.base_url)
         said = ask(made, prompts(5), "--batch")
-        assert f"batch teacher-1 ({teacher.batches()[0]}): 5 requests handed in" in said
+        assert f"batch teacher-1 ({teacher.batches()[0]}): 5 requests submitted" in said
         assert "5 requests now, $0.1500 in all" in said
         before = len(teacher.sends(None))
         outputs = made.path("collected_dataset").read_bytes()
@@ -204,7 +204,7 @@ def test_f22_what_batches_never_answer_is_given_up_after_max_attempts(tmp_path: 
         ask(made, prompts(3), "--batch")
         assert len(teacher.batches()) == 2
         assert reasons(made) == {"s0000": "provider_failed"}
-        assert "says nothing about it" in details(made)[0]
+        assert "has no result for it" in details(made)[0]
         ask(made, prompts(3), "--batch", "--retry-failed")
         assert len(teacher.batches()) == 4
         assert once(teacher, 2)
@@ -367,12 +367,12 @@ def test_f04_a_stop_leaves_the_batch_running_and_the_next_run_collects_it(
         run.send(sent)
         said = run.end(code)
         assert f"({teacher.batches()[0]})" in said
-        assert "goes on at the provider" in said
+        assert "continues at the provider" in said
         said = ask(made, prompts(8), "--estimate")
         assert "2 requests to send" in said
         assert "6 not sent: in a batch at the provider" in said
         said = ask(made, prompts(8))  # not even the flag is needed; the new rows go out singly
-        assert "of an earlier run is taken up again" in said
+        assert "of an earlier run" in said
         assert once(teacher, 8)
         assert len(teacher.batches()) == 1
         assert len(teacher.sends()) == 2
@@ -403,7 +403,8 @@ def test_a_batch_that_the_provider_has_lost_is_asked_again_only_on_request(
         run.kill()
         port = urlsplit(teacher.base_url).port or 0
     with ledger_teacher(tmp_path / "new", port=port, batch_delay=0.05) as teacher:
-        assert "--retry-failed asks its requests again" in ask(made, prompts(3), "--batch", code=69)
+        shown = ask(made, prompts(3), "--batch", code=69)
+        assert "--retry-failed sends its requests again" in shown
         said = ask(made, prompts(3), "--batch", "--retry-failed")
         assert "3 requests once ended without a complete answer" in said
         assert once(teacher, 3)
@@ -562,7 +563,7 @@ def test_f25_a_request_is_one_line_for_every_reader(tmp_path: Path) -> None:
         ({"response": {"status_code": 400, "body": {"error": 1}}}, "rejected", '{"error":1}'),
         ({"error": {"code": "batch_expired", "message": "x"}}, "not_sent", "batch_expired: x"),
         ({"error": {"code": "odd", "message": "\ud800\n!"}}, "rejected", "odd: ? !"),
-        ({"response": None, "error": None}, "uncertain", "neither response nor error"),
+        ({"response": None, "error": None}, "uncertain", "neither a response nor an error"),
     ],
 )  # fmt: skip
 def test_f22_a_line_says_how_its_request_ended(

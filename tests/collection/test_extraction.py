@@ -84,6 +84,12 @@ def test_what_is_left_of_an_answer(kind: Kind, said: str, answer: str | None) ->
         f"```sql {SELECT}```",
         f"The query is: {SELECT}",
         f"答案是 `{SELECT}`。",
+        f"查询\uff1a{SELECT}",
+        f"Sure.\n\n**{SELECT}**",
+        f"> {SELECT}",
+        f"1. {SELECT};",
+        f'The query:\n"{SELECT}"',
+        f"<sql>{SELECT}</sql>",
     ],
 )
 def test_d30_a_query_in_inline_code_or_behind_a_colon_is_the_answer(said: str) -> None:

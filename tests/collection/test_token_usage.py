@@ -27,9 +27,16 @@ OPENAI = {"completion_tokens_details": {"reasoning_tokens": 800}}
         ({"input_tokens": 50, "output_tokens": 20}, (50, 20, 70)),
         ({"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 60}, (50, 20, 70)),
         ({"total_tokens": 70}, (None, None, 70)),
+        ({"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 70, **OPENAI},
+         (50, 820, 870)),
+        ({"prompt_tokens": 50, "completion_tokens": 20,
+          "output_tokens_details": {"thinking_tokens": 800}}, (50, 820, 870)),
+        ({"prompt_tokens": 50.0, "completion_tokens": 20.0}, (50, 20, 70)),
+        ({"input_tokens": 50, "output_tokens": 20, "cache_read_input_tokens": 1000,
+          "cache_creation_input_tokens": 100}, (1150, 20, 1170)),
         ({}, (None, None, None)),
     ],
-)
+)  # fmt: skip
 def test_d07_tokens_as_they_are_billed(usage: dict[str, Any], expected: tuple[int, ...]) -> None:
     assert read_usage(usage)[:3] == expected
 
@@ -77,5 +84,5 @@ def test_d07_answers_without_usage_count_as_the_most_they_can_have_cost(
         assert len(server.asked) == 3
         made.change(budget={"max_usd": None})
         collect(made, 4)
-    assert "4 answers name no tokens" in capsys.readouterr().out
+    assert "4 answers have no token counts" in capsys.readouterr().out
     assert {row["cost_usd"] for row in answers(made)} == {None}

@@ -21,6 +21,7 @@ from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.ngrams import fold
 from tests.support.near_texts import Doc, deduped, kept, leaks, rejected, rows_of, sides, text
 from tests.support.workspace import Workspace
+from tests.sweeps import some
 
 SPLIT = {"val": 0.3, "test": 0.3, "seed": 7}
 NO_SHRINKING = (Phase.explicit, Phase.generate)  # each example is several runs of the stage
@@ -184,7 +185,8 @@ def test_f34_a_kill_at_any_step_moves_no_row(tmp_path: Path) -> None:
     _, before = deduped(tmp_path / "whole", old, split=SPLIT)
     _, wanted = deduped(tmp_path / "whole", new)
     assert {key: sides(wanted)[key] for key in before} == sides(before)
-    for hit in (1, 3, 5, 7, 9, 11, 13, 22, 28):
+    hits = (1, 3, 5, 7, 9, 11, 13, 22, 28)
+    for hit in some("kills of the split", hits, 3, why="each is at another file that is written"):
         folder = tmp_path / str(hit)
         made, _ = deduped(folder, old, split=SPLIT)
         shutil.copy(tmp_path / "whole/raw.jsonl", folder / "raw.jsonl")

@@ -51,6 +51,13 @@ PASSING: dict[str, Response] = {
     "gemini list": Response(200, [{"error": {"code": 503, "status": "UNAVAILABLE"}}]),
     "vllm": inside(object="error", message="engine died", code=500),
     "by words": inside(error={"message": "Too many requests, slow down", "type": "x"}),
+    "cloudflare": inside(success=False, errors=[{"code": 10429, "message": "Too many requests"}]),
+    "apigee": inside(fault={"faultstring": "Rate limit quota violation"}),
+    "tencent": inside(Response={"Error": {"Code": "RequestLimitExceeded", "Message": "x"}}),
+    "aws": inside(message="Too Many Requests"),
+    "iflow": inside(choices=None, status="449", msg="You exceeded your current rate limit"),
+    "status as text": inside(status="error", message="upstream overloaded"),
+    "true": inside(error=True, message="model overloaded"),
 }
 
 
@@ -96,10 +103,21 @@ def test_d09_an_error_inside_a_200_that_does_not_pass_stops_the_run(
         {"choices": [{"message": {"content": "x"}}], "code": 200, "base_resp": {"status_code": 0}},
         {"choices": []},
         {},
+        {"message": "pong"},
+        {"status": "ok", "message": "pong"},
+        {"header": {"code": 0, "message": "Success"}},
+        {"message": {"role": "assistant", "content": "Too many requests"}, "done": True},
     ],
 )
 def test_d09_what_is_no_error(body: Any) -> None:
     assert hidden_error(json.dumps(body).encode()) is None
+
+
+def test_d09_an_error_event_of_a_stream_has_the_status_of_its_code() -> None:
+    raw = b'event: error\ndata: {"code": 404, "message": "no"}\n\n'
+    error = hidden_error(raw)
+    assert error is not None
+    assert (error.status, error.is_billed) == (404, False)
 
 
 @pytest.mark.parametrize("name", ["openrouter 502", "choice"])
@@ -141,6 +159,16 @@ QUOTA = [
     (400, {"type": "invalid_request_error", "message": "Your credit balance is too low"}),
     (403, {"code": "AllocationQuota.FreeTierOnly", "message": "free tier exhausted"}),
     (429, {"code": "1113", "message": "余额不足或无可用资源包,请充值。"}),
+    (429, {"message": "Daily message limit of this key reached"}),
+    (429, {"message": "Requests per 24 hours exceeded"}),
+    (429, {"message": "You've hit your usage limit for this month"}),
+    (429, {"message": "token quota exhausted, please purchase more"}),
+    (429, {"message": "Budget has been exceeded! Current cost: 10.2, Max budget: 10.0"}),
+    (400, {"message": "ExceededBudget: User=x over budget. Spend=10, Budget=5"}),
+    (429, {"message": "Limite quotidienne atteinte pour votre compte"}),
+    (429, {"message": "Límite diario de solicitudes alcanzado"}),
+    (429, {"message": "일일 사용량 한도를 초과했습니다"}),
+    (429, {"message": "Превышен дневной лимит запросов"}),
     (402, {"message": "Insufficient Balance"}),
     (412, {"message": "Account is suspended: reached the monthly spending limit"}),
 ]  # fmt: skip
@@ -151,6 +179,9 @@ BUSY = [
      "details.", "details": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"}]},
     {"code": "1302", "message": "您的账户已达到速率限制 请您控制请求频率"},
     {"message": "Model is overloaded", "type": "overloaded"},
+    {"message": "Quota exhausted for 'Tokens per minute'"},
+    {"message": "Resource exhausted, please try again later"},
+    {"message": "請求過於頻繁"},
 ]  # fmt: skip
 
 
@@ -158,7 +189,13 @@ BUSY = [
 def test_d08_a_used_up_quota_in_any_words_stops_the_run(
     tmp_path: Path, status: int, error: Any
 ) -> None:
-    with serving(lambda _: Response(status, {"error": error})) as server:
+    def answer(asked: Asked) -> Response:
+        """A run that takes it for a busy minute ends too, without an error."""
+        if asked.number < 4:
+            return Response(status, {"error": error}, headers={"retry-after-ms": "50"})
+        return completion()
+
+    with serving(answer) as server:
         made = teacher_workspace(tmp_path, server.base_url, collection={"concurrency": 2})
         with pytest.raises(ProviderUnusable) as stopped:
             collect(made, 30)
@@ -207,6 +244,11 @@ def test_d08_a_429_that_never_ends_is_said(
         (b"Please try again in 1m7.5s. Visit", 67.5),
         (b"Please try again in 120ms.", 0.12),
         (b"Please retry after 20 seconds.", 20.0),
+        (b"Retry in 5 minutes", 300.0),
+        (b"retry after 1 minute", 60.0),
+        (b"retry in 500 milliseconds", 0.5),
+        (b"limit resets in 1h; reset after 90s", 600.0),
+        (b"retry 3 times at most", None),
         (b"Please wait 3600 seconds before retrying", 600.0),
         (b"too many requests", None),
     ],
@@ -222,6 +264,8 @@ LOADING: dict[str, Callable[[], Response]] = {
     "nginx": lambda: Response(502, b"<html>502 Bad Gateway</html>", kind="text/html"),
     "tgi": lambda: Response(503, {"error": "x is currently loading", "estimated_time": 0.1}),
     "by words": lambda: Response(500, {"error": "llm server loading model"}),
+    "initialising": lambda: refusal(500, "The server is initializing"),
+    "chinese": lambda: refusal(500, "模型加载中"),
 }
 
 

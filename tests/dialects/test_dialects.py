@@ -1,5 +1,6 @@
 """What each dialect sends, and that one file is all that a dialect is."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from nexa_distill import dialects
+from nexa_distill.collection.answers.completions import parse_answer
 from nexa_distill.collection.requests.body import messages
 from nexa_distill.dialects import DIALECTS, Dialect, avoiding, by_host
 from nexa_distill.dialects.table import GUIDE, with_table
@@ -107,6 +109,7 @@ def test_d15_where_the_system_prompt_is(role: Any, expected: list[tuple[str, str
         ("models.inference.ai.azure.com", "groq"),
         ("gpu-7.local", "openai"),
         ("notopenrouter.ai.example", "openai"),
+        ("notopenrouter.ai", "openai"),
     ],
 )
 def test_d17_the_host_names_the_dialect(host: str, name: str) -> None:
@@ -175,6 +178,41 @@ def test_d17_a_query_in_the_address_and_headers_of_ones_own_are_sent(tmp_path: P
     assert path == "/v1/deployments/gpt4o/chat/completions"
     assert set(query.split("&")) == {"api-version=2024-10-21", "tier=b"}
     assert asked.headers["X-Team"] == "tests"
+
+
+def test_d17_a_password_or_key_of_the_address_is_sent_and_never_shown(tmp_path: Path) -> None:
+    secret, words = "hunter2pass", "Titles like 2024-10-21 and Nexa Tests stay, hunter2pass goes."
+
+    def answer(asked: Asked) -> Response:
+        if asked.number == 0:
+            return completion(words)
+        return refusal(401, f"wrong: {secret}")
+
+    with serving(answer) as server:
+        provider = {
+            "base_url": server.base_url.replace("//", f"//me:{secret}@") + "?sig=signature-1",
+            "query": {"api-version": "2024-10-21"},
+            "headers": {"X-Api-Key": "header-key-1", "X-Title": "Nexa Tests"},
+        }
+        made = teacher_workspace(tmp_path, "", provider=provider, collection={"concurrency": 1})
+        with pytest.raises(ProviderUnusable) as stopped:
+            collect(made, 2)
+        asked = server.asked[0]
+    login = base64.b64encode(f"me:{secret}".encode()).decode()
+    assert asked.headers["Authorization"] == f"Basic {login}"
+    assert asked.headers["X-Api-Key"] == "header-key-1"
+    assert "sig=signature-1" in asked.path
+    assert secret not in str(stopped.value)
+    stored = b"".join(path.read_bytes() for path in made.path("journal").iterdir())
+    assert b"2024-10-21 and Nexa Tests stay, *** goes" in stored
+    assert secret.encode() not in stored
+
+
+@pytest.mark.parametrize("address", ["http://:9/v1", "http://127.0.0.1:99999/v1"])
+def test_d17_an_address_that_is_none_is_a_line(tmp_path: Path, address: str) -> None:
+    made = teacher_workspace(tmp_path, address)
+    with pytest.raises((ProviderUnusable, InputError), match="base_url is invalid"):
+        collect(made, 1)
 
 
 def test_d17_a_version_that_yaml_reads_as_a_date_is_text(tmp_path: Path) -> None:
@@ -262,9 +300,38 @@ def test_d14_an_error_in_the_middle_of_a_stream_is_asked_again(tmp_path: Path) -
     assert texts(made) == {"s0000": "Yes."}
 
 
-def test_d14_a_stream_in_lines_of_other_ends_and_comments() -> None:
-    from nexa_distill.collection.answers.completions import parse_answer
+@pytest.mark.parametrize(
+    "cut",
+    [
+        stream(delta(content="Ye"), {"error": "upstream closed"}, done=False),
+        Response(body=b'event: error\ndata: {"message": "overloaded"}\n\n'),
+        Response(body=b"event: error\ndata: overloaded\n\n"),
+    ],
+)
+def test_d14_a_stream_that_ends_in_an_error_is_no_answer(tmp_path: Path, cut: Response) -> None:
+    def answer(asked: Asked) -> Response:
+        return stream(delta(content="Yes."), delta("stop")) if asked.number else cut
 
+    with serving(answer) as server:
+        made = teacher_workspace(tmp_path, server.base_url, provider={"stream": True})
+        summary = collect(made, 1)
+        assert len(server.asked) == 2
+    assert texts(made) == {"s0000": "Yes."}
+    assert summary is not None
+    assert len(summary.uncertain) == (b"Ye" in cut.body)  # what had begun may be billed
+
+
+@pytest.mark.parametrize(
+    "form", ["\ufeffdata: {}\n\ndata: {}\n\n", "data: {}\ndata: {}\ndata: [DONE]\n"]
+)
+def test_d14_a_stream_with_a_mark_of_its_encoding_or_without_empty_lines(form: str) -> None:
+    events = [json.dumps(delta(content="A")), json.dumps(delta("stop", content="B"))]
+    raw = form.replace("{}", "%s") % tuple(events)
+    found = parse_answer(raw.encode())
+    assert (found.text, found.finish_reason, found.flag) == ("AB", "stop", None)
+
+
+def test_d14_a_stream_in_lines_of_other_ends_and_comments() -> None:
     events = [json.dumps(delta(content="A")), json.dumps(delta("end_turn", content="B"))]
     raw = ": ping\r\n\r\n" + "".join(f"event: x\r\ndata:{event}\r\n\r\n" for event in events)
     found = parse_answer(raw.encode())

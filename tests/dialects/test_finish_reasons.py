@@ -26,9 +26,11 @@ from tests.teacher.faults import answers
 @pytest.mark.parametrize(
     ("words", "normal"),
     [
-        ("stop STOP eos_token end_turn stop_sequence COMPLETE eos FINISH_REASON_STOP eosFound",
+        ("stop STOP eos_token end_turn stop_sequence COMPLETE eos FINISH_REASON_STOP eosFound "
+         "completed EOS_TOKEN_ID stop_str finished <|im_end|>",
          "stop"),
-        ("length max_tokens MAX_TOKENS model_length model_context_window_exceeded", "length"),
+        ("length max_tokens MAX_TOKENS model_length model_context_window_exceeded "
+         "MAX_OUTPUT_TOKENS max_new_tokens TOKEN_LIMIT", "length"),
         ("content_filter SAFETY RECITATION PROHIBITED_CONTENT refusal ERROR_TOXIC sensitive",
          "content_filter"),
         ("tool_calls function_call tool_use TOOL_CALL", "tool_calls"),

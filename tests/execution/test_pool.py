@@ -119,7 +119,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from tests.test_execution_pool import jobs, pool, NAMES, HANGS
+from tests.execution.test_pool import jobs, pool, NAMES, HANGS
 with pool(Path({str(tmp_path)!r}), timeout_seconds=60.0) as run:
     list(run.map(jobs(NAMES)))
     print(*[w._process.pid for w in run._all], flush=True)

@@ -98,6 +98,11 @@ def test_d06_a_card_is_flagged_and_lists_of_numbers_are_none() -> None:
         "Four. <thinking>Was it four?</thinking>",
         "Hm. <seed:think>Count.</seed:think> Four.",
         "<inner_thoughts>Count.</inner_thoughts> Four.",
+        "<reason>Count.</reason> Four.",
+        "<unused94>thought\nCount.<unused95>Four.",
+        "Count.assistantfinalFour.",
+        "[gMASK]<sop>Four.",
+        "Four.<end_of_utterance>",
     ],
 )
 def test_d11_marks_of_reasoning_inside_an_answer_are_leftovers(text: str) -> None:

@@ -86,7 +86,7 @@ def test_da02_numbers_of_questions_are_no_prompts(
     assert {row["context"] for row in found} == {"Ice floats."}
 
 
-def test_da02_old_prompts_that_hold_their_context_are_asked_as_they_are(
+def test_da02_i08_old_prompts_that_hold_their_context_are_asked_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt_text": f"Read: Text {n}. Summarise.", "context": f"Text {n}."} for n in (1, 2)]
@@ -263,6 +263,8 @@ def test_d29_an_sql_task_without_a_database_is_refused_before_any_answer_is_boug
         {"messages": [{"role": "user", "content": "Why?"}]},
         {"conversations": [{"from": "human", "value": "Why?"}]},
         {"user_prompt": [{"role": "user", "content": "Why?"}]},
+        {"messages": '[{"role": "user", "content": "Why?"}]'},
+        {"prompt": '[\n {"from": "human", "value": "Why?"}]'},
     ],
 )
 def test_d13_a_conversation_is_refused_with_the_columns_to_write(

@@ -218,10 +218,13 @@ def test_d28_a_file_of_another_format_is_refused(tmp_path: Path, name: str, mess
         values(tmp_path / name)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "gb18030", "shift_jis"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-32-be", "cp1252", "koi8-r", "gb18030", "shift_jis"]
+)
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.txt"])
 def test_d28_another_encoding_is_refused_by_name(tmp_path: Path, name: str, encoding: str) -> None:
-    text = {"cp1252": "Überfällig", "utf-16": "text"}.get(encoding, "日本語")
+    text = {"cp1252": "Überfällig", "koi8-r": "Привет"}.get(encoding, "日本語")
+    text = "text" if encoding.startswith("utf") else text
     (tmp_path / name).write_bytes(f'{{"text": "{text}"}}\n'.encode(encoding))
     with pytest.raises(InputError, match=r"not UTF-8.*convert it first"):
         values(tmp_path / name)

@@ -50,6 +50,8 @@ def test_an_absent_column_is_null_in_every_batch(tmp_path: Path) -> None:
     only = list(read_batches(path, table, batch_rows=10, columns=["domain", "latency_ms"]))
     assert [batch.num_rows for batch in only] == [10, 10, 5]
     assert only[0].schema.names == ["domain", "latency_ms"]
+    absent = list(read_batches(path, table, batch_rows=10, columns=["domain"]))
+    assert [batch.num_rows for batch in absent] == [10, 10, 5]
 
 
 @pytest.mark.parametrize("column", ["teacher_output", "user_prompt"])
@@ -144,5 +146,5 @@ def test_texts_in_place_of_prompts_name_the_commands_to_run_first(tmp_path: Path
     src = write(tmp_path / "texts.parquet", [{"text": "Ice floats."}])
     with pytest.raises(InputError, match=r"no prompt; run `python -m nexa_distill\.canonicalize"):
         collect_teacher.run(made.load(), src)
-    with pytest.raises(InputError, match="holds no rows"):
+    with pytest.raises(InputError, match=r"none\.jsonl: holds no rows"):
         collect_teacher.run(made.load(), write(tmp_path / "none.jsonl", []))

@@ -45,7 +45,7 @@ def test_f06_a_full_disk_is_one_line_and_code_74(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands in for a full disk: a real write fails in the middle of the table."""
     script = (
         "from pathlib import Path\n"
-        "from nexa_distill import cli\n"
+        "from nexa_distill.console import cli\n"
         "from nexa_distill.contracts import CHECKS\n"
         "from nexa_distill.storage.tables import table_writer\n"
         "from tests.storage.test_tables import rows\n"

@@ -111,3 +111,15 @@ LANGUAGES = {
         "ဘယ်လို ဖြစ်ပေါ်သလဲ။|ဘာအတွက် အသုံးပြုသလဲ။|ရာသီအလိုက် ဘာကြောင့် ပြောင်းလဲသလဲ။|လူတွေ ဘယ်လို တွေ့ရှိခဲ့သလဲ။",
     ),
 }  # fmt: skip
+
+# Apart: a space stands between its syllables, so that its chunks are of fewer words of meaning.
+VIETNAMESE = Language(
+    "Hãy giải thích bằng ngôn ngữ đơn giản dễ hiểu cho học sinh|Hãy bắt đầu từ một ví dụ trong đời sống"
+    " hằng ngày và trình bày về|Hãy giới thiệu ngắn gọn và theo một trình tự rõ ràng về|Hãy dùng một thí"
+    " nghiệm nhỏ có thể thực hiện tại nhà để trình bày về",
+    "thủy triều|ong mật|sông băng|gỉ sắt|men nở|cầu vồng|động đất|đá vôi|chim di cư|sợi quang|xà phòng|"
+    "bút chì|cao su|san hô|sương muối|cây tre|đồ gốm|máy hơi nước|la bàn|nam châm",
+    "được hình thành như thế nào và phụ thuộc vào nhiệt độ ra sao.|được dùng chủ yếu để làm gì và công"
+    " dụng nào là quan trọng nhất.|thay đổi theo mùa vì sao và làm thế nào để đo được.|được con người phát"
+    " hiện ra như thế nào và sử dụng lần đầu ra sao.",
+)

@@ -52,6 +52,23 @@ def maths() -> MathChecks:
         ("\\boxed{1\\,234}", "1234"),
         ("It takes 1\u00bd hours", "3/2"),
         ("It is \u2212\u00bd", "-1/2"),
+        ("She pays \\$18.", "18"),
+        ("**Answer:** \\$1,234.50", "1234.5"),
+        ("$\\$18$", "18"),
+        ("The answer is +5", "5"),
+        ("#### +5", "5"),
+        ("x = +5", "5"),
+        ("3 +5 = 8", "8"),
+        ("The answer is 10\u2075", "100000"),
+        ("The answer is 10\u207b\u00b3", "0.001"),
+        ("The answer is 5 \u00d7 10\u00b3", "5000"),
+        ("The answer is 3\u00b710^4", "30000"),
+        ("#### 1.5e3", "1500"),
+        ("It is 2.5E-3", "0.0025"),
+        ("It takes 2 1/2 hours", "5/2"),
+        ("The area is 25 cm\u00b2.", "25"),
+        ("2\u00b3 = 8", "8"),
+        ("3 \u00d7 4 = 12", "12"),
     ],
 )
 def test_d31_a_number_is_read_however_it_is_typed(
@@ -65,7 +82,8 @@ def test_d31_a_number_is_read_however_it_is_typed(
 @pytest.mark.parametrize(
     "text",
     ["1,234", "1.234", "3.14", "3,5", "(3, 5)", "7 - 5", "x_100", "12.5.2024", "1'234 o'clock's",
-     "1e5", "a - b", "10-15", "version 1.2.3", "5'6", "1,2,3", "100,200,30", "x² + 1"],
+     "e5", "1e5a", "0x1e5", "a +b", "3 1/2/3", "2024 1/2", "a - b", "10-15",
+     "version 1.2.3", "5'6", "1,2,3", "100,200,30", "x² + 1"],
 )  # fmt: skip
 def test_d31_what_can_mean_something_else_stays(text: str) -> None:
     expected = text.replace("1'234 o", "1234 o")

@@ -30,6 +30,8 @@ FORMATS = {
     "a cut wrapper": "<think>Hm.</think><answer>Four.",
     "Sky-T1": "<|begin_of_thought|>\nHm.\n<|end_of_thought|>\n\n"
     "<|begin_of_solution|>\nFour.\n<|end_of_solution|>",
+    "gpt-oss without its tokens": "analysisHm.assistantfinalFour.",
+    "MedGemma": "<unused94>thought\nHm.<unused95>Four.",
     "Granite": "Here is my thought process: Hm. Here is my response: Four.",
     "Granite, quantised": "Here's my thought process:\nHm.\n\nHere's my response:\nFour.",
 }

@@ -19,12 +19,12 @@ from nexa_distill.deduplication.minhash_store import Sketches, sketched
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Chunking
-from nexa_distill.text.ngrams import tokens, words_of
+from nexa_distill.text.ngrams import joined, tokens, words_of
 from nexa_distill.text.repetition import Tokens, repetition
 from nexa_distill.text.words import word_spans
 from tests.support.near_texts import deduped, rejected
 from tests.support.workspace import Workspace, workspace
-from tests.text.forty_questions import LANGUAGES
+from tests.text.forty_questions import LANGUAGES, VIETNAMESE
 
 SPLIT = {"val": 0.1, "test": 0.2, "seed": 7}
 LOOK: dict[str, Any] = {"split": SPLIT, "dedup": {"contamination_words": 13}}
@@ -76,11 +76,34 @@ def test_d01_chinese_without_any_mark_is_cut_too() -> None:
     assert max(map(len, pieces)) < 1200
 
 
+@pytest.mark.parametrize("run", ["QUJDREVGR0hJ" * 3000, '{"a":1,"b":"x"},' * 2000, "🙂" * 30000])
+def test_d01_what_no_space_cuts_is_cut_too(run: str) -> None:
+    pieces = chunks(
+        f"Decode this: {run} and say what it is.", Chunking(max_tokens=400, overlap_tokens=40)
+    )
+    assert len(pieces) > 10
+    assert max(map(len, pieces)) <= 400 * 6 + 50
+    assert pieces[0].startswith("Decode this: ")
+    assert pieces[-1].endswith("and say what it is.")
+
+
+def test_d01_a_long_address_is_a_word() -> None:
+    address = "https://example.org/" + "a/" * 100
+    assert len(chunks(f"{address} " * 390, Chunking(max_tokens=400, overlap_tokens=40))) == 1
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_d02_forty_questions_stay_forty_in_every_language(tmp_path: Path, language: str) -> None:
     _, rows = deduped(tmp_path, texts_of(LANGUAGES[language].questions()), **LOOK)
     assert len(rows) == 40
     assert Counter(row["split"] for row in rows.values())["train"] > 20
+
+
+def test_d02_syllables_with_spaces_between_them_are_less_than_words(tmp_path: Path) -> None:
+    _, rows = deduped(tmp_path, texts_of(VIETNAMESE.questions()), **LOOK)
+    assert len(rows) == 40
+    assert Counter(row["split"] for row in rows.values())["train"] > 20
+    assert joined(words_of("Thủy triều là gì?")) == "thủy triều là gì"
 
 
 def test_d02_what_took_the_training_side_is_named(

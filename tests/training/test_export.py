@@ -69,7 +69,7 @@ def end_elsewhere(folder: Path) -> None:
 DAMAGE: list[tuple[Callable[[Path], None], str, str]] = [
     (lose_a_weight, "cannot be loaded", "A weight is missing from the file."),
     (untie, "cannot be loaded", "The configuration unties embedding and head."),
-    (disturb_one_weight, "the weight model.norm.weight is another", "One weight differs."),
+    (disturb_one_weight, "the weight model.norm.weight differs", "One weight differs."),
     (turn_the_heads, "its greedy answer to", "The configuration builds another model."),
     (change_the_template, "chat template reads the prompt", "The chat template differs."),
     (end_elsewhere, "generation_config.json ends an answer with",

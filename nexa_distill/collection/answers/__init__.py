@@ -1,1 +1,1 @@
-"""One answer: the fields of a chat completion, the text without its wrapping, tokens and cost."""
+"""One answer: the fields of a chat completion, the extracted text, tokens and cost."""

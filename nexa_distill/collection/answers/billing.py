@@ -1,23 +1,22 @@
-"""What a stored answer cost: read from it once it is on disk, and recorded in the journal."""
+"""Read the cost of stored answers and record it in the journal."""
 
 from nexa_distill.collection.answers import completions
 from nexa_distill.collection.answers.completions import Answer
-from nexa_distill.journal.journal import Journal
+from nexa_distill.collection.requests.budget import Tally
+from nexa_distill.journal.batches import Asked
+from nexa_distill.journal.journal import Asking, Journal, Outcome
 from nexa_distill.settings.pipeline import Price
 
-UNREAD = Answer()
+UNREAD = Answer()  # an answer that cannot be read because of a bug; a later run bills it
 
 
 def bill(
     journal: Journal, price: Price | None, attempt: int, raw: bytes, discount: float = 1.0
 ) -> tuple[Answer, float | None]:
-    """The answer and its US dollars; `discount` is the share of the price that is billed.
-
-    A bug in reading it costs a row of the table, not the run: UNREAD, and a later run bills it.
-    """
+    """The answer and its US dollars; `discount` is the share of the price that is billed."""
     try:
         answer = completions.parse_answer(raw)
-    except Exception:  # noqa: BLE001  see above
+    except Exception:  # noqa: BLE001  a bug in the parser costs a row of the table, not the run
         return UNREAD, None
     usd = completions.cost_usd(answer, price, discount)
     counts = (answer.prompt_tokens, answer.completion_tokens, answer.total_tokens)
@@ -25,7 +24,29 @@ def bill(
     return answer, usd
 
 
+def settle_attempt(
+    journal: Journal,
+    tally: Tally,
+    price: Price | None,
+    attempt: int,
+    request: Asking | Asked,
+    outcome: Outcome,
+    discount: float = 1.0,
+) -> Answer:
+    """Record the cost of an attempt and end its reservation; `outcome` must be on disk."""
+    answer, billed = UNREAD, None
+    if outcome.outcome == "answered":
+        answer, usd = bill(journal, price, attempt, outcome.raw or b"", discount)
+        tokens = request.most_tokens if answer.total_tokens is None else answer.total_tokens
+        billed = (tokens, request.most_usd if usd is None else usd)
+        tally.answered += 1
+    elif outcome.outcome == "uncertain":  # perhaps billed: count the maximum
+        billed = (request.most_tokens, request.most_usd)
+    tally.release(request.most_tokens, request.most_usd, billed=billed)
+    return answer
+
+
 def bill_the_unbilled(journal: Journal, model: str, price: Price | None) -> None:
-    """Answers of a model that were stored, and whose cost was not, before a crash."""
+    """Record the cost of answers that were stored before a crash without it."""
     for attempt, raw, discount in journal.unbilled(model):
         bill(journal, price, attempt, raw, discount)

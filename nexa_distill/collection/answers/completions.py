@@ -1,9 +1,7 @@
-"""What an answer says: the fields of a chat completion, read from the bytes as received.
+"""The fields of a chat completion, read from the bytes as received.
 
-Source of the format: the OpenAI chat completions API, the fields that other servers add, and their
-words (`dialects/`); a server without a reasoning parser leaves the reasoning before the answer, in
-tags that `text/reasoning.py` reads. Whatever the bytes are, reading never fails: what is not there
-or not of its type is missing.
+Source of the format: the OpenAI chat completions API, and the additional fields and words of other
+servers (`dialects/`). Reading never fails: fields that are absent or of another type are None.
 """
 
 from collections.abc import Mapping
@@ -21,20 +19,17 @@ from nexa_distill.text.reasoning import split_reasoning
 
 TEXT_PARTS = ("text", "output_text")
 THINKING_PARTS = ("thinking", "reasoning")
-# Reasoning of so large a share of the tokens (or characters) of an answer that was cut is what cut
-# it: the same limit without reasoning would have been enough.
+# If reasoning has this share of the tokens (or characters) of a cut answer, it is the cause of the
+# cut: without reasoning the limit would have been enough.
 REASONING_SHARE = 0.8
 
 
 class Answer(NamedTuple):
-    """Tokens as billed (`token_usage.py`). `model` and `fingerprint` as the API named them.
-
-    `finish_reason` in OpenAI's words; one that no dialect has, as it came. `flag`: see contracts.
-    """
+    """A parsed answer. Tokens as billed (`token_usage.py`); `flag` is one of ANSWER_FLAGS."""
 
     text: str | None = None
     reasoning: str | None = None
-    finish_reason: str | None = None
+    finish_reason: str | None = None  # in OpenAI's words; a word that no dialect has, as received
     model: str | None = None
     fingerprint: str | None = None
     flag: str | None = None
@@ -44,7 +39,7 @@ class Answer(NamedTuple):
 
 
 def parse_answer(raw: bytes) -> Answer:
-    """The first choice of a chat completion; all fields missing when `raw` is something else."""
+    """The first choice of a chat completion; all fields None if `raw` is something else."""
     body = read_body(raw)
     if not body:
         return Answer(flag="malformed")
@@ -52,9 +47,10 @@ def parse_answer(raw: bytes) -> Answer:
     choices = body.get("choices")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
     message = {} if error_of(body) else _mapping(choice.get("message"))
+    # A server without a reasoning parser leaves the reasoning in tags before the answer.
     thought, text = split_reasoning(message_text(message) or "")
     field = _reasoning_field(message)
-    # A server's parser may have found a part of it only; what both have is written once.
+    # A server's parser may have extracted only a part of it; text in both is written once.
     parts = [field, thought if thought and thought not in (field or "") else None]
     reasoning = "\n\n".join(filter(None, parts)) or None
     finish = finish_reason(_text(choice.get("finish_reason")))
@@ -72,39 +68,40 @@ def parse_answer(raw: bytes) -> Answer:
 
 
 def is_completion(raw: bytes) -> bool:
-    """Whether there is a message in it, and no error; a bug of ours in reading counts as one."""
+    """Whether the body contains a message and no error."""
     try:
         return parse_answer(raw).flag != "malformed"
-    except Exception:  # noqa: BLE001  it is looked at again where its row is written
+    except Exception:  # noqa: BLE001  a bug in the parser: it is reported where its row is written
         return True
 
 
 def cost_usd(answer: Answer, price: Price | None, discount: float = 1.0) -> float | None:
-    """US dollars of an answer; None when its tokens or the model's price are not known.
-
-    `discount` is the share of the price that is billed: batches cost less.
-    """
+    """US dollars of an answer; None if its tokens or the model's price are not known."""
     if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
         return None
     return discount * price.cost(answer.prompt_tokens, answer.completion_tokens)
 
 
 def output_row(
-    row: Mapping[str, Any], attempt: int, key: str, model: str, stored: Answered,
-    provider: Provider, schemas: ResponseSchemas, cleaner: Cleaner,
-) -> dict[str, Any]:  # fmt: skip
-    """One row of contracts.OUTPUTS. `model` is the name asked for, used when the API says none.
-
-    A server that we start names itself by a path on this machine; it is called by its own name.
-    """
+    row: Mapping[str, Any],
+    attempt: int,
+    key: str,
+    model: str,
+    stored: Answered,
+    provider: Provider,
+    schemas: ResponseSchemas,
+    cleaner: Cleaner,
+) -> dict[str, Any]:
+    """One row of contracts.OUTPUTS. `model` is the requested model."""
     answer, price = parse_answer(stored.raw), provider.prices.get(model)
-    text, said = cleaner(row["template_name"], answer.text)
+    text, raw_text = cleaner(row["template_name"], answer.text)
     return {
         **row,
         "attempt": attempt,
         "teacher_output": text,
-        "raw_output": said,
+        "raw_output": raw_text,
         "reasoning_output": answer.reasoning,
+        # A server that we start reports a path on this machine as its model.
         "model_id": model if provider.start else answer.model or model,
         "finish_reason": answer.finish_reason,
         "answer_flag": _with_schema(answer.flag, text, schemas, row["template_name"]),
@@ -122,8 +119,7 @@ def output_row(
 def _flag(
     finish: str | None, message: Mapping[str, Any], text: str | None, cut_by_reasoning: bool
 ) -> str | None:
-    """What is unusual about a choice (contracts.ANSWER_FLAGS), the gravest first."""
-    signs = {
+    signs = {  # the most severe first
         "malformed": not message,
         "content_filter": finish == "content_filter",
         "refused": bool(message.get("refusal")),
@@ -138,10 +134,9 @@ def _flag(
 def _is_cut_by_reasoning(
     finish: str | None, text: str | None, reasoning: str | None, usage: Usage
 ) -> bool:
-    """Whether max_tokens was reached because of the reasoning, which some providers do not show."""
     if finish != "length":
         return False
-    if usage.reasoning and usage.completion:
+    if usage.reasoning and usage.completion:  # some providers count it without showing it
         return usage.reasoning >= REASONING_SHARE * usage.completion
     thought = len(reasoning or "")
     return thought > 0 and thought >= REASONING_SHARE * (thought + len((text or "").strip()))
@@ -150,8 +145,7 @@ def _is_cut_by_reasoning(
 def _with_schema(
     flag: str | None, text: str | None, schemas: ResponseSchemas, task: str
 ) -> str | None:
-    """The flag, with the task's schema in mind: a text that was cut is no JSON either."""
-    if text is None or flag not in (None, "truncated", "tool_calls"):
+    if text is None or flag not in (None, "truncated", "tool_calls"):  # more severe: it stays
         return flag
     return flag if schemas.satisfied(task, text) else "schema_mismatch"
 
@@ -161,7 +155,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def message_text(message: Mapping[str, Any]) -> str | None:
-    """Text, or the text parts of a list of content parts (others hold reasoning or images)."""
+    """The content, or the text parts of a list of parts (others contain reasoning or images)."""
     value = message.get("content")
     if isinstance(value, list):
         parts = [part for part in map(_mapping, value) if part.get("type", "text") in TEXT_PARTS]
@@ -170,18 +164,18 @@ def message_text(message: Mapping[str, Any]) -> str | None:
 
 
 def _reasoning_field(message: Mapping[str, Any]) -> str | None:
-    """The reasoning in a field of its own, or in the thinking parts of the content (Mistral)."""
-    if found := next((t for name in REASONING_FIELDS if (t := _text(message.get(name)))), None):
-        return found
+    """The reasoning in its own field, or in the thinking parts of the content (Mistral)."""
+    for name in REASONING_FIELDS:
+        if text := _text(message.get(name)):
+            return text
     value = message.get("content")
-    parts = [part for part in map(_mapping, value if isinstance(value, list) else ())
-             if part.get("type") in THINKING_PARTS]  # fmt: skip
-    texts = [inner for part in parts for inner in _inner_texts(part.get("thinking"))]
-    return "".join(texts) or None
+    parts = map(_mapping, value if isinstance(value, list) else ())
+    thinking = [part.get("thinking") for part in parts if part.get("type") in THINKING_PARTS]
+    return "".join(text for part in thinking for text in _inner_texts(part)) or None
 
 
 def _inner_texts(thinking: object) -> list[str]:
-    """A part's own text, or those of the parts that it holds."""
+    """The text of a part, or the texts of the parts inside it."""
     inner = thinking if isinstance(thinking, list) else [{"text": thinking}]
     return [text for part in inner if (text := _text(_mapping(part).get("text")))]
 

@@ -1,20 +1,16 @@
-"""The answer itself, out of what the model said. Pure; by kind of answer (`cleaners:`).
+"""Extract the answer from a model's reply, by kind of answer (`cleaners:`). Pure.
 
     sql      the first fenced block marked sql, or the first fence with a statement, or from the
              first line that begins a statement, or the longest statement in backticks, or one
              behind a colon; labels ("SQL:") and explanations after the last `;` are removed
     python   all fenced blocks marked python, or the first fence with code, or from the first line
              of code, or the longest code in backticks
-    json     the first JSON object or array: of a fence marked json, an object in
-             backticks, of the text
-    fenced   the inside of a fence that is the whole answer; everything else stays as it is
+    json     the first JSON object or array in a fence marked json, in backticks (objects only),
+             or in the text
+    fenced   the inside of a fence that is the whole answer; any other text is unchanged
 
-Reasoning in tags is taken apart before this (`text/reasoning.py`). A cleaner that finds nothing
-leaves nothing: the answer is then empty, which the rules reject. It never repairs: a statement
-after a statement stays, for the exec gate to refuse. Then personal data that `pii:` redacts goes.
-
-A fence is three or more backticks or tildes (CommonMark 0.31), also behind words on its line; it is
-closed by the same marks. Not covered: code that is spread over prose without fences.
+An answer without such a part becomes empty, and the rules reject it. Nothing is repaired: a second
+statement stays, and the exec gate refuses it. Not covered: code spread over prose without fences.
 """
 
 import itertools
@@ -31,9 +27,10 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.text import pii
 
 SQL_WORDS = ("sql", "sqlite", "sqlite3", "postgresql", "postgres", "mysql", "tsql", "plsql")
-MOST_STARTS = 100  # brackets at which JSON is looked for: each look may read all of the text
+MOST_STARTS = 100  # brackets at which JSON is looked for: each try may read the whole text
 
-# An opening fence, its word, and its inside up to the closing fence or, when cut off, to the end.
+# An opening fence, its word, and its inside up to the closing fence or, if cut off, to the end.
+# Three or more backticks or tildes (CommonMark 0.31), also behind other words on the line.
 FENCE = re.compile(
     r"(?:^|(?<=[ \t:]))[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<word>[\w+-]*)[^\n`]*\n"
     r"(?P<inside>.*?)(?:^[ \t]*(?P=fence)|\Z)",
@@ -56,9 +53,16 @@ STATEMENT = re.compile(
     rf"(?P<sql>\(*(?:{WITH_TABLE}|(?:{VERBS})\b))",
     re.IGNORECASE | re.MULTILINE,
 )
-# In the middle of a line, where only capitals tell a statement from a sentence.
+# In the middle of a line, where only capitals tell a statement from a sentence; also full width.
 AFTER_COLON = re.compile(
-    rf":[ \t*]*(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*)"
+    rf"[:\uff1a][ \t*]*(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*)"
+)
+# A whole line in bold, in quotation marks, in a tag, in a quotation or a list.
+WRAPPED = re.compile(
+    r"^[ \t]*(?:>|[-*+]|\d{1,2}[.)])?[ \t]*(?:<sql(?:_?query)?>|(?P<mark>\*\*|[\"'\u201c]?))\s*"
+    rf"(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*?)\s*"
+    r"(?:</sql(?:_?query)?>|(?P=mark)|\u201d)[.;]?[ \t]*$",
+    re.MULTILINE,
 )
 LABEL = re.compile(
     r"^\W{0,3}(?:sql|sqlite|query|sql ?query|answer)\W{0,3}[:=][ \t*]*", re.IGNORECASE
@@ -68,49 +72,45 @@ CODE = re.compile(
     r"^(?:def |class |import |from \w[\w.]* import |@\w|async def |[A-Za-z_]\w* *= *\S)",
     re.MULTILINE,
 )
-# Quoted text, comments, and what ends a statement; a quote that is not closed runs to the end.
+# Quoted text, comments, and the end of a statement; an unclosed quote extends to the end.
 TOKENS = re.compile(
     r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;", re.DOTALL
 )
 
 
 class Cleaner:
-    """What is done to every answer: cut out by the kind of its task type, then redacted."""
+    """Extracts an answer by the kind of its task type, then redacts personal data (`pii:`)."""
 
     def __init__(self, kinds: Mapping[str, AnswerKind], redacted: list[pii.Kind]) -> None:
         self._kinds, self._redacted = kinds, redacted
 
-    def __call__(self, task: str, said: str | None) -> tuple[str | None, str | None]:
+    def __call__(self, task: str, raw_text: str | None) -> tuple[str | None, str | None]:
         """(teacher_output, raw_output) of contracts.OUTPUTS."""
         kind = self._kinds.get(task)
-        found = clean(said, kind) if said and kind else said
-        if found and self._redacted:
-            found = pii.redact(found, self._redacted)
-        return found, said if found != said else None
+        text = clean(raw_text, kind) if raw_text and kind else raw_text
+        if text and self._redacted:
+            text = pii.redact(text, self._redacted)
+        return text, raw_text if text != raw_text else None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome, next to the answers."""
+        """The settings that the result depends on."""
         return {"cleaners": dict(self._kinds), "redact": self._redacted}
 
 
 def cleaner_of(config: DistillConfig) -> Cleaner:
-    """As `cleaners:` and, in the filters file, `pii:` say."""
+    """A cleaner with the settings `cleaners:` and, in the filters file, `pii:`."""
     filters = load_yaml(Path(config.filters), FilterConfig)
     return Cleaner(config.cleaners, filters.pii.of("redact"))
 
 
 def clean(text: str, kind: AnswerKind) -> str | None:
-    """The answer of this kind in `text`, without space around it; None when there is none."""
-    found = CLEANERS[kind](text)
-    return found.strip() or None if found else None
+    """The answer of this kind in `text`, stripped; None if there is none."""
+    return (CLEANERS[kind](text) or "").strip() or None
 
 
 def _fences(text: str, kind: re.Pattern[str], *words: str) -> list[str]:
-    """The insides of the fences marked with one of these words; without such, the first of a kind.
-
-    Failing that, the first of all.
-    """
+    """Insides of the fences marked with one of these words; else the first of the kind, or any."""
     every = [(match["word"].lower(), match["inside"]) for match in FENCE.finditer(text)]
     marked = [inside for word, inside in every if word in words]
     likely = [inside for _, inside in every if kind.search(inside)]
@@ -127,17 +127,17 @@ def _sql(text: str) -> str | None:
     fenced = _fences(text, STATEMENT, *SQL_WORDS)
     if fenced:
         return LABEL.sub("", fenced[0].strip())
-    begins = STATEMENT.search(text)
-    if begins:
-        return _without_explanation(text[begins.start("sql") :])
-    if inline := _inline(text, STATEMENT):
+    match = STATEMENT.search(text)
+    if not match and (inline := _inline(text, STATEMENT)):
         return LABEL.sub("", inline)
-    begins = AFTER_COLON.search(text)
-    return _without_explanation(text[begins.start("sql") :]) if begins else None
+    if not match and (wrapped := WRAPPED.search(text)):
+        return wrapped["sql"]
+    match = match or AFTER_COLON.search(text)
+    return _without_explanation(text[match.start("sql") :]) if match else None
 
 
 def _without_explanation(text: str) -> str:
-    """Up to the last `;` that no further statement follows, or else to the first empty line."""
+    """The text up to the first `;` without a statement after it, else up to the prose."""
     for match in TOKENS.finditer(text):
         if match[0] == ";" and not STATEMENT.match(text[match.end() :].lstrip()):
             return text[: match.start()]
@@ -148,8 +148,8 @@ def _python(text: str) -> str | None:
     fenced = _fences(text, CODE, "python", "py", "python3", "py3", "ipython")
     if fenced:
         return "\n".join(map(textwrap.dedent, fenced))
-    begins = CODE.search(text)
-    return text[begins.start() :] if begins else _inline(text, CODE)
+    match = CODE.search(text)
+    return text[match.start() :] if match else _inline(text, CODE)
 
 
 def _json(text: str) -> str | None:
@@ -160,7 +160,7 @@ def _json(text: str) -> str | None:
 
 
 def _json_values(text: str) -> Iterator[str]:
-    """Objects and arrays of the text in order, as they are written there."""
+    """Objects and arrays of the text in order, as written."""
     decoder = json.JSONDecoder()
     for match in itertools.islice(re.finditer(r"[{\[]", text), MOST_STARTS):
         try:

@@ -1,18 +1,21 @@
-"""The tokens of an answer, as they are billed, from the `usage` of a chat completion.
-
-Some providers leave the reasoning out of `completion_tokens` and count it in the total alone
-(Gemini, xAI): what is billed as output is the larger of `completion_tokens` and
-`total_tokens - prompt_tokens`. Some name reasoning tokens and no total.
-"""
+"""The billed tokens of an answer, from the `usage` of a chat completion."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-MOST_TOKENS = 2**31  # no answer has more: what says so is no count
+REASONING_NAMES = (
+    "reasoning_tokens",
+    "thinking_tokens",
+    "thoughts_tokens",
+    "thoughts_token_count",
+    "thoughtsTokenCount",
+)
+CACHE_NAMES = ("cache_read_input_tokens", "cache_creation_input_tokens")  # not in input_tokens
+MOST_TOKENS = 2**31  # a larger number is not a token count
 
 
 class Usage(NamedTuple):
-    """Tokens; None = not said. `reasoning` is a part of `completion`."""
+    """Token counts; None = not reported. `reasoning` is a part of `completion`."""
 
     prompt: int | None = None
     completion: int | None = None
@@ -21,18 +24,21 @@ class Usage(NamedTuple):
 
 
 def read_usage(usage: Mapping[str, Any]) -> Usage:
-    """From a usage object, in the names of chat completions or of the newer APIs."""
+    """Counts of a usage object, with the names of chat completions or of the newer APIs."""
     prompt = _first_count(usage, "prompt_tokens", "input_tokens")
-    said = _first_count(usage, "completion_tokens", "output_tokens")
+    reported = completion = _first_count(usage, "completion_tokens", "output_tokens")
+    if prompt is not None and "prompt_tokens" not in usage and "total_tokens" not in usage:
+        prompt += sum(token_count(usage.get(name)) or 0 for name in CACHE_NAMES)
     total, reasoning = token_count(usage.get("total_tokens")), _reasoning(usage)
-    if prompt is None and None not in (said, total):
-        prompt = max(0, (total or 0) - (said or 0))
-    completion = said
-    if said is not None and reasoning is not None and reasoning > said:
-        completion = said + reasoning  # it is not among them
+    if prompt is None and reported is not None and total is not None:
+        prompt = max(0, total - reported)
+    if reported is not None and reasoning is not None and reasoning > reported:
+        # More than the completion tokens, so not included in them (Perplexity: nor in the total).
+        completion = reported + reasoning
     if prompt is not None and total is not None:
+        # Some providers count reasoning in the total only (Gemini, xAI): the larger one is billed.
         rest = max(0, total - prompt)
-        completion = rest if said is None else max(said, rest)
+        completion = rest if completion is None else max(completion, rest)
     if prompt is not None and completion is not None:
         total = prompt + completion
     return Usage(prompt, completion, total, reasoning)
@@ -43,10 +49,10 @@ def _reasoning(usage: Mapping[str, Any]) -> int | None:
     for name in ("completion_tokens_details", "output_tokens_details"):
         details = usage.get(name)
         if isinstance(details, dict):
-            found = token_count(details.get("reasoning_tokens"))
-            if found is not None:
-                return found
-    return _first_count(usage, "reasoning_tokens", "thoughts_token_count", "thoughtsTokenCount")
+            count = _first_count(details, *REASONING_NAMES)
+            if count is not None:
+                return count
+    return _first_count(usage, *REASONING_NAMES)
 
 
 def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
@@ -54,7 +60,9 @@ def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
 
 
 def token_count(value: object) -> int | None:
-    """A plausible number of tokens, or None."""
+    """A plausible number of tokens (an integral float counts), or None."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value < MOST_TOKENS else None

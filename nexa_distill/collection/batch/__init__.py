@@ -1,1 +1,1 @@
-"""Batch mode: requests go to the provider in files, and the answers come within a day."""
+"""Batch mode: requests are sent to the provider in files and answered within a day."""

@@ -1,21 +1,17 @@
-"""The provider's Batch API over HTTP: upload a file, create a batch, look at it, download.
+"""The provider's Batch API over HTTP: upload a file, create a batch, get its status, download.
 
 Source of the format: OpenAI's Batch API, https://platform.openai.com/docs/api-reference/batch.
 
-| the API says                              | then                                              |
+| response                                  | reaction                                          |
 |-------------------------------------------|---------------------------------------------------|
-| 5xx, 408, 409, 425, no answer             | again with back-off, `max_attempts` in all        |
-| 429                                       | again after the pause that it names; not counted  |
-| 404 to a file or batch of ours            | NotFound                                          |
-| all other 3xx and 4xx, used-up quota      | Refused: it was not done, and will not be         |
-
-Every call but `create` can be repeated freely. A creation whose answer was lost may have happened:
-it is looked for by its metadata before it is tried again.
+| 5xx, 408, 409, 425, none                  | retry with back-off, `max_attempts` in all        |
+| 429                                       | retry after the requested pause; not counted      |
+| 404 for a file or batch of ours           | NotFound                                          |
+| all other 3xx and 4xx, exhausted quota    | CallRefused: nothing happened at the provider     |
 """
 
 import asyncio
 import json
-import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -36,14 +32,13 @@ T = TypeVar("T")
 Take = Callable[[aiohttp.ClientResponse], Awaitable[T]]
 
 TRANSFER_SECONDS = 3600.0  # for a whole file
-FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 PAGE = 100
 MAX_OBJECT_BYTES = 16 * 2**20
-NO_BATCH_MODE = {404, 405, 501}  # to the addresses that every batch begins at
+NO_BATCH_MODE = {404, 405, 501}  # from the addresses that every batch needs
 
 
 class Refused(ProviderUnusable):
-    """The provider said no: nothing happened there."""
+    """The provider refused the call: nothing happened there."""
 
 
 class NotFound(Refused):
@@ -51,11 +46,11 @@ class NotFound(Refused):
 
 
 class Unavailable(ProviderUnusable):
-    """No answer, `max_attempts` times: what was asked for may have happened."""
+    """No response, `max_attempts` times: the call may have taken effect."""
 
 
 class BatchApi:
-    """Of one endpoint. Use as an async context manager."""
+    """The Batch API of one endpoint. Use as an async context manager."""
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float, max_attempts: int) -> None:
         self.endpoint, self.max_attempts = endpoint, max_attempts
@@ -73,10 +68,10 @@ class BatchApi:
         await self._session.close()
 
     async def upload(self, path: Path) -> str:
-        """The file's id. Twice the same file is two files, which costs nothing."""
+        """Upload a file; returns its id. A repeated upload makes a second file, free of charge."""
 
         async def send(take: Take[str]) -> str:
-            with path.open("rb") as file:  # read in pieces while it is sent
+            with path.open("rb") as file:  # read in chunks while it is sent
                 form = aiohttp.FormData({"purpose": "batch"})
                 form.add_field("file", file, filename=path.name, content_type="application/jsonl")
                 return await self._send("POST", "/files", take, data=form, timeout=self._long)
@@ -84,11 +79,11 @@ class BatchApi:
         return await self._call("POST /files", lambda: send(_id))
 
     async def create(self, file: str, metadata: dict[str, str]) -> str:
-        """The batch's id. Raises Refused when it was surely not created."""
-        body = {
-            "input_file_id": file, "endpoint": URL, "completion_window": "24h",
-            "metadata": metadata,
-        }  # fmt: skip
+        """Create a batch; returns its id. Raises CallRefused if it was certainly not created."""
+        body: Json = {"input_file_id": file, "endpoint": URL, "completion_window": "24h"}
+        body["metadata"] = metadata
+        # The only call that must not be repeated blindly: one whose response was lost may have
+        # taken effect, so the batch is looked up by its metadata first.
         return await self._call(
             "POST /batches",
             lambda: self._send("POST", "/batches", _id, json=body),
@@ -96,7 +91,7 @@ class BatchApi:
         )
 
     async def find(self, metadata: dict[str, str]) -> str | None:
-        """The id of the batch that was created with this metadata; looks through all of them."""
+        """The id of the batch with this metadata, or None; reads the whole list of batches."""
         after: str | None = None
         while True:
             query = f"?limit={PAGE}" + (f"&after={after}" if after else "")
@@ -110,11 +105,11 @@ class BatchApi:
             after = batches[-1]["id"]
 
     async def batch(self, id_: str) -> Json:
-        """The batch as it is now."""
+        """The batch's current JSON object."""
         return await self._get(f"/batches/{id_}")
 
     async def download(self, file: str, path: Path) -> None:
-        """Its content, to `path`: all of it or nothing."""
+        """Download a file to `path`, completely or not at all."""
 
         async def take(response: aiohttp.ClientResponse) -> None:
             with replacing(path) as temporary, temporary.open("wb") as out:
@@ -135,31 +130,32 @@ class BatchApi:
             raise await self._refusal(f"{method} {path}", response)
 
     async def _call(
-        self, name: str, send: Callable[[], Awaitable[T]],
+        self,
+        name: str,
+        send: Callable[[], Awaitable[T]],
         happened: Callable[[], Awaitable[T | None]] | None = None,
-    ) -> T:  # fmt: skip
-        """`happened` looks for the result of a call that brought no answer."""
+    ) -> T:
+        """Send with retries; `happened` looks up the result of a call without a response."""
         tries = 0
         while True:
             try:
                 return await send()
             except _Later as error:
-                tries, pause, said = tries + error.counts, error.pause, str(error)
+                tries, pause, message = tries + error.counts, error.pause, str(error)
             except (aiohttp.ClientError, TimeoutError, ConnectionError, ValueError) as error:
-                tries, pause, said = tries + 1, 0.0, f"{type(error).__name__}: {error}"
-            backoff = min(FIRST_BACKOFF_SECONDS * 2**tries, MAX_BACKOFF_SECONDS)
-            wait = max(pause, backoff * random.uniform(0.7, 1.0))  # noqa: S311
+                tries, pause, message = tries + 1, 0.0, f"{type(error).__name__}: {error}"
+            wait = max(pause, retry_policy.backoff_seconds(tries))
             last = tries >= self.max_attempts
             await asyncio.sleep(0.0 if last and not happened else wait)
             try:
-                if happened and (found := await happened()):
-                    return found
-            except Refused as error:  # that call's refusal says nothing about this one
+                if happened and (result := await happened()):
+                    return result
+            except Refused as error:  # a refused look-up is not a refusal of this call
                 raise Unavailable(str(error)) from None
             if last:
                 raise Unavailable(
                     f"provider {self.endpoint.provider} ({self.endpoint.base_url}): {name} failed "
-                    f"{tries} times, at last with {said}; run the same command again to go on"
+                    f"{tries} times, last with {message}; run the same command again to continue"
                 )
 
     async def _refusal(self, name: str, response: aiohttp.ClientResponse) -> Exception:
@@ -169,7 +165,7 @@ class BatchApi:
         if status in NO_BATCH_MODE and name.partition("?")[0].endswith(("/files", "/batches")):
             return Refused(
                 f"provider {self.endpoint.provider} ({self.endpoint.base_url}) has no batch mode: "
-                f"{name} is answered with HTTP {status}. Run without --batch, with "
+                f"the response to {name} is HTTP {status}. Run without --batch, with "
                 "collection.batch_api: false, or check base_url"
             )
         if status == 404:
@@ -179,33 +175,32 @@ class BatchApi:
         pause = pause_asked(response.headers)
         if status == 429:
             return _Later("HTTP 429", DEFAULT_PAUSE_SECONDS if pause is None else pause, 0)
-        said = raw.decode("utf-8", "replace")[:200]
-        return _Later(f"HTTP {status}: {said}", pause or 0.0, 1)
+        return _Later(f"HTTP {status}: {raw.decode('utf-8', 'replace')[:200]}", pause or 0.0, 1)
 
 
 class _Later(Exception):
-    """Try again after `pause` seconds; `counts` 1 if that is one of the attempts."""
+    """Retry after `pause` seconds; `counts` is 1 if the failure counts as an attempt, else 0."""
 
-    def __init__(self, said: str, pause: float, counts: int) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, pause: float, counts: int) -> None:
+        super().__init__(message)
         self.pause, self.counts = pause, counts
 
 
 async def _object(response: aiohttp.ClientResponse) -> Json:
-    """Raises ValueError for anything but a JSON object of a sane size."""
+    """Raises ValueError for anything but a JSON object of at most MAX_OBJECT_BYTES."""
     raw = bytearray()
     async for part in response.content.iter_any():
         raw += part
         if len(raw) > MAX_OBJECT_BYTES:
             raise ValueError(f"HTTP 200 with more than {MAX_OBJECT_BYTES} bytes")
-    found = json.loads(raw)
-    if not isinstance(found, dict):
+    body = json.loads(raw)
+    if not isinstance(body, dict):
         raise ValueError("HTTP 200 without a JSON object")
-    return found
+    return body
 
 
 async def _id(response: aiohttp.ClientResponse) -> str:
-    found = (await _object(response)).get("id")
-    if not isinstance(found, str):
+    id_ = (await _object(response)).get("id")
+    if not isinstance(id_, str):
         raise ValueError("HTTP 200 without an id")
-    return found
+    return id_

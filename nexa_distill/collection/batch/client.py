@@ -1,21 +1,17 @@
-"""Batch mode: the requests go to the provider in files, and the answers come within a day.
+"""Batch mode: requests are sent to the provider in files and answered within a day.
 
-The same journal as in the gateway, the same budget, the same key of a request (its `custom_id`).
-What the journal knows of a batch decides what happens to it, whenever a process ends:
+Journal, budget and request keys (the `custom_id`) are those of the other client. After a process
+ends, the batch's newest step in the journal decides how the next run continues:
 
-| newest step | meaning                       | the next run                                       |
+| newest step | state                         | the next run                                       |
 |-------------|-------------------------------|----------------------------------------------------|
 | (no row)    | its file was being written    | its requests were not sent                         |
 | (row)       | about to be uploaded          | was never created: its requests were not sent      |
-| uploaded    | about to be created           | looks for it by its metadata: as `created`, or not |
-| created     | the provider works            | goes on looking; takes the answers when it ends    |
-| ended       | every attempt has its outcome | asks again for what has no answer                  |
+| uploaded    | about to be created           | looks it up by its metadata: as `created`, or not  |
+| created     | in progress at the provider   | polls it; stores its answers when it ends          |
+| ended       | every attempt has an outcome  | sends requests without an answer again             |
 
-When a batch has ended, each request is: `answered` or `rejected` as its line says; `not_sent` when
-it expired or was never begun; `uncertain` when a completed batch says nothing about it. Several
-batches may be open at a time; what is not answered goes into a later one.
-
-Not covered: `collection.stop_on_model_change`; servers that we start; deleting files at the
+Not covered: `collection.stop_on_model_change`, servers that we start, deleting files at the
 provider.
 """
 
@@ -39,7 +35,7 @@ from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.console import cli
 from nexa_distill.console.cli import Stopped
 from nexa_distill.console.progress import Progress
-from nexa_distill.errors import BudgetReached, InputError, ProviderUnusable
+from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.journal.batches import Batch
 from nexa_distill.journal.journal import Asking, Journal, Outcome, Spent
 from nexa_distill.settings.pipeline import Collection, Provider
@@ -50,16 +46,27 @@ from nexa_distill.storage.manifests import sha256_path
 ENDS = {"completed", "failed", "expired", "cancelled"}
 NEVER_CREATED = Outcome("not_sent", error="the batch was never created")
 FIRST_POLL_SECONDS, POLL_GROWTH, LAST_POLL_SECONDS = 0.25, 1.5, 60.0
-PATIENCE_SECONDS = 3600.0  # without a word from the provider, while a batch is open
+PATIENCE_SECONDS = 3600.0  # without any response from the provider while a batch is open
 
 
 class BatchMode:
-    """Asks one endpoint. One instance per run. `forget`: give up batches that it does not know."""
+    """Runs the batches of one endpoint, one instance per run.
+
+    `forget`: close batches that the provider does not know any more.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, provider: Provider, settings: Collection, model: str,
-        journal: Journal, tally: Tally, progress: Progress, *, forget: bool,
-    ) -> None:  # fmt: skip
+        self,
+        endpoint: Endpoint,
+        provider: Provider,
+        settings: Collection,
+        model: str,
+        journal: Journal,
+        tally: Tally,
+        progress: Progress,
+        *,
+        forget: bool,
+    ) -> None:
         self.endpoint, self.settings, self.forget = endpoint, settings, forget
         self.discount, self.model = provider.batch_discount, model
         self.journal, self.ledger, self.tally = journal, journal.batches, tally
@@ -67,17 +74,17 @@ class BatchMode:
         self.progress, self.stage = progress, journal.path.stem
         self.folder = journal.path.parent / "batches"
         self._open: dict[int, Batch] = {}
-        self._counts: dict[int, tuple[int, int]] = {}  # answered and in all, as the provider says
-        self._ended = 0  # batches, since the inputs were last walked through
+        self._counts: dict[int, tuple[int, int]] = {}  # completed requests at the provider, and all
+        self._ended = 0  # batches since the start of the last pass over the inputs
         self._queue_is_full = False
         self._interval, self._heard = FIRST_POLL_SECONDS, time.monotonic()
 
     def run(self, passes: Iterator[Iterator[list[Asking]]]) -> None:
-        """Finish the open batches, then ask what each of `passes` over the inputs finds missing.
+        """Finish the open batches, then send the missing requests of each pass over the inputs.
 
-        Ends when a pass finds nothing, or there are no more. Raises ProviderUnusable (69),
-        BudgetReached (77), StorageFailed (74), InputError (65), Stopped or KeyboardInterrupt; what
-        is at the provider then stays there, and the next run takes it up.
+        Ends after a pass without requests, or the last one. Raises ProviderUnusable (69),
+        BudgetReached (77), StorageFailed (74), InputError (65), Stopped or KeyboardInterrupt; open
+        batches then continue at the provider, and the next run resumes them.
         """
         try:
             stopped = uvloop.run(self._until_stopped(passes))
@@ -128,7 +135,7 @@ class BatchMode:
     async def _take_up(self) -> None:
         for stray in self.folder.glob(f"*{self.stage}-*"):
             if not stray.name.endswith(".unknown.jsonl"):
-                stray.unlink()  # what is at the provider needs no file any more
+                stray.unlink()  # batches at the provider need no file any more
         bill_the_unbilled(self.journal, self.model, self.results.price)
         self.tally.hold(Spent(*self.ledger.under_way()))
         for batch in self.ledger.open():
@@ -136,7 +143,7 @@ class BatchMode:
             if batch.file and batch.provider != self.endpoint.provider:
                 raise InputError(
                     f"{self._name(batch)} is open at provider {batch.provider} and may be billed "
-                    f"there, this run asks {self.endpoint.provider}: run once with --provider "
+                    f"there, but this run uses {self.endpoint.provider}: run once with --provider "
                     f"{batch.provider} to collect its answers"
                 )
             if batch.file and not remote:
@@ -145,64 +152,61 @@ class BatchMode:
                     await self.ledger.step(batch.id, "created", remote)
             if remote:
                 self._open[batch.id] = batch._replace(remote=remote)
-                self._say(f"{self._name(self._open[batch.id])} of an earlier run is taken up again")
+                self._say(f"resuming {self._name(self._open[batch.id])} of an earlier run")
             else:
                 await self._end(batch, "never created", NEVER_CREATED)
 
-    # ---- a batch goes out
+    # ---- submit batches
 
     async def _ask(self, chunks: Iterator[list[Asking]]) -> None:
-        left = next(chunks, [])
-        while left:
-            await self._room(left[0])
-            left = await self._hand_in(left, chunks)
+        pending = next(chunks, [])
+        while pending:
+            await self._room(pending[0])
+            pending = await self._hand_in(pending, chunks)
 
     async def _room(self, asking: Asking) -> None:
-        """Wait until one more request may go out. What waits for the provider's queue, waits."""
+        """Wait until the budget and the provider's queue have space for one more request."""
         while True:
-            broken = self.tally.over(asking.most_tokens, asking.most_usd)
-            if not broken and not self._queue_is_full:
+            limit = self.tally.over(asking.most_tokens, asking.most_usd)
+            if not limit and not self._queue_is_full:
                 return
             if not self._open:
-                raise BudgetReached(
-                    f"{broken} (all runs together). {self.tally.answered} answers of this run are "
-                    "stored; raise it and run the same command to go on"
-                )
+                raise self.tally.reached_error(limit)
             await self._poll()
 
-    async def _hand_in(self, left: list[Asking], chunks: Iterator[list[Asking]]) -> list[Asking]:
-        """One batch of `left` and more; what did not go into it."""
+    async def _hand_in(self, pending: list[Asking], chunks: Iterator[list[Asking]]) -> list[Asking]:
+        """Submit one batch of `pending` and further chunks; returns the requests left over."""
         id_, count = self.ledger.next_id(), 0
         path = self._path(id_)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            while left:
-                fits = self._fitting(left, count, file.tell())
-                file.writelines(fits)
-                await self.journal.begin(left[: len(fits)], id_)
-                count += len(fits)
-                if len(fits) < len(left):
-                    left = left[len(fits) :]
+            while pending:
+                lines = self._fitting(pending, count, file.tell())
+                file.writelines(lines)
+                await self.journal.begin(pending[: len(lines)], id_)
+                count += len(lines)
+                if len(lines) < len(pending):
+                    pending = pending[len(lines) :]
                     break
-                left = next(chunks, [])
+                pending = next(chunks, [])
         share = 1.0 if self.discount is None else self.discount
         batch = Batch(id_, self.endpoint.provider, share, count, sha256_path(path))
         await self.ledger.record(batch)
         failpoints.hit("after_batch_intent")
         await self._submit(batch)
-        return left
+        return pending
 
-    def _fitting(self, left: list[Asking], count: int, size: int) -> list[bytes]:
-        """Lines of the first of `left` that fit into a file and the budget; they are reserved."""
-        fits: list[bytes] = []
-        for asking in left:
+    def _fitting(self, pending: list[Asking], count: int, size: int) -> list[bytes]:
+        """Reserve the first requests that fit into the file and the budget; returns their lines."""
+        lines: list[bytes] = []
+        for asking in pending:
             line = request_line(asking.key, asking.body)
             size += len(line)
-            full = count + len(fits) >= self.settings.batch_requests or size > MAX_FILE_BYTES
+            full = count + len(lines) >= self.settings.batch_requests or size > MAX_FILE_BYTES
             if full or self.tally.over(asking.most_tokens, asking.most_usd):
                 break
             self.tally.reserve(asking.most_tokens, asking.most_usd)
-            fits.append(line)
-        return fits
+            lines.append(line)
+        return lines
 
     async def _submit(self, batch: Batch) -> None:
         try:
@@ -221,29 +225,28 @@ class BatchMode:
         await self.ledger.step(batch.id, "created", remote)
         self._open[batch.id] = batch._replace(file=file, remote=remote)
         self._interval, self._heard = FIRST_POLL_SECONDS, time.monotonic()
-        self._say(f"{self._name(self._open[batch.id])}: {batch.requests} requests handed in")
+        self._say(f"{self._name(self._open[batch.id])}: {batch.requests} requests submitted")
 
     def _metadata(self, batch: int) -> dict[str, str]:
-        return {
-            "nexa_batch": f"{self.stage}-{batch}", "nexa_journal": self.ledger.journal_id()
-        }  # fmt: skip
+        journal_id = self.ledger.journal_id()
+        return {"nexa_batch": f"{self.stage}-{batch}", "nexa_journal": journal_id}
 
-    # ---- and comes back
+    # ---- collect answers
 
     async def _poll(self) -> None:
-        """Wait a while, look at each open batch, and take the answers of those that have ended."""
+        """Wait a while, then refresh each open batch and collect the answers of ended ones."""
         await asyncio.sleep(self._interval)
         self._interval = min(self._interval * POLL_GROWTH, LAST_POLL_SECONDS)
         for batch in list(self._open.values()):
             try:
                 await self._look(batch)
-            except Unavailable:  # the batch goes on without us, and so can we for a while
+            except Unavailable:  # the batch continues at the provider: try again for a while
                 if time.monotonic() - self._heard > PATIENCE_SECONDS:
                     raise
             except NotFound as error:
                 if not self.forget:
                     raise ProviderUnusable(
-                        f"{self._name(batch)}: {error}. If it is lost there, --retry-failed asks "
+                        f"{self._name(batch)}: {error}. If it is lost there, --retry-failed sends "
                         "its requests again; they may be billed twice"
                     ) from None
                 await self._end(batch, "unknown", Outcome("uncertain", error=str(error)))
@@ -252,63 +255,63 @@ class BatchMode:
 
     async def _look(self, batch: Batch) -> None:
         failpoints.hit("poll")
-        found = await self.api.batch(batch.remote or "")
-        counts = found.get("request_counts") or {}
+        remote = await self.api.batch(batch.remote or "")
+        counts = remote.get("request_counts") or {}
         self._counts[batch.id] = (counts.get("completed") or 0, batch.requests)
         self._note()
-        if found.get("status") in ENDS:
-            await self._take(batch, found)
+        if remote.get("status") in ENDS:
+            await self._take(batch, remote)
 
-    async def _take(self, batch: Batch, found: dict[str, Any]) -> None:
-        """The answers of a batch that has ended, and what that means for the run."""
-        status, unknown = str(found["status"]), self._path(batch.id, "unknown")
+    async def _take(self, batch: Batch, remote: dict[str, Any]) -> None:
+        """Store the answers of an ended batch; raises if the run cannot continue."""
+        status, unknown = str(remote["status"]), self._path(batch.id, "unknown")
         unknown.unlink(missing_ok=True)
         fatal: list[Outcome] = []
         for name in ("output_file_id", "error_file_id"):
-            if file := found.get(name):
+            if file := remote.get(name):
                 answers = self._path(batch.id, "answers")
                 await self.api.download(file, answers)
                 fatal += await self.results.take(batch, answers, unknown)
         if unknown.exists():
-            self._say(f"warning: {self._name(batch)} has lines that nobody asked for: {unknown}")
-        silent = Outcome("not_sent", error=f"the batch {status} before it")
+            self._say(f"warning: {self._name(batch)} has lines for other requests: {unknown}")
+        rest = Outcome("not_sent", error=f"the batch {status} before this request")
         if status == "completed":
-            silent = Outcome("uncertain", error="the completed batch says nothing about it")
-        await self._end(batch, status, silent)
+            rest = Outcome("uncertain", error="the completed batch has no result for it")
+        await self._end(batch, status, rest)
         if fatal:
             raise retry_policy.refused(self.endpoint, fatal[0])
-        self._go_on_after(batch, status, found)
+        self._go_on_after(batch, status, remote)
 
     async def _end(self, batch: Batch, word: str, rest: Outcome) -> None:
-        """Close a batch; what has no outcome yet ends as `rest`."""
+        """Close a batch; requests without an outcome get `rest`."""
         await self.results.close(batch, word, rest)
         self._open.pop(batch.id, None)
         self._counts.pop(batch.id, None)
         self._ended, self._queue_is_full = self._ended + 1, False
-        for kind in ("requests", "answers"):  # all of it is in the journal now
+        for kind in ("requests", "answers"):  # their content is in the journal now
             self._path(batch.id, kind).unlink(missing_ok=True)
 
-    def _go_on_after(self, batch: Batch, status: str, found: dict[str, Any]) -> None:
-        """Raises ProviderUnusable where the next batch should not follow by itself."""
+    def _go_on_after(self, batch: Batch, status: str, remote: dict[str, Any]) -> None:
+        """Raises ProviderUnusable if the run should not submit another batch."""
         if status == "cancelled":
             raise ProviderUnusable(
-                f"{self._name(batch)} was cancelled at the provider. What it answered is stored; "
-                "run the same command again to ask for the rest"
+                f"{self._name(batch)} was cancelled at the provider. Its answers are stored; run "
+                "the same command again to send the other requests"
             )
         if status != "failed":
             return
-        errors = (found.get("errors") or {}).get("data") or []
+        errors = (remote.get("errors") or {}).get("data") or []
         if self._open and any(e.get("code") == "token_limit_exceeded" for e in errors):
-            self._queue_is_full = True  # of the account: there is room when another batch has ended
+            self._queue_is_full = True  # the account's queue has space after another batch ends
             self._say(f"{self._name(batch)} has to wait for the others: {words(errors[0])}")
             return
-        said = "; ".join(words(error) for error in errors[:3]) or "(no text)"
+        messages = "; ".join(words(error) for error in errors[:3]) or "(no text)"
         raise ProviderUnusable(
-            f"{self._name(batch)} failed at {self.endpoint.base_url}, nothing of it was asked: "
-            f"{said}. Put that right and run the same command again"
+            f"{self._name(batch)} failed at {self.endpoint.base_url}, none of its requests was "
+            f"processed: {messages}. Fix this and run the same command again"
         )
 
-    # ---- what a person sees
+    # ---- messages and files
 
     def _path(self, batch: int, kind: str = "requests") -> Path:
         end = ".jsonl" if kind == "requests" else f".{kind}.jsonl"
@@ -331,8 +334,8 @@ class BatchMode:
         for batch in self._open.values():
             done, of = self._counts.get(batch.id, (0, batch.requests))
             self._say(
-                f"stopping: {self._name(batch)}, {done} of {of} done, goes on at the provider; "
+                f"stopping: {self._name(batch)}, {done} of {of} done, continues at the provider; "
                 "run the same command again to collect its answers"
             )
         if not self._open:
-            self._say("stopping: no batch is at the provider, as far as is known")
+            self._say("stopping: no known batch is open at the provider")

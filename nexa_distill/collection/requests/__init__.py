@@ -1,1 +1,1 @@
-"""One request: its JSON, its connection, its rate, its budget, and when it is retried."""
+"""One request: its JSON, connection, rate limit, budget and retries."""

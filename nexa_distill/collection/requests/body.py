@@ -1,4 +1,4 @@
-"""What a model is asked: the JSON of a chat completion, and the key that tells requests apart."""
+"""The JSON of a chat completion request, and the key that identifies it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from nexa_distill.dialects import DIALECTS, SystemRole
 from nexa_distill.settings.pipeline import DistillConfig, Provider
 from nexa_distill.text.hashing import compact_json, sha256_text
 
-# max_completion_tokens first: where both are sent, it is the one that counts.
+# max_completion_tokens first: if a request has both, it takes precedence.
 LIMIT_KEYS = sorted({d.limit_key for d in DIALECTS.values()})
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRequest:
-    """One question to a model: `body` is the chat completion's JSON, `data` its bytes."""
+    """One request to a model: `body` is the chat completion's JSON, `data` its bytes."""
 
     sample_id: str
     attempt: int
@@ -26,20 +26,21 @@ class PromptRequest:
 def prompt_request(
     sample_id: str, body: dict[str, Any], *, attempt: int = 0, round_: int = 0, index: int = 0
 ) -> PromptRequest:
-    """The request and its key: what makes two requests the same.
-
-    That is the endpoint's kind, model, messages, decoding parameters, sample index and round.
-    """
+    """The request and its key: a hash of the body, sample index and round."""
     text = compact_json(body)
     key = sha256_text(f'["chat",{text},{index},{round_}]')
     return PromptRequest(sample_id, attempt, key, body, text.encode("utf-8", "surrogatepass"))
 
 
 def request_body(
-    system: str, prompt: str, model: str, config: DistillConfig, provider: Provider,
+    system: str,
+    prompt: str,
+    model: str,
+    config: DistillConfig,
+    provider: Provider,
     extra: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """A chat completion's JSON, in the provider's dialect. A null in `extra` drops its key."""
+) -> dict[str, Any]:
+    """A chat completion's JSON, in the provider's dialect. A null in `extra` removes its key."""
     dialect, stream = provider.spoken, provider.stream
     body = {
         "model": model,
@@ -56,7 +57,7 @@ def request_body(
 
 
 def messages(system: str, prompt: str, role: SystemRole) -> list[dict[str, str]]:
-    """The conversation that is sent; `role` says where the system prompt is in it."""
+    """The conversation to send; `role` is the place of the system prompt."""
     if role == "user":
         prompt = "\n\n".join(filter(None, [system, prompt]))
     user = {"role": "user", "content": prompt}
@@ -66,12 +67,12 @@ def messages(system: str, prompt: str, role: SystemRole) -> list[dict[str, str]]
 
 
 def answer_limit(body: Mapping[str, Any]) -> int | None:
-    """Tokens that the request lets the answer have, or None when it names no limit."""
+    """Maximum tokens of the answer, or None if the request has no limit."""
     limits = (body.get(key) for key in LIMIT_KEYS)
     return next((limit for limit in limits if limit), None)
 
 
 def raise_limit(body: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """The same request with its limits at least doubled, and at least `tokens`."""
+    """The same request with its token limits doubled, and at least `tokens`."""
     limits = {key: max(tokens, 2 * body[key]) for key in LIMIT_KEYS if body.get(key)}
     return body | limits

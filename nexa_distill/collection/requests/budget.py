@@ -1,19 +1,19 @@
-"""What has been spent, and whether one more request may be sent."""
+"""Count the spending, and decide whether the budget allows one more request."""
 
-from nexa_distill.errors import InputError
+from nexa_distill.errors import BudgetReached, InputError
 from nexa_distill.journal.journal import Spent
 from nexa_distill.settings.pipeline import Budget, Provider
 
 
 def dollars(usd: float) -> str:
-    """`1.20`, `0.0123`: two decimals, or as many as it takes, up to four; six below a cent."""
+    """`1.20`, `0.0123`: at least two decimals, at most four; six below a cent, two from $100."""
     decimals = 2 if usd >= 100 else 4 if usd >= 0.01 else 6
     whole, _, cents = f"{usd:,.{decimals}f}".partition(".")
     return f"{whole}.{cents.rstrip('0').ljust(2, '0')}"
 
 
 def refuse_unpriced(budget: Budget, name: str, provider: Provider, model: str) -> None:
-    """Raises InputError (65) when dollars are limited and cannot be counted."""
+    """Raises InputError (65) if dollars are limited but the model has no price."""
     if budget.max_usd is not None and model not in provider.prices:
         raise InputError(
             f"budget.max_usd is set and providers.{name}.prices has no price of {model}: dollars "
@@ -22,9 +22,9 @@ def refuse_unpriced(budget: Budget, name: str, provider: Provider, model: str) -
 
 
 class Tally:
-    """Spent by all runs (`before` this one and since), and reserved for what is on its way.
+    """Usage of all runs (`before` is that of earlier ones), and reservations for open requests.
 
-    Tokens and dollars as billed; an attempt that may have been billed counts as its reservation.
+    Tokens and dollars as billed; an attempt that is perhaps billed counts as its reservation.
     """
 
     def __init__(self, budget: Budget, before: Spent) -> None:
@@ -35,7 +35,7 @@ class Tally:
 
     @property
     def spend(self) -> str:
-        """For the progress line: `$1.2345 of $5.00`; empty when nothing has a price."""
+        """For the progress line: `$1.2345 of $5.00`; empty without prices."""
         limit = self.budget.max_usd
         if limit is None:
             return f"${self.usd:.4f}" if self.usd else ""
@@ -43,11 +43,11 @@ class Tally:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is reserved: what stands in `over` will not change by waiting."""
+        """Whether nothing is reserved: waiting will not free any budget."""
         return not self._reservations
 
     def over(self, tokens: int, usd: float) -> str | None:
-        """Which limit one more request of at most `tokens` and `usd` could break, or None."""
+        """The limit that one more request of at most `tokens` and `usd` could exceed, or None."""
         limits = self.budget
         would_be = (
             ("max_requests", self.requests + self._reservations + 1, limits.max_requests),
@@ -59,15 +59,22 @@ class Tally:
                 return f"budget.{name} is {limit:g}; the next request could bring it to {value:g}"
         return None
 
+    def reached_error(self, limit: str | None) -> BudgetReached:
+        """The error for a limit that leaves no room for the next request."""
+        return BudgetReached(
+            f"{limit} (all runs together). {self.answered} answers of this run are stored; raise "
+            "the limit and run the same command to continue"
+        )
+
     def reserve(self, tokens: int, usd: float) -> None:
-        """A request goes out."""
+        """Reserve the maximum of a request before it is sent."""
         self.sent += 1
         self._reservations += 1
         self._reserved_tokens += tokens
         self._reserved_usd += usd
 
     def hold(self, part: Spent) -> None:
-        """A part of `before` is still under way: it is reserved, and not yet spent."""
+        """Count a part of `before` as reserved instead of spent: it is still under way."""
         self.requests -= part.requests
         self.tokens -= part.tokens
         self.usd -= part.usd
@@ -76,7 +83,7 @@ class Tally:
         self._reserved_usd += part.usd
 
     def release(self, tokens: int, usd: float, *, billed: tuple[int, float] | None) -> None:
-        """It has ended; `billed` is what it cost or may have cost, None if it was not billed."""
+        """End a reservation; `billed` is the actual or possible usage, None if not billed."""
         self._reservations -= 1
         self._reserved_tokens -= tokens
         self._reserved_usd -= usd

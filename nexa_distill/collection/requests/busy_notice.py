@@ -1,15 +1,15 @@
-"""A line for a person when a provider refuses everything for load, for a while."""
+"""A message for the user while a provider refuses everything with 429."""
 
 from nexa_distill.collection.requests import retry_policy
 from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.console.progress import Progress
 from nexa_distill.journal.journal import Outcome
 
-FIRST_NOTICE_SECONDS = 20.0  # without an answer; then after twice the time, and so on
+FIRST_NOTICE_SECONDS = 20.0  # without an answer; each further notice after twice the time
 
 
 class BusyNotice:
-    """Of one run. A 429 is never counted against a request: without a word it looks like a hang."""
+    """For one run. A 429 never counts against a request, so a silent run would look like a hang."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -17,7 +17,7 @@ class BusyNotice:
         self._next = FIRST_NOTICE_SECONDS
 
     def add(self, now: float, outcome: Outcome, pause: float, progress: Progress) -> None:
-        """A request was refused with 429, and `pause` seconds are waited."""
+        """Note a 429, after which the run waits `pause` seconds."""
         if self._since is None:
             self._since = now
         seconds = now - self._since
@@ -32,7 +32,7 @@ class BusyNotice:
         )
 
     def end(self, progress: Progress) -> None:
-        """An answer has come."""
+        """Note an answer: the provider serves again."""
         if self._next > FIRST_NOTICE_SECONDS:
             progress.say("")
         self._since, self._next = None, FIRST_NOTICE_SECONDS

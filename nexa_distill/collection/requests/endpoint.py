@@ -1,12 +1,10 @@
-"""Where the teacher is: address, model name to send, key, and the local server if we start it.
-
-Keys come from the environment or from `.env` in the current directory, never from a flag: a
-command line shows in the process list.
-"""
+"""A provider's endpoint: address, model name to send, key, and the local server if we start it."""
 
 import http.client
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiohttp import BasicAuth
 from dotenv import dotenv_values
 from yarl import URL
 
@@ -26,39 +25,41 @@ from nexa_distill.settings.pipeline import Provider
 
 HEALTH_SECONDS = 5
 STOP_SECONDS = 10
+MIN_SECRET_CHARACTERS = 8  # a shorter value of a header or a query is a word or a number
+SECRET_NAME = re.compile(r"key|token|secret|auth|sig|pass|credential|code", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One reachable API. `model` is the id that a request must carry.
-
-    `base_url` has no query: it is in `query`. `headers` hold the key. `proxy`: see
-    `settings.pipeline.Provider`. `key_note`: that .env has another key than the environment, or "".
-    """
+    """One reachable API. `proxy`: see `settings.pipeline.Provider`."""
 
     provider: str
-    base_url: str
-    model: str
+    base_url: str  # without query and password
+    model: str  # the id to send in a request
     key: str | None = field(default=None, repr=False)
     key_name: str | None = None
-    key_note: str = ""
+    key_note: str = ""  # a note if .env has another key than the environment
     dialect: str = "openai"
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # with the key
     proxy: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # of address, query and headers
 
     def url(self, path: str) -> URL:
-        """The address of a path below `base_url`, which may have a query of its own."""
+        """The address of a path below `base_url`; the path may have its own query."""
         return URL(f"{self.base_url}{path}").extend_query(self.query)
 
     def without_key(self, raw: bytes) -> bytes:
-        """Some servers repeat the key in their message; nothing of it is stored or printed."""
-        secret = (self.key or "").encode()
-        return raw.replace(secret, b"***") if secret and secret in raw else raw
+        """Mask key and secrets in a response: some servers repeat them; they must not be stored."""
+        for secret in map(str.encode, filter(None, (self.key, *self.secrets))):
+            if secret in raw:
+                raw = raw.replace(secret, b"***")
+        return raw
 
 
 def api_key(provider: str, settings: Provider) -> str | None:
-    """The provider's key, or None when it wants none. Raises ProviderUnusable (69) if unset."""
+    """The provider's key, or None if it needs none. Raises ProviderUnusable (69) if unset."""
+    # From the environment or ./.env, never from a flag: the process list shows command lines.
     name = settings.api_key_env
     if name is None:
         return None
@@ -76,7 +77,7 @@ def _in_file(name: str) -> str:
 
 
 def shadowed_key_note(name: str | None) -> str:
-    """What to say of a refused key when the environment's one hides another in .env, or ""."""
+    """A hint for a refused key if the environment's key hides another one in .env, or ""."""
     used, other = os.environ.get(name or "", "").strip(), _in_file(name or "").strip()
     if not used or not other or used == other:
         return ""
@@ -87,26 +88,49 @@ def shadowed_key_note(name: str | None) -> str:
 
 
 def _endpoint(provider: str, settings: Provider, base_url: str, model: str) -> Endpoint:
-    """By the provider's dialect, settings and key."""
     key, dialect = api_key(provider, settings), settings.spoken
-    address = URL(base_url)
-    plain = str(address.with_query(None).with_fragment(None)).rstrip("/")
+    try:
+        address = URL(base_url)
+    except ValueError as error:
+        raise ProviderUnusable(f"provider {provider}: base_url is invalid ({error})") from None
+    plain = str(address.with_user(None).with_query(None).with_fragment(None)).rstrip("/")
     headers = dict(dialect.headers) | settings.headers
+    if address.user is not None:
+        login = BasicAuth(address.user, address.password or "", "utf-8").encode()
+        headers = {"Authorization": login} | headers
     if key:
         headers = {dialect.key_header: f"{dialect.key_prefix}{key}"} | headers
     return Endpoint(
-        provider, plain.removesuffix("/chat/completions"), model, key, settings.api_key_env,
-        shadowed_key_note(settings.api_key_env), dialect.name,
-        dict(dialect.query) | dict(address.query) | settings.query, headers, settings.proxy,
-    )  # fmt: skip
+        provider,
+        plain.removesuffix("/chat/completions"),
+        model,
+        key,
+        key_name=settings.api_key_env,
+        key_note=shadowed_key_note(settings.api_key_env),
+        dialect=dialect.name,
+        query=dict(dialect.query) | dict(address.query) | settings.query,
+        headers=headers,
+        proxy=settings.proxy,
+        secrets=tuple(_collect_secrets(address, settings.headers | settings.query)),
+    )
+
+
+def _collect_secrets(address: URL, parameters: Mapping[str, str]) -> Iterator[str]:
+    """The password of an address, and the values of parameters that are named like a key."""
+    # Not all values of headers and queries: an answer may well contain "2024-10-21".
+    named = {**dict(address.query), **parameters}
+    values = [value.split()[-1:] for name, value in named.items() if SECRET_NAME.search(name)]
+    for text in [address.password or "", *itertools.chain(*values)]:
+        if len(text) >= MIN_SECRET_CHARACTERS:
+            yield text
 
 
 @contextmanager
 def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
-    """The provider's endpoint, its local server running if it has one (`start:`).
+    """The provider's endpoint, with its local server running if it has one (`start:`).
 
-    A server that already runs (the launcher's `teacher` session) is used and left running; one
-    that is started here is stopped at the end. Raises ProviderUnusable (69).
+    A server that already runs (the launcher's `teacher` session) is used and keeps running; a
+    server started here is stopped at the end. Raises ProviderUnusable (69).
     """
     api_key(provider, settings)  # before a server is started
     if not settings.start:
@@ -129,17 +153,14 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
 
 
 def _refuse_other_model(provider: str, settings: Provider, model: str, served: str) -> None:
-    """An answer is stored under the name that was asked for: it must be what the server has.
-
-    A server that names its model by a path is known by the name that its provider gives it.
-    """
-    own = {served, Path(served).name}
-    if Path(served).is_absolute():
-        own |= {settings.model, settings.regen_model}
-    if model not in own:
+    # An answer is stored under the requested name, so the server must have that model.
+    names = {served, Path(served).name}
+    if Path(served).is_absolute():  # a server that reports a path: its provider names the model
+        names |= {settings.model, settings.regen_model}
+    if model not in names:
         raise ProviderUnusable(
             f"provider {provider}: its server on this machine has {served} "
-            f"({settings.endpoint_file}), and {model} is asked for; choose the provider that has "
+            f"({settings.endpoint_file}), but {model} is requested; choose the provider that has "
             f"{model} (`provider:` or --provider)"
         )
 
@@ -172,8 +193,8 @@ def _wait(
 ) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := _running(file):
-            return found
+        if running := _running(file):
+            return running
         if server.poll() is not None:
             raise ProviderUnusable(
                 f"provider {provider}: its server ended with code {server.returncode} before it "
@@ -184,16 +205,16 @@ def _wait(
 
 
 def _running(file: Path) -> dict[str, Any] | None:
-    """What the endpoint file says, if a server answers there."""
+    """The content of the endpoint file, if a server answers at its address."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found if _answers(f"{found['base_url']}/models") else None
+        server: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return server if _answers(f"{server['base_url']}/models") else None
     except (OSError, ValueError, KeyError):
         return None
 
 
 def _answers(url: str) -> bool:
-    """Whether anything speaks HTTP there; a refusal is an answer. Never by a proxy."""
+    """Whether an HTTP server answers there, also with a refusal. Never through a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         opener.open(url, timeout=HEALTH_SECONDS).close()

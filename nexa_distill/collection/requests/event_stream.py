@@ -1,4 +1,4 @@
-"""A streamed chat completion (server-sent events), put together to one body.
+"""Assemble a streamed chat completion (server-sent events) into one body.
 
 Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html and the chunks
 of OpenAI's API: `delta` objects by choice, the usage in the last chunk, then `data: [DONE]`.
@@ -10,55 +10,65 @@ from collections.abc import Iterator
 from typing import Any
 
 Json = dict[str, Any]
+PARTIAL = "nexa_is_partial"  # key of a body that is a part of an answer: it may be billed
+BOM = b"\xef\xbb\xbf"
 STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def is_event_stream(raw: bytes) -> bool:
     """Whether a body is a stream of events; JSON and HTML begin otherwise."""
-    return raw[:64].lstrip().startswith(STARTS)
+    return raw[:64].removeprefix(BOM).lstrip().startswith(STARTS)
 
 
 def assemble(raw: bytes) -> Json:
-    """The chat completion that the events are pieces of; an `error` of any event is its `error`.
-
-    A stream that ended by `[DONE]` without a finish_reason ended by itself: "stop". One with
-    neither was cut, and has no choices.
-    """
+    """The chat completion of the events; an `error` of any event becomes its `error`."""
     body: Json = {}
     message: Json = {"role": "assistant"}
     finish, done = None, False
-    for data in _events(raw):
-        if data == "[DONE]":
-            done = True
-            continue
-        try:
-            chunk = json.loads(data)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(chunk, dict):
+    for event, data in _events(raw.removeprefix(BOM)):
+        done = done or data.endswith("[DONE]")
+        for chunk in _parse_chunks(data):
             finish = _add(chunk, body, message) or finish
-    if finish or done:
-        finish = finish or "stop"
-        choice: Json = {"index": 0, "message": message, "finish_reason": finish}
+            if event == "error":
+                body.setdefault("error", chunk)
+        if event == "error":
+            body.setdefault("error", data)
+    if finish or done:  # a stream with neither was cut: no choices
+        choice: Json = {"index": 0, "message": message, "finish_reason": finish or "stop"}
         body["choices"] = [choice]
+    elif len(message) > 1:
+        body[PARTIAL] = True
     return body
 
 
-def _events(raw: bytes) -> Iterator[str]:
-    """The data of each event; several data lines of one event are joined by a line break."""
-    lines: list[str] = []
+def _parse_chunks(data: str) -> list[Json]:
+    """The objects of an event's data; one per line if a server leaves out the empty lines."""
+    try:
+        values = [json.loads(data)]
+    except (ValueError, RecursionError):
+        lines = data.split("\n")
+        values = [value for line in lines if line != data for value in _parse_chunks(line)]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _events(raw: bytes) -> Iterator[tuple[str, str]]:
+    """Name and data of each event; data lines of the same event are joined by a line break."""
+    name, lines = "", list[str]()
     for line in re.split(r"\r\n|\n|\r", raw.decode("utf-8", "replace")):
         if line.startswith("data:"):
             lines.append(line[5:].removeprefix(" "))
-        elif not line and lines:
-            yield "\n".join(lines)
-            lines = []
+        elif line.startswith("event:"):
+            name = line[6:].strip()
+        elif not line:
+            if lines:
+                yield name, "\n".join(lines)
+            name, lines = "", []
     if lines:
-        yield "\n".join(lines)
+        yield name, "\n".join(lines)
 
 
 def _add(chunk: Json, body: Json, message: Json) -> str | None:
-    """Add a chunk's fields; its finish_reason."""
+    """Add a chunk's fields to `body` and `message`; returns its finish_reason."""
     for name in ("id", "model", "system_fingerprint", "usage", "error", "base_resp"):
         if chunk.get(name):
             body[name] = chunk[name]

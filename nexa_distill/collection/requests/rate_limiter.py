@@ -1,30 +1,23 @@
-"""When the next request may be sent: as fast as the provider lets us, and no faster.
+"""When the next request may be sent: as fast as the provider allows.
 
-Three limits hold at once. Times are seconds of a monotonic clock, given by the caller.
+Three limits apply together. Times are seconds of a monotonic clock, passed by the caller.
 
-- A pause: nothing is sent before the time that a `Retry-After` named.
-- The configured requests and tokens per minute of the provider, evenly spread, one second's worth
-  at once.
-- A window of requests in flight. It doubles with every round trip up to `concurrency`. A refusal
-  for load (429, 503, 529) cuts it, once per burst: refusals of what was sent before the cut change
-  nothing. From then on sends are spaced evenly (window / latency per second), because a window of
-  whole requests is too coarse for slow limits.
-
-The cut is to the rate that the provider served in the last seconds, pauses included: between two
-moments at which a token bucket is empty, the answers are exactly what it refilled. The window then
-comes back along a curve that is flat around that rate and steeper the longer nothing is refused
-(the shape is that of CUBIC TCP, RFC 9438; the constants were chosen on simulated token buckets).
+- A pause: nothing is sent before the time of a `Retry-After`.
+- The provider's configured requests and tokens per minute, evenly spread.
+- A window of requests in flight, which grows up to `concurrency` and is cut by refusals for load.
 """
 
 import math
 from collections import deque
 
+# After a cut the window grows along the curve of CUBIC TCP (RFC 9438): flat around the estimated
+# limit, and steeper the longer nothing is refused. Constants chosen on simulated token buckets.
 FIRST_WINDOW = 256
-LEAST_CUT, MOST_CUT = 0.95, 0.4  # share of the window, or of the served rate, that is left
-PLATEAU_SECONDS = 8.0  # after a cut, until the window is back where the limit is believed
-PROBE_SECONDS = 3.0  # then, until it is 1 - LEAST_CUT above that; 27 times that in three times this
-MEASURE_SECONDS = 3.0  # answers of the last so many seconds tell the served rate
-LATENCY_SHARE = 0.1  # of the newest answer in the running mean
+LEAST_CUT, MOST_CUT = 0.95, 0.4  # remaining share of the served rate, or of the window
+PLATEAU_SECONDS = 8.0  # from a cut until the window is back at the estimated limit
+PROBE_SECONDS = 3.0  # from there until it is 1 - LEAST_CUT above it; 27 times that after 9 s
+MEASURE_SECONDS = 3.0  # the served rate is that of the answers of the last seconds
+LATENCY_SHARE = 0.1  # weight of the newest answer in the running mean
 
 
 class Bucket:
@@ -35,7 +28,7 @@ class Bucket:
         self._level, self._at = self.rate, -math.inf
 
     def wait(self, now: float) -> float:
-        """Seconds until the next may go. What goes may overdraw the bucket, however large."""
+        """Seconds until the next send. It may overdraw the bucket, however large it is."""
         if self.rate == math.inf:
             return 0.0
         self._level = min(self._level + (now - self._at) * self.rate, max(self.rate, 1.0))
@@ -43,48 +36,50 @@ class Bucket:
         return max(0.0, min(1.0, self.rate) - self._level) / self.rate
 
     def take(self, amount: float) -> None:
-        """Count what was sent."""
+        """Count a send."""
         if self.rate != math.inf:
             self._level -= amount
 
 
 class Pacer:
-    """One provider's. `in_flight` is the caller's to tell; `window` is in requests."""
+    """The rate limiter of one provider. `window` is in requests."""
 
     def __init__(
-        self, concurrency: int, requests_per_minute: float | None = None,
+        self,
+        concurrency: int,
+        requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.concurrency = concurrency
         self.window = float(min(FIRST_WINDOW, concurrency))
         self.cuts = 0
         self._requests, self._tokens = Bucket(requests_per_minute), Bucket(tokens_per_minute)
         self._pause_until = self._next_at = -math.inf
-        self._cut_at: float | None = None  # None: nothing was refused yet, or long ago
+        self._cut_at: float | None = None  # None: no refusal yet, or the last one is long ago
         self._plateau = self._left = 0.0
         self._latency: float | None = None
         self._answers: deque[float] = deque()  # times, of the last MEASURE_SECONDS, after a cut
 
     def wait(self, now: float, in_flight: int) -> float:
-        """Seconds until the next send; 0 = now; infinity = when one in flight has ended."""
+        """Seconds until the next send; 0 = now; infinity = after one in flight has ended."""
         if self._cut_at is not None:
             self._grow(now, self._cut_at)
         if in_flight >= max(1, math.ceil(self.window)):
             return math.inf
-        return max(
-            0.0, self._pause_until - now, self._next_at - now,
-            self._requests.wait(now), self._tokens.wait(now),
-        )  # fmt: skip
+        next_at = max(self._pause_until, self._next_at)
+        return max(0.0, next_at - now, self._requests.wait(now), self._tokens.wait(now))
 
     def sent(self, now: float, tokens: int) -> None:
-        """One request goes out, of at most `tokens` tokens (prompt and answer)."""
+        """Note the send of a request of at most `tokens` tokens (prompt and answer)."""
         self._requests.take(1)
         self._tokens.take(tokens)
+        # After a cut, sends are also spaced evenly: for slow limits a window of whole requests is
+        # too coarse.
         if self._cut_at is not None:
             self._next_at = max(self._next_at, now - self._interval()) + self._interval()
 
     def served(self, now: float, latency: float) -> None:
-        """An answer arrived, `latency` seconds after its send."""
+        """Note an answer, `latency` seconds after its send."""
         before = latency if self._latency is None else self._latency
         self._latency = before + LATENCY_SHARE * (latency - before)
         if self._cut_at is not None:
@@ -95,21 +90,23 @@ class Pacer:
             self.window += 1
 
     def pause(self, now: float, seconds: float) -> None:
-        """Send nothing for so long."""
+        """Send nothing for `seconds`."""
         self._pause_until = max(self._pause_until, now + seconds)
 
     def refused(self, now: float, sent_at: float) -> None:
-        """The provider refused for load what was sent at `sent_at`."""
+        """Note a refusal for load (429, 503, 529) of a request sent at `sent_at`."""
         if self._cut_at is not None and sent_at <= self._cut_at:
-            return
-        believed, left = self.window, self.window * MOST_CUT
+            return  # one cut per burst: it was sent before the last cut
+        limit, rest = self.window, self.window * MOST_CUT
         if self._cut_at is not None and self._latency:
+            # The served rate, pauses included: between two moments at which a token bucket is
+            # empty, the answers are exactly its refill.
             recent = sum(at >= now - MEASURE_SECONDS for at in self._answers)
             rate = recent / min(now - self._cut_at, MEASURE_SECONDS)
-            believed = min(rate * self._latency, self.window)
-            left = max(believed * LEAST_CUT, left)
-        self._plateau = max(believed, left)
-        self.window = self._left = max(left, self._slowest())
+            limit = min(rate * self._latency, self.window)
+            rest = max(limit * LEAST_CUT, rest)
+        self._plateau = max(limit, rest)
+        self.window = self._left = max(rest, self._slowest())
         self._cut_at, self.cuts = now, self.cuts + 1
 
     def _grow(self, now: float, cut_at: float) -> None:
@@ -127,5 +124,5 @@ class Pacer:
         return (self._latency or 1.0) / self.window
 
     def _slowest(self) -> float:
-        """One request a minute, whatever was refused."""
+        """The window of one request a minute, the minimum after any refusals."""
         return (self._latency or 1.0) / 60

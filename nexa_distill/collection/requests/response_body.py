@@ -1,29 +1,27 @@
-"""The JSON of a response, and an error inside a 200: which status it would have had.
-
-Errors inside a 200 as they occur: a top-level `error` (object or text), an `error` of the choice
-(OpenRouter), a finish_reason that means a failure, `base_resp` (MiniMax), a `code`, `error_code` or
-`errcode` other than success beside a message and without choices (Zhipu, Baidu).
-"""
+"""The JSON of a response, and errors inside a 200 with their status."""
 
 import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nexa_distill.collection.requests.event_stream import assemble, is_event_stream
+from nexa_distill.collection.requests.event_stream import PARTIAL, assemble, is_event_stream
 from nexa_distill.dialects import ERROR_STATUSES, FINISH_REASONS, finish_reason
 
 BRIEF = 200  # characters of a message
-UNKNOWN_ERROR = 502  # an error that names no status: the server failed, and may not the next time
+UNKNOWN_ERROR = 502  # for an error without a status: the server failed, and is asked again
 SUCCESS = {"0", "200", "20000", "ok", "success", "none", ""}
-# Without one of these bytes, and with choices, a body has no error in it. In the text of an answer
-# a quote is escaped, so a word of it never looks like a key.
+FAILURES = {"error", "failed", "failure", "fail"}
+# A body with choices and without one of these keys has no error. Quotes inside an answer's text are
+# escaped, so its words never look like a key.
 _FAILED = [word for word, normal in FINISH_REASONS.items() if normal == "error"]
 _KEYS = "|".join(map(re.escape, ["error", "base_resp", "error_code", "errcode", *_FAILED]))
 _SIGNS = re.compile(f'"(?:{_KEYS})"'.encode(), re.IGNORECASE)
-# Words of a message that names no status, tried in this order.
+_HAS_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\{')
+# For a message without a status; the first match counts.
 _WORDS = (
-    (429, r"rate.?limit|too many|throttl|exceeded.{0,20}limit|限流|频率|请求过多|并发"),
+    (429, r"rate.?limit|too many|throttl|exceeded.{0,20}limit|limit.?exceeded|"
+          r"限流|频率|请求过多|并发"),
     (402, r"balance|credits?\b|quota|billing|arrear|欠费|余额"),
     (401, r"api.?key|unauthori[sz]ed|authenticat|invalid token|鉴权"),
     (503, r"overload|busy|capacity|unavailable|loading|繁忙|负载"),
@@ -32,11 +30,15 @@ _WORDS = (
     (400, r"context (?:length|window)|too long|invalid (?:request|param|argument)|unsupported|"
           r"not supported|content (?:policy|filter)|sensitive|敏感"),
 )  # fmt: skip
+# Objects with the error's fields, in a body without choices; names in lower case.
+_HOLDERS = ("error", "errors", "fault", "response", "responsemetadata", "header", "exception")
+_CODES = ("code", "error_code", "errcode", "errorcode", "status_code", "statuscode")
+_MESSAGES = ("message", "msg", "error_msg", "errmsg", "errormessage", "faultstring", "detail")
 _PATTERNS = [(status, re.compile(pattern, re.IGNORECASE)) for status, pattern in _WORDS]
 
 
 class HiddenError(NamedTuple):
-    """An error inside a 200. `is_billed`: tokens of an answer were counted before it."""
+    """An error inside a 200. `is_billed`: it came after a part of an answer."""
 
     status: int
     words: str
@@ -44,7 +46,7 @@ class HiddenError(NamedTuple):
 
 
 def read_body(raw: bytes) -> Mapping[str, Any]:
-    """The body's object, of a stream the one it is the pieces of; empty when there is none."""
+    """The JSON object of a body or of a stream of events; empty if there is none."""
     if is_event_stream(raw):
         return assemble(raw)
     try:
@@ -57,23 +59,25 @@ def read_body(raw: bytes) -> Mapping[str, Any]:
 
 
 def hidden_error(raw: bytes) -> HiddenError | None:
-    """The error that a 200's body holds, or None."""
-    if b'"choices"' in raw and not _SIGNS.search(raw):
+    """The error inside the body of a 200, or None."""
+    is_whole = not is_event_stream(raw) or b"[DONE]" in raw[-64:]
+    if is_whole and _HAS_CHOICES.search(raw) and not _SIGNS.search(raw):
         return None
     return error_of(read_body(raw))
 
 
 def error_of(body: Mapping[str, Any]) -> HiddenError | None:
-    """The error in a body's object, or None."""
+    """The error inside a body's JSON object, or None."""
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     choice = choice if isinstance(choice, dict) else {}
     usage = body.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    is_billed = isinstance(tokens, int) and tokens > 0
-    if found := body.get("error") or choice.get("error"):
-        return HiddenError(_status(found), _words(found), is_billed)
-    base = body.get("base_resp")
+    is_billed = (isinstance(tokens, int) and tokens > 0) or PARTIAL in body
+    if error := body.get("error") or choice.get("error"):  # in the choice: OpenRouter
+        error = error if isinstance(error, str | dict) else body
+        return HiddenError(_status(error), _words(error), is_billed)
+    base = body.get("base_resp")  # MiniMax
     if isinstance(base, dict) and str(base.get("status_code", 0)) not in SUCCESS:
         status = ERROR_STATUSES.get(f"base_resp.{base['status_code']}")
         return HiddenError(status or _status(base), _words(base), is_billed)
@@ -85,7 +89,7 @@ def error_of(body: Mapping[str, Any]) -> HiddenError | None:
 
 
 def brief_words(raw: bytes) -> str:
-    """The code and the beginning of the message of an error body, without its details."""
+    """Code and beginning of the message of an error body, without its details."""
     body = read_body(raw)
     error = body.get("error") or body.get("base_resp") or body
     if not isinstance(error, dict):
@@ -95,21 +99,34 @@ def brief_words(raw: bytes) -> str:
 
 
 def _without_choices(body: Mapping[str, Any]) -> HiddenError | None:
-    """An error whose fields are at the top; a body without a code or a message is none."""
-    code = _first(body, "code", "error_code", "errcode", "errorCode", "status_code")
-    says = _first(body, "message", "msg", "error_msg", "errmsg", "errorMessage", "detail")
-    fails = body.get("object") == "error" or body.get("success") is False or "detail" in body
-    if (code is None or str(code).lower() in SUCCESS) and not (fails and says):
-        return None
-    return HiddenError(_status(body), _words(body), False)
+    """An error with its fields at the top level or in an object there, or None."""
+    fields = {name.lower(): value for name, value in body.items()}
+    # Zhipu, Baidu, iFlow: a code or status other than success.
+    code = next((fields[name] for name in _CODES if fields.get(name) is not None), None)
+    message = next((fields[name] for name in _MESSAGES if fields.get(name)), None)
+    status = str(fields.get("status")).lower()
+    failed = fields.get("object") == "error" or fields.get("success") is False
+    failed = failed or "detail" in fields or status in FAILURES
+    failed = failed or (status.isdigit() and int(status) >= 400)
+    if (code is not None and str(code).lower() not in SUCCESS) or (failed and message):
+        return HiddenError(_status(fields), _words(body), False)
+    for name in _HOLDERS:  # Cloudflare, Apigee, Tencent
+        holder = fields.get(name)
+        holder = holder[0] if isinstance(holder, list) and holder else holder
+        if isinstance(holder, dict) and (error := _without_choices(holder)):
+            return error
+    # AWS: only the message tells that it is an error.
+    if isinstance(message, str) and (known_status := _status_by_words(message)):
+        return HiddenError(known_status, _words(body), False)
+    return None
 
 
-def _first(body: Mapping[str, Any], *names: str) -> Any:
-    return next((body[name] for name in names if body.get(name) is not None), None)
+def _status_by_words(words: str) -> int | None:
+    return next((status for status, pattern in _PATTERNS if pattern.search(words)), None)
 
 
 def _status(error: object) -> int:
-    """The HTTP status that an error object names by number, by code or by words."""
+    """The HTTP status of an error object: by its number, its code or its message."""
     if isinstance(error, dict):
         names = ("code", "status", "status_code", "http_code", "error_code", "errcode", "type")
         for name in names:
@@ -119,8 +136,7 @@ def _status(error: object) -> int:
                 return ERROR_STATUSES[code]
             if code.isdigit() and 400 <= int(code) < 600:
                 return int(code)
-    words = _words(error)
-    return next((s for s, pattern in _PATTERNS if pattern.search(words)), UNKNOWN_ERROR)
+    return _status_by_words(_words(error)) or UNKNOWN_ERROR
 
 
 def _words(error: object) -> str:

@@ -1,21 +1,22 @@
-"""What an attempt without an answer means, and the words for a provider that cannot be used.
+"""Which failed attempts are retried, and the errors for a provider that cannot be used.
 
-| what happened                                   | then                                          |
+| failure                                         | reaction                                      |
 |-------------------------------------------------|-----------------------------------------------|
-| 3xx, 401 to 404, a used-up quota or credit      | the run stops (69); what is in flight ends    |
-| a certificate that is not trusted               | the run stops (69)                            |
+| 3xx, 401 to 404, exhausted quota or credit      | the run stops (69) after the open requests    |
+| an untrusted certificate                        | the run stops (69)                            |
 | no connection, `max_attempts` times             | the run stops (69)                            |
-| loading, before the first answer                | waits for it (`startup.py`), then 69          |
-| 429                                             | everyone slows down; never counted            |
-| 503, 529                                        | everyone slows down; again, as below          |
-| 5xx, 408, 409, 425, timeout, cut connection     | again with back-off, `max_attempts` in all    |
+| server is loading, before the first answer      | wait for it (`startup.py`), then 69           |
+| 429                                             | slow down; never counted                      |
+| 503, 529                                        | slow down; retry as below                     |
+| 5xx, 408, 409, 425, timeout, cut connection     | retry with back-off, `max_attempts` in all    |
 | the same 4xx for the first requests             | the run stops (69)                            |
-| any other status                                | this request is refused; the run goes on      |
+| any other status                                | this request is refused; the run continues    |
 
-An error inside a 200 is that error's status (`response_body.py`). The words for a quota and for
-loading are those of all dialects (`dialects/`).
+An error inside a 200 has that error's status (`response_body.py`). Messages about quota and loading
+are recognised by the patterns of all dialects (`dialects/`).
 """
 
+import random
 from collections.abc import Iterable
 
 from nexa_distill.collection.requests.endpoint import Endpoint
@@ -27,27 +28,34 @@ from nexa_distill.journal.journal import DIED, Ended, Outcome
 from nexa_distill.text.secrets import mask_secrets
 
 LOADING = "the server was loading"
-# No fault of the provider or of the request: they count against no request.
+# Errors that do not count against a request: neither it nor the provider is the cause.
 NOT_COUNTED = (ABANDONED, DIED, LOADING)
 STOPS_THE_RUN = {401, 402, 403, 404}
 OVERLOADED = {429, 503, 529}
 TRY_AGAIN = {408, 409, 425}
 MAY_QUOTE = {400, 413, 422}
-NO_ANSWERS = 32  # so many bodies with no choices and not one with: this is no such API
+NO_ANSWERS = 32  # so many bodies without choices, and none with: not a chat completions API
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+
+
+def backoff_seconds(retries: int, pause: float = 0.0) -> float:
+    """Seconds before a retry: exponential back-off, or `pause` if longer; with jitter."""
+    backoff = min(FIRST_BACKOFF_SECONDS * 2.0**retries, MAX_BACKOFF_SECONDS)
+    return max(backoff, pause) * random.uniform(0.7, 1.0)  # noqa: S311
 
 
 def stops(status: int | None) -> bool:
-    """Whether the API as a whole is not usable like this; a redirect is another address's page."""
+    """Whether the API is unusable as a whole, also because of a redirect to another address."""
     return status is not None and (status in STOPS_THE_RUN or 300 <= status < 400)
 
 
 def again(status: int | None) -> bool:
-    """Whether the same request may be answered later; None: there was no response."""
+    """Whether the same request may be answered later; None = no response."""
     return status is None or status in TRY_AGAIN or status >= 500
 
 
 def words_of(outcome: Outcome) -> str:
-    """What a failure says: of a JSON body its error object, else its beginning."""
+    """The text of a failure: the error object of a JSON body, else the start of the body."""
     if not outcome.raw:
         return outcome.error or ""
     body = read_body(outcome.raw)
@@ -56,43 +64,44 @@ def words_of(outcome: Outcome) -> str:
 
 
 def is_out_of_quota(outcome: Outcome) -> bool:
-    """Whether it is the account's quota or credit, and not a busy minute."""
+    """Whether the account's quota or credit is exhausted, and not just a busy minute's."""
     status = outcome.status or 0
     if not 400 <= status < 500 or status in (401, 404):
         return False
-    # A refused request may be repeated in the message, with whatever words its prompt has.
+    # Such a message may quote the prompt, with any words.
     words = brief_words(outcome.raw or b"") if status in MAY_QUOTE else words_of(outcome)
     return has_used_its_quota(words)
 
 
 def is_untrusted(outcome: Outcome) -> bool:
-    """Whether the server's certificate was refused here: the next attempt would be the same."""
+    """Whether this machine refused the server's certificate, as it would every time."""
     return outcome.outcome == "not_sent" and "certificate" in (outcome.error or "").lower()
 
 
 def is_fatal(outcome: Outcome) -> bool:
-    """Whether the whole run stops at this refusal."""
+    """Whether this refusal stops the whole run."""
     return stops(outcome.status) or is_untrusted(outcome) or is_out_of_quota(outcome)
 
 
 def given_up(attempts: list[Ended], max_attempts: int) -> str | None:
-    """The reason why a request is not asked again without --retry-failed, or None."""
+    """The reason not to send a request again without --retry-failed, or None."""
     attempts = [a for a in attempts if not a.error.startswith(LOADING)]
     if not attempts:
         return None
     last = attempts[-1]
     if last.outcome == "rejected" and last.status != 429 and not again(last.status):
         return None if stops(last.status) else "request_refused"
-    counted = [
-        a for a in attempts
-        if a.outcome in ("rejected", "uncertain") and a.status != 429
+    count = sum(
+        a.outcome in ("rejected", "uncertain")
+        and a.status != 429
         and not a.error.startswith(NOT_COUNTED)
-    ]  # fmt: skip
-    return "provider_failed" if len(counted) >= max_attempts else None
+        for a in attempts
+    )
+    return "provider_failed" if count >= max_attempts else None
 
 
 def refused(endpoint: Endpoint, outcome: Outcome) -> ProviderUnusable:
-    """The provider refuses us as a whole."""
+    """The error for a refusal that stops the run."""
     if is_untrusted(outcome):
         return unreachable(endpoint, 1, outcome.error)
     return ProviderUnusable(
@@ -102,17 +111,15 @@ def refused(endpoint: Endpoint, outcome: Outcome) -> ProviderUnusable:
 
 
 def said_by(outcome: Outcome, length: int = 300) -> str:
-    """The provider's own words, on a line, without the key that some of them repeat; JSON's escapes
-    are read.
-    """
-    if rb"\u" in (outcome.raw or b""):
+    """The provider's own message on one line, without secrets that it repeats."""
+    if rb"\u" in (outcome.raw or b""):  # JSON escapes have to be decoded
         return mask_secrets(words_of(outcome))[:length]
     words = _start(outcome.raw or (outcome.error or "").encode(), 2 * length)
     return mask_secrets(words)[:length] or "(no text)"
 
 
 def _hint(endpoint: Endpoint, outcome: Outcome) -> str:
-    """What to do about a refusal."""
+    """The user's remedy for a refusal."""
     address, key = "check base_url", endpoint.key_name or "api_key_env"
     status = outcome.status or 0
     if is_out_of_quota(outcome) and status != 402:
@@ -131,7 +138,7 @@ def _hint(endpoint: Endpoint, outcome: Outcome) -> str:
 
 
 def all_refused(endpoint: Endpoint, outcome: Outcome, count: int) -> ProviderUnusable:
-    """The first `count` requests were refused with the same words."""
+    """The error for the first `count` requests being refused with the same message."""
     words = words_of(outcome)
     remedy = (
         f"correct model ({endpoint.model}), extra_body or dialect of the provider, or "
@@ -152,30 +159,30 @@ def all_refused(endpoint: Endpoint, outcome: Outcome, count: int) -> ProviderUnu
 
 
 def none_answered(provider: str, dialect: str, count: int, last: str) -> ProviderUnusable:
-    """Not one of a stage's requests was answered; `last` is the evidence of one."""
+    """The error for a stage without any answer; `last` is the evidence of one request."""
     other = avoiding(last, dialect)
     remedy = f"; set providers.{provider}.dialect: {other}" if other else ""
     return ProviderUnusable(
-        f"provider {provider} answered none of {count} requests; its last word: {last[:300]}"
+        f"provider {provider} answered none of {count} requests; its last response: {last[:300]}"
         f"{remedy}"
     )
 
 
 def unreachable(endpoint: Endpoint, attempts: int, error: str | None) -> ProviderUnusable:
-    """Nobody listens there, or not as we ask."""
-    said = error or ""
+    """The error for an address without a usable connection."""
+    reason = error or ""
     hint = "is the server running?"
-    if "certificate" in said.lower():
+    if "certificate" in reason.lower():
         hint = (
             "its certificate is not trusted here: set SSL_CERT_FILE to the file (PEM) of the "
             "authority that signed it"
         )
-    elif "SSLError" in said:
-        hint = "does it speak https? Try http:// in base_url"
-    elif "Proxy" in said:
+    elif "SSLError" in reason:
+        hint = "does it support https? Try http:// in base_url"
+    elif "Proxy" in reason:
         hint = (
-            "the proxy (http_proxy, https_proxy) does not connect; providers."
-            f'{endpoint.provider}.proxy: "" asks without one'
+            "the proxy (http_proxy, https_proxy) does not connect; to use none, set "
+            f'providers.{endpoint.provider}.proxy: ""'
         )
     return ProviderUnusable(
         f"provider {endpoint.provider}: no connection to {endpoint.base_url} in {attempts} "
@@ -183,17 +190,17 @@ def unreachable(endpoint: Endpoint, attempts: int, error: str | None) -> Provide
     )
 
 
-def never_ready(endpoint: Endpoint, seconds: float, said: str) -> ProviderUnusable:
-    """It was still loading when the time to wait for it was over."""
+def never_ready(endpoint: Endpoint, seconds: float, message: str) -> ProviderUnusable:
+    """The error for a server that was still loading at the end of the wait."""
     return ProviderUnusable(
         f"provider {endpoint.provider} ({endpoint.base_url}) was not ready within {seconds:.0f} s "
-        f"({said}); is the server running? Wait for it and run the same command again, or raise "
+        f"({message}); is the server running? Wait for it and run the same command again, or raise "
         f"providers.{endpoint.provider}.startup_wait_seconds"
     )
 
 
 def unusable_answers(endpoint: Endpoint, count: int, hint: str, last: str) -> ProviderUnusable:
-    """The first `count` answers are none that their stage can use."""
+    """The error for the first `count` answers all being unusable for their stage."""
     return ProviderUnusable(
         f"provider {endpoint.provider}: none of the first {count} answers of {endpoint.model} can "
         f"be read; the last: {last[:200]!r}. {hint}"
@@ -201,7 +208,7 @@ def unusable_answers(endpoint: Endpoint, count: int, hint: str, last: str) -> Pr
 
 
 def no_such_api(endpoint: Endpoint, raw: bytes) -> ProviderUnusable:
-    """`NO_ANSWERS` times HTTP 200 and never a chat completion; `raw` is the last body."""
+    """The error for `NO_ANSWERS` 200s without a chat completion; `raw` is the last body."""
     return ProviderUnusable(
         f"provider {endpoint.provider} ({endpoint.base_url}) answered 200 without a chat "
         f"completion {NO_ANSWERS} times; the last: {_start(raw, 200)!r}; check base_url, then run "
@@ -212,11 +219,11 @@ def no_such_api(endpoint: Endpoint, raw: bytes) -> ProviderUnusable:
 def model_changed(
     endpoint: Endpoint, served: Iterable[tuple[str | None, str | None]]
 ) -> ProviderUnusable:
-    """`served`: (model, system_fingerprint) of the answers; asked for by stop_on_model_change."""
+    """The error of stop_on_model_change. `served`: (model, system_fingerprint) of the answers."""
     names = ", ".join(f"{model} ({print_})" if print_ else f"{model}" for model, print_ in served)
     return ProviderUnusable(
         f"provider {endpoint.provider}: the model changed during the run: {names}; "
-        "set collection.stop_on_model_change to false to go on"
+        "set collection.stop_on_model_change to false to continue"
     )
 
 

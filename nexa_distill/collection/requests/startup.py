@@ -1,8 +1,8 @@
-"""A server that is still loading its model, before its first answer, is waited for.
+"""Wait for a server that is still loading its model.
 
-It refuses connections, or answers 502, 503 or 504, or says in its words that it loads. One request
-at a time asks how it is; none counts against its row. After the first answer of the run the same
-failures are failures.
+It refuses connections, or answers 502, 503 or 504, or its message says that it is loading. One
+request at a time polls it; none counts against its row. After the run's first answer the same
+failures count as failures.
 """
 
 from nexa_distill import dialects
@@ -17,7 +17,7 @@ FIRST_POLL_SECONDS, POLL_GROWTH, LAST_POLL_SECONDS = 0.5, 1.5, 5.0
 
 
 class Startup:
-    """Of one run; `seconds` from the first refusal on, 0 = nothing is waited for."""
+    """The wait of one run, of at most `seconds` from the first refusal on; 0 = no wait."""
 
     def __init__(self, endpoint: Endpoint, seconds: float) -> None:
         self.endpoint, self.seconds = endpoint, seconds
@@ -27,7 +27,7 @@ class Startup:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the server is believed to be loading."""
+        """Whether the server seems to be loading."""
         return self._since is not None
 
     def is_loading(self, outcome: Outcome, *, is_hidden: bool) -> bool:
@@ -44,24 +44,24 @@ class Startup:
         return may_load and dialects.is_loading(retry_policy.words_of(outcome))
 
     def wait(self, now: float, outcome: Outcome, pause: float | None, progress: Progress) -> float:
-        """Seconds until it is asked again. Raises ProviderUnusable when its time is over."""
-        said = retry_policy.said_by(outcome, 120)
+        """Seconds until the next poll. Raises ProviderUnusable at the end of the wait."""
+        message = retry_policy.said_by(outcome, 120)
         if self._since is None:
             self._since = now
             progress.tell(
                 f"provider {self.endpoint.provider} ({self.endpoint.base_url}) is not ready "
-                f"({said}); waiting up to {self.seconds:.0f} s for it "
+                f"({message}); waiting up to {self.seconds:.0f} s for it "
                 f"(providers.{self.endpoint.provider}.startup_wait_seconds)"
             )
-        left = self._since + self.seconds - now
-        if left <= 0:
-            raise retry_policy.never_ready(self.endpoint, self.seconds, said)
+        rest = self._since + self.seconds - now
+        if rest <= 0:
+            raise retry_policy.never_ready(self.endpoint, self.seconds, message)
         progress.say(f"waiting for the server, {now - self._since:.0f} s")
         poll, self._poll = self._poll, min(self._poll * POLL_GROWTH, LAST_POLL_SECONDS)
-        return min(max(poll, pause or 0.0), left)
+        return min(max(poll, pause or 0.0), rest)
 
     def end(self, now: float, progress: Progress) -> None:
-        """An answer has come."""
+        """Note an answer: the server is ready."""
         if self._since is not None:
             progress.tell(
                 f"provider {self.endpoint.provider} is ready after {now - self._since:.0f} s"

@@ -1,10 +1,8 @@
-"""One send of one chat completion over HTTP, and what its end means.
+"""Send one chat completion request over HTTP and classify its outcome.
 
-Any status other than 200 is a refusal (`rejected`), and so is an error inside a 200, by its own
+Any status other than 200 is a refusal (`rejected`), and so is an error inside a 200, with its own
 status (`response_body.py`). Without a complete body the outcome is `not_sent` if there was no
-connection, else `uncertain`: the provider may bill it. Bodies are kept as received, up to
-`MAX_BODY_BYTES` after decompression. Only what was surely not served, by a connection that the
-server had closed (`connections.py`), is sent a second time from here.
+connection, else `uncertain`: the provider may bill it. Bodies are stored as received.
 """
 
 import asyncio
@@ -24,32 +22,34 @@ from nexa_distill.journal.journal import Outcome
 
 ABANDONED = "abandoned at the stop"
 REFUSED_CONNECTION = "connection refused"
-MAX_BODY_BYTES = 64 * 2**20
+MAX_BODY_BYTES = 64 * 2**20  # after decompression
 DEFAULT_PAUSE_SECONDS = 2.0
 MAX_PAUSE_SECONDS = 600.0
 NOT_CONNECTED = (
-    aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError,
-)  # fmt: skip
-LOST_SENDS = 8  # connections lost in a row, before the server counts as unreachable
-# A pause in words, where the headers name none: Gemini's retryDelay, Hugging Face's estimated_time,
-# "Please try again in 1m7.5s", "retry after 20 seconds". Groups: field in seconds; h, m, ms or s.
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+)
+LOST_SENDS = 8  # connections lost in a row before the server counts as unreachable
+# A pause in the body: Gemini's retryDelay, Hugging Face's estimated_time, "Please try again in
+# 1m7.5s", "retry after 20 seconds", "in 2 minutes". Groups: field in seconds; h, m, ms or s, of
+# which at least one is present.
 _PAUSE = re.compile(
     r'"(?:retry_?delay|retry_?after(?:_seconds)?|estimated_time)"\s*:\s*"?(\d+(?:\.\d+)?)'
-    r"|(?:try again|retry|wait)\D{0,20}?(?:(\d+)\s*h(?:ours?)?\s*)?(?:(\d+)\s*m(?:in\w*)?\s*)?"
-    r"(?:(\d+(?:\.\d+)?)\s*(ms|s(?:ec\w*)?)\b)",
+    r"|(?:try again|retry|wait|reset)\D{0,20}?"
+    r"(?=\d+(?:\.\d+)?\s*(?:ms|[hms]|hours?|hrs?|min(?:ute)?s?|sec\w*|milliseconds?)(?![a-z]))"
+    r"(?:(\d+)\s*h(?:ours?|rs?)?(?![a-z])\s*)?(?:(\d+)\s*m(?:in(?:ute)?s?)?(?![a-z])\s*)?"
+    r"(?:(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s(?:ec\w*)?)(?![a-z]))?",
     re.IGNORECASE,
 )
 
 
 class Reply(NamedTuple):
-    """`pause`: seconds that the provider asks us to wait, or None when it says nothing.
-
-    `is_hidden`: the status is of an error inside a 200, so the server itself is up.
-    """
+    """The result of one send."""
 
     outcome: Outcome
-    pause: float | None = None
-    is_hidden: bool = False
+    pause: float | None = None  # seconds that the provider asks us to wait
+    is_hidden: bool = False  # the status is that of an error inside a 200: the server itself is up
 
 
 class Transport:
@@ -70,7 +70,9 @@ class Transport:
         await self._session.close()
 
     async def post(self, data: bytes) -> Reply:
-        """Send `data`. Never raises: a cancelled send is an uncertain one."""
+        """Send `data`. Never raises: a cancelled send is uncertain."""
+        # Only sends over a connection that the server had closed are repeated here: they were
+        # certainly not served (`connections.py`).
         for _ in range(LOST_SENDS):
             try:
                 return await self._post(data)
@@ -106,7 +108,7 @@ class Transport:
 
 
 def outcome_of(status: int | None, raw: bytes, elapsed: float | None = None) -> Outcome:
-    """What a complete response means. An error behind a part of an answer may be billed."""
+    """The outcome of a complete response. An error after a part of an answer may be billed."""
     if status != 200:
         return Outcome("rejected", status, raw, None, elapsed)
     error = hidden_error(raw)
@@ -118,7 +120,7 @@ def outcome_of(status: int | None, raw: bytes, elapsed: float | None = None) -> 
 
 
 def _connection_error(error: Exception) -> str:
-    """In words by which a refused connection is known again, whatever the system's are."""
+    # The system's message for a refused connection varies: mark it in our own words.
     kind = f"{type(error).__name__}: {error}"
     refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
     refused = refused and not isinstance(error, aiohttp.ClientProxyConnectionError)
@@ -126,7 +128,7 @@ def _connection_error(error: Exception) -> str:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body as received, or None when it is larger than any answer can be."""
+    """The body as received, or None if it is larger than MAX_BODY_BYTES."""
     length = response.content_length
     if length is not None and "Content-Encoding" not in response.headers:
         return await response.read() if length <= MAX_BODY_BYTES else None
@@ -140,11 +142,9 @@ async def _body(response: aiohttp.ClientResponse) -> bytes | None:
 
 
 def pause_asked(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by `retry-after-ms` (OpenAI) or `Retry-After` (RFC 9110 10.2.3).
+    """Seconds to wait by `retry-after-ms` (OpenAI) or `Retry-After` (RFC 9110 10.2.3), or None.
 
-    None when there is neither. A date is compared with the response's own `Date`, for this
-    machine's clock may be wrong. Negative or garbage is `DEFAULT_PAUSE_SECONDS`; at most
-    `MAX_PAUSE_SECONDS`.
+    Negative or invalid values give `DEFAULT_PAUSE_SECONDS`; at most `MAX_PAUSE_SECONDS`.
     """
     milliseconds, value = headers.get("retry-after-ms"), headers.get("Retry-After")
     if milliseconds is None and value is None:
@@ -159,22 +159,22 @@ def pause_asked(headers: Mapping[str, str]) -> float | None:
 
 
 def pause_in_words(raw: bytes) -> float | None:
-    """Seconds to wait by a refusal's body, or None; at most `MAX_PAUSE_SECONDS`."""
-    found = _PAUSE.search(raw[:4000].decode("utf-8", "replace"))
-    if found is None:
+    """Seconds to wait by the body of a refusal, or None; at most `MAX_PAUSE_SECONDS`."""
+    match = _PAUSE.search(raw[:4000].decode("utf-8", "replace"))
+    if match is None:
         return None
-    field, hours, minutes, number, unit = found.groups()
-    seconds = float(field or number) / (1000 if unit and unit.lower() == "ms" else 1)
+    field, hours, minutes, number, unit = match.groups()
+    seconds = float(field or number or 0) / (1000 if (unit or "").lower()[:1] == "m" else 1)
     return min(seconds + 3600 * int(hours or 0) + 60 * int(minutes or 0), MAX_PAUSE_SECONDS)
 
 
 def _until(date: str, now: str | None) -> float:
-    """Seconds from one HTTP date to another; -1 when `date` is none."""
+    """Seconds from one HTTP date to another; -1 if `date` is invalid."""
     try:
         end = email.utils.parsedate_to_datetime(date).timestamp()
     except ValueError:
         return -1.0
-    try:
+    try:  # the response's own `Date` is preferred: this machine's clock may be wrong
         start = email.utils.parsedate_to_datetime(now or "").timestamp()
     except ValueError:
         start = time.time()

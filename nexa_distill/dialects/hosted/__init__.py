@@ -1,1 +1,1 @@
-"""Dialects of providers that serve models to their customers."""
+"""Dialects of hosted model APIs."""

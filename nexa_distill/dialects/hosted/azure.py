@@ -1,8 +1,8 @@
 """Azure OpenAI: one deployment per address, the version in the query, the key in its own header.
 
 Source: https://learn.microsoft.com/azure/ai-services/openai/reference. `base_url` is
-https://NAME.openai.azure.com/openai/deployments/DEPLOYMENT; `query: {api-version: ...}`, or the
-query written into `base_url`, wins over the version here.
+https://NAME.openai.azure.com/openai/deployments/DEPLOYMENT; `query: {api-version: ...}`, or a
+query in `base_url`, overrides the version here.
 """
 
 from nexa_distill.dialects.dialect import Dialect

@@ -2,13 +2,19 @@
 `finish_reason` of https://docs.cohere.com/reference/chat.
 """
 
-from nexa_distill.dialects.dialect import Dialect
+from nexa_distill.dialects.dialect import Dialect, invert_groups
 
 DIALECT = Dialect(
     "cohere",
     "api.cohere.ai/compatibility/v1",
     hosts=("api.cohere.ai", "api.cohere.com"),
-    finish_reasons={"complete": "stop", "max_tokens": "length", "error_limit": "length",
-                    "error_toxic": "content_filter", "tool_call": "tool_calls"},
+    finish_reasons=invert_groups(
+        {
+            "stop": "complete",
+            "length": "max_tokens error_limit",
+            "content_filter": "error_toxic",
+            "tool_calls": "tool_call",
+        }
+    ),
     quota=(r"trial key.{0,80}(?:month|limited to)",),
-)  # fmt: skip
+)

@@ -1,5 +1,5 @@
-"""Mistral's API. Source: https://docs.mistral.ai/api. A reasoning model's content is a list of
-parts, of which `thinking` ones hold the reasoning.
+"""Mistral's API. Source: https://docs.mistral.ai/api. The content of a reasoning model's message is
+a list of parts; the `thinking` parts contain the reasoning.
 """
 
 from nexa_distill.dialects.dialect import Dialect

@@ -1,6 +1,6 @@
 """OpenAI's reasoning models: o1, o3, o4, GPT-5.
 
-Source: https://platform.openai.com/docs/guides/reasoning. Their reasoning is billed and not shown.
+Source: https://platform.openai.com/docs/guides/reasoning. The reasoning is billed but not returned.
 """
 
 from nexa_distill.dialects.dialect import Dialect

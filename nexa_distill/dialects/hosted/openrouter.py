@@ -1,7 +1,7 @@
 """OpenRouter: many providers behind one address, whose errors may come inside a 200.
 
 Source: https://openrouter.ai/docs/api-reference/errors and .../limits. The choice's own `error`
-names the provider's status; `native_finish_reason` is the provider's word.
+has the provider's status; `native_finish_reason` is the provider's word.
 """
 
 from nexa_distill.dialects.dialect import Dialect

@@ -1,18 +1,24 @@
-"""Zhipu (GLM, z.ai) and Baidu Qianfan: numbers of their own for errors.
+"""Zhipu (GLM, z.ai) and Baidu Qianfan, with their own error numbers.
 
 Source: https://docs.bigmodel.cn/cn/api/api-code and
 https://cloud.baidu.com/doc/WENXINWORKSHOP/s/tlmyncueh.
 """
 
-from nexa_distill.dialects.dialect import Dialect
+from nexa_distill.dialects.dialect import Dialect, invert_groups
 
 DIALECT = Dialect(
     "zhipu",
     "GLM at bigmodel.cn and z.ai; Baidu Qianfan",
     hosts=("open.bigmodel.cn", "api.z.ai", "qianfan.baidubce.com"),
     finish_reasons={"sensitive": "content_filter", "network_error": "error", "normal": "stop"},
-    error_statuses={"1000": 401, "1001": 401, "1002": 401, "1110": 402, "1112": 402, "1113": 402,
-                    "1261": 400, "1301": 400, "1302": 429, "1303": 429, "1304": 429, "1305": 429,
-                    "1308": 429, "1309": 402, "17": 429, "18": 429, "336100": 503},
+    error_statuses=invert_groups(
+        {
+            400: "1261 1301",
+            401: "1000 1001 1002",
+            402: "1110 1112 1113 1309",
+            429: "1302 1303 1304 1305 1308 17 18",
+            503: "336100",
+        }
+    ),
     quota=(r"Open api daily request limit|使用上限",),
-)  # fmt: skip
+)

@@ -1,1 +1,1 @@
-"""Dialects of servers that people run themselves."""
+"""Dialects of self-hosted servers."""

@@ -1,7 +1,7 @@
 """vLLM and SGLang. Source: vllm/entrypoints/openai, sglang/srt/openai_api (finish reasons).
 
-A server that starts refuses connections until its model is loaded; behind llama-swap or nginx it
-answers 502 or 503 meanwhile.
+A starting server refuses connections until its model is loaded; behind llama-swap or nginx the
+proxy answers 502 or 503 meanwhile.
 """
 
 from nexa_distill.dialects.dialect import Dialect

@@ -1,4 +1,4 @@
-"""Teacher answers to kept answers: rules, execution, judges, people, SampleGate; the funnel.
+"""Teacher answers to kept answers: rules, exec gate, judges, human checks, SampleGate; funnel.
 
 Run: python scripts/python/data_processing/run_filtering.py [--filters FILE]
 """
@@ -16,9 +16,7 @@ from nexa_distill.settings.pipeline import load_config
 def main() -> int:
     """Command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument(
-        "--filters", type=Path, metavar="FILE", help="thresholds (default: filters:)"
-    )
+    parser.add_argument("--filters", type=Path, metavar="FILE", help="default: filters:")
     args = parser.parse_args()
     config = load_config(args.config)
     if args.filters:

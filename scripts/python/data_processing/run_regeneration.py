@@ -1,4 +1,4 @@
-"""Rejected answers get further attempts, each of which passes the same gates; the cost; the gates.
+"""Regenerate rejected answers and run the gates on the new attempts; cost; quality gates.
 
 Run: python scripts/python/data_processing/run_regeneration.py [--annotations FILE]
 """
@@ -16,9 +16,9 @@ from nexa_distill.settings.pipeline import load_config, with_flags
 def main() -> int:
     """Command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="decisions of people")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="human decisions")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
-    parser.add_argument("--answers", metavar="FILE", help="existing answers: nobody is asked")
+    parser.add_argument("--answers", metavar="FILE", help="existing answers, in place of requests")
     args = parser.parse_args()
     flags = {"provider": args.provider, "answers": {"path": args.answers}}
     config = with_flags(load_config(args.config), flags)

@@ -1,4 +1,4 @@
-"""Kept answers to training samples, after the human decisions that are newer than the gates.
+"""Kept answers to training samples; human decisions that are newer than the gates are applied.
 
 Run: python scripts/python/deployment/run_packaging.py [--format sharegpt]
 """

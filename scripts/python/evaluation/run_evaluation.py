@@ -1,9 +1,9 @@
-"""The student takes the teacher's exam: answer, judge, compare, report.
+"""Evaluate the student on held-out prompts: generate, run the gates, compare, report.
 
-The student before and after training answers the held-out prompts; the rules, the exec gate, the
-judges (if there are any) and SampleGate judge its answers and the teacher's, and the report says
-whether training helped. Each step is skipped when its output is up to date, so the same command
-continues after any stop. A student that is worse than the accepted one ends it with 3.
+The student before and after training answers the held-out prompts. Its answers and the teacher's
+pass through the rules, the exec gate, the judges (if configured) and SampleGate. Each step is
+skipped if its output is up to date, so the same command continues after any stop. The exit code is
+3 for a student that is worse than the accepted one.
 
 Run: python scripts/python/evaluation/run_evaluation.py [--config FILE] [--student FILE]
 """
@@ -25,16 +25,14 @@ from nexa_train.evaluation.metrics import ANSWERS
 def main() -> int:
     """Command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument(
-        "--student", type=Path, metavar="FILE", help="default: the config's student"
-    )
+    parser.add_argument("--student", type=Path, metavar="FILE", help="default: config's student")
     args = parser.parse_args()
     config = load_config(args.config)
     student = load_yaml(args.student or Path(config.student), StudentConfig)
     generate_student.run(config, student)
-    for model in ANSWERS:
-        answers = config.storage.path(ANSWERS[model])
-        gates.examine(config, answers, gate_results.gate_files(config.storage, model))
+    for model, table in ANSWERS.items():
+        files = gate_results.gate_files(config.storage, model)
+        gates.examine(config, config.storage.path(table), files)
     page = evaluate_student.run(config, student)
     teacher_agreement.run(config, student)
     stage_reports.timing_report(config.storage)

@@ -1,7 +1,7 @@
 """Progress and loss curve of a training run, in the terminal.
 
-Reads: `metrics.jsonl`, which `nexa_train.train_sft` appends to; a half-written last line is left
-for the next look. By default it follows the file until Ctrl-C.
+Reads: `metrics.jsonl` of `nexa_train.train_sft`; an incomplete last line is read the next time. By
+default it follows the file until Ctrl-C.
 
 Run: python scripts/python/training/monitor_training.py [--metrics FILE] [--once]
 """
@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 8, 60
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of `metrics.jsonl`. Raises InputMissing (66) when there is no file."""
+    """The complete rows of `metrics.jsonl`. Raises InputMissing (66)."""
     if not path.is_file():
         raise InputMissing(
             f"{path}: no metrics yet; start `bash scripts/shell/training/run_training.sh` or pass "
@@ -41,6 +41,7 @@ def curve(values: Sequence[float]) -> list[str]:
     parts = [values[a:b] for a, b in pairwise(edges)]
     means = [sum(part) / len(part) for part in parts]
     low, high = min(means), max(means)
+    # Each line of text has as many steps as there are block characters.
     steps = HEIGHT * (len(BLOCKS) - 1)
     heights = [round((mean - low) / ((high - low) or 1) * (steps - 1)) + 1 for mean in means]
     lines = []
@@ -53,13 +54,13 @@ def curve(values: Sequence[float]) -> list[str]:
 
 
 def render(rows: Sequence[dict[str, Any]]) -> str:
-    """The page: last step, loss curve, val losses; an absent value is left out."""
+    """The page: last step, loss curve, val losses; a missing value is left out."""
     steps = [row for row in rows if "loss" in row]
     if not steps:
         return "no optimizer step yet"
     last = steps[-1]
-    names = ("step", "epoch", "loss", "cross_entropy", "divergence", "lr", "grad_norm",
-             "tokens_per_s", "seconds")  # fmt: skip
+    names = ["step", "epoch", "loss", "cross_entropy", "divergence", "lr", "grad_norm"]
+    names += ["tokens_per_s", "seconds"]
     facts = [f"{name} {last[name]:.6g}" for name in names if name in last]
     val = [f"{row['val_loss']:.3f} (step {row['step']})" for row in rows if "val_loss" in row]
     page = ["  ".join(facts), "loss per trained token, nats", *curve([r["loss"] for r in steps])]
@@ -71,7 +72,7 @@ def main() -> int:
     parser = cli.student_parser(__doc__)
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="default: the config's run")
     parser.add_argument("--once", action="store_true", help="print once and end")
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two updates")
     args = parser.parse_args()
     path = args.metrics
     if path is None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Start the pipeline's sessions in tmux and watch them. What runs, in which order and why is the
-# plan of `python -m nexa_distill.pipeline`; each session waits by itself (run_stage.sh).
+# Start the pipeline's sessions in tmux and watch them. `python -m nexa_distill.pipeline` plans the
+# sessions and their order; each session waits for its own inputs (run_stage.sh).
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
@@ -22,9 +22,9 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
   --provider NAME   the teacher, one of providers: in the settings
   --from STAGE      start at this stage or session
   --only STAGE      this stage's session alone
-  --dry-run         what would run and why, and what is done already
-  --detach          start and return at once
-  --status          the newest run, and what is finished
+  --dry-run         print the plan and its reasons, and the finished stages
+  --detach          start and return immediately
+  --status          the newest run and its finished stages
   --stop            stop this project's sessions
   --no-tmux         the same stages, one after the other, in this terminal
   --help            this text
@@ -34,7 +34,7 @@ Exit codes: 0 ok, 1 bug, 2 usage, 3 quality gate, 65 bad input, 66 input missing
 HELP
 }
 
-# A path as typed, also when it was typed in another folder.
+# A path relative to the folder in which it was typed.
 from_here() { if [[ $1 == /* || $PWD == "$ROOT" ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
 
 parse() {
@@ -105,7 +105,7 @@ run_in_order() {
   trap 'kill -TERM "${current[@]}" 2>/dev/null || true' TERM HUP
   for name in "${NAMES[@]}"; do
     if [[ $name == teacher ]]; then
-      bash "$HERE/run_stage.sh" "$name" "$RUN_DIR" >/dev/null & # beside the others; it has its log
+      bash "$HERE/run_stage.sh" "$name" "$RUN_DIR" >/dev/null & # beside the others; it has its own log
     else
       bash "$HERE/run_stage.sh" "$name" "$RUN_DIR" &
     fi

