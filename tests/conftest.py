@@ -1,8 +1,9 @@
 """Precisions to compute in, whatever the processor does: bfloat16 is emulated where it is slow.
 
-`--full` runs every case of every sweep, and each command in an interpreter of its own.
+`--full` runs every case of every sweep. NEXA_TESTS_WARM=1 forks the commands of tests (tests/warm).
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -26,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full",
         action="store_true",
-        help="all cases of the sweeps, and an interpreter of its own for each command (slow)",
+        help="all cases of the sweeps (slow)",
     )
 
 
@@ -35,12 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # its parent has done it
     full = config.getoption("--full")
     config.stash[SWEEPS] = sweeps.prepare(full=full)
-    if not full:
+    if os.environ.get("NEXA_TESTS_WARM") and not full:
         config.add_cleanup(warm.prepare())
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return config.stash[SWEEPS]
+    return config.stash.get(SWEEPS, "")  # a worker of pytest-xdist has none
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,9 +27,14 @@ FOLDER = "NEXA_TESTS_WARM"  # names the folder of client, servers and pids
 HERE = Path(__file__).resolve().parent
 
 
+def is_prepared() -> bool:
+    """Whether `prepare` wrote a client."""
+    return FOLDER in os.environ
+
+
 def python() -> str:
-    """What commands of tests begin with: the client, where `prepare` wrote one."""
-    return str(Path(os.environ[FOLDER]) / "python") if FOLDER in os.environ else sys.executable
+    """What commands of tests begin with: the client, where there is one."""
+    return str(Path(os.environ[FOLDER]) / "python") if is_prepared() else sys.executable
 
 
 def prepare() -> Callable[[], None]:

@@ -84,9 +84,9 @@ def main() -> None:
     kind = "pages" if name == "streamlit" else kind
     server = connect(kind)
     given = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
-    given["ignored"] = [
-        s for s in FORWARDED if signal.getsignal(getattr(signal, s)) == signal.SIG_IGN
-    ]
+    given["signals"] = {  # whether they are ignored
+        name: signal.getsignal(getattr(signal, name)) == signal.SIG_IGN for name in FORWARDED
+    }
     socket.send_fds(server, [b"%20d" % len(data := json.dumps(given).encode())], [0, 1, 2])
     server.sendall(data)
     answer = server.makefile("r")

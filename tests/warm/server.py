@@ -38,7 +38,10 @@ PAGES = ("streamlit", "streamlit.web.cli", "streamlit.web.bootstrap", "altair", 
 MORE = {"light": (), "heavy": HEAVY, "pages": PAGES}
 # Variables that the libraries read while they are imported: with other ones, nothing is forked.
 BEFORE = dict(os.environ)
-READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "LD_", "MKL_", "OPENBLAS_", "CUDA_")
+READ_AT_IMPORT = (
+    "PYTHON", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "LD_", "MKL_", "OPENBLAS_", "CUDA_", "SSL_",
+    "AIOHTTP_", "ARROW_", "STREAMLIT_",
+)  # fmt: skip
 
 
 def differs(environment: dict[str, str]) -> bool:
@@ -136,8 +139,9 @@ def become(given: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(given["environment"])
     time.tzset()
-    for name in given["ignored"]:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for name, ignored in given["signals"].items():  # the server's own may be another job's
+        usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+        signal.signal(getattr(signal, name), signal.SIG_IGN if ignored else usual)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(write_through=True)  # type: ignore[union-attr]
     random.seed()
@@ -145,7 +149,9 @@ def become(given: dict[str, Any]) -> None:
         numpy.random.seed()
     arguments = given["arguments"]
     option = arguments[0].startswith("-")
-    first = given["folder"] if option else str(Path(arguments[0]).resolve().parent)
+    first = "" if arguments[0] == "-c" else given["folder"]
+    if not option:
+        first = str(Path(arguments[0]).resolve().parent)
     own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [first, *filter(None, own), *LIBRARIES]
     sys.modules["__main__"] = types.ModuleType("__main__")
