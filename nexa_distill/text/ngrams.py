@@ -73,10 +73,11 @@ def words_of(text: str) -> list[str]:
 def joined(words: list[str]) -> str:
     """Join words to readable text: with spaces, except in scripts that have none."""
     return "".join(
-        word if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
+        word
+        if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
         else f" {word}"
         for number, word in enumerate(words)
-    )  # fmt: skip
+    )
 
 
 def _is_character(word: str) -> bool:
