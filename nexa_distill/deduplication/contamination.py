@@ -179,6 +179,7 @@ class _Index:
         kept: list[_Hits] = []
         is_hit = np.zeros(len(self.hashes), np.bool_)
         for hashes, text, place, sizes in _runs(sketches, training, words, part, parts):
+            # The slots rule out most runs; the rest is looked up in the sorted hashes.
             maybe = np.flatnonzero(self.slots[_slot(hashes)])
             values = hashes[maybe]
             where = np.minimum(np.searchsorted(self.hashes, values), max(len(self.hashes) - 1, 0))
@@ -215,6 +216,7 @@ def _longest(hits: list[_Hits], common: int) -> Found:
     text, place, sizes, source = _joined(hits)
     order = np.lexsort((place, text))
     text, place, sizes, source = text[order], place[order], sizes[order], source[order]
+    # A run begins at a new text, or where the word before it begins no run.
     begins = np.flatnonzero(
         np.diff(text, prepend=-1).astype(bool) | (np.diff(place, prepend=-2) != 1)
     )
@@ -222,6 +224,7 @@ def _longest(hits: list[_Hits], common: int) -> Found:
     ends = place[last] + sizes[last]
     text, place, source = text[begins], place[begins], source[begins]
     lengths = ends - place
+    # Per text the longest run first, of equally long ones the earliest.
     order = np.lexsort((place, -lengths, text))
     first = order[np.diff(text[order], prepend=-1) != 0]
     return Found(text[first], place[first], lengths[first], source[first], common)

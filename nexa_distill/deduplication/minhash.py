@@ -36,6 +36,7 @@ def join(labels: Indexes, a: Indexes, b: Indexes) -> None:
         open_ = high != low
         a, b = a[open_], b[open_]
         np.minimum.at(labels, high[open_], low[open_])
+        # Follow the labels to their roots, so that every node has the lowest node of its cluster.
         while True:
             further = labels[labels]
             if np.array_equal(further, labels):
@@ -58,6 +59,8 @@ def bucket_pairs(keys: Hashes, labels: Indexes) -> Iterator[tuple[Indexes, Index
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)) != 0)
     starts, sizes = edges, np.diff(np.append(edges, len(keys)))
+    # Round k compares each node of a bucket with the k-th after it. Most buckets become one cluster
+    # in the first rounds, so a large bucket does not cost all of its pairs.
     distance = 1
     while len(starts):
         position = ranges(starts, np.maximum(sizes - distance, 0))
@@ -82,6 +85,7 @@ def families(sketches: Sketches, nodes: Indexes, salt: Hashes, how: Sketching) -
     """
     labels = np.arange(len(nodes))
     join_equal(labels, mixed(sketches.prints[nodes] ^ salt))
+    # Equal texts are in one cluster; only the first of each is compared further.
     first = np.flatnonzero(labels == np.arange(len(nodes)))
     own = np.arange(len(first))
     alike = Likeness(sketches, how)

@@ -161,7 +161,7 @@ def _frequent(names: npt.NDArray[np.bytes_]) -> dict[str, int]:
     return {name.decode(): count for name, count in pairs}
 
 
-def _texts(batches: Iterable[pa.Table], wanted: Collection[str]) -> dict[str, tuple[str, str]]:
+def _texts(batches: Iterable[pa.Table], names: Collection[str]) -> dict[str, tuple[str, str]]:
     """(document id, text) of these contexts, and ("", text) of these openings and closings."""
     texts: dict[str, tuple[str, str]] = {}
     chunked: set[str] = set()
@@ -169,11 +169,11 @@ def _texts(batches: Iterable[pa.Table], wanted: Collection[str]) -> dict[str, tu
         for row in batch.select(COLUMNS).to_pylist():
             if _has_context(row):
                 name, text = name_of(row["document_id"]), row["context"]
-                if name in wanted and texts.setdefault(name, (row["document_id"], text))[1] != text:
+                if name in names and texts.setdefault(name, (row["document_id"], text))[1] != text:
                     chunked.add(name)  # a document of several chunks has several contexts
                 continue
             prompt = _prompt(row)
             for name, (start, end) in _ends(prompt):
-                if name in wanted:
+                if name in names:
                     texts.setdefault(name, ("", prompt[start:end].strip()))
     return {name: value for name, value in texts.items() if name not in chunked}

@@ -161,15 +161,16 @@ def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meetin
     of these documents that is linked directly; it is called only for clusters whose stored members
     have different splits. Returns the members of those clusters.
     """
-    known = np.flatnonzero(documents.known)
-    side = {key: SIDES.index(split_of(name, split)) for key, name in _distinct(documents, known)}
+    stored = np.flatnonzero(documents.known)
+    side = {key: SIDES.index(split_of(name, split)) for key, name in _distinct(documents, stored)}
     name_keys = keys(documents.names)
-    for index in known.tolist():
+    for index in stored.tolist():
         documents.sides[index] = side[int(name_keys[index])]
+    # A cluster is in conflict if its stored documents have more than one split.
     low = np.full(len(clusters), len(SIDES))
     high = np.full(len(clusters), -1)
-    np.minimum.at(low, clusters[known], documents.sides[known])
-    np.maximum.at(high, clusters[known], documents.sides[known])
+    np.minimum.at(low, clusters[stored], documents.sides[stored])
+    np.maximum.at(high, clusters[stored], documents.sides[stored])
     conflicting = (low < high)[clusters]
     _name_new(documents, clusters, ~conflicting)
     members = np.flatnonzero(conflicting)
@@ -183,9 +184,9 @@ def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meetin
     return [int(index) for index in members]
 
 
-def _distinct(documents: Documents, known: Indexes) -> Iterator[tuple[int, str]]:
-    distinct, first = np.unique(keys(documents.names[known]), return_index=True)
-    for key, index in zip(distinct.tolist(), known[first].tolist(), strict=True):
+def _distinct(documents: Documents, stored: Indexes) -> Iterator[tuple[int, str]]:
+    distinct, first = np.unique(keys(documents.names[stored]), return_index=True)
+    for key, index in zip(distinct.tolist(), stored[first].tolist(), strict=True):
         yield key, _name(documents, index)
 
 
@@ -198,6 +199,7 @@ def _name_new(documents: Documents, clusters: Indexes, among: Flags) -> None:
     name_keys = keys(documents.names)
     named = np.flatnonzero(documents.known & among)
     named = named[np.argsort(name_keys[named], kind="stable")[::-1]]
+    # Per cluster, the document with the smallest name.
     by = np.full(len(clusters), -1)
     by[clusters[named]] = named  # the last one written is the smallest
     new = np.flatnonzero(~documents.known & among)

@@ -89,6 +89,7 @@ class Evidence:
             if covered := {name, family} & set(required):
                 self._absent -= covered
                 self._required.add(name)
+        # Checks of answers that are not in the index have position -1.
         positions = self._answers.positions(rows)
         rows, positions = rows.filter(pa.array(positions >= 0)), positions[positions >= 0]
         checks = rows["check"].combine_chunks().dictionary_encode()
@@ -113,6 +114,7 @@ class Evidence:
             languages[row["detail"] or "und"] += row["count_all"]
 
     def _note_made(self, name: str, positions: Indexes) -> None:
+        # One lookup per distinct set of checks instead of one per answer.
         before, place = np.unique(self._made_of[positions], return_inverse=True)
         after = [self._made(self._made.values[number] | {name}) for number in before.tolist()]
         self._made_of[positions] = np.array(after, np.uint32)[place]
@@ -137,6 +139,7 @@ class Evidence:
 
     def cases(self) -> tuple[list[Case], Indexes]:
         """(the distinct cases, the case number of each answer)."""
+        # Both numbers in one integer, so that `unique` finds the distinct pairs.
         both = self._seen_of.astype(np.uint64) << np.uint64(32) | self._made_of
         codes, place = np.unique(both, return_inverse=True)
         lacking = [bool(self._absent) or not self._required <= m for m in self._made.values]

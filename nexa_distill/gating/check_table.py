@@ -34,13 +34,14 @@ def checks_table(rows: pa.Table, measured: Sequence[Measured]) -> pa.Table:
     others = [reason for m in measured for reason in m.reasons.values()]
     reasons = list(dict.fromkeys([*usual, *others, NOT_APPLIED, "check_missing"]))
     # Arrays have one element per answer and rule: `row * width + rule`.
-    known = np.stack([m.known for m in measured], axis=1).ravel()
-    ok = np.stack([m.ok for m in measured], axis=1).ravel() & known
+    is_known = np.stack([m.known for m in measured], axis=1).ravel()
+    ok = np.stack([m.ok for m in measured], axis=1).ravel() & is_known
+    # The usual reason of each rule, replaced in rows that fail for another one.
     own = np.tile([reasons.index(reason) for reason in usual], count)
     for j, m in enumerate(measured):
         for row, other in m.reasons.items():
             own[row * width + j] = reasons.index(other)
-    reason = np.where(known, own, len(reasons) - 1)
+    reason = np.where(is_known, own, len(reasons) - 1)
     for j, m in enumerate(measured):
         reason[np.fromiter(m.not_applied, np.int64) * width + j] = len(reasons) - 2
     value = np.full((count, width), np.nan)
@@ -52,7 +53,7 @@ def checks_table(rows: pa.Table, measured: Sequence[Measured]) -> pa.Table:
         _coded(np.repeat(np.arange(count, dtype=np.int32), width), rows["sample_id"]),
         pa.array(np.repeat(rows["attempt"].to_numpy(), width)),
         _coded(rules, pa.array([m.check for m in measured])),
-        pa.array(ok, mask=~known),
+        pa.array(ok, mask=~is_known),
         pa.array(value.ravel(), from_pandas=True),
         _coded(reason.astype(np.int32), pa.array(reasons), mask=ok),
         _details(measured, count, width),

@@ -124,6 +124,7 @@ def _is_reference(text: str, match: re.Match[str]) -> bool:
     before = text[max(line_start, match.start() - LOOK_BACK) : match.start()]
     after = text[match.end() : match.end() + 200]
     numbers = [int(n) for n in re.findall(r"\d+", match[1])]
+    # A list of sources counts from 1, and references to it ascend.
     if 0 in numbers or any(a >= b for a, b in pairwise(numbers)):
         return False
     if is_first:

@@ -218,13 +218,13 @@ class Rules:
         ]
 
     def _content(self, answers: Answers) -> list[Measured]:
-        config, known, results = self.config, answers.known, []
+        config, results = self.config, []
         if self.verbs:
             results.append(self._action_verb(answers))
         if config.max_repetition is not None:
             share = repetition(answers.tokens)
             ok = share <= config.max_repetition
-            results.append(Measured("rules.repetition", "repetition", ok, known, share, {}))
+            results.append(Measured("rules.repetition", "repetition", ok, answers.known, share, {}))
         if config.require_json_for:
             results.append(self._json(answers))
         return results
@@ -238,6 +238,7 @@ class Rules:
             # An English verb among ASCII letters indicates English as well as another word does.
             answers.english |= ok & answers.folded.is_ascii
         others = self.verbs.keys() - {"en", ANY}
+        # Identifying a language is slow, so it is done only for rows that it can change.
         unsure = known & (~ok | (~answers.english if others else False))
         not_applied = {}
         for row in np.flatnonzero(unsure).tolist():

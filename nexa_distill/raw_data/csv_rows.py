@@ -79,6 +79,7 @@ def _fits(records: Iterator[list[str]], *, is_whole: bool) -> bool:
     except csv.Error as error:
         if is_whole or "end of data" not in str(error):
             return False
+    # The sample may end within its last record.
     cut = 0 if is_whole or len(lengths) == SAMPLE_RECORDS else 1
     whole = [length for length in lengths[: len(lengths) - cut] if length]
     return len(set(whole)) <= 1

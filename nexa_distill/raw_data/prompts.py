@@ -36,6 +36,7 @@ class RowReader:
 
     def layout(self, row: RawRow) -> Layout:
         """How `row` is read; notes about it are passed to `tell`."""
+        # A layout depends on names and types alone, so it is found once per shape of row.
         shape = tuple((name, type(value)) for name, value in row.values.items())
         layout = self._layouts.get(shape)
         if layout is None:

@@ -33,6 +33,7 @@ def _why_not_re2(pattern: str) -> str:
 def _pattern(pattern: str) -> str:
     if not pattern:
         raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
+    # Capitals have a meaning in escapes and named groups only.
     escapes = r"\\[pP](?:\{[^}]*\}|\w)|\\.|\(\?P"
     if re.search("[A-Z]", re.sub(escapes, "", pattern)):
         lower = "answers are lower-cased before matching; write the pattern in lower case"
@@ -45,8 +46,8 @@ def _pattern(pattern: str) -> str:
 
 def _rejectable(flag: str) -> str:
     if flag not in FLAG_REASONS:
-        known = ", ".join(FLAG_REASONS)
-        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {known}"
+        flags = ", ".join(FLAG_REASONS)
+        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {flags}"
         raise PydanticCustomError("flag", "{text}", {"text": text})
     return flag
 
@@ -79,10 +80,10 @@ ByLanguage = Annotated[
 
 
 class Pii(Section):
-    """`pii:` what becomes of personal data and secrets in an answer (`text/pii.py`).
+    """`pii:` the action for personal data and secrets in an answer (`text/pii.py`).
 
-    `flag` counts it, `redact` writes `[email]` in its place, `reject` rejects the answer; null does
-    not look for it.
+    `flag` counts them, `redact` replaces them by `[email]` and the like, `reject` rejects the
+    answer; null = no search.
     """
 
     email: PiiAction | None
@@ -91,16 +92,16 @@ class Pii(Section):
     secret: PiiAction | None
 
     def of(self, *actions: PiiAction) -> list[pii.Kind]:
-        """The kinds with one of these actions; without any given, all that are looked for."""
-        wanted = actions or get_args(PiiAction)
-        return [kind for kind in get_args(pii.Kind) if getattr(self, kind) in wanted]
+        """The kinds with one of these actions; without arguments, all with any action."""
+        chosen = actions or get_args(PiiAction)
+        return [kind for kind in get_args(pii.Kind) if getattr(self, kind) in chosen]
 
 
 class GateConfig(Section):
-    """`sample_gate:` what an answer needs to be kept.
+    """`sample_gate:` the conditions under which an answer is kept.
 
-    `required`: families (`rules`) or names (`judge.factuality`) of checks that must have been made.
-    Checks that are not required still reject where they were made and did not pass.
+    `required`: families (`rules`) or names (`judge.factuality`) of checks that must exist. Other
+    checks still reject an answer if they exist and did not pass.
     """
 
     required: list[str]
@@ -110,10 +111,10 @@ class GateConfig(Section):
 
 
 class QualityGates(Section):
-    """`quality_gates:` of a whole run: what SampleGate's report must reach; null = not asked.
+    """`quality_gates:` minimums for SampleGate's report of a whole run; null = no gate.
 
-    `min_total` counts the answers that were judged; the rates are shares of them that were kept,
-    execute and match the known answer; `min_judge_mean` is the mean of all judges' scores.
+    `min_total` counts the answers that SampleGate decided; the rates are the shares of them that
+    are kept, execute, and match the known answer; `min_judge_mean`: the mean of all judges' scores.
     """
 
     min_total: Count | None
@@ -124,9 +125,9 @@ class QualityGates(Section):
 
 
 class RegressionGate(Section):
-    """`regression_gate:` how much worse than the accepted run a student may be; null = not asked.
+    """`regression_gate:` how much worse than the accepted run a student may be; null = no gate.
 
-    A gate is missed when the whole 95 % interval of the difference lies beyond it: of the share of
+    A gate is missed if the whole 95 % interval of the difference is beyond it: of the share of
     held-out answers that pass, and of the loss in nats per token.
     """
 
@@ -137,8 +138,8 @@ class RegressionGate(Section):
 class FilterConfig(Section):
     """`configs/filters.yaml`: every threshold of the rules and of SampleGate.
 
-    null, false and an empty list turn a rule off. Lengths are of one answer. Lists by language are
-    keyed by ISO 639-1 codes; `any` holds for every language, and a plain list is English.
+    null, false and an empty list disable a rule. Lengths are of one answer. Lists by language are
+    keyed by ISO 639-1 codes; `any` applies to every language, and a plain list is English.
     """
 
     shipped: ClassVar[str | None] = "filters.yaml"

@@ -1,7 +1,7 @@
-"""`configs/distill_config.yaml`, typed. The YAML files are the only home of values and defaults.
+"""`configs/distill_config.yaml`, typed. Only the YAML files contain values and defaults.
 
-Flags win over YAML. Paths are relative to the current directory. How a file is read and what it is
-refused for: `yaml_loading.py`; the other two files: `filters.py`, `student.py`.
+Flags override YAML. Paths are relative to the current directory. Loading and validation:
+`yaml_loading.py`; the other two files: `filters.py`, `student.py`.
 """
 
 import os
@@ -32,7 +32,7 @@ AnswerKind = Literal["sql", "python", "json", "fenced"]
 
 
 class Storage(Section):
-    """Where things are. A path that does not begin with `root` is below it, except `logs`."""
+    """Paths of all files. A path that does not begin with `root` is below it, except `logs`."""
 
     root: str
     logs: str
@@ -69,23 +69,18 @@ class Storage(Section):
     reports: str
 
     def path(self, key: str) -> Path:
-        """The path that `storage:` gives for `key`."""
+        """The path of a `storage:` key."""
         root, path = Path(self.root), Path(str(getattr(self, key)))
         return path if path.is_relative_to(root) else root / path
 
     def key_of(self, path: Path) -> str | None:
-        """The `storage:` key whose path this is, or None for a file from elsewhere."""
-        wanted = path.resolve()
-        for key in type(self).model_fields:
-            if key not in ("root", "logs") and self.path(key).resolve() == wanted:
-                return key
-        return None
+        """The `storage:` key with this path, or None for a file from elsewhere."""
+        keys = (key for key in type(self).model_fields if key not in ("root", "logs"))
+        return next((key for key in keys if self.path(key).resolve() == path.resolve()), None)
 
     def beside(self, dst: Path | None, ending: str, usual: Path) -> Path:
-        """Where a further result is written: `usual`, or beside a `dst` outside this storage.
-
-        A command whose main result is written elsewhere touches no table of the pipeline.
-        """
+        """The path of a secondary result: `usual`, or beside a `dst` outside this storage."""
+        # A command whose main result is written elsewhere changes no table of the pipeline.
         if dst is None or self.key_of(dst):
             return usual
         return dst.with_name(f"{dst.stem}.{ending}")
@@ -97,8 +92,8 @@ class Storage(Section):
             path = self.path(key)
             first = by_path.setdefault(Path(os.path.normpath(path)), key)
             if first != key:
-                one, other = sorted((first, key))
-                text = f"{one} and {other} are one file, {path}, and two stages write it; give one "
+                names = " and ".join(sorted((first, key)))
+                text = f"{names} are one file, {path}, and two stages write it; give one "
                 text += f"of them another name, as configs/{DistillConfig.shipped} does"
                 raise PydanticCustomError("storage", "{text}", {"text": text})
         return self
@@ -107,10 +102,9 @@ class Storage(Section):
 class Columns(Section):
     """`defaults:` names of the columns in raw input, and the task types made from a text.
 
-    Of prompts that exist already: `task_type` is that of a row which names none, `prompt_template`
-    the text around each (`{prompt}` and other columns, such as `{schema}`). `prompt_column`
-    null: no column holds prompts, they are made from texts. `id_columns`: the first of them that a
-    row fills in names the row.
+    `prompt_column` null: prompts are made from texts. For existing prompts, `task_type` is the
+    default of a row without one, and `prompt_template` the text around each (`{prompt}` and other
+    columns, such as `{schema}`). `id_columns`: the first that is not empty identifies a row.
     """
 
     prompt_column: str | None
@@ -126,7 +120,7 @@ class Columns(Section):
 
 
 class RawInput(Section):
-    """Where the raw data is, and how much of it to take. `delimiter` of CSV; null = found."""
+    """Path of the raw data, and how much to read. `delimiter` of CSV; null = detected."""
 
     path: str
     delimiter: str | None = Field(min_length=1, max_length=1)
@@ -141,7 +135,7 @@ class Chunking(Section):
 
 
 class Split(Section):
-    """Shares of the duplicate clusters; what is left is train."""
+    """Shares of the duplicate clusters; the rest is train."""
 
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
@@ -149,13 +143,13 @@ class Split(Section):
 
 
 class Dedup(Section):
-    """What counts as a near-duplicate and as contamination.
+    """Definitions of near-duplicates and contamination.
 
     `jaccard`: share of common word n-grams from which on two texts are near-duplicates; null = only
-    equal rows are. `shingle_words`: length of these n-grams. `permutations`: MinHash values of a
+    equal rows are. `shingle_words`: length of these n-grams. `permutations`: MinHash values per
     text. `contamination_words`: length of a run of words that training must not share with held-out
-    rows and `eval_files`; null = not looked for. `contamination_common`: a run that occurs more
-    often than this in all texts is boilerplate and does not count.
+    rows and `eval_files`; null = no search. `contamination_common`: a run that occurs more often in
+    all texts is boilerplate and is ignored.
     """
 
     jaccard: float | None = Field(gt=0, le=1)
@@ -177,12 +171,12 @@ class Price(Section):
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
     def share(self, discount: float) -> "Price":
-        """What is left of it: 0.5 is half the price."""
+        """The price multiplied by `discount`: 0.5 is half the price."""
         return Price(prompt=self.prompt * discount, completion=self.completion * discount)
 
 
 def _as_text(value: object) -> object:
-    """YAML reads `api-version: 2024-10-21` as a date, and `7` as a number."""
+    """Text of a value that YAML reads as a date (`api-version: 2024-10-21`) or a number (`7`)."""
     if isinstance(value, date):
         return value.isoformat()
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -192,7 +186,7 @@ def _as_text(value: object) -> object:
 PlainText = Annotated[str, BeforeValidator(_as_text)]
 
 
-@cache  # every request is made in it
+@cache  # called for every request
 def _dialect_at(base_url: str) -> Dialect:
     return by_host((urlsplit(base_url).hostname or "").lower())
 
@@ -200,17 +194,17 @@ def _dialect_at(base_url: str) -> Dialect:
 class Provider(Section):
     """One OpenAI-compatible API. `prices` by model; a model without one is unpriced.
 
-    `extra_body` is laid over each request, `regen_extra_body` over that for regeneration; a null
-    in them takes the key out. Requests and tokens per minute are what the account allows (null =
-    not known; the pace adapts in any case). `start` is the command of a server that runs on this
-    machine: it gets `--endpoint-file FILE` and writes its address there (models/server.py). Both
-    are null for an API that somebody else runs. `batch_discount` is the share of the price that an
-    answer by the Batch API costs; null = there is no Batch API.
+    `extra_body` overrides keys of each request, `regen_extra_body` those of regeneration; a null in
+    them removes the key. Requests and tokens per minute: limits of the account (null = unknown; the
+    rate adapts in any case). `start`: the command of a server on this machine, which gets
+    `--endpoint-file FILE` and writes its address there (models/server.py); both are null for a
+    remote API. `batch_discount`: the share of the price that an answer of the Batch API costs; null
+    = no Batch API.
 
-    `dialect` is one of `dialects/`; null = by the host name. `system_role` and `stream` null = as
-    the dialect has it. `query` and `headers` are added to each request. `proxy` null = as
-    http_proxy, https_proxy and no_proxy say, except on this machine; "" = none. A server that is
-    still loading its model is waited for `startup_wait_seconds`; 0 = it fails like any other.
+    `dialect`: one of `dialects/`; null = by host name. `system_role`, `stream`: null = as in the
+    dialect. `query` and `headers` are added to each request. `proxy`: null = from http_proxy,
+    https_proxy and no_proxy, except on this machine; "" = none. `startup_wait_seconds`: how long to
+    wait for a server that is loading its model; 0 = it fails like any other.
     """
 
     base_url: str | None
@@ -226,8 +220,8 @@ class Provider(Section):
     start_timeout_seconds: NonNegative
     extra_body: dict[str, Any]
     regen_extra_body: dict[str, Any]
-    # These have defaults here, for a provider block is written whole in files of users, which are
-    # older than the keys.
+    # These have defaults because users' files contain whole provider blocks that are older than
+    # the keys.
     dialect: str | None = None
     system_role: SystemRole | None = None
     stream: bool | None = None
@@ -246,21 +240,21 @@ class Provider(Section):
 
     @property
     def spoken(self) -> Dialect:
-        """The dialect that the server is sent."""
+        """The dialect of requests to this server."""
         return DIALECTS[self.dialect] if self.dialect else _dialect_at(self.base_url or "")
 
     @property
     def sending(self) -> dict[str, Any]:
-        """What of the dialect changes a request's body; empty where it is as OpenAI has it."""
+        """The settings of the dialect that differ from OpenAI's and change a request's body."""
         dialect, plain = self.spoken, DIALECTS["openai"]
-        sent = {
+        settings = {
             "system_role": self.system_role or dialect.system_role,
             "stream": dialect.stream if self.stream is None else self.stream,
             "limit_key": dialect.limit_key,
             "sends_temperature": dialect.sends_temperature,
             "body": dict(dialect.body),
         }
-        return {name: value for name, value in sent.items() if value != getattr(plain, name)}
+        return {name: value for name, value in settings.items() if value != getattr(plain, name)}
 
     @field_validator("api_key_env")
     @classmethod
@@ -273,7 +267,7 @@ class Provider(Section):
 
 
 class Collection(Section):
-    """How the teacher is asked. `response_schemas`: task type -> path of a JSON schema file."""
+    """Requests to the teacher. `response_schemas`: task type -> path of a JSON schema file."""
 
     teacher_model: str | None
     batch_size: Count
@@ -295,12 +289,13 @@ class Collection(Section):
 
 
 class Regeneration(Section):
-    """`regeneration:` how rejected answers are asked for again.
+    """`regeneration:` how rejected answers are requested again.
 
-    `rounds` per sample; 0 = only where a person says `regenerate`. `models` of round 1, 2, ...; the
-    last one stays; empty = `collection.regen_teacher_model`. `answer_chars`: so much of the
-    rejected answer is shown to the model; 0 = nothing of it. `reasoning_max_tokens`: limit of a
-    repair where reasoning used up the first one, and at least twice that; null = no such repair.
+    `rounds` per sample; 0 = only where an annotator chose `regenerate`. `models` of round 1, 2,
+    ..., the last one for all later rounds; empty = `collection.regen_teacher_model`.
+    `answer_chars`: characters of the rejected answer that the model is shown.
+    `reasoning_max_tokens`: token limit of a repair if reasoning used up the first limit, and at
+    least twice that; null = no such repair.
     """
 
     rounds: int = Field(ge=0, le=20)
@@ -310,9 +305,9 @@ class Regeneration(Section):
 
 
 class ExistingAnswers(Section):
-    """`answers:` a file of answers in place of a teacher; `path` null = the provider is asked.
+    """`answers:` a file of answers in place of a teacher; `path` null = request from the provider.
 
-    `column` holds the answers, `model_id` says who gave them.
+    `column` contains the answers, `model_id` is recorded as their source.
     """
 
     path: str | None
@@ -321,7 +316,7 @@ class ExistingAnswers(Section):
 
 
 class JudgeModel(Section):
-    """One judge. `extra_body` is laid over its requests; a null in it takes the key out."""
+    """One judge. `extra_body` overrides keys of its requests; a null in it removes the key."""
 
     provider: str
     model: str
@@ -329,7 +324,7 @@ class JudgeModel(Section):
 
 
 class Rubrics(Section):
-    """Text files; the first line of each names the rubric and its version."""
+    """Text files; the first line of each is the name and version of the rubric."""
 
     factuality: str
     reasoning: str
@@ -342,9 +337,9 @@ class Packaging(Section):
 
 
 class Judging(Section):
-    """Who judges the answers, and by what. No judges: it is not run.
+    """The judges and their rubrics. Without judges, nothing is judged.
 
-    `canary_prompts`: prompts to which each judge is also shown answers that must not pass.
+    `canary_prompts`: prompts with which each judge is also shown answers that must not pass.
     """
 
     judges: list[JudgeModel]
@@ -359,13 +354,13 @@ class Judging(Section):
         models = [judge.model for judge in value]
         twice = sorted({model for model in models if models.count(model) > 1})
         if twice:
-            text = f"{', '.join(twice)} judges twice; its answer would only be read twice"
+            text = f"{', '.join(twice)} judges twice; it would count as two judges"
             raise PydanticCustomError("judges", "{text}", {"text": text})
         return value
 
 
 class Execution(Section):
-    """What the exec gate runs: `tasks` by task type (null takes one out). Limits are per answer.
+    """Settings of the exec gate: `tasks` by task type (null removes one). Limits are per answer.
 
     `databases`: folder of the SQLite files that rows name; `workers` null = one per core. A SQL
     answer has `timeout_seconds` and, per query, `max_sql_steps` of SQLite's virtual machine.
@@ -382,9 +377,9 @@ class Execution(Section):
 
 
 class Budget(Section):
-    """Of all paid stages and all runs together; stops before it is exceeded. null = no limit.
+    """Limits of all paid stages and runs together, never exceeded. null = no limit.
 
-    `target_samples`: kept samples that the cost report projects to.
+    `target_samples`: number of kept samples for which the cost report projects the cost.
     """
 
     max_usd: NonNegative | None
@@ -420,48 +415,44 @@ class DistillConfig(Section):
         """The provider of `name`, or of the `provider:` key. Raises InputError if unknown."""
         name = name or self.provider
         if name not in self.providers:
-            known = ", ".join(self.providers)
+            names = ", ".join(self.providers)
             raise InputError(
                 f'provider "{name}" is not in providers:{did_you_mean(name, self.providers)}; '
-                f"known: {known}"
+                f"known: {names}"
             )
         return name, self.providers[name]
 
     def refuse_models_not_served(self) -> None:
-        """Raises InputError where a model is asked for that the server which we start has not.
-
-        Nobody is asked when the answers come from a file.
-        """
+        """Raises InputError if a configured model is not on the server that we start."""
         name, provider = self.chosen_provider()
         if not provider.start or self.answers.path:
-            return
-        asked = [
+            return  # answers of a file need no server
+        models = [
             ("collection.teacher_model", self.collection.teacher_model),
             ("collection.regen_teacher_model", self.collection.regen_teacher_model),
             *(("regeneration.models", model) for model in self.regeneration.models),
         ]
-        for key, model in asked:
+        for key, model in models:
             if model not in (None, provider.model, provider.regen_model):
+                first = self._remote_provider_of(model)
                 raise InputError(
                     f'{key} is {model!r}, and the server of provider "{name}" on this machine has '
-                    f"{provider.model}: "
-                    f"{self._who_has(model)}, or leave {key} out"
+                    f"{provider.model}: choose the provider that has it, `provider: {first}` (or "
+                    f"--provider {first}), or leave {key} out"
                 )
 
-    def _who_has(self, model: str | None) -> str:
-        fitting = [
-            name
-            for name, one in self.providers.items()
-            if model in {one.model, one.regen_model, *one.prices} and not one.start
-        ]
-        first = fitting[0] if fitting else "NAME"
-        return f"choose the provider that has it, `provider: {first}` (or --provider {first})"
+    def _remote_provider_of(self, model: str | None) -> str:
+        for name, provider in self.providers.items():
+            models = {provider.model, provider.regen_model, *provider.prices}
+            if model in models and not provider.start:
+                return name
+        return "NAME"
 
 
 def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig:
-    """`config` with command-line flags laid over it; a flag that was not given (None) says nothing.
+    """`config` overridden by command-line flags, nested as the YAML is; None = not set.
 
-    `flags` is nested as the YAML is: `{"input": {"limit": 60}}`.
+    Example: `{"input": {"limit": 60}}`.
     """
     values = merge(config.model_dump(), _given(flags))
     return validated("command line", values, DistillConfig)
@@ -473,12 +464,12 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_config(path: Path) -> DistillConfig:
-    """The pipeline's settings. Raises InputMissing or InputError."""
+    """Load the pipeline's settings. Raises InputMissing or InputError."""
     return load_yaml(path, DistillConfig)
 
 
 def load_system_prompt(path: str) -> str:
-    """The text of a system prompt file. Raises InputError when there is none."""
+    """The text of a system prompt file. Raises InputError if it is missing or empty."""
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -11,14 +11,14 @@ from nexa_distill.settings.pipeline import DistillConfig, Storage, load_system_p
 from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
 
 RENDERING = {"chat_template_kwargs", "chat_template_date"}
-# What transformers itself passes to a template under these names.
+# Names that transformers itself passes to a template.
 RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
 
 
 class Lora(Section):
     """`train.lora:` an adapter that is trained in place of the model.
 
-    `target_modules`: names of linear layers, or all of them but the output embedding.
+    `target_modules`: names of linear layers; `all-linear` = all but the output embedding.
     """
 
     rank: Count
@@ -30,8 +30,9 @@ class Lora(Section):
 class Training(Section):
     """`train:` of a student run. A step is one optimizer step.
 
-    `max_length` null: as long as the longest row, if the model can read that. `max_refused_share`:
-    of the rows; above it the preflight stops the training. `lora` null: the whole model is trained.
+    `max_length` null: as long as the longest row, if the model's context allows it.
+    `max_refused_share`: of the rows; above it the preflight stops the training. `lora` null: the
+    whole model is trained.
     """
 
     epochs: Count
@@ -54,10 +55,10 @@ class Training(Section):
 
 
 class Distillation(Section):
-    """`distillation:` learning from the teacher's probabilities, not only from its words.
+    """`distillation:` training on the teacher's probabilities, not only on its answers.
 
-    `loss` none = supervised training alone. `top_k` is of the source `cache` only. `on_policy`:
-    share of the batches in which the student answers itself, at `sampling_temperature`.
+    `loss` none = only supervised training. `top_k` applies to the source `cache` only. `on_policy`:
+    share of the batches with the student's own answers, sampled at `sampling_temperature`.
     """
 
     loss: Literal["none", "forward_kl", "reverse_kl", "jensen_shannon"]
@@ -76,7 +77,7 @@ class Distillation(Section):
         if share and not online:
             raise PydanticCustomError(
                 "on_policy",
-                "nobody can have scored in advance what the student is going to say; set "
+                "the student's own answers have no cached teacher probabilities; set "
                 "distillation.source: online and distillation.loss to a divergence, or "
                 "on_policy: 0.0",
             )
@@ -89,7 +90,7 @@ class Distillation(Section):
 
 
 class Generation(Section):
-    """`generate:` how a student answers held-out prompts. `max_prompts` null = all of the split."""
+    """`generate:` held-out answers of a student. `max_prompts` null = all of the split."""
 
     split: Literal["val", "test"]
     max_new_tokens: Count
@@ -101,11 +102,10 @@ class Generation(Section):
 class StudentConfig(Section):
     """`configs/baseline_distill.yaml`: one student run.
 
-    It says nothing about where the data is: commands of `nexa_train` take that from the pipeline's
-    own file, `--pipeline-config configs/distill_config.yaml` (`storage:`). The finished checkpoint
-    stands at `<storage.students>/<run_name>/final` and is sealed there (`manifests.StageRun`).
+    Paths are in the pipeline's file, `--pipeline-config configs/distill_config.yaml` (`storage:`).
+    The finished checkpoint is at `<storage.students>/<run_name>/final`, with a manifest.
     `keep_layers`: indices of the decoder layers that the student keeps; null = all.
-    `chat_template_kwargs`: variables of the chat template; `chat_template_date`: its "today".
+    `chat_template_kwargs`: variables of the chat template; `chat_template_date`: its current date.
     """
 
     shipped: ClassVar[str | None] = "baseline_distill.yaml"
@@ -132,7 +132,7 @@ class StudentConfig(Section):
         return variables
 
     def training_settings(self) -> dict[str, Any]:
-        """What decides the checkpoint; how fast and in how much memory it is computed does not."""
+        """The settings that determine the checkpoint; those of speed and memory do not."""
         parts = {"student", "keep_layers", "train", *RENDERING}
         if self.distillation.loss != "none":
             parts.add("distillation")
@@ -140,23 +140,23 @@ class StudentConfig(Section):
         return self.model_dump(mode="json", include=parts, exclude={"train": speed})
 
     def logits_settings(self) -> dict[str, Any]:
-        """What decides the stored probabilities of the teacher, next to the training set."""
+        """The settings that, with the training set, determine the cached teacher probabilities."""
         own = self.distillation.model_dump(include={"teacher", "temperature", "top_k"})
         limit = {"student": self.student, "max_length": self.train.max_length}
         return own | limit | self.rendering_settings()
 
     def rendering_settings(self) -> dict[str, Any]:
-        """What decides the text of a conversation, next to the tokenizer."""
+        """The settings that, with the tokenizer, determine the text of a conversation."""
         return self.model_dump(mode="json", include=RENDERING)
 
     def longest(self, context: int | None) -> int | None:
-        """Tokens of the longest row that may be trained on or measured; `context`: the model's."""
+        """Most tokens of a row in training and evaluation; `context`: the model's maximum."""
         return self.train.max_length or context
 
     def generation_settings(self, config: DistillConfig, cleaner: dict[str, Any]) -> dict[str, Any]:
-        """What decides the held-out answers, next to the prompts and the checkpoint.
+        """The settings that, with prompts and checkpoint, determine the held-out answers.
 
-        `cleaner`: the settings by which the answer is taken out of what the student writes.
+        `cleaner`: the settings that extract the answer from the student's reply.
         """
         system = load_system_prompt(config.collection.system_prompt_path)
         parts = {"student", "keep_layers", "generate", *RENDERING}
@@ -164,16 +164,15 @@ class StudentConfig(Section):
         return {**own, "system_prompt": system, **cleaner}
 
     def tokenizer(self, storage: Storage) -> Path | None:
-        """The `tokenizer.json` of `student`, if it is on this disk already.
-
-        The bundled model is the one that is made in `storage.models`.
-        """
-        bundled = self.student == "bundled"
-        files = storage.path("models").glob("*/tokenizer.json") if bundled else ()
-        found = [*files, Path(self.student) / "tokenizer.json"]
-        there = (file for file in found if file.is_file() and not file.parent.name.startswith("."))
-        return next(there, None)
+        """The `tokenizer.json` of `student`, if it is on this disk already."""
+        # The bundled model is built in `storage.models`.
+        is_bundled = self.student == "bundled"
+        files = list(storage.path("models").glob("*/tokenizer.json")) if is_bundled else []
+        for file in [*files, Path(self.student) / "tokenizer.json"]:
+            if file.is_file() and not file.parent.name.startswith("."):
+                return file
+        return None
 
     def checkpoint(self, storage: Storage) -> Path:
-        """Where the finished checkpoint is."""
+        """The folder of the finished checkpoint."""
         return storage.path("students") / self.run_name / "final"

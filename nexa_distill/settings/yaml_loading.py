@@ -1,10 +1,9 @@
-"""A YAML file of settings becomes typed, frozen values.
+"""Load a YAML file of settings into typed, frozen values.
 
 An unknown key and a value out of range are errors that name the file, the key and the nearest
-known name. `extends: FILE` at the top of a YAML file takes every value from FILE (beside the file
-with this line, or in `configs/`) and overrides only what follows. A file without that line that
-does not name every key takes the others from the file in `configs/` that ships for its kind;
-`extends: null` turns this off, and a missing key is an error then.
+known name. `extends: FILE` takes every value from FILE (beside the file with this line, or in
+`configs/`); the following keys override it. Without that line, missing keys come from the file of
+the same kind in `configs/`; with `extends: null` a missing key is an error.
 """
 
 import re
@@ -29,7 +28,7 @@ def _share(value: float) -> float:
 Share = Annotated[float, Field(ge=0), AfterValidator(_share)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-# libyaml's, which is ten times as fast, where PyYAML was built with it.
+# libyaml's loader is ten times as fast, if PyYAML was built with it.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CONFIGS = Path(__file__).parents[1] / "configs"  # a link to the project's configs/
 
@@ -48,12 +47,13 @@ S = TypeVar("S", bound=Section)
 
 
 def load_yaml(path: Path, model: type[S], overrides: Mapping[str, Any] | None = None) -> S:
-    """Read and validate one YAML file; `overrides` are flags, which win over it.
+    """Read and validate one YAML file; `overrides` (flags) have precedence.
 
-    Raises InputMissing when there is no file, InputError (65) for YAML that does not parse and for
-    an unknown, missing or out-of-range key.
+    Raises InputMissing if there is no file, InputError (65) for YAML that does not parse and for an
+    unknown, missing or out-of-range key.
     """
     values, is_open = _resolve(path)
+    # Files that are older than a key take its shipped value.
     if is_open and model.shipped and _misses_keys(values, model):
         values = merge(read_yaml(CONFIGS / model.shipped), values)
     return validated(str(path), merge(values, overrides or {}), model)
@@ -68,7 +68,7 @@ def _misses_keys(values: dict[str, Any], model: type[Section]) -> bool:
 
 
 def validated(source: str, values: dict[str, Any], model: type[S]) -> S:
-    """The typed section. Raises InputError (65) naming `source`, the key and the nearest name."""
+    """Build the section. Raises InputError (65) naming `source`, the key and the nearest name."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -99,7 +99,7 @@ def _resolve(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, 
 
 
 def _base(path: Path, name: str) -> Path:
-    """The file that `path` extends: beside it, or of this name in `configs/`."""
+    """The file that `path` extends: beside it, or in `configs/`."""
     beside, shipped = path.parent / name, CONFIGS / name
     is_other = beside.is_file() and beside.resolve() != path.resolve()
     return beside if is_other or not shipped.is_file() else shipped
@@ -121,7 +121,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid over it, section by section; a list is replaced as a whole."""
+    """`base` overridden by `over`, section by section; a list is replaced as a whole."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -135,12 +135,12 @@ def _explain(source: str, model: type[Section], error: ValidationError) -> Itera
         where = ".".join(str(part) for part in item["loc"])
         match item["type"]:
             case "extra_forbidden":
-                known = _known_keys(model, item["loc"][:-1])
-                hint = did_you_mean(str(item["loc"][-1]), known)
-                yield f"{source}: unknown key {where}{hint}; known here: {', '.join(known)}"
+                keys = _known_keys(model, item["loc"][:-1])
+                hint = did_you_mean(str(item["loc"][-1]), keys)
+                yield f"{source}: unknown key {where}{hint}; known here: {', '.join(keys)}"
             case "missing":
                 yield f"{source}: missing key {where}"
-            # A whole section tells a reader nothing, and a key must not be printed.
+            # A whole section is no help to the user, and an API key must not be printed.
             case _ if isinstance(item["input"], dict) or "key" in str(item["loc"][-1]):
                 yield f"{source}: {where}: {item['msg']}"
             case _:
@@ -148,19 +148,19 @@ def _explain(source: str, model: type[Section], error: ValidationError) -> Itera
     if any(item["type"] == "missing" for item in error.errors()):
         shipped = model.shipped or "the file that ships"
         yield (
-            f"{source}: copy what is missing from configs/{shipped}, or begin the file with "
-            f"`extends: {shipped}` to take what it does not name from there"
+            f"{source}: copy the missing keys from configs/{shipped}, or begin the file with "
+            f"`extends: {shipped}` to use its values for missing keys"
         )
 
 
 def _dot(value: object) -> str:
-    """YAML 1.1 reads 2e-5, without a dot, as text."""
+    """A hint for numbers such as 2e-5, which YAML 1.1 reads as text without a dot."""
     number = re.fullmatch(r"(-?\d+)([eE][+-]?\d+)", value) if isinstance(value, str) else None
     return f"; write {number[1]}.0{number[2]}" if number else ""
 
 
 def _known_keys(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section at `location`; a step into a dict or list changes no model."""
+    """The keys of the section at `location`; a step into a dict or list stays in its model."""
     for step in location:
         field = model.model_fields.get(str(step))
         if field is None:

@@ -52,6 +52,7 @@ class AnswerKeys:
 
     def best(self, among: Indexes, rank: npt.NDArray[np.float64]) -> Indexes:
         """Per sample in `among`, the answer of the highest rank; ties go to the first attempt."""
+        # Sorted by sample, then rank, then attempt: the first row of each sample is the best.
         by = np.lexsort((self.attempts[among], -rank[among], self.samples[among]))
         samples = self.samples[among[by]]
         first = np.concatenate([[True], samples[1:] != samples[:-1]])[: len(by)]

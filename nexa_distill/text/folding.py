@@ -89,6 +89,7 @@ def fold_texts(texts: pa.StringArray) -> FoldedTexts:
 
 
 def _fold(low: pa.StringArray, rows: Positions) -> tuple[pa.StringArray, _Folding]:
+    # Works on Arrow's buffers: n + 1 offsets, and the bytes of all texts one after the other.
     ends = np.frombuffer(low.buffers()[1] or bytes(4), np.int32, len(low) + 1).astype(np.int64)
     data = np.frombuffer(low.buffers()[2] or b"", np.uint8, int(ends[-1]))
     folded, shrunk = _replace(data, np.flatnonzero(data >= FIRST_LEAD_BYTE))
@@ -112,6 +113,7 @@ def fold_pattern(pattern: str) -> str:
 
 def _replace(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
     """The folded buffer, and the positions of the bytes that were removed."""
+    # The lead byte of a character determines how many bytes it has.
     widths = 2 + (data[starts] >= 0xE0).astype(np.int64) + (data[starts] >= 0xF0)
     points = _decode(data, starts, widths)
     tables = _tables()
@@ -120,6 +122,7 @@ def _replace(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
     starts, widths, points = starts[changed], widths[changed], points[changed]
     lengths, out = tables.lengths[points], data.copy()
     shrunk = []
+    # Write the k-th byte of every replacement, and note the k-th bytes that are left over.
     for k in range(MOST_BYTES):
         written = lengths > k
         out[starts[written] + k] = tables.replacements[points[written], k]

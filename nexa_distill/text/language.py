@@ -66,6 +66,7 @@ _loading = threading.Lock()
 def identify_language(text: str) -> str:
     """The language of most of the first LOOK_AT characters; see the module for the codes."""
     start = text[:LOOK_AT]
+    # A few common words settle English without the model.
     mostly_ascii = len(start.encode("utf-8", "replace")) < 1.1 * len(start)
     if mostly_ascii and len(set(ENGLISH.findall(start.lower()))) >= ENOUGH_ENGLISH:
         return "en"

@@ -73,10 +73,11 @@ def words_of(text: str) -> list[str]:
 def joined(words: list[str]) -> str:
     """Join words to readable text: with spaces, except in scripts that have none."""
     return "".join(
-        word if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
+        word
+        if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
         else f" {word}"
         for number, word in enumerate(words)
-    )  # fmt: skip
+    )
 
 
 def _is_character(word: str) -> bool:
@@ -105,6 +106,7 @@ def tokens(texts: pa.Array) -> Tokens:
     raw = encoded.dictionary.to_pylist()
     forms = list(map(word_forms, raw))
     bits = np.fromiter((form[3] for form in forms), np.uint64, len(forms))
+    # Forms are computed once per distinct word, then looked up for every occurrence.
     within, beginning, capitals = _numbers(forms, bits)
     words = within[codes]
     cased = np.flatnonzero((within != capitals)[codes])  # only there the position matters
@@ -183,6 +185,7 @@ def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes, Indexes]:
         hashes, lengths = (sums[ends[at]] - sums[at]) * inverses[at], ends[at] - at
         counts = np.add.reduceat(inside.astype(np.int64), first)
     else:
+        # No shares: every n-gram has n words, except for texts of fewer words.
         inside, short = np.ones(count, np.bool_), sizes < n
         for k in range(1, n):
             inside[texts.starts[1:][sizes > k] - k] = False

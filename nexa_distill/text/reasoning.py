@@ -85,6 +85,7 @@ def split_reasoning(text: str, prompt: str = "") -> tuple[str | None, str | None
     """
     opened = OPEN_PROMPT.search(prompt[-PROMPT_TAIL:])
     whole = opened[0] + text if opened else text
+    # From the most to the least specific format; the first that applies decides.
     for read in (_read_channels, _read_granite, _read_blocks, _read_after_closing):
         if parts := read(whole):
             reasoning, answer = parts

@@ -106,6 +106,7 @@ def _count_between(flags: Flags, ends: Indexes) -> Indexes:
     packed = np.packbits(flags, bitorder="little")
     words = np.append(packed, np.zeros(8 + -len(packed) % 8, np.uint8)).view("<u8")
     before = np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)])
+    # Bits before an end: those of the whole words before it, and those below it in its own word.
     whole, below = ends >> 6, (np.uint64(1) << (ends & 63).astype(np.uint64)) - np.uint64(1)
     counts: Indexes = np.diff(before[whole] + np.bitwise_count(words[whole] & below))
     return counts
@@ -183,6 +184,7 @@ def _shares(
     """Share of each text's windows that occurred before in it."""
     rows = len(per_text)
     row = np.repeat(np.arange(rows, dtype=np.uint64), per_text)
+    # A view of the 8 bytes from every position on: three of them make a window of 24.
     words = np.ndarray((len(data) - 7,), np.uint64, buffer=data, strides=(1,))
     key = words[starts]
     key *= FACTORS[0]

@@ -231,7 +231,7 @@ def test_two_processes_follow_the_losses_of_one(run: OnPolicy, precision: str) -
 @pytest.mark.parametrize("wanted", [{"source": "cache"}, {"loss": "none"}])
 def test_nobody_scores_it_in_advance(tmp_path: Path, wanted: dict[str, Any]) -> None:
     run = OnPolicy(tmp_path, **wanted)
-    with pytest.raises(InputError, match=r"distillation\.on_policy is 1\.0: nobody can"):
+    with pytest.raises(InputError, match=r"distillation\.on_policy is 1\.0: the student.s own"):
         load_yaml(run.config, StudentConfig)
 
 
