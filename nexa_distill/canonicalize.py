@@ -58,9 +58,12 @@ def _parts(start: int, end: int) -> list[tuple[int, int]]:
 
 
 def canonical_rows(
-    raw: Iterable[RawRow], columns: Columns, chunking: Chunking, templates: dict[str, str],
+    raw: Iterable[RawRow],
+    columns: Columns,
+    chunking: Chunking,
+    templates: dict[str, str],
     tell: Tell = lambda _: None,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     """Rows of contracts.CANONICAL. Raises InputError naming the raw row and column.
 
     `tell` gets one line for each thing that the user should know about how columns are read.
@@ -77,9 +80,13 @@ def canonical_rows(
 
 
 def _prompts_from(
-    row: RawRow, identity: str, text: str, passed: Passed, chunking: Chunking,
+    row: RawRow,
+    identity: str,
+    text: str,
+    passed: Passed,
+    chunking: Chunking,
     templates: dict[str, str],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     document, pieces = fold(text), chunks(text, chunking)
     for number, piece in enumerate(pieces):
         part = f"{identity}:chunk-{number}" if len(pieces) > 1 else identity

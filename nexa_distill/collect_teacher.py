@@ -169,9 +169,16 @@ def collector_of(
     """What asks for the answers of `src`, which is validated here."""
     total, rows, too_large = _rows(src, config, renamed or {})
     return Collector(
-        "teacher", config, config.chosen_provider()[0], teacher_model(config), rows,
-        request_maker(config), total * config.collection.samples, retry_failed, too_large,
-    )  # fmt: skip
+        "teacher",
+        config,
+        config.chosen_provider()[0],
+        teacher_model(config),
+        rows,
+        request_maker(config),
+        total * config.collection.samples,
+        retry_failed,
+        too_large,
+    )
 
 
 def _rows(
@@ -255,15 +262,20 @@ def run_collection(args: argparse.Namespace) -> int:
         "provider": name,
         "providers": {name: provider},
         "collection": {
-            "teacher_model": args.teacher, "concurrency": args.concurrency,
-            "max_tokens": args.max_tokens, "temperature": args.temperature,
-            "system_prompt_path": args.system_prompt, "max_samples": args.max_samples,
-            "batch_size": args.batch_size, "samples": args.samples,
-            "on_uncertain": args.on_uncertain, "batch_api": args.batch or None,
+            "teacher_model": args.teacher,
+            "concurrency": args.concurrency,
+            "max_tokens": args.max_tokens,
+            "temperature": args.temperature,
+            "system_prompt_path": args.system_prompt,
+            "max_samples": args.max_samples,
+            "batch_size": args.batch_size,
+            "samples": args.samples,
+            "on_uncertain": args.on_uncertain,
+            "batch_api": args.batch or None,
         },
         "budget": {"max_usd": args.max_usd},
         "answers": {"path": args.answers},
-    }  # fmt: skip
+    }
     columns = {
         "user_prompt": args.prompt_column,
         "context": args.context_column,
@@ -274,11 +286,13 @@ def run_collection(args: argparse.Namespace) -> int:
         require_both_sides(config)
     config.refuse_models_not_served()
     run(
-        config, args.src, args.dst,
+        config,
+        args.src,
+        args.dst,
         dry_run=dry_run,
         retry_failed=args.retry_failed,
         renamed={wanted: name for wanted, name in columns.items() if name},
-    )  # fmt: skip
+    )
     return 0
 
 

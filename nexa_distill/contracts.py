@@ -19,12 +19,13 @@ def _field(name: str, kind: pa.DataType, doc: str, *, required: bool = False) ->
 _STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us", tz="UTC")
 
+# fmt: off
 SAMPLE_ID = _field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
 ATTEMPT = _field(
     "attempt", _INT,
     "first answers from 0, then one per round of repair; edits of people from 1000000",
     required=True,
-)  # fmt: skip
+)
 TASK_FIELDS = [
     _field("task_id", _STR, "name of the task in the raw data, with chunk and task type", required=True),
     _field("domain", _STR, "subject area, from the raw data"),
@@ -39,11 +40,11 @@ TASK_FIELDS = [
     _field("tests", _STR, "python: statements that a right program passes, after it is loaded"),
     _field("source_file", _STR, "raw file, relative to the input", required=True),
     _field("source_row", _INT, "0-based row (or file number) in the raw input; never an identity", required=True),
-]  # fmt: skip
+]
 CONTENT_COLUMNS = (
     "domain", "template_name", "system_prompt", "user_prompt", "context",
     "reference", "schema", "gold_sql", "database", "tests",
-)  # fmt: skip
+)
 
 CANONICAL = pa.schema(
     [SAMPLE_ID, *TASK_FIELDS]
@@ -55,7 +56,7 @@ INPUTS = pa.schema(
         _field("cluster_id", _STR, "duplicate cluster; decides the split", required=True),
         _field("split", _STR, "train, val or test; fixed here for good", required=True),
     ]
-)  # fmt: skip
+)
 _REASON = _field("rejection_reason", _STR, "first reason", required=True)
 REJECTED_INPUTS = pa.schema(
     [
@@ -63,7 +64,7 @@ REJECTED_INPUTS = pa.schema(
         _field("matched", _STR, "sample_id of the row that was kept or is held out, or FILE:ROW:COLUMN of an eval file"),
         _field("detail", _STR, "evidence for a person: the words that both have, the sides that would meet"),
     ]
-)  # fmt: skip
+)
 CLUSTERS = pa.schema(
     [
         _field("document_id", _STR, "sha256 of the folded source document", required=True),
@@ -90,7 +91,7 @@ OUTPUTS = pa.schema(
         _field("created_at", _TIME, "when the answer arrived, UTC"),
         _field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
     ]
-)  # fmt: skip
+)
 UNANSWERED = pa.schema(
     [
         *INPUTS,
@@ -120,7 +121,7 @@ CHECKS = pa.schema(
         _field("reason", _STR, "reason if it does not pass"),
         _field("detail", _STR, "evidence for a person"),
     ]
-)  # fmt: skip
+)
 CANARIES = pa.schema(
     [
         _field("canary", _STR, "name of the bad answer (judging/canaries.py)", required=True),
@@ -142,7 +143,7 @@ SFT = pa.schema(
         ATTEMPT,
         _field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
     ]
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ TEACHER_LOGITS = pa.schema(
         _field("tail_log_prob", pa.list_(pa.float16()), "n logarithms of the mass of all other tokens",
                required=True),
     ]
-)  # fmt: skip
+)
 
 
 TABLES: dict[str, Table] = {
@@ -213,13 +214,18 @@ TABLES: dict[str, Table] = {
               "one held-out answer of the student before training",
               "python -m nexa_train.generate_student", _ANSWER),
     )
-}  # fmt: skip
+}
+# fmt: on
 
 # The memory of dedup: no hand-off, so it has no manifest (see `deduplication/splits.py`).
 CLUSTERS_TABLE = Table(
-    "clusters", "dedup", CLUSTERS, "one document that was given a cluster",
-    "python -m nexa_distill.dedup", ("document_id",),
-)  # fmt: skip
+    "clusters",
+    "dedup",
+    CLUSTERS,
+    "one document that was given a cluster",
+    "python -m nexa_distill.dedup",
+    ("document_id",),
+)
 
 # Why a row was set aside. Closed: a reason that is not here cannot be written (`check_reasons`).
 REASONS: dict[str, str] = {
@@ -284,9 +290,14 @@ NOT_APPLIED = "not_applied"  # of a check: it holds nothing against the answer
 
 # Reasons that tell of a check that could not be made: another answer would not mend that.
 DOUBTS = {
-    "check_missing", "unreadable_answer", "judge_unparseable", "judge_out_of_range",
-    "judge_unanswered", "not_decidable", "annotators_disagree",
-}  # fmt: skip
+    "check_missing",
+    "unreadable_answer",
+    "judge_unparseable",
+    "judge_out_of_range",
+    "judge_unanswered",
+    "not_decidable",
+    "annotators_disagree",
+}
 
 # OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.
 ANSWER_FLAGS: dict[str, str] = {
@@ -329,21 +340,32 @@ def sample_id(task_id: str, canonical: str) -> str:
 
 def _markdown() -> str:
     lines = [
-        "# Data contracts", "",
-        "Generated: `python -m nexa_distill.contracts > docs/data-contracts.md`. Do not edit.", "",
+        "# Data contracts",
+        "",
+        "Generated: `python -m nexa_distill.contracts > docs/data-contracts.md`. Do not edit.",
+        "",
         "Every table is Parquet (zstd), sealed by a manifest in `data/processed/manifests/`. Paths are",
-        "set in `storage:` of `configs/distill_config.yaml`. Joins are on the key, never on position.", "",
-        "| `storage:` key | stage | grain | key columns | written by |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+        "set in `storage:` of `configs/distill_config.yaml`. Joins are on the key, never on position.",
+        "",
+        "| `storage:` key | stage | grain | key columns | written by |",
+        "|---|---|---|---|---|",
+    ]
     for t in TABLES.values():
         keys = ", ".join(f"`{k}`" for k in t.unique) or "none"
         lines.append(f"| `{t.key}` | {t.stage} | {t.grain} | {keys} | `{t.command}` |")
     lines += ["", f"`clusters` is a memory and has no manifest: {CLUSTERS_TABLE.grain} per row."]
     for name, schema in {
-        "canonical": CANONICAL, "inputs": INPUTS, "rejected_inputs": REJECTED_INPUTS,
-        "clusters": CLUSTERS, "outputs": OUTPUTS, "checks": CHECKS, "canaries": CANARIES,
-        "rejections": REJECTIONS, "sft": SFT, "teacher_logits": TEACHER_LOGITS,
-    }.items():  # fmt: skip
+        "canonical": CANONICAL,
+        "inputs": INPUTS,
+        "rejected_inputs": REJECTED_INPUTS,
+        "clusters": CLUSTERS,
+        "outputs": OUTPUTS,
+        "checks": CHECKS,
+        "canaries": CANARIES,
+        "rejections": REJECTIONS,
+        "sft": SFT,
+        "teacher_logits": TEACHER_LOGITS,
+    }.items():
         lines += ["", f"## {name}", "", "| column | type | null | meaning |", "|---|---|---|---|"]
         for f in schema:
             null = "yes" if f.nullable else "never"

@@ -90,9 +90,13 @@ BATCH_ROWS = 2048
 
 def settings(config: DistillConfig, limit: int | None = None) -> dict[str, Any]:
     """What decides the outcome, next to the canonical prompts and the eval files."""
-    return {**_decided_with(config), "contamination": config.dedup.model_dump(
-        include={"contamination_words", "contamination_common", "eval_files"}
-    ), "limit": limit}  # fmt: skip
+    return {
+        **_decided_with(config),
+        "contamination": config.dedup.model_dump(
+            include={"contamination_words", "contamination_common", "eval_files"}
+        ),
+        "limit": limit,
+    }
 
 
 def _decided_with(config: DistillConfig) -> dict[str, Any]:
@@ -138,8 +142,9 @@ def run(
         memory = _memory(config, dst)
         shared = find_shared_text(
             lambda: _first(src, limit, SHARED_COLUMNS),
-            remembered_shared_text(memory), partial(are_remembered, memory),
-        )  # fmt: skip
+            remembered_shared_text(memory),
+            partial(are_remembered, memory),
+        )
         evaluation = EvalTexts(evals, scratch / "eval", shared) if evals else None
         rows = _read(config, src, limit, scratch, progress, shared)
         progress.say("comparing")
@@ -171,9 +176,13 @@ def _memory(config: DistillConfig, dst: Path) -> Path:
 
 
 def _read(
-    config: DistillConfig, src: Path, limit: int | None, scratch: Path, progress: Progress,
+    config: DistillConfig,
+    src: Path,
+    limit: int | None,
+    scratch: Path,
+    progress: Progress,
     shared: SharedText,
-) -> Rows:  # fmt: skip
+) -> Rows:
     how = sketching(config)
     rows = Rows(scratch, how)
     for batch in in_order(partial(prepare, how=how, shared=shared), _first(src, limit)):
@@ -184,9 +193,13 @@ def _read(
 
 
 def _decide(
-    config: DistillConfig, rows: Rows, dst: Path, memory: Path, evaluation: EvalTexts | None,
+    config: DistillConfig,
+    rows: Rows,
+    dst: Path,
+    memory: Path,
+    evaluation: EvalTexts | None,
     shared: SharedText,
-) -> Verdicts:  # fmt: skip
+) -> Verdicts:
     """All decisions; the memory is written when they are made, before anything depends on them."""
     labels = subject_families(rows)
     settled = recall(rows.documents, memory, _decided_with(config))
@@ -219,30 +232,41 @@ def _stood(rows: Rows, dst: Path) -> npt.NDArray[np.bool_] | None:
 
 
 def _write(
-    batch: pa.Table, start: int, rows: Rows, verdicts: Verdicts, evidence: Evidence,
-    kept: TableWriter, out: TableWriter,
-) -> None:  # fmt: skip
+    batch: pa.Table,
+    start: int,
+    rows: Rows,
+    verdicts: Verdicts,
+    evidence: Evidence,
+    kept: TableWriter,
+    out: TableWriter,
+) -> None:
     reasons = verdicts.reason[start : start + batch.num_rows]
     good, bad = np.flatnonzero(reasons == 0), np.flatnonzero(reasons)
     documents = rows.document[start + good]
     names = [name.tobytes().hex() for name in rows.documents.names[documents]]
     sides = [SIDES[side] for side in rows.documents.sides[documents]]
     kept.write(
-        batch.take(good).drop_columns("document_id")
+        batch.take(good)
+        .drop_columns("document_id")
         .append_column(INPUTS.field("cluster_id"), pa.array(names, pa.string()))
         .append_column(INPUTS.field("split"), pa.array(sides, pa.string()))
-    )  # fmt: skip
+    )
     evidence.see(start, batch)
     matched, detail = [], []
     for row in (start + bad).tolist():
         matched.append(evidence.matched(row))
         detail.append(
-            evidence.span(row) if verdicts.reason[row] == CONTAMINATED
+            evidence.span(row)
+            if verdicts.reason[row] == CONTAMINATED
             else rows.documents.refused.get(int(rows.document[row]))
-            if verdicts.reason[row] == JOINS_SPLITS else None
-        )  # fmt: skip
-    added = {"rejection_reason": [REASONS[code] for code in reasons[bad]],
-             "matched": matched, "detail": detail}  # fmt: skip
+            if verdicts.reason[row] == JOINS_SPLITS
+            else None
+        )
+    added = {
+        "rejection_reason": [REASONS[code] for code in reasons[bad]],
+        "matched": matched,
+        "detail": detail,
+    }
     rows_out = batch.take(bad)
     for name, values in added.items():
         rows_out = rows_out.append_column(

@@ -222,9 +222,11 @@ def _execute(
         sandbox.require(own)
     with TemporaryDirectory(prefix="nexa-exec-") as folder:
         setting = {
-            "limits": own.__dict__, "kinds": list(needs.kinds), "schemas": schemas,
+            "limits": own.__dict__,
+            "kinds": list(needs.kinds),
+            "schemas": schemas,
             "databases": _copies(found, needs, Path(folder)),
-        }  # fmt: skip
+        }
         with Pool(setting, execution.workers or os.cpu_count() or 1) as pool:
             return _write(dst, _checked(pool, src, config, schemas), needs.kinds.total())
 

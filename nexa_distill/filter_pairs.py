@@ -192,9 +192,12 @@ def run(
         summary = _write(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
     stage_reports.quality_report(
-        report, stage="rules", total=summary.total, reject_reason_counts=summary.reasons,
+        report,
+        stage="rules",
+        total=summary.total,
+        reject_reason_counts=summary.reasons,
         not_applied=summary.not_applied,
-    )  # fmt: skip
+    )
     for path in (checks, dst):
         stage.seal(path, rows_in=summary.total, rejected=summary.total - summary.kept)
     print(f"rules: {summary.kept} of {summary.total} answers pass; report: {report}")

@@ -78,20 +78,30 @@ def apply_decisions(config: DistillConfig) -> None:
 def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
     """The same of other answers, on which no person has decided."""
     filter_pairs.run(
-        config, src=[answers], dst=files.passed_rules, checks=files.checks,
+        config,
+        src=[answers],
+        dst=files.passed_rules,
+        checks=files.checks,
         report=files.rules_report,
-    )  # fmt: skip
+    )
     exec_gate.run(
         config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report
     )
     judge.run(
-        config, src=files.passed_rules, execution=files.exec_checks, checks=files.judge_checks,
+        config,
+        src=files.passed_rules,
+        execution=files.exec_checks,
+        checks=files.judge_checks,
         report=files.judge_report,
-    )  # fmt: skip
+    )
     sample_gate.run(
-        config, src=[answers], checks=[files.checks, files.exec_checks, files.judge_checks],
-        dst=files.kept, rejections=files.rejections, report=files.gate_report,
-    )  # fmt: skip
+        config,
+        src=[answers],
+        checks=[files.checks, files.exec_checks, files.judge_checks],
+        dst=files.kept,
+        rejections=files.rejections,
+        report=files.gate_report,
+    )
 
 
 def repair(config: DistillConfig, annotations: Path | None = None) -> None:

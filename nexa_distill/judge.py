@@ -224,9 +224,13 @@ def run_judging(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     run(
         with_flags(config, judge_flags(config, args)),
-        src=args.src, execution=args.exec_checks, checks=args.checks, report=args.report,
-        dry_run=args.dry_run or args.estimate, retry_failed=args.retry_failed,
-    )  # fmt: skip
+        src=args.src,
+        execution=args.exec_checks,
+        checks=args.checks,
+        report=args.report,
+        dry_run=args.dry_run or args.estimate,
+        retry_failed=args.retry_failed,
+    )
     return 0
 
 
@@ -255,10 +259,11 @@ def main() -> int:
     add("--retry-failed", action="store_true", help="ask again what brought no answer")
     commands = parser.add_subparsers(dest="command", metavar="calibrate")
     calibrate = commands.add_parser(
-        "calibrate", help="compare the judges with people",
+        "calibrate",
+        help="compare the judges with people",
         description="Cohen's kappa of each judge with the decisions of people, and what each "
         "threshold would keep. Reads the stored scores; asks nothing.",
-    )  # fmt: skip
+    )
     for name, text in (
         ("--annotations", "decisions, JSONL (default: storage.annotations)"),
         ("--checks", "default: storage.judge_checks"),

@@ -55,8 +55,17 @@ LABELLING = """<View>
 
 def tasks(src: Path) -> Iterator[Json]:
     """One task per answer; Label Studio keeps what is in `data` and gives it back."""
-    shown = ["sample_id", "attempt", "template_name", "domain", "split", "user_prompt", "context",
-             "teacher_output", "model_id"]  # fmt: skip
+    shown = [
+        "sample_id",
+        "attempt",
+        "template_name",
+        "domain",
+        "split",
+        "user_prompt",
+        "context",
+        "teacher_output",
+        "model_id",
+    ]
     rejected = "rejection_reasons" in open_table(src, ANSWERS).schema_arrow.names
     for row in _rows(src, "rejections" if rejected else "collected_dataset"):
         data = {name: "" if row[name] is None else row[name] for name in shown}
@@ -109,9 +118,13 @@ def _decision(
     who = made.get("completed_by")
     person = who.get("email") or who.get("id") if isinstance(who, dict) else who
     event = {
-        "sample_id": data["sample_id"], "attempt": data["attempt"], "action": chosen[0], **texts,
-        "annotator": f"labelstudio:{person}", "timestamp": made.get("created_at"),
-    }  # fmt: skip
+        "sample_id": data["sample_id"],
+        "attempt": data["attempt"],
+        "action": chosen[0],
+        **texts,
+        "annotator": f"labelstudio:{person}",
+        "timestamp": made.get("created_at"),
+    }
     return annotations.parse(path, place, json.dumps(event).encode())
 
 
@@ -130,9 +143,11 @@ def pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) ->
             counts[source] += 1
             yield {
                 "prompt": prompt_messages(row, system_prompt),
-                "chosen": [said_by_assistant(chosen)], "rejected": [said_by_assistant(rejected)],
-                "sample_id": row["sample_id"], "source": source,
-            }  # fmt: skip
+                "chosen": [said_by_assistant(chosen)],
+                "rejected": [said_by_assistant(rejected)],
+                "sample_id": row["sample_id"],
+                "source": source,
+            }
 
 
 def _of_attempts(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
@@ -152,8 +167,11 @@ def _of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, str, str
     prompts = {row["sample_id"]: row for row in _rows(storage.path("raw_dataset"), "raw_dataset")}
     votes: dict[tuple[str, frozenset[str]], set[tuple[str, str] | None]] = {}
     for one in preferences.current(preferences.read(storage.path("preferences"))):
-        texts = {"first": (one.first_output, one.second_output),
-                 "second": (one.second_output, one.first_output), "tie": None}  # fmt: skip
+        texts = {
+            "first": (one.first_output, one.second_output),
+            "second": (one.second_output, one.first_output),
+            "tie": None,
+        }
         pair = one.sample_id, frozenset((one.first_output, one.second_output))
         votes.setdefault(pair, set()).add(texts[one.preferred])
     for (sample, _), said in votes.items():
@@ -189,8 +207,10 @@ def run_import(config: DistillConfig, src: Path) -> None:
     """`import`."""
     given = decisions(src)
     new = record(config, given)
-    print(f"labels: {len(given)} decisions in {src}, {new} of them new -> "
-          f"{config.storage.path('annotations')}")  # fmt: skip
+    print(
+        f"labels: {len(given)} decisions in {src}, {new} of them new -> "
+        f"{config.storage.path('annotations')}"
+    )
 
 
 def run_preferences(config: DistillConfig, dst: Path, splits: list[str]) -> None:

@@ -37,9 +37,13 @@ def checks_of(found: Standing) -> Iterator[dict[str, Any]]:
         said = found.words(key)
         reasons = {True: None, False: "rejected_by_person", None: "annotators_disagree"}
         yield {
-            "sample_id": key[0], "attempt": key[1], "check": "person.decision", "ok": accepted,
-            "reason": reasons[accepted], "detail": f"{names}: {said}" if said else names,
-        }  # fmt: skip
+            "sample_id": key[0],
+            "attempt": key[1],
+            "check": "person.decision",
+            "ok": accepted,
+            "reason": reasons[accepted],
+            "detail": f"{names}: {said}" if said else names,
+        }
 
 
 def run(config: DistillConfig) -> int | None:

@@ -147,9 +147,10 @@ def _judging(fresh: Freshness) -> Iterator[str]:
         return
     try:
         given = submissions(
-            config.storage.path("rule_filtered"), config.judging.canary_prompts,
+            config.storage.path("rule_filtered"),
+            config.judging.canary_prompts,
             judge.exec_checks(config),
-        )  # fmt: skip
+        )
         for collector in panel_of(config, given).judges:
             yield from estimate_lines(collector)
     except NexaError as error:
@@ -310,9 +311,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _request(given: argparse.Namespace) -> Request:
     return Request(
-        given.config, given.input, given.limit, given.provider, given.first, given.only,
+        given.config,
+        given.input,
+        given.limit,
+        given.provider,
+        given.first,
+        given.only,
         given.answers,
-    )  # fmt: skip
+    )
 
 
 def main() -> int:

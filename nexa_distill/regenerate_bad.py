@@ -160,9 +160,11 @@ class Asking:
         config, sample = self.config, wanted.sample_id
         provider, limit = config.chosen_provider()[1], config.regeneration.reasoning_max_tokens
         prompt = repair_prompt(
-            row, self.faults[(sample, wanted.of)], self.texts.get((sample, wanted.of)),
+            row,
+            self.faults[(sample, wanted.of)],
+            self.texts.get((sample, wanted.of)),
             config.collection.max_tokens,
-        )  # fmt: skip
+        )
         system = "\n\n".join(filter(None, [row["system_prompt"], self.system]))
         extra = self.schemas.options(row["template_name"]) | _options(config)
         body = request_body(system, prompt, model, config, provider, extra)
@@ -215,11 +217,14 @@ def edit_rows(config: DistillConfig, edits: list[tuple[str, Edit]]) -> Iterator[
         for row in batch:
             for edit in sorted(by_sample[row["sample_id"]], key=lambda one: one.attempt):
                 yield row | {
-                    "attempt": edit.attempt, "teacher_output": edit.by.edited_output,
+                    "attempt": edit.attempt,
+                    "teacher_output": edit.by.edited_output,
                     "model_id": f"person:{edit.by.annotator or 'somebody'}",
-                    "finish_reason": "stop", "cost_usd": 0.0,
-                    "created_at": time_of(edit.by), "repaired_reason": PERSON,
-                }  # fmt: skip
+                    "finish_reason": "stop",
+                    "cost_usd": 0.0,
+                    "created_at": time_of(edit.by),
+                    "repaired_reason": PERSON,
+                }
 
 
 def run(
@@ -311,9 +316,13 @@ def run_regeneration(args: argparse.Namespace) -> int:
     }
     config = with_flags(load_config(args.config), flags)
     run(
-        config, args.src, args.annotations, args.dst,
-        dry_run=args.dry_run or args.estimate, retry_failed=args.retry_failed,
-    )  # fmt: skip
+        config,
+        args.src,
+        args.annotations,
+        args.dst,
+        dry_run=args.dry_run or args.estimate,
+        retry_failed=args.retry_failed,
+    )
     return 0
 
 

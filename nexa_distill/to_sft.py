@@ -121,8 +121,11 @@ def _input_output(record: Record) -> Record:
 def _alpaca(record: Record) -> Record:
     *before, asked, answer = record["messages"]
     system = "\n\n".join(m["content"] for m in before)
-    return {"instruction": system or asked["content"], "input": asked["content"] if system else "",
-            "output": answer["content"]}  # fmt: skip
+    return {
+        "instruction": system or asked["content"],
+        "input": asked["content"] if system else "",
+        "output": answer["content"],
+    }
 
 
 def _sharegpt(record: Record) -> Record:
@@ -248,9 +251,11 @@ def _count(src: Path, regen: Path | None) -> Counter[str]:
 
 
 def _write(
-    rows: Iterator[list[dict[str, Any]]], writers: Writers, config: DistillConfig,
+    rows: Iterator[list[dict[str, Any]]],
+    writers: Writers,
+    config: DistillConfig,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     system, reasoning = _system_prompt(config), config.packaging.reasoning
     for batch in rows:
         writers.write([build_record(row, system, reasoning) for row in batch])

@@ -57,10 +57,13 @@ def open_room(words: Sequence[str]) -> Room:
     config = load_config(given.config)
     src = given.src or default_source(config)
     return Room(
-        config, given.config, allowed(src, config, outside=given.allow_outside),
+        config,
+        given.config,
+        allowed(src, config, outside=given.allow_outside),
         given.label_path or config.storage.path("annotations"),
-        given.start_index, given.annotator or getpass.getuser(),
-    )  # fmt: skip
+        given.start_index,
+        given.annotator or getpass.getuser(),
+    )
 
 
 def default_source(config: DistillConfig) -> Path:

@@ -1,18 +1,18 @@
 """The contract is closed and its document is generated."""
 
 import subprocess
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nexa_distill.contracts import REASONS, canonical_input, check_reasons, sample_id
+from tests import warm
 from tests.support.workspace import ROOT
 
 
 def test_the_document_is_what_the_code_says() -> None:
-    command = [sys.executable, "-m", "nexa_distill.contracts"]
+    command = [warm.python(), "-m", "nexa_distill.contracts"]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     kept = (ROOT / "docs/data-contracts.md").read_text(encoding="utf-8")
     assert kept == made, "run: python -m nexa_distill.contracts > docs/data-contracts.md"

@@ -6,7 +6,6 @@ weights. What is promised of the whole is asked of the whole.
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -21,8 +20,10 @@ import pytest
 import yaml
 
 from nexa_distill.storage.manifests import sha256_path
+from tests import sweeps
 from tests.support.tiny_model import save_config, save_model
 from tests.support.workspace import ROOT, Workspace, workspace
+from tests.sweeps import fewer
 from tests.teacher.ledger_teacher import Teacher, ledger_teacher
 
 pytestmark = pytest.mark.slow
@@ -155,11 +156,12 @@ def ids(made: Workspace, key: str) -> set[str]:
 def test_f01_kill_of_any_stage_at_any_moment_and_the_same_command_finishes(
     project: Project,
 ) -> None:
-    """Eight kills of whichever stage is alive, then one undisturbed launch."""
-    chance, killed = random.Random(3), 0
+    """Kills of whichever stage is alive, then one undisturbed launch."""
+    chance, killed = sweeps.chance("kills of the whole pipeline"), 0
+    kills = fewer("kills of the whole pipeline", 3, 8, why="each starts the pipeline once more")
     command = ["bash", "launch_pipeline.sh", "--config", str(project.made.config)]
     log = project.made.folder / "launcher.log"
-    for _ in range(8):
+    for _ in range(kills):
         with log.open("ab") as file:
             launcher = subprocess.Popen(
                 command, cwd=ROOT, env=project.env, stdin=subprocess.DEVNULL,

@@ -181,6 +181,9 @@ def checks(tmp_path: Path) -> Path:
     shutil.copy(ROOT / SETUP / "run_tests.sh", tmp_path / SETUP)
     (tmp_path / SETUP / "environment.sh").write_text('echo "environment $*" >>calls\n')
     (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "tests/a").mkdir(parents=True)
+    for file, mark in (("a/test_alone", "alone"), ("test_other", "slow")):
+        (tmp_path / f"tests/{file}.py").write_text(f"@pytest.mark.{mark}\n")
     for tool in ("ruff", "mypy", "shellcheck", "python"):
         script = f'#!/bin/sh\necho "{tool} $*" >>calls\n[ ! -e fail-{tool} ]\n'
         (tmp_path / ".venv/bin" / tool).write_text(script)
@@ -196,14 +199,24 @@ def called(project: Path, *command: str) -> tuple[int, list[str]]:
 def test_the_test_command_checks_everything_and_ci_calls_it(checks: Path) -> None:
     code, calls = called(checks, ".ci/run")
     assert code == 0
-    assert calls[:4] == ["environment --dev", "ruff check .", "ruff format --check .", "mypy "]
+    checked = ["ruff check .", "ruff format --check .", "mypy --num-workers 2"]
+    assert calls[:4] == ["environment --dev", *checked]
     assert calls[4].split()[0] == "shellcheck"
     assert sorted(calls[4].split()[1:]) == [
         "./run_tests.sh", "./scripts/shell/setup/environment.sh",
         "./scripts/shell/setup/run_tests.sh", ".ci/run",
     ]  # fmt: skip
-    assert calls[5] == "python -m pytest -m not alone -n auto --maxprocesses 4 --dist loadfile"
-    assert calls[6:] == ["python -m pytest -m alone"]
+    cores = os.sysconf("SC_NPROCESSORS_ONLN")
+    together = f"-n {min(cores + 1, 4)} --dist loadfile --no-loadscope-reorder"
+    assert calls[5] == f"python -m pytest -m not alone {together}"
+    assert calls[6:] == ["python -m pytest -m alone tests/a/test_alone.py"]
+
+
+def test_the_full_sweeps_are_asked_for_by_one_word(checks: Path) -> None:
+    code, calls = called(checks, "run_tests.sh", "--full")
+    assert (code, len(calls)) == (0, 7)
+    assert calls[5].endswith(" --no-loadscope-reorder --full")
+    assert calls[6] == "python -m pytest -m alone --full tests/a/test_alone.py"
 
 
 def test_arguments_go_to_pytest_alone(checks: Path) -> None:

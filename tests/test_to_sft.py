@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.settings.pipeline import DistillConfig, Packaging
 from nexa_distill.storage.tables import read_table
 from nexa_distill.text.reasoning import split_reasoning
+from tests import warm
 from tests.support.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
 SYSTEM = (REPOSITORY / "nexa_distill/prompts/system_toolproto.txt").read_text().strip()
@@ -238,7 +238,7 @@ def test_names_from_data_are_no_markup_in_the_card(tmp_path: Path) -> None:
 def test_the_packaging_script_runs_without_arguments_but_the_config(tmp_path: Path) -> None:
     gated(tmp_path)
     script = REPOSITORY / "scripts/python/deployment/run_packaging.py"
-    command = [sys.executable, str(script), "--config", str(tmp_path / "config.yaml")]
+    command = [warm.python(), str(script), "--config", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout[:20]) == (0, "packaging: 8 samples")
     refused = subprocess.run(

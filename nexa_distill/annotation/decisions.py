@@ -66,8 +66,13 @@ class Standing:
 
     def words(self, key: Key) -> str:
         """What was said against the answer."""
-        said = [text for one in self.by.get(key, []) if one.action != "accept"
-                for text in (one.reason, one.note) if text]  # fmt: skip
+        said = [
+            text
+            for one in self.by.get(key, [])
+            if one.action != "accept"
+            for text in (one.reason, one.note)
+            if text
+        ]
         return "; ".join(dict.fromkeys(said))
 
     def asked_again(self, key: Key) -> bool:

@@ -191,7 +191,7 @@ class Gateway:
         """Seconds until it may be sent; infinity = until a request in flight has ended."""
         if wait := self.pacer.wait(now, self._flying):
             return wait
-        if self.journal.wire.full or (self.startup.is_waiting and self._flying):
+        if self.journal.in_flight.full or (self.startup.is_waiting and self._flying):
             return math.inf
         limit = self.tally.over(asking.most_tokens, asking.most_usd)
         if limit and self.tally.idle:
@@ -206,7 +206,7 @@ class Gateway:
         asking = sending.asking
         sending.sent_at = now
         self._flying += 1
-        self.journal.wire.add(sending.attempt)
+        self.journal.in_flight.add(sending.attempt)
         self.tally.reserve(asking.most_tokens, asking.most_usd)
         self.pacer.sent(now, asking.most_tokens)
         return sending
@@ -310,7 +310,7 @@ class Gateway:
         self._changed.set()
 
     def _count(self, sending: _Sending, outcome: Outcome) -> None:
-        self.journal.wire.remove(sending.attempt)
+        self.journal.in_flight.remove(sending.attempt)
         answer = settle_attempt(
             self.journal, self.tally, self.price, sending.attempt, sending.asking, outcome
         )

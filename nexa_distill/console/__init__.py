@@ -1,1 +1,1 @@
-"""What a terminal sees: command-line flags, exit codes, progress."""
+"""Command-line flags, exit codes and progress."""

@@ -1,4 +1,4 @@
-"""What every command shares: `--config`, and how an error becomes one line and an exit code."""
+"""Shared by every command: `--config`, and one line and an exit code for each error."""
 
 import argparse
 import contextlib
@@ -21,11 +21,11 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGHUP arrived. Not an Exception, so that no handler for errors swallows it."""
+    """SIGTERM or SIGHUP arrived. Not an Exception, so that no error handler swallows it."""
 
 
 class _Log(io.TextIOBase):
-    """stderr that may be lost: a full disk or a closed terminal never stops the work."""
+    """stderr without errors: a full disk or a closed terminal never stops the work."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -47,16 +47,14 @@ class _Log(io.TextIOBase):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviation for a flag and prints no key.
-
-    `--api-key KEY` would be taken for `--api-key-env KEY`, and the error would print the key.
-    """
+    """An argument parser that accepts no abbreviated flag and prints no key."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        # Abbreviated, `--api-key KEY` would mean `--api-key-env KEY`, and the error would print it.
         super().__init__(*args, **({"allow_abbrev": False} | options))
 
     def error(self, message: str) -> NoReturn:
-        """Usage, the message without keys, exit code 2."""
+        """Print usage and the message, with keys masked; exit with code 2."""
         if "--api-key" in message:
             message += (
                 "\nA key is never a flag: the process list shows it. Write OPENAI_API_KEY=... (the "
@@ -67,18 +65,18 @@ class Parser(argparse.ArgumentParser):
 
 def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:
     """An argument parser whose help is the module's docstring, with `--config` on it."""
-    made = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
+    result = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
         "--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})"
     )
-    return made
+    return result
 
 
 def student_parser(doc: str | None) -> Parser:
-    """As `parser`, for what reads the settings of a student and those of the pipeline."""
-    made = parser(doc, config=STUDENT_CONFIG)
-    made.add_argument("--pipeline-config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
-    return made
+    """The same for commands that read the settings of a student and of the pipeline."""
+    result = parser(doc, config=STUDENT_CONFIG)
+    result.add_argument("--pipeline-config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    return result
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -86,7 +84,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def handle_signals() -> None:
-    """SIGTERM and SIGHUP become `Stopped`, so that what is half-written is cleaned up."""
+    """Raise on SIGTERM and SIGHUP, so that half-written files are cleaned up."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
 
@@ -99,10 +97,10 @@ def count(text: str) -> int:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit: 0, an error's own code, 74 disk, 130 Ctrl-C, 143 SIGTERM or SIGHUP, 141
-    when nobody reads its output any more.
+    """Run `main` and exit with its status.
 
-    Any other exception is a bug: its traceback is shown and the code is 1.
+    Or with an error's own code, 74 (disk), 130 (Ctrl-C), 143 (SIGTERM or SIGHUP) or 141 (closed
+    pipe). Any other exception is a bug: it prints a traceback and exits with 1.
     """
     handle_signals()
     sys.stderr = _Log(sys.stderr)
@@ -114,7 +112,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = _say("stopped by Ctrl-C; run the same command again to continue", 130)
     except Stopped:
         status = _say("stopped by a signal; run the same command again to continue", 143)
-    except BrokenPipeError:  # whoever read this has seen enough: `... status | head`
+    except BrokenPipeError:  # the reader has closed the pipe: `... status | head`
         status = 141
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -129,17 +127,17 @@ def run(main: Callable[[], int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:  # what was printed was still in our buffer
+        except BrokenPipeError:  # the output was still in our buffer
             status = status or 141
         except (OSError, ValueError):
             continue
-    # Everything is closed and on disk. What C libraries do while the interpreter is taken apart
-    # (one run in a thousand crashed there) must not change the code that this ends with.
+    # Everything is closed and on disk. A crash of a C library while the interpreter shuts down (one
+    # run in a thousand) must not change the exit code.
     os._exit(status)
 
 
 def _leave(status: int) -> None:
-    """Where a launcher of many processes hides exit codes, the first to fail leaves its own."""
+    # A launcher of many processes hides exit codes: the first process that fails records its own.
     file = os.environ.get("NEXA_EXIT_FILE")
     if status and file and not Path(file).stat().st_size:
         Path(file).write_text(str(status), encoding="utf-8")

@@ -1,8 +1,7 @@
-"""Progress for a person (tqdm) and for the launcher (a small JSON file).
+"""Progress for the user (tqdm) and for the launcher (a small JSON file).
 
-The launcher sets `NEXA_PROGRESS_FILE` for each session and turns the file into its live line:
+The launcher sets `NEXA_PROGRESS_FILE` for each session and shows the file as its live line:
 `{"step": str, "done": int, "total": int, "rate": rows/s, "note": str, "updated": unix seconds}`.
-Progress is a courtesy: a progress file that cannot be written never stops the work.
 """
 
 import json
@@ -18,7 +17,7 @@ WRITE_EVERY_SECONDS = 0.5
 
 
 class Progress:
-    """A bar over `total` rows, of which `done` were there before. Use as a context manager."""
+    """A bar over `total` rows, of which `done` are already done. Use as a context manager."""
 
     def __init__(self, step: str, total: int, *, done: int = 0, unit: str = "rows") -> None:
         self.step, self.total, self.done, self.note = step, total, done, ""
@@ -41,7 +40,7 @@ class Progress:
         self._write()
 
     def add(self, rows: int = 1, note: str = "") -> None:
-        """Count `rows` more; `note` (for example the spend so far) stands at the line's end."""
+        """Count `rows` more; `note` (such as the cost so far) is shown at the end of the line."""
         self.done += rows
         if note:
             self.note = note
@@ -51,13 +50,13 @@ class Progress:
             self._write()
 
     def say(self, note: str) -> None:
-        """Another word at the line's end, though no row was done."""
+        """Replace the note at the end of the line."""
         self.note = note
         self._bar.set_postfix_str(note)
         self._write()
 
     def tell(self, text: str) -> None:
-        """A line of its own for a person, above the bar."""
+        """Print a line above the bar."""
         self._bar.clear()
         print(f"{self.step}: {text}", flush=True)
         self._bar.refresh()
@@ -68,19 +67,23 @@ class Progress:
             return
         rate = (self.done - self._first) / max(self._written - self._start, 1e-9)
         state = {
-            "step": self.step, "done": self.done, "total": self.total,
-            "rate": round(rate, 3), "note": self.note, "updated": time.time(),
-        }  # fmt: skip
+            "step": self.step,
+            "done": self.done,
+            "total": self.total,
+            "rate": round(rate, 3),
+            "note": self.note,
+            "updated": time.time(),
+        }
         temporary = self._file.with_suffix(".tmp")
         try:
             temporary.write_text(json.dumps(state))
             temporary.replace(self._file)
-        except OSError:
+        except OSError:  # a progress file that cannot be written never stops the work
             self._file = None
 
 
 def clock(seconds: float) -> str:
-    """`1:02` or `1:00:02`."""
+    """`62` as `1:02`, `3602` as `1:00:02`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -62,17 +62,17 @@ Run {report["run_id"]}, {report["created_at"]}.
 
 | in all | value |
 |---|---|
-{_join(f"| {name} | {value} |" for name, value in values.items())}
+{_join_lines(f"| {name} | {value} |" for name, value in values.items())}
 
 ## Projected to {projection["target_samples"]:,} kept samples
 
 {_table(PROJECTED_COLUMNS, {**projection["stages"], "in all": in_all})}
 
-{_join(f"- {note}" for note in report["notes"])}
+{_join_lines(f"- {note}" for note in report["notes"])}
 """
 
 
-def _join(lines: Iterable[str]) -> str:
+def _join_lines(lines: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
@@ -83,7 +83,7 @@ def _table(columns: tuple[str, ...], rows: Mapping[str, Figures]) -> str:
         f"| {name} | {' | '.join(shown(key, figures[key]) for key in columns)} |"
         for name, figures in rows.items()
     )
-    return _join([*head, *body])
+    return _join_lines([*head, *body])
 
 
 def headline(report: Figures) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Inside `dedup`: near-duplicates, contamination, and which split a row gets."""
+"""Inside `dedup`: near-duplicates, contamination, and the split of each row."""

@@ -1,7 +1,6 @@
-"""What dedup decides about each row, from numbers: the texts stay on disk.
+"""Decide for each row whether it is kept, and its cluster and split. Rules: see `dedup.py`.
 
-Rows come in batches (`Rows.add`); `decide` then says of each row whether it is kept and which
-document's name and side it has. See `dedup.py` for the rules.
+Only numbers are in memory; the texts stay on disk.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ COLUMNS = ["sample_id", *CONTENT_COLUMNS, "document_id"]
 
 
 def sketching(config: DistillConfig) -> Sketching | None:
-    """How near-duplicates are found; None when they are not looked for."""
+    """The settings of the search for near-duplicates; None = no search."""
     chosen = config.dedup
     if chosen.jaccard is None:
         return None
@@ -38,11 +37,11 @@ def sketching(config: DistillConfig) -> Sketching | None:
 
 
 def own_texts(row: Mapping[str, Any], shared: SharedText = NOTHING_SHARED) -> tuple[str, str]:
-    """(subject, question): what a row is about, and what it asks about it.
+    """(subject, question) of a row.
 
-    The subject is the context, without the schema; the question is the prompt without either. A
-    row without a context is its own subject and has no question, but for what it shares with many
-    others (`shared_text.py`). A context that is an instruction is left out.
+    The subject is the context without the schema; the question is the prompt without either. The
+    prompt of a row without a context is its subject, except for text that many prompts share
+    (`shared_text.py`). A context that is an instruction is left out.
     """
     schema, context, prompt = row["schema"], row["context"] or "", row["user_prompt"]
     if schema:
@@ -55,7 +54,7 @@ def own_texts(row: Mapping[str, Any], shared: SharedText = NOTHING_SHARED) -> tu
 
 
 class Prepared(NamedTuple):
-    """One batch, as far as a thread can take it."""
+    """One batch, prepared in a thread."""
 
     content: npt.NDArray[np.bytes_]
     samples: Digests
@@ -66,14 +65,14 @@ class Prepared(NamedTuple):
 
 
 def document_of(row: Mapping[str, Any], shared: SharedText) -> str:
-    """The document that a row belongs to: its own, where its context is only an instruction."""
+    """The document of a row: its own text if its context is only an instruction."""
     if row["context"] and shared.is_instruction(row["document_id"]):
         return sha256_text(fold(own_texts(row, shared)[0]))
     return str(row["document_id"])
 
 
 def prepare(batch: pa.Table, how: Sketching | None, shared: SharedText) -> Prepared:
-    """Everything about a batch of contracts.CANONICAL that needs its texts. Pure."""
+    """Compute all that needs the texts of a batch of contracts.CANONICAL. Pure."""
     rows = batch.select(COLUMNS).to_pylist()
     content = [hashlib.sha256(_content(row)).digest()[:16] for row in rows]
     texts = [own_texts(row, shared) for row in rows]
@@ -94,7 +93,7 @@ def _content(row: Mapping[str, Any]) -> bytes:
 
 @dataclass
 class Rows:
-    """What is known of all rows; ids stand in the scratch folder, 32 bytes each."""
+    """All rows as numbers; their ids are in the scratch folder, 32 bytes each."""
 
     folder: Path
     how: Sketching | None
@@ -115,14 +114,17 @@ class Rows:
         tasks = [self._tasks.setdefault(task, len(self._tasks)) for task in batch.tasks]
         self._parts.append(
             (
-                batch.content, keys(batch.samples), keys(batch.documents),
+                batch.content,
+                keys(batch.samples),
+                keys(batch.documents),
                 np.array(tasks, np.int32),
-                self.subjects.add(batch.subjects), self.questions.add(batch.questions),
+                self.subjects.add(batch.subjects),
+                self.questions.add(batch.questions),
             )
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
-        """Nothing is added any more."""
+        """Finish adding, and load the columns."""
         for file in self._ids.values():
             file.close()
         self.subjects.close()
@@ -143,10 +145,10 @@ class Rows:
 
 @dataclass
 class Verdicts:
-    """Per row: an index into REASONS, and the row (or -2 - eval text) that is the reason.
+    """Per row: an index into REASONS, and the row (or -2 - eval text) that it matches.
 
     `spans`: of contaminated rows, first word and number of words of the run in the row's subject.
-    `common`: runs of words that did not count; None when none were looked for.
+    `common`: number of runs ignored as boilerplate; None without a search.
     """
 
     reason: npt.NDArray[np.int8]
@@ -156,7 +158,7 @@ class Verdicts:
 
 
 def subject_families(rows: Rows) -> Indexes:
-    """Per subject text, the family of near-duplicates that it belongs to."""
+    """Per subject text, the label of its cluster of near-duplicates."""
     count = len(rows.subjects)
     if rows.how is None:
         labels = np.arange(count)
@@ -166,25 +168,27 @@ def subject_families(rows: Rows) -> Indexes:
 
 
 def place_documents(rows: Rows, labels: Indexes, config: DistillConfig) -> None:
-    """Decide the side of every document; `labels` forgets what only refused documents join."""
+    """Assign a split to every document; `labels` loses links through refused documents only."""
     clusters = np.arange(len(rows.documents.ids))
     order = np.argsort(labels[rows.subject], kind="stable")
-    family, document = labels[rows.subject[order]], rows.document[order]
-    same = family[1:] == family[:-1]
+    cluster, document = labels[rows.subject[order]], rows.document[order]
+    same = cluster[1:] == cluster[:-1]
     join(clusters, document[:-1][same], document[1:][same])
 
     def meeting(members: list[int]) -> list[tuple[int, int]]:
         return list(_meeting(rows, members))
 
-    torn = place(rows.documents, clusters, config.split, meeting)
-    if torn:
-        _divide(rows, labels, [index for index in torn if index not in rows.documents.refused])
+    conflicting = place(rows.documents, clusters, config.split, meeting)
+    if conflicting:
+        _divide(
+            rows, labels, [index for index in conflicting if index not in rows.documents.refused]
+        )
 
 
 def _texts_of(rows: Rows, members: list[int]) -> tuple[Indexes, Indexes]:
     """(document, subject) of the rows of these documents, each pair once."""
-    mine = np.flatnonzero(np.isin(rows.document, members))
-    pairs = np.unique(np.stack([rows.document[mine], rows.subject[mine]], axis=1), axis=0)
+    chosen = np.flatnonzero(np.isin(rows.document, members))
+    pairs = np.unique(np.stack([rows.document[chosen], rows.subject[chosen]], axis=1), axis=0)
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -197,14 +201,14 @@ def _near(rows: Rows, texts: Indexes) -> list[tuple[int, int]]:
     return list(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True))
 
 
-def _meeting(rows: Rows, members: list[int]) -> "set[tuple[int, int]]":
+def _meeting(rows: Rows, members: list[int]) -> set[tuple[int, int]]:
     document, subject = _texts_of(rows, members)
     pairs = ((int(document[a]), int(document[b])) for a, b in _near(rows, subject))
     return {pair for pair in pairs if pair[0] != pair[1]}
 
 
 def _divide(rows: Rows, labels: Indexes, members: list[int]) -> None:
-    """Make the families of these documents' texts anew, from these texts alone."""
+    """Recompute the clusters of these documents' subjects, from these subjects alone."""
     _, subject = _texts_of(rows, members)
     texts = np.unique(subject)
     fresh = np.arange(len(texts))
@@ -217,78 +221,96 @@ def _best(groups: Indexes, rank: Indexes) -> Indexes:
     """Per row, the row of its group with the lowest rank."""
     lowest = np.full(len(rank), np.iinfo(np.int64).max)
     np.minimum.at(lowest, groups, rank)
-    found: Indexes = lowest[groups] % max(len(rank), 1)
-    return found
+    best: Indexes = lowest[groups] % max(len(rank), 1)
+    return best
 
 
 def decide(
-    rows: Rows, config: DistillConfig, stood: npt.NDArray[np.bool_], settled: bool,
-    labels: Indexes, evaluation: contamination.EvalTexts | None,
-) -> Verdicts:  # fmt: skip
-    """The verdict on each row. `stood`: it was kept before; `settled`: by the same settings."""
+    rows: Rows,
+    config: DistillConfig,
+    was_in_output: npt.NDArray[np.bool_],
+    settled: bool,
+    labels: Indexes,
+    evaluation: contamination.EvalTexts | None,
+) -> Verdicts:
+    """Decide every row. `was_in_output`: it was kept before; `settled`: by the same settings."""
     count = len(rows)
     verdicts = Verdicts(np.zeros(count, np.int8), np.full(count, -1))
     refused = np.isin(rows.document, list(rows.documents.refused))
-    rank = np.arange(count) + count * (~stood).astype(np.int64) + 2 * count * refused
+    # The best row has no refused document, then was kept before, then comes first.
+    rank = np.arange(count) + count * (~was_in_output).astype(np.int64) + 2 * count * refused
     same = np.arange(count)
     join_equal(same, rows.content)
     best = _best(same, rank)
-    again = best != np.arange(count)
-    verdicts.reason[again], verdicts.other[again] = DUPLICATE, best[again]
-    verdicts.reason[refused & ~again] = JOINS_SPLITS
+    duplicate = best != np.arange(count)
+    verdicts.reason[duplicate], verdicts.other[duplicate] = DUPLICATE, best[duplicate]
+    verdicts.reason[refused & ~duplicate] = JOINS_SPLITS
     if rows.how is not None:
-        _near_duplicates(rows, rows.how, verdicts, labels, rank, stood & settled)
+        _near_duplicates(rows, rows.how, verdicts, labels, rank, was_in_output & settled)
     if (words := config.dedup.contamination_words) is not None:
         _contaminated(rows, verdicts, words, config.dedup.contamination_common, evaluation)
     return verdicts
 
 
 def _near_duplicates(
-    rows: Rows, how: Sketching, verdicts: Verdicts, labels: Indexes, rank: Indexes,
+    rows: Rows,
+    how: Sketching,
+    verdicts: Verdicts,
+    labels: Indexes,
+    rank: Indexes,
     stays: npt.NDArray[np.bool_],
-) -> None:  # fmt: skip
-    """One row per task type and family of subject and question; those that stood all stay."""
+) -> None:
+    """Keep one row per task type and cluster of subject and question, and all of `stays`."""
     alive = np.flatnonzero(verdicts.reason == 0)
     salt = _salt(rows.tasks[alive], labels[rows.subject[alive]])
     _, group, size = np.unique(salt, return_inverse=True, return_counts=True)
+    # A row that is alone in its task type and subject cluster has no near-duplicate.
     several = size[group] > 1
     alive, salt = alive[several], salt[several]
-    found = families(rows.questions, rows.question[alive], salt, how)
+    labels_of_questions = families(rows.questions, rows.question[alive], salt, how)
     order = np.argsort(np.argsort(rank[alive], kind="stable"), kind="stable")
-    best = alive[np.argsort(order)[_best(found, order)]] if len(alive) else alive
+    best = alive[np.argsort(order)[_best(labels_of_questions, order)]] if len(alive) else alive
     drop = (best != alive) & ~stays[alive]
     verdicts.reason[alive[drop]] = NEAR_DUPLICATE
     verdicts.other[alive[drop]] = best[drop]
 
 
-def _salt(tasks: npt.NDArray[np.int32], families_: Indexes) -> Hashes:
-    return mixed(mixed(tasks.astype(np.uint64)) ^ families_.astype(np.uint64))
+def _salt(tasks: npt.NDArray[np.int32], clusters: Indexes) -> Hashes:
+    return mixed(mixed(tasks.astype(np.uint64)) ^ clusters.astype(np.uint64))
 
 
 def _contaminated(
-    rows: Rows, verdicts: Verdicts, words: int, common: int,
+    rows: Rows,
+    verdicts: Verdicts,
+    words: int,
+    common: int,
     evaluation: contamination.EvalTexts | None,
-) -> None:  # fmt: skip
+) -> None:
     kept = np.flatnonzero(verdicts.reason == 0)
     training = rows.documents.sides[rows.document[kept]] == SIDES.index("train")
     train, held = kept[training], kept[~training]
     aside = evaluation.sketches if evaluation else None
-    found = contamination.find(
-        rows.subjects, np.unique(rows.subject[train]), np.unique(rows.subject[held]), aside,
-        words, common,
-    )  # fmt: skip
-    verdicts.common = found.common
+    matches = contamination.find(
+        rows.subjects,
+        np.unique(rows.subject[train]),
+        np.unique(rows.subject[held]),
+        aside,
+        words,
+        common,
+    )
+    verdicts.common = matches.common
     prints = rows.subjects.prints
-    order = np.argsort(prints[found.texts])
-    wanted = prints[found.texts][order]
-    if not len(wanted):
+    order = np.argsort(prints[matches.texts])
+    matched = prints[matches.texts][order]
+    if not len(matched):
         return
+    # Equal subjects were compared once, by their first text; every row with one is rejected.
     own = prints[rows.subject[train]]
-    at = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
-    hit = np.flatnonzero(wanted[at] == own)
+    at = np.minimum(np.searchsorted(matched, own), len(matched) - 1)
+    hit = np.flatnonzero(matched[at] == own)
     holders = dict(zip(rows.subject[held[::-1]].tolist(), held[::-1].tolist(), strict=True))
     for row, index in zip(train[hit].tolist(), order[at[hit]].tolist(), strict=True):
-        source = int(found.sources[index])
+        source = int(matches.sources[index])
         verdicts.reason[row] = CONTAMINATED
         verdicts.other[row] = holders[source] if source >= 0 else source - 1
-        verdicts.spans[row] = (int(found.starts[index]), int(found.lengths[index]))
+        verdicts.spans[row] = (int(matches.starts[index]), int(matches.lengths[index]))

@@ -1,15 +1,9 @@
-"""Training texts that share a run of words with held-out texts.
+"""Find training texts that share a run of words with held-out texts.
 
 A run is an n-gram of `words` words without case (`text/ngrams.py`; GPT-3's filter used 13: Brown et
 al. 2020, appendix C), in scripts without spaces about as much text: 22 characters of Chinese. A
-text with fewer words counts as a whole, and only against a text that is
-the same as a whole. What is compared is a row's own text (see `dedup.py`), so a prompt template
-or a database schema is no match. Runs that occur more than `common` times in all texts, training
-and held out, are boilerplate ("All rights reserved. No part of ...") and count for nothing; how
-many distinct ones there were is in the result.
-
-The words stand on disk (`minhash_store.py`). In memory are the held-out runs, at most `BUDGET` at a
-time: with more of them the texts are read several times.
+shorter text matches only an equal one. Compared are the rows' own texts (`dedup.py`), so a prompt
+template or a schema is no match.
 Not covered: paraphrases, translations, and a short question within a longer training text.
 """
 
@@ -28,16 +22,14 @@ from nexa_distill.raw_data.files import read_raw
 from nexa_distill.text.hashing import Hashes, Indexes
 from nexa_distill.text.ngrams import ngrams
 
-BUDGET = 2_000_000  # held-out runs at a time
+# Held-out runs in memory; with more of them the texts are read from disk several times.
+BUDGET = 2_000_000
 _SLOTS = 2**25
 _BATCH = 4096
 
 
 class EvalTexts:
-    """The distinct texts of evaluation files, each with the place of its first occurrence.
-
-    A text that begins or ends with an instruction of the prompts counts without it too.
-    """
+    """The distinct texts of evaluation files, each with the location of its first occurrence."""
 
     def __init__(self, files: list[Path], folder: Path, shared: SharedText) -> None:
         self.sketches = Sketches(folder, None)
@@ -47,6 +39,7 @@ class EvalTexts:
             places: list[tuple[str, int, str]] = []
             for row in read_raw(file):
                 for column, text in _texts(row.values, ""):
+                    # A text with an instruction of the prompts is also compared without it.
                     subject, question = shared.divide(text)
                     for each in [text, subject] if question else [text]:
                         texts.append(each)
@@ -65,7 +58,7 @@ class EvalTexts:
 
 
 def _texts(value: Any, column: str) -> Iterator[tuple[str, str]]:
-    """Every text in a row, however deep it stands, under the name of its column."""
+    """Every text in a row, at any depth, with the name of its column."""
     if isinstance(value, str) and value.strip():
         yield column, value.encode("utf-8", "replace").decode()
     elif isinstance(value, Mapping):
@@ -78,10 +71,11 @@ def _texts(value: Any, column: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Found:
-    """Per contaminated text: its longest run and what that matches.
+    """Per contaminated text: its longest run and the text with which it shares the run.
 
     `texts` are numbers of training texts, each once; the run is `lengths[i]` words from word
     `starts[i]` on. `sources[i]` is a held-out text, or -1 - a text of the evaluation files.
+    `common`: distinct runs that were ignored as boilerplate.
     """
 
     texts: Indexes
@@ -92,10 +86,18 @@ class Found:
 
 
 def find(
-    sketches: Sketches, training: Indexes, held: Indexes, evaluation: Sketches | None,
-    words: int, common: int,
-) -> Found:  # fmt: skip
-    """Which of the `training` texts share a run with the `held` ones or with `evaluation`."""
+    sketches: Sketches,
+    training: Indexes,
+    held: Indexes,
+    evaluation: Sketches | None,
+    words: int,
+    common: int,
+) -> Found:
+    """Find the `training` texts that share a run with `held` texts or with `evaluation`.
+
+    Runs that occur more than `common` times in all texts, training and held out, are boilerplate
+    ("All rights reserved. No part of ...") and are ignored.
+    """
     reads = [(sketches, held, False)]
     if evaluation is not None and len(evaluation):
         reads.append((evaluation, _distinct(evaluation, np.arange(len(evaluation))), True))
@@ -106,19 +108,18 @@ def find(
     hits: list[_Hits] = []
     boilerplate = 0
     for part in range(parts if len(training) else 0):
-        found, ignored = _Index.of(reads, words, part, parts).hits(
-            sketches, training, words, common, part, parts
-        )
-        hits.append(found)
+        index = _Index.of(reads, words, part, parts)
+        part_hits, ignored = index.hits(sketches, training, words, common, part, parts)
+        hits.append(part_hits)
         boilerplate += ignored
     return _longest(hits, boilerplate)
 
 
 def _distinct(sketches: Sketches, texts: Indexes) -> Indexes:
-    """One text, the first, of those that have the same words."""
+    """The first of all texts that have the same words."""
     _, first = np.unique(sketches.prints[texts], return_index=True)
-    found: Indexes = texts[np.sort(first)]
-    return found
+    distinct: Indexes = texts[np.sort(first)]
+    return distinct
 
 
 def _volume(sketches: Sketches, texts: Indexes) -> int:
@@ -128,10 +129,7 @@ def _volume(sketches: Sketches, texts: Indexes) -> int:
 def _runs(
     sketches: Sketches, texts: Indexes, words: int, part: int, parts: int
 ) -> Iterator[tuple[Hashes, Indexes, Indexes, Indexes]]:
-    """Blocks of runs of these texts (ascending): hash, text, first word, number of words.
-
-    Of all hashes, one of `parts`.
-    """
+    """Blocks of runs of these texts (ascending): hash, text, first word, number of words."""
     for first, end in sketches.blocks():
         chosen = texts[np.searchsorted(texts, first) : np.searchsorted(texts, end)]
         if not len(chosen):
@@ -140,23 +138,23 @@ def _runs(
         counts = np.diff(starts)
         text = np.repeat(chosen, counts)
         place = np.arange(len(hashes)) - np.repeat(starts[:-1], counts)
-        mine = hashes % np.uint64(parts) == part if parts > 1 else slice(None)
-        yield hashes[mine], text[mine], place[mine], sizes[mine]
+        here = hashes % np.uint64(parts) == part if parts > 1 else slice(None)
+        yield hashes[here], text[here], place[here], sizes[here]
 
 
-# Training text, first word, number of words, source; before the source is known, a held-out run
-# comes first and the source is left out.
+# (training text, first word, number of words, source), or before the source is known
+# (held-out run, training text, first word, number of words).
 _Hits = tuple[Indexes, Indexes, Indexes, Indexes]
 
 
 @dataclass
 class _Index:
-    """Held-out runs: sorted hashes, where each first stands, how often it occurs."""
+    """Held-out runs: sorted hashes, the first source of each, its number of occurrences."""
 
     hashes: Hashes
     sources: Indexes
     counts: Indexes
-    slots: npt.NDArray[np.bool_]
+    slots: npt.NDArray[np.bool_]  # by the first bits of a hash: rules out most training runs
 
     @classmethod
     def of(
@@ -169,30 +167,30 @@ class _Index:
                 sources.append(-1 - text if aside else text)
         whole, source = np.concatenate(hashes), np.concatenate(sources)
         del hashes, sources
-        found, first, counts = np.unique(whole, return_index=True, return_counts=True)
+        runs, first, counts = np.unique(whole, return_index=True, return_counts=True)
         slots = np.zeros(_SLOTS, np.bool_)
-        slots[_slot(found)] = True
-        return cls(found, source[first], counts, slots)
+        slots[_slot(runs)] = True
+        return cls(runs, source[first], counts, slots)
 
     def hits(
         self, sketches: Sketches, training: Indexes, words: int, common: int, part: int, parts: int
     ) -> tuple[_Hits, int]:
-        """What training shares, without boilerplate, and how many runs were that."""
+        """(hits of training texts without boilerplate, number of boilerplate runs)."""
         kept: list[_Hits] = []
-        met = np.zeros(len(self.hashes), np.bool_)
+        is_hit = np.zeros(len(self.hashes), np.bool_)
         for hashes, text, place, sizes in _runs(sketches, training, words, part, parts):
             maybe = np.flatnonzero(self.slots[_slot(hashes)])
             values = hashes[maybe]
             where = np.minimum(np.searchsorted(self.hashes, values), max(len(self.hashes) - 1, 0))
-            real = self.hashes[where] == values
-            run, maybe = where[real], maybe[real]
+            equal = self.hashes[where] == values
+            run, maybe = where[equal], maybe[equal]
             np.add.at(self.counts, run, 1)
-            met[run] = True
+            is_hit[run] = True
             kept.append((run, text[maybe], place[maybe], sizes[maybe]))
             if sum(len(hits[0]) for hits in kept) > BUDGET // 2:
                 kept = [self._rare(kept, common)]
         run, text, place, sizes = self._rare(kept, common)
-        return (text, place, sizes, self.sources[run]), int((met & (self.counts > common)).sum())
+        return (text, place, sizes, self.sources[run]), int((is_hit & (self.counts > common)).sum())
 
     def _rare(self, kept: list[_Hits], common: int) -> _Hits:
         run, *columns = _joined(kept)
@@ -213,7 +211,7 @@ def _joined(hits: list[_Hits]) -> _Hits:
 
 
 def _longest(hits: list[_Hits], common: int) -> Found:
-    """Runs that follow each other word by word are one; the longest of each text stays."""
+    """Merge runs that follow each other word by word, and keep the longest of each text."""
     text, place, sizes, source = _joined(hits)
     order = np.lexsort((place, text))
     text, place, sizes, source = text[order], place[order], sizes[order], source[order]

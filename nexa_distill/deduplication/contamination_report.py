@@ -1,8 +1,8 @@
-"""The evidence against contaminated rows, so that a person can see a false hit.
+"""Report the evidence against contaminated rows, so that a user can recognize a false hit.
 
-Writes `reports/dedup/contamination.json` and its Markdown twin: per rejected training row its key
-and source, the held-out row or eval file that it matches, and the words that both have. The first
-`LISTED` rows; all are in `rejected_inputs` (`matched`, `detail`), so that they need not be held.
+Writes `reports/dedup/contamination.json` and the same as Markdown: per rejected training row its
+key and source, the held-out row or eval file that it matches, and the words that both share. The
+first `LISTED` rows; all are in `rejected_inputs` (`matched`, `detail`).
 """
 
 from pathlib import Path
@@ -20,26 +20,26 @@ from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.text.ngrams import joined, words_of
 
 LISTED = 1000  # rows in the JSON
-SHOWN = 100  # in its Markdown twin
+SHOWN = 100  # rows in the Markdown
 
 
 class Evidence:
-    """Collects while the rows pass (`see`) what only their texts can tell."""
+    """Collects the words and locations of contaminated rows while their texts are read."""
 
     def __init__(
         self, rows: Rows, verdicts: Verdicts, evaluation: EvalTexts | None, shared: SharedText
     ) -> None:
         self._rows, self._verdicts, self._shared = rows, verdicts, shared
         self._places = evaluation.places if evaluation else {}
-        guilty = np.flatnonzero(verdicts.reason == CONTAMINATED)
-        self._count, others = len(guilty), verdicts.other[guilty[:LISTED]]
+        contaminated = np.flatnonzero(verdicts.reason == CONTAMINATED)
+        self._count, others = len(contaminated), verdicts.other[contaminated[:LISTED]]
         self._wanted = np.unique(others[others >= 0])
         self._held: dict[int, dict[str, Any]] = {}
         self._found: dict[int, dict[str, Any]] = {}
         self._spans: dict[int, str] = {}
 
     def see(self, start: int, batch: pa.Table) -> None:
-        """Rows `start` and following; `span` knows those until the next call."""
+        """Read the texts of rows `start` and following; `span` covers them until the next call."""
         end = start + batch.num_rows
         first, last = np.searchsorted(self._wanted, [start, end])
         names = ["sample_id", "task_id", "source_file", "source_row"]
@@ -55,15 +55,16 @@ class Evidence:
             if len(self._found) < LISTED:
                 self._found[row] = {
                     **{name: values[name] for name in names},
-                    "words": words, "span": self._spans[row],
-                }  # fmt: skip
+                    "words": words,
+                    "span": self._spans[row],
+                }
 
     def span(self, row: int) -> str:
-        """The words of a contaminated row that are held out too."""
+        """The words that a contaminated row shares with held-out text."""
         return self._spans[row]
 
     def matched(self, row: int) -> str | None:
-        """What a rejected row matches: a sample_id, or the place in an eval file."""
+        """The sample_id, or the location in an eval file, that a rejected row matches."""
         other = int(self._verdicts.other[row])
         if other >= 0:
             return str(self._rows.sample_ids[other].tobytes().hex())
@@ -81,16 +82,15 @@ class Evidence:
 
     def write(self, path: Path, chosen: Dedup) -> None:
         """Write both reports. Without decontamination `contaminated` is null."""
-        looked = chosen.contamination_words is not None
-        found = [{**row, "matched": self._match(number)} for number, row in self._found.items()]
+        rows = [{**row, "matched": self._match(number)} for number, row in self._found.items()]
         report = {
             "run_id": run_id(),
             "contamination_words": chosen.contamination_words,
             "contamination_common": chosen.contamination_common,
             "eval_files": list(chosen.eval_files),
-            "contaminated": self._count if looked else None,
+            "contaminated": None if chosen.contamination_words is None else self._count,
             "boilerplate_runs": self._verdicts.common,
-            "rows": found,
+            "rows": rows,
             "created_at": utc_now(),
         }
         write_json(path, report)
@@ -101,15 +101,14 @@ def _markdown(report: dict[str, Any]) -> str:
     if report["contaminated"] is None:
         return "# Contamination\n\nNot looked for: dedup.contamination_words is null.\n"
     lines = [
-        "# Contamination", "",
-        f"Run {report['run_id']}, {report['created_at']}.", "",
+        f"# Contamination\n\nRun {report['run_id']}, {report['created_at']}.\n",
         f"{report['contaminated']:,} training rows share {report['contamination_words']} or more "
         "words in a row with held-out rows or eval files and were rejected. "
         f"{report['boilerplate_runs']:,} shared runs occur more than "
         f"{report['contamination_common']} times and did not count.",
-    ]  # fmt: skip
+    ]
     if report["rows"]:
-        lines += ["", "| training row | matches | words | both have |", "|---|---|---|---|"]
+        lines.append("\n| training row | matches | words | both have |\n|---|---|---|---|")
     for row in report["rows"][:SHOWN]:
         other = row["matched"]
         place = (
@@ -118,6 +117,8 @@ def _markdown(report: dict[str, Any]) -> str:
         span = row["span"].replace("|", "\\|")
         lines.append(f"| {row['task_id']} | {place} | {row['words']} | {span} |")
     if report["contaminated"] > SHOWN:
-        lines += ["", f"The first {SHOWN} of {report['contaminated']:,}; all are in the table of "
-                  "rejected inputs (`matched`, `detail`)."]  # fmt: skip
+        lines.append(
+            f"\nThe first {SHOWN} of {report['contaminated']:,}; all are in the table of "
+            "rejected inputs (`matched`, `detail`)."
+        )
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""The words, signatures and bands of many texts, in a scratch folder instead of in memory.
+"""Store the words, signatures and bands of many texts in a scratch folder instead of in memory.
 
 On disk: 8 bytes per word; with `how`, one byte per MinHash value and 8 per band. In memory: 16
-bytes per text. Texts are numbered in the order in which they come; equal texts of one batch are
-one. The folder is the caller's to remove.
+bytes per text. Texts are numbered in order; equal texts of one batch share a number. The caller
+removes the folder.
 """
 
 import itertools
@@ -44,22 +44,24 @@ class Sketching:
 
     @property
     def rows(self) -> int:
-        """r: MinHash values in a band."""
+        """r: MinHash values in a band, the most whose recall is at least RECALL."""
+        # 128 values and a threshold of 0.8 give r = 7, b = 18 and a recall of 0.985.
         fits = (r for r in range(self.permutations, 1, -1) if self.recall(r) >= RECALL)
         return next(fits, 1)
 
     @property
     def bands(self) -> int:
-        """b: bands of the signature."""
+        """b: bands in the signature."""
         return self.permutations // self.rows
 
     def recall(self, rows: int) -> float:
-        """The chance that a pair just at the threshold shares a band: 1 - (1 - t^r)^b."""
+        """The probability that a pair at the threshold t shares a band: 1 - (1 - t^r)^b."""
+        # Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4.2.
         return float(1 - (1 - self.threshold**rows) ** (self.permutations // rows))
 
 
 def sketch(texts: Tokens, how: Sketching) -> tuple[Signatures, Hashes]:
-    """Per text: the signature, one byte of each MinHash value, and the key of each band."""
+    """(signatures, band keys) per text; a signature has one byte of each MinHash value."""
     shingles, starts, _ = ngrams(texts, how.words)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         shingles, starts.astype(np.uint64), how.permutations, SEED
@@ -78,7 +80,7 @@ def sketch(texts: Tokens, how: Sketching) -> tuple[Signatures, Hashes]:
 
 @dataclass(frozen=True)
 class Sketched:
-    """One batch: its distinct texts, and which of them each row is."""
+    """One batch: its distinct texts, and the text of each row."""
 
     texts: Tokens
     row_texts: Indexes
@@ -88,7 +90,7 @@ class Sketched:
 
 
 def sketched(texts: pa.Array, how: Sketching | None) -> Sketched:
-    """What there is to know of a batch of texts (null counts as empty). Pure: for any thread."""
+    """Hash and sketch a batch of texts (null counts as empty). Pure, so any thread may run it."""
     encoded = texts.fill_null("").dictionary_encode()
     words = tokens(encoded.dictionary)
     signatures, bands = sketch(words, how) if how else (None, None)
@@ -97,13 +99,14 @@ def sketched(texts: pa.Array, how: Sketching | None) -> Sketched:
 
 
 class Stored:
-    """A file of numbers, read in pieces: a mapped one would stay in this process's memory."""
+    """A file of numbers that is read in pieces."""
 
     def __init__(self, path: Path, kind: type[np.unsignedinteger[Any]]) -> None:
+        # A memory map would stay in the memory of this process.
         self._file, self._kind = path.open("rb", buffering=0), np.dtype(kind)
 
     def pieces(self, starts: Indexes, counts: Indexes) -> npt.NDArray[Any]:
-        """`counts[i]` numbers from number `starts[i]` on, one piece after the other."""
+        """Read `counts[i]` numbers from number `starts[i]` on, and concatenate the pieces."""
         size, number = self._kind.itemsize, self._file.fileno()
         places = zip((starts * size).tolist(), (counts * size).tolist(), strict=True)
         return np.frombuffer(
@@ -112,7 +115,7 @@ class Stored:
 
 
 class Sketches:
-    """See the module. First `add` every batch, then `close`, then read."""
+    """The stored texts: first `add` every batch, then `close`, then read."""
 
     def __init__(self, folder: Path, how: Sketching | None) -> None:
         folder.mkdir(parents=True)
@@ -138,10 +141,10 @@ class Sketches:
         return numbers
 
     def close(self) -> None:
-        """Nothing is added any more.
+        """Finish adding, and set `prints` and `starts`.
 
-        From now on there are `prints` (per text, a hash of its words: equal texts have equal ones)
-        and `starts` (where the words of each text begin; one more at the end).
+        `prints`: per text, a hash of its words; `starts`: where the words of each text begin, and
+        one more at the end.
         """
         self._files.close()
         self.prints: Hashes = np.concatenate([np.zeros(0, np.uint64), *self._prints])
@@ -159,8 +162,8 @@ class Sketches:
     def signatures(self, texts: Indexes) -> Signatures:
         """The signatures of these texts, one row each."""
         width = self._how.permutations if self._how else 0
-        found = self._signatures.pieces(texts * width, np.full(len(texts), width))
-        return found.reshape(len(texts), width)
+        flat = self._signatures.pieces(texts * width, np.full(len(texts), width))
+        return flat.reshape(len(texts), width)
 
     def band(self, number: int) -> Hashes:
         """Per text, its key in this band."""
@@ -173,23 +176,21 @@ class Sketches:
     def tokens(self, texts: Indexes) -> Tokens:
         """The words of these texts."""
         first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
-        return Tokens(
-            self._words.pieces(first, lengths),
-            np.concatenate([[0], np.cumsum(lengths)]),
-        )
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        return Tokens(self._words.pieces(first, lengths), starts)
 
     def blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
-        """Ranges of texts that hold about so many words each."""
+        """Ranges of texts with about `words` words each."""
         first = 0
         while first < self._count:
-            wanted = np.searchsorted(self.starts, self.starts[first] + words, "right") - 1
-            end = max(int(wanted), first + 1)
+            last = np.searchsorted(self.starts, self.starts[first] + words, "right") - 1
+            end = max(int(last), first + 1)
             yield first, min(end, self._count)
             first = end
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`work` of each item, on every core, a few items ahead, in the order of the items."""
+    """Run `work` on each item, on every core and a few items ahead; yield results in order."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
@@ -203,7 +204,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 @contextmanager
 def scratch_folder(dst: Path) -> Iterator[Path]:
-    """A hidden folder beside `dst` that goes at the end; those that a kill left go now."""
+    """A hidden folder beside `dst`, removed at the end; those of killed runs are removed first."""
     for old in dst.parent.glob(f".{dst.name}.*.scratch"):
         try:
             os.kill(int(old.name.split(".")[-2]), 0)

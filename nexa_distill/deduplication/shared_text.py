@@ -1,16 +1,11 @@
-"""Text that many prompts share: an instruction is not what a prompt is about.
+"""Find text that many prompts share, so that prompts are compared without it.
 
-Two kinds are found in the prompts of a run, before they are compared:
-- a context that at least a third of the rows have ("You are the assistant of a library ...") is an
-  instruction: each of these rows is a document of its own;
-- an opening or closing of `LONG` bytes and more, from the beginning or to the end of the prompt and
-  bounded by the end of a sentence or line, which at least `FEWEST` different prompts without a
-  context share. Of a third of the rows it is an instruction, and the prompt is about the rest; of
-  fewer it is what they are about (a passage), and the rest is the question.
+- An instruction is a context of at least a third of the rows ("You are the assistant of a library
+  ..."); each of these rows is its own document.
+- An opening or closing of `LONG` bytes and more, up to the end of a sentence or line, that at least
+  `FEWEST` different prompts without a context share, is an instruction if a third of the rows have
+  it. Otherwise it is a passage: the prompts are about it, and the rest is the question.
 
-What was an instruction once stays one, a context that was a document stays a document, and only
-the first run looks for passages (`storage.clusters` remembers them): otherwise rows would change
-their side, or be lost, when others are added.
 Not covered: instructions that differ in a word, or that are in the middle.
 """
 
@@ -26,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 FEWEST = 5  # rows
-SHARE = 3  # an instruction has one row in so many
+SHARE = 3  # at least one row in so many has an instruction
 LONG = 75  # bytes: 13 words of English, 25 characters of Chinese
-MOST_BORDERS = 12  # sentences from each end that are looked at
+MOST_BORDERS = 12  # sentences from each end that are examined
 COLUMNS = ["document_id", "context", "user_prompt", "schema"]
 _BORDER = re.compile(r"(?<=[.!?:])\s+|\s*\n\s*|(?<=[\u3002\uff01\uff1f\uff1a\u0964])\s*")
 
@@ -37,9 +32,9 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class SharedText:
-    """What prompts share, by `name_of` a context's document id or of an opening or closing.
+    """Shared texts, by `name_of` of a context's document id, or of an opening or closing.
 
-    `reported`: of each instruction of this run, its text and its number of rows.
+    `reported`: (text, number of rows) of each instruction of this run.
     """
 
     instructions: frozenset[str] = frozenset()
@@ -59,7 +54,7 @@ class SharedText:
         first, last = _longest(span for name, span in ends if name in self.passages)
         if last - first <= end - start:
             first, last = 0, len(prompt)
-        # What an instruction has in common with a passage is not what the prompt is about.
+        # Where an instruction and a passage overlap, the text belongs to the instruction.
         cut = [min(max(place, first), last) for place in (start, end)]
         subject = f"{prompt[first : cut[0]]} {prompt[cut[1] : last]}".strip()
         return subject, " ".join([prompt[:first], prompt[start:end], prompt[last:]]).strip()
@@ -74,12 +69,12 @@ Read = Callable[[], Iterable[pa.Table]]
 
 
 def name_of(text: str) -> str:
-    """16 hexadecimal digits, the same in every run and whatever the case of the text."""
+    """16 hexadecimal digits, the same in every run, independent of the text's case."""
     return blake2b(text.casefold().encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _ends(prompt: str) -> Iterator[tuple[str, Span]]:
-    """Long openings and closings of a prompt that leave a rest: their names and where they are."""
+    """(name, span) of the long openings and closings of a prompt that are not all of it."""
     if len(prompt) * 4 < LONG:
         return
     borders = [match.span() for match in _BORDER.finditer(prompt)]
@@ -94,23 +89,26 @@ def _ends(prompt: str) -> Iterator[tuple[str, Span]]:
 def find_shared_text(
     read: Read, before: SharedText | None, is_document: Callable[[list[str]], list[bool]]
 ) -> SharedText:
-    """What the prompts share; each call of `read` gives all of them, as tables with COLUMNS.
+    """Find the shared texts; each call of `read` yields all prompts, as tables with COLUMNS.
 
-    `before`: what is remembered of earlier runs; `is_document`: of some document ids, which are
-    remembered.
+    `before`: shared texts of earlier runs; `is_document`: which document ids earlier runs had.
     """
     total, contexts, openings = _count(read())
     fewest = max(FEWEST, total / SHARE)
     often = {name: count for name, count in (contexts | openings).items() if count >= fewest}
     texts = _texts(read(), often.keys()) if often else {}
     documents = [document for document, _ in texts.values() if document]
-    known = {document for document, is_one in zip(documents, is_document(documents), strict=True)
-             if is_one}  # fmt: skip
-    texts = {name: found for name, found in texts.items() if found[0] not in known}
+    # An instruction stays one, a document stays a document, and only the first run looks for
+    # passages: otherwise rows would change their split, or be lost, when others are added.
+    flags = is_document(documents)
+    old = {document for document, is_old in zip(documents, flags, strict=True) if is_old}
+    texts = {name: value for name, value in texts.items() if value[0] not in old}
     instructions = texts.keys() | (before.instructions if before else frozenset())
     passages = openings.keys() if before is None else before.passages
     reported = [(text, often[name]) for name, (_, text) in texts.items()]
-    reported = [one for one in reported if not any(one[0] in o[0] and one != o for o in reported)]
+    reported = [
+        item for item in reported if not any(item[0] in o[0] and item != o for o in reported)
+    ]
     return SharedText(frozenset(instructions), frozenset(passages - instructions), tuple(reported))
 
 
@@ -129,9 +127,9 @@ def _prompt(row: Mapping[str, str | None]) -> str:
 
 
 def _count(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Number of rows; rows per document with a context; different prompts per opening or closing.
+    """(rows, rows per document with a context, different prompts per opening or closing).
 
-    Of what occurs `FEWEST` times at least. 16 bytes per row and 24 per opening are held.
+    Only counts of at least `FEWEST`. Takes 16 bytes per row and 24 per opening.
     """
     total, none = 0, np.zeros(0, "S16")
     documents, prompts, names, owners = [none], [none], [none], [np.zeros(0, np.int64)]
@@ -148,9 +146,8 @@ def _count(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, 
         total += batch.num_rows
     _, different = np.unique(np.concatenate(prompts), return_index=True)
     counted = np.isin(np.concatenate(owners), different)
-    found = (np.concatenate(documents), np.concatenate(names)[counted])
-    contexts, openings = (_frequent(part) for part in found)
-    return total, contexts, openings
+    contexts = _frequent(np.concatenate(documents))
+    return total, contexts, _frequent(np.concatenate(names)[counted])
 
 
 def _names(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
@@ -165,21 +162,18 @@ def _frequent(names: npt.NDArray[np.bytes_]) -> dict[str, int]:
 
 
 def _texts(batches: Iterable[pa.Table], wanted: Collection[str]) -> dict[str, tuple[str, str]]:
-    """(document id, text) of these contexts, and ("", text) of these openings and closings.
-
-    A document of several chunks has several contexts, and is left out.
-    """
-    found: dict[str, tuple[str, str]] = {}
-    several: set[str] = set()
+    """(document id, text) of these contexts, and ("", text) of these openings and closings."""
+    texts: dict[str, tuple[str, str]] = {}
+    chunked: set[str] = set()
     for batch in batches:
         for row in batch.select(COLUMNS).to_pylist():
             if _has_context(row):
                 name, text = name_of(row["document_id"]), row["context"]
-                if name in wanted and found.setdefault(name, (row["document_id"], text))[1] != text:
-                    several.add(name)
+                if name in wanted and texts.setdefault(name, (row["document_id"], text))[1] != text:
+                    chunked.add(name)  # a document of several chunks has several contexts
                 continue
             prompt = _prompt(row)
             for name, (start, end) in _ends(prompt):
                 if name in wanted:
-                    found.setdefault(name, ("", prompt[start:end].strip()))
-    return {name: value for name, value in found.items() if name not in several}
+                    texts.setdefault(name, ("", prompt[start:end].strip()))
+    return {name: value for name, value in texts.items() if name not in chunked}

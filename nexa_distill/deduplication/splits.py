@@ -1,22 +1,14 @@
-"""On which side of the split a document stands, now and for good.
+"""Assign every document to a split, permanently: clusters are stored in `storage.clusters`.
 
-A cluster is what near-duplicates and shared documents join; its name decides the side
-(`split_of`). A cluster is named by its smallest document, whatever the order of the rows. What was
-decided is remembered in `storage.clusters` (contracts.CLUSTERS, written before anything that
-depends on it), so that clusters which grow, shrink or meet keep their names:
+Near-duplicates and shared documents form a cluster, named by its smallest document; the name
+decides the split. Clusters that grow, shrink or meet keep their names:
 
-- a document that is remembered keeps its cluster;
-- a new one takes the cluster of its near-duplicates (the smallest name, if there are several on one
-  side: they stay apart by name and together by side), or founds one;
-- a new one that would join clusters on different sides is refused (`joins_splits`), and with it
-  every new document through which it does;
-- where two remembered documents meet on different sides (a smaller `dedup.jaccard`, or a document
-  that was away while its near-duplicate came), the one that stood in the last output stays, and of
-  two of those the held-out one.
-
-The memory is read again as long as `split:` is what it was; another seed or other shares decide
-everything anew, and so does a memory that was deleted. Like the ledger it has no manifest: it is
-replaced as a whole, and any complete file is a right one.
+- a stored document keeps its cluster;
+- a new one takes the cluster of its near-duplicates (the smallest name of several), or founds one;
+- a new one that would join clusters of different splits is refused (`joins_splits`), with every new
+  document that links them;
+- if two stored documents of different splits meet (a smaller `dedup.jaccard`, or one was absent
+  while the other came), the one in the last output stays, and of two such the held-out one.
 """
 
 import json
@@ -37,7 +29,7 @@ from nexa_distill.settings.pipeline import Split
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.hashing import Digests, Indexes, compact_json, digests, keys, sha256_text
 
-SIDES = ("train", "val", "test")  # where two must not meet, the later one stays
+SIDES = ("train", "val", "test")  # of two that must not meet, the later one stays
 Flags = npt.NDArray[np.bool_]
 _SETTINGS = b"decided_with"
 _SHARED_TEXT = b"shared_text"
@@ -56,8 +48,8 @@ def split_of(cluster_id: str, split: Split) -> str:
 class Documents:
     """The documents of a run, in the order of their keys.
 
-    `names` are those of their clusters (zeros: none yet), `known` says which are remembered,
-    `stood` which had a row in the last output, `refused` why a document was refused.
+    `names`: of their clusters (zeros: none yet); `known`: whether they are stored; `stood`: whether
+    they had a row in the last output; `refused`: the reason for each refused document.
     """
 
     ids: Digests
@@ -69,54 +61,56 @@ class Documents:
 
     @classmethod
     def of(cls, ids: Digests) -> "Documents":
-        """Documents of these ids, of which nothing is known."""
+        """New documents with these ids."""
         none = np.zeros(len(ids), np.bool_)
         sides = np.full(len(ids), -1, np.int8)
         return cls(ids, np.zeros_like(ids), none, none.copy(), sides, {})
 
 
 def recall(documents: Documents, path: Path, decided_with: Mapping[str, Any]) -> bool:
-    """Fill in what `path` remembers. False when other settings than `split:` have changed since."""
+    """Fill in the clusters stored at `path`. False if settings other than `split:` have changed."""
     if not path.exists():
         return True
+    # Another seed or other shares reassign everything. The file has no manifest: it is replaced as
+    # a whole, and any complete file is valid.
     before = _decided_before(path)
     now = _settings(decided_with)
     if before.get(_SETTINGS + b".split") != now[_SETTINGS + b".split"]:
         return True
-    wanted = keys(documents.ids)
+    own = keys(documents.ids)
     for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
-        found = keys(digests(batch["document_id"].to_pylist()))
-        place = np.minimum(np.searchsorted(wanted, found), max(len(wanted) - 1, 0))
-        here = np.flatnonzero(wanted[place] == found) if len(wanted) else np.zeros(0, np.int64)
+        stored = keys(digests(batch["document_id"].to_pylist()))
+        place = np.minimum(np.searchsorted(own, stored), max(len(own) - 1, 0))
+        here = np.flatnonzero(own[place] == stored) if len(own) else np.zeros(0, np.int64)
         documents.names[place[here]] = digests(batch["cluster_id"].take(here).to_pylist())
         documents.known[place[here]] = True
     return before.get(_SETTINGS) == now[_SETTINGS]
 
 
 def remembered_shared_text(path: Path) -> SharedText | None:
-    """What an earlier run found that prompts share; None without a memory."""
+    """The text that prompts share according to earlier runs; None without any."""
     if not path.exists():
         return None
-    known = json.loads(_decided_before(path).get(_SHARED_TEXT, b"{}"))
-    instructions, passages = (known.get(kind, ()) for kind in ("instructions", "passages"))
+    stored = json.loads(_decided_before(path).get(_SHARED_TEXT, b"{}"))
+    instructions, passages = (stored.get(kind, ()) for kind in ("instructions", "passages"))
     return SharedText(frozenset(instructions), frozenset(passages))
 
 
 def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
-    """Of these documents, which the memory at `path` knows."""
-    found, wanted = set[str](), set(document_ids)
-    if path.exists() and wanted:
+    """Whether each of these documents is stored at `path`."""
+    stored, ids = set[str](), set(document_ids)
+    if path.exists() and ids:
         for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
-            found |= wanted.intersection(batch["document_id"].to_pylist())
-    return [document in found for document in document_ids]
+            stored |= ids.intersection(batch["document_id"].to_pylist())
+    return [document in stored for document in document_ids]
 
 
 def remember(
     documents: Documents, path: Path, decided_with: Mapping[str, Any], shared: SharedText
 ) -> None:
-    """Add the new documents' clusters to the memory; it is not written when nothing is new.
+    """Add the clusters of new documents to `path`; clusters of another `split:` are replaced.
 
-    A memory of another `split:` is replaced.
+    The file is not written if nothing is new.
     """
     settings = _settings(decided_with)
     names = {"instructions": sorted(shared.instructions), "passages": sorted(shared.passages)}
@@ -132,19 +126,21 @@ def remember(
             out.write(batch)
         for start in range(0, len(new), _BATCH):
             part = new[start : start + _BATCH]
-            columns = [[row.tobytes().hex() for row in which[part]]
-                       for which in (documents.ids, documents.names)]  # fmt: skip
+            columns = [
+                [row.tobytes().hex() for row in which[part]]
+                for which in (documents.ids, documents.names)
+            ]
             out.write(pa.table(columns, schema=CLUSTERS))
 
 
 def _decided_before(path: Path) -> dict[bytes, bytes]:
-    """What the memory at `path` was decided with; raises InputError (65) for a damaged one."""
+    """The settings of the clusters stored at `path`. Raises InputError (65) for a damaged file."""
     try:
         return dict(pq.read_schema(path).metadata or {}) if path.exists() else {}
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path}: not a complete Parquet file ({error}). It remembers on which side of the "
-            "split each document stands: restore it, or delete it and all sides are decided anew"
+            f"{path}: not a complete Parquet file ({error}). It stores the split of each document: "
+            "restore it, or delete it to assign all splits again"
         ) from None
 
 
@@ -159,11 +155,11 @@ Meeting = Callable[[list[int]], Iterable[tuple[int, int]]]
 
 
 def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meeting) -> list[int]:
-    """Give each document a name and a side, or refuse it.
+    """Give each document a cluster name and a split, or refuse it.
 
-    `clusters` labels what near-duplicates and shared texts join; `meeting(documents)` gives every
-    pair of these documents that is joined directly, and is asked only about clusters whose members
-    stand on different sides. Returns the members of those.
+    `clusters`: labels from near-duplicates and shared texts. `meeting(documents)` yields every pair
+    of these documents that is linked directly; it is called only for clusters whose stored members
+    have different splits. Returns the members of those clusters.
     """
     known = np.flatnonzero(documents.known)
     side = {key: SIDES.index(split_of(name, split)) for key, name in _distinct(documents, known)}
@@ -174,9 +170,9 @@ def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meetin
     high = np.full(len(clusters), -1)
     np.minimum.at(low, clusters[known], documents.sides[known])
     np.maximum.at(high, clusters[known], documents.sides[known])
-    torn = (low < high)[clusters]
-    _name_new(documents, clusters, ~torn)
-    members = np.flatnonzero(torn)
+    conflicting = (low < high)[clusters]
+    _name_new(documents, clusters, ~conflicting)
+    members = np.flatnonzero(conflicting)
     members = members[np.argsort(clusters[members], kind="stable")]
     for group in np.split(members, np.flatnonzero(np.diff(clusters[members])) + 1):
         if len(group):
@@ -188,8 +184,8 @@ def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meetin
 
 
 def _distinct(documents: Documents, known: Indexes) -> Iterator[tuple[int, str]]:
-    found, first = np.unique(keys(documents.names[known]), return_index=True)
-    for key, index in zip(found.tolist(), known[first].tolist(), strict=True):
+    distinct, first = np.unique(keys(documents.names[known]), return_index=True)
+    for key, index in zip(distinct.tolist(), known[first].tolist(), strict=True):
         yield key, _name(documents, index)
 
 
@@ -198,7 +194,7 @@ def _name(documents: Documents, index: int) -> str:
 
 
 def _name_new(documents: Documents, clusters: Indexes, among: Flags) -> None:
-    """New documents take the smallest name of their cluster, or else its smallest document's."""
+    """New documents take the smallest name in their cluster, or that of its smallest document."""
     name_keys = keys(documents.names)
     named = np.flatnonzero(documents.known & among)
     named = named[np.argsort(name_keys[named], kind="stable")[::-1]]
@@ -215,19 +211,21 @@ def _name_new(documents: Documents, clusters: Indexes, among: Flags) -> None:
 def _settle(
     documents: Documents, members: list[int], pairs: Iterable[tuple[int, int]], split: Split
 ) -> None:
-    """Place the members of a cluster that stands on several sides; see the module."""
+    """Assign the members of a cluster with several splits, or refuse them; see the module."""
     near: dict[int, set[int]] = {index: set() for index in members}
     for a, b in pairs:
         near[a].add(b)
         near[b].add(a)
-    stood = {i for i in members if documents.known[i] and documents.stood[i]}
-    away = {i for i in members if documents.known[i]} - stood
+    present = {i for i in members if documents.known[i] and documents.stood[i]}
+    absent = {i for i in members if documents.known[i]} - present
+    # Documents of the last output are placed first, then other stored ones, then new ones; each
+    # group of linked documents must agree with the placed documents that it touches.
     placed: set[int] = set()
-    for tier in (stood, away, set(members) - stood - away):
+    for tier in (present, absent, set(members) - present - absent):
         for group in _components(sorted(tier), near):
             touched = {o for i in group for o in near[i] if o in placed}
             sides = {int(documents.sides[o]) for o in touched}
-            # Nothing to go by but themselves: the held-out side; -1 is that of new documents.
+            # A group that touches none takes its own held-out split; -1 is that of new documents.
             sides = sides or {max(int(documents.sides[i]) for i in group)}
             for index in group:
                 if len(sides) > 1 or (
@@ -235,7 +233,7 @@ def _settle(
                 ):
                     meets = {int(documents.sides[index])} - {-1} | sides
                     names = " and ".join(SIDES[side] for side in sorted(meets))
-                    documents.refused[index] = f"near-duplicates stand in {names}"
+                    documents.refused[index] = f"near-duplicates are in {names}"
                     continue
                 placed.add(index)
                 if not documents.known[index]:
@@ -250,14 +248,14 @@ def _key(documents: Documents, index: int, by_name: bool) -> bytes:
 
 
 def _components(nodes: Collection[int], near: Mapping[int, set[int]]) -> Iterator[list[int]]:
-    left = dict.fromkeys(nodes)
-    while left:
-        group, queue = list[int](), [next(iter(left))]
-        del left[queue[0]]
+    remaining = dict.fromkeys(nodes)
+    while remaining:
+        group, queue = list[int](), [next(iter(remaining))]
+        del remaining[queue[0]]
         while queue:
             group.append(queue.pop())
             for other in sorted(near[group[-1]]):
-                if other in left:
-                    del left[other]
+                if other in remaining:
+                    del remaining[other]
                     queue.append(other)
         yield group

@@ -1,4 +1,4 @@
-"""What a user should know of a deduplication before anything is paid.
+"""Warn about surprising results of dedup before anything is paid.
 
 Reads `storage.raw_dataset` and `storage.rejected_inputs`; prints, and writes nothing.
 """
@@ -24,12 +24,12 @@ WAY_OUT = (
 def print_warnings(
     config: DistillConfig, rows: Rows, verdicts: Verdicts, shared: SharedText
 ) -> None:
-    """Instructions that were taken out of the comparison, and a large loss to contamination."""
+    """Print instructions that were excluded from the comparison, and a large contaminated share."""
     for text, count in shared.reported:
         print(
             f"dedup: {count} of {len(rows)} prompts have a text in common "
             f"({text[:SHOWN]!r}): it is taken for an instruction, and they are compared without "
-            "it. Its place is the column system_prompt"
+            "it. Move it to the column system_prompt"
         )
     lost = verdicts.reason == CONTAMINATED
     train = rows.documents.sides[rows.document] == SIDES.index("train")
@@ -42,12 +42,12 @@ def print_warnings(
 
 
 def require_both_sides(config: DistillConfig) -> None:
-    """Raises InputError before anything is paid when nothing could be trained on or held out."""
+    """Raises InputError, before anything is paid, if the train or the test split is empty."""
     path, split = config.storage.path("raw_dataset"), config.split
     batches = read_batches(path, TABLES["raw_dataset"], columns=["split"])
-    found = {side for batch in batches for side in batch["split"].unique().to_pylist()}
-    wanted = {"train"} | ({"test"} if split.test else set())
-    if missing := sorted(wanted - found):
+    present = {side for batch in batches for side in batch["split"].unique().to_pylist()}
+    required = {"train"} | ({"test"} if split.test else set())
+    if missing := sorted(required - present):
         if "train" in missing and (reason := _why_no_training_rows(config)):
             raise InputError(f"{path}: {reason}")
         raise InputError(
@@ -57,14 +57,14 @@ def require_both_sides(config: DistillConfig) -> None:
 
 
 def _why_no_training_rows(config: DistillConfig) -> str | None:
-    """The reason, with the settings to change; None when contamination is not the reason."""
+    """The reason, with the settings to change; None if contamination is not the reason."""
     path = config.storage.path("rejected_inputs")
     batches = read_batches(path, TABLES["rejected_inputs"], columns=["rejection_reason"])
     lost = sum(batch["rejection_reason"].to_pylist().count("contaminated") for batch in batches)
     if not lost:
         return None
     return (
-        f"nothing is left to train on: all {lost} training rows (100 %) are contaminated: "
+        f"nothing remains to train on: all {lost} training rows (100 %) are contaminated: "
         f"{_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
     )
 

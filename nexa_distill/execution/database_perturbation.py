@@ -72,10 +72,13 @@ def _tables(copy: sqlite3.Connection) -> list[str]:
     """Ordinary tables with a rowid."""
     listed = copy.execute("PRAGMA table_list").fetchall()
     return sorted(
-        name for base, name, kind, _columns, without_rowid, _strict in listed
-        if base == "main" and kind == "table" and not without_rowid
+        name
+        for base, name, kind, _columns, without_rowid, _strict in listed
+        if base == "main"
+        and kind == "table"
+        and not without_rowid
         and not name.startswith("sqlite_")
-    )  # fmt: skip
+    )
 
 
 def _change_columns(

@@ -130,10 +130,13 @@ class _Worker:
             descriptor = str(shared.fileno())
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "nexa_distill.execution.worker", descriptor],
-                stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/",
-                env={"PYTHONPATH": PACKAGES}, start_new_session=True,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env={"PYTHONPATH": PACKAGES},
+                start_new_session=True,
                 pass_fds=(shared.fileno(),),
-            )  # fmt: skip
+            )
 
     def start(self, setting: Mapping[str, Any]) -> None:
         """Wait until it is ready. Raises NexaError when it does not come up."""

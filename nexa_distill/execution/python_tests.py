@@ -95,8 +95,11 @@ def _has_assertion(function: Function) -> bool:
 def _takes_program(function: Function) -> bool:
     """Whether its argument is the function under test: it is called, in a test."""
     argument = (function.args.posonlyargs + function.args.args)[:1]
-    called = {node.func.id for node in ast.walk(function)
-              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}  # fmt: skip
+    called = {
+        node.func.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     is_test = _has_assertion(function) or function.name.startswith(("check", "test"))
     return is_test and (not argument or argument[0].arg in called)
 

@@ -82,9 +82,22 @@ def command() -> list[str]:
         sysconfig.get_config_var("INSTSONAME")
     )
     shared = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", str(library)]
-    words = [bwrap, "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534",
-             "--hostname", "sandbox", "--die-with-parent", "--new-session", "--clearenv",
-             "--cap-drop", "ALL"]  # fmt: skip
+    words = [
+        bwrap,
+        "--unshare-all",
+        "--unshare-user",
+        "--uid",
+        "65534",
+        "--gid",
+        "65534",
+        "--hostname",
+        "sandbox",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+        "--cap-drop",
+        "ALL",
+    ]
     for path in [*(path for path in shared if Path(path).exists()), stdlib, python]:
         words += ["--ro-bind", path, path]
     for packages in Path(stdlib).glob("*-packages"):
@@ -122,9 +135,12 @@ def run(program: str, tests: str | None, limits: Limits) -> Ran:
     try:
         child = subprocess.Popen[bytes](
             [*words[:cut], "--seccomp", str(rules), *words[cut:], str(writing)],
-            stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={},
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={},
             pass_fds=(rules, writing),
-        )  # fmt: skip
+        )
     finally:
         for descriptor in (given, rules, writing):
             os.close(descriptor)

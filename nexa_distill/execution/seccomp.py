@@ -41,9 +41,11 @@ def program(machine: str | None = None) -> bytes | None:
         return None
     token, column = ARCHITECTURES[machine]
     code = [
-        _op(LOAD, ARCHITECTURE), _op(JUMP_EQUAL, token, 1, 0), _op(RETURN, KILL),
+        _op(LOAD, ARCHITECTURE),
+        _op(JUMP_EQUAL, token, 1, 0),
+        _op(RETURN, KILL),
         _op(LOAD, NUMBER),
-    ]  # fmt: skip
+    ]
     if machine == "x86_64":
         code += [_op(JUMP_AT_LEAST, X32, 0, 1), _op(RETURN, KILL)]
     for name, numbers in NUMBERS.items():
@@ -55,9 +57,12 @@ def program(machine: str | None = None) -> bytes | None:
 def _rule(name: str, number: int) -> list[bytes]:
     if name == "clone":
         return [
-            _op(JUMP_EQUAL, number, 0, 4), _op(LOAD, FIRST_ARGUMENT),
-            _op(JUMP_BITS, CLONE_THREAD, 1, 0), _op(RETURN, ERROR | EPERM), _op(RETURN, ALLOW),
-        ]  # fmt: skip
+            _op(JUMP_EQUAL, number, 0, 4),
+            _op(LOAD, FIRST_ARGUMENT),
+            _op(JUMP_BITS, CLONE_THREAD, 1, 0),
+            _op(RETURN, ERROR | EPERM),
+            _op(RETURN, ALLOW),
+        ]
     error = ENOSYS if name == "clone3" else EPERM
     return [_op(JUMP_EQUAL, number, 0, 1), _op(RETURN, ERROR | error)]
 

@@ -164,8 +164,11 @@ class Database:
 
 
 _NAMES = {
-    sqlite3.SQLITE_FUNCTION: "function", sqlite3.SQLITE_READ: "read",
-    sqlite3.SQLITE_PRAGMA: "pragma", sqlite3.SQLITE_ATTACH: "attach",
-    sqlite3.SQLITE_INSERT: "insert", sqlite3.SQLITE_UPDATE: "update",
+    sqlite3.SQLITE_FUNCTION: "function",
+    sqlite3.SQLITE_READ: "read",
+    sqlite3.SQLITE_PRAGMA: "pragma",
+    sqlite3.SQLITE_ATTACH: "attach",
+    sqlite3.SQLITE_INSERT: "insert",
+    sqlite3.SQLITE_UPDATE: "update",
     sqlite3.SQLITE_DELETE: "delete",
-}  # fmt: skip
+}

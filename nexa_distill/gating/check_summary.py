@@ -1,9 +1,7 @@
-"""What the checks files say about each answer, in the form in which SampleGate decides.
+"""Summarize the checks files per answer, as SampleGate needs them to decide.
 
-Answers are numbered in the order in which they are read. What the checks say is the same for most
-of them, so each distinct case is stored once: some 40 bytes per answer, and a few hundred per case
-(judges that never give the same score twice make as many cases as answers). Checks of answers that
-are not there are not counted, but what was checked elsewhere is missing here.
+Answers are numbered in the order in which they are read. Checks of other answers are ignored.
+Memory: about 40 bytes per answer, and a few hundred per distinct combination of checks.
 """
 
 from collections import Counter
@@ -26,9 +24,9 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Seen(NamedTuple):
-    """What checks say against one answer. `reasons`: of those that did not pass, in their order.
+    """The checks of one answer. `reasons`: of those that did not pass, in their order.
 
-    `scores`: (check, value) of judges that gave one; `judged`: the judges' checks that were made.
+    `scores`: (check, value) per judge that gave one; `judged`: the judges' checks that were made.
     """
 
     reasons: tuple[str, ...] = ()
@@ -36,7 +34,7 @@ class Seen(NamedTuple):
     judged: frozenset[str] = frozenset()
 
     def add(self, row: Mapping[str, Any], judges: Collection[str]) -> "Seen":
-        """With one more row of contracts.CHECKS. A judge's score is not compared with anything."""
+        """Add one row of contracts.CHECKS. A judge's score is not compared with a threshold."""
         name, reasons, scores = row["check"], self.reasons, self.scores
         if name in judges and row["ok"] is not False and row["value"] is not None:
             scores = (*(score for score in scores if score[0] != name), (name, row["value"]))
@@ -46,35 +44,39 @@ class Seen(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is known about an answer; `missing`: a required check was not made."""
+    """The checks of an answer; `missing`: a required check was not made."""
 
     seen: Seen
     missing: bool
 
 
 class Evidence:
-    """The case of each answer, and the counts of all checks.
+    """The checks of each answer, and the counts of all checks.
 
     `required`: families or names; a family means each of its names that occurs in the files.
-    `judges`: checks whose value is a score of a judge.
+    `judges`: checks whose value is a judge's score.
     """
 
     def __init__(
-        self, answers: AnswerKeys, paths: Sequence[Path], required: Sequence[str],
+        self,
+        answers: AnswerKeys,
+        paths: Sequence[Path],
+        required: Sequence[str],
         judges: Collection[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._answers, self._judges = answers, judges
+        # The checks of most answers are the same, so each distinct combination is stored once.
         self._seen, self._made = _Numbered(Seen()), _Numbered(frozenset[str]())
         self._seen_of = np.zeros(len(answers), np.uint32)
         self._made_of = np.zeros(len(answers), np.uint32)
         self._required, self._absent = set[str](), set(required)
         self._tally: dict[str, Counter[str]] = {}
-        # By rule, how many answers of each language it was not applied to.
+        # By rule, the number of answers per language to which it was not applied.
         self.not_applied: dict[str, Counter[str]] = {}
         self._scores = Counter[float]()
         self.families: set[str] = set()
         if len({path.resolve() for path in paths}) < len(paths):
-            # Every rate would be made of some answers twice.
+            # Rates would count some answers twice.
             raise InputError(f"--checks names a file twice: {', '.join(map(str, paths))}")
         for path in paths:
             for rows in read_batches(path, CHECKED):
@@ -96,11 +98,12 @@ class Evidence:
                 self._note_made(name, positions[codes == code])
             if name.startswith("exec."):
                 self._count_execution(name, rows.filter(pa.array(codes == code)))
-        spared = pc.fill_null(pc.equal(rows["reason"], NOT_APPLIED), False)
-        self._count_not_applied(rows.filter(spared))
-        passed = pc.or_(pc.fill_null(rows["ok"], False), spared)
-        judged = pc.is_in(rows["check"], pa.array(self._judges, pa.string()))
-        notable = pc.or_(pc.invert(passed), judged)
+        not_applied = pc.fill_null(pc.equal(rows["reason"], NOT_APPLIED), False)
+        self._count_not_applied(rows.filter(not_applied))
+        passed = pc.or_(pc.fill_null(rows["ok"], False), not_applied)
+        is_judge = pc.is_in(rows["check"], pa.array(self._judges, pa.string()))
+        # Only failures and scores are read row by row; most checks pass.
+        notable = pc.or_(pc.invert(passed), is_judge)
         self._note(rows.filter(notable), positions[notable.to_numpy()])
 
     def _count_not_applied(self, rows: pa.Table) -> None:
@@ -133,34 +136,35 @@ class Evidence:
         )
 
     def cases(self) -> tuple[list[Case], Indexes]:
-        """The distinct cases, and which of them each answer is."""
+        """(the distinct cases, the case number of each answer)."""
         both = self._seen_of.astype(np.uint64) << np.uint64(32) | self._made_of
-        found, place = np.unique(both, return_inverse=True)
+        codes, place = np.unique(both, return_inverse=True)
         lacking = [bool(self._absent) or not self._required <= m for m in self._made.values]
-        return [
-            Case(self._seen.values[case >> 32], lacking[case & 0xFFFFFFFF])
-            for case in found.tolist()
-        ], place
+        cases = [
+            Case(self._seen.values[code >> 32], lacking[code & 0xFFFFFFFF])
+            for code in codes.tolist()
+        ]
+        return cases, place
 
     def exec_errors(self) -> dict[str, int] | None:
-        """Failed executions by reason; None when nothing was executed."""
+        """Failed executions by reason; None if nothing was executed."""
         return dict(self._tally["errors"]) if "errors" in self._tally else None
 
     def judge_scores(self) -> dict[str, float] | None:
-        """Over all scores of judged checks, 0..1; None when nothing was judged."""
+        """Minimum, maximum and mean of all judges' scores, 0..1; None if nothing was judged."""
         if not self._scores:
             return None
         mean = sum(score * count for score, count in self._scores.items()) / self._scores.total()
         return {"min": min(self._scores), "max": max(self._scores), "mean": mean}
 
     def pass_rate(self, name: str) -> float | None:
-        """Share of ok among the checks of this name, unmade ones included; None = not run."""
+        """Share of ok among the checks of this name, null ones included; None = not run."""
         counts = self._tally.get(name)
         return counts["passed"] / counts.total() if counts else None
 
 
 class _Numbered(Generic[T]):
-    """Values that repeat, each stored once; the number of a value is its place in `values`."""
+    """Stores each distinct value once; the number of a value is its index in `values`."""
 
     def __init__(self, first: T) -> None:
         self.values, self._numbers = [first], {first: 0}

@@ -1,20 +1,20 @@
-"""Whether a match of a citation pattern is a citation, or a number or year that looks like one. Pure.
+"""Tell citations from numbers and years that only look like one. Pure.
 
-    bracketed numbers   "shown before [3, 7-9]." is one; an index (`a[0]`), an interval or a list
-                        ("the range [0, 1]", "the matrix [[1, 2], [3, 4]]") is none
-    name and year       "(Smith, 2019)" is one; "(March 2019)", "(since 2019)", "(Windows 2019)" are not
+    bracketed numbers   "shown before [3, 7-9]." is a citation; an index (`a[0]`), an interval or a
+                        list ("the range [0, 1]", "the matrix [[1, 2], [3, 4]]") is not
+    name and year       "(Smith, 2019)" is a citation; "(March 2019)", "(Windows 2019)" are not
 
-The readers get folded text without code and formulas (text/folding.py, text/regions.py).
+Input: folded text without code and formulas (text/folding.py, text/regions.py).
 """
 
 import re
 from itertools import pairwise
 
 LOOK_BACK = 80  # characters of the line
-LONGEST_VALUE = 32  # characters of a word of VALUES, and what may follow it
+LONGEST_VALUE = 32  # characters of a word of VALUES and the marks that may follow it
 NUMBERS = re.compile(r"\[(\s*\d{1,3}(?:\s*[,;-]\s*\d{1,3})*\s*)\]")
 AUTHOR_YEAR = re.compile(r"\(([^()\d]{2,80}?)[ ,;:]+((?:1[6-9]|20)\d\d)[a-z]?(?:[^()]{0,80})\)")
-# In front of brackets that hold values. In eleven languages; folded.
+# Words before brackets that contain values. In eleven languages; folded.
 VALUES = re.compile(
     r"(?:\b(?:range|ranges|interval|intervals|list|lists|array|arrays|vector|vectors|matrix|matrices|set|sets|"
     r"tuple|sequence|sequences|domain|point|points|coordinates?|index|indices|row|column|output|outputs|"
@@ -29,14 +29,16 @@ VALUES = re.compile(
     r"|区间|范围|数组|列表|向量|矩阵|集合|返回|输出|区間|範囲|配列|リスト|ベクトル|行列|"
     r"(?:सीमा|अंतराल|सूची|सरणी|मान)|(?:المجال|الفترة|القائمة|المصفوفة|المتجه|النطاق))[ \t:]*(?:=[ \t]*)?$"
 )
-# Words that come before a reference as well, and before brackets that hold several values.
+# Words before a reference, or before brackets that contain several values.
 BEFORE_SEVERAL = re.compile(r"\b(?:over|on|onto|into|for|from|to|or|by|of|with)[ \t]*$")
-REPORTS = re.compile(r"\b(?:as|shown|described|reported|proposed|see|found|given|introduced|discussed|studied|"
-                     r"demonstrated|noted|argued|by|cf|e\.g\.|refs?\.?|reference) in[ \t]*$")  # fmt: skip
+REPORTS = re.compile(
+    r"\b(?:as|shown|described|reported|proposed|see|found|given|introduced|discussed|studied|"
+    r"demonstrated|noted|argued|by|cf|e\.g\.|refs?\.?|reference) in[ \t]*$"
+)
 OPERATOR_BEFORE = re.compile(r"[=+*/<>^&|([{,\\]$")
 OPERATOR_AFTER = re.compile(r"[ \t]*(?:[=*/^+\[{]|\(?(?:[<>]=?)|-[ \t>\d]|\.\w|x [\[\d]|\()")
 REPORTED_LINK = re.compile(r"\(https?:")
-# "items[3]" is an index; "in water[3] and" is a citation, as long as the word is an ordinary one.
+# "items[3]" is an index; "in water[3] and" is a citation, because the word is an ordinary one.
 INDEXED = re.compile(
     r"(?:\b\w|\b\w*[_\d]\w*|\b(?:arr|args|argv|array|list|lst|nums?|items?|data|values?|vals?|keys?|rows?|cols?|"
     r"words?|chars?|stack|queue|dp|matrix|grid|tree|node|nodes|df|line|lines|parts?|results?|output|inputs?|"
@@ -77,7 +79,7 @@ NO_AUTHOR = {
     "julho setembro outubro novembro dezembro января февраля марта апреля мая июня июля августа сентября "
     "октября ноября декабря январь февраль март апрель маи июнь июль август сентябрь октябрь ноябрь "
     "декабрь лето зима весна осень".split(),
-    # Words about time.
+    # Words of time.
     *"ad bc ce bce covid since in from until till to circa ca c around about approx approximately before after by early mid late "
     "end as of updated published released founded established est born died b d fl r reigned built opened "
     "closed created launched introduced adopted signed ratified enacted passed effective copyright year years "
@@ -102,7 +104,7 @@ PARTICLES = set(
 
 
 def end_of_false_citation(text: str, start: int, source: str) -> int:
-    """Where to look on, if what begins at `start` is no citation; 0 if it is one.
+    """The end of a match at `start` that is no citation; 0 if it is a citation.
 
     `source` is the text as written from `start` on: a name begins with a capital letter.
     """
@@ -134,7 +136,7 @@ def _is_reference(text: str, match: re.Match[str]) -> bool:
         return False
     if before[-1:] in " \t":
         several = len(numbers) > 1
-        if re.search(r"\][,;]?[ \t]*$", before):  # the first of "[1, 2], [3, 4]" was none
+        if re.search(r"\][,;]?[ \t]*$", before):  # the second list of "[1, 2], [3, 4]"
             return False
         if re.search(r"\bin[ \t]*$", before):
             return not several or bool(REPORTS.search(before))
@@ -151,7 +153,7 @@ def _names_values(before: str) -> bool:
 
 
 def _is_narrative(text: str, match: re.Match[str], source: str) -> bool:
-    """Whether a name in front of a year in parentheses is that of an author."""
+    """Whether a name before a year in parentheses is that of an author."""
     names = match["names"]
     if not _is_author(names, source):
         return False
@@ -161,7 +163,7 @@ def _is_narrative(text: str, match: re.Match[str], source: str) -> bool:
 
 
 def _is_author(name: str, source: str) -> bool:
-    """Whether the words in front of a year may be authors: capital letters, and no month or place."""
+    """Whether the words before a year may be authors: capital letters, and no month or place."""
     words = re.findall(r"[^\W\d_]+|&", name)
     named = [word for word in words if word not in PARTICLES]
     if not named or len(words) > 8 or any(word in NO_AUTHOR for word in words):

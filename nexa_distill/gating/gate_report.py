@@ -1,4 +1,4 @@
-"""SampleGate's report: what it did to the answers as counts; as Markdown and one HTML page."""
+"""SampleGate's report: counts of kept and rejected answers, as JSON, Markdown and one HTML page."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ FAMILIES = ("rules", "exec", "judge")
 class FilterStats:
     """Counts of answers. `reasons` counts each rejected answer once, under its first reason.
 
-    `groups`: (column, value) -> [answers, kept]. Rates and scores are None where nothing was made.
-    `not_applied`: by rule, the answers of each language that it has no list for.
-    `canaries`: by judge, how many bad answers were shown, and would be accepted (judging/canaries).
+    `groups`: (column, value) -> [answers, kept]. Rates and scores are None if nothing was measured.
+    `not_applied`: by rule, the answers per language for which it has no list.
+    `canaries`: by judge, the bad answers that were shown, and that would be accepted.
     """
 
     total: int = 0
@@ -42,20 +42,20 @@ class FilterStats:
         """Answers that were not kept."""
         return self.total - self.kept
 
-    def add(self, rows: pa.Table, found: list[list[str]]) -> None:
+    def add(self, rows: pa.Table, all_reasons: list[list[str]]) -> None:
         """Count a batch of answers, each with its reasons; no reason = kept."""
-        self.total += len(found)
-        self.kept += sum(not r for r in found)
-        self.reasons.update(r[0] for r in found if r)
+        self.total += len(all_reasons)
+        self.kept += sum(not r for r in all_reasons)
+        self.reasons.update(r[0] for r in all_reasons if r)
         for column in ("template_name", "domain"):
-            for value, reasons in zip(rows[column].to_pylist(), found, strict=True):
+            for value, reasons in zip(rows[column].to_pylist(), all_reasons, strict=True):
                 group = self.groups.setdefault((column, value or "not said"), [0, 0])
                 group[0] += 1
                 group[1] += not reasons
 
 
 def funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
-    """The report's JSON; null = not run."""
+    """The report as JSON; null = not run."""
     groups: dict[str, dict[str, dict[str, int]]] = {"template_name": {}, "domain": {}}
     for (column, value), (total, kept) in sorted(stats.groups.items()):
         groups[column][value] = {"total": total, "kept": kept}
@@ -77,27 +77,27 @@ def funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The same for a person."""
-    total, left, share = report["total"], report["total"], stage_reports.shown
+    """The report as Markdown."""
+    total, remaining, share = report["total"], report["total"], stage_reports.shown
     lines = ["# SampleGate", "", "| step | answers | left |", "|---|---|---|"]
     lines.append(f"| answers | {total:,} | {total:,} |")
     for reason, count in report["reject_reason_counts"].items():
-        left -= count
-        lines.append(f"| - {reason} | {count:,} | {left:,} |")
+        remaining -= count
+        lines.append(f"| - {reason} | {count:,} | {remaining:,} |")
     lines.append(f"| kept | {report['kept']:,} | {share(report['kept'] / total, share=True)} |")
     lines += ["", "Each rejected answer is counted once, under its first reason.", ""]
     lines += [
-        f"- {name}: {'run' if there else 'not run'}" for name, there in report["families"].items()
+        f"- {name}: {'run' if ran else 'not run'}" for name, ran in report["families"].items()
     ]
     for name, key in (("executes", "exec_pass_rate"), ("matches", "gold_match_rate")):
         lines.append(f"- {name}: {share(report[key], share=True)}")
     if report["judge_score"]:
         scores = (f"{name} {share(value)}" for name, value in report["judge_score"].items())
         lines.append(f"- judge score (0..1): {', '.join(scores)}")
-    for judge, found in (report["canaries"] or {}).items():
+    for judge, counts in (report["canaries"] or {}).items():
         lines.append(
-            f"- canaries that would pass: {found['accepted']} of {found['canaries']} "
-            f"({share(found['rate'], share=True)}) by {judge}"
+            f"- canaries that would pass: {counts['accepted']} of {counts['canaries']} "
+            f"({share(counts['rate'], share=True)}) by {judge}"
         )
     lines += stage_reports.not_applied_lines(report["not_applied"])
     for title, key in (("task type", "by_template_name"), ("domain", "by_domain")):
@@ -112,12 +112,13 @@ TITLE = "What SampleGate kept"
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The same as one HTML page that needs nothing else."""
+    """The report as one self-contained HTML page."""
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in _facts(report))
     body = f"<header><h1>{TITLE}</h1><ul>{facts}</ul></header>" + _section(
-        "From answers to training", "each rejected answer counts once, under its first reason",
+        "From answers to training",
+        "each rejected answer counts once, under its first reason",
         _funnel(report),
-    )  # fmt: skip
+    )
     for title, key in (("Kept by task type", "by_template_name"), ("Kept by domain", "by_domain")):
         body += _section(title, "share of the answers", _shares(report[key]))
     return document(TITLE, body)
@@ -149,10 +150,11 @@ def _funnel(report: Mapping[str, Any]) -> str:
 
 def _shares(groups: Mapping[str, Mapping[str, int]]) -> str:
     rows = [
-        charts.Bar(name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}",
-                   "after")
+        charts.Bar(
+            name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}", "after"
+        )
         for name, part in groups.items()
-    ]  # fmt: skip
+    ]
     return charts.bars(rows, top=1.0)
 
 

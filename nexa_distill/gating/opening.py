@@ -1,8 +1,8 @@
-"""Where an answer says what it does itself: its first sentences, in its own voice. Pure.
+"""Find the opening of an answer: its first sentences in its own voice. Pure.
 
-"I'm sorry, but I cannot help" refuses when the answer opens with it. The same words are material in
-a letter that was asked for, in a line of dialogue, in a quotation, or further down. The functions
-read folded text (text/folding.py) and return it with everything else overwritten by spaces.
+"I'm sorry, but I cannot help" is a refusal if the answer opens with it, but not in a requested
+letter, a line of dialogue, a quotation, or further down. The functions read folded text
+(text/folding.py) and overwrite everything else by spaces.
 """
 
 import re
@@ -10,12 +10,12 @@ from itertools import islice
 
 from nexa_distill.text.regions import blank_code, blank_quotations
 
-SHORT_ANSWER = 300  # characters: of such an answer every sentence counts
-SHORT_WIDE_ANSWER = 100  # the same where a character is a syllable or a word (Chinese, Japanese)
+SHORT_ANSWER = 300  # characters; in such an answer every sentence counts
+SHORT_WIDE_ANSWER = 100  # the same if a character is a syllable or a word (Chinese, Japanese)
 OPENING_SENTENCES = 3
-LONGEST_OPENING = 700  # characters: what is looked at is never more than this
+LONGEST_OPENING = 700  # characters; later text is never examined
 WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-# One class first, so that the search skips to it; behind it, what each of its characters needs.
+# One class first, so that the search skips to it, then the condition for each of its characters.
 SENTENCE_END = re.compile(
     r"[.!?\u3002\uff01\uff1f\u0964\u061f\u06d4\n](?:"
     r"(?<=[.!?])(?<!\b[a-z].)[.!?]*[\"')\]*]*(?=\s|$)"
@@ -27,14 +27,14 @@ LABEL = re.compile(
     r"^[ \t>*_#-]*(?P<label>[^\n:.!?]{1,80}?)[*_]*:[*_]*(?P<rest>[^\n]*)", re.MULTILINE
 )
 MOST_SPEAKER_WORDS = 4
-# Labels behind which the answer still speaks for itself.
+# Labels after which the answer still speaks in its own voice.
 OWN_LABEL = re.compile(
     r"(?:(?:the|my|short|final|direct) )?(?:answer|response|assistant|ai|model|bot|chatbot|output|note|"
     r"system|disclaimer|warning|result|antwort|hinweis|assistent|reponse|remarque|note|respuesta|"
     r"asistente|nota|resposta|risposta|assistente|ответ|ассистент|примечание|回答|答案|答|助手|注意|"
     r"答え|注|उत्तर|जवाब|नोट|الجواب|الإجابة|الرد|ملاحظة|المساعد|답변|답|참고)"
 )
-# Words at the end of a label that announce somebody else's text on the same line.
+# Words at the end of a label that announce text of another speaker on the same line.
 ANNOUNCEMENT = re.compile(
     r"(?:\b(?:reply|replies|say|says|said|write|writes|wrote|respond|responds|translations?|translates?|"
     r"messages?|e?-?mail|letter|sentences?|phrase|examples?|script|draft|quote|line|dialogue|antworten|"
@@ -66,7 +66,7 @@ def blank_all_but_opening(text: str) -> str:
 
 
 def _own_voice(text: str) -> str:
-    """Without code, quotations, lines of speakers, and all behind an announcement or salutation."""
+    """Blank code, quotations and lines of speakers; end at an announcement or salutation."""
     unquoted = _unquote_whole(text)
     spoken = blank_quotations(blank_code(unquoted))
     if letter := SALUTATION.search(spoken):
@@ -83,7 +83,7 @@ def _own_voice(text: str) -> str:
 
 
 def _unquote_whole(text: str) -> str:
-    """An answer that is one quotation as a whole is said, not quoted."""
+    # An answer that is one quotation as a whole is in its own voice.
     stripped = text.strip()
     whole = len(stripped) > 2 and stripped[0] == stripped[-1] == '"' and stripped.count('"') == 2
     return text.replace('"', " ") if whole else text

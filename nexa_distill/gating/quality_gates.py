@@ -1,9 +1,8 @@
-"""Run-level quality gates: whether what was kept is worth training on.
+"""Run-level quality gates: whether the kept answers are good enough for training.
 
 Reads `reports/sample_gate/quality_report.json` and `quality_gates:` of the filters file. A figure
-below its gate, or one that was not measured though a gate asks for it, stops the run before money
-is spent on training (exit 3). The filtering script looks first, so that the run stops early;
-packaging looks again, so that no later launch walks past.
+below its gate, or a gate whose figure was not measured, stops the run before training (exit 3).
+The filtering script checks first, so that the run stops early; packaging checks again.
 """
 
 import json
@@ -47,7 +46,7 @@ def load_gates(config: DistillConfig) -> QualityGates:
 
 
 def enforce(config: DistillConfig) -> None:
-    """Raises QualityGateMissed (3); InputMissing (66) without a report of these very answers."""
+    """Raises QualityGateMissed (3); InputMissing (66) without a report of the kept answers."""
     gates = load_gates(config)
     if all(value is None for value in gates.model_dump().values()):
         return
@@ -55,18 +54,16 @@ def enforce(config: DistillConfig) -> None:
     manifest = load_manifest(config.storage.path("filtered_dataset"), config.storage)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        of_these = manifest and (report["total"], report["kept"]) == (
-            manifest["rows_in"], manifest["kept"],
-        )  # fmt: skip
+        counts = manifest and (manifest["rows_in"], manifest["kept"])
+        is_current = (report["total"], report["kept"]) == counts
     except (OSError, ValueError, KeyError):
-        of_these = False
-    if not of_these:
+        is_current = False
+    if not is_current:
         raise InputMissing(f"{path}: is not the report of the kept answers; run `{FILTERING}`")
     if missed := list(misses(report, gates)):
-        raise QualityGateMissed(
-            "\n       ".join(
-                [*missed, f"quality_gates: in {config.filters} stopped the run before "]
-            )
-            + f"training; read {path.with_name('gate_report.md')}, mend what it names or lower the "
-            "gate, and run the same command again"
+        advice = (
+            f"quality_gates: in {config.filters} stopped the run before training; read "
+            f"{path.with_name('gate_report.md')}, fix the causes that it names or lower the gate, "
+            "and run the same command again"
         )
+        raise QualityGateMissed("\n       ".join([*missed, advice]))

@@ -1,8 +1,8 @@
-"""Whether a mark of a template was left behind, or the answer writes about such marks. Pure.
+"""Tell leftover marks of a template from answers that write about such marks. Pure.
 
-A leftover is where a template or a model puts it: `{{ name }}` in a sentence, `<|im_end|>` at an
-end. "In Jinja, {{ name }} prints a variable" and "the [INST] token" explain it. The reader gets
-folded text without code and formulas (text/folding.py, text/regions.py).
+`{{ name }}` in a sentence and `<|im_end|>` at an end are leftovers; "In Jinja, {{ name }} prints a
+variable" and "the [INST] token" are explanations.
+Input: folded text without code and formulas (text/folding.py, text/regions.py).
 """
 
 import re
@@ -22,10 +22,10 @@ ABOUT_TEMPLATES = re.compile(
     r"|模板|占位符|变量|语法|花括号|テンプレート|プレースホルダー?|変数|波括弧|टेम्पलेट|टेम्प्लेट|"
     r"प्लेसहोल्डर|القالب|قالب|متغير"
 )
-# Braces of a command, a path, markup or a string of code: they touch what is around them.
+# Braces of a command, a path, markup or a string of code touch the text around them.
 TOUCHES_BEFORE = re.compile(r"[a-z0-9\\}^_{\])@#>/'\"=$]$")
 TOUCHES_AFTER = {False: re.compile(r"[a-z0-9_{}<'\"/]"), True: re.compile(r"[}'\"]")}
-# Next to a mark that is spoken about.
+# Words next to a mark that is mentioned.
 NEXT_TO = (
     r"tokens?|tags?|markers?|marks?|delimiters?|symbols?|strings?|sequences?|blocks?|elements?|sections?|"
     r"specials?|marken?|zeichen|jetons?|balises?|etiquetas?|tokene?|токен\w*|тег\w*|метк\w*|маркер\w*"
@@ -42,20 +42,17 @@ MENTIONED_BEFORE = re.compile(
 
 
 def end_of_false_leftover(text: str, start: int, _source: str = "") -> int:
-    """Where to look on, if the mark at `start` was not left behind; 0 if it was."""
+    """The end of a mark at `start` that is no leftover; 0 if it is a leftover."""
     match = MARK.match(text, start)
     if match is None:
         return 0
     before = text[max(0, start - 200) : start]
     after = text[match.end() : match.end() + 200]
-    placeholder = match[0].startswith(("{", "${"))
-    double = match[0].startswith("{{")
-    spoken = (
-        _is_placeholder_shown(before, after, double)
-        if placeholder
-        else _is_mark_shown(before, after)
-    )
-    return match.end() if spoken else 0
+    if match[0].startswith(("{", "${")):
+        is_shown = _is_placeholder_shown(before, after, match[0].startswith("{{"))
+    else:
+        is_shown = _is_mark_shown(before, after)
+    return match.end() if is_shown else 0
 
 
 def _is_placeholder_shown(before: str, after: str, double: bool) -> bool:
@@ -67,7 +64,7 @@ def _is_placeholder_shown(before: str, after: str, double: bool) -> bool:
 
 
 def _is_mark_shown(before: str, after: str) -> bool:
-    """Whether words right beside the mark call it one."""
+    """Whether the words right beside the mark mention it."""
     line = before.rpartition("\n")[2]
     if not line.strip() and not MENTIONED_AFTER.match(after):
         return False

@@ -1,9 +1,8 @@
-"""Rules made of patterns: which texts a pattern is meant for, and which of its matches count.
+"""Rules that consist of patterns: which texts a pattern applies to, and which matches count.
 
-A rule has a pattern per language (`any` for all), a `view` that leaves of a text what the rule is
-about, and a reader that tells a false match from a right one. A match in a language's list counts
-in texts of that language, and in those whose language has no list of its own or cannot be told: a
-text in a second language is not judged by the words of the first.
+A rule has a pattern per language (`any` for all), a `view` that blanks the text outside its scope,
+and a function that recognizes false matches. A match of a language's list counts in texts of that
+language, and in texts whose language has no list or is unknown.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,13 +21,13 @@ from nexa_distill.text.regions import blank_code, blank_math
 
 View = Callable[[str], str]
 FalseEnd = Callable[[str, int, str], int]
-MOST_FALSE_MATCHES = 200  # of one answer; a later match of such an answer is not looked at
-SOURCE_BYTES = 80  # that a reader of matches gets to see as written
+MOST_FALSE_MATCHES = 200  # of one answer; later matches of such an answer are ignored
+SOURCE_BYTES = 80  # of the source text that a function for false matches gets
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """An answer on which the patterns matched somewhere: as folded, and as it was written."""
+    """An answer on which a pattern matched: folded, and as it was written."""
 
     row: int
     folded: str
@@ -57,11 +56,11 @@ class TextRule:
 
     @property
     def screen(self) -> str:
-        """All languages together: what it does not match has no match."""
+        """All languages together: a text without a match of it has no match of the rule."""
         return "|".join(f"(?:{pattern})" for pattern in self.patterns.values())
 
     def is_for(self, language: str) -> bool:
-        """Whether texts in this language are looked at; one that is not known, or code, is."""
+        """Whether the rule applies to this language; it applies to unknown ones and to code."""
         return language in self.patterns or language in (UNKNOWN, NO_WORDS) or ANY in self.patterns
 
     def find(
@@ -69,7 +68,7 @@ class TextRule:
     ) -> dict[int, int]:
         """By row, the byte position in the source of the first match that counts.
 
-        `among`: by language, the rows on which its list may match, where that is known.
+        `among`: by language, the rows on which its list may match, if known.
         """
         views = {
             s.row: self.view(s.folded) if self.view is not None else s.folded for s in suspects
@@ -88,12 +87,13 @@ class TextRule:
     ) -> dict[int, int]:
         """By row, the character position of the first match that is not a false one."""
         places: dict[int, int] = {}
+        # Each round blanks the false matches and searches the rest of these texts again.
         for _ in range(MOST_FALSE_MATCHES if views else 0):
-            found = pc.find_substring_regex(pa.array(views.values(), pa.string()), pattern)
-            hits = [(row, at) for row, at in zip(views, found.to_pylist(), strict=True) if at >= 0]
-            views, looked_at = {}, views
+            starts = pc.find_substring_regex(pa.array(views.values(), pa.string()), pattern)
+            hits = [(row, at) for row, at in zip(views, starts.to_pylist(), strict=True) if at >= 0]
+            views, searched = {}, views
             for row, at in hits:
-                text = looked_at[row]
+                text = searched[row]
                 start = at if text.isascii() else len(text.encode()[:at].decode())
                 if end := self._end_of_false_match(suspects[row], text, start):
                     views[row] = text[:start] + " " * (end - start) + text[end:]
@@ -110,9 +110,10 @@ class TextRule:
         return self.end_of_false_match(view, start, source)
 
     def _is_written_in(self, language: str, suspect: Suspect, view: str) -> bool:
-        """Of a text in two languages, the part up to the view's end decides."""
-        spoken = suspect.source[: len(view.rstrip())] if self.view else suspect.source
-        written = identify_language(spoken)
+        """Whether a match of a language's list counts in this text."""
+        # Of a text in two languages, the part up to the end of the view decides.
+        part = suspect.source[: len(view.rstrip())] if self.view else suspect.source
+        written = identify_language(part)
         return written in (language, UNKNOWN) or written not in self.patterns
 
 
@@ -124,27 +125,26 @@ def cut_bytes(text: str, start: int, size: int) -> str:
 
 
 def blank_code_and_math(text: str) -> str:
-    """What an answer says in prose."""
+    """Keep only the prose of an answer."""
     return blank_math(blank_code(text))
 
 
 def pattern_rules(config: FilterConfig) -> list[TextRule]:
-    """The rules that are on, in the order in which they are reported."""
-    rules = [
-        TextRule("rules.citations", "banned_citation", _joined(config.citation_patterns),
-                 blank_code_and_math, end_of_false_citation),
-        TextRule("rules.forbidden_patterns", "forbidden_pattern",
-                 _joined({ANY: config.forbidden_patterns})),
-        TextRule("rules.template_leftovers", "template_leftover",
-                 _joined({ANY: config.template_patterns}),
-                 blank_code_and_math, end_of_false_leftover),
-        TextRule("rules.refusal", "refusal", _joined(config.refusal_patterns),
-                 blank_all_but_opening),
-        *(TextRule(f"safety.{name}", "safety_flag", _joined({ANY: [pattern]}))
-          for name, pattern in config.safety_patterns.items()),
-    ]  # fmt: skip
-    off = {"rules.citations": not config.ban_citations, "rules.refusal": not config.ban_refusals}
-    return [rule for rule in rules if rule.patterns and not off.get(rule.check)]
+    """The enabled rules, in the order in which they are reported."""
+    prose, opening = blank_code_and_math, blank_all_but_opening
+    citations = config.citation_patterns if config.ban_citations else {}
+    refusals = config.refusal_patterns if config.ban_refusals else {}
+    forbidden, leftovers = {ANY: config.forbidden_patterns}, {ANY: config.template_patterns}
+    rows: list[tuple[str, str, Mapping[str, Sequence[str]], View | None, FalseEnd | None]] = [
+        ("rules.citations", "banned_citation", citations, prose, end_of_false_citation),
+        ("rules.forbidden_patterns", "forbidden_pattern", forbidden, None, None),
+        ("rules.template_leftovers", "template_leftover", leftovers, prose, end_of_false_leftover),
+        ("rules.refusal", "refusal", refusals, opening, None),
+    ]
+    for name, pattern in config.safety_patterns.items():
+        rows.append((f"safety.{name}", "safety_flag", {ANY: [pattern]}, None, None))
+    rules = [TextRule(row[0], row[1], _joined(row[2]), *row[3:]) for row in rows]
+    return [rule for rule in rules if rule.patterns]
 
 
 def _joined(patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:

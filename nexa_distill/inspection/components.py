@@ -81,8 +81,9 @@ def _table_component() -> Any:
 
 def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], key: str) -> None:
     """Rows of (class of TABLE_STYLE, texts). Small: Streamlit's own brings pandas and a canvas."""
-    clean = [(look, [text.encode("utf-8", "replace").decode() for text in texts])
-             for look, texts in rows]  # fmt: skip
+    clean = [
+        (look, [text.encode("utf-8", "replace").decode() for text in texts]) for look, texts in rows
+    ]
     _table_component()(key=key, data={"head": list(head), "rows": clean})
 
 

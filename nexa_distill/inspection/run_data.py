@@ -70,8 +70,13 @@ def timing(config: DistillConfig) -> list[Json]:
     for stage in STAGES:
         manifest = load_manifest(locate(stage.outputs[0], config), config.storage)
         if manifest:
-            names = {"rows_in": "rows in", "kept": "kept", "rejected": "rejected",
-                     "seconds": "seconds", "cost_usd": "US$"}  # fmt: skip
+            names = {
+                "rows_in": "rows in",
+                "kept": "kept",
+                "rejected": "rejected",
+                "seconds": "seconds",
+                "cost_usd": "US$",
+            }
             rows.append({"stage": stage.name} | {new: manifest[old] for old, new in names.items()})
     return rows
 

@@ -50,8 +50,14 @@ class Room:
     def decide(self, key: Key, action: str, **said: str | None) -> None:
         """Write a decision of this annotator; it is on disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        event = {"sample_id": key[0], "attempt": key[1], "action": action, **said,
-                 "annotator": self.annotator, "timestamp": now}  # fmt: skip
+        event = {
+            "sample_id": key[0],
+            "attempt": key[1],
+            "action": action,
+            **said,
+            "annotator": self.annotator,
+            "timestamp": now,
+        }
         annotations.append(self.labels, Annotation.model_validate(event))
         self.refresh_rejected()
 

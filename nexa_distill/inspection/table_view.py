@@ -114,8 +114,10 @@ class Answers:
     def _having(self, text: str) -> Mask:
         parts = []
         for batch in self._parquet.iter_batches(16_384, columns=list(TEXTS)):
-            hits = [pc.fill_null(pc.match_substring(c, text, ignore_case=True), False)
-                    for c in batch.columns]  # fmt: skip
+            hits = [
+                pc.fill_null(pc.match_substring(c, text, ignore_case=True), False)
+                for c in batch.columns
+            ]
             parts.append(np.logical_or.reduce([np.asarray(hit) for hit in hits]))
         return np.concatenate(parts) if parts else np.zeros(0, np.bool_)
 

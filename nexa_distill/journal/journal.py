@@ -116,7 +116,7 @@ class ReadOnlyJournal:
         try:
             self._committed = for_reading(path)
             self._keys = KeyIndex(self._committed)
-            self.unburied = dict(_unended(self._committed, left_behind(_wire(path))))
+            self.orphaned = dict(_unended(self._committed, left_behind(_wire(path))))
         except sqlite3.Error as error:
             raise StorageFailed(f"{path}: the journal cannot be read ({error})") from None
 
@@ -149,8 +149,8 @@ class ReadOnlyJournal:
             if outcome:
                 state.attempts.append(Ended(outcome, status, error))
                 state.new_attempts += run == self.run
-            elif attempt in self.unburied:
-                state.attempts.append(Ended(self.unburied[attempt], None, DIED))
+            elif attempt in self.orphaned:
+                state.attempts.append(Ended(self.orphaned[attempt], None, DIED))
             elif batch is not None:
                 state.under_way = True
         return states
@@ -203,7 +203,7 @@ class ReadOnlyJournal:
 
     def unended(self) -> Spent:
         """Maximum usage of the sends without an outcome, also those of a running collector."""
-        uncertain = [id_ for id_, outcome in self.unburied.items() if outcome == "uncertain"]
+        uncertain = [id_ for id_, outcome in self.orphaned.items() if outcome == "uncertain"]
         sql = (
             "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
             "FROM attempts WHERE id IN (SELECT value FROM json_each(?))"
@@ -233,10 +233,10 @@ class Journal(ReadOnlyJournal):
     """
 
     def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
-        self.path, self.unburied = path, {}
+        self.path, self.orphaned = path, {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(".lock"))
-        wire = _wire(path)
+        ids_path = _wire(path)
         try:
             self._db = sqlite3.connect(
                 path, check_same_thread=False, isolation_level=None, cached_statements=512
@@ -244,7 +244,7 @@ class Journal(ReadOnlyJournal):
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             prepare(self._db, path)
-            _bury(self._db, left_behind(wire))
+            _bury(self._db, left_behind(ids_path))
             complete(self._db)
             started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
             (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
@@ -255,7 +255,7 @@ class Journal(ReadOnlyJournal):
             self._next_attempt = self._newest("attempts") + 1
         except sqlite3.Error as error:
             raise _failed(path, error) from None
-        self.wire = InFlight(wire, places)
+        self.in_flight = InFlight(ids_path, places)
         self._writer = GroupCommit(
             self._db,
             TABLES,
@@ -277,7 +277,7 @@ class Journal(ReadOnlyJournal):
                 )
         self._committed.close()
         self._db.close()
-        self.wire.close()
+        self.in_flight.close()
         self._lock.close()
 
     @property
@@ -350,11 +350,11 @@ def _wire(path: Path) -> Path:
     return path.with_suffix(".inflight")
 
 
-def _unended(db: sqlite3.Connection, wire: set[int] | None) -> list[tuple[int, str]]:
-    """(attempt, outcome) of a process that died. `wire`: ids in flight; None = perhaps all."""
+def _unended(db: sqlite3.Connection, in_flight: set[int] | None) -> list[tuple[int, str]]:
+    """(attempt, outcome) of a process that died. `in_flight`: ids in flight; None = perhaps all."""
     sql = "SELECT id, batch FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
     rows, open_ = db.execute(sql).fetchall(), open_batches(db)
-    sent = {id_ for id_, batch in rows if batch is None and (wire is None or id_ in wire)}
+    sent = {id_ for id_, batch in rows if batch is None and (in_flight is None or id_ in in_flight)}
     return [
         (id_, "uncertain" if id_ in sent else "not_sent")
         for id_, batch in rows
@@ -362,9 +362,9 @@ def _unended(db: sqlite3.Connection, wire: set[int] | None) -> list[tuple[int, s
     ]
 
 
-def _bury(db: sqlite3.Connection, wire: set[int] | None) -> None:
+def _bury(db: sqlite3.Connection, in_flight: set[int] | None) -> None:
     """Record an outcome for each attempt that a dead process left open."""
-    rows = [(id_, outcome, DIED, time.time()) for id_, outcome in _unended(db, wire)]
+    rows = [(id_, outcome, DIED, time.time()) for id_, outcome in _unended(db, in_flight)]
     db.execute("BEGIN IMMEDIATE")
     db.executemany("INSERT INTO outcomes VALUES (?, ?, NULL, NULL, ?, NULL, ?)", rows)
     db.execute("COMMIT")

@@ -1,15 +1,10 @@
-"""The judges of a run, and what their verdicts on one answer come to.
+"""Aggregate the judges' verdicts on one answer into rows of contracts.CHECKS.
 
-Rows of contracts.CHECKS, for each of the rubrics a row that all judges together made, then one per
-judge (`judge.factuality.MODEL`):
+Per rubric one row for all judges, then one per judge (`judge.factuality.MODEL`):
 
   judge.factuality  the lowest of the judges' scores, 0..1
   judge.reasoning   the same, by the other rubric
-  judge.safety      the gravest of their words; ok only when every judge says safe
-
-The lowest counts, so that no lenient judge outvotes a strict one. `ok` of a score means that it was
-measured: what is enough is SampleGate's to say. Where one judge has no verdict there is none: ok
-and value are null, and its reason stands there.
+  judge.safety      the most severe safety label; passes only if all judges say `safe`
 """
 
 import traceback
@@ -30,7 +25,7 @@ GRAVEST = list(UNSAFE.values())
 
 
 class Judged(NamedTuple):
-    """One judge's word on one answer by one rubric. `stored` is None when it gave none."""
+    """One judge's verdict on one answer by one rubric. `stored` is None without a reply."""
 
     judge: str
     rubric: str
@@ -40,20 +35,20 @@ class Judged(NamedTuple):
 
     @property
     def evidence(self) -> str:
-        """For a person: who said what, and where the whole of it is."""
+        """Human-readable evidence: the judge, its reason, the journal key of its full reply."""
         return f"{self.judge}: {self.verdict.said} (journal: {self.key})"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """`judges` in the configuration's order; each asks a row's rubrics in theirs."""
+    """`judges` in the configuration's order; each sends a row's rubrics in their order."""
 
     judges: Sequence[Collector]
     rubrics: Sequence[Rubric]
 
     def read(self, rows: Sequence[Row], journal: ReadOnlyJournal) -> list[list[Judged]]:
-        """What every judge said of each row; of a row that nobody is asked about, nothing."""
-        asked = [
+        """Per row the verdicts of all judges; empty for a row that is not sent to them."""
+        requests_of_rows = [
             [
                 (judge, rubric, request)
                 for judge in self.judges
@@ -61,15 +56,21 @@ class Panel:
             ]
             for row in rows
         ]
-        keys = (request.key for requests in asked for _, _, request in requests)
+        keys = (request.key for requests in requests_of_rows for _, _, request in requests)
         stored = journal.answers(keys)
-        return [[_judged(*one, stored, journal) for one in requests] for requests in asked]
+        return [
+            [_judged(*request, stored, journal) for request in requests]
+            for requests in requests_of_rows
+        ]
 
 
 def _judged(
-    judge: Collector, rubric: Rubric, request: PromptRequest, stored: Mapping[str, Answered],
+    judge: Collector,
+    rubric: Rubric,
+    request: PromptRequest,
+    stored: Mapping[str, Answered],
     journal: ReadOnlyJournal,
-) -> Judged:  # fmt: skip
+) -> Judged:
     answer = stored.get(request.key)
     if answer is None:
         why, evidence = judge.why_unanswered(request, journal)
@@ -80,7 +81,7 @@ def _judged(
 
 
 def _read(raw: bytes, rubric: str) -> Verdict:
-    """A bug in reading a verdict sets this answer aside, not the run; it is read again later."""
+    """The verdict. A bug in the parser affects this answer only; the next run reads it again."""
     try:
         return read_verdict(raw, rubric)
     except Exception:  # noqa: BLE001  the reply is paid and stored
@@ -88,44 +89,47 @@ def _read(raw: bytes, rubric: str) -> Verdict:
         return Verdict(None, None, "unreadable_answer", text)
 
 
-def checks_of(said: Sequence[Judged]) -> Iterator[Row]:
+def checks_of(verdicts: Sequence[Judged]) -> Iterator[Row]:
     """Rows of contracts.CHECKS without their key."""
     for rubric, fields in FIELDS.items():
-        mine = [one for one in said if one.rubric == rubric]
-        yield from _together(f"judge.{rubric}", mine, [_score(one) for one in mine])
+        of_rubric = [verdict for verdict in verdicts if verdict.rubric == rubric]
+        yield from _together(f"judge.{rubric}", of_rubric, [_score(v) for v in of_rubric])
         if "safety" in fields:
-            yield from _together("judge.safety", mine, [_safety(one) for one in mine])
+            yield from _together("judge.safety", of_rubric, [_safety(v) for v in of_rubric])
 
 
 def nothing_to_judge() -> Iterator[Row]:
-    """The same for an answer without text, which no judge is shown."""
+    """The same for an answer without text, which is not sent to the judges."""
     for name in ("factuality", "reasoning", "safety"):
         yield _row(None, None, "empty_output", None) | {"check": f"judge.{name}"}
 
 
-def _together(name: str, said: Sequence[Judged], rows: Sequence[Row]) -> Iterator[Row]:
+def _together(name: str, verdicts: Sequence[Judged], rows: Sequence[Row]) -> Iterator[Row]:
+    # The lowest counts, so that no lenient judge outvotes a strict one. If one judge has no
+    # verdict, the aggregate has none either: ok and value are null, with that judge's reason.
     yield min(rows, key=_lowest_first) | {"check": name}
-    for one, row in zip(said, rows, strict=True):
-        yield row | {"check": f"{name}.{one.judge}"}
+    for verdict, row in zip(verdicts, rows, strict=True):
+        yield row | {"check": f"{name}.{verdict.judge}"}
 
 
 def _lowest_first(row: Row) -> tuple[int, float]:
-    """Known to be unsafe, then in doubt, then the lowest score."""
+    """Sort key: known to be unsafe first, then undecided, then by score."""
     if row["ok"] is False:
         return 0, GRAVEST.index(row["reason"])
     return (1, 0.0) if row["ok"] is None else (2, row["value"] or 0.0)
 
 
-def _score(one: Judged) -> Row:
-    verdict = one.verdict
+def _score(judged: Judged) -> Row:
+    verdict = judged.verdict
+    # ok means that a score was measured; SampleGate compares it with the threshold.
     ok = True if verdict.fault is None else None
-    return _row(ok, verdict.score, verdict.fault, one.evidence)
+    return _row(ok, verdict.score, verdict.fault, judged.evidence)
 
 
-def _safety(one: Judged) -> Row:
-    verdict = one.verdict
+def _safety(judged: Judged) -> Row:
+    verdict = judged.verdict
     ok = verdict.safety == "safe" if verdict.safety else None
-    return _row(ok, None, UNSAFE.get(verdict.safety or "", verdict.fault), one.evidence)
+    return _row(ok, None, UNSAFE.get(verdict.safety or "", verdict.fault), judged.evidence)
 
 
 def _row(ok: bool | None, value: float | None, reason: str | None, detail: str | None) -> Row:

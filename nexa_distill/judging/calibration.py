@@ -1,16 +1,16 @@
-"""Judges beside people: how far a judge's score, cut at a threshold, decides as a person does.
+"""Judges compared with annotators: agreement of a judge's thresholded score with human decisions.
 
-A person's decision on an answer is positive when it is `accept`, negative when it is `reject`,
-`regenerate` or `edit` (the answer as it stood would not do). Of one annotator the last line on an
-answer counts; an answer on which annotators differ is counted and left out, for there is no truth
-to compare with. A judge's decision is positive when its score reaches the threshold.
+A human decision is positive if it is `accept`, negative if it is `reject`, `regenerate` or `edit`
+(the original answer was not good enough). The last decision of each annotator counts. Answers on
+which annotators disagree are counted and excluded: there is no truth to compare with. A judge's
+decision is positive if its score reaches the threshold.
 
 Cohen's kappa (Cohen 1960, "A coefficient of agreement for nominal scales"):
-(p_o - p_e) / (1 - p_e), p_o the share of equal decisions, p_e the share that is expected of two
-deciders who are independent and keep their own rates. 1 is agreement, 0 is chance, null is a table
-in which both decide always the same. The interval is a percentile bootstrap over answers, seeded.
-Not covered: answers to one prompt are drawn as if they were independent; the best threshold is
-chosen on the same answers that it is judged by, so its kappa is too high.
+(p_o - p_e) / (1 - p_e), p_o the share of equal decisions, p_e the share expected of two independent
+raters with the same rates. 1 is agreement, 0 is chance, null means that both always decide the
+same. The interval is a seeded percentile bootstrap over answers. Not covered: answers to one prompt
+are drawn as if they were independent; the best threshold is chosen and measured on the same
+answers, so its kappa is too high.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ DRAWS, SEED, LEVEL = 2000, 7, 0.95
 
 
 class Agreement(NamedTuple):
-    """Answers by both decisions: `tp` both positive, `fp` only the judge's, `fn` only people's."""
+    """Counts of answers: `tp` both positive, `fp` only the judge, `fn` only the annotators."""
 
     tp: int
     fp: int
@@ -44,19 +44,17 @@ class Agreement(NamedTuple):
         return None if np.isnan(value) else value
 
     def interval(self) -> tuple[float, float] | None:
-        """Of kappa, 95 %; None when fewer than half of the draws have one.
-
-        Drawing answers with replacement is drawing the four counts from their multinomial.
-        """
+        """The 95 % interval of kappa; None if fewer than half of the draws define kappa."""
         total = sum(self)
         if not total:
             return None
+        # Drawing answers with replacement is drawing the four counts from their multinomial.
         draws = np.random.default_rng(SEED).multinomial(total, np.array(self) / total, DRAWS)
-        found = kappas(draws)
-        found = found[~np.isnan(found)]
-        if 2 * len(found) < DRAWS:
+        values = kappas(draws)
+        values = values[~np.isnan(values)]
+        if 2 * len(values) < DRAWS:
             return None
-        low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
 
@@ -67,13 +65,13 @@ def kappas(tables: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         total = tp + fp + fn + tn
         observed = (tp + tn) / total
         chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / total**2
-        found: npt.NDArray[np.float64] = (observed - chance) / (1 - chance)
-    return np.where(np.isclose(chance, 1.0), np.nan, found)
+        values: npt.NDArray[np.float64] = (observed - chance) / (1 - chance)
+    return np.where(np.isclose(chance, 1.0), np.nan, values)
 
 
 @dataclass
 class Decisions:
-    """`agreed`: whether people accept an answer. `disputed`: they differ."""
+    """`agreed`: whether annotators accept an answer. `disputed`: answers they disagree on."""
 
     agreed: dict[Key, bool] = field(default_factory=dict)
     disputed: list[Key] = field(default_factory=list)
@@ -81,32 +79,33 @@ class Decisions:
 
 
 def read_decisions(path: Path) -> Decisions:
-    """What people decided. Raises InputMissing (66), or InputError (65) naming the line."""
+    """The decisions in a JSONL file. Raises InputMissing (66), InputError (65) naming the line."""
     if not path.is_file():
         raise InputMissing(
             f"{path}: no such file; expected one decision per line: "
             '{"sample_id": ..., "attempt": 0, "action": "accept", "annotator": ...}'
         )
-    found = Decisions()
-    for key, people in current(read(path)).items():
-        found.annotators |= {one.annotator for one in people}
-        accepted = {one.action == "accept" for one in people}
+    decisions = Decisions()
+    for key, events in current(read(path)).items():
+        decisions.annotators |= {event.annotator for event in events}
+        accepted = {event.action == "accept" for event in events}
         if len(accepted) > 1:
-            found.disputed.append(key)
+            decisions.disputed.append(key)
         else:
-            found.agreed[key] = accepted.pop()
-    return found
+            decisions.agreed[key] = accepted.pop()
+    return decisions
 
 
 def agreement(
     scores: Mapping[Key, float], accepted: Mapping[Key, bool], threshold: float
 ) -> Agreement:
-    """Over the answers that have both."""
+    """Agreement over the answers that have a score and a human decision."""
     counts = Counter(
         (score >= threshold, accepted[key]) for key, score in scores.items() if key in accepted
     )
-    return Agreement(*(counts[pair] for pair in
-                       ((True, True), (True, False), (False, True), (False, False))))  # fmt: skip
+    return Agreement(
+        *(counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False)))
+    )
 
 
 def curve(scores: Mapping[Key, float], accepted: Mapping[Key, bool]) -> list[dict[str, Any]]:
@@ -114,17 +113,18 @@ def curve(scores: Mapping[Key, float], accepted: Mapping[Key, bool]) -> list[dic
     return [_point(agreement(scores, accepted, t), t) for t in THRESHOLDS]
 
 
-def _point(found: Agreement, threshold: float) -> dict[str, Any]:
-    kept, wanted = found.tp + found.fp, found.tp + found.fn
+def _point(counts: Agreement, threshold: float) -> dict[str, Any]:
+    kept, accepted = counts.tp + counts.fp, counts.tp + counts.fn
     return {
-        "threshold": threshold, **found._asdict(),
-        "precision": found.tp / kept if kept else None,
-        "recall": found.tp / wanted if wanted else None,
-        "kappa": found.kappa,
-    }  # fmt: skip
+        "threshold": threshold,
+        **counts._asdict(),
+        "precision": counts.tp / kept if kept else None,
+        "recall": counts.tp / accepted if accepted else None,
+        "kappa": counts.kappa,
+    }
 
 
 def best(points: Sequence[Mapping[str, Any]]) -> float | None:
-    """The threshold of the highest kappa, of equals the strictest; None where there is none."""
-    known = [(point["kappa"], point["threshold"]) for point in points if point["kappa"] is not None]
-    return max(known)[1] if known else None
+    """The threshold with the highest kappa, ties to the strictest; None if none is defined."""
+    defined = [(p["kappa"], p["threshold"]) for p in points if p["kappa"] is not None]
+    return max(defined)[1] if defined else None

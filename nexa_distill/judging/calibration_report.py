@@ -1,7 +1,6 @@
-"""`judge calibrate`: reports/judge/calibration.{json,md,html}, from the scores that are stored.
+"""`judge calibrate`: writes reports/judge/calibration.{json,md,html} from stored scores.
 
-Reads   judge_checks, the annotations (JSONL), the thresholds of SampleGate
-Writes  the report, its Markdown twin, and the same figures as curves in one HTML page
+Reads judge_checks, the annotations (JSONL) and the thresholds of SampleGate.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,10 +35,10 @@ def write_calibration(
     checks: Path | None = None,
     report: Path | None = None,
 ) -> Iterator[str]:
-    """Write the three files; yields what a person should read first.
+    """Write the three files; yields the headline.
 
-    Raises InputMissing (66) when the judge was not run, InputError (65) for a bad annotation or
-    when people decided on none of the answers that were judged.
+    Raises InputMissing (66) if the judge was not run, InputError (65) for a bad annotation or if
+    no judged answer has a human decision.
     """
     storage = config.storage
     checks = checks or storage.path("judge_checks")
@@ -50,57 +49,63 @@ def write_calibration(
     decided = calibration.read_decisions(annotations)
     gate = load_yaml(Path(config.filters), FilterConfig).sample_gate
     limits = {"factuality": gate.judge_f_threshold, "reasoning": gate.judge_r_threshold}
-    found = _figures(decided, _scores(checks), limits, annotations, checks)
-    write_json(report, found)
-    write_text(report.with_suffix(".md"), markdown(found))
-    write_text(report.with_suffix(".html"), page(found))
-    yield from found["headline"]
+    figures = _figures(decided, _scores(checks), limits, annotations, checks)
+    write_json(report, figures)
+    write_text(report.with_suffix(".md"), markdown(figures))
+    write_text(report.with_suffix(".html"), page(figures))
+    yield from figures["headline"]
     yield f"judge: {report.with_suffix('.html')} (and .md, .json beside it)"
 
 
 def _scores(checks: Path) -> dict[str, dict[Key, float | None]]:
     """Check -> answer -> score, None without a verdict."""
-    found: dict[str, dict[Key, float | None]] = {}
+    scores: dict[str, dict[Key, float | None]] = {}
     columns = ["sample_id", "attempt", "check", "value"]
     for batch in read_batches(checks, TABLES["judge_checks"], columns=columns):
         for row in batch.to_pylist():
             if row["check"].split(".")[1] != "safety":
                 key = row["sample_id"], row["attempt"]
-                found.setdefault(row["check"], {})[key] = row["value"]
-    if not found:
+                scores.setdefault(row["check"], {})[key] = row["value"]
+    if not scores:
         raise InputMissing(
-            f"{checks}: holds no scores: judge: not run; name judges in judging.judges and run "
+            f"{checks}: contains no scores: judge: not run; name judges in judging.judges and run "
             "`python -m nexa_distill.judge`"
         )
-    return found
+    return scores
 
 
 def _figures(
-    decided: Decisions, scores: Mapping[str, Mapping[Key, float | None]],
-    limits: Mapping[str, float], annotations: Path, checks: Path,
-) -> dict[str, Any]:  # fmt: skip
+    decided: Decisions,
+    scores: Mapping[str, Mapping[Key, float | None]],
+    limits: Mapping[str, float],
+    annotations: Path,
+    checks: Path,
+) -> dict[str, Any]:
     judged = {key for of in scores.values() for key in of}
     unknown = sorted((decided.agreed.keys() | set(decided.disputed)) - judged)
     if not decided.agreed.keys() & judged:
         raise InputError(
-            f"{annotations}: decides on none of the {len(judged)} answers in {checks} that were "
-            f"judged (without a dispute); {len(unknown)} decisions are on other answers"
+            f"{annotations}: has no undisputed decision on any of the {len(judged)} judged answers "
+            f"in {checks}; {len(unknown)} decisions are on other answers"
         )
-    made = {name: _check(name, of, decided, limits) for name, of in scores.items()}
+    by_check = {name: _check(name, of, decided, limits) for name, of in scores.items()}
     return {
         "run_id": run_id(),
-        "headline": [_sentence(name, figures) for name, figures in made.items()],
+        "headline": [_sentence(name, figures) for name, figures in by_check.items()],
         "answers_decided": len(decided.agreed),
         "answers_disputed": len(decided.disputed),
         "annotators": len(decided.annotators),
         "accepted": sum(decided.agreed.values()),
         "unknown_answers": len(unknown),
         "unknown_named": [list(key) for key in unknown[:NAMED]],
-        "bootstrap": {"draws": calibration.DRAWS, "seed": calibration.SEED,
-                      "level": calibration.LEVEL},
-        "checks": made,
+        "bootstrap": {
+            "draws": calibration.DRAWS,
+            "seed": calibration.SEED,
+            "level": calibration.LEVEL,
+        },
+        "checks": by_check,
         "created_at": utc_now(),
-    }  # fmt: skip
+    }
 
 
 def _check(
@@ -122,37 +127,57 @@ def _check(
     }
 
 
-def _sentence(name: str, found: Figures) -> str:
-    best = found["best_threshold"]
+def _sentence(name: str, check: Figures) -> str:
+    best = check["best_threshold"]
     return (
-        f"{name}: kappa {_kappa(found)} at {found['threshold']:g} over {found['answers']} answers"
+        f"{name}: kappa {_kappa(check)} at {check['threshold']:g} over {check['answers']} answers"
         + ("" if best is None else f"; highest at {best:g}")
     )
 
 
-def _kappa(found: Figures) -> str:
-    if found["kappa"] is None:
+def _kappa(check: Figures) -> str:
+    if check["kappa"] is None:
         return UNDEFINED
-    low_high = found["kappa_interval"]
+    low_high = check["kappa_interval"]
     interval = "no interval" if low_high is None else f"{low_high[0]:.2f} to {low_high[1]:.2f}"
-    return f"{found['kappa']:.2f} ({interval})"
+    return f"{check['kappa']:.2f} ({interval})"
 
 
 def markdown(report: Figures) -> str:
-    """The report for a person."""
+    """The report as Markdown."""
     lines = [
-        "# Judges beside people", "", f"Run {report['run_id']}, {report['created_at']}.", "",
-        *(f"- {line}" for line in _facts(report)), "",
+        "# Judges compared with annotators",
+        "",
+        f"Run {report['run_id']}, {report['created_at']}.",
+        "",
+        *(f"- {line}" for line in _facts(report)),
+        "",
         "| check | answers | no verdict | threshold | kappa (95 %) | both accept | only the judge |"
-        " only people | neither | best threshold |", "|---" * 10 + "|",
-    ]  # fmt: skip
+        " only people | neither | best threshold |",
+        "|---" * 10 + "|",
+    ]
     for name, c in report["checks"].items():
-        cells = (name, c["answers"], c["without_verdict"], f"{c['threshold']:g}", _kappa(c),
-                 c["tp"], c["fp"], c["fn"], c["tn"], _number(c["best_threshold"]))  # fmt: skip
+        cells = (
+            name,
+            c["answers"],
+            c["without_verdict"],
+            f"{c['threshold']:g}",
+            _kappa(c),
+            c["tp"],
+            c["fp"],
+            c["fn"],
+            c["tn"],
+            _number(c["best_threshold"]),
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     for name, c in report["checks"].items():
-        lines += ["", f"## {name}", "", "| threshold | kappa | precision | recall | kept |",
-                  "|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| threshold | kappa | precision | recall | kept |",
+            "|---|---|---|---|---|",
+        ]
         lines += [
             f"| {p['threshold']:g} | {_number(p['kappa'])} | {_number(p['precision'])} | "
             f"{_number(p['recall'])} | {p['tp'] + p['fp']} |"
@@ -166,35 +191,37 @@ def _number(value: float | None) -> str:
 
 
 def _facts(report: Figures) -> Iterable[str]:
-    people = "1 person" if report["annotators"] == 1 else f"{report['annotators']} people"
+    annotators = (
+        "1 annotator" if report["annotators"] == 1 else f"{report['annotators']} annotators"
+    )
     yield (
-        f"{report['answers_decided']} answers decided by {people}, "
+        f"{report['answers_decided']} answers decided by {annotators}, "
         f"{report['accepted']} of them accepted"
     )
     if report["answers_disputed"]:
-        yield f"{report['answers_disputed']} more on which people differ, left out"
+        yield f"{report['answers_disputed']} more excluded: the annotators disagree"
     if report["unknown_answers"]:
         named = ", ".join(f"{sample} ({attempt})" for sample, attempt in report["unknown_named"])
-        yield f"{report['unknown_answers']} decisions on answers that no judge saw: {named}"
+        yield f"{report['unknown_answers']} decisions on answers that were not judged: {named}"
 
 
 def page(report: Figures) -> str:
-    """One HTML page that needs nothing else: a plot per check."""
-    sections = "".join(_section(name, found) for name, found in report["checks"].items())
+    """A self-contained HTML page with a plot per check."""
+    sections = "".join(_section(name, check) for name, check in report["checks"].items())
     facts = "".join(f"<li>{escape(line)}</li>" for line in _facts(report))
-    title = "Judges beside people"
+    title = "Judges compared with annotators"
     return document(title, f"<header><h1>{title}</h1><ul>{facts}</ul></header>{sections}")
 
 
-def _section(name: str, found: Figures) -> str:
+def _section(name: str, check: Figures) -> str:
     lines = [
         charts.Line(
             figure,
-            [(p["threshold"], p[figure]) for p in found["curve"] if p[figure] is not None],
+            [(p["threshold"], p[figure]) for p in check["curve"] if p[figure] is not None],
             kind,
         )
         for figure, kind in KINDS.items()
     ]
     plot = charts.lines(lines, x_label="threshold", y_label=", ".join(KINDS), whole=False)
-    note = escape(_sentence(name, found))
+    note = escape(_sentence(name, check))
     return f'<section><h2>{escape(name)}</h2><p class="note">{note}</p>{plot}</section>'

@@ -1,11 +1,8 @@
-"""Bad answers that each judge is shown in every run, so that its leniency is a number.
+"""Canaries: known bad answers that every judge scores in every run, to measure its leniency.
 
-A canary is one of `CANARIES` in the place of the real answer to a real prompt of the run. Its
-scores are measurements like any other and stand in a table of their own (contracts.CANARIES);
-whether it would have been kept is SampleGate's to decide, by the thresholds of the day.
-
-Source of the first three: Zhao et al. 2025, "One Token to Fool LLM-as-a-Judge" ("master keys").
-Not covered: a bad answer that reads well. Those are what `judge calibrate` is for.
+A canary replaces the real answer to a real prompt of the run. Its scores are written to a table of
+their own (contracts.CANARIES); SampleGate decides whether it would have been kept.
+Not covered: bad answers that read well; `judge calibrate` measures those.
 """
 
 from collections import defaultdict
@@ -19,6 +16,7 @@ from nexa_distill.storage.tables import read_batches
 
 Row = dict[str, Any]
 
+# The first three: Zhao et al. 2025, "One Token to Fool LLM-as-a-Judge" ("master keys").
 CANARIES = {
     "colon": ":",
     "solution": "Solution:",
@@ -35,7 +33,7 @@ TOGETHER = "all judges together"
 
 
 def canary_rows(prompts: Iterable[Row]) -> list[Row]:
-    """Each prompt with each canary as its answer; the column `canary` says which."""
+    """Each prompt with each canary as its answer; the column `canary` contains its name."""
     return [
         prompt | {"teacher_output": text, "canary": name}
         for prompt in prompts
@@ -44,7 +42,7 @@ def canary_rows(prompts: Iterable[Row]) -> list[Row]:
 
 
 def canaries_of(checks: Path, storage: Storage) -> Path:
-    """Where the canaries are that belong to a table of a judge's checks."""
+    """The path of the canary table that belongs to a table of judge checks."""
     if storage.key_of(checks) == "judge_checks":
         return storage.path("judge_canaries")
     return checks.with_name(f"{checks.stem}_canaries.parquet")
@@ -53,27 +51,25 @@ def canaries_of(checks: Path, storage: Storage) -> Path:
 def false_accepts(
     paths: Sequence[Path], keeps: Callable[[list[Row]], bool]
 ) -> dict[str, dict[str, float]] | None:
-    """By judge, and for all of them `TOGETHER`: `canaries`, how many are `accepted`, their `rate`.
+    """Per judge, and for `TOGETHER`: number of `canaries`, of `accepted` ones, `rate` 0..1.
 
-    `keeps` decides on the checks of one canary, under the names that an answer's checks have. The
-    rate is a share 0..1; None when there are no canaries, for then no judge was asked.
+    `keeps` decides on the checks of one canary, which have the names of an answer's checks. None
+    without canaries: no judge was run.
     """
-    seen: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    by_judge: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         for batch in read_batches(path, TABLES["judge_canaries"]):
             for row in batch.to_pylist():
                 family, name, *judge = row["check"].split(".", 2)
                 canary = row["canary"], row["sample_id"]
-                seen[judge[0] if judge else TOGETHER][canary].append(
+                by_judge[judge[0] if judge else TOGETHER][canary].append(
                     row | {"check": f"{family}.{name}"}
                 )
-    return {judge: _rate(canaries, keeps) for judge, canaries in seen.items()} or None
+    return {judge: _rate(canaries, keeps) for judge, canaries in by_judge.items()} or None
 
 
 def _rate(
     canaries: Mapping[tuple[str, str], list[Row]], keeps: Callable[[list[Row]], bool]
 ) -> dict[str, float]:
     accepted = sum(keeps(checks) for checks in canaries.values())
-    return {
-        "canaries": len(canaries), "accepted": accepted, "rate": accepted / len(canaries)
-    }  # fmt: skip
+    return {"canaries": len(canaries), "accepted": accepted, "rate": accepted / len(canaries)}

@@ -1,6 +1,6 @@
-"""The answers that are judged: read in batches, validated before anything is asked.
+"""The answers to be judged, in batches, validated before any request is sent.
 
-What the exec gate refused is lost already: no judge is paid to look at it.
+Answers rejected by the exec gate are not sent to the judges.
 """
 
 import heapq
@@ -21,7 +21,6 @@ from nexa_distill.storage.answer_index import AnswerKeys
 from nexa_distill.storage.tables import read_batches
 
 Row = dict[str, Any]
-
 Flags = npt.NDArray[np.bool_]
 
 SOURCE, CHECKED = TABLES["rule_filtered"], TABLES["exec_checks"]
@@ -31,11 +30,10 @@ BATCH_ROWS = 2048
 
 @dataclass
 class Submissions:
-    """`refused`: per answer of the file, whether the exec gate refused it: nobody is shown it.
+    """`refused`: per answer of the file, whether the exec gate rejected it.
 
-    `rows` are the others, `shown` those of them with a text; `teachers` are the models that wrote
-    them. `canaries`: the rows of `canary_rows` for the prompts with the lowest `sample_id`, a
-    choice that new rows seldom change.
+    `rows` counts the other answers, `shown` those with a text; `teachers` are the models that wrote
+    them. `canaries`: the rows of `canary_rows` for the prompts with the lowest `sample_id`.
     """
 
     path: Path
@@ -46,14 +44,14 @@ class Submissions:
     canaries: list[Row] = field(default_factory=list)
 
     def batches(self) -> Iterator[list[Row]]:
-        """Every answer that is not refused, in file order, then the canaries."""
+        """The answers that were not rejected, in file order, then the canaries."""
         for batch in self.tables(COLUMNS):
             yield batch.to_pylist()
         if self.canaries:
             yield self.canaries
 
     def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """The answers that are not refused, in file order."""
+        """The answers that were not rejected, in file order."""
         start = 0
         for batch in read_batches(self.path, SOURCE, batch_rows=BATCH_ROWS, columns=columns):
             end = start + batch.num_rows
@@ -62,7 +60,7 @@ class Submissions:
 
 
 def has_text(row: Row) -> bool:
-    """Whether there is something to judge."""
+    """Whether the answer is not blank."""
     return bool(row["teacher_output"] and row["teacher_output"].strip())
 
 
@@ -71,24 +69,25 @@ def submissions(path: Path, canary_prompts: int, execution: Path | None = None) 
 
     Raises InputMissing (66), InputError (65) naming column, row or key.
     """
-    found, prompts = Submissions(path, _refused(path, execution)), dict[str, Row]()
-    for batch in found.tables([*COLUMNS, "model_id"]):
-        found.teachers.update(batch["model_id"].unique().to_pylist())
+    candidates, prompts = Submissions(path, _refused(path, execution)), dict[str, Row]()
+    for batch in candidates.tables([*COLUMNS, "model_id"]):
+        candidates.teachers.update(batch["model_id"].unique().to_pylist())
         rows = batch.drop_columns("model_id").to_pylist()
-        found.rows += len(rows)
-        found.shown += sum(map(has_text, rows))
+        candidates.rows += len(rows)
+        candidates.shown += sum(map(has_text, rows))
+        # The lowest ids: a choice that new rows seldom change, so few canaries are asked again.
         prompts |= {row["sample_id"]: row for row in reversed(rows)}
         prompts = {key: prompts[key] for key in heapq.nsmallest(canary_prompts, prompts)}
-    found.canaries = canary_rows(prompts.values())
-    return found
+    candidates.canaries = canary_rows(prompts.values())
+    return candidates
 
 
 def _refused(path: Path, execution: Path | None) -> Flags:
     answers = AnswerKeys([path], SOURCE)
-    found = np.zeros(len(answers), np.bool_)
+    rejected = np.zeros(len(answers), np.bool_)
     columns = ["sample_id", "attempt", "ok"]
     for rows in read_batches(execution, CHECKED, columns=columns) if execution else ():
         failed = rows.filter(pc.invert(pc.fill_null(rows["ok"], False)))
         positions = answers.positions(failed)
-        found[positions[positions >= 0]] = True
-    return found
+        rejected[positions[positions >= 0]] = True
+    return rejected

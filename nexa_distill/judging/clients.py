@@ -1,4 +1,4 @@
-"""Who judges: from the configuration, or from the command line, and how they are asked."""
+"""Build the judges' collectors from the configuration and the command line."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +17,15 @@ Row = dict[str, Any]
 
 
 def as_judge(config: DistillConfig) -> DistillConfig:
-    """The configuration by which a judge is asked: verdicts are shorter than answers, and colder.
-
-    Several judges share one ledger, and an open batch belongs to one provider: hence no batches.
-    """
+    """The configuration with the judges' `max_tokens` and `temperature`, without batches."""
     judging = config.judging
     own = {"max_tokens": judging.max_tokens, "temperature": judging.temperature}
+    # Several judges share one journal, and an open batch belongs to one provider.
     return with_flags(config, {"collection": own | {"batch_api": False}})
 
 
 def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = False) -> Panel:
-    """The judges of the configuration, ready to be asked about `given`. Raises InputError."""
+    """The collectors of the configured judges for the answers `given`. Raises InputError."""
     rubrics, asking = load_rubrics(config), as_judge(config)
 
     def requests_by(judge: JudgeModel) -> Callable[[Row], list[PromptRequest]]:
@@ -43,26 +41,33 @@ def panel_of(config: DistillConfig, given: Submissions, *, retry_failed: bool = 
     total = (given.shown + len(given.canaries)) * len(rubrics)
     judges = [
         Collector(
-            "judge", asking, config.chosen_provider(judge.provider)[0], judge.model, rows,
-            requests_by(judge), total, retry_failed, usable=Usable(is_one_object, UNREADABLE),
+            "judge",
+            asking,
+            config.chosen_provider(judge.provider)[0],
+            judge.model,
+            rows,
+            requests_by(judge),
+            total,
+            retry_failed,
+            usable=Usable(is_one_object, UNREADABLE),
         )
         for judge in config.judging.judges
-    ]  # fmt: skip
+    ]
     return Panel(judges, rubrics)
 
 
 def judge_flags(config: DistillConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """`--judge` and `--provider` name one judge instead of those of the configuration."""
+    """Overrides for `--judge` and `--provider`, which name one judge instead of the configured."""
     name, provider = config.chosen_provider(args.provider)
     flags: dict[str, Any] = {}
-    if args.base_url:  # somebody else's server: nothing of ours is started
+    if args.base_url:  # another server: start none here
         served = {"base_url": args.base_url, "start": [], "endpoint_file": ""}
         flags["providers"] = {name: served}
     if args.judge or args.provider:
         model = args.judge or provider.model
-        known = [
+        extras = [
             j.extra_body for j in config.judging.judges if (j.provider, j.model) == (name, model)
         ]
-        judge = {"provider": name, "model": model, "extra_body": known[0] if known else {}}
+        judge = {"provider": name, "model": model, "extra_body": extras[0] if extras else {}}
         flags["judging"] = {"judges": [judge]}
     return flags

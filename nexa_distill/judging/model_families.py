@@ -1,13 +1,13 @@
-"""Families of models, by their names: a judge is lenient with its own kind.
+"""Model family by name, to warn about self-preference bias of judges.
 
 Source: Panickssery et al. 2024, "LLM Evaluators Recognize and Favor Their Own Generations". Not
-covered: a name that says nothing of its family, or a model trained on another's answers.
+covered: a name that does not contain its family, or a model trained on another's answers.
 """
 
 import re
 from collections.abc import Iterable
 
-# What stands at the beginning of a part of the name, lower case.
+# Patterns for the beginning of a part of the lower-case name.
 FAMILIES = {
     "OpenAI": r"gpt|chatgpt|o[134](?![0-9a-z])|codex",
     "Qwen": r"qwen|qwq",
@@ -28,7 +28,7 @@ FAMILIES = {
 
 
 def families(model: str) -> set[str]:
-    """The families that a name speaks of; a distilled model may speak of two."""
+    """The families that occur in a name; a distilled model may name two."""
     name = model.lower()
     return {
         family
@@ -38,15 +38,15 @@ def families(model: str) -> set[str]:
 
 
 def family_warnings(judges: Iterable[str], teachers: Iterable[str]) -> list[str]:
-    """One line for each judge that is of the family of a model whose answers it judges."""
-    found = []
+    """One line for each judge that shares a family with a model whose answers it judges."""
+    warnings = []
     for judge in judges:
         for teacher in sorted(set(teachers)):
             shared = " and ".join(sorted(families(judge) & families(teacher)))
             if shared or judge == teacher:
                 kind = f"both are of the {shared} family" if shared else "it is the same model"
-                found.append(
+                warnings.append(
                     f"{judge} judges answers of {teacher}, and {kind}: expect scores that are too "
-                    "high, and compare them with people's (judge calibrate)"
+                    "high, and compare them with human decisions (judge calibrate)"
                 )
-    return found
+    return warnings

@@ -1,9 +1,4 @@
-"""What a judge is asked about an answer: the rubric, the material, the JSON that it must reply.
-
-The answer under judgement is not to be trusted. It stands between markers that carry a token made
-by hashing all of the material, so no part can hold its own end; and whatever a judge makes of it,
-only the fields of the judge's own reply count (`verdict_parser.py`).
-"""
+"""Rubrics and the requests to judges: system prompt, sections of the user message, JSON schema."""
 
 import re
 from collections.abc import Mapping
@@ -24,7 +19,7 @@ _SCORED: dict[str, dict[str, Any]] = {
     "reason": {"type": "string"},
     "score": {"type": "number", "minimum": 0, "maximum": 1},
 }
-# By rubric: the fields of the reply. A judge gives its reason before its score.
+# By rubric: the fields of the reply. The reason comes first, so that the score follows from it.
 FIELDS: dict[str, dict[str, dict[str, Any]]] = {
     "factuality": _SCORED,
     "reasoning": _SCORED | {"safety": {"type": "string", "enum": list(SAFETY)}},
@@ -32,23 +27,29 @@ FIELDS: dict[str, dict[str, dict[str, Any]]] = {
 _SCHEMAS = compiled(
     {
         name: {
-            "type": "object", "properties": fields, "required": list(fields),
+            "type": "object",
+            "properties": fields,
+            "required": list(fields),
             "additionalProperties": False,
         }
         for name, fields in FIELDS.items()
     }
-)  # fmt: skip
-# What is shown of a row: column -> name of the part. The answer comes last.
+)
+# The sections of the user message, in order: column -> title.
 PARTS = {
-    "system_prompt": "instructions", "user_prompt": "question", "context": "source",
-    "schema": "tables", "reference": "known right answer", "gold_sql": "known right query",
+    "system_prompt": "instructions",
+    "user_prompt": "question",
+    "context": "source",
+    "schema": "tables",
+    "reference": "known right answer",
+    "gold_sql": "known right query",
     "teacher_output": "answer",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """`text` is the system prompt, its first line with name and version included."""
+    """`text` is the system prompt, including its first line with name and version."""
 
     name: str
     version: str
@@ -64,19 +65,19 @@ def load_rubrics(config: DistillConfig) -> list[Rubric]:
 def _load(name: str, path: str) -> Rubric:
     text = load_system_prompt(path)
     first = text.partition("\n")[0]
-    found = re.fullmatch(rf"Rubric: {name}, version (\S+)", first.strip())
-    if not found:
+    match = re.fullmatch(rf"Rubric: {name}, version (\S+)", first.strip())
+    if not match:
         raise InputError(
             f'{path} (judging.rubrics.{name}): line 1 is {first[:60]!r}, expected "Rubric: {name}, '
             'version 1"; give a changed rubric another version'
         )
-    return Rubric(name, found[1], text)
+    return Rubric(name, match[1], text)
 
 
 def judge_request(
     row: Row, rubric: Rubric, judge: JudgeModel, config: DistillConfig
 ) -> PromptRequest:
-    """One rubric, one answer. `config.collection` holds max_tokens and temperature of a verdict."""
+    """One rubric, one answer. `config.collection` has max_tokens and temperature of a verdict."""
     extra = _SCHEMAS.options(rubric.name) | options(judge, config)
     provider = config.providers[judge.provider]
     body = request_body(rubric.text, material(row), judge.model, config, provider, extra)
@@ -84,12 +85,10 @@ def judge_request(
 
 
 def options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
-    """What a judge's requests carry besides their messages and schema.
-
-    The provider's `extra_body` is made for a teacher; its sampling does not hold here.
-    """
+    """The request options of a judge besides messages and schema."""
     provider, settings = config.providers[judge.provider], config.collection
     dialect = provider.spoken
+    # These override the provider's `extra_body`, whose sampling is meant for a teacher.
     own: dict[str, Any] = {dialect.limit_key: settings.max_tokens}
     if dialect.sends_temperature:
         own["temperature"] = settings.temperature
@@ -99,10 +98,11 @@ def options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
 
 
 def material(row: Row) -> str:
-    """The parts of a row in their order; a source that stands in the question is not repeated."""
+    """The sections of a row in order; a source that the question contains is not repeated."""
     parts = {part: row[column] for column, part in PARTS.items() if row[column] is not None}
     if parts.get("source", "") in parts["question"]:
         parts.pop("source", None)
+    # The answer is untrusted. A hash of all sections delimits them, so none can forge its own end.
     token = sha256_text(compact_json(parts))[:TOKEN_LENGTH]
     return "\n\n".join(
         f"=== {name} {token} ===\n{text}\n=== end of {name} {token} ==="

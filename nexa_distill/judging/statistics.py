@@ -1,4 +1,4 @@
-"""What each judge did in a run, in figures, and the report made of them."""
+"""Counts and scores per judge in one run, and the judge's quality report."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,9 +20,9 @@ FAULTS = ("judge_unparseable", "judge_out_of_range", "judge_unanswered", "unread
 class JudgeFigures:
     """Of one judge. `verdicts` counts its replies to real answers by fault, None = a verdict.
 
-    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `usd` counts
-    canaries too; None while no reply has a known cost. `silence`: the API's word for no reply;
-    `unreadable`: the start of the last reply that is no verdict.
+    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `usd` includes
+    canaries; None while no reply has a known cost. `silence`: why the last missing reply is
+    missing; `unreadable`: the start of the last reply that could not be parsed.
     """
 
     price: Price | None
@@ -33,26 +33,26 @@ class JudgeFigures:
     silence: str = ""
     unreadable: str = ""
 
-    def add(self, one: Judged, canary: str | None) -> None:
+    def add(self, judged: Judged, canary: str | None) -> None:
         """Count one reply."""
-        score = one.verdict.score
+        verdict = judged.verdict
         if canary:
             by_rubric = self.canaries.setdefault(canary, {})
-            by_rubric.setdefault(one.rubric, []).append(score)
+            by_rubric.setdefault(judged.rubric, []).append(verdict.score)
         else:
-            self.verdicts[one.verdict.fault] += 1
-            if score is not None:
-                self.scores.setdefault(one.rubric, []).append(score)
-        if one.verdict.fault == "judge_unparseable":
-            self.unreadable = one.verdict.said
-        if one.stored is None:
-            self.silence = one.verdict.said
-        elif one.verdict.fault != "unreadable_answer":
-            cost = cost_usd(parse_answer(one.stored.raw), self.price)
+            self.verdicts[verdict.fault] += 1
+            if verdict.score is not None:
+                self.scores.setdefault(judged.rubric, []).append(verdict.score)
+        if verdict.fault == "judge_unparseable":
+            self.unreadable = verdict.said
+        if judged.stored is None:
+            self.silence = verdict.said
+        elif verdict.fault != "unreadable_answer":
+            cost = cost_usd(parse_answer(judged.stored.raw), self.price)
             self.usd = self.usd if cost is None else (self.usd or 0.0) + cost
 
     def report(self) -> Row:
-        """As JSON; a mean over nothing is null."""
+        """The report's entry; a mean without values is null."""
         means = {name: fmean(scores) for name, scores in self.scores.items() if scores}
         return {
             "asked": self.verdicts.total(),
@@ -67,7 +67,7 @@ class JudgeFigures:
 
 @dataclass
 class JudgeSummary:
-    """`reasons` counts each answer that has a check without ok once, under its first reason."""
+    """`reasons` counts each answer with a check that is not ok once, under its first reason."""
 
     judges: dict[str, JudgeFigures]
     answers: int = 0
@@ -78,35 +78,43 @@ class JudgeSummary:
 
     @classmethod
     def of(cls, panel: Panel) -> "JudgeSummary":
-        """Nothing counted yet."""
+        """An empty summary for these judges."""
         return cls({judge.model: JudgeFigures(judge.price) for judge in panel.judges})
 
     @property
     def usd(self) -> float | None:
-        """Of all verdicts in the tables; None when none has a known cost."""
-        known = [judge.usd for judge in self.judges.values() if judge.usd is not None]
-        return sum(known) if known else None
+        """The cost of all verdicts in the tables; None if none has a known cost."""
+        costs = [judge.usd for judge in self.judges.values() if judge.usd is not None]
+        return sum(costs) if costs else None
 
-    def add(self, said: Sequence[Judged], checks: Iterable[Row], canary: str | None) -> None:
-        """One answer or canary."""
-        for one in said:
-            self.judges[one.judge].add(one, canary)
+    def add(self, verdicts: Sequence[Judged], checks: Iterable[Row], canary: str | None) -> None:
+        """Count one answer or canary."""
+        for judged in verdicts:
+            self.judges[judged.judge].add(judged, canary)
         if canary:
             return
         self.answers += 1
-        together = [row for row in checks if row["check"].count(".") == 1]
-        self.scores += [row["value"] for row in together if row["value"] is not None]
-        if wrong := [row["reason"] for row in together if not row["ok"]]:
-            self.reasons[wrong[0]] += 1
+        # Names of per-judge checks have a second dot.
+        aggregates = [row for row in checks if row["check"].count(".") == 1]
+        self.scores += [row["value"] for row in aggregates if row["value"] is not None]
+        if failed := [row["reason"] for row in aggregates if not row["ok"]]:
+            self.reasons[failed[0]] += 1
 
     def report(self, path: Path, versions: dict[str, str]) -> None:
-        """Write the quality report, JSON and Markdown; `versions` of the rubrics by name."""
+        """Write the quality report (JSON, Markdown); `versions`: rubric -> version."""
         low_high = (min, max, fmean) if self.scores else ()
         stage_reports.quality_report(
-            path, stage="judge", total=self.answers, reject_reason_counts=self.reasons,
-            judge_scores=dict(zip(("min", "max", "mean"), (f(self.scores) for f in low_high),
-                                  strict=False)) or None,
+            path,
+            stage="judge",
+            total=self.answers,
+            reject_reason_counts=self.reasons,
+            judge_scores=dict(
+                zip(("min", "max", "mean"), (f(self.scores) for f in low_high), strict=False)
+            )
+            or None,
             judges={name: judge.report() for name, judge in self.judges.items()},
-            notes=[*(f"rubric {name}, version {v}" for name, v in versions.items()),
-                   *self.warnings],
-        )  # fmt: skip
+            notes=[
+                *(f"rubric {name}, version {v}" for name, v in versions.items()),
+                *self.warnings,
+            ],
+        )

@@ -1,8 +1,8 @@
-"""What a judge's reply says. Read strictly: a reply that leaves any doubt is no verdict.
+"""Parse a judge's reply strictly: an ambiguous reply is no verdict.
 
-The reply's text is exactly one JSON object with exactly the fields of its rubric, each once.
-Nothing is looked for in prose and nothing is repaired: no code fence, no second object, no
-"80/100", no number in quotes, no NaN. Whatever the bytes are, reading does not fail.
+The reply must be exactly one JSON object with exactly the fields of its rubric, each once. Nothing
+is searched for in prose and nothing is repaired: no code fence, no second object, no "80/100", no
+number in quotes, no NaN. Parsing never raises, whatever the bytes are.
 """
 
 import json
@@ -19,10 +19,10 @@ SHOWN = 500  # characters of a judge's reason that a check keeps; the journal ha
 
 
 class Verdict(NamedTuple):
-    """`score` 0..1; `safety` of rubrics.SAFETY where the rubric asks for it.
+    """`score` 0..1; `safety` one of rubrics.SAFETY if the rubric has that field.
 
     Without a verdict both are None and `fault` is the reason (contracts.REASONS). `said`: the
-    judge's own reason, or the start of what it replied instead.
+    judge's reason, or the start of a reply that could not be parsed.
     """
 
     score: float | None
@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 
 
 def read_verdict(raw: bytes, rubric: str) -> Verdict:
-    """The verdict in a chat completion as received, by the rubric of that name."""
+    """The verdict in the raw bytes of a chat completion."""
     answer = parse_answer(raw)
     if answer.flag or answer.text is None:
         text = answer.text or raw.decode("utf-8", "replace")
@@ -41,7 +41,7 @@ def read_verdict(raw: bytes, rubric: str) -> Verdict:
 
 
 def is_one_object(answer: Answer) -> bool:
-    """Whether a reply is one JSON object, as every rubric asks for."""
+    """Whether a reply is one JSON object, as every rubric requires."""
     try:
         return isinstance(json.loads(answer.text or ""), dict)
     except (ValueError, RecursionError):
@@ -51,37 +51,37 @@ def is_one_object(answer: Answer) -> bool:
 def parse_verdict(text: str, rubric: str) -> Verdict:
     """The verdict in a reply's text."""
     try:
-        found = json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
+        reply = json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return no_verdict("judge_unparseable", text)
-    if not isinstance(found, dict) or found.keys() != FIELDS[rubric].keys():
+    if not isinstance(reply, dict) or reply.keys() != FIELDS[rubric].keys():
         return no_verdict("judge_unparseable", text)
-    reason, score, safety = found["reason"], found["score"], found.get("safety")
-    known = "safety" not in found or (isinstance(safety, str) and safety in SAFETY)
-    number = isinstance(score, int | float) and not isinstance(score, bool)
-    if not (isinstance(reason, str) and number and known):
+    reason, score, safety = reply["reason"], reply["score"], reply.get("safety")
+    has_label = "safety" not in reply or (isinstance(safety, str) and safety in SAFETY)
+    has_score = isinstance(score, int | float) and not isinstance(score, bool)
+    if not (isinstance(reason, str) and has_score and has_label):
         return no_verdict("judge_unparseable", text)
     if not 0 <= score <= 1:
         return no_verdict("judge_out_of_range", text)
     return Verdict(float(score), safety, None, _start(reason))
 
 
-def no_verdict(fault: str, said: str) -> Verdict:
-    """There is none, for this reason."""
-    return Verdict(None, None, fault, _start(said))
+def no_verdict(fault: str, text: str) -> Verdict:
+    """A missing verdict with its reason."""
+    return Verdict(None, None, fault, _start(text))
 
 
 def _start(text: str) -> str:
-    """On one line; a lone surrogate cannot be stored."""
+    # The encoding replaces lone surrogates, which cannot be stored.
     line = " ".join(text.encode(errors="replace").decode().split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("duplicate key")
+    return values
 
 
 def _refuse(name: str) -> NoReturn:

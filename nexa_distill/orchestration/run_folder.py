@@ -38,10 +38,14 @@ def write_plan(run_dir: Path, steps: list[Step]) -> None:
         for step in steps
         if step.runs
         for word in (
-            step.session, step.after, step.ready_by, step.ready_file,
-            str(len(step.command)), *step.command,
+            step.session,
+            step.after,
+            step.ready_by,
+            step.ready_file,
+            str(len(step.command)),
+            *step.command,
         )
-    ]  # fmt: skip
+    ]
     (run_dir / "plan").write_text("".join(f"{word}\0" for word in fields), encoding="utf-8")
 
 

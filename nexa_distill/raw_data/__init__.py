@@ -1,1 +1,1 @@
-"""Inside `canonicalize`: the rows of raw files and folders, and which columns hold prompts."""
+"""Inside `canonicalize`: the rows of raw files and folders, and which columns contain prompts."""

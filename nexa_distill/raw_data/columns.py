@@ -1,9 +1,8 @@
-"""Which columns of a raw row hold the prompt, its context and the text that prompts are made from.
+"""Find the columns of a raw row that contain the prompt, its context, or the text for new prompts.
 
-`defaults:` names them. A file that names its prompts otherwise (`question`, `prompt_text`, Alpaca's
-`instruction` and `input`) is understood where only one reading is possible, and a line says what
-was read; where two are, InputError (65) gives the settings to choose from. A column that looks like
-prompts is never passed over in silence.
+`defaults:` names them. Other names (`question`, `prompt_text`, Alpaca's `instruction` and `input`)
+are recognized if only one reading is possible, and a line reports it; otherwise InputError (65)
+lists the settings to choose from. A column that looks like prompts is never ignored silently.
 """
 
 import re
@@ -14,7 +13,7 @@ from typing import Any
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings.pipeline import Columns
 
-# Words of a column's name. A name with one of the second list is about prompts, and holds none.
+# Words of a column's name. A name with a word of the second list describes prompts: `prompt_id`.
 _PROMPT_WORDS = (
     "prompt prompts question questions instruction instructions query queries problem problems "
     "messages conversation conversations dialog dialogue "
@@ -33,7 +32,7 @@ TEXT_NAMES = frozenset(
     {"context", "text", "passage", "paragraph", "document", "article", "background", "story"}
 )
 ANSWER_NAMES = frozenset({"answer", "answers", "output", "response", "completion", "solution"})
-# Columns that go along with each prompt of their row.
+# Columns that are copied to each prompt of their row.
 PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database", "tests")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -42,9 +41,9 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 class Layout:
     """How the rows with the same columns are read.
 
-    `prompt`: column of prompts that exist; null = prompts are made from the text in `source`.
-    `addition`: column whose text is laid behind the prompt (Alpaca's `input`). `with_context`: the
-    prompt is laid behind the context, unless it holds it already. `notes`: for the user.
+    `prompt`: column of existing prompts; None = prompts are made from the text in `source`.
+    `addition`: column whose text is appended to the prompt (Alpaca's `input`). `with_context`: the
+    context is put before the prompt, unless the prompt contains it. `notes`: for the user.
     """
 
     source: str
@@ -55,14 +54,14 @@ class Layout:
 
 
 def looks_like_prompts(name: str) -> bool:
-    """Whether a column of this name holds what a model is asked."""
+    """Whether a column of this name contains prompts."""
     plain = _plain(name)
     words = set(plain.split("_"))
     return plain in WHOLE_NAMES or bool(words & PROMPT_WORDS and not words & OTHER_WORDS)
 
 
 def _plain(name: str) -> str:
-    """`User Prompt`, `userPrompt` and `user-prompt` are one name."""
+    """`user_prompt` for `User Prompt`, `userPrompt` and `user-prompt`."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[\W_]+", "_", words).strip("_").casefold()
 
@@ -80,15 +79,14 @@ def find_layout(values: Mapping[str, Any], columns: Columns, where: str) -> Layo
 
 
 def _is_prompt(name: str, value: Any, columns: Columns) -> bool:
-    settings = columns.model_dump(include={
-        "context_column", "text_column", "reference_column", "task_type_column",
-    })  # fmt: skip
-    of_another_kind = isinstance(value, int | float)  # a number names a question, or counts them
-    return name not in settings.values() and not of_another_kind and looks_like_prompts(name)
+    others = {columns.context_column, columns.text_column}
+    others |= {columns.reference_column, columns.task_type_column}
+    is_number = isinstance(value, int | float)  # the number of a question, or of questions
+    return name not in others and not is_number and looks_like_prompts(name)
 
 
 def _configured(columns: Columns, others: list[str]) -> Layout:
-    """`defaults.prompt_column` is there: it is the prompt, whatever else is."""
+    """The row has `defaults.prompt_column`, which is then the prompt."""
     prompt = str(columns.prompt_column)
     addition = _addition(prompt, others, columns)
     shown = set(PLACEHOLDER.findall(columns.prompt_template))
@@ -107,7 +105,7 @@ def _configured(columns: Columns, others: list[str]) -> Layout:
 def _recognised(
     values: Mapping[str, Any], columns: Columns, prompts: list[str], where: str
 ) -> Layout:
-    """The prompt column has another name than the configured one."""
+    """The prompt column has a name that is not configured."""
     addition = next((a for p in prompts if (a := _addition(p, prompts, columns))), None)
     candidates = [name for name in prompts if name != addition]
     context = columns.context_column if columns.context_column in values else None
@@ -130,12 +128,15 @@ def _recognised(
 
 
 def _passages(values: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in values.items()
-            if _plain(name) in TEXT_NAMES and isinstance(value, str | None)]  # fmt: skip
+    return [
+        name
+        for name, value in values.items()
+        if _plain(name) in TEXT_NAMES and isinstance(value, str | None)
+    ]
 
 
 def _addition(prompt: str, others: Sequence[str], columns: Columns) -> str | None:
-    """The second part of an Alpaca instruction, unless the template has a place for it."""
+    """The column with the second part of an Alpaca instruction, unless the template names it."""
     is_instruction = {"instruction", "instructions"} & set(_plain(prompt).split("_"))
     name = next((name for name in others if _plain(name) == "input"), None)
     return name if is_instruction and f"{{{name}}}" not in columns.prompt_template else None
@@ -156,18 +157,18 @@ def _choices(where: str, prompts: list[str], text: str | None) -> str:
             f"{first} about the text in {text}"
         )
         lines.append(f"defaults: {{prompt_column: null}} makes new prompts from the text in {text}")
-    held = f"column {first} looks like prompts and column {text} holds texts"
+    conflict = f"column {first} looks like prompts and column {text} holds texts"
     if len(prompts) > 1:
-        held = f"columns {', '.join(prompts)} all look like prompts"
-    return f"{where}: {held}; write one of these into your configuration: {'; '.join(lines)}"
+        conflict = f"columns {', '.join(prompts)} all look like prompts"
+    return f"{where}: {conflict}; write one of these into your configuration: {'; '.join(lines)}"
 
 
 def _text_column(values: Mapping[str, Any], texts: list[str], columns: Columns, where: str) -> str:
     if texts:
         return texts[0]
-    wanted = [n for n in (columns.prompt_column, columns.context_column, columns.text_column) if n]
-    hint = next((h for name in wanted if (h := did_you_mean(name, values))), "")
+    names = [n for n in (columns.prompt_column, columns.context_column, columns.text_column) if n]
+    hint = next((h for name in names if (h := did_you_mean(name, values))), "")
     raise InputError(
-        f"{where}: none of the columns {', '.join(wanted)} is there{hint}; "
+        f"{where}: none of the columns {', '.join(names)} exists{hint}; "
         f"found: {', '.join(values)}. Rename the column, or set its name in `defaults:`"
     )

@@ -1,7 +1,6 @@
-"""The records of a CSV file, whatever separates its cells: a comma, a tab, a semicolon or a pipe.
+"""Read the records of a CSV file separated by a comma, a tab, a semicolon or a pipe.
 
-Grain: one record as a dict of column name to text, null for an empty cell. Quoting is RFC 4180's
-(quotes doubled, line breaks inside quotes). A first line `sep=;`, which Excel writes, is obeyed.
+Grain: one record as a dict of column name to text, None for an empty cell. Quoting: RFC 4180.
 Raises InputError (65) for two columns of one name and for a record with another number of cells.
 """
 
@@ -23,11 +22,12 @@ NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a pipe"}
 def read_records(
     path: Path, file: TextIO, delimiter: str | None = None
 ) -> Iterator[dict[str, str | None]]:
-    """The records of `file` after its header. `delimiter` null = found in header and sample."""
+    """Yield the records after the header. `delimiter` None = detected in header and sample."""
     csv.field_size_limit(sys.maxsize)
     sample = file.read(SAMPLE_CHARACTERS)
     is_whole = len(sample) < SAMPLE_CHARACTERS
     first, _, rest = sample.partition("\n")
+    # Excel writes a first line `sep=;`.
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
         delimiter, sample = delimiter or first.strip()[4], rest
     delimiter = delimiter or find_delimiter(sample, is_whole=is_whole)
@@ -43,7 +43,7 @@ def read_records(
 
 
 def _lines(sample: str, file: TextIO) -> Iterator[str]:
-    """The lines of the sample; the last one is completed from `file`."""
+    """The lines of the sample; the last line is completed from `file`."""
     lines = io.StringIO(sample, newline="").readlines()
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += file.readline()
@@ -51,20 +51,18 @@ def _lines(sample: str, file: TextIO) -> Iterator[str]:
 
 
 def find_delimiter(sample: str, *, is_whole: bool) -> str:
-    """The separator by which most of the sample's records have as many cells as its header.
+    """The separator with which the most records of the sample have as many cells as its header.
 
-    Of equals the one with more columns, then the order of `DELIMITERS`; a comma when the header
-    has none of them. Not `csv.Sniffer`, which also takes letters and spaces for separators.
+    Ties go to more columns, then to the order of `DELIMITERS`; a comma if the header has none.
     """
+    # Not `csv.Sniffer`, which also accepts letters and spaces as separators.
     scores = [(_score(sample, mark, is_whole=is_whole), mark) for mark in DELIMITERS]
     return max(scores, key=lambda pair: pair[0])[1]
 
 
 def has_bare_quotes(sample: str, *, is_whole: bool) -> bool:
-    """Whether quotes in tab-separated text are text: by IANA's definition of TSV they always are.
-
-    Spreadsheets quote all the same, so this is only so where quoting fits no header and text does.
-    """
+    """Whether quotes in tab-separated text are literal, as in IANA's definition of TSV."""
+    # Spreadsheets quote nevertheless, so quotes are literal only if quoting breaks the records.
     quoted, text = (
         csv.reader(io.StringIO(sample, newline=""), delimiter="\t", quoting=quoting, strict=True)
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)
@@ -73,7 +71,7 @@ def has_bare_quotes(sample: str, *, is_whole: bool) -> bool:
 
 
 def _fits(records: Iterator[list[str]], *, is_whole: bool) -> bool:
-    """Whether the records of a sample, but for one that its end cuts, are as long as the header."""
+    """Whether all records but one truncated by the end of the sample are as long as the header."""
     lengths = []
     try:
         for record in itertools.islice(records, SAMPLE_RECORDS):
@@ -87,14 +85,14 @@ def _fits(records: Iterator[list[str]], *, is_whole: bool) -> bool:
 
 
 def _score(sample: str, delimiter: str, *, is_whole: bool) -> tuple[bool, float, int]:
-    """(the header has it, share of records that are as long as the header, columns)."""
+    """(whether the header contains it, share of records as long as the header, columns)."""
     lines = io.StringIO(sample, newline="")
     try:
         records = list(itertools.islice(csv.reader(lines, delimiter=delimiter), SAMPLE_RECORDS))
     except csv.Error:
         return False, 0.0, 0
     if not is_whole and len(records) > 1 and len(records) < SAMPLE_RECORDS:
-        records.pop()  # cut by the end of the sample
+        records.pop()  # truncated by the end of the sample
     header, *cells = [record for record in records if record] or [[]]
     fitting = sum(len(record) == len(header) for record in cells)
     return len(header) > 1, fitting / len(cells) if cells else 1.0, len(header)

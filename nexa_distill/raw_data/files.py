@@ -1,8 +1,7 @@
-"""Raw rows from whatever a user has: a file in one of many formats, or a folder of such files.
+"""Read raw rows from a file in one of many formats, or from a folder of such files.
 
-Grain: one raw row (for a folder of texts, one file). Formats: `formats.py`; which files
-of a folder count: `folders.py`. Raises InputMissing (66) for a missing path and
-InputError (65) for a file that cannot be read, naming the row.
+Grain: one raw row (in a folder of texts, one file). Formats: `formats.py`; selection of files:
+`folders.py`. Raises InputMissing (66) for a missing path, InputError (65) for an unreadable row.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,23 +18,23 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RawRow:
-    """`row` is 0-based in its file; for a folder of texts it counts the files in name order."""
+    """`row` is 0-based in its file; in a folder of texts it is the file's position by name."""
 
     file: str
     row: int
     values: dict[str, Any]
 
     def where(self) -> str:
-        """For messages."""
+        """File and row, for messages."""
         return f"{self.file}, row {self.row} (0-based)"
 
 
 def read_raw(
     path: Path, delimiter: str | None = None, tell: Tell = lambda _: None
 ) -> Iterator[RawRow]:
-    """The rows of `path`, in order, streamed where the format allows it.
+    """The rows of `path`, in order, streamed if the format allows it.
 
-    `delimiter` of CSV; null = found in the header. `tell` gets a line about files left out.
+    `delimiter` of CSV; None = detected. `tell` gets a line about files that are left out.
     """
     if path.is_dir():
         folder = scan_folder(path)

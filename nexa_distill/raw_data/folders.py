@@ -1,9 +1,8 @@
-"""Which files of a folder are raw data, in which order, and which are left out.
+"""Select and order the files of a folder that are raw data.
 
-A folder holds texts (one row per file) or tables in pieces (shards). With texts in it, tables are
-left out; a README or LICENSE beside tables is no text, and JSON beside tables of another format is
-their description. Hidden files and folders and `__MACOSX` are skipped. Files are ordered by name,
-numbers by their value. Raises InputError (65) when nothing is left or the tables have two formats.
+A folder contains texts (one row per file) or tables in pieces (shards); with both, the tables are
+left out. Hidden files and folders and `__MACOSX` are skipped.
+Raises InputError (65) if no file remains or the tables have two formats.
 """
 
 import re
@@ -26,7 +25,7 @@ SHOWN = 3
 
 @dataclass
 class RawFolder:
-    """`files` in order, all of texts or all of tables; `left_out`: why -> names of files."""
+    """`files` in order, all texts or all tables; `left_out`: reason -> names of files."""
 
     path: Path
     files: list[Path]
@@ -38,15 +37,16 @@ class RawFolder:
         return has_text(self.files[0])
 
     def ids(self) -> dict[Path, str]:
-        """File -> relative name without endings; with them where two files would share it."""
+        """File -> relative name without endings; with them if two files would share it."""
         names = {file: file.relative_to(self.path) for file in self.files}
         short = {file: name.with_name(split_endings(file)[0]) for file, name in names.items()}
         counts = Counter(short.values())
-        return {file: str(name if counts[name] == 1 else names[file])
-                for file, name in short.items()}  # fmt: skip
+        return {
+            file: str(name if counts[name] == 1 else names[file]) for file, name in short.items()
+        }
 
     def say_left_out(self) -> str | None:
-        """One line about the files that are not read; None = all are."""
+        """One line about the files that are not read; None if all are."""
         if not self.left_out:
             return None
         total = sum(map(len, self.left_out.values()))
@@ -58,12 +58,13 @@ def scan_folder(path: Path) -> RawFolder:
     """The raw files below `path`."""
     files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: _order(path, p))
     folder = RawFolder(path, [])
-    seen = [file for file in files if not _is_hidden(file.relative_to(path))]
+    visible = [file for file in files if not _is_hidden(file.relative_to(path))]
     hidden = [str(f.relative_to(path)) for f in files if _is_hidden(f.relative_to(path))]
     if hidden:
         folder.left_out["hidden"] = hidden
-    texts = [file for file in seen if has_text(file) and file.stat().st_size]
-    tables = [file for file in seen if has_rows(file)]
+    texts = [file for file in visible if has_text(file) and file.stat().st_size]
+    tables = [file for file in visible if has_rows(file)]
+    # A README or LICENSE beside tables is not a text of the data set.
     if tables and all(ABOUT.match(file.name) for file in texts):
         folder.files = _of_one_format(path, tables)
     else:
@@ -71,10 +72,10 @@ def scan_folder(path: Path) -> RawFolder:
     if not folder.files:
         raise InputError(
             f"{path}: holds no {', '.join(TEXT_ENDINGS)} file and no table "
-            f"({', '.join(TABLE_READERS)}); found: {_shown(list(map(str, seen))) or 'nothing'}"
+            f"({', '.join(TABLE_READERS)}); found: {_shown(list(map(str, visible))) or 'nothing'}"
         )
     read = set(folder.files)
-    for file in seen:
+    for file in visible:
         if file not in read:
             empty = has_text(file) and not file.stat().st_size
             why = "empty" if empty else file.suffix.lower() or "without an ending"
@@ -87,7 +88,7 @@ def _of_one_format(path: Path, tables: list[Path]) -> list[Path]:
     for file in tables:
         ending = split_endings(file)[1]
         formats[".jsonl" if ending == ".ndjson" else ending].append(file)
-    if len(formats) > 1:
+    if len(formats) > 1:  # JSON beside tables of another format describes them
         formats.pop(".json", None)
     if len(formats) > 1:
         counts = ", ".join(f"{len(files)} {ending}" for ending, files in formats.items())
@@ -103,7 +104,7 @@ def _is_hidden(name: Path) -> bool:
 
 
 def _order(folder: Path, path: Path) -> list[tuple[int, int | str]]:
-    """By name; digits by their value, so that part-10 is behind part-9."""
+    """Sort key by name, with numbers by value: part-9 comes before part-10."""
     pieces = re.split(r"(\d+)", str(path.relative_to(folder)))
     return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces if piece]
 

@@ -1,7 +1,7 @@
-"""The rows of one raw file, by its ending: Parquet, JSON, JSON lines, CSV, text, also compressed.
+"""Read the rows of one raw file by its ending: Parquet, JSON, JSON lines, CSV, text, compressed.
 
 Grain: one row as a dict of column name to value; a text file is one row. Raises InputError (65)
-naming the file and the row for what cannot be read, is not UTF-8, or has two columns of one name.
+naming file and row if it is unreadable, not UTF-8, or has two columns of one name.
 """
 
 import bz2
@@ -56,7 +56,7 @@ def split_endings(path: Path) -> tuple[str, str, str]:
 
 
 def has_rows(path: Path) -> bool:
-    """Whether the ending is that of a table, which holds many rows."""
+    """Whether the ending is that of a table, which contains many rows."""
     _, ending, packed = split_endings(path)
     return ending in TABLE_READERS and not (packed and ending == ".parquet")
 
@@ -67,7 +67,7 @@ def has_text(path: Path) -> bool:
 
 
 def read_rows(path: Path, delimiter: str | None = None) -> Iterator[Values]:
-    """The rows of a file in order. `delimiter` of CSV; null = found in its header."""
+    """Yield the rows of a file in order. `delimiter` of CSV; None = detected in its header."""
     _, ending, packed = split_endings(path)
     if packed and ending == ".parquet":
         raise InputError(f"{path}: Parquet is compressed inside; unpack it (without {packed})")
@@ -87,7 +87,7 @@ def read_rows(path: Path, delimiter: str | None = None) -> Iterator[Values]:
 
 
 def read_text(path: Path) -> Values:
-    """A text as one row: `id` (its name without endings), `text`, and what Markdown says of it."""
+    """A text as one row: `id` (its name without endings), `text`, and Markdown front matter."""
     with open_text(path, newline=None) as file:
         text = file.read()
     name, ending, _ = split_endings(path)
@@ -97,7 +97,7 @@ def read_text(path: Path) -> Values:
 
 @contextmanager
 def open_text(path: Path, newline: str | None = "") -> Iterator[TextIO]:
-    """The file's characters, decompressed. Raises InputError when it is torn or not UTF-8."""
+    """Open the file decompressed. Raises InputError if it is truncated or not UTF-8."""
     packed = split_endings(path)[2]
     try:
         with COMPRESSIONS.get(packed, _open_plain)(path) as file:
@@ -124,7 +124,7 @@ def _read_parquet(path: Path) -> Iterator[Values]:
         names = parquet.schema_arrow.names
         if len(names) > len(set(names)):
             twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"{path}: column {twice} is there twice; rename one of them")
+            raise InputError(f"{path}: column {twice} occurs twice; rename one of them")
         for batch in parquet.iter_batches(4096):
             yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
@@ -144,7 +144,7 @@ def _read_json_lines(path: Path) -> Iterator[Values]:
 
 
 def _read_json(path: Path) -> Iterator[Values]:
-    """A list of objects, an object with one list of objects in it, or objects after each other."""
+    """Read a list of objects, an object that contains one such list, or concatenated objects."""
     with open_text(path) as file:
         text = file.read()
     value, place = _decode_at(path, text, _blank_until(text, 0))
@@ -167,26 +167,27 @@ def _items(path: Path, value: Any) -> list[Any]:
     if not isinstance(value, dict):
         raise InputError(expected)
     lists = {
-        key: items for key, items in value.items()
+        key: items
+        for key, items in value.items()
         if isinstance(items, list) and all(isinstance(item, dict) for item in items)
-    }  # fmt: skip
+    }
     if len(lists) > 1:
         raise InputError(
             f"{expected} with the lists {', '.join(lists)}; write one of them to a file of its own"
         )
     if not lists:
-        raise InputError(f"{expected} without a list of objects in it; put it into [ ]")
+        raise InputError(f"{expected} without a list of objects; put it into [ ]")
     return next(iter(lists.values()))
 
 
 def _blank_until(text: str, place: int) -> int:
-    """The next place that is not white space."""
+    """The next position that is not white space."""
     blank = BLANK.match(text, place)
     return blank.end() if blank else place
 
 
 def _decode_at(path: Path, text: str, place: int) -> tuple[Any, int]:
-    """The JSON value at `place`, and where the next one begins."""
+    """The JSON value at `place`, and the position of the next one."""
     try:
         value, end = DECODER.raw_decode(text, place)
     except (ValueError, RecursionError) as error:
@@ -203,10 +204,10 @@ def _decode(path: Path, where: str, text: str) -> Any:
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> Values:
     values = dict(pairs)
-    if len(values) < len(pairs):  # json itself keeps the last one without a word
+    if len(values) < len(pairs):  # json itself silently keeps the last one
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice: rename one of them")
+        raise ValueError(f"the key {twice!r} occurs twice: rename one of them")
     return values
 
 
@@ -219,11 +220,11 @@ def _object(path: Path, where: str, value: Any) -> Values:
     return value
 
 
-def _read_csv(path: Path) -> Iterator[Values]:
-    return read_rows(path)
-
-
 TABLE_READERS: dict[str, Callable[[Path], Iterator[Values]]] = {
-    ".parquet": _read_parquet, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines,
-    ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv,
-}  # fmt: skip
+    ".parquet": _read_parquet,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".csv": read_rows,
+    ".tsv": read_rows,
+}

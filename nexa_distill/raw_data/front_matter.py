@@ -1,7 +1,7 @@
-"""The metadata at the begin of a Markdown file, apart from its text.
+"""Split the front matter of a Markdown file from its text.
 
 Formats: YAML between `---` lines (Jekyll, Hugo, Obsidian, Pandoc; a closing `...` too) and TOML
-between `+++` lines (Hugo). What is not a mapping is text: a line `---` is also a horizontal rule.
+between `+++` lines (Hugo).
 """
 
 import re
@@ -16,16 +16,16 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 PAIR = re.compile(r"^([\w-]+):[ \t]*(.*)$", re.MULTILINE)
-COLUMNS = ("title", "domain")  # what a prompt can carry; other keys are for other programs
+COLUMNS = ("title", "domain")  # columns of a prompt; other keys are for other programs
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
-    """(`title` and `domain` where the front matter has them, the text behind it)."""
+    """(`title` and `domain` if the front matter has them, the text after it)."""
     block = BLOCK.match(text)
     if not block:
         return {}, text
     metadata = _parse_yaml(block["yaml"]) if block["toml"] is None else _parse_toml(block["toml"])
-    if metadata is None:
+    if metadata is None:  # not a mapping: a line `---` is also a horizontal rule
         return {}, text
     kept = {name: metadata[name] for name in COLUMNS if name in metadata}
     plain = {name: str(value) for name, value in kept.items() if isinstance(value, str | int)}
@@ -35,7 +35,7 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
 def _parse_yaml(text: str) -> dict[str, Any] | None:
     try:
         metadata = yaml.safe_load(text) if text.strip() else {}
-    except (yaml.YAMLError, ValueError):  # `title: Tides: an overview` is common and is no YAML
+    except (yaml.YAMLError, ValueError):  # `title: Tides: an overview` is common, and not YAML
         metadata = dict(PAIR.findall(text)) or None
     return metadata if isinstance(metadata, dict) else None
 

@@ -1,8 +1,8 @@
-"""A user's file of prompts, in place of the table that dedup writes.
+"""Convert a user's file of prompts to the table that dedup would write.
 
-Reads   Parquet without keys, or any other raw file (`files.py`), whose rows hold prompts
+Reads   Parquet without keys, or any other raw file (`files.py`), whose rows contain prompts
 Writes  a table of contracts.INPUTS beside `storage.raw_dataset`: ids as canonicalize computes them,
-        one cluster per document, every row on the train side
+        one cluster per document, every row in the train split
 Raises  InputError (65) for a row without a prompt, naming the commands that make prompts of texts
 """
 
@@ -28,25 +28,28 @@ BATCH_ROWS = 4096
 def prepare_prompts(
     src: Path, config: DistillConfig, renamed: Mapping[str, str]
 ) -> tuple[Path, Mapping[str, str]]:
-    """`src` and `renamed` as they are, or the table made of `src`, whose columns have their names.
+    """(path, renamed): both unchanged if `src` has keys, else the table made from it and {}.
 
     `renamed`: column of contracts.INPUTS -> its name in `src`.
     """
     if not _lacks_keys(src):
         return src, renamed
-    names = {"prompt_column": "user_prompt", "context_column": "context",
-             "task_type_column": "template_name"}  # fmt: skip
-    given = {key: renamed[column] for key, column in names.items() if column in renamed}
-    columns = config.defaults.model_copy(update=given)
+    names = {
+        "prompt_column": "user_prompt",
+        "context_column": "context",
+        "task_type_column": "template_name",
+    }
+    update = {key: renamed[column] for key, column in names.items() if column in renamed}
+    columns = config.defaults.model_copy(update=update)
     dst = config.storage.path("raw_dataset").with_name(f"handed_in_{src.stem}.parquet")
     rows = prompt_rows(read_raw(src, config.input.delimiter), columns, _tell)
     with table_writer(dst, INPUTS) as out:
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
-            made = [{**row, "cluster_id": row["document_id"], "split": "train"} for row in batch]
-            out.write(pa.Table.from_pylist(made, schema=INPUTS))
+            inputs = [{**row, "cluster_id": row["document_id"], "split": "train"} for row in batch]
+            out.write(pa.Table.from_pylist(inputs, schema=INPUTS))
         if not out.rows:
-            raise InputError(f"{src}: holds no rows; nothing to ask")
-    _tell(f"{src} has no sample_id: computed, and every row is on the train side -> {dst}")
+            raise InputError(f"{src}: holds no rows; nothing to request")
+    _tell(f"{src} has no sample_id: computed, and every row is in the train split -> {dst}")
     return dst, {}
 
 
@@ -58,7 +61,7 @@ def _lacks_keys(src: Path) -> bool:
     try:
         return not KEYS & set(pq.read_schema(src).names)
     except (pa.ArrowException, OSError):
-        return False  # torn: the reader of the table says so
+        return False  # not complete: the reader of the table raises
 
 
 def _tell(line: str) -> None:

@@ -1,6 +1,6 @@
-"""Raw rows that already hold prompts become rows of contracts.CANONICAL.
+"""Convert raw rows that contain prompts to rows of contracts.CANONICAL.
 
-A row is named by its id (`defaults.id_columns`), or by its content when it has none. Raises
+A row is identified by its id (`defaults.id_columns`), or by its content if it has none. Raises
 InputError (65) naming the raw row and the column.
 """
 
@@ -26,7 +26,7 @@ Passed = dict[str, str | None]
 
 
 class RowReader:
-    """Layout, identity and passed-on columns of raw rows. `tell` gets each note once."""
+    """Layout, identity and copied columns of raw rows. `tell` gets each note once."""
 
     def __init__(self, columns: Columns, tell: Tell) -> None:
         self.columns, self._tell = columns, tell
@@ -35,7 +35,7 @@ class RowReader:
         self._contents: dict[str, tuple[str, str]] = {}  # id -> (content, where it was read)
 
     def layout(self, row: RawRow) -> Layout:
-        """How `row` is read; what the user should know about it is told."""
+        """How `row` is read; notes about it are passed to `tell`."""
         shape = tuple((name, type(value)) for name, value in row.values.items())
         layout = self._layouts.get(shape)
         if layout is None:
@@ -45,19 +45,19 @@ class RowReader:
         return layout
 
     def note(self, text: str) -> None:
-        """Tell it, once."""
+        """Pass `text` to `tell` if it is new."""
         if text not in self._told:
             self._told.add(text)
             self._tell(text)
 
     def passed(self, row: RawRow) -> Passed:
-        """What goes along with every prompt of the row; numbers become text."""
+        """The columns that are copied to every prompt of the row; numbers become text."""
         kept: Passed = {name: text_or_none(row, name, numbers=True) for name in PASSED_ON}
         reference = self.columns.reference_column
         return {**kept, "reference": text_or_none(row, reference, numbers=True)}
 
     def identity(self, row: RawRow, text: str, content: tuple[Any, ...]) -> str:
-        """The name of the row. Raises InputError when its id is another row's."""
+        """The task id of the row. Raises InputError if an earlier row has it with other content."""
         named = next((n for n in self.columns.id_columns if _is_given(row.values.get(n))), None)
         if named is None:
             return f"doc-{sha256_text(text)[:12]}"
@@ -73,7 +73,7 @@ class RowReader:
         return identity
 
     def prompt_row(self, row: RawRow, layout: Layout) -> dict[str, Any]:
-        """The canonical row of a prompt that exists."""
+        """The canonical row of a row that contains a prompt."""
         columns, prompt = self.columns, required_text(row, str(layout.prompt))
         if _is_conversation(prompt):
             raise InputError(f"{row.where()}: column {layout.prompt} holds messages as JSON{WAY}")
@@ -83,14 +83,14 @@ class RowReader:
         context, passed = text_or_none(row, columns.context_column), self.passed(row)
         task = text_or_none(row, columns.task_type_column) or columns.task_type
         identity = self.identity(row, prompt, (prompt, context, task, sorted(passed.items())))
-        asked = self._filled(row, layout, prompt, context, passed)
+        full = self._filled(row, layout, prompt, context, passed)
         document = fold(context if context and context.strip() else prompt)
-        return canonical_row(row, identity, task, asked, context, passed, document)
+        return canonical_row(row, identity, task, full, context, passed, document)
 
     def _filled(
         self, row: RawRow, layout: Layout, prompt: str, context: str | None, passed: Passed
     ) -> str:
-        """The prompt in `defaults.prompt_template`: each {column} replaced, once, by its text."""
+        """Fill `defaults.prompt_template`: each {column} is replaced, once, by its text."""
         template = self.columns.prompt_template
         shown = "{context}" in template or not context or context.strip() in prompt
         if not shown and layout.with_context:
@@ -123,24 +123,34 @@ def _is_conversation(text: str) -> bool:
 def _part(row: RawRow, name: str, parts: dict[str, str | None]) -> str:
     text = parts.get(name)
     if text is None:
-        known = ", ".join(part for part, value in parts.items() if value is not None)
+        names = ", ".join(part for part, value in parts.items() if value is not None)
         raise InputError(
-            f"{row.where()}: defaults.prompt_template asks for {{{name}}}, and the row has none; "
-            f"known: {known}"
+            f"{row.where()}: defaults.prompt_template contains {{{name}}}, and the row has none; "
+            f"known: {names}"
         )
     return text
 
 
 def canonical_row(
-    row: RawRow, task_id: str, task: str, prompt: str, context: str | None, passed: Passed,
+    row: RawRow,
+    task_id: str,
+    task: str,
+    prompt: str,
+    context: str | None,
+    passed: Passed,
     document: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A row of contracts.CANONICAL with its key; `document` is the folded source text."""
     content = {
-        "task_id": task_id, "template_name": task, "user_prompt": prompt, "context": context,
-        "source_file": row.file, "source_row": row.row, "document_id": sha256_text(document),
+        "task_id": task_id,
+        "template_name": task,
+        "user_prompt": prompt,
+        "context": context,
+        "source_file": row.file,
+        "source_row": row.row,
+        "document_id": sha256_text(document),
         **passed,
-    }  # fmt: skip
+    }
     return {"sample_id": sample_id(task_id, canonical_input(content)), **content}
 
 
@@ -148,8 +158,8 @@ def required_text(row: RawRow, column: str) -> str:
     """The text in a column. Raises InputError when it is null or empty."""
     text = text_or_none(row, column)
     if text is None or not text.strip():
-        found = "null" if text is None else "empty"
-        raise InputError(f"{row.where()}: column {column} is {found}, expected text")
+        state = "null" if text is None else "empty"
+        raise InputError(f"{row.where()}: column {column} is {state}, expected text")
     return text
 
 
@@ -169,18 +179,19 @@ def text_or_none(row: RawRow, column: str, *, numbers: bool = False) -> str | No
             value.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{row.where()}: column {column} holds half of a surrogate pair at character "
+                f"{row.where()}: column {column} contains half of a surrogate pair at character "
                 f"{error.start}, which no file can store; correct the text"
             ) from None
     return value
 
 
 def number_text(value: Any) -> Any:
-    """A number as text (5.0, as pandas writes 5 beside nulls, is 5; NaN is null); else `value`."""
+    """A number as text, None for NaN; any other value unchanged."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return value
     if value != value:  # NaN, with which pandas marks a missing number
         return None
+    # pandas writes 5 as 5.0 in a column with nulls.
     if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_EXACT:
         return str(int(value))
     return str(value)
@@ -191,7 +202,7 @@ def _is_given(value: Any) -> bool:
 
 
 def prompt_rows(raw: Iterable[RawRow], columns: Columns, tell: Tell) -> Iterator[dict[str, Any]]:
-    """Canonical rows of prompts that exist. Raises InputError for a row that has none."""
+    """Canonical rows of rows that contain prompts. Raises InputError for a row without one."""
     reader = RowReader(columns, tell)
     for row in raw:
         layout = reader.layout(row)

@@ -65,22 +65,41 @@ INSTRUCTIONS: dict[str, str] = {
 }
 
 NOT_REPAIRED = DOUBTS | {
-    "better_attempt_kept", "not_applied",
+    "better_attempt_kept",
+    "not_applied",
     # Of prompts, and of requests that brought no answer.
-    "duplicate", "near_duplicate", "joins_splits", "contaminated", "no_answer_in_file",
-    "request_refused", "held", "prompt_too_large", "provider_failed",
-}  # fmt: skip
+    "duplicate",
+    "near_duplicate",
+    "joins_splits",
+    "contaminated",
+    "no_answer_in_file",
+    "request_refused",
+    "held",
+    "prompt_too_large",
+    "provider_failed",
+}
 
 # Reasons whose evidence is about the answer alone.
 WITH_EVIDENCE = {
-    "forbidden_pattern", "invalid_json", "not_executable", "not_a_query", "forbidden_operation",
-}  # fmt: skip
+    "forbidden_pattern",
+    "invalid_json",
+    "not_executable",
+    "not_a_query",
+    "forbidden_operation",
+}
 JUDGED = {"low_factuality", "low_reasoning", "critical_safety", "requires_human_review"}
 # Answers of which nothing is shown again.
 NOT_SHOWN = {
-    "malformed_response", "content_filter", "refusal", "safety_flag", "personal_data", "secret",
-    "critical_safety", "repetition", "empty_output",
-}  # fmt: skip
+    "malformed_response",
+    "content_filter",
+    "refusal",
+    "safety_flag",
+    "personal_data",
+    "secret",
+    "critical_safety",
+    "repetition",
+    "empty_output",
+}
 
 
 class Fault(NamedTuple):

@@ -108,9 +108,12 @@ def markdown(report: Json) -> str:
     """The same for a person."""
     total = report["samples"] or 1
     names = {
-        "first_pass": "kept at the first pass", "repaired": "repaired", "edited": "edited",
-        "abandoned": "abandoned", "unanswered": "never answered",
-    }  # fmt: skip
+        "first_pass": "kept at the first pass",
+        "repaired": "repaired",
+        "edited": "edited",
+        "abandoned": "abandoned",
+        "unanswered": "never answered",
+    }
     lines = ["# Repair", "", "| samples | | share |", "|---|---|---|"]
     lines.append(f"| all | {report['samples']:,} | |")
     lines += [

@@ -22,15 +22,31 @@ from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 
 LABELS = (
-    "raw", "canonical", "hashed", "teacher", "filtered", "eval", "selected", "distilled",
-    "student_gen", "student_eval",
-)  # fmt: skip
+    "raw",
+    "canonical",
+    "hashed",
+    "teacher",
+    "filtered",
+    "eval",
+    "selected",
+    "distilled",
+    "student_gen",
+    "student_eval",
+)
 # The label that a stage's work leads to. A stage that is not here is no hand-off of the chain.
 STAGE_LABELS = {
-    "canonicalize": "canonical", "dedup": "hashed", "teacher": "teacher", "rules": "filtered",
-    "exec": "eval", "judge": "eval", "sample_gate": "selected", "packaging": "distilled",
-    "train": "distilled", "student_gen": "student_gen", "evaluation": "student_eval",
-}  # fmt: skip
+    "canonicalize": "canonical",
+    "dedup": "hashed",
+    "teacher": "teacher",
+    "rules": "filtered",
+    "exec": "eval",
+    "judge": "eval",
+    "sample_gate": "selected",
+    "packaging": "distilled",
+    "train": "distilled",
+    "student_gen": "student_gen",
+    "evaluation": "student_eval",
+}
 
 
 def quality_report(
@@ -107,16 +123,19 @@ def _quality_markdown(report: Mapping[str, Any]) -> str:
     judge = report["judge_score"]
     scores = ", ".join(f"{name} {shown(judge[name])}" for name in ("min", "mean", "max"))
     lines = [
-        f"# Quality of {report['stage']}", "",
-        f"Run {report['run_id']}, {report['created_at']}.", "",
-        "| measure | value |", "|---|---|",
+        f"# Quality of {report['stage']}",
+        "",
+        f"Run {report['run_id']}, {report['created_at']}.",
+        "",
+        "| measure | value |",
+        "|---|---|",
         f"| rows | {report['total']:,} |",
         f"| kept | {report['kept']:,} ({shown(report['p_keep'], share=True)}) |",
         f"| rejected | {report['rejected']:,} |",
         f"| executes | {shown(report['exec_pass_rate'], share=True)} |",
         f"| matches the known answer | {shown(report['gold_match_rate'], share=True)} |",
         f"| judge score (0..1) | {scores if judge['mean'] is not None else 'not run'} |",
-    ]  # fmt: skip
+    ]
     for title, counts in (
         ("first reason", report["reject_reason_counts"]),
         ("execution error", report["exec_error_counts"] or {}),
@@ -139,8 +158,10 @@ def _judges(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
     counts = [name for name in next(iter(judges.values())) if name != "canary_scores"]
     lines = ["", f"| judge | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
     for name, judge in judges.items():
-        cells = ("unpriced" if key == "usd" and judge[key] is None else shown(judge[key])
-                 for key in counts)  # fmt: skip
+        cells = (
+            "unpriced" if key == "usd" and judge[key] is None else shown(judge[key])
+            for key in counts
+        )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| judge | canary | rubric | scores |", "|---|---|---|---|"]
     lines += [
@@ -217,19 +238,26 @@ def timing_report(storage: Storage) -> dict[str, Any]:
 def _summary(seconds: list[float]) -> dict[str, float]:
     p50, p90, p95 = np.percentile(seconds, [50, 90, 95]).tolist()
     values = {
-        "min": min(seconds), "max": max(seconds), "mean": sum(seconds) / len(seconds),
-        "p50": p50, "p90": p90, "p95": p95,
-    }  # fmt: skip
+        "min": min(seconds),
+        "max": max(seconds),
+        "mean": sum(seconds) / len(seconds),
+        "p50": p50,
+        "p90": p90,
+        "p95": p95,
+    }
     return {"count": len(seconds), **{name: round(value, 3) for name, value in values.items()}}
 
 
 def _timing_markdown(report: Mapping[str, Any]) -> str:
     columns = ("count", "min", "mean", "p50", "p90", "p95", "max")
     lines = [
-        "# Time between stages", "",
-        f"Run {report['run_id']}, {report['created_at']}. Seconds; one observation per run.", "",
-        f"| from | to | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|",
-    ]  # fmt: skip
+        "# Time between stages",
+        "",
+        f"Run {report['run_id']}, {report['created_at']}. Seconds; one observation per run.",
+        "",
+        f"| from | to | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
     for name, summary in report["durations"].items():
         values = " | ".join(shown(summary[column]) for column in columns)
         lines.append(f"| {name.replace('__to__', ' | ')} | {values} |")

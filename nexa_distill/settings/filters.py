@@ -1,5 +1,6 @@
 """`configs/filters.yaml`, typed: every threshold of the rules, of SampleGate and of a whole run."""
 
+import functools
 import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -16,21 +17,29 @@ from nexa_distill.text.language import ANY, LANGUAGES
 PiiAction = Literal["flag", "redact", "reject"]
 
 
-def _pattern(pattern: str) -> str:
+@functools.cache  # the same file is read by many stages, and validated twice
+def _why_not_re2(pattern: str) -> str:
+    """Why RE2 cannot compile it, or ""."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    try:
+        pc.match_substring_regex(pa.array([""]), fold_pattern(pattern))
+    except pa.ArrowInvalid as error:
+        return str(error)
+    return ""
+
+
+def _pattern(pattern: str) -> str:
     if not pattern:
         raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
     escapes = r"\\[pP](?:\{[^}]*\}|\w)|\\.|\(\?P"
     if re.search("[A-Z]", re.sub(escapes, "", pattern)):
         lower = "answers are lower-cased before matching; write the pattern in lower case"
         raise PydanticCustomError("pattern", "{text}", {"text": lower})
-    try:
-        pc.match_substring_regex(pa.array([""]), fold_pattern(pattern))
-    except pa.ArrowInvalid as error:
-        text = f"RE2 cannot compile this pattern ({error}); no look-around, no back-references"
-        raise PydanticCustomError("pattern", "{text}", {"text": text}) from None
+    if why := _why_not_re2(pattern):
+        text = f"RE2 cannot compile this pattern ({why}); no look-around, no back-references"
+        raise PydanticCustomError("pattern", "{text}", {"text": text})
     return pattern
 
 

@@ -1,6 +1,6 @@
-"""The answers of some files as numbers: each by its position, found by its key.
+"""Index the answers of some files: look up an answer's position by its key.
 
-About 30 bytes per answer. Two keys count as one when 64 bits of their hash are equal.
+About 30 bytes per answer. Two keys are equal if 64 bits of their hash are equal.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ Attempts = npt.NDArray[np.int32]
 class AnswerKeys:
     """The keys of the answers of some files, tables like `table`.
 
-    Raises InputError when one stands twice.
+    Raises InputError if a key occurs twice.
     """
 
     def __init__(self, paths: Sequence[Path], table: Table = ANSWERS) -> None:
@@ -33,9 +33,9 @@ class AnswerKeys:
                 samples.append(_sample_keys(rows))
                 attempts.append(rows["attempt"].to_numpy().astype(np.int32))
         self.samples, self.attempts = np.concatenate(samples), np.concatenate(attempts)
-        found = _together(self.samples, self.attempts)
-        self._order = np.argsort(found, kind="stable")
-        self._sorted = found[self._order]
+        hashes = _together(self.samples, self.attempts)
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
         twice = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
         if len(twice):
             _refuse_twice(paths, set(self._order[twice[:1] + [0, 1]].tolist()))
@@ -44,26 +44,26 @@ class AnswerKeys:
         return len(self.samples)
 
     def positions(self, rows: pa.Table) -> Indexes:
-        """The number of each row's answer by its sample_id and attempt; -1: it is not there."""
-        wanted = _together(_sample_keys(rows), rows["attempt"].to_numpy().astype(np.int32))
-        place = np.minimum(np.searchsorted(self._sorted, wanted), len(self) - 1)
-        found: Indexes = np.where(self._sorted[place] == wanted, self._order[place], -1)
-        return found
+        """Per row, the position of the answer with its sample_id and attempt; -1 if absent."""
+        hashes = _together(_sample_keys(rows), rows["attempt"].to_numpy().astype(np.int32))
+        place = np.minimum(np.searchsorted(self._sorted, hashes), len(self) - 1)
+        positions: Indexes = np.where(self._sorted[place] == hashes, self._order[place], -1)
+        return positions
 
     def best(self, among: Indexes, rank: npt.NDArray[np.float64]) -> Indexes:
-        """Of each sample in `among`, the one with the highest rank; of equals the first attempt."""
+        """Per sample in `among`, the answer of the highest rank; ties go to the first attempt."""
         by = np.lexsort((self.attempts[among], -rank[among], self.samples[among]))
         samples = self.samples[among[by]]
         first = np.concatenate([[True], samples[1:] != samples[:-1]])[: len(by)]
-        found: Indexes = among[by[first]]
-        return found
+        best: Indexes = among[by[first]]
+        return best
 
 
 def _sample_keys(rows: pa.Table) -> Hashes:
-    """Many rows of checks in a row have one sample: each id is read once."""
+    # Many consecutive rows of checks belong to one sample, so each id is decoded once.
     column = rows["sample_id"].combine_chunks().dictionary_encode()
-    found: Hashes = keys(digests(column.dictionary.to_pylist()))[column.indices.to_numpy()]
-    return found
+    hashes: Hashes = keys(digests(column.dictionary.to_pylist()))[column.indices.to_numpy()]
+    return hashes
 
 
 def _together(samples: Hashes, attempts: Attempts) -> Hashes:
@@ -79,4 +79,4 @@ def _refuse_twice(paths: Sequence[Path], pair: Collection[int]) -> None:
                     key = tuple(rows.slice(position - start, 1).to_pylist()[0].values())
             start += rows.num_rows
             if max(pair) < start:
-                raise InputError(f"{path}: answer {key} stands twice, expected once")
+                raise InputError(f"{path}: answer {key} occurs twice, expected once")

@@ -1,7 +1,6 @@
-"""How a file gets to its fixed path: whole or not at all.
+"""Write files atomically: a reader sees the complete old file or the complete new one.
 
-A file is written under a temporary name in its own folder, fsynced and renamed, so a reader of a
-fixed path sees the complete old file or the complete new one.
+A file is written under a temporary name in its own folder, fsynced and renamed.
 """
 
 import json
@@ -18,7 +17,7 @@ from nexa_distill.storage import failpoints
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
 
-    On any error the temporary file is removed and `path` is what it was.
+    On any error the temporary file is removed and `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -38,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Temporary files of `path` whose process is gone (kill -9)."""
+    """Remove temporary files of `path` whose process no longer exists (kill -9)."""
     for old in path.parent.glob(f".{path.name}.*.tmp"):
         pid = old.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and int(pid) != os.getpid():
@@ -62,11 +61,11 @@ def sync_folder(folder: Path) -> None:
 def read_text(path: Path, expected: str) -> str:
     """The text of a file that a user names; `expected` describes it.
 
-    Raises InputMissing (66) when there is no such file, InputError (65) when it is not UTF-8.
+    Raises InputMissing (66) if there is no such file, InputError (65) if it is not UTF-8.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise InputMissing(f"{path}: {what}; expected {expected}")
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise InputMissing(f"{path}: {problem}; expected {expected}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""Places where a test can make this process die or an operation fail.
+"""Failpoints: places where a test can kill this process or make an operation fail.
 
-`NEXA_FAILPOINT=name:n` kills the process (SIGKILL, as a power button would) at the n-th time that
-`hit(name)` is reached; `name:n:ENOSPC` raises that OSError instead. Unset, `hit` does nothing.
+`NEXA_FAILPOINT=name:n` kills the process (SIGKILL, like a power loss) the n-th time that the
+failpoint `name` is reached; `name:n:ENOSPC` raises that OSError instead.
 Tests loop over n = 1, 2, ... until a run ends without reaching its failpoint.
 """
 
@@ -15,7 +15,7 @@ _HITS: Counter[str] = Counter()
 
 
 def hit(name: str) -> None:
-    """Die or raise here, if a test asked for it."""
+    """Kill the process or raise an OSError, if NEXA_FAILPOINT names this place."""
     if name != _WANTED[0]:
         return
     _HITS[name] += 1

@@ -1,9 +1,9 @@
-"""Seals: what a file was made from, and whether it is still that file.
+"""Manifests: the inputs and settings from which a file was made, and its hash.
 
 A file at a `storage:` path has its manifest at `manifests/<stage>/manifest.json`; any other file
 that we write (`--dst elsewhere`) has it beside itself, as `<name>.manifest.json`. The manifest is
-written last: a file without one that matches is refused by the next stage (exit 66) and simply
-written again by its own.
+written last: a file without a matching one is refused by the next stage (exit 66) and rewritten by
+its own.
 
     run = StageRun("dedup", storage, inputs=[src], settings={...})
     if run.is_current(dst):
@@ -46,8 +46,8 @@ FILES: dict[str, tuple[str, str]] = {
 def sha256_path(path: Path) -> str:
     """Hex SHA-256 of a file; of a folder, over the names and hashes of its files, none hidden."""
     if path.is_dir():
-        found = (p for p in path.rglob("*") if p.is_file())
-        parts = sorted(p for p in found if not _is_hidden(p.relative_to(path)))
+        files = (p for p in path.rglob("*") if p.is_file())
+        parts = sorted(p for p in files if not _is_hidden(p.relative_to(path)))
         listing = [[str(p.relative_to(path)), sha256_path(p)] for p in parts]
         return sha256_text(compact_json(listing))
     with path.open("rb") as file:
@@ -69,7 +69,7 @@ def stage_of(path: Path, storage: Storage) -> tuple[str, str] | None:
 
 
 def manifest_path(path: Path, storage: Storage) -> Path:
-    """Where the manifest of `path` is, or would be."""
+    """The path of the manifest of `path`, which need not exist."""
     owner = stage_of(path, storage)
     if owner is None:
         return path.with_name(f"{path.name}.manifest.json")
@@ -77,7 +77,7 @@ def manifest_path(path: Path, storage: Storage) -> Path:
 
 
 def load_manifest(path: Path, storage: Storage) -> Manifest | None:
-    """The manifest of `path`, or None when it is absent or unreadable."""
+    """The manifest of `path`, or None if it is absent or unreadable."""
     try:
         manifest = json.loads(manifest_path(path, storage).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,7 +86,7 @@ def load_manifest(path: Path, storage: Storage) -> Manifest | None:
 
 
 def sealed_hash(path: Path, storage: Storage) -> str:
-    """The file's SHA-256, after checking it against its manifest if it stands at a `storage:` path.
+    """The file's SHA-256, checked against its manifest if it is at a `storage:` path.
 
     Raises InputMissing (66) naming the command that writes the file.
     """
@@ -106,10 +106,9 @@ def sealed_hash(path: Path, storage: Storage) -> str:
 
 
 def refuse_stale(path: Path, storage: Storage) -> None:
-    """Raises InputMissing (66) when a file that `path` was made from has been made anew since.
+    """Raises InputMissing (66) if a file from which `path` was made has been rewritten since.
 
-    Compares the inputs that its manifest names with what their own manifests say now; inputs
-    without a manifest are `verify`'s business.
+    Compares the inputs in its manifest with their own manifests; inputs without one are ignored.
     """
     manifest, owner = load_manifest(path, storage), stage_of(path, storage)
     for item in manifest["inputs"] if manifest else []:
@@ -120,10 +119,10 @@ def refuse_stale(path: Path, storage: Storage) -> None:
 
 
 def refuse_unapplied(storage: Storage, command: str) -> None:
-    """Raises InputMissing (66) when the kept answers do not reflect what was decided or asked.
+    """Raises InputMissing (66) if the kept answers do not reflect human decisions or repairs.
 
-    They must come from the annotations as they are now, by way of `person_checks`, and from the
-    repairs that count now. `command` applies both.
+    They must come from the current annotations, through `person_checks`, and from the current
+    repairs. `command` applies both.
     """
     refuse_lost_decisions(storage, command)
     kept = storage.path("filtered_dataset")
@@ -159,7 +158,7 @@ def names_input(path: Path, source: Path, storage: Storage) -> bool:
 
 
 def is_sealed(path: Path, table: Table, storage: Storage) -> bool:
-    """Whether the file is one of these tables, as their stage wrote it."""
+    """Whether the file is such a table, unchanged since its stage wrote it."""
     manifest = load_manifest(path, storage)
     return (
         manifest is not None
@@ -178,12 +177,12 @@ def _was_made_from(path: Path, source: Path, storage: Storage) -> bool:
 
 
 def repairs(storage: Storage) -> list[Path]:
-    """The regenerated answers, if they are whole and repair the answers that are there now.
+    """The regenerated answers, if they are complete and repair the current answers; else none.
 
-    Those of an earlier input or teacher stay on disk and count for nothing, and so does a file
-    that is not sealed (a kill between the two): the gates come before the session that makes it
-    anew, and must not wait for it.
+    Answers that repair an earlier input or teacher stay on disk and are ignored.
     """
+    # So is a file without a manifest (a kill between the two): the gates run before the session
+    # that rewrites it, and must not wait for it.
     path, answers = storage.path("regen_dataset"), storage.path("collected_dataset")
     manifest, now = load_manifest(path, storage), load_manifest(answers, storage)
     if manifest is None or not path.exists() or manifest["sha256"] != sha256_path(path):
@@ -194,7 +193,7 @@ def repairs(storage: Storage) -> list[Path]:
 
 
 def run_id() -> str:
-    """The launcher's run, or this process when it was started by hand."""
+    """The launcher's run id, or one of this process if it was started by hand."""
     by_hand = f"manual-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
     return os.environ.get("NEXA_RUN_ID") or by_hand
 
@@ -205,10 +204,10 @@ def code_version() -> str:
     here = Path(__file__).parent
     describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return __version__
-    return f"{__version__}-{found.stdout.strip()}"
+    return f"{__version__}-{process.stdout.strip()}"
 
 
 def utc_now() -> str:
@@ -218,18 +217,18 @@ def utc_now() -> str:
 
 def _range_of_ids(metadata: pq.FileMetaData, column: int) -> tuple[str | None, str | None]:
     """Lowest and highest value of a column of keys, from the statistics of its row groups."""
-    groups = (
-        metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)
-    )
-    found = [group for group in groups if group is not None and group.has_min_max]
-    return min((g.min for g in found), default=None), max((g.max for g in found), default=None)
+    columns = (metadata.row_group(i).column(column) for i in range(metadata.num_row_groups))
+    ranges = [
+        c.statistics for c in columns if c.statistics is not None and c.statistics.has_min_max
+    ]
+    return min((r.min for r in ranges), default=None), max((r.max for r in ranges), default=None)
 
 
 class StageRun:
-    """One execution of a stage: its inputs (checked and hashed), its settings, its clock.
+    """One execution of a stage: its inputs (checked and hashed), its settings, its start time.
 
-    `settings` are the values that decide the output, and nothing else: a path, a concurrency or a
-    timeout in it would make finished work look stale. Raises InputMissing for an unsealed input.
+    `settings`: only values that determine the output; a path, a concurrency or a timeout would make
+    finished work look stale. Raises InputMissing for an input without a matching manifest.
     """
 
     def __init__(
@@ -242,7 +241,7 @@ class StageRun:
 
     @property
     def key(self) -> str:
-        """What half-done work is continued by: the same inputs with the same settings."""
+        """Identifies half-finished work to continue: the same inputs with the same settings."""
         hashes = [item["sha256"] for item in self.inputs]
         return sha256_text(compact_json([*hashes, self.config_sha256]))
 
@@ -270,7 +269,7 @@ class StageRun:
         count: int | None = None,
         cost_usd: float | None = None,
     ) -> Manifest:
-        """Write the manifest of `path`: the stage is done with it. `count` is for non-tables."""
+        """Write the manifest of the finished `path`. `count`: rows, if it is not Parquet."""
         columns, lowest, highest = [], None, None
         if path.suffix == ".parquet":
             parquet = pq.ParquetFile(path)

@@ -1,4 +1,4 @@
-"""How a table is written, and checked when it is read. `manifests.py` seals what is written."""
+"""Write Parquet tables atomically, and validate them when they are read."""
 
 import contextlib
 import difflib
@@ -20,7 +20,7 @@ from nexa_distill.storage.atomic import replacing
 
 
 class TableWriter:
-    """Batches of one schema into the Parquet file that `table_writer` puts in place."""
+    """Writes batches of one schema to the Parquet file of `table_writer`."""
 
     def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
         self.schema, self.rows = schema, 0
@@ -40,21 +40,21 @@ class TableWriter:
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
-    """Stream row groups into `path`; nothing is there until the block ends well."""
+    """Stream row groups into `path`, which appears only if the block succeeds."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         writer = TableWriter(file, schema)
         try:
             yield writer
         except BaseException:
-            with contextlib.suppress(OSError):  # the temporary file goes; the error stays
+            with contextlib.suppress(OSError):  # the first error is raised
                 writer.close()
             raise
         writer.close()
 
 
-# Nullable, but a table without any of them is another table: answers, and verdicts of checks.
+# Nullable columns without which a table is another one: answers, and results of checks.
 ESSENTIAL = ("teacher_output", "ok")
-MISSPELT = 0.85  # difflib's ratio from which on a name is another's with a slip of the pen
+MISSPELT = 0.85  # difflib's ratio from which on a name is a misspelling of another
 
 
 def open_table(
@@ -62,9 +62,9 @@ def open_table(
 ) -> pq.ParquetFile:
     """Open a Parquet file after checking that it has the table's columns and types.
 
-    Extra columns are allowed. A nullable column may be absent (it is null then), unless `complete`;
-    one that only seems to be misspelt is refused. `renamed` maps a column of the table to its name
-    in this file. Raises InputMissing (66) or InputError (65) naming path and column.
+    Extra columns are allowed. A nullable column may be absent (it is null then), unless `complete`,
+    or if the file has one with a similar name. `renamed` maps a column of the table to its name in
+    this file. Raises InputMissing (66) or InputError (65) naming path and column.
     """
     if not path.exists():
         raise InputMissing(f"{path}: no such file; `{table.command}` writes {table.grain}s")
@@ -77,27 +77,26 @@ def open_table(
         raise InputError(
             f"{path}: not a complete Parquet file ({error}); `{table.command}` writes it"
         ) from None
-    found = parquet.schema_arrow
-    for wanted in table.schema:
-        name = (renamed or {}).get(wanted.name, wanted.name)
-        if name not in found.names:
-            if not complete and name == wanted.name and _may_be_absent(wanted, found.names, table):
+    schema = parquet.schema_arrow
+    for field in table.schema:
+        name = (renamed or {}).get(field.name, field.name)
+        if name not in schema.names:
+            if not complete and name == field.name and _may_be_absent(field, schema.names, table):
                 continue
             raise InputError(
-                f"{path}: column {name} is missing{did_you_mean(name, found.names)}; "
-                f"found: {', '.join(found.names)}"
+                f"{path}: column {name} is missing{did_you_mean(name, schema.names)}; "
+                f"found: {', '.join(schema.names)}"
             )
-        if not _compatible(found.field(name).type, wanted.type):
-            raise InputError(
-                f"{path}: column {name} is {found.field(name).type}, expected {wanted.type}"
-            )
+        kind = schema.field(name).type
+        if not _compatible(kind, field.type):
+            raise InputError(f"{path}: column {name} is {kind}, expected {field.type}")
     return parquet
 
 
-def _may_be_absent(wanted: pa.Field, found: list[str], table: Table) -> bool:
-    others = [name.casefold() for name in found if name not in table.schema.names]
-    misspelt = difflib.get_close_matches(wanted.name, others, 1, MISSPELT)
-    return wanted.nullable and wanted.name not in ESSENTIAL and not misspelt
+def _may_be_absent(field: pa.Field, names: list[str], table: Table) -> bool:
+    others = [name.casefold() for name in names if name not in table.schema.names]
+    misspelt = difflib.get_close_matches(field.name, others, 1, MISSPELT)
+    return field.nullable and field.name not in ESSENTIAL and not misspelt
 
 
 def read_batches(
@@ -108,18 +107,18 @@ def read_batches(
     columns: list[str] | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> Iterator[pa.Table]:
-    """Validated batches, cast to the schema, in file order. Raises InputError naming the row."""
+    """Yield validated batches, cast to the schema. Raises InputError naming the row."""
     parquet = open_table(path, table, renamed)
-    wanted = pa.schema([table.schema.field(name) for name in columns or table.schema.names])
-    names = {name: (renamed or {}).get(name, name) for name in wanted.names}
+    schema = pa.schema([table.schema.field(name) for name in columns or table.schema.names])
+    names = {name: (renamed or {}).get(name, name) for name in schema.names}
     stored = [name for name in names.values() if name in parquet.schema_arrow.names]
-    stored = stored or parquet.schema_arrow.names[:1]  # to know how many rows there are
+    stored = stored or parquet.schema_arrow.names[:1]  # for the number of rows
     start = 0
     try:
         for batch in parquet.iter_batches(batch_rows, columns=stored):
-            rows = _with_all_columns(batch, names, wanted)
-            _refuse_nulls(path, rows, wanted, start)
-            yield rows.cast(wanted)
+            rows = _with_all_columns(batch, names, schema)
+            _refuse_nulls(path, rows, schema, start)
+            yield rows.cast(schema)
             start += rows.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(
@@ -128,15 +127,16 @@ def read_batches(
 
 
 def _with_all_columns(
-    batch: pa.RecordBatch, names: Mapping[str, str], wanted: pa.Schema
+    batch: pa.RecordBatch, names: Mapping[str, str], schema: pa.Schema
 ) -> pa.Table:
-    """The columns of `wanted`; null where the file has none."""
+    """The columns of `schema`; null where the file has none."""
     columns = [
-        batch[names[field.name]] if names[field.name] in batch.schema.names
+        batch[names[field.name]]
+        if names[field.name] in batch.schema.names
         else pa.nulls(batch.num_rows, field.type)
-        for field in wanted
-    ]  # fmt: skip
-    return pa.table(columns, names=wanted.names)
+        for field in schema
+    ]
+    return pa.table(columns, names=schema.names)
 
 
 def read_table(path: Path, table: Table) -> pa.Table:
@@ -148,7 +148,7 @@ def read_table(path: Path, table: Table) -> pa.Table:
 
 
 def check_unique(path: Path, rows: pa.Table, keys: Iterable[str]) -> None:
-    """Raises InputError naming the first key that stands twice."""
+    """Raises InputError naming the first key that occurs twice."""
     names = list(keys)
     if not names:
         return
@@ -157,68 +157,71 @@ def check_unique(path: Path, rows: pa.Table, keys: Iterable[str]) -> None:
     if twice.num_rows:
         key = {name: twice[name][0].as_py() for name in names}
         raise InputError(
-            f"{path}: key {key} stands {twice['count_all'][0].as_py()} times, expected once"
+            f"{path}: key {key} occurs {twice['count_all'][0].as_py()} times, expected once"
         )
 
 
 class UniqueKeys:
-    """Finds a key that stands twice, in 8 bytes per row: hashes first, then the few suspects."""
+    """Finds keys that occur twice, in 8 bytes per row: by hash first, then by the few suspects."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._hashes = path, array("q")
 
     def add(self, keys: pa.ChunkedArray) -> None:
-        """The keys of some more rows, strings."""
+        """Add the string keys of more rows."""
         self._hashes.extend(map(hash, keys.to_pylist()))
 
     def repeated(self, again: Callable[[], Iterator[pa.Table]]) -> set[str]:
-        """Keys that stand more than once, always with the same content.
+        """Keys that occur more than once, always with the same content.
 
         `again` yields the rows once more, the key in the first column and the content in the
-        others. Raises InputError naming a key that stands there with different contents.
+        others. Raises InputError naming a key with different contents.
         """
         ordered = np.sort(np.frombuffer(self._hashes, np.int64))
         suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-        seen: dict[str, tuple[int, Mapping[str, object]]] = {}
-        found, start = set[str](), 0
+        contents: dict[str, tuple[int, Mapping[str, object]]] = {}
+        repeated, start = set[str](), 0
         for batch in again() if suspects else ():
             keys = batch.column(0).to_pylist()
             for row, key in enumerate(keys):
                 if hash(key) not in suspects:
                     continue
                 content = batch.slice(row, 1).to_pylist()[0]
-                first, other = seen.setdefault(key, (start + row, content))
+                first, other = contents.setdefault(key, (start + row, content))
                 if content != other:
                     differ = [name for name in content if content[name] != other[name]]
                     raise InputError(
-                        f"{self.path}: {batch.column_names[0]} {key} stands in rows {first} and "
+                        f"{self.path}: {batch.column_names[0]} {key} occurs in rows {first} and "
                         f"{start + row} (0-based) with different {', '.join(differ)}: give one of "
                         "them another id"
                     )
                 if first != start + row:
-                    found.add(key)
+                    repeated.add(key)
             start += len(keys)
-        return found
+        return repeated
 
 
 def _refuse_nulls(path: Path, rows: pa.Table, schema: pa.Schema, start: int) -> None:
-    for wanted in schema:
-        column = rows[wanted.name]
-        if not wanted.nullable and column.null_count:
+    for field in schema:
+        column = rows[field.name]
+        if not field.nullable and column.null_count:
             row = start + pc.index(column.is_null(), True).as_py()
-            raise InputError(f"{path}: column {wanted.name} is null in row {row} (0-based)")
+            raise InputError(f"{path}: column {field.name} is null in row {row} (0-based)")
 
 
-def _compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Same kind of value, whatever the width (pandas writes large_string where we say string)."""
-    if found.equals(wanted) or pa.types.is_null(found):
+def _compatible(stored: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether both are the same kind of value, of any width (pandas writes large_string)."""
+    if stored.equals(expected) or pa.types.is_null(stored):
         return True
-    if pa.types.is_dictionary(found):
-        return _compatible(found.value_type, wanted)
+    if pa.types.is_dictionary(stored):
+        return _compatible(stored.value_type, expected)
+    # The expected kind first, then further kinds that are cast to it.
     kinds = (
         (pa.types.is_string, pa.types.is_large_string),
-        (pa.types.is_integer,), (pa.types.is_floating, pa.types.is_integer),
-        (pa.types.is_boolean,), (pa.types.is_timestamp,),
+        (pa.types.is_integer,),
+        (pa.types.is_floating, pa.types.is_integer),
+        (pa.types.is_boolean,),
+        (pa.types.is_timestamp,),
         (pa.types.is_list, pa.types.is_large_list),
-    )  # fmt: skip
-    return any(any(k(found) for k in kind) and kind[0](wanted) for kind in kinds)
+    )
+    return any(kind[0](expected) and any(k(stored) for k in kind) for kind in kinds)

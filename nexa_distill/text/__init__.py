@@ -1,1 +1,1 @@
-"""Pure functions of a text: words, n-grams, hashes, personal data, reasoning, JSON schemas."""
+"""Pure functions of text: words, n-grams, hashes, personal data, reasoning, JSON schemas."""

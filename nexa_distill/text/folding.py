@@ -1,16 +1,14 @@
-"""Texts as patterns read them: one spelling per character, lower case, and the way back.
+"""Fold texts for pattern matching: one spelling per character, lower case, positions kept.
 
-A pattern is written once, in plain lower-case characters; texts come with typographic quotes,
-full-width letters, soft hyphens, accents and digits of other scripts. `fold_texts` replaces every
-character on its own, by a table, so that each byte of the result has a position in the source:
+`fold_texts` replaces every character on its own, by a table, so that each byte of the result has a
+position in the source:
 
     apostrophes and quotation marks   ' and "            dashes and the minus sign   -
     decimal digits of any script      0 to 9             spaces                      space
     zero-width, soft hyphen, bidi     removed            accents, Arabic and Hebrew vowel signs,
     everything else                   NFKD, lower case   tatweel, nukta              removed
 
-A replacement that would be longer in UTF-8 than its source is not made ("㍱" stays), nor is Hangul
-decomposed. Source: Unicode Standard Annex 15 (NFKD); the removed marks are this project's choice.
+Source: Unicode Standard Annex 15 (NFKD); the removed marks are this project's choice.
 """
 
 import unicodedata
@@ -33,7 +31,7 @@ _REMOVED_RANGES = (
     (0xFE20, 0xFE2F),
 )  # fmt: skip
 REMOVED_MARKS = {chr(n) for first, last in _REMOVED_RANGES for n in range(first, last + 1)}
-# Ideographs have nothing to fold, and NFKD would take Hangul syllables apart.
+# Ideographs have nothing to fold, and NFKD would decompose Hangul syllables.
 UNTOUCHED = ((0x3400, 0x9FFF), (0xAC00, 0xD7A3), (0xD800, 0xF8FF))
 TABLE_END = 0x20000  # code points from here on are left as they are
 FIRST_LEAD_BYTE = 0xC2  # of a character of two or more bytes; continuation bytes are below
@@ -44,7 +42,7 @@ Positions = npt.NDArray[np.int64]
 
 
 class FoldedTexts(NamedTuple):
-    """n texts, as they are in lower case (ASCII letters only) and folded; no array is a slice."""
+    """n texts, lower-cased (ASCII letters only) and folded; no array is a slice."""
 
     lowered: pa.StringArray
     texts: pa.StringArray
@@ -57,7 +55,7 @@ class FoldedTexts(NamedTuple):
 
 
 class _Folding(NamedTuple):
-    """The m texts that are not ASCII: their rows, and where their folded buffer lacks bytes."""
+    """The m texts that are not ASCII: their rows, and the bytes missing from their folded buffer."""
 
     rows: Positions
     ends: Positions  # m + 1 byte positions in the folded buffer
@@ -73,7 +71,7 @@ class _Folding(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """By code point below TABLE_END: whether it changes, into how many bytes, and which."""
+    """By code point below TABLE_END: whether it changes, to how many bytes, and to which."""
 
     changes: npt.NDArray[np.bool_]
     lengths: Bytes
@@ -82,7 +80,7 @@ class _Tables(NamedTuple):
 
 def fold_texts(texts: pa.StringArray) -> FoldedTexts:
     """Fold every text; `texts` has no nulls and is valid UTF-8. ASCII costs one scan."""
-    low = pa.concat_arrays([pc.ascii_lower(texts)])
+    low = pa.concat_arrays([pc.ascii_lower(texts)])  # copies, so that a slice has its own buffers
     is_ascii: Flags = np.asarray(pc.string_is_ascii(low).to_numpy(zero_copy_only=False), np.bool_)
     rows = np.flatnonzero(~is_ascii)
     rest, folding = _fold(low.take(pa.array(rows)), rows)
@@ -108,12 +106,12 @@ def fold_text(text: str) -> str:
 
 
 def fold_pattern(pattern: str) -> str:
-    """A regular expression whose characters beyond ASCII are folded, and its syntax is kept."""
+    """Fold the non-ASCII characters of a regular expression; its syntax is ASCII and stays."""
     return "".join(char if char.isascii() else _fold_character(char) for char in pattern)
 
 
 def _replace(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
-    """The folded buffer, and the positions of the bytes that it lacks."""
+    """The folded buffer, and the positions of the bytes that were removed."""
     widths = 2 + (data[starts] >= 0xE0).astype(np.int64) + (data[starts] >= 0xF0)
     points = _decode(data, starts, widths)
     tables = _tables()
@@ -126,8 +124,8 @@ def _replace(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
         written = lengths > k
         out[starts[written] + k] = tables.replacements[points[written], k]
         shrunk.append(starts[~written & (widths > k)] + k)
-    gone = np.sort(np.concatenate(shrunk))
-    return np.delete(out, gone) if len(gone) else out, gone
+    removed = np.sort(np.concatenate(shrunk))
+    return np.delete(out, removed) if len(removed) else out, removed
 
 
 def _decode(data: Bytes, starts: Positions, widths: Positions) -> Positions:
@@ -141,7 +139,7 @@ def _decode(data: Bytes, starts: Positions, widths: Positions) -> Positions:
 
 @cache
 def _tables() -> _Tables:
-    """Built when the first text beyond ASCII is read: some tens of milliseconds."""
+    """Built when the first non-ASCII text is read, in some tens of milliseconds."""
     changes = np.zeros(TABLE_END, np.bool_)
     lengths = np.zeros(TABLE_END, np.uint8)
     replacements = np.zeros((TABLE_END, MOST_BYTES), np.uint8)
@@ -157,11 +155,12 @@ def _tables() -> _Tables:
 
 @cache
 def _fold_character(char: str) -> str:
-    """What stands for a character, in at most as many bytes as it has itself."""
+    """The folded form of a character, in at most as many bytes of UTF-8 as the character."""
     untouched = any(first <= ord(char) <= last for first, last in UNTOUCHED)
     if untouched or ord(char) >= TABLE_END:
         return char
     folded = _plain_spelling(char)
+    # A longer replacement would not fit into the buffer in place: "㍱" stays.
     return folded if len(folded.encode()) <= len(char.encode()) else char
 
 

@@ -1,4 +1,4 @@
-"""Hashes: of text and of JSON in one compact form; ids as numbers, a few bytes each."""
+"""Hash text and canonical JSON, and store ids as numbers of a few bytes each."""
 
 import hashlib
 import json
@@ -13,35 +13,36 @@ Indexes = npt.NDArray[np.int64]
 
 
 def digests(ids: Iterable[str]) -> Digests:
-    """32 bytes per id: what a SHA-256 in hex says, or the SHA-256 of any other id."""
+    """32 bytes per id: a SHA-256 in hex is decoded, any other id is hashed."""
     ids = list(ids)
     joined = _decode_all(ids) or b"".join(map(_digest, ids))
     return np.frombuffer(joined, np.uint8).reshape(-1, 32)
 
 
 def _decode_all(ids: list[str]) -> bytes | None:
-    """All at once, ten times as fast, where every id is a SHA-256 in hex."""
+    """Decode all ids in one call, ten times as fast, if every id is a SHA-256 in hex."""
     if set(map(len, ids)) != {64}:
         return None
     try:
         joined = bytes.fromhex("".join(ids))
     except ValueError:
         return None
-    return joined if len(joined) == 32 * len(ids) else None  # white space is skipped
+    # `fromhex` skips white space, so an id with spaces in it decodes to fewer bytes.
+    return joined if len(joined) == 32 * len(ids) else None
 
 
 def _digest(identity: str) -> bytes:
     try:
-        found = bytes.fromhex(identity)
+        digest = bytes.fromhex(identity)
     except ValueError:
-        found = b""
-    return found if len(found) == 32 else bytes.fromhex(sha256_text(identity))
+        digest = b""
+    return digest if len(digest) == 32 else bytes.fromhex(sha256_text(identity))
 
 
 def keys(of: Digests) -> Hashes:
     """The first 64 bits: enough to tell the ids of one data set apart, in the same order."""
-    found: Hashes = np.ascontiguousarray(of[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-    return found
+    first: Hashes = np.ascontiguousarray(of[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+    return first
 
 
 def mixed(values: Hashes) -> Hashes:
@@ -49,8 +50,8 @@ def mixed(values: Hashes) -> Hashes:
     with np.errstate(over="ignore"):
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: Hashes = values ^ (values >> np.uint64(31))
-    return found
+    result: Hashes = values ^ (values >> np.uint64(31))
+    return result
 
 
 _COMPACT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -62,5 +63,5 @@ def compact_json(value: object) -> str:
 
 
 def sha256_text(text: str) -> str:
-    """Hex SHA-256 of the text's UTF-8 bytes; lone surrogates are hashed as they stand."""
+    """Hex SHA-256 of the text's UTF-8 bytes; lone surrogates are encoded as they are."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,11 +2,11 @@
 
 Reads `collection.response_schemas` (task type -> path of a JSON schema file). A request of such a
 task carries its schema as `response_format`, which is part of its key, and the answer's text is
-checked against it afterwards. What does not satisfy it is flagged, and never asked again.
+validated against it afterwards. An answer that does not satisfy it is flagged, not requested again.
 
 Source of the format: structured outputs of the OpenAI chat completions API; vLLM, SGLang, Ollama
-and OpenRouter read the same field. A schema is JSON Schema 2020-12, or what its `$schema` says.
-Formats ("date", "email") are not checked, and a `$ref` to a file or an address is refused.
+and OpenRouter read the same field. A schema is JSON Schema 2020-12 unless `$schema` names another
+dialect. Formats ("date", "email") are not checked; a `$ref` to a file or an address is refused.
 """
 
 import json
@@ -37,15 +37,15 @@ class ResponseSchemas:
     validators: Mapping[str, Validator]
 
     def options(self, task: str) -> dict[str, Any]:
-        """What a request of this task type carries besides its messages."""
+        """Fields of a request of this task type besides its messages."""
         if task not in self.schemas:
             return {}
         name = re.sub("[^A-Za-z0-9_-]", "_", task)[:NAME_LENGTH]
-        asked = {"name": name, "schema": self.schemas[task], "strict": True}
-        return {"response_format": {"type": "json_schema", "json_schema": asked}}
+        schema = {"name": name, "schema": self.schemas[task], "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     def satisfied(self, task: str, text: str) -> bool:
-        """Whether an answer to this task type is the JSON that was asked for, if any was."""
+        """Whether an answer satisfies the schema of its task type; true without a schema."""
         validator = self.validators.get(task)
         if validator is None:
             return True
@@ -56,7 +56,7 @@ class ResponseSchemas:
 
 
 def parse_json(text: str) -> object:
-    """The value of a text that is JSON as a whole. Raises ValueError; NaN and Infinity are none."""
+    """Parse a text that is one JSON value. Raises ValueError, also for NaN and Infinity."""
     try:
         value: object = json.loads(text, parse_constant=_refuse)
     except RecursionError:
@@ -67,14 +67,14 @@ def parse_json(text: str) -> object:
 def load_schemas(files: Mapping[str, str]) -> ResponseSchemas:
     """Read the schema of each task type.
 
-    Raises InputMissing (66) for an absent file, InputError (65) naming file and place for one that
-    is no JSON schema.
+    Raises InputMissing (66) for an absent file, InputError (65) naming file and place for a file
+    that is not a JSON schema.
     """
     return compiled({task: _load(task, Path(path)) for task, path in files.items()})
 
 
 def compiled(schemas: Mapping[str, dict[str, Any]]) -> ResponseSchemas:
-    """Schemas that are known to be good."""
+    """Compile schemas that are already validated."""
     return ResponseSchemas(schemas, {task: _validator(s) for task, s in schemas.items()})
 
 
@@ -116,17 +116,17 @@ def _check(schema: dict[str, Any]) -> None:
 
 
 def _validator(schema: Mapping[str, Any]) -> Validator:
-    """With a registry of its own it fetches nothing; by default a $ref leads into the network."""
-    made: Validator = validator_for(schema, Draft202012Validator)(schema, registry=Registry())
-    return made
+    # An empty registry fetches nothing; by default jsonschema follows a $ref into the network.
+    validator: Validator = validator_for(schema, Draft202012Validator)(schema, registry=Registry())
+    return validator
 
 
 def _unresolved(schema: dict[str, Any]) -> Iterator[str]:
-    """Each reference that cannot be followed."""
+    """Each `$ref` or `$dynamicRef` that cannot be resolved."""
     root = Resource.from_contents(schema, default_specification=DRAFT202012)
-    left = [(root, Registry().resolver_with_root(root))]
-    while left:
-        resource, outer = left.pop()
+    pending = [(root, Registry().resolver_with_root(root))]
+    while pending:
+        resource, outer = pending.pop()
         resolver, contents = outer.in_subresource(resource), resource.contents
         named = contents if isinstance(contents, Mapping) else {}
         for reference in filter(None, map(named.get, ("$ref", "$dynamicRef"))):
@@ -134,7 +134,7 @@ def _unresolved(schema: dict[str, Any]) -> Iterator[str]:
                 resolver.lookup(reference)
             except Unresolvable:
                 yield reference
-        left += [(part, resolver) for part in resource.subresources()]
+        pending += [(part, resolver) for part in resource.subresources()]
 
 
 def _refuse(name: str) -> NoReturn:

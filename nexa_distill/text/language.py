@@ -1,10 +1,8 @@
-"""In which language a text is written, so that a rule for one language is not applied to another.
+"""Identify the language of a text, so that a rule for one language is not applied to another.
 
-`identify_language(text)` returns an ISO 639-1 code, `und` where it cannot be told, or `zxx` for a
-text without words (ISO 639-2: no linguistic content). A script that one language writes decides at
-once; Latin, Cyrillic, Arabic and Devanagari letters are left to py3langid (BSD-3-Clause, 97
-languages, a naive Bayes model in the wheel: no download, the same answer on every machine), which
-is loaded when the first such text comes. Both look at the first LOOK_AT characters only.
+`identify_language(text)` returns an ISO 639-1 code, `und` if it is unknown, or `zxx` for a text
+without words (ISO 639-2: no linguistic content). A script that only one language uses decides;
+Latin, Cyrillic, Arabic and Devanagari letters are left to py3langid.
 
 Not covered: texts of two languages (the more frequent script decides), and very short ones.
 """
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
 ANY, UNKNOWN, NO_WORDS = "any", "und", "zxx"
-# What can come out, by ISO 639-1 code.
+# Every code that can be returned (ISO 639-1).
 LANGUAGES = frozenset(
     "af am an ar as az ba be bg bn bo br bs ca cs cy da de el en eo es et eu fa fi fo fr fy ga gl gu ha he hi "
     "hr ht hu hy id ig is it ja jv ka kk km kn ko ku ky la lb ln lo lt lv mg mk ml mn mr ms mt my ne nl nn no "
@@ -36,13 +34,13 @@ ENGLISH = re.compile(
     r"i'm|can't|cannot|what|there|how|of)\b"
 )
 ENOUGH_ENGLISH = 3
-# What a short text is easily taken for instead.
+# The languages that a short text is easily mistaken for.
 SIMILAR = {
     "es": {"gl", "ca", "an", "oc", "ext", "pt", "eu"}, "pt": {"gl", "es", "ext"}, "de": {"lb", "nl", "af"},
     "fr": {"oc", "wa", "ca", "gcf", "gcr", "ht"}, "it": {"lij", "vec", "la", "co", "es", "pt", "ro"},
 }  # fmt: skip
 KANA_SHARE = 0.1  # of Japanese among kana and ideographs
-# A letter of these stands for a syllable or a word, so fewer of them are as much text.
+# A letter of these is a syllable or a word, so fewer of them are as much text.
 WEIGHTS = {"zh": 3, "ja": 3, "ko": 2}
 SCRIPTS = {
     "ja": "\u3040-\u30ff\uff66-\uff9f", "zh": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
@@ -53,7 +51,7 @@ SCRIPTS = {
     "pa": "\u0a00-\u0a7f", "bn": "\u0980-\u09ff", "or": "\u0b00-\u0b7f", "si": "\u0d80-\u0dff",
     "am": "\u1200-\u137f",
 }  # fmt: skip
-# The letters without which a (folded) text is in none of these languages.
+# A (folded) text without these letters is in none of these languages.
 LETTERS = {
     **{code: f"[{letters}]" for code, letters in SCRIPTS.items()},
     **dict.fromkeys(("ru", "uk", "bg", "be", "mk", "sr", "kk", "ky"), "[\u0400-\u052f]"),
@@ -66,7 +64,7 @@ _loading = threading.Lock()
 
 
 def identify_language(text: str) -> str:
-    """The language of most of a text's start; see the module for the codes."""
+    """The language of most of the first LOOK_AT characters; see the module for the codes."""
     start = text[:LOOK_AT]
     mostly_ascii = len(start.encode("utf-8", "replace")) < 1.1 * len(start)
     if mostly_ascii and len(set(ENGLISH.findall(start.lower()))) >= ENOUGH_ENGLISH:
@@ -76,7 +74,7 @@ def identify_language(text: str) -> str:
 
 
 def identify_prose(text: str) -> str:
-    """The language of what is around an answer's code and formulas; `zxx` if that is little."""
+    """The language of the prose around code and formulas; `zxx` if there are few words."""
     prose = blank_math(blank_code(text))
     words = prose.split()
     if prose != text and len(words) < FEW_WORDS and _frequent_script(prose) in (None, NO_WORDS):
@@ -85,12 +83,12 @@ def identify_prose(text: str) -> str:
 
 
 def may_be(written: str, language: str) -> bool:
-    """Whether a text that was identified as `written` may be in `language` after all."""
+    """Whether a text that was identified as `written` may still be in `language`."""
     return written in (language, UNKNOWN) or written in SIMILAR.get(language, ())
 
 
 def _frequent_script(text: str) -> str | None:
-    """The code of a script of one language, `zxx` without letters, None for a shared script."""
+    """The language that alone uses the script, `zxx` without letters, None for a shared script."""
     if text.isascii():
         return None if any(char.isalpha() for char in text) else NO_WORDS
     codes = [*SCRIPTS, None]
@@ -109,19 +107,20 @@ def _frequent_script(text: str) -> str | None:
 
 
 def _classify(text: str) -> str:
-    """py3langid's word for a text in a script of several languages."""
+    """py3langid's language of a text in a script that several languages share."""
     language, probability = _identifier().classify(text)
     return str(language) if probability >= LEAST_PROBABILITY else UNKNOWN
 
 
 @cache
 def _load() -> "LanguageIdentifier":
+    # BSD-3-Clause, 97 languages; the naive Bayes model is in the wheel, so nothing is downloaded
+    # and the answer is the same on every machine. Imported when the first such text comes.
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _identifier() -> "LanguageIdentifier":
-    """Loaded once, also when two threads of the filter ask for it first."""
-    with _loading:
+    with _loading:  # two threads of the filter may need it first
         return _load()

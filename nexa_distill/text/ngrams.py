@@ -1,14 +1,8 @@
-"""Texts as words and word n-grams, in numbers: what near-duplicates and contamination compare.
+"""Hash texts into words and word n-grams, for near-duplicates and contamination.
 
-A word (`text/words.py`) is compared in the forms of `text/word_forms.py`; one of nothing but
-punctuation is left out. A character of a script that is written without spaces is compared for
-itself and counts as a share of a word, so that a copy has the same n-grams wherever it stands: an
-n-gram is the fewest words from one on whose shares are together at least n.
-
-A word is a number of 64 bits: 32 of its form without case, 28 of the form with the case that says
-something, one for a symbol (a digit, a symbol, such a case) and three for its share. It and an
-n-gram (64 bits too) are the same on every machine and in every run. A text with fewer than n words
-is one n-gram, all of it.
+A word (`text/words.py`) is compared in the forms of `text/word_forms.py`; a word of only
+punctuation is left out. An n-gram is the fewest consecutive words whose shares sum to at least n.
+A text with fewer than n words is one n-gram. Hashes are the same on every machine and in every run.
 """
 
 import unicodedata
@@ -34,16 +28,19 @@ from nexa_distill.text.words import SCRIPTS, SHARES, SYLLABLE_SHARE, WHOLE, is_s
 
 Flags = npt.NDArray[np.bool_]
 
+# A word has 64 bits: 32 of its form without case, 28 of the form with meaningful case, one if it is
+# a symbol (a digit, a symbol, meaningful case) and three for its share. A character of a script
+# without spaces is a share of a word, so that a copy has the same n-grams in any surrounding text.
 _SHARES = np.array([WHOLE, *SHARES.values(), SYLLABLE_SHARE], np.int64)
 _SHARE, _SYMBOL = np.uint64(0b111), np.uint64(SYMBOL)
 _FOLDED, _KEPT = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFF0)
 _FACTOR = 0x9E3779B97F4A7C15
-_FEW = 3  # longer words: fewer do not show whether a text is written in capitals
+_FEW = 3  # longer words; with fewer it is unknown whether a text is written in capitals
 _known_powers = [(np.ones(1, np.uint64), np.ones(1, np.uint64))]
 
 
 def fold(text: str) -> str:
-    """The form in which two documents count as the same: NFKC, case folded, spaces collapsed."""
+    """The form that identifies a document: NFKC, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -62,19 +59,19 @@ class Tokens:
         return Tokens(self.words & (_FOLDED | _SHARE), self.starts)
 
     def symbols(self) -> Hashes:
-        """Per text, a hash of its words that are symbols, whatever their order."""
-        found = np.where(self.words & _SYMBOL, mixed(self.words), np.uint64(0))
-        return np.add.reduceat(found, self.starts[:-1]) if len(self) else found
+        """Per text, a hash of its words that are symbols, independent of their order."""
+        hashes = np.where(self.words & _SYMBOL, mixed(self.words), np.uint64(0))
+        return np.add.reduceat(hashes, self.starts[:-1]) if len(self) else hashes
 
 
 def words_of(text: str) -> list[str]:
-    """The words of one text as `tokens` counts them, without case; at least one."""
+    """The words of one text as they are hashed, without case; at least one."""
     (split,) = _split(pa.array([text], pa.string())).to_pylist()
     return [form for word in split if (form := word_forms(word).folded)] or [""]
 
 
 def joined(words: list[str]) -> str:
-    """Words to read: with spaces, but for scripts that have none."""
+    """Join words to readable text: with spaces, except in scripts that have none."""
     return "".join(
         word if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
         else f" {word}"
@@ -87,15 +84,15 @@ def _is_character(word: str) -> bool:
 
 
 def _split(texts: pa.Array) -> pa.Array:
-    """The words of each text with their punctuation; characters of some scripts are words."""
+    """The words of each text with their punctuation; in scripts without spaces each character."""
     plain = pc.string_is_ascii(texts)
     if not pc.all(plain).as_py():
-        found = [
+        normal = [
             text if simple else normalized(text)
             for text, simple in zip(texts.to_pylist(), plain.to_pylist(), strict=True)
         ]
-        texts = pc.replace_substring_regex(pa.array(found, pa.string()), f"({SCRIPTS})", r" \1 ")
-    # White space at an edge makes an empty word, which is no word.
+        texts = pc.replace_substring_regex(pa.array(normal, pa.string()), f"({SCRIPTS})", r" \1 ")
+    # White space at an edge yields an empty word; `word_forms` drops it.
     return pc.ascii_split_whitespace(texts)
 
 
@@ -103,14 +100,14 @@ def tokens(texts: pa.Array) -> Tokens:
     """The words of each text (null counts as empty)."""
     split = _split(texts.fill_null(""))
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy())])[:-1]
-    found = split.flatten().dictionary_encode()
-    codes = found.indices.to_numpy()
-    raw = found.dictionary.to_pylist()
+    encoded = split.flatten().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    raw = encoded.dictionary.to_pylist()
     forms = list(map(word_forms, raw))
     bits = np.fromiter((form[3] for form in forms), np.uint64, len(forms))
     within, beginning, capitals = _numbers(forms, bits)
     words = within[codes]
-    cased = np.flatnonzero((within != capitals)[codes])  # where the place of a word matters
+    cased = np.flatnonzero((within != capitals)[codes])  # only there the position matters
     if len(cased):
         begins = cased[_begins_sentence(bits, codes, first, cased)]
         words[begins] = beginning[codes[begins]]
@@ -121,7 +118,7 @@ def tokens(texts: pa.Array) -> Tokens:
         return Tokens(words, np.append(first, len(codes)))
     real = is_word[codes]
     counts = np.add.reduceat(real.astype(np.int64), first) if len(first) else first
-    real[first[counts == 0]] = True  # a text of nothing but punctuation is one empty word
+    real[first[counts == 0]] = True  # a text of only punctuation is one empty word
     return Tokens(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
 
 
@@ -147,33 +144,33 @@ def _hashed(texts: list[str]) -> Hashes:
 
 
 def _begins_sentence(bits: Hashes, codes: Indexes, first: Indexes, at: Indexes) -> Flags:
-    """Of the words at these places, which begin a text or follow the end of a sentence."""
+    """Which of the words at these places begin a text or follow the end of a sentence."""
     ends = (bits & np.uint64(ENDS_SENTENCE)) != 0
     is_first = np.zeros(len(codes), np.bool_)
     is_first[first] = True
-    found: Flags = is_first[at] | ends[codes[at - 1]]
-    return found
+    begins: Flags = is_first[at] | ends[codes[at - 1]]
+    return begins
 
 
 def _in_capitals(bits: Hashes, codes: Indexes, first: Indexes) -> Flags:
-    """Per word, whether its text has a capital on every longer word: there case says nothing."""
+    """Per word, whether its text capitalizes every longer word, so that case has no meaning."""
     small, long = ((bits & np.uint64(flag)) != 0 for flag in (SMALL, LONG))
     sizes = np.diff(first, append=len(codes))
-    found: Flags = np.repeat(~np.logical_or.reduceat(small[codes], first), sizes)
-    if found.any():
+    capitals: Flags = np.repeat(~np.logical_or.reduceat(small[codes], first), sizes)
+    if capitals.any():
         many = np.add.reduceat(long[codes].astype(np.int64), first)
-        found &= np.repeat(many >= _FEW, sizes)
-    return found
+        capitals &= np.repeat(many >= _FEW, sizes)
+    return capitals
 
 
 def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes, Indexes]:
-    """The n-grams of all texts, in order; where each text's begin; how many words each has.
+    """(n-grams of all texts in order, where each text's begin, number of words of each n-gram).
 
-    n-gram k of a text starts at its k-th word, and each text has at least one. An n-gram is a
-    polynomial in its words, modulo 2^64.
+    n-gram k of a text starts at its k-th word; each text has at least one.
     """
     count, first, sizes = len(texts.words), texts.starts[:-1], np.diff(texts.starts)
     powers, inverses = _powers(count)
+    # An n-gram is a polynomial in its words modulo 2^64, so differences of prefix sums give all.
     sums = np.zeros(count + 1, np.uint64)
     np.cumsum(texts.words * powers, out=sums[1:])
     share = texts.words & _SHARE
@@ -183,30 +180,30 @@ def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes, Indexes]:
         short = ~inside[first]  # texts of fewer than n words, all of each
         inside[first[short]], ends[first[short]] = True, texts.starts[1:][short]
         at = np.flatnonzero(inside)
-        found, lengths = (sums[ends[at]] - sums[at]) * inverses[at], ends[at] - at
+        hashes, lengths = (sums[ends[at]] - sums[at]) * inverses[at], ends[at] - at
         counts = np.add.reduceat(inside.astype(np.int64), first)
     else:
         inside, short = np.ones(count, np.bool_), sizes < n
         for k in range(1, n):
             inside[texts.starts[1:][sizes > k] - k] = False
         every = max(count - n + 1, 0)
-        found = np.zeros(count, np.uint64)
-        found[:every] = (sums[n:] - sums[:every]) * inverses[:every]
+        hashes = np.zeros(count, np.uint64)
+        hashes[:every] = (sums[n:] - sums[:every]) * inverses[:every]
         whole = first[short]
-        inside[whole], found[whole] = (
+        inside[whole], hashes[whole] = (
             True,
             (sums[whole + sizes[short]] - sums[whole]) * inverses[whole],
         )
-        found, counts = found[inside], np.maximum(sizes - n + 1, 1)
+        hashes, counts = hashes[inside], np.maximum(sizes - n + 1, 1)
         lengths = np.repeat(np.minimum(sizes, n), counts)
-    return mixed(found), np.concatenate([[0], np.cumsum(counts)]), lengths
+    return mixed(hashes), np.concatenate([[0], np.cumsum(counts)]), lengths
 
 
 def _ngram_ends(share: Hashes, n: int) -> Indexes:
     """Per word, the position after the n-gram that begins with it; it may be in another text."""
     parts = np.concatenate([[0], np.cumsum(_SHARES[share.astype(np.int64)])])
-    found: Indexes = np.searchsorted(parts, parts[:-1] + n * WHOLE)
-    return found
+    ends: Indexes = np.searchsorted(parts, parts[:-1] + n * WHOLE)
+    return ends
 
 
 def _powers(count: int) -> tuple[Hashes, Hashes]:
@@ -214,8 +211,8 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
     if len(_known_powers[0][0]) < count:
         bases = (_FACTOR, pow(_FACTOR, -1, 2**64))
         steps = (np.full(2 ** count.bit_length(), base, np.uint64) for base in bases)
-        one = np.ones(1, np.uint64)
-        forward, back = (np.cumprod(np.concatenate([one, step])) for step in steps)
+        first = np.ones(1, np.uint64)
+        forward, back = (np.cumprod(np.concatenate([first, step])) for step in steps)
         _known_powers[0] = forward, back
     forward, back = _known_powers[0]
     return forward[:count], back[:count]
@@ -231,5 +228,5 @@ def prints(texts: Tokens) -> Hashes:
 def ranges(starts: Indexes, counts: Indexes) -> Indexes:
     """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ..."""
     offsets = np.cumsum(counts) - counts
-    found: Indexes = np.repeat(starts - offsets, counts) + np.arange(counts.sum())
-    return found
+    positions: Indexes = np.repeat(starts - offsets, counts) + np.arange(counts.sum())
+    return positions

@@ -1,4 +1,4 @@
-"""Numbers as they are typed in other scripts and countries, as ASCII that a parser reads.
+"""Rewrite numbers of other scripts and locales as ASCII that a parser reads.
 
 Digits of every script (Unicode category Nd), full-width forms, the minus signs of Unicode, vulgar
 fractions, and thousands separators that cannot mean anything else: spaces that do not break,
@@ -15,7 +15,7 @@ from fractions import Fraction
 MINUS = dict.fromkeys(map(ord, "\u2212\ufe63\uff0d\u2796"), "-")
 FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF0C}
 ARABIC = {0x066A: "%", 0x066B: ".", 0x066C: ","}
-# Ends of a sentence and of a part of it: a parser looks for ASCII behind a number.
+# Ends of sentences and clauses: a parser looks for ASCII after a number.
 STOPS = dict.fromkeys(map(ord, "\u3002\u06d4\u0964\u0965\u1362\u104b"), ". ")
 STOPS |= dict.fromkeys(map(ord, "\u3001\u060c\u061b"), ", ")
 STOPS |= {0xFF1A: ": ", 0xFF1B: "; "}
@@ -52,9 +52,9 @@ GROUPED = re.compile(
 
 
 def with_plain_numbers(text: str) -> str:
-    """The text with its numbers in ASCII; other words and signs stay."""
+    """Rewrite the numbers in `text` as ASCII; other words and signs stay."""
     if not text.isascii():
-        # Marks of direction and joiners stand between a sign and its digits (U+200E, U+2060).
+        # Marks of direction and joiners separate a sign from its digits (U+200E, U+2060).
         text = "".join(c for c in text if unicodedata.category(c) != "Cf").translate(SIGNS)
         text = _apart_from_letters("".join(map(_ascii_digit, text)))
         text = VULGAR.sub(_fraction, text)
@@ -84,7 +84,7 @@ def _ascii_digit(character: str) -> str:
 
 
 def _apart_from_letters(text: str) -> str:
-    """A space between a number and a letter of a script without spaces: 18\u4e2a is a number."""
+    """Insert a space between a number and a letter of a script without spaces, as in 18\u4e2a."""
     pieces, before = [], " "
     for character in text:
         kinds = {_kind(before), _kind(character)}
@@ -99,17 +99,17 @@ def _kind(character: str) -> str:
     return "letter" if unicodedata.category(character) == "Lo" else "other"
 
 
-def _fraction(found: re.Match[str]) -> str:
-    """1½ as 3/2: `1 1/2` would be read as two numbers."""
-    part = Fraction(unicodedata.numeric(found[2])).limit_denominator(10)
-    whole = Fraction(int(found[1] or 0)) + part
+def _fraction(match: re.Match[str]) -> str:
+    """1½ becomes 3/2, since `1 1/2` would be read as two numbers."""
+    part = Fraction(unicodedata.numeric(match[2])).limit_denominator(10)
+    whole = Fraction(int(match[1] or 0)) + part
     return f"{whole.numerator}/{whole.denominator}"
 
 
-def _ungrouped(found: re.Match[str]) -> str:
-    number = found[0]
-    if found["indian"]:
+def _ungrouped(match: re.Match[str]) -> str:
+    number = match[0]
+    if match["indian"]:
         return number.replace(",", "")
-    if found["points"]:
+    if match["points"]:
         number = number.replace(".", "")
     return re.sub(r"['\u2019_ ]|\\,|\{,\}", "", number).replace(",", ".")

@@ -1,19 +1,8 @@
-"""Personal data and secrets in a text, found by rule. Pure.
-
-    email    an address with a dotted domain, as people write it (not all of RFC 5322)
-    phone    +, country code and number (E.164: 8 to 15 digits); national forms that are grouped as
-             telephone numbers are (North America, France, Russia, Japan, China, numbers with an area
-             code from 0); any 7 to 15 digits behind a word such as "phone", "Tel." or "电话"
-    card     a payment card: an issuer's prefix with its length (`ISSUERS`), unbroken or in the
-             groups that are embossed, and a right check digit (Luhn, ISO/IEC 7812-1, annex B)
-    secret   tokens of well-known forms (OpenAI, Anthropic, GitHub, GitLab, AWS, Google, Slack, Stripe,
-             Hugging Face, npm, PyPI, SendGrid), JSON web tokens, and private keys in PEM form;
-             placeholders ("sk-your-key-here", AWS's AKIAIOSFODNN7EXAMPLE) are none
+"""Find personal data and secrets in a text by rule: e-mail, telephone, payment card, secret. Pure.
 
 Digits of other scripts, full-width characters and typographic hyphens are read as their plain forms.
-`SCREEN` is a looser pattern of each kind for RE2 on the folded text (text/folding.py): what it does
-not match has nothing of that kind. Not covered: names, addresses, telephone numbers without a form
-or a word of their own, secrets without a form of their own, Visa of 13 digits (no longer issued).
+Not covered: names, addresses, telephone numbers without a known form or a word before them, secrets
+without a known form, Visa of 13 digits (no longer issued).
 """
 
 import re
@@ -30,15 +19,19 @@ _PHONE_WORD = (
     r"durchwahl|portable|movil|celular|cellulare|тел|телефон|моб|звоните|电话|手机|電話|携帯|"
     r"फ़ोन|फोन|मोबाइल|هاتف|جوال|الهاتف|전화)"
 )
-# Letters that a number or address may not touch; Chinese and Japanese have no space in between.
+# Letters that a number or address must not touch; Chinese and Japanese put no space in between.
 _WORD = r"A-Za-z0-9_\u00c0-\u052f"
 _PATTERNS: dict[Kind, re.Pattern[str]] = {
-    # A CJK character may touch the address; letters with accents belong to it.
+    # A dotted domain is required; not all of RFC 5322. A CJK character may touch the address;
+    # letters with accents belong to it.
     "email": re.compile(
         r"(?<![A-Za-z0-9_\u00c0-\u052f.+%-])"
         r"[A-Za-z0-9_\u00c0-\u052f.+%'-]{1,64}(?<![.'])@"
         r"(?:[A-Za-z0-9\u00c0-\u052f-]{1,63}\.)+[A-Za-z\u0400-\u052f]{2,24}(?![A-Za-z0-9_(@-])"
     ),
+    # +, country code and number (E.164); national forms that are grouped as telephone numbers
+    # (North America, France, Russia, Japan, China, numbers with an area code from 0); any 7 to 15
+    # digits after a word such as "phone", "Tel." or "电话".
     "phone": re.compile(
         rf"(?<![{_WORD}+.,/-])(?:"
         r"(?:\+[1-9][0-9]{0,3}|00[1-9][0-9]{0,2}(?=[ -]))(?:[ ./-]{0,2}\(?[0-9]{1,9}\)?){1,7}"
@@ -56,12 +49,15 @@ _PATTERNS: dict[Kind, re.Pattern[str]] = {
         rf"(?P<labelled>\+?\(?[0-9](?:[ ()./-]{{0,2}}[0-9]){{6,14}})(?![{_WORD}-])",
         re.IGNORECASE,
     ),
+    # Unbroken, or in the groups that are embossed.
     "card": re.compile(
         rf"(?<![{_WORD}.,/+-])(?:[0-9]{{14,19}}"
         r"|[0-9]{4}([ .-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
         r"|[0-9]{4}([ .-])[0-9]{6}\2[0-9]{4,5}"
         rf")(?![{_WORD}-]|[ .,:/][0-9])"
     ),
+    # OpenAI, Anthropic, GitHub, GitLab, AWS, Google, Slack, Stripe, Hugging Face, npm, PyPI,
+    # SendGrid; JSON web tokens; private keys in PEM form.
     "secret": re.compile(
         r"(?<![\w-])(?:sk-[A-Za-z0-9_-]{20,}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}"
         r"|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|glpat-[\w-]{20,}|npm_[A-Za-z0-9]{36}"
@@ -74,6 +70,8 @@ _PATTERNS: dict[Kind, re.Pattern[str]] = {
 }
 _NUMBER_RUN = re.compile(r"[0-9+(][0-9+() ./-]{6,}")
 LONGEST_LABEL = 64  # characters of "telephone number is at: " and the like
+# A looser pattern per kind, for RE2 on folded text (text/folding.py): a text that it does not match
+# contains nothing of that kind.
 SCREEN: dict[Kind, str] = {
     "email": r"[^\s@]@[^\s@.]+\.",
     "phone": r"\+[1-9]|00[1-9][0-9]|[0-9]{2}\)?[ ./-]{1,2}[0-9]{2}|[0-9]\) ?[0-9]|[0-9]{7}",
@@ -101,13 +99,13 @@ PICTURES = ("png", "jpg", "jpeg", "gif", "svg", "webp")  # "icon@2x.png"
 PLACEHOLDER = re.compile(
     r"x{4,}|your|example|placeholder|dummy|redacted|[-_]here|\.{3}|<|changeme", re.I
 )
-LOCAL_DIGITS = (7, 15)  # of a telephone number: behind a word
+LOCAL_DIGITS = (7, 15)  # of a telephone number after a word
 WORLD_DIGITS = (8, 15)  # with a country code (E.164)
 MOST_SINGLE_GROUPS = 2  # "+33 6 12 34 56 78": groups of one digit; more are a list of numbers
 
 
 def find(text: str, kind: Kind) -> Iterator[tuple[int, int]]:
-    """(start, end) of each place, in order."""
+    """Yield (start, end) of each match, in order."""
     plain, places = _narrow(text)
     for match in _find_phones(plain) if kind == "phone" else _PATTERNS[kind].finditer(plain):
         start, end = match.span("labelled" if kind == "phone" and match["labelled"] else 0)
@@ -116,7 +114,7 @@ def find(text: str, kind: Kind) -> Iterator[tuple[int, int]]:
 
 
 def _find_phones(text: str) -> Iterator[re.Match[str]]:
-    """Only around runs of the characters that a number consists of: the pattern is a slow one."""
+    # The pattern is slow, so it is tried only around runs of the characters of numbers.
     last = 0
     for run in _NUMBER_RUN.finditer(text):
         yield from _PATTERNS["phone"].finditer(
@@ -126,7 +124,7 @@ def _find_phones(text: str) -> Iterator[re.Match[str]]:
 
 
 def redact(text: str, kinds: Collection[Kind]) -> str:
-    """`text` with `[email]`, `[phone]`, ... for what is found; of overlaps the longest first."""
+    """Replace each match by `[email]`, `[phone]`, ...; of overlapping matches the longest."""
     places = sorted((start, -end, kind) for kind in kinds for start, end in find(text, kind))
     parts, last = [], 0
     for start, end, kind in ((start, -end, kind) for start, end, kind in places):
@@ -144,7 +142,7 @@ def luhn(number: str) -> bool:
 
 
 def _narrow(text: str) -> tuple[str, list[int] | None]:
-    """Digits, hyphens and full-width characters as ASCII, and where each character comes from."""
+    """Digits, hyphens and full-width characters as ASCII, and the source position of each."""
     if text.isascii() or all(_narrow_character(char) == char for char in set(text)):
         return text, None
     plain = [(_narrow_character(char), place) for place, char in enumerate(text)]
@@ -164,7 +162,7 @@ def _narrow_character(char: str) -> str:
 
 
 def _is_address(text: str, start: int, end: int) -> bool:
-    """Not a picture's name, a login in a URL ("https://me:pass@host"), nor an SSH remote."""
+    """Exclude file names of pictures, logins in URLs ("https://me:pass@host") and SSH remotes."""
     local, _, domain = text[start:end].partition("@")
     remote = local == "git" and text[end : end + 1] in (":", "/")
     in_url = re.search(r"\w://[^\s/]*$", text[max(0, start - 80) : start])
@@ -172,7 +170,7 @@ def _is_address(text: str, start: int, end: int) -> bool:
 
 
 def _is_phone(text: str, start: int, end: int) -> bool:
-    """Whether the digits are as many as, and grouped as, a telephone number's."""
+    """Whether the digits have the number and grouping of a telephone number."""
     number = text[start:end]
     groups = re.findall(r"[0-9]+", number)
     least, most = WORLD_DIGITS if number.startswith("+") else LOCAL_DIGITS
@@ -180,7 +178,7 @@ def _is_phone(text: str, start: int, end: int) -> bool:
     singles = sum(len(group) == 1 for group in groups)
     date = re.search(r"\b(?:19|20)[0-9]{2}[-/.][0-1]?[0-9][-/.][0-3]?[0-9]\b", number)
     is_card = bool(re.fullmatch(r"[0-9]{4}([ -])(?:[0-9]{4}\1){2}[0-9]{4}", number))
-    listed = re.search(r"[0-9] $", text[max(0, start - 2) : start])  # a number goes on before it
+    listed = re.search(r"[0-9] $", text[max(0, start - 2) : start])  # part of a list of numbers
     enough = least <= sum(map(len, groups)) <= most
     return (
         enough
@@ -193,7 +191,7 @@ def _is_phone(text: str, start: int, end: int) -> bool:
 
 
 def _is_card(text: str, start: int, end: int) -> bool:
-    """Issuer, length, grouping and check digit; not a row of evenly spaced or round numbers."""
+    """Issuer, length, grouping and check digit; no sequence of evenly spaced or round numbers."""
     number = text[start:end]
     groups = re.split(r"[ .-]", number)
     digits = "".join(groups)
@@ -218,7 +216,7 @@ def _has_issuer(digits: str) -> bool:
 
 
 def _is_secret(text: str, start: int, end: int) -> bool:
-    """Not a placeholder; a private key is one whatever it contains."""
+    # "sk-your-key-here" and AWS's AKIAIOSFODNN7EXAMPLE are placeholders; a private key never is.
     token = text[start:end]
     return token.startswith("-----") or not PLACEHOLDER.search(token)
 

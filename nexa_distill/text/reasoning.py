@@ -1,7 +1,7 @@
-"""Reasoning and answer apart, in whatever format a model writes its reasoning.
+"""Split a reply into reasoning and answer, in any format in which models write reasoning.
 
-One reader for the teacher's answers and the student's: what the rules, the execution and the judges
-measure is the answer alone, of both. It never fails, and takes linear time on any text.
+The teacher's and the student's replies are read alike, so rules, execution and judges measure the
+answer alone. Reading never fails, and takes linear time on any text.
 """
 
 import re
@@ -39,8 +39,8 @@ GEMMA_LABEL = "thought\n"  # the first line of its channel is the channel's name
 # Granite 3.2 has no tags: sentences, "Here's" in quantised ones (vLLM, granite_reasoning_parser).
 GRANITE = re.compile(r"\s*Here(?: i|')s my thought process:", re.IGNORECASE)
 GRANITE_RESPONSE = re.compile(r"Here(?: i|')s my response:", re.IGNORECASE)
-# Around the answer that follows a block. In prose "<answer>" may be what the user asked for, so
-# these are removed only behind reasoning; tokens that only a template writes, always.
+# Around the answer that follows a block. In prose "<answer>" may be text that the user requested,
+# so these are removed only after reasoning; tokens that only a template writes are always removed.
 WRAPPERS = (
     Block("<answer>", "</answer>"),  # Hunyuan-A13B
     Block("<response>", "</response>"),
@@ -58,10 +58,8 @@ BARE_CHANNELS = re.compile(
     re.DOTALL,
 )
 FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL
-
-
 QUOTES = "`'\"“”\u2018\u2019«»"
-# What is shown rather than meant: fenced code, and within a line inline code and quotations.
+# Text that is shown rather than meant: fenced code, and within a line inline code and quotations.
 SHOWN = r"(?P<shown>^[ \t]*+```.*?(?:^[ \t]*+```|\Z)|`[^`\n]*+`|\"[^\"\n]*+\")"
 
 
@@ -69,7 +67,7 @@ def _alternatives(marks: Iterable[str], around: str = "{}") -> str:
     return "|".join(around.format(re.escape(mark)) for mark in marks)
 
 
-# One group per block: `lastindex` says whose mark it is, also for letters that only fold to ASCII.
+# One group per block: `lastindex` identifies the block, also for letters that only fold to ASCII.
 OPENING = re.compile(rf"\s*(?:{_alternatives((b.opening for b in BLOCKS), '({})')})", re.IGNORECASE)
 OPEN_PROMPT = re.compile(
     rf"(?:(?:{_alternatives(b.opening for b in BLOCKS)})(?:thought)?"
@@ -80,17 +78,16 @@ PROMPT_TAIL = 100  # characters of a prompt in which its open mark is
 
 
 def split_reasoning(text: str, prompt: str = "") -> tuple[str | None, str | None]:
-    """(reasoning, answer), None for what is not there; a reasoning that was cut has no answer.
+    """(reasoning, answer), None for an absent one; truncated reasoning has no answer.
 
-    `prompt`: the end of what the model read. A chat template may have written the opening mark
-    there (DeepSeek-R1: "<think>\\n"). Where it is not known, a closing mark alone must delimit: an
-    answer that only writes about such marks keeps its words.
+    `prompt`: the end of the model's input. A chat template may have written the opening mark there
+    (DeepSeek-R1: "<think>\\n").
     """
     opened = OPEN_PROMPT.search(prompt[-PROMPT_TAIL:])
     whole = opened[0] + text if opened else text
     for read in (_read_channels, _read_granite, _read_blocks, _read_after_closing):
-        if found := read(whole):
-            reasoning, answer = found
+        if parts := read(whole):
+            reasoning, answer = parts
             answer = _unwrap(answer, (COHERE_RESPONSE, *WRAPPERS) if reasoning else ()).lstrip()
             return reasoning.strip() or None, answer or None
     return None, _unwrap(text, (COHERE_RESPONSE,)) or None
@@ -102,15 +99,15 @@ def join_reasoning(reasoning: str, answer: str) -> str:
 
 
 def reasoning_marks(special: Iterable[str]) -> set[str]:
-    """Those of a tokenizer's special tokens without which reasoning and answer are one text."""
-    known = {mark for block in (*BLOCKS, *WRAPPERS, COHERE_RESPONSE) for mark in block}
-    found = set(special)
+    """The special tokens of a tokenizer that separate reasoning from the answer."""
+    marks = {mark for block in (*BLOCKS, *WRAPPERS, COHERE_RESPONSE) for mark in block}
+    tokens = set(special)
     # "<|end|>" is also how Phi-3 ends a turn: it belongs to reasoning only beside channels.
-    return found & (known | set(HARMONY) if CHANNEL in found else known)
+    return tokens & (marks | set(HARMONY) if CHANNEL in tokens else marks)
 
 
 def _read_channels(text: str) -> tuple[str, str] | None:
-    """gpt-oss: the final channel is the answer, what is in the others is reasoning."""
+    """gpt-oss: the final channel is the answer, the others are reasoning."""
     start = HARMONY_START.match(text)
     if start is None:
         bare = BARE_CHANNELS.fullmatch(text)
@@ -120,7 +117,7 @@ def _read_channels(text: str) -> tuple[str, str] | None:
         header, mark, body = part.partition(MESSAGE)
         if mark or not messages:
             messages.append((header.strip().casefold(), [body if mark else ""]))
-        else:  # words about a channel, inside a message
+        else:  # the message itself writes about a channel
             messages[-1][1].append(part)
     answers: list[str] = []
     thoughts: list[str] = []
@@ -131,14 +128,13 @@ def _read_channels(text: str) -> tuple[str, str] | None:
 
 
 def _read_granite(text: str) -> tuple[str, str] | None:
-    """Both sentences, or it is an ordinary answer that begins with the first."""
+    # With only the first of the two sentences it is an ordinary answer.
     start = GRANITE.match(text)
     end = GRANITE_RESPONSE.search(text, start.end()) if start else None
     return (text[start.end() : end.start()], text[end.end() :]) if start and end else None
 
 
 def _read_blocks(text: str) -> tuple[str, str] | None:
-    """The blocks that the text begins with."""
     thoughts: list[str] = []
     absent: set[re.Pattern[str]] = set()
     position = 0
@@ -153,20 +149,19 @@ def _read_blocks(text: str) -> tuple[str, str] | None:
 def _find_closing(
     mark: str, text: str, position: int, absent: set[re.Pattern[str]]
 ) -> re.Match[str] | None:
-    """The first mark that delimits; else one in code that was left open; else one in a sentence.
-
-    `absent` remembers what no longer occurs: many blocks do not cost as many searches to the end.
-    """
+    """The first delimiting mark; else one in code that is not closed; else one in a sentence."""
+    # `absent` holds the patterns that no longer occur, so that many blocks take linear time.
     for pattern in (_delimiters((mark,)), *_loose(mark)):
         if pattern not in absent:
-            if found := _first_meant(pattern, text, position):
-                return found
+            if match := _first_meant(pattern, text, position):
+                return match
             absent.add(pattern)
     return None
 
 
 def _read_after_closing(text: str) -> tuple[str, str] | None:
-    """The opening mark was in a prompt that is not known: all before the closing one."""
+    """All before the closing mark, whose opening mark was in a prompt that is unknown."""
+    # The closing mark must delimit: an answer that only mentions such marks keeps its words.
     end = _first_meant(_delimiters(tuple(b.closing for b in BLOCKS)), text)
     if end is None or _first_meant(_openings(), text[: end.start()]):
         return None
@@ -183,10 +178,8 @@ def _mark(marks: Iterable[str]) -> str:
 
 
 def _delimiting(marks: Iterable[str]) -> str:
-    """A mark where a line begins or ends with it, or behind a word without a space ("4.</think>").
-
-    "Write </think> there" is a sentence about it.
-    """
+    """A mark at an edge of a line, or right after a word ("4.</think>")."""
+    # "Write </think> there" is a sentence about the mark.
     mark = _mark(marks)
     return rf"(?:(?:^[ \t]*+|(?<=\S)){mark}|{mark}(?=[ \t\r]*+$))"
 
@@ -207,7 +200,7 @@ def _openings() -> re.Pattern[str]:
 
 
 def _unwrap(text: str, wrappers: Iterable[Block]) -> str:
-    """The answer out of the marks around all of it; the closing one may have been cut."""
+    """The text inside marks around all of it; the closing mark may be truncated."""
     stripped = text.strip()
     for opening, closing in wrappers:
         inner, _, after = stripped[len(opening) :].partition(closing)

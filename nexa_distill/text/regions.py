@@ -1,16 +1,13 @@
-"""Parts of an answer that are shown or formal, not said: code, formulas, quotations. Pure.
+"""Blank the code, formulas or quotations of an answer. Pure.
 
-Each function returns the text with such parts overwritten by spaces, of the same length and with
-the same line breaks, so that positions hold. All take time linear in the text, but for nesting.
-
-Code is what is fenced (CommonMark 0.31, three or more backticks or tildes), in backticks, a line
-that looks like a statement, or an answer that is JSON as a whole. Formulas are TeX: between
-dollars, `\\(`, `\\[` or in an environment, and a command with its braces anywhere.
+Each `blank_` function overwrites such parts by spaces; length and line breaks stay, so positions
+hold. All take time linear in the text, except for nesting.
 """
 
 import json
 import re
 
+# CommonMark 0.31: three or more backticks or tildes.
 FENCED = re.compile(
     r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?:.*?^[ \t]*(?P=fence)[`~]*[ \t]*$|.*\Z)",
     re.MULTILINE | re.DOTALL,
@@ -27,6 +24,7 @@ CODE_LINE = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"
+# TeX: between dollars, `\(`, `\[` or in an environment, and a command with its braces anywhere.
 MATH = re.compile(
     r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)"
     r"|\\begin\{(?P<name>(?:equation|align|gather|multline|eqnarray|array|cases|[bpvB]?matrix|"
@@ -37,7 +35,7 @@ MATH = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 # Quotation marks are folded to " and ' before (text/folding.py). An apostrophe is inside a word.
-# The mark first, so that the search skips to it.
+# The pattern begins with the mark, so that the search skips to it.
 QUOTED = re.compile(
     r"[\"'](?:(?<=\")[^\"\n]{1,2000}\"|(?<=\")(?=\S)[^\"\n]{0,2000}$"
     r"|(?<=')(?<![\w']')(?=\S)(?:[^'\n]|(?<=\w)'(?=\w)){1,400}(?<=\S)'(?!\w))",
@@ -48,7 +46,7 @@ NOT_BREAKS = re.compile(r"[^\n]")
 
 
 def blank_code(text: str) -> str:
-    """Without code of any form."""
+    """Blank fenced and inline code, lines that look like statements, and JSON as a whole."""
     if is_json(text):
         return _spaces(text)
     if "```" in text or "~~~" in text:
@@ -57,17 +55,17 @@ def blank_code(text: str) -> str:
 
 
 def blank_math(text: str) -> str:
-    """Without formulas."""
+    """Blank formulas."""
     return _blank(MATH, text) if "$" in text or "\\" in text or "{" in text else text
 
 
 def blank_quotations(text: str) -> str:
-    """Without what stands in quotation marks (a mark that is not closed: to its line's end)."""
+    """Blank quotations; one that is not closed ends with its line."""
     return _blank(QUOTED, _blank(QUOTED_LINE, text) if ">" in text else text)
 
 
 def is_json(text: str) -> bool:
-    """Whether all of it is a JSON object or array."""
+    """Whether the whole text is a JSON object or array."""
     stripped = text.strip()
     if stripped[:1] not in ("{", "["):
         return False
@@ -81,16 +79,16 @@ def is_json(text: str) -> bool:
 def has_open_fence(text: str) -> bool:
     """Whether a code fence is opened and never closed, or closed and never opened.
 
-    A fence opens on a line of its own, or at the end of a line of prose ("Run this: ```python");
-    it is closed by a line of at least as many of its marks. Three backticks inside a line, opened
-    and closed there, are inline code.
+    A fence opens on its own line, or at the end of a line of prose ("Run this: ```python"); a line
+    of at least as many of its marks closes it. Three backticks that are opened and closed within a
+    line are inline code.
     """
     fence = ""
     for line in text.split("\n"):
         mark = _FENCE_LINE.match(line)
         if fence:
             closes = mark and not mark["info"].strip() and mark["fence"].startswith(fence)
-            # "print(1)```": a model that closes behind its last line.
+            # "print(1)```": the model closed the fence at the end of the last line.
             closes = closes or (
                 line.rstrip().endswith(fence) and line.count(fence) == 1 and not mark
             )

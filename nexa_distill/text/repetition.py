@@ -1,11 +1,8 @@
-"""Tokens without a tokenizer, and how much of an answer is said again; for whole batches.
+"""Count tokens without a tokenizer, and measure how repetitive answers are, in batches.
 
 A token is a word (a run of letters, digits and `_`; in scripts without spaces a word of
-`text/words.py`) or one mark (punctuation or symbol); of English prose a subword tokenizer makes
-about as many. Combining marks belong to their word.
-Repetition looks at windows: the 24 characters from the start of a word on, about four words. A
-word of a script without spaces counts as at least five characters for that, so that a window holds
-as much in every script. Windows that leave their answer are not counted.
+`text/words.py`) or one mark (punctuation or symbol). A subword tokenizer yields about as many for
+English prose. Repetition compares windows of 24 characters that start at words, about four words.
 """
 
 import unicodedata
@@ -24,25 +21,28 @@ Bytes = npt.NDArray[np.uint8]
 LAST_CONTROL = 32  # space and below
 FIRST_OF_SEVERAL = 0xC0  # the first byte of a character of several; the others are below
 SPACE, WORD, MARK = 0, 1, 2
-# Other characters than ASCII are one byte too: a word's from 128 on, a mark's from 192 on.
+# A non-ASCII character is one byte too: from 128 on in a word, from 192 on as a mark.
 OTHER_WORD, OTHER_MARK, UNKNOWN = 128, 192, 255
-KINDS = bytes(
-    [
-        WORD if OTHER_WORD <= byte < OTHER_MARK
-        else MARK if byte >= OTHER_MARK
-        else WORD if chr(byte).isalnum() or byte == ord("_")
-        else MARK if LAST_CONTROL < byte < 127
-        else SPACE
-        for byte in range(256)
-    ]
-)  # fmt: skip
+
+
+def _kind_of_byte(byte: int) -> int:
+    if byte >= OTHER_WORD:
+        return MARK if byte >= OTHER_MARK else WORD
+    if chr(byte).isalnum() or byte == ord("_"):
+        return WORD
+    return MARK if LAST_CONTROL < byte < 127 else SPACE
+
+
+KINDS = bytes(map(_kind_of_byte, range(256)))
 ZERO_WIDTH_SPACE = "\u200b"  # between words of Thai and Khmer
-SHORTEST = 5  # characters of a word of a script without spaces, in a window
+# Fewest characters of a word of a script without spaces, so that a window contains about as many
+# words in every script.
+SHORTEST = 5
 WINDOW = 24  # characters
-BLOCK_ROWS = 128  # answers whose windows are compared at a time: they fit the processor's cache
+BLOCK_ROWS = 128  # answers whose windows are compared at a time; they fit the processor's cache
 KEY_BITS = np.uint64(48)  # of a window's hash, beside the row in a key of 64
 FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
-_codes = np.full(0x110000, UNKNOWN, np.uint8)  # of every character that has been met
+_codes = np.full(0x110000, UNKNOWN, np.uint8)  # of every character so far
 
 
 class Tokens:
@@ -53,7 +53,7 @@ class Tokens:
     """
 
     def __init__(self, texts: pa.StringArray, plain: Flags | None = None) -> None:
-        """`texts` has no nulls and is not a slice; `plain`: which are ASCII, if that is known."""
+        """`texts` has no nulls and is not a slice; `plain`: which are ASCII, if known."""
         self.streams: list[tuple[Indexes, Stream]] = []
         self.counts, self.per_text = np.zeros((2, len(texts)), np.int64)
         if plain is None:
@@ -102,7 +102,7 @@ class Stream:
 
 
 def _count_between(flags: Flags, ends: Indexes) -> Indexes:
-    """How many are set from each position to the next; 64 at a time, by counting bits."""
+    """How many flags are set from each position to the next; counts bits, 64 at a time."""
     packed = np.packbits(flags, bitorder="little")
     words = np.append(packed, np.zeros(8 + -len(packed) % 8, np.uint8)).view("<u8")
     before = np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)])
@@ -146,7 +146,7 @@ def _code(character: str) -> int:
 
 
 def _begins(inside: Flags, first: Indexes) -> Flags:
-    """Starts of runs of `inside`; a text's first byte starts one."""
+    """Starts of runs of `inside`; a run does not continue into the next text."""
     begins = np.empty_like(inside)
     begins[:1] = inside[:1]
     np.greater(inside[1:], inside[:-1], out=begins[1:])
@@ -180,7 +180,7 @@ def _repetition(stream: Stream) -> npt.NDArray[np.float64]:
 def _shares(
     data: Bytes, starts: Indexes, ends: Indexes, per_text: Indexes
 ) -> npt.NDArray[np.float64]:
-    """Share of each text's windows that occurred before in it: equal ones are neighbours once sorted."""
+    """Share of each text's windows that occurred before in it."""
     rows = len(per_text)
     row = np.repeat(np.arange(rows, dtype=np.uint64), per_text)
     words = np.ndarray((len(data) - 7,), np.uint64, buffer=data, strides=(1,))
@@ -189,13 +189,13 @@ def _shares(
     for offset, factor in zip((8, 16), FACTORS[1:], strict=True):
         key += words[starts + offset] * factor
     key >>= np.uint64(64) - KEY_BITS
-    # Windows that leave their text do not count: each gets a key that no other one has.
-    left = np.flatnonzero(starts + WINDOW > np.repeat(ends, per_text))
-    key[left] = left
+    # Windows that extend beyond their text do not count: each gets a unique key.
+    outside = np.flatnonzero(starts + WINDOW > np.repeat(ends, per_text))
+    key[outside] = outside
     key |= row << KEY_BITS
-    key.sort()
+    key.sort()  # equal windows of a row become neighbours
     again = key[1:][key[1:] == key[:-1]] >> KEY_BITS
-    whole = per_text - np.bincount(row[left].astype(np.int64), minlength=rows)
+    whole = per_text - np.bincount(row[outside].astype(np.int64), minlength=rows)
     repeated = np.bincount(again.astype(np.int64), minlength=rows)
     shares: npt.NDArray[np.float64] = repeated / np.maximum(whole, 1)
     return shares

@@ -1,4 +1,4 @@
-"""Keys and passwords that must not appear in a terminal, a log or a report."""
+"""Mask keys and passwords in text for a terminal, a log or a report."""
 
 import re
 
@@ -9,7 +9,7 @@ _NAMED = re.compile(
     r"|\bbearer +|\b(?:api|access|secret|private)[-_ ]?key['\"]? *[:=] *)(['\"]?)"
     r"(?!-)[^\s'\",;]{6,}"
 )
-# Forms of well-known issuers, also short ones: a key that was cut off is still nobody's business.
+# Forms of well-known issuers, also short ones: a truncated key is still secret.
 _SHAPES = re.compile(
     r"(?<![\w-])(?:"
     r"(?:sk|csk|xai|pplx|glpat|nvapi|xox[abprs])-[\w.-]{8,}"
@@ -22,7 +22,7 @@ _LONGEST_NAME = 20  # of a variable that mixes digits and lower-case letters, as
 
 
 def mask_secrets(text: str) -> str:
-    """`text` with `[secret]` for what is named as a key or has the form of one."""
+    """Replace values that are named as a key or have the form of one by `[secret]`."""
     return _SHAPES.sub(MASK, _NAMED.sub(rf"\1\2{MASK}", text))
 
 

@@ -1,19 +1,7 @@
-"""The forms in which words are compared: what folding hides, and what it must not hide.
+"""The forms in which words are compared: typing differences are removed, meaning is kept.
 
-Hidden, because it is how a text is typed:
-- Unicode form: equal after NFC, full and half width, ligatures, presentation forms, no-break
-  spaces, invisible characters; curly apostrophes, and the minus sign beside the hyphen;
-- spacing, and quotes, round brackets and sentence punctuation at the edges of a word;
-- case of an ordinary word of three letters and more (City, CITY, city), and of every word that
-  begins a sentence with a capital or stands in a text with a capital on each longer word.
-
-Kept, because it is what a text says: operators and other symbols (`!x`, `5!`, `C++`, `[]` and `{}`,
-currency), a point before a digit or letter (`.5`), superscripts and subscripts (a square is not the
-digit 2), letters of other fonts (the set R is not the letter R), circled numbers, and the case of
-symbols: words of one or two letters (Co and CO, T and t), of mixed case (NaCl), with a digit or a
-symbol ($HOME). Not told apart: an ordinary word and the same as a name (turkey and Turkey).
-
-Contamination compares without any case (`folded`); near-duplicates with the case that is kept.
+Contamination compares without any case (`folded`), near-duplicates with meaningful case (`kept`).
+Not distinguished: an ordinary word and the same word as a name (turkey and Turkey).
 """
 
 import re
@@ -23,15 +11,20 @@ from typing import NamedTuple
 
 from nexa_distill.text.words import share_of
 
-# Compatibility characters that say the same as what they decompose to (UAX 44, table 14).
-SAME = ("<wide>", "<narrow>", "<small>", "<vertical>", "<square>", "<compat>", "<noBreak>",
-        "<isolated>", "<initial>", "<medial>", "<final>")  # fmt: skip
+# Compatibility characters that mean the same as their decomposition (UAX 44, table 14). Superscripts
+# and subscripts (a square is not the digit 2), letters of other fonts (the set R is not the letter
+# R) and circled numbers are kept.
+SAME = frozenset(
+    "<wide> <narrow> <small> <vertical> <square> <compat> <noBreak> <isolated> <initial> <medial> "
+    "<final>".split()
+)
 _TYPED = {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u2212": "-", "\u200b": " "}
 _INVISIBLE = "\u00ad\u200e\u200f\u2060\ufe0e\ufe0f\ufeff\u202a\u202b\u202c\u2066\u2067\u2068\u2069"
 _TSHEG = "\u0f0b\u0f0c"  # between the syllables of Tibetan
 _KEPT_MARKS = (
     "\u2030\u2031\u2020\u2021\u2032\u2033\u2034\u00a7\u00b6\u203b"  # per mille, primes, ...
 )
+# Operators and other symbols are meaning: `!x`, `5!`, `C++`, `[]` and `{}`, currency.
 _SYMBOLS = "0123456789!$+<=>^|~%*#@\\[]{}_`"
 _SYMBOL_CATEGORIES = ("Sm", "Sc", "Sk", "So", "Nd", "Nl", "No", "Ps", "Pe")
 _NO_OPERATOR = re.compile(r"[.?!,;\"']*|:|[()]")
@@ -39,20 +32,20 @@ _NO_OPERATOR = re.compile(r"[.?!,;\"']*|:|[()]")
 
 @cache
 def _compatible() -> tuple[re.Pattern[str], dict[str, str]]:
-    found = dict.fromkeys(_INVISIBLE, "") | _TYPED | dict.fromkeys(_TSHEG, " ")
+    table = dict.fromkeys(_INVISIBLE, "") | _TYPED | dict.fromkeys(_TSHEG, " ")
     for character in map(chr, (*range(0x80, 0x10000), *range(0x1F100, 0x1F300))):
         kind, _, parts = unicodedata.decomposition(character).partition(" ")
         if character.isspace():
-            found[character] = " "
-        elif kind == "<fraction>":  # 3 and a half is not 31 over 2
-            found[character] = f" {unicodedata.normalize('NFKC', character)}"
+            table[character] = " "
+        elif kind == "<fraction>":  # a space keeps 3½ from becoming 31/2
+            table[character] = f" {unicodedata.normalize('NFKC', character)}"
         elif kind in SAME:
-            found.setdefault(character, "".join(chr(int(part, 16)) for part in parts.split()))
-    return re.compile("[" + re.escape("".join(found)) + "]"), found
+            table.setdefault(character, "".join(chr(int(part, 16)) for part in parts.split()))
+    return re.compile("[" + re.escape("".join(table)) + "]"), table
 
 
 def normalized(text: str) -> str:
-    """The text without what typing hides in Unicode; case, symbols and spacing as they are."""
+    """Unify Unicode forms that only differ in typing; case, symbols and spacing stay."""
     if text.isascii():
         return text
     pattern, table = _compatible()
@@ -61,10 +54,10 @@ def normalized(text: str) -> str:
 
 
 class Forms(NamedTuple):
-    """One word as it is compared; the texts are empty for a word of nothing but punctuation.
+    """One word as it is compared; the texts are empty for a word of only punctuation.
 
-    `folded`: without case; `kept`: with the case that says something; `first`: the same at the
-    beginning of a sentence. `bits`: the word's share (`share_of`), and the flags below.
+    `folded`: without case; `kept`: with meaningful case; `first`: the same at the beginning of a
+    sentence. `bits`: the word's share (`share_of`), and the flags below.
     """
 
     folded: str
@@ -73,7 +66,7 @@ class Forms(NamedTuple):
     bits: int
 
 
-SYMBOL = 8  # it holds a digit or a symbol
+SYMBOL = 8  # the word contains a digit or a symbol
 ENDS_SENTENCE = 16
 LONG, SMALL = 32, 64  # four letters and more; such a word without a capital
 _LEAST = 4
@@ -98,6 +91,8 @@ def word_forms(word: str) -> Forms:
         bits |= LONG | SMALL * (not letters[0].isupper())
     if folded == bare:
         return Forms(bare, bare, bare, bits)
+    # Case has no meaning in an ordinary word of three letters and more (City, CITY, city). It has
+    # in shorter words (Co and CO, T and t), in mixed case (NaCl) and beside a symbol ($HOME).
     capital = letters[0].isupper() and not any(map(str.isupper, letters[1:]))
     ordinary = len(letters) > 2 and (capital or bare.isupper() or bare.islower())
     kept = folded if ordinary and not symbol else bare
@@ -111,7 +106,7 @@ def _is_symbol(character: str) -> bool:
 
 
 def _without_punctuation(word: str) -> str:
-    """The word without the punctuation at its edges that says nothing about it."""
+    """The word without quotes, round brackets and sentence punctuation at its edges."""
     start, end = 0, len(word)
     while start < end and _is_edge(word[start]):
         start += 1

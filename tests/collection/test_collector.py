@@ -43,7 +43,7 @@ def test_f26_an_id_with_two_contents_is_refused_before_any_request(tmp_path: Pat
         made = workspace(tmp_path, teacher.base_url)
         other = prompts(1)[0] | {"user_prompt": "Something else?"}
         said = ask(made, [*prompts(3), other], code=65)
-        assert "sample_id s0000 stands in rows 0 and 3 (0-based) with different user_prompt" in said
+        assert "sample_id s0000 occurs in rows 0 and 3 (0-based) with different user_prompt" in said
         assert not teacher.billed()
 
 

@@ -139,11 +139,15 @@ def _port(base_url: str) -> int:
 ERRORS = ["status:500", "status:502", "status:503", "status:529"]
 
 
-@pytest.mark.parametrize("script", [{"times": 2}, {"always": True, "waves": 0.8}], ids=str)
+# Without a limit of times, a row whose waits keep step with the waves meets one at each attempt:
+# eleven of twelve were seen in 24 runs, after 132 s.
+@pytest.mark.parametrize(
+    "script", [{"times": 2}, {"times": 4, "waves": 0.8}], ids=["times", "waves"]
+)
 def test_f15_errors_that_pass_fail_no_row(tmp_path: Path, script: dict[str, Any]) -> None:
     with ledger_teacher(tmp_path, fault=ERRORS, share=0.5, **script) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"max_attempts": 12})
-        ask(made, prompts(60), seconds=200)  # twelve attempts that all meet a wave wait 181 s
+        ask(made, prompts(60))
         found = {send["status"] for send in teacher.sends()}
         assert found == {200, 500, 502, 503, 529}
         survived(made, teacher)

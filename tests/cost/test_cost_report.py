@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nexa_distill import collect_teacher, filter_pairs, pipeline, regenerate_bad
 from nexa_distill.cost.cost_report import cost_report, write_cost_report
 from nexa_distill.journal.journal import Asking, Journal, Outcome
 from nexa_distill.storage.manifests import StageRun
+from tests import warm
 from tests.cost.test_estimate import GEN, PRICE, collect, priced
 from tests.support.workspace import ROOT, Workspace, workspace
 from tests.teacher.faults import COLLECT, Row, ask, prompts, put, wait_for
@@ -225,7 +225,7 @@ def test_a_killed_run_lasted_until_its_last_outcome(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, delay=0.3) as teacher:
         made = priced(tmp_path, teacher.base_url)
         made.change(collection={"concurrency": 4})
-        process = subprocess.Popen(made.command(COLLECT, "--src", put(made, prompts(16))), cwd=ROOT)
+        process = warm.Process(made.command(COLLECT, "--src", put(made, prompts(16))), cwd=ROOT)
         wait_for(lambda: sum(teacher.billed().values()) >= 12)
         process.kill()
         process.wait()

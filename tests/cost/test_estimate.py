@@ -3,7 +3,6 @@
 import json
 import re
 import sqlite3
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from nexa_distill.cost.estimate import Estimate, estimate
 from nexa_distill.cost.estimate_text import estimate_lines
 from nexa_distill.journal.journal import Journal, Spent
 from nexa_distill.settings.pipeline import Budget
+from tests import warm
 from tests.support.workspace import ROOT, Workspace, workspace
 from tests.teacher.faults import COLLECT, Row, ask, on_the_wire, prompts, put, wait_for
 from tests.teacher.ledger_teacher import Teacher, ledger_teacher
@@ -158,7 +158,7 @@ def test_f02_a_killed_collectors_requests_are_estimated_as_the_next_run_finds_th
     with ledger_teacher(tmp_path, delay=1.0) as teacher:
         made = priced(tmp_path, teacher.base_url)
         made.change(collection={"concurrency": 3, "batch_size": 5})
-        process = subprocess.Popen(made.command(COLLECT, "--src", put(made, rows)), cwd=ROOT)
+        process = warm.Process(made.command(COLLECT, "--src", put(made, rows)), cwd=ROOT)
         wait_for(lambda: len(on_the_wire(made)) == 3)
         process.kill()
         process.wait()
@@ -191,7 +191,7 @@ def test_batches_cost_the_discount_and_what_is_in_one_is_not_asked_again(tmp_pat
         assert found.most_usd == pytest.approx(0.05 + 1.28)
         assert "up to a day" in said(made, equals(30))
         command = made.command(COLLECT, "--src", put(made, equals(30)))
-        process = subprocess.Popen(command, cwd=ROOT)
+        process = warm.Process(command, cwd=ROOT)
         wait_for(lambda: teacher.batches())
         process.kill()
         process.wait()

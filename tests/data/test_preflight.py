@@ -23,6 +23,7 @@ from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.row_checks import CHECKS, OF_FAULT, CheckFailed, Examination
 from nexa_train.models import bundled
 from nexa_train.reports import preflight_html, preflight_text
+from tests import warm
 from tests.data.test_chat_tokenization import ASK, BROKEN, SAY, THINK
 from tests.support.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
 
@@ -60,7 +61,7 @@ class Student:
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
 
     def command(self, module: str, *more: str) -> list[str]:
-        return [sys.executable, "-m", module, "--config", str(self.config), "--dataset",
+        return [warm.python(), "-m", module, "--config", str(self.config), "--dataset",
                 str(self.dataset), "--pipeline-config", str(self.pipeline), *more]  # fmt: skip
 
     def preflight(self, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, Any]:

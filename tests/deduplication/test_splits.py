@@ -21,6 +21,7 @@ from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.ngrams import fold
 from tests.support.near_texts import Doc, deduped, kept, leaks, rejected, rows_of, sides, text
 from tests.support.workspace import Workspace
+from tests.sweeps import some
 
 SPLIT = {"val": 0.3, "test": 0.3, "seed": 7}
 NO_SHRINKING = (Phase.explicit, Phase.generate)  # each example is several runs of the stage
@@ -98,7 +99,7 @@ def test_f34_a_new_row_between_two_sides_is_rejected_with_its_own_reason(tmp_pat
     assert len({side for _, side in sides(after).values()}) == 2
     row = rejected(made)[f"f{family}v0"]
     assert row["rejection_reason"] == "joins_splits"
-    assert row["detail"].startswith("near-duplicates stand in ")
+    assert row["detail"].startswith("near-duplicates are in ")
     assert {"train", "val", "test"} >= set(row["detail"].split(" in ")[1].split(" and "))
 
 
@@ -184,7 +185,8 @@ def test_f34_a_kill_at_any_step_moves_no_row(tmp_path: Path) -> None:
     _, before = deduped(tmp_path / "whole", old, split=SPLIT)
     _, wanted = deduped(tmp_path / "whole", new)
     assert {key: sides(wanted)[key] for key in before} == sides(before)
-    for hit in (1, 3, 5, 7, 9, 11, 13, 22, 28):
+    hits = (1, 3, 5, 7, 9, 11, 13, 22, 28)
+    for hit in some("kills of the split", hits, 3, why="each is at another file that is written"):
         folder = tmp_path / str(hit)
         made, _ = deduped(folder, old, split=SPLIT)
         shutil.copy(tmp_path / "whole/raw.jsonl", folder / "raw.jsonl")
@@ -222,4 +224,4 @@ def test_a_damaged_memory_is_refused_with_the_way_out(tmp_path: Path, damage: by
     made.change(dedup={"shingle_words": 4})
     done = made.run("nexa_distill.dedup", code=65)
     assert "clusters_v1.parquet" in done.stderr
-    assert "decided anew" in done.stderr
+    assert "assign all splits again" in done.stderr

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from nexa_train.easydistill_jobs import teacher_labels
 from nexa_train.easydistill_jobs.job import load_job
 from nexa_train.models import replies
 from nexa_train.models.loading import load_for_inference
+from tests import warm
 from tests.support.tiny_model import ROOT, save_model, tokenizer
 from tests.teacher.ledger_teacher import ledger_teacher
 
@@ -411,7 +411,7 @@ def test_t19_a_number_is_its_text_and_null_is_empty(tmp_path: Path) -> None:
 
 def test_the_command_ends_with_the_code_of_what_happened(folder: Path) -> None:
     def code(path: Path) -> tuple[int, str]:
-        command = [sys.executable, "-m", "nexa_train.easydistill", "--config", str(path)]
+        command = [warm.python(), "-m", "nexa_train.easydistill", "--config", str(path)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False,
                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
         return done.returncode, done.stderr

@@ -1,7 +1,6 @@
 """What needs no harness; the harness itself is an extra and not installed where the tests run."""
 
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from nexa_distill.errors import UsageError
 from nexa_train import benchmark_student
+from tests import warm
 from tests.support.answers import REPOSITORY
 
 RESULTS = {
@@ -48,7 +48,7 @@ def test_without_the_harness_the_command_says_what_to_install(
 
 @pytest.mark.parametrize(("words", "said"), [([], "--tasks"), (["--limit", "0"], "at least 1")])
 def test_the_command_line_is_checked_first(words: list[str], said: str) -> None:
-    command = [sys.executable, "-m", "nexa_train.benchmark_student", *words]
+    command = [warm.python(), "-m", "nexa_train.benchmark_student", *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert said in done.stderr

@@ -2,7 +2,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from nexa_train import evaluate_student, train_sft
 from nexa_train.evaluation import held_out_loss, teacher_agreement
 from nexa_train.evaluation.metrics import Exam, assess
 from nexa_train.reports.evaluation_text import headline
+from tests import warm
 from tests.support.answers import REPOSITORY
 from tests.support.exam import prepare, rows, save_untrained
 from tests.teacher.ledger_teacher import ledger_teacher
@@ -28,7 +28,7 @@ SCRIPT = "scripts/python/evaluation/run_evaluation.py"
 def evaluate(config: DistillConfig) -> subprocess.CompletedProcess[str]:
     file = Path(config.storage.root).parent / "config.yaml"
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--config", str(file)],
+        [warm.python(), SCRIPT, "--config", str(file)],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from nexa_distill.settings.pipeline import DistillConfig
 from nexa_train import regression
 from nexa_train.evaluation import gate_results
 from nexa_train.reports.evaluation_text import regression as in_words
+from tests import warm
 from tests.support.answers import REPOSITORY, answer, project
 from tests.support.exam import prepare, save_untrained
 
@@ -88,7 +88,7 @@ def test_losses_of_another_tokenizer_are_not_compared() -> None:
 def script(config: DistillConfig, *words: str) -> subprocess.CompletedProcess[str]:
     file = Path(config.storage.root).parent / "config.yaml"
     return subprocess.run(
-        [sys.executable, *words, "--config", str(file)], cwd=REPOSITORY, text=True,
+        [warm.python(), *words, "--config", str(file)], cwd=REPOSITORY, text=True,
         capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

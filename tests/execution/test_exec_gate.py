@@ -24,6 +24,7 @@ from nexa_distill.raw_data.columns import PASSED_ON
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.storage.tables import read_table
+from tests import warm
 from tests.execution.test_hostile import processes
 from tests.support.answers import REPOSITORY, answer, collect, project, write_answers
 from tests.support.databases import make_shops
@@ -330,7 +331,7 @@ def test_programs_are_run_where_they_can_be_isolated(tmp_path: Path) -> None:
 def test_an_answer_that_stands_twice_is_refused(tmp_path: Path) -> None:
     config = prepared(tmp_path, [sql(0, GOLD)])
     src = write_answers(tmp_path / "twice.parquet", [sql(0, GOLD), sql(0, GOLD)])
-    with pytest.raises(InputError, match="stands 2 times"):
+    with pytest.raises(InputError, match="occurs 2 times"):
         exec_gate.run(config, src=[src], checks=tmp_path / "checks.parquet")
 
 
@@ -341,7 +342,7 @@ def test_the_command_takes_answers_checks_and_databases(tmp_path: Path) -> None:
     config = prepared(tmp_path, [sql(0, GOLD)], databases=None)
     src = write_answers(tmp_path / "mine.parquet", [sql(3, GOLD)])
     command = [
-        sys.executable, "-m", "nexa_distill.exec_gate", "--config", f"{tmp_path}/config.yaml",
+        warm.python(), "-m", "nexa_distill.exec_gate", "--config", f"{tmp_path}/config.yaml",
         "--src", str(src), "--checks", f"{tmp_path}/c.parquet",
         "--databases", f"{tmp_path}/databases",
     ]  # fmt: skip
@@ -358,7 +359,7 @@ def test_the_command_takes_answers_checks_and_databases(tmp_path: Path) -> None:
 def test_filtering_runs_it_between_the_rules_and_sample_gate(tmp_path: Path) -> None:
     config = prepared(tmp_path, [sql(0, GOLD), sql(1, "DROP TABLE goods")])
     script = REPOSITORY / "scripts/python/data_processing/run_filtering.py"
-    command = [sys.executable, str(script), "--config", f"{tmp_path}/config.yaml"]
+    command = [warm.python(), str(script), "--config", f"{tmp_path}/config.yaml"]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
     (kept,) = read_table(
         config.storage.path("filtered_dataset"), TABLES["filtered_dataset"]
@@ -373,7 +374,7 @@ def test_ctrl_c_leaves_no_process_and_no_half_table(tmp_path: Path) -> None:
         tmp_path, [sql(i, bomb) for i in range(40)], timeout_seconds=60.0, max_sql_steps=10**12
     )
     command = [
-        sys.executable, "-m", "nexa_distill.exec_gate", "--config", str(tmp_path / "config.yaml"),
+        warm.python(), "-m", "nexa_distill.exec_gate", "--config", str(tmp_path / "config.yaml"),
     ]  # fmt: skip
     before = processes()
     run = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.repetition import Tokens, _code, repetition
+from tests import warm
 from tests.support.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
 FILTERS = REPOSITORY / "configs/filters.yaml"
@@ -317,7 +317,7 @@ def test_f28_a_torn_or_wrong_table_is_refused_before_anything_is_written(tmp_pat
         with pytest.raises(InputError, match=str(src)):
             filter_pairs.run(config, src=[src], **out)
     write_answers(src, [answer(0), answer(0)])
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         filter_pairs.run(config, src=[src], **out)
     assert not any(path.exists() for path in out.values())
 
@@ -365,7 +365,7 @@ def test_upper_case_in_an_escape_is_no_upper_case(pattern: str) -> None:
 def test_the_documented_command_takes_the_filters_file(tmp_path: Path) -> None:
     config = project(tmp_path)
     collect(config, [answer(0), answer(1, "no")])
-    command = [sys.executable, "-m", "nexa_distill.filter_pairs", "--config", str(FILTERS),
+    command = [warm.python(), "-m", "nexa_distill.filter_pairs", "--config", str(FILTERS),
                "--pipeline-config", str(tmp_path / "config.yaml")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stdout[:26]) == (0, "rules: 1 of 2 answers pass")

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import STAGES
 from nexa_distill.settings.filters import QualityGates
 from nexa_distill.settings.pipeline import DistillConfig
+from tests import warm
 from tests.support.answers import REPOSITORY, answer, collect, project
 
 OFF: dict[str, Any] = dict.fromkeys(QualityGates.model_fields)
@@ -90,7 +90,7 @@ def test_a_report_of_other_answers_is_refused(tmp_path: Path) -> None:
 def test_the_filtering_script_ends_with_3_and_what_it_kept_stands(tmp_path: Path) -> None:
     config = with_gates(tmp_path, min_exec_pass_rate=0.5)
     script = "scripts/python/data_processing/run_filtering.py"
-    command = [sys.executable, script, "--config", str(tmp_path / "config.yaml")]
+    command = [warm.python(), script, "--config", str(tmp_path / "config.yaml")]
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=os.environ
     )

@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from nexa_distill.settings.filters import FilterConfig, GateConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.tables import read_table, table_writer
+from tests import warm
 from tests.support.answers import REPOSITORY, answer, collect, project, write_answers
 
 GATE = load_yaml(REPOSITORY / "configs/filters.yaml", FilterConfig).sample_gate
@@ -212,7 +212,7 @@ def test_a_reason_outside_the_closed_list_stops_the_stage(tmp_path: Path) -> Non
 
 
 def test_an_answer_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         decide(tmp_path, [answer(0), answer(0)], [check(A)])
 
 
@@ -225,7 +225,7 @@ def test_f34_checks_of_earlier_answers_are_refused(tmp_path: Path) -> None:
 
 def test_a_threshold_flag_above_one_is_refused_and_a_right_one_wins(tmp_path: Path) -> None:
     filtered_project(tmp_path)
-    command = [sys.executable, "-m", "nexa_distill.sample_gate",
+    command = [warm.python(), "-m", "nexa_distill.sample_gate",
                "--config", str(tmp_path / "config.yaml"), "--judge-f-threshold"]  # fmt: skip
     wrong = subprocess.run([*command, "70"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 65
@@ -238,7 +238,7 @@ def test_a_threshold_flag_above_one_is_refused_and_a_right_one_wins(tmp_path: Pa
 def test_the_filtering_script_runs_both_gates_and_prints_the_funnel(tmp_path: Path) -> None:
     collect(project(tmp_path), [answer(0), answer(1, "no")])
     script = REPOSITORY / "scripts/python/data_processing/run_filtering.py"
-    command = [sys.executable, str(script), "--config", str(tmp_path / "config.yaml")]
+    command = [warm.python(), str(script), "--config", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "| - too_short | 1 | 1 |" in done.stdout

@@ -35,7 +35,7 @@ def record(journal: Journal, *ends: tuple[str, Outcome | None], sent: bool = Tru
         attempts = await journal.begin([asking(key) for key, _ in ends])
         for attempt, (_, outcome) in zip(attempts, ends, strict=True):
             if sent:
-                journal.wire.add(attempt)
+                journal.in_flight.add(attempt)
             if outcome:
                 journal.end(attempt, outcome, lambda _: None)
         await journal.on_disk()

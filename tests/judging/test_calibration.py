@@ -165,7 +165,7 @@ def test_the_report_compares_each_judge_with_people(tmp_path: Path) -> None:
     assert check["best_threshold"] == 0.8
     assert said[0].startswith("judge.factuality: kappa 0.50 (")
     text = report.with_suffix(".md").read_text()
-    assert "1 decisions on answers that no judge saw: zz (0)" in text
+    assert "1 decisions on answers that were not judged: zz (0)" in text
     page = report.with_suffix(".html").read_text()
     assert page.count("<svg") == 2
     assert "http" not in page.replace("http-equiv", "")
@@ -174,7 +174,7 @@ def test_the_report_compares_each_judge_with_people(tmp_path: Path) -> None:
 def test_calibrating_without_scores_or_shared_answers_is_refused(tmp_path: Path) -> None:
     config = judged(tmp_path, {"a": 0.5})
     file = write(tmp_path / "other.jsonl", line("b"))
-    with pytest.raises(InputError, match="decides on none of the 1 answers"):
+    with pytest.raises(InputError, match="no undisputed decision on any of the 1 judged answers"):
         list(write_calibration(config, file))
     config = judged(tmp_path, {})
     with pytest.raises(InputMissing, match="judge: not run"):

@@ -33,6 +33,7 @@ from nexa_distill.settings.pipeline import JudgeModel
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
+from tests import warm
 from tests.support.answers import GOOD, answer, collect, write_answers
 from tests.support.workspace import ROOT, Workspace, workspace
 from tests.teacher.ledger_teacher import Teacher, ledger_teacher
@@ -386,7 +387,7 @@ def test_a_killed_judge_loses_no_verdict_and_pays_twice_only_what_was_on_the_wir
         made.change(collection={"concurrency": 4, "timeout_seconds": 20.0})
         total = 120 + CANARY_REQUESTS
         for killed_at in (20, 70, 110):
-            process = subprocess.Popen(
+            process = warm.Process(
                 made.command("nexa_distill.judge"), cwd=ROOT, stderr=subprocess.DEVNULL
             )
             deadline = time.monotonic() + 60

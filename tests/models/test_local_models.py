@@ -15,11 +15,15 @@ import torch
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import load_config
 from nexa_train.models import bundled, loading
+from tests import warm
 from tests.support.tiny_model import ROOT, save_model
+from tests.sweeps import some
 
 
-def serve(endpoint: Path, model: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "nexa_train.local_models", "serve"]
+def serve(
+    endpoint: Path, model: Path, *flags: str, python: str = sys.executable
+) -> subprocess.Popen[str]:
+    command = [python, "-m", "nexa_train.local_models", "serve"]
     command += ["--endpoint-file", str(endpoint), "--model", str(model), *flags]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -73,7 +77,13 @@ def test_a_served_model_answers_and_goes_when_told(tmp_path: Path) -> None:
     assert not servers_of(model.name)
 
 
-@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+ENDS = [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+SERVER = "each starts one more model server, which takes ten seconds"
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "code"), some("ends of a model server", ENDS, 1, why=SERVER)
+)
 def test_no_orphan_however_it_is_ended(
     tmp_path: Path, signal_number: signal.Signals, code: int
 ) -> None:
@@ -91,7 +101,7 @@ def test_no_orphan_however_it_is_ended(
 def test_a_server_that_dies_is_told_with_its_last_lines(tmp_path: Path) -> None:
     model = save_model(tmp_path / f"tiny-{os.getpid()}-torn")
     (model / "model.safetensors").write_bytes(b"torn")
-    server = serve(tmp_path / "endpoint.json", model)
+    server = serve(tmp_path / "endpoint.json", model, python=warm.python())
     _, errors = server.communicate(timeout=120)
     assert server.returncode == 69
     assert "its last lines" in errors
@@ -105,7 +115,8 @@ def test_a_port_in_use_is_refused_with_an_instruction(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        server = serve(tmp_path / "endpoint.json", model, "--port", port)
+        endpoint = tmp_path / "endpoint.json"
+        server = serve(endpoint, model, "--port", port, python=warm.python())
         _, errors = server.communicate(timeout=60)
     assert server.returncode == 69
     assert port in errors
@@ -113,7 +124,7 @@ def test_a_port_in_use_is_refused_with_an_instruction(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_checkpoint_is_missing_input(tmp_path: Path) -> None:
-    server = serve(tmp_path / "endpoint.json", tmp_path)
+    server = serve(tmp_path / "endpoint.json", tmp_path, python=warm.python())
     _, errors = server.communicate(timeout=60)
     assert server.returncode == 66
     assert "config.json" in errors
@@ -138,11 +149,18 @@ def test_layers_that_the_model_has_not_are_refused(tmp_path: Path, layers: list[
         loading.depth_pruned(save_model(tmp_path / "model"), layers)
 
 
-@pytest.mark.slow
-def test_the_bundled_model_is_written_once_and_complete(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / bundled.BUNDLED_NAME
-    (folder.parent / f".{folder.name}.tmp").mkdir(parents=True)  # what a kill leaves
+@pytest.fixture(scope="module")
+def bundled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, written where a kill left the beginning of one."""
+    folder = tmp_path_factory.mktemp("bundled") / "models" / bundled.BUNDLED_NAME
+    (folder.parent / f".{folder.name}.tmp").mkdir(parents=True)
     assert bundled.materialise_bundled_model(folder) == folder
+    return folder
+
+
+@pytest.mark.slow
+def test_the_bundled_model_is_written_once_and_complete(bundled_folder: Path) -> None:
+    folder = bundled_folder
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= written.keys()
     assert bundled.materialise_bundled_model(folder) == folder
@@ -169,9 +187,10 @@ def test_t02_a_bundled_model_of_an_earlier_version_is_corrected(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(tmp_path: Path) -> None:
+def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(
+    bundled_folder: Path, tmp_path: Path
+) -> None:
     """The settings that ship, against a real server of the bundled model."""
-    model = bundled.materialise_bundled_model(tmp_path / bundled.BUNDLED_NAME)
     endpoint = tmp_path / "endpoint.json"
     asked = {
         name: load_config(ROOT / f"configs/{name}.yaml").providers["embedded"].extra_body
@@ -180,7 +199,7 @@ def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(tmp_pat
     assert asked["text2sql"]["generation_config"] is asked["math"]["generation_config"] is None
     question = [{"role": "user", "content": "Write a poem about the sea."}]
     found: dict[str, list[str]] = {}
-    server = serve(endpoint, model)
+    server = serve(endpoint, bundled_folder)
     try:
         assert wait_for(endpoint.exists), server.stderr and server.stderr.read()
         for name in ("distill_config", "math"):
@@ -190,6 +209,7 @@ def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(tmp_pat
             found[name] = [a["choices"][0]["message"]["content"].strip() for a in answers]
     finally:
         server.terminate()
-        server.wait(30)
+        assert server.wait(30) == 143
+    assert not servers_of(bundled_folder.name)
     assert not any("\n" in text for text in found["distill_config"]), found
     assert any("\n" in text for text in found["math"]), found

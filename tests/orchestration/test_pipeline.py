@@ -26,6 +26,7 @@ from nexa_distill.orchestration.run_folder import (
 )
 from nexa_distill.orchestration.stages import CHECKPOINT, RAW, SESSIONS, STAGES, locate, session_of
 from nexa_distill.storage.manifests import FILES, StageRun, manifest_path, sha256_path
+from tests import warm
 from tests.support.tiny_project import ROOT, TinyProject
 from tests.support.tiny_stage import seal_session
 
@@ -370,7 +371,7 @@ def test_status_answers_when_nothing_has_run(project: TinyProject) -> None:
 def test_a_reader_that_has_seen_enough_gets_no_traceback(project: TinyProject) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "nexa_distill.pipeline", "status"]
+    command = [warm.python(), "-m", "nexa_distill.pipeline", "status"]
     with os.fdopen(writing, "w") as closed:
         done = subprocess.run(
             command, cwd=project.root, env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -403,7 +404,7 @@ def test_help_is_quick_and_the_data_side_imports_neither_torch_nor_the_student_s
 
 
 def test_the_command_exits_with_66_at_a_broken_link(finished: TinyProject) -> None:
-    command = [sys.executable, "-m", "nexa_distill.pipeline", "verify"]
+    command = [warm.python(), "-m", "nexa_distill.pipeline", "verify"]
     whole = subprocess.run(command, capture_output=True, text=True, check=True)
     assert whole.stdout.endswith("The chain is whole.\n")
     finished.write("raw.jsonl", "other\n")

@@ -63,7 +63,7 @@ def test_f26_the_same_id_with_other_content_is_refused(tmp_path: Path) -> None:
     ("row", "expected"),
     [
         ({"txt": "x"}, 'did you mean "txt"'),
-        ({"title": "x"}, "none of the columns user_prompt, context, text is there"),
+        ({"title": "x"}, "none of the columns user_prompt, context, text exists"),
         ({"text": None}, "column text is null"),
         ({"text": "  "}, "column text is empty"),
         ({"text": 7}, "column text is int"),
@@ -155,5 +155,5 @@ def test_a_template_is_laid_around_a_prompt_that_exists(tmp_path: Path) -> None:
     assert row["user_prompt"] == "CREATE TABLE s (a)\n\nHow many {schema}s?"
     assert (row["template_name"], row["reference"]) == ("text2sql", "3")
     del values["schema"]
-    with pytest.raises(InputError, match=r"row 0 .*asks for \{schema\}, and the row has none"):
+    with pytest.raises(InputError, match=r"row 0 .*contains \{schema\}, and the row has none"):
         list(canonical_rows([RawRow("r.jsonl", 0, values)], columns, CHUNKING, TEMPLATES))

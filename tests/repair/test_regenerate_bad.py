@@ -23,6 +23,7 @@ from nexa_distill.repair import prompts as repair_prompts
 from nexa_distill.repair.plan import make_plan
 from nexa_distill.repair.prompts import INSTRUCTIONS, NOT_REPAIRED, Fault, repair_prompt
 from nexa_distill.repair.report import repair_report
+from tests import warm
 from tests.support.answers import GOOD
 from tests.support.workspace import ROOT, Workspace, workspace
 from tests.teacher.faults import ask, files, prompts, provide
@@ -140,7 +141,7 @@ def test_f33_a_kill_in_the_middle_of_a_round_pays_at_most_what_was_on_the_wire(
         collected(made, 24)
         for seconds in (0.0, 0.3):
             before = billed(teacher)
-            process = subprocess.Popen(
+            process = warm.Process(
                 made.command(REGENERATE), cwd=ROOT, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip

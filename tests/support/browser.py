@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Request, sync_playwright
 
+from tests import warm
 from tests.support.workspace import ROOT
 
 MISSING = (
@@ -59,9 +59,9 @@ class Inspector:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self.url, self.log = f"http://127.0.0.1:{self.port}", log
-        command = [sys.executable, "-m", "streamlit", "run", "nexa_distill/ui_inspect.py",
+        command = [warm.python(), "-m", "streamlit", "run", "nexa_distill/ui_inspect.py",
                    "--server.port", str(self.port), "--", *map(str, flags)]  # fmt: skip
-        self.process = subprocess.Popen(
+        self.process = warm.Process(
             command, cwd=ROOT, stdout=log.open("ab"), stderr=subprocess.STDOUT,
             env=os.environ | {"NEXA_FAILPOINT": failpoint, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip

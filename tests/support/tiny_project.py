@@ -17,6 +17,8 @@ from pathlib import Path
 
 import yaml
 
+from tests import warm
+
 TMUX = shutil.which("tmux") or "tmux"
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {
@@ -81,7 +83,10 @@ class TinyProject:
             "scripts/shell/training/run_training.sh",
             "exec python scripts/shell/training/train.py\n",
         )
-        python = self.write(".venv/bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        # The launcher's own commands; a stage is a process of its own, in its terminal.
+        of_launcher = f'[ "$2" = nexa_distill.pipeline ] && exec {warm.python()} "$@"'
+        shim = f'#!/bin/sh\n{of_launcher}\nexec {sys.executable} "$@"\n'
+        python = self.write(".venv/bin/python", shim)
         python.chmod(0o755)
         for session in SCRIPTS:
             self.succeeds(session)

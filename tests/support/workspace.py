@@ -1,7 +1,6 @@
 """A project folder of its own for a test: a configuration that extends the shipped one."""
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from nexa_distill.settings.pipeline import DistillConfig, load_config
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ class Workspace:
         """A module name or script path and its arguments, with this configuration."""
         first, *rest = map(str, arguments)
         start = [first] if first.endswith(".py") else ["-m", first]
-        return [sys.executable, *start, "--config", str(self.config), *rest]
+        return [warm.python(), *start, "--config", str(self.config), *rest]
 
     def run(
         self, *arguments: object, code: int | None = 0, **options: Any

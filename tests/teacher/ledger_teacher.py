@@ -13,7 +13,6 @@ go wrong, `teacher_batches` the Batch API. Not covered: `stream: true`, limits o
 import contextlib
 import json
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.teacher.teacher_answers import ODD_TEXT, answer_text
 from tests.teacher.teacher_script import Script
 
@@ -71,8 +71,8 @@ def ledger_teacher(folder: Path, *, port: int = 0, **script: Any) -> Iterator[Te
     folder.mkdir(parents=True, exist_ok=True)
     ready = folder / f"port-{time.monotonic_ns()}"
     given = {"folder": str(folder), "ready": str(ready), "port": port, "script": checked}
-    command = [sys.executable, "-m", "tests.teacher.teacher_server", json.dumps(given)]
-    process = subprocess.Popen(command, cwd=ROOT)
+    command = [warm.python(), "-m", "tests.teacher.teacher_server", json.dumps(given)]
+    process = warm.Process(command, cwd=ROOT)
     try:
         deadline = time.monotonic() + 30
         while not (ready.exists() and ready.read_text().endswith("\n")):

@@ -165,8 +165,11 @@ class Batches:
         return self.batches.setdefault(batch["id"], batch)
 
     async def _run(self, batch: Json, fault: str) -> None:
-        """validating, in_progress, finalizing and an end; tenths of `delay`: 1, 8 and 1."""
-        await asyncio.sleep(self.delay / 10)
+        """validating, in_progress, finalizing and an end; tenths of `delay`: 1, 8 and 1.
+
+        A batch that is cancelled goes on to its end at once.
+        """
+        await _pause(batch, self.delay / 10)
         lines, errors = read_lines(self.files[batch["input_file_id"]][1])
         if fault == "failed":
             said = "Enqueued token limit reached for ledger-teacher."
@@ -182,7 +185,7 @@ class Batches:
         ended = "expired" if fault == "half_expired" else "completed"
         ended = "cancelled" if batch["status"] == "cancelling" else ended
         _move(batch, "finalizing")
-        await asyncio.sleep(self.delay / 10)
+        await _pause(batch, self.delay / 10)
         done = {line["custom_id"] for line in made}
         left = [line for line in lines if line["custom_id"] not in done]
         self._hand_over(batch, made, left if ended != "cancelled" else [], fault)
@@ -223,6 +226,12 @@ class Batches:
         }  # fmt: skip
         self.files[str(file["id"])] = (file, content)
         return file
+
+
+async def _pause(batch: Json, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while batch["status"] != "cancelling" and (left := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(left, 0.02))
 
 
 def read_lines(content: bytes) -> tuple[Lines, list[Json]]:

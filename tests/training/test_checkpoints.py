@@ -19,6 +19,7 @@ from nexa_train.models.loading import load_model
 from nexa_train.training import checkpoints
 from tests.support.precision import in_float32
 from tests.support.tiny_model import ROOT, save_config, save_model
+from tests.sweeps import some
 from tests.training.test_train_sft import Run, environment, losses
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -52,7 +53,10 @@ def stopped(whole: Run, output: Path, monkeypatch: pytest.MonkeyPatch, hit: int)
 
 
 @in_float32
-@pytest.mark.parametrize("hit", [1, 2, 3, 9, 10])
+@pytest.mark.parametrize(
+    "hit",
+    some("full disks in a save", [1, 2, 3, 9, 10], 2, why="each is at another step of a save"),
+)
 def test_f40_a_full_disk_in_a_save_costs_the_steps_since_the_last_one(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: int, precision: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import time
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +26,7 @@ from nexa_train.training import teacher_cache
 from nexa_train.training.assistant_loss import AnswerLogits, AnswerLoss
 from nexa_train.training.distillation import DistillationLoss, attach
 from nexa_train.training.teacher_cache import CachedTeacher
+from tests import warm
 from tests.support.precision import SAME_DIVERGENCE, SAME_LOSS
 from tests.support.tiny_model import MARKS, save_dataset, save_model, tokenizer
 from tests.training.test_train_sft import Run, environment, follow, metrics, train
@@ -193,10 +193,10 @@ def test_a_teacher_that_cannot_be_packed_reads_padded_batches_and_says_the_same(
 def test_a_killed_cache_goes_on_where_it_was(tmp_path: Path) -> None:
     run = Distilled(tmp_path)
     save_dataset(run.dataset, train=400)
-    command = [sys.executable, "-m", "nexa_train.teacher_logits", "--config", str(run.config),
+    command = [warm.python(), "-m", "nexa_train.teacher_logits", "--config", str(run.config),
                "--pipeline-config", str(run.pipeline), "--dataset", str(run.dataset)]  # fmt: skip
     path = run.storage().path("teacher_logits")
-    process = subprocess.Popen(command, env=environment())
+    process = warm.Process(command, env=environment())
     while not (done := list(path.parent.glob(".*.parts/*/*.parquet"))):
         assert process.poll() is None
         time.sleep(0.005)

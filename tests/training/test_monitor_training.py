@@ -1,15 +1,15 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+from tests import warm
 from tests.support.tiny_model import ROOT
 
 SCRIPT = "scripts/python/training/monitor_training.py"
 
 
 def look(metrics: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPT, "--once", "--metrics", str(metrics)]
+    command = [warm.python(), SCRIPT, "--once", "--metrics", str(metrics)]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},

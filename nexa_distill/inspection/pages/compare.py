@@ -42,8 +42,13 @@ def _moves(place: int, count: int) -> None:
         st.markdown(f"Prompt **{place + 1}** of {count}")
         st.space("stretch")
         for label, letter, change in (("Previous", "k", -1), ("Next", "j", 1)):
-            st.button(label, shortcut=letter, on_click=_step, args=(change, count - 1),
-                      disabled=not 0 <= place + change < count)  # fmt: skip
+            st.button(
+                label,
+                shortcut=letter,
+                on_click=_step,
+                args=(change, count - 1),
+                disabled=not 0 <= place + change < count,
+            )
 
 
 def _open(prompts: Sequence[HeldOut]) -> None:
@@ -109,21 +114,32 @@ def _choice(room: Room, one: HeldOut, order: tuple[str, str]) -> None:
 
     def prefer(choice: str) -> None:
         event = {
-            "sample_id": one.sample_id, "first": order[0], "second": order[1],
-            "first_output": one.answers[order[0]], "second_output": one.answers[order[1]],
-            "preferred": choice, "annotator": room.annotator,
+            "sample_id": one.sample_id,
+            "first": order[0],
+            "second": order[1],
+            "first_output": one.answers[order[0]],
+            "second_output": one.answers[order[1]],
+            "preferred": choice,
+            "annotator": room.annotator,
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        }  # fmt: skip
+        }
         path = room.config.storage.path("preferences")
         preference = Preference.model_validate(event)
         here.once(name, lambda: preferences.append(path, preference), None)
 
     with st.container(horizontal=True):
-        for label, letter, choice in (("Left is better", "1", "first"),
-                                      ("Right is better", "2", "second"),
-                                      ("No difference", "0", "tie")):  # fmt: skip
-            st.button(label, key=f"{choice}-{one.sample_id}", shortcut=letter, on_click=prefer,
-                      args=(choice,))  # fmt: skip
+        for label, letter, choice in (
+            ("Left is better", "1", "first"),
+            ("Right is better", "2", "second"),
+            ("No difference", "0", "tie"),
+        ):
+            st.button(
+                label,
+                key=f"{choice}-{one.sample_id}",
+                shortcut=letter,
+                on_click=prefer,
+                args=(choice,),
+            )
 
 
 def _result(mine: Sequence[Preference], pair: tuple[str, str]) -> None:

@@ -17,9 +17,13 @@ from nexa_distill.inspection.word_diff import differences
 
 # What is told to the teacher when it is asked again ("An earlier answer was rejected: ...").
 FAULTS = (
-    "it states something false", "it does not answer the question", "it is too vague",
-    "it leaves out something important", "it is badly written", "it is unsafe",
-)  # fmt: skip
+    "it states something false",
+    "it does not answer the question",
+    "it is too vague",
+    "it leaves out something important",
+    "it is badly written",
+    "it is unsafe",
+)
 TITLES = {"split": "Split", "domain": "Domain", "template_name": "Task type"}
 ICONS = {
     "accept": "✓",
@@ -71,12 +75,16 @@ def _choose_filters(answers: Answers, checks: Sequence[Checks], room: Room) -> F
             f"{components.plain(room.src.name)} · decisions by {components.plain(room.annotator)}"
         )
         decisions = st.multiselect("Decision", [UNDECIDED, *ACTIONS, CONFLICT])
-        values = {column: st.multiselect(title, _options(answers, column))
-                  for column, title in TITLES.items()}  # fmt: skip
+        values = {
+            column: st.multiselect(title, _options(answers, column))
+            for column, title in TITLES.items()
+        }
         reasons = st.multiselect(
-            "Rejected for", _options(answers, "rejection_reasons"), help="Reasons of the gates.",
+            "Rejected for",
+            _options(answers, "rejection_reasons"),
+            help="Reasons of the gates.",
             disabled="rejection_reasons" not in answers.small.column_names,
-        )  # fmt: skip
+        )
         names = sorted({name for one in checks for name in one.names})
         failed = st.multiselect("Check not passed", names)
         text = st.text_input("Text in prompt, context or answer")
@@ -135,16 +143,31 @@ def _buttons(here: Desk, room: Room, answers: Answers, number: int, onward: int 
     with st.container(horizontal=True, vertical_alignment="bottom"):
         for action, letter in (("accept", "a"), ("reject", "x"), ("regenerate", "g")):
             st.button(
-                action.capitalize(), key=f"{action}-{name}", shortcut=letter,
+                action.capitalize(),
+                key=f"{action}-{name}",
+                shortcut=letter,
                 type="primary" if action == "accept" else "secondary",
-                on_click=decide, args=(action,),
-            )  # fmt: skip
+                on_click=decide,
+                args=(action,),
+            )
         st.button("Edit", key=f"edit-{name}", shortcut="e", on_click=edit)
-        st.selectbox("Reason", FAULTS, index=None, key=f"reason-{name}", width=240,
-                     accept_new_options=True, placeholder="reason (optional)",
-                     label_visibility="collapsed")  # fmt: skip
-        st.text_input("Note", key=f"note-{name}", placeholder="note (optional)", width=220,
-                      label_visibility="collapsed")  # fmt: skip
+        st.selectbox(
+            "Reason",
+            FAULTS,
+            index=None,
+            key=f"reason-{name}",
+            width=240,
+            accept_new_options=True,
+            placeholder="reason (optional)",
+            label_visibility="collapsed",
+        )
+        st.text_input(
+            "Note",
+            key=f"note-{name}",
+            placeholder="note (optional)",
+            width=220,
+            label_visibility="collapsed",
+        )
     if here.editing == name:
         _editor(here, room, answers.row(number), key, name, onward)
 
@@ -156,9 +179,13 @@ def _said(name: str) -> tuple[str | None, str | None]:
 
 def _move(here: Desk, label: str, letter: str, to: int | None) -> None:
     st.button(
-        label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=here.go,
+        label,
+        key=f"move-{letter}",
+        shortcut=letter,
+        disabled=to is None,
+        on_click=here.go,
         args=(to or 0,),
-    )  # fmt: skip
+    )
 
 
 def _editor(here: Desk, room: Room, row: Row, key: Key, name: str, onward: int | None) -> None:
@@ -178,8 +205,15 @@ def _editor(here: Desk, room: Room, row: Row, key: Key, name: str, onward: int |
 
 def _answer(row: Row, key: Key) -> None:
     look = "mono" if row["template_name"] in CODE_TASKS else ""
-    facts = [row["template_name"], row["domain"], row["split"], row["model_id"],
-             f"attempt {key[1]}", row["finish_reason"], row["answer_flag"]]  # fmt: skip
+    facts = [
+        row["template_name"],
+        row["domain"],
+        row["split"],
+        row["model_id"],
+        f"attempt {key[1]}",
+        row["finish_reason"],
+        row["answer_flag"],
+    ]
     st.markdown("##### Prompt")
     st.caption(" · ".join(components.plain(fact) for fact in facts if fact))
     components.text(row["user_prompt"], "prompt", "quiet")
@@ -188,8 +222,11 @@ def _answer(row: Row, key: Key) -> None:
         components.text(row["context"], "context", "quiet")
     st.markdown("##### Answer")
     components.text(row["teacher_output"], "answer", look)
-    for title, column in (("Reasoning", "reasoning_output"), ("Known answer", "reference"),
-                          ("Known query", "gold_sql")):  # fmt: skip
+    for title, column in (
+        ("Reasoning", "reasoning_output"),
+        ("Known answer", "reference"),
+        ("Known query", "gold_sql"),
+    ):
         if row[column]:
             with st.expander(title, expanded=column == "gold_sql"):
                 components.text(row[column], column, f"{look} quiet")
@@ -208,8 +245,10 @@ def _decisions(people: Sequence[Annotation]) -> None:
         st.caption("Nobody has decided yet.")
     for one in people:
         said = " · ".join(components.plain(text) for text in (one.reason, one.note) if text)
-        st.markdown(f"{ICONS[one.action]} **{one.action}** by {components.plain(one.annotator)}"
-                    + (f": {said}" if said else ""))  # fmt: skip
+        st.markdown(
+            f"{ICONS[one.action]} **{one.action}** by {components.plain(one.annotator)}"
+            + (f": {said}" if said else "")
+        )
         if one.edited_output is not None:
             with st.expander("The edited answer"):
                 components.text(one.edited_output, f"edited-{one.annotator}")
@@ -230,10 +269,17 @@ def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
     order = sorted(found, key=lambda line: (line not in failed, line["check"]))
     words = {True: "passed", False: "failed", None: "not known"}
     rows = [
-        ("bad" if line in failed else "", [line["check"], words[line["ok"]], _number(line["value"]),
-         components.cut(" ".join(filter(None, (line["reason"], line["detail"]))))[:300]])
+        (
+            "bad" if line in failed else "",
+            [
+                line["check"],
+                words[line["ok"]],
+                _number(line["value"]),
+                components.cut(" ".join(filter(None, (line["reason"], line["detail"]))))[:300],
+            ],
+        )
         for line in order
-    ]  # fmt: skip
+    ]
     components.table(("check", "result", "value", "why"), rows, "checks")
 
 

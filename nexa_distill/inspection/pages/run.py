@@ -46,8 +46,9 @@ def _sessions(room: Room) -> None:
             st.markdown(f"**{components.plain(state.name)}**  \n{word} · {clock(state.elapsed)}")
             if state.code is None and state.total:
                 left = f" · {clock(state.left)} left" if state.left is not None else ""
-                st.progress(min(1.0, state.done / state.total),
-                            f"{state.done:,}/{state.total:,}{left}")  # fmt: skip
+                st.progress(
+                    min(1.0, state.done / state.total), f"{state.done:,}/{state.total:,}{left}"
+                )
 
 
 def _headline(room: Room) -> None:
@@ -58,12 +59,14 @@ def _headline(room: Room) -> None:
     facts = (
         ("Answers kept", f"{gate['kept']:,} of {gate['total']:,}" if gate else "not run"),
         ("Share kept", number(share, share=True)),
-        ("Judge score, mean", number(gate["judge_score"]["mean"] if gate and gate["judge_score"]
-                                     else None)),
+        (
+            "Judge score, mean",
+            number(gate["judge_score"]["mean"] if gate and gate["judge_score"] else None),
+        ),
         ("Spent", _usd(total.get("usd"))),
         ("Per kept sample", _usd(each.get("usd"))),
         ("Seconds per kept sample", number(each.get("seconds"))),
-    )  # fmt: skip
+    )
     for column, (label, value) in zip(st.columns(len(facts)), facts, strict=True):
         column.metric(label, value)
 
@@ -115,9 +118,11 @@ def _curve(room: Room) -> None:
         st.caption("not run")
         return
     color = alt.Color(
-        "kind:N", title=None, legend=alt.Legend(orient="top"),
+        "kind:N",
+        title=None,
+        legend=alt.Legend(orient="top"),
         scale=alt.Scale(domain=["training", "validation"], range=[GREY, GREEN]),
-    )  # fmt: skip
+    )
     base = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False)),
@@ -134,10 +139,12 @@ def _timing(room: Room) -> None:
         st.caption("not run")
         return
     st.dataframe(
-        rows, hide_index=True, height=38 + 35 * len(rows),
+        rows,
+        hide_index=True,
+        height=38 + 35 * len(rows),
         column_config={
             "stage": st.column_config.TextColumn(width="medium"),
             "seconds": st.column_config.NumberColumn(format="%.1f"),
             "US$": st.column_config.NumberColumn(format="%.4f"),
         },
-    )  # fmt: skip
+    )

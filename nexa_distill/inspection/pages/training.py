@@ -41,8 +41,10 @@ def page(room: Room) -> None:
     with st.spinner("The student's tokenizer is loading ..."):
         views = _views(file, block, room)
     sample, view = samples[place - block], views[place - block]
-    st.caption(f"{sample['split']} · {components.plain(sample['template_name'])} · sample\\_id "
-               f"{sample['sample_id']}")  # fmt: skip
+    st.caption(
+        f"{sample['split']} · {components.plain(sample['template_name'])} · sample\\_id "
+        f"{sample['sample_id']}"
+    )
     if "skipped" in view:
         st.warning(f"This sample is not trained on: {components.plain(view['why'])}.")
         return
@@ -58,8 +60,13 @@ def _moves(place: int, count: int) -> None:
         st.markdown(f"Sample **{place + 1:,}** of {count:,}")
         st.space("stretch")
         for label, letter, change in (("Previous", "k", -1), ("Next", "j", 1)):
-            st.button(label, shortcut=letter, on_click=_step, args=(change, count - 1),
-                      disabled=not 0 <= place + change < count)  # fmt: skip
+            st.button(
+                label,
+                shortcut=letter,
+                on_click=_step,
+                args=(change, count - 1),
+                disabled=not 0 <= place + change < count,
+            )
 
 
 def _tokens(tokens: list[Any]) -> None:
@@ -67,17 +74,26 @@ def _tokens(tokens: list[Any]) -> None:
     trained = sum(counts for _text, counts, _special in tokens[1:])
     for column, (label, value) in zip(
         st.columns(3),
-        (("Tokens", f"{len(tokens):,}"), ("Trained", f"{trained:,}"),
-         ("Share trained", f"{trained / len(tokens):.0%}")), strict=True,
-    ):  # fmt: skip
+        (
+            ("Tokens", f"{len(tokens):,}"),
+            ("Trained", f"{trained:,}"),
+            ("Share trained", f"{trained / len(tokens):.0%}"),
+        ),
+        strict=True,
+    ):
         column.metric(label, value)
-    st.markdown(":green-background[Green] tokens are in the loss. Grey ones are only read. "
-                "A frame marks a token of the chat template.")  # fmt: skip
+    st.markdown(
+        ":green-background[Green] tokens are in the loss. Grey ones are only read. "
+        "A frame marks a token of the chat template."
+    )
     components.spans(
-        [(text, ("trained" if counts else "masked") + " special" * special)
-         for text, counts, special in tokens],
-        "tokens", "tall",
-    )  # fmt: skip
+        [
+            (text, ("trained" if counts else "masked") + " special" * special)
+            for text, counts, special in tokens
+        ],
+        "tokens",
+        "tall",
+    )
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
@@ -106,10 +122,21 @@ def _views(file: File, start: int, _room: Room) -> list[dict[str, Any]]:
     names = ("sample_id", "messages")
     lines = "".join(json.dumps({n: sample[n] for n in names}) + "\n" for sample in samples)
     done = subprocess.run(
-        [sys.executable, "-m", "nexa_train.token_view", "--config", _room.config.student,
-         "--pipeline-config", str(_room.config_path)],
-        input=lines, capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "nexa_train.token_view",
+            "--config",
+            _room.config.student,
+            "--pipeline-config",
+            str(_room.config_path),
+        ],
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
         raise InputError(f"python -m nexa_train.token_view ended with {done.returncode}: {last}")

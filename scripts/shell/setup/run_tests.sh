@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the project: ruff, mypy, shellcheck, pytest. Makes .venv first.
 # Arguments go to pytest, and then only pytest runs: run_tests.sh tests/deduplication/test_dedup.py -k empty
+# --full alone: every check, and pytest with all cases of its sweeps (hours; see CONTRIBUTING.md).
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
@@ -22,6 +23,16 @@ shell_scripts() {
 
 lint_shell() { shell_scripts | xargs -0 shellcheck; }
 
+# One more than there are cores: tests also wait for servers, disks and clocks.
+workers() {
+  local cores
+  cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+  echo $((cores < 4 ? cores + 1 : 4))
+}
+
+# The files that have tests of the marker: pytest would import all to find them.
+files_marked() { grep -rl --include='test_*.py' "pytest\.mark\.$1" tests | sort; }
+
 main() {
   cd "$ROOT"
   if ! command -v tmux >/dev/null; then
@@ -33,16 +44,26 @@ main() {
   PATH=$ROOT/.venv/bin:$PATH
   # Tests run side by side, and so do trainings in them: one thread each.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  if (($# > 0)); then
+  unset PYTHONDONTWRITEBYTECODE # hundreds of processes import the project
+  local -a full=()
+  local file
+  if [[ $* == --full ]]; then
+    full=(--full)
+  elif (($# > 0)); then
     check "pytest" python -m pytest "$@"
     return
   fi
+  local -a alone=()
+  while IFS= read -r file; do alone+=("$file"); done < <(files_marked alone)
   check "ruff check" ruff check .
   check "ruff format" ruff format --check .
-  check "mypy" mypy
+  check "mypy" mypy --num-workers 2
   check "shellcheck" lint_shell
-  check "pytest, side by side" python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist loadfile
-  check "pytest, one by one" python -m pytest -m alone
+  # loadfile: what a file shares is made once; the order is that of tests/conftest.py.
+  check "pytest, side by side" python -m pytest -m "not alone" -n "$(workers)" \
+    --dist loadfile --no-loadscope-reorder ${full[@]+"${full[@]}"}
+  check "pytest, one by one" python -m pytest -m alone \
+    ${full[@]+"${full[@]}"} ${alone[@]+"${alone[@]}"}
 }
 
 main "$@"
