@@ -105,7 +105,8 @@ def by_model(
         rows = {row["sample_id"]: row for row in pq.read_table(src).to_pylist()}
         done = {
             row["sample_id"]: row
-            for row in _parts(folder)
+            for part in sorted(folder.glob("*.parquet"))
+            for row in pq.read_table(part).to_pylist()
             if row["user_prompt"] == rows.get(row["sample_id"], {}).get("user_prompt")
         }
         missing = [row for name, row in rows.items() if name not in done]
@@ -120,11 +121,6 @@ def by_model(
         stage.seal(dst, rows_in=len(rows), rejected=0)
 
     return answer
-
-
-def _parts(folder: Path) -> Iterator[Row]:
-    for part in sorted(folder.glob("*.parquet")):
-        yield from pq.read_table(part).to_pylist()
 
 
 def _answers(

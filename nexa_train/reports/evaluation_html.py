@@ -1,7 +1,6 @@
 """report.json as one self-contained HTML page: no script, no network, every text escaped."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -173,22 +172,14 @@ def _reasons(models: Json) -> str:
     names = sorted({name for count in counts.values() for name in count})
     # One scale for all reasons, so that their bars can be compared.
     most = max((n for count in counts.values() for n in count.values()), default=1)
-    blocks = "".join(
-        _block(reason, [_count_bar(m, count, reason) for m, count in counts.items()], top=most)
-        for reason in names
-    )
+    blocks = ""
+    for reason in names:
+        numbers = {model: count.get(reason, 0) for model, count in counts.items()}
+        bars = [charts.Bar(model, n, str(n), model) for model, n in numbers.items()]
+        blocks += f"<div><h4>{escape(reason)}</h4>{charts.bars(bars, top=most)}</div>"
     note = "Each rejected answer counts once, under its first reason."
     body = f'<div class="small">{blocks}</div>' if blocks else "<p>Nothing was rejected.</p>"
     return render_section("Why answers were rejected", note, body)
-
-
-def _count_bar(model: str, counts: Mapping[str, int], reason: str) -> charts.Bar:
-    count = Counter(counts)[reason]
-    return charts.Bar(model, count, str(count), model)
-
-
-def _block(title: str, rows: list[charts.Bar], *, top: float) -> str:
-    return f"<div><h4>{escape(title)}</h4>{charts.bars(rows, top=top)}</div>"
 
 
 def _funnel(report: Json) -> str:

@@ -29,7 +29,8 @@ def page(report: Json) -> str:
     """The complete document."""
     title = f"Preflight of {report['run_name']}"
     body = [_head(report), _tiles(report), _checks(report), _lengths(report)]
-    body += [_refused(report), _rows(report), _facts(report)]
+    body += [_refused(report), _rows(report)]
+    body.append(render_section("Sources", "", definition_list(facts(report))))
     return document(title, STYLE + "".join(body))
 
 
@@ -115,7 +116,3 @@ def _token(text: str, trained: bool, special: bool) -> str:
     names = " ".join(["in"] * trained + ["mark"] * special)
     shown_text = escape(text).replace("\n", "<u>↵</u>\n")
     return f'<span class="{names}">{shown_text}</span>' if names else f"<span>{shown_text}</span>"
-
-
-def _facts(report: Json) -> str:
-    return render_section("Sources", "", definition_list(facts(report)))

@@ -112,11 +112,6 @@ def save(
         shutil.rmtree(old)
 
 
-def restore_model(path: Path, model: Any) -> None:
-    """Copy the trained parameters of checkpoint `path` into `model`, built as in its run."""
-    fill(model, load_file(path / WEIGHTS))
-
-
 @torch.no_grad()
 def fill(model: Any, weights: dict[str, torch.Tensor]) -> None:
     """Copy trained weights into a model that is not sharded."""

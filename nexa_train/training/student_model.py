@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from nexa_distill.errors import InputError
 from nexa_distill.settings.student import StudentConfig, Training
 from nexa_train.data import packing
@@ -19,7 +21,7 @@ def build(config: StudentConfig, base: str, checkpoint: Path | None = None) -> A
     """
     model = lora.attach(load_model(base, config.keep_layers), config.train.lora)
     if checkpoint:
-        checkpoints.restore_model(checkpoint, model)
+        checkpoints.fill(model, load_file(checkpoint / checkpoints.WEIGHTS))
     model.train()
     return model
 
