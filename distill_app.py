@@ -28,8 +28,8 @@ from nexa_train.data import instructions as data
 from nexa_train.data.instructions import Mode, format_prompt
 from nexa_train.models import replies
 from nexa_train.models.bundled import resolve_model
-from nexa_train.models.fallback_chat_template import with_template
-from nexa_train.models.loading import context_of, load_for_inference, load_quantised
+from nexa_train.models.fallback_chat_template import add_fallback_template
+from nexa_train.models.loading import context_length, load_for_inference, load_quantised
 
 __all__ = [
     "compare_models", "distill_system1", "distill_system2", "format_prompt", "infer_student",
@@ -40,7 +40,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent
 TEACHER = "Qwen/Qwen2.5-7B-Instruct"
 LEARNING_RATE = 2e-5  # for models with all their layers; a pruned one takes ten times as much
-SHOWN = 300  # characters of the teacher's answer in a comparison
+SHOWN_CHARACTERS = 300  # characters of the teacher's answer in a comparison
 Items = list[dict[str, str]]
 
 
@@ -80,10 +80,9 @@ def prepare_system1_dataset(
     if relabel_with_teacher:
         if teacher_model is None or teacher_tokenizer is None:
             raise InputError(
-                "relabel_with_teacher needs teacher_model and teacher_tokenizer: "
-                "load_teacher(NAME) gives both"
+                "relabel_with_teacher needs teacher_model and teacher_tokenizer: load_teacher(NAME) gives both"
             )
-        answers = _replies(teacher_model, teacher_tokenizer, instructions)
+        answers = _generate_replies(teacher_model, teacher_tokenizer, instructions)
         # A cut answer would teach the student to stop there: it stays empty for another request.
         items = [
             item | {"output": reply.text if reply.ended else ""}
@@ -119,27 +118,25 @@ def prepare_system2_dataset(
 
 def load_teacher(model_name: str) -> tuple[Any, Any]:
     """(model, tokenizer), in 8 bits with a GPU and bitsandbytes. Raises InputError."""
-    model, tokenizer = load_quantised(_resolved(model_name))
+    model, tokenizer = load_quantised(_resolve_model(model_name))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, with_template(tokenizer)
+    return model, add_fallback_template(tokenizer)
 
 
 def load_student(model_path: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a local checkpoint. Raises InputError."""
-    model, tokenizer = load_for_inference(_resolved(model_path))
-    return model, with_template(tokenizer)
+    model, tokenizer = load_for_inference(_resolve_model(model_path))
+    return model, add_fallback_template(tokenizer)
 
 
-def infer_student(
-    model: Any, tokenizer: Any, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256
-) -> str:
+def infer_student(model: Any, tokenizer: Any, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256) -> str:
     """The assistant's reply to `prompt`, greedy.
 
     System 1: the answer without reasoning. System 2: the full text.
     """
     prompts = [format_prompt(prompt, mode=mode)]
-    reply = replies.replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens)[0]
+    reply = replies.generate_replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens)[0]
     return reply.text if mode == "system1" else reply.full_text
 
 
@@ -160,20 +157,18 @@ def label_with_teacher(
     one of them the full text.
     """
     options = (batch_size, max_new_tokens, temperature, top_p, mode)
-    answers = _replies(teacher_model, teacher_tokenizer, items, *options)
-    return [
-        {**item, "output": _output(reply, mode)} for item, reply in zip(items, answers, strict=True)
-    ]
+    answers = _generate_replies(teacher_model, teacher_tokenizer, items, *options)
+    return [{**item, "output": _item_output(reply, mode)} for item, reply in zip(items, answers, strict=True)]
 
 
-def _output(reply: replies.Reply, mode: Mode) -> str:
+def _item_output(reply: replies.Reply, mode: Mode) -> str:
     if mode == "system1":
         return reply.text
     both = reply.reasoning and reply.text
     return join_reasoning(reply.reasoning or "", reply.text) if both else reply.full_text
 
 
-def _replies(
+def _generate_replies(
     model: Any,
     tokenizer: Any,
     items: Sequence[Mapping[str, str]],
@@ -184,7 +179,7 @@ def _replies(
     mode: Mode = "system1",
 ) -> list[replies.Reply]:
     prompts = [format_prompt(item["instruction"], item.get("input") or "", mode) for item in items]
-    return replies.replies(
+    return replies.generate_replies(
         model,
         tokenizer,
         prompts,
@@ -233,8 +228,8 @@ def compare_models(
         print(f"\nPrompt: {text}")
         for name, answers in replies_of.items():
             answer = answers[number]
-            short = name == "Teacher" and len(answer) > SHOWN
-            print(f"{name}: {answer[:SHOWN] + ' ...' if short else answer}")
+            short = name == "Teacher" and len(answer) > SHOWN_CHARACTERS
+            print(f"{name}: {answer[:SHOWN_CHARACTERS] + ' ...' if short else answer}")
 
 
 # Jobs
@@ -273,10 +268,7 @@ def write_system2_config(
     `format_prompt(mode="system2")`, so that training and `infer_student` agree.
     """
     template = template_path or str(data.PROMPTS / "system2.jinja")
-    dataset, models = (
-        {"labeled_path": labeled_path, "template": template},
-        {"student": student_model},
-    )
+    dataset, models = ({"labeled_path": labeled_path, "template": template}, {"student": student_model})
     return _write_job("kd_black_box_train_only", dataset, models, out_dir, num_epochs, config_path)
 
 
@@ -307,23 +299,23 @@ def distill_system1(config: Mapping[str, Any]) -> str | None:
 
     Returns `out_dir`, or None without the student, without data, or after a failed training.
     """
-    arguments = _given(config, write_system1_config)
+    arguments = _job_arguments(config, write_system1_config)
     if not _student_and_data(arguments["student_model"], arguments["labeled_path"], "System 1"):
         return None
-    return _train(write_system1_config(**arguments), arguments["out_dir"])
+    return _run_training(write_system1_config(**arguments), arguments["out_dir"])
 
 
 def distill_system2(config: Mapping[str, Any]) -> str | None:
     """Train a System 2 student on chains of thought. `cot_path` is the data; the rest are the keys
     and defaults of `write_system2_config`. Returns as `distill_system1`.
     """
-    arguments = _given(config, write_system2_config, labeled_path="cot_path")
+    arguments = _job_arguments(config, write_system2_config, labeled_path="cot_path")
     if not _student_and_data(arguments["student_model"], arguments["labeled_path"], "System 2"):
         return None
-    return _train(write_system2_config(**arguments), arguments["out_dir"])
+    return _run_training(write_system2_config(**arguments), arguments["out_dir"])
 
 
-def _given(config: Mapping[str, Any], write: Any, **called: str) -> dict[str, Any]:
+def _job_arguments(config: Mapping[str, Any], write: Any, **called: str) -> dict[str, Any]:
     """The defaults of `write`, overridden by `config`; `called`: other key names of parameters.
 
     Raises InputError for an unknown key.
@@ -339,11 +331,10 @@ def _given(config: Mapping[str, Any], write: Any, **called: str) -> dict[str, An
 
 def _student_and_data(student: str, path: str, system: str) -> bool:
     try:
-        context_of(_resolved(student))
+        context_length(_resolve_model(student))
     except NexaError:
         print(
-            f"Invalid student model: {student}\n"
-            "Use for example Qwen/Qwen2.5-0.5B-Instruct, a local folder, or bundled"
+            f"Invalid student model: {student}\nUse for example Qwen/Qwen2.5-0.5B-Instruct, a local folder, or bundled"
         )
         return False
     if Path(path).is_file() and data.read_items(Path(path)):
@@ -352,7 +343,7 @@ def _student_and_data(student: str, path: str, system: str) -> bool:
     return False
 
 
-def _train(config_path: str, out_dir: str) -> str | None:
+def _run_training(config_path: str, out_dir: str) -> str | None:
     status = run_easy_distill(config_path)
     if status:
         print(f"easydistill ended with exit status {status}; its message is above")
@@ -360,7 +351,7 @@ def _train(config_path: str, out_dir: str) -> str | None:
     return out_dir
 
 
-def _resolved(model: str) -> str:
+def _resolve_model(model: str) -> str:
     storage = load_config(ROOT / "configs/distill_config.yaml").storage
     models = storage.model_copy(update={"root": str(ROOT / storage.root)})
     return resolve_model(model, models)

@@ -32,14 +32,14 @@ from nexa_distill.raw_data.prompts import Passed, RowReader, canonical_row, requ
 from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_config, with_flags
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
-from nexa_distill.text.ngrams import fold
+from nexa_distill.text.ngrams import normalize_document
 from nexa_distill.text.words import VERSION, word_spans
 
 BATCH_ROWS = 4096
 LONGEST_RUN, RUN_WORD = 256, 6
 
 
-def chunks(text: str, chunking: Chunking) -> list[str]:
+def split_chunks(text: str, chunking: Chunking) -> list[str]:
     """Windows of at most `max_tokens` words that overlap by `overlap_tokens`."""
     words = [part for span in word_spans(text) for part in _parts(*span)]
     if len(words) <= chunking.max_tokens:
@@ -59,11 +59,7 @@ def _parts(start: int, end: int) -> list[tuple[int, int]]:
 
 
 def canonical_rows(
-    raw: Iterable[RawRow],
-    columns: Columns,
-    chunking: Chunking,
-    templates: dict[str, str],
-    tell: Tell = lambda _: None,
+    raw: Iterable[RawRow], columns: Columns, chunking: Chunking, templates: dict[str, str], tell: Tell = lambda _: None
 ) -> Iterator[dict[str, Any]]:
     """Rows of contracts.CANONICAL. Raises InputError naming the raw row and column.
 
@@ -71,24 +67,19 @@ def canonical_rows(
     """
     reader = RowReader(columns, tell)
     for row in raw:
-        layout = reader.layout(row)
+        layout = reader.layout_of(row)
         if layout.prompt is not None:
             yield reader.prompt_row(row, layout)
         else:
-            text, passed = required_text(row, layout.source), reader.passed(row)
-            identity = reader.identity(row, text, (text, sorted(passed.items())))
+            text, passed = required_text(row, layout.source), reader.passed_columns(row)
+            identity = reader.row_identity(row, text, (text, sorted(passed.items())))
             yield from _prompts_from(row, identity, text, passed, chunking, templates)
 
 
 def _prompts_from(
-    row: RawRow,
-    identity: str,
-    text: str,
-    passed: Passed,
-    chunking: Chunking,
-    templates: dict[str, str],
+    row: RawRow, identity: str, text: str, passed: Passed, chunking: Chunking, templates: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    document, pieces = fold(text), chunks(text, chunking)
+    document, pieces = normalize_document(text), split_chunks(text, chunking)
     for number, piece in enumerate(pieces):
         part = f"{identity}:chunk-{number}" if len(pieces) > 1 else identity
         for task, template in templates.items():
@@ -113,9 +104,7 @@ def load_templates(columns: Columns) -> dict[str, str]:
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: not UTF-8 ({error})") from None
         if "{context}" not in texts[task]:
-            raise InputError(
-                f"{file}: has no {{context}} placeholder, so the prompts would contain no text"
-            )
+            raise InputError(f"{file}: has no {{context}} placeholder, so the prompts would contain no text")
     return texts
 
 
@@ -140,30 +129,30 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
             f"chunking.overlap_tokens is {config.chunking.overlap_tokens}: it must be less than "
             f"chunking.max_tokens ({config.chunking.max_tokens})"
         )
-    src, dst = Path(config.input.path), dst or config.storage.path("canonical")
+    src, dst = Path(config.input.path), dst or config.storage.path_of("canonical")
     if not src.exists():
         next(read_raw(src))
     stage = StageRun("canonicalize", config.storage, inputs=[src], settings=settings(config))
     if stage.is_current(dst):
         print(f"canonicalize: {dst} is up to date")
         return
-    raw = itertools.islice(read_raw(src, config.input.delimiter, _tell), config.input.limit)
+    raw = itertools.islice(read_raw(src, config.input.delimiter, _print_line), config.input.limit)
     templates = load_templates(config.defaults)
-    rows = canonical_rows(raw, config.defaults, config.chunking, templates, _tell)
+    rows = canonical_rows(raw, config.defaults, config.chunking, templates, _print_line)
     databases = set[str]()
     with table_writer(dst, CANONICAL) as out:
-        for batch in _batches(rows):
+        for batch in _batch_rows(rows):
             out.write(pa.Table.from_pylist(batch, schema=CANONICAL))
-            databases |= _databases(batch, config)
+            databases |= _database_names(batch, config)
         if not out.rows:
             raise InputError(f"{src}: holds no rows")
         # Without them the exec gate could not check answers that are paid for.
         find_databases(databases, database_folder(config.execution.databases, src))
-    stage.seal(dst, rows_in=out.rows, rejected=0)
+    stage.seal_output(dst, rows_in=out.rows, rejected=0)
     print(f"canonicalize: {out.rows} prompts from {src} -> {dst}")
 
 
-def _databases(rows: Sequence[dict[str, Any]], config: DistillConfig) -> set[str]:
+def _database_names(rows: Sequence[dict[str, Any]], config: DistillConfig) -> set[str]:
     """The databases named by SQL rows. Raises InputError for an SQL row without one."""
     names = set[str]()
     for row in rows:
@@ -179,21 +168,21 @@ def _databases(rows: Sequence[dict[str, Any]], config: DistillConfig) -> set[str
     return names
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     print(f"canonicalize: {line}")
 
 
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
+def _batch_rows(rows: Iterator[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
     while batch := list(itertools.islice(rows, BATCH_ROWS)):
         yield batch
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--src", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.canonical")
-    parser.add_argument("--limit", type=cli.count, metavar="N", help="first N raw rows")
+    parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     args = parser.parse_args()
     flags = {"input": {"path": args.src, "limit": args.limit}}
     run(with_flags(load_config(args.config), flags), args.dst)

@@ -22,30 +22,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.collection.answer_file import write_answers
-from nexa_distill.collection.answers.extraction import cleaner_of
+from nexa_distill.collection.answers.extraction import build_cleaner
 from nexa_distill.collection.capabilities import schema_warning
 from nexa_distill.collection.collector import (
     BATCH_ROWS,
     MAX_PROMPT_BYTES,
+    CollectionSummary,
     Collector,
     Row,
     Rows,
-    Summary,
-    read_again,
+    has_unreadable_answers,
 )
 from nexa_distill.collection.requests.body import PromptRequest, prompt_request, request_body
 from nexa_distill.console import cli
 from nexa_distill.contracts import INPUTS, TABLES
-from nexa_distill.cost.estimate_text import say_estimate
+from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.raw_data.handed_in_prompts import prepare_prompts
-from nexa_distill.settings.pipeline import (
-    DistillConfig,
-    load_config,
-    load_system_prompt,
-    with_flags,
-)
+from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import UniqueKeys, read_batches
 from nexa_distill.text.json_schemas import load_schemas
@@ -74,18 +69,15 @@ def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]
 
     def requests_of(row: Row) -> list[PromptRequest]:
         system = row["system_prompt"] or default
-        extra = schemas.options(row["template_name"]) | provider.extra_body
+        extra = schemas.request_options(row["template_name"]) | provider.extra_body
         body = request_body(system, resolve_prompt(row), model, config, provider, extra)
-        return [
-            prompt_request(row["sample_id"], body, attempt=index, index=index)
-            for index in range(samples)
-        ]
+        return [prompt_request(row["sample_id"], body, attempt=index, index=index) for index in range(samples)]
 
     return requests_of
 
 
 def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptRequest]:
-    """The requests of all `rows`, in their order."""
+    """The requests of all `read_rows`, in their order."""
     requests_of = request_maker(config)
     return [request for row in rows for request in requests_of(row)]
 
@@ -101,10 +93,10 @@ def settings(config: DistillConfig) -> dict[str, Any]:
             include={"max_tokens", "temperature", "max_samples", "samples", "on_uncertain"}
         ),
         "extra_body": provider.extra_body,
-        **provider.sending,
+        **provider.dialect_changes,
         "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "price": price and price.model_dump(),
-        **cleaner_of(config).settings,
+        **build_cleaner(config).relevant_settings,
         "answers": config.answers.model_dump(exclude={"path"}) if config.answers.path else None,
     }
 
@@ -117,39 +109,39 @@ def run(
     dry_run: bool = False,
     retry_failed: bool = False,
     renamed: Mapping[str, str] | None = None,
-) -> Summary | None:
+) -> CollectionSummary | None:
     """Collect an answer to every row of `src`; None if there was nothing to do.
 
     `renamed`: contract column -> its name in `src`, for a user's own file. Errors as those of the
     gateway's `ask_all`.
     """
     storage, name = config.storage, config.chosen_provider()[0]
-    src, renamed = prepare_prompts(src or storage.path("raw_dataset"), config, renamed or {})
-    unanswered = storage.path("unanswered")
+    src, renamed = prepare_prompts(src or storage.path_of("raw_dataset"), config, renamed or {})
+    unanswered = storage.path_of("unanswered")
     if dst:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
-    dst = dst or storage.path("collected_dataset")
+    dst = dst or storage.path_of("collected_dataset")
     if config.answers.path:
-        _take(config, src, dst, unanswered)
+        _use_answer_file(config, src, dst, unanswered)
         return None
-    collector = collector_of(config, src, renamed, retry_failed=retry_failed)
+    collector = build_collector(config, src, renamed, retry_failed=retry_failed)
     values = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
     stage = StageRun("teacher", storage, inputs=[src], settings=values)
-    current = stage.is_current(dst, unanswered) and not read_again(unanswered)
+    current = stage.is_current(dst, unanswered) and not has_unreadable_answers(unanswered)
     if current and not retry_failed:
         print(f"teacher: {dst} is up to date")
         return None
     if warning := schema_warning(config, name, collector.model):
         print(f"teacher: {warning}")
     if dry_run:
-        say_estimate(collector)
+        print_estimate(collector)
         return None
     summary = collector.run(stage, dst, unanswered)
-    summary.say("teacher", name, dst, unanswered)
+    summary.print_summary("teacher", name, dst, unanswered)
     return summary
 
 
-def _take(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None:
+def _use_answer_file(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None:
     """Write the answers in `answers.path` instead of asking a teacher."""
     inputs = [src, Path(str(config.answers.path))]
     stage = StageRun("teacher", config.storage, inputs=inputs, settings=settings(config))
@@ -159,15 +151,11 @@ def _take(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None
         write_answers(config, src, dst, unanswered, stage)
 
 
-def collector_of(
-    config: DistillConfig,
-    src: Path,
-    renamed: Mapping[str, str] | None = None,
-    *,
-    retry_failed: bool = False,
+def build_collector(
+    config: DistillConfig, src: Path, renamed: Mapping[str, str] | None = None, *, retry_failed: bool = False
 ) -> Collector:
     """The collector of the answers to `src`, which is validated here."""
-    total, rows, too_large = _rows(src, config, renamed or {})
+    total, rows, too_large = _validate_rows(src, config, renamed or {})
     return Collector(
         "teacher",
         config,
@@ -181,9 +169,7 @@ def collector_of(
     )
 
 
-def _rows(
-    src: Path, config: DistillConfig, renamed: Mapping[str, str]
-) -> tuple[int, Rows, dict[str, int]]:
+def _validate_rows(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple[int, Rows, dict[str, int]]:
     """Validate all of `src`: (row count, rows in batches, sample -> bytes of too large prompts)."""
     keys, count, tasks, too_large = UniqueKeys(src), 0, set[str](), dict[str, int]()
     for batch in read_batches(src, INPUTS_TABLE, batch_rows=BATCH_ROWS, renamed=renamed):
@@ -201,40 +187,36 @@ def _rows(
     if not count:
         raise InputError(f"{src}: holds no rows; there is nothing to send")
     content = [name for name in INPUTS.names if name not in ("source_file", "source_row")]
-    twice = keys.repeated(lambda: read_batches(src, INPUTS_TABLE, columns=content, renamed=renamed))
+    twice = keys.find_repeated(lambda: read_batches(src, INPUTS_TABLE, columns=content, renamed=renamed))
     if twice:
         print(f"teacher: {src}: {len(twice)} duplicate sample_ids; each is requested once")
     for task in config.collection.response_schemas.keys() - tasks:
         near = did_you_mean(task, tasks)
         print(f"teacher: {src}: no prompt is of task type {task}{near}; its schema is not used")
 
-    def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
+    def read_rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
         remaining, seen = config.collection.max_samples or count, set[str]()
         names = list(columns) if columns else None
-        for batch in read_batches(
-            src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=names, renamed=renamed
-        ):
-            part = (_shortened(batch) if too_large else batch).slice(0, remaining).to_pylist()
+        for batch in read_batches(src, INPUTS_TABLE, batch_rows=BATCH_ROWS, columns=names, renamed=renamed):
+            part = (_shorten_prompts(batch) if too_large else batch).slice(0, remaining).to_pylist()
             remaining -= len(part)
             yield [row for row in part if _is_first(row["sample_id"], twice, seen)]
             if remaining <= 0:
                 return
 
     if not twice:
-        return min(count, config.collection.max_samples or count), rows, too_large
-    return sum(len(batch) for batch in rows(["sample_id"])), rows, too_large
+        return min(count, config.collection.max_samples or count), read_rows, too_large
+    return sum(len(batch) for batch in read_rows(["sample_id"])), read_rows, too_large
 
 
-def _shortened(batch: pa.Table) -> pa.Table:
+def _shorten_prompts(batch: pa.Table) -> pa.Table:
     """Cut prompts that are too large to be sent, to save memory."""
     if "user_prompt" not in batch.column_names:
         return batch
     prompts = batch["user_prompt"]
     large = pc.greater(pc.binary_length(prompts), MAX_PROMPT_BYTES)
     start = pc.utf8_slice_codeunits(prompts.filter(large), 0, 1000)
-    shortened = pc.replace_with_mask(
-        prompts.combine_chunks(), large.combine_chunks(), start.combine_chunks()
-    )
+    shortened = pc.replace_with_mask(prompts.combine_chunks(), large.combine_chunks(), start.combine_chunks())
     return batch.set_column(batch.column_names.index("user_prompt"), "user_prompt", shortened)
 
 
@@ -294,7 +276,7 @@ def run_collection(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="default: storage.raw_dataset")
     add("--dst", type=Path, metavar="FILE", help="default: storage.collected_dataset")
@@ -303,16 +285,16 @@ def main() -> int:
     add("--base-url", metavar="URL", help="another address for this provider")
     add("--teacher", metavar="MODEL", help="default: the provider's model")
     add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
-    add("--concurrency", type=cli.count, metavar="N", help="requests in flight")
-    add("--max-tokens", type=cli.count, metavar="N", help="of one answer")
+    add("--concurrency", type=cli.positive_int, metavar="N", help="requests in flight")
+    add("--max-tokens", type=cli.positive_int, metavar="N", help="of one answer")
     add("--temperature", type=float, metavar="T")
     add("--system-prompt", metavar="FILE", help="text file with the system prompt")
     add("--prompt-column", metavar="NAME", help="column of --src that is user_prompt")
     add("--context-column", metavar="NAME", help="column of --src that is context")
     add("--task-type-column", metavar="NAME", help="column of --src that is template_name")
-    add("--max-samples", type=cli.count, metavar="N", help="first N rows")
-    add("--samples", type=cli.count, metavar="N", help="answers per prompt")
-    add("--batch-size", type=cli.count, metavar="N", help="requests journaled ahead")
+    add("--max-samples", type=cli.positive_int, metavar="N", help="first N rows")
+    add("--samples", type=cli.positive_int, metavar="N", help="answers per prompt")
+    add("--batch-size", type=cli.positive_int, metavar="N", help="requests journaled ahead")
     add("--on-uncertain", choices=["resend", "hold"], help="requests that may have been billed")
     add("--batch", action="store_true", help="by the provider's Batch API: cheaper, within a day")
     add("--max-usd", type=float, metavar="USD", help="stop before spending more (exit 77)")

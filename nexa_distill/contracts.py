@@ -12,7 +12,7 @@ import pyarrow as pa
 from nexa_distill.text.hashing import compact_json, sha256_text
 
 
-def _field(name: str, kind: pa.DataType, doc: str, *, required: bool = False) -> pa.Field:
+def _make_field(name: str, kind: pa.DataType, doc: str, *, required: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=not required, metadata={"doc": doc})
 
 
@@ -20,26 +20,26 @@ _STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us", tz="UTC")
 
 # fmt: off
-SAMPLE_ID = _field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
-ATTEMPT = _field(
+SAMPLE_ID = _make_field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
+ATTEMPT = _make_field(
     "attempt", _INT,
     "first answers from 0, then one per repair round; edits of annotators from 1000000",
     required=True,
 )
 TASK_FIELDS = [
-    _field("task_id", _STR, "name of the task in the raw data, with chunk and task type", required=True),
-    _field("domain", _STR, "subject area, from the raw data"),
-    _field("template_name", _STR, "task type: hypothesis, methodology, text2sql, math, ...", required=True),
-    _field("system_prompt", _STR, "system prompt of this row; null = the collection's"),
-    _field("user_prompt", _STR, "the complete user message", required=True),
-    _field("context", _STR, "source text that the prompt is about"),
-    _field("reference", _STR, "known right answer, if there is one"),
-    _field("schema", _STR, "text2sql: CREATE TABLE statements"),
-    _field("gold_sql", _STR, "text2sql: a right query"),
-    _field("database", _STR, "text2sql: name of the database, NAME or NAME.sqlite"),
-    _field("tests", _STR, "python: statements that a right program passes, after it is loaded"),
-    _field("source_file", _STR, "raw file, relative to the input", required=True),
-    _field("source_row", _INT, "0-based row (or file number) in the raw input; never an identity", required=True),
+    _make_field("task_id", _STR, "name of the task in the raw data, with chunk and task type", required=True),
+    _make_field("domain", _STR, "subject area, from the raw data"),
+    _make_field("template_name", _STR, "task type: hypothesis, methodology, text2sql, math, ...", required=True),
+    _make_field("system_prompt", _STR, "system prompt of this row; null = the collection's"),
+    _make_field("user_prompt", _STR, "the complete user message", required=True),
+    _make_field("context", _STR, "source text that the prompt is about"),
+    _make_field("reference", _STR, "known right answer, if there is one"),
+    _make_field("schema", _STR, "text2sql: CREATE TABLE statements"),
+    _make_field("gold_sql", _STR, "text2sql: a right query"),
+    _make_field("database", _STR, "text2sql: name of the database, NAME or NAME.sqlite"),
+    _make_field("tests", _STR, "python: statements that a right program passes, after it is loaded"),
+    _make_field("source_file", _STR, "raw file, relative to the input", required=True),
+    _make_field("source_row", _INT, "0-based row (or file number) in the raw input; never an identity", required=True),
 ]
 CONTENT_COLUMNS = (
     "domain", "template_name", "system_prompt", "user_prompt", "context",
@@ -48,48 +48,48 @@ CONTENT_COLUMNS = (
 
 CANONICAL = pa.schema(
     [SAMPLE_ID, *TASK_FIELDS]
-    + [_field("document_id", _STR, "sha256 of the folded source document", required=True)]
+    + [_make_field("document_id", _STR, "sha256 of the folded source document", required=True)]
 )
 INPUTS = pa.schema(
     [
         SAMPLE_ID, *TASK_FIELDS,
-        _field("cluster_id", _STR, "duplicate cluster; decides the split", required=True),
-        _field("split", _STR, "train, val or test; never changes later", required=True),
+        _make_field("cluster_id", _STR, "duplicate cluster; decides the split", required=True),
+        _make_field("split", _STR, "train, val or test; never changes later", required=True),
     ]
 )
-_REASON = _field("rejection_reason", _STR, "first reason", required=True)
+_REASON = _make_field("rejection_reason", _STR, "first reason", required=True)
 REJECTED_INPUTS = pa.schema(
     [
         *CANONICAL, _REASON,
-        _field("matched", _STR, "sample_id of the row that was kept or is held out, or FILE:ROW:COLUMN of an eval file"),
-        _field("detail", _STR, "human-readable evidence: the shared words, or the splits that would be joined"),
+        _make_field("matched", _STR, "sample_id of the row that was kept or is held out, or FILE:ROW:COLUMN of an eval file"),
+        _make_field("detail", _STR, "human-readable evidence: the shared words, or the splits that would be joined"),
     ]
 )
 CLUSTERS = pa.schema(
     [
-        _field("document_id", _STR, "sha256 of the folded source document", required=True),
-        _field("cluster_id", _STR, "its duplicate cluster; never changes", required=True),
+        _make_field("document_id", _STR, "sha256 of the folded source document", required=True),
+        _make_field("cluster_id", _STR, "its duplicate cluster; never changes", required=True),
     ]
 )
 OUTPUTS = pa.schema(
     [
         *INPUTS, ATTEMPT,
-        _field("teacher_output", _STR, "the answer, cleaned; null when there is none"),
-        _field("raw_output", _STR, "the answer as received; null when cleaning changed nothing"),
-        _field("reasoning_output", _STR, "reasoning kept apart from the answer"),
-        _field("model_id", _STR, "model that answered, as the API named it", required=True),
-        _field("finish_reason", _STR, "stop, length, content_filter, tool_calls, or an "
+        _make_field("teacher_output", _STR, "the answer, cleaned; null when there is none"),
+        _make_field("raw_output", _STR, "the answer as received; null when cleaning changed nothing"),
+        _make_field("reasoning_output", _STR, "reasoning kept apart from the answer"),
+        _make_field("model_id", _STR, "model that answered, as the API named it", required=True),
+        _make_field("finish_reason", _STR, "stop, length, content_filter, tool_calls, or an "
                "unknown word; null when missing"),
-        _field("answer_flag", _STR, "what is unusual about the answer (below); null = nothing"),
-        _field("system_fingerprint", _STR, "the API's name of its configuration; null when missing"),
-        _field("prompt_tokens", _INT, "as billed; null when missing"),
-        _field("completion_tokens", _INT, "as billed; null when missing"),
-        _field("total_tokens", _INT, "as billed; null when missing"),
-        _field("latency_ms", _FLOAT, "request sent to body complete, milliseconds"),
-        _field("cost_usd", _FLOAT, "US dollars by the configured prices; null when unpriced"),
-        _field("request_key", _STR, "journal key of the request"),
-        _field("created_at", _TIME, "when the answer arrived, UTC"),
-        _field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
+        _make_field("answer_flag", _STR, "what is unusual about the answer (below); null = nothing"),
+        _make_field("system_fingerprint", _STR, "the API's name of its configuration; null when missing"),
+        _make_field("prompt_tokens", _INT, "as billed; null when missing"),
+        _make_field("completion_tokens", _INT, "as billed; null when missing"),
+        _make_field("total_tokens", _INT, "as billed; null when missing"),
+        _make_field("latency_ms", _FLOAT, "request sent to body complete, milliseconds"),
+        _make_field("cost_usd", _FLOAT, "US dollars by the configured prices; null when unpriced"),
+        _make_field("request_key", _STR, "journal key of the request"),
+        _make_field("created_at", _TIME, "when the answer arrived, UTC"),
+        _make_field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
     ]
 )
 UNANSWERED = pa.schema(
@@ -97,14 +97,14 @@ UNANSWERED = pa.schema(
         *INPUTS,
         ATTEMPT,
         _REASON,
-        _field("detail", _STR, "the API's last response: status and start of the body"),
-        _field("request_key", _STR, "journal key of the request; null without a request"),
+        _make_field("detail", _STR, "the API's last response: status and start of the body"),
+        _make_field("request_key", _STR, "journal key of the request; null without a request"),
     ]
 )
 REJECTIONS = pa.schema(
     [*OUTPUTS, _REASON]
     + [
-        _field(
+        _make_field(
             "rejection_reasons",
             pa.list_(_STR),
             "all reasons, in order of the checks",
@@ -115,17 +115,17 @@ REJECTIONS = pa.schema(
 CHECKS = pa.schema(
     [
         SAMPLE_ID, ATTEMPT,
-        _field("check", _STR, "rules.*, exec.*, judge.*, safety.*, person.decision", required=True),
-        _field("ok", pa.bool_(), "null = could not be checked, which never passes except with reason `not_applied`"),
-        _field("value", _FLOAT, "the measured value, in the check's own unit"),
-        _field("reason", _STR, "reason if it does not pass"),
-        _field("detail", _STR, "human-readable evidence"),
+        _make_field("check", _STR, "rules.*, exec.*, judge.*, safety.*, person.decision", required=True),
+        _make_field("ok", pa.bool_(), "null = could not be checked, which never passes except with reason `not_applied`"),
+        _make_field("value", _FLOAT, "the measured value, in the check's own unit"),
+        _make_field("reason", _STR, "reason if it does not pass"),
+        _make_field("detail", _STR, "human-readable evidence"),
     ]
 )
 CANARIES = pa.schema(
     [
-        _field("canary", _STR, "name of the bad answer (judging/canaries.py)", required=True),
-        _field("sample_id", _STR, "the prompt whose answer it replaces", required=True),
+        _make_field("canary", _STR, "name of the bad answer (judging/canaries.py)", required=True),
+        _make_field("sample_id", _STR, "the prompt whose answer it replaces", required=True),
         *(field for field in CHECKS if field.name not in ("sample_id", "attempt")),
     ]
 )
@@ -135,13 +135,13 @@ MESSAGE = pa.struct(
 SFT = pa.schema(
     [
         SAMPLE_ID,
-        _field("messages", pa.list_(MESSAGE), "[{role, content}], ends with the assistant", required=True),
-        _field("split", _STR, "train, val or test", required=True),
-        _field("template_name", _STR, "task type", required=True),
-        _field("domain", _STR, "subject area"),
-        _field("model_id", _STR, "model that wrote the answer", required=True),
+        _make_field("messages", pa.list_(MESSAGE), "[{role, content}], ends with the assistant", required=True),
+        _make_field("split", _STR, "train, val or test", required=True),
+        _make_field("template_name", _STR, "task type", required=True),
+        _make_field("domain", _STR, "subject area"),
+        _make_field("model_id", _STR, "model that wrote the answer", required=True),
         ATTEMPT,
-        _field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
+        _make_field("repaired_reason", _STR, "why the answer before this one was rejected; null = a first answer"),
     ]
 )
 
@@ -163,12 +163,12 @@ _CHECK = (*_ANSWER, "check")
 TEACHER_LOGITS = pa.schema(
     [
         SAMPLE_ID,
-        _field("tokens_sha256", _STR, "of the sample's token ids and labels", required=True),
-        _field("tokens", pa.int32(), "n, the trained tokens of the sample", required=True),
-        _field("top_ids", pa.list_(pa.int32()), "n x k token ids, the most likely first", required=True),
-        _field("top_log_probs", pa.list_(pa.float16()), "n x k natural logarithms of their probabilities",
+        _make_field("tokens_sha256", _STR, "of the sample's token ids and labels", required=True),
+        _make_field("tokens", pa.int32(), "n, the trained tokens of the sample", required=True),
+        _make_field("top_ids", pa.list_(pa.int32()), "n x k token ids, the most likely first", required=True),
+        _make_field("top_log_probs", pa.list_(pa.float16()), "n x k natural logarithms of their probabilities",
                required=True),
-        _field("tail_log_prob", pa.list_(pa.float16()), "n logarithms of the mass of all other tokens",
+        _make_field("tail_log_prob", pa.list_(pa.float16()), "n logarithms of the mass of all other tokens",
                required=True),
     ]
 )
@@ -219,12 +219,7 @@ TABLES: dict[str, Table] = {
 
 # Internal state of dedup, without a manifest (see `deduplication/splits.py`).
 CLUSTERS_TABLE = Table(
-    "clusters",
-    "dedup",
-    CLUSTERS,
-    "one document with its cluster",
-    "python -m nexa_distill.dedup",
-    ("document_id",),
+    "clusters", "dedup", CLUSTERS, "one document with its cluster", "python -m nexa_distill.dedup", ("document_id",)
 )
 
 # Why a row was rejected. Closed: a reason that is not here cannot be written (`check_reasons`).
@@ -289,7 +284,7 @@ REASONS: dict[str, str] = {
 NOT_APPLIED = "not_applied"  # the check does not count against the answer
 
 # Reasons of checks that could not be made: another answer would not fix that.
-DOUBTS = {
+DOUBT_REASONS = {
     "check_missing",
     "unreadable_answer",
     "judge_unparseable",
@@ -338,7 +333,7 @@ def sample_id(task_id: str, canonical: str) -> str:
     return sha256_text(f"{task_id}|{canonical}")
 
 
-def _markdown() -> str:
+def _render_markdown() -> str:
     lines = [
         "# Data contracts",
         "",
@@ -378,4 +373,4 @@ def _markdown() -> str:
 
 
 if __name__ == "__main__":
-    print(_markdown())
+    print(_render_markdown())

@@ -16,7 +16,7 @@ Rejection reasons, the first that applies:
 - `duplicate`: same content (`contracts.CONTENT_COLUMNS`), whatever the id;
 - `joins_splits`: the row's document would join clusters of different splits;
 - `near_duplicate`: same task type, near-duplicate subject and question (`minhash.py`); `matched` is
-  the kept row. Rows that were kept before with the same settings all stay;
+  the kept row. DedupRows that were kept before with the same settings all stay;
 - `contaminated`: a training row whose subject shares `contamination_words` consecutive words with a
   held-out row (val or test) or an eval file (`contamination.py`); evidence in `detail`.
 
@@ -44,37 +44,28 @@ from nexa_distill.deduplication.assignment import (
     CONTAMINATED,
     JOINS_SPLITS,
     REASONS,
-    Rows,
-    Verdicts,
-    decide,
-    place_documents,
-    prepare,
-    sketching,
-    subject_families,
+    DedupDecisions,
+    DedupRows,
+    assign_document_splits,
+    cluster_subjects,
+    decide_rows,
+    minhash_settings,
+    prepare_batch,
 )
 from nexa_distill.deduplication.contamination import EvalTexts
-from nexa_distill.deduplication.contamination_report import Evidence
-from nexa_distill.deduplication.minhash_store import in_order, scratch_folder
+from nexa_distill.deduplication.contamination_report import ContaminationEvidence
+from nexa_distill.deduplication.minhash_store import map_in_order, scratch_folder
 from nexa_distill.deduplication.shared_text import COLUMNS as SHARED_COLUMNS
 from nexa_distill.deduplication.shared_text import SharedText, find_shared_text
-from nexa_distill.deduplication.splits import (
-    SIDES,
-    are_remembered,
-    recall,
-    remember,
-    remembered_shared_text,
-    split_of,
-)
+from nexa_distill.deduplication.splits import SPLITS, are_remembered, load_clusters, load_shared_text, save_clusters
 from nexa_distill.deduplication.warnings import print_warnings
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
-from nexa_distill.text.hashing import digests, keys
+from nexa_distill.text.hashing import digest_ids, digest_keys
 from nexa_distill.text.words import VERSION
-
-__all__ = ["run", "settings", "split_of"]
 
 SOURCE = TABLES["canonical"]
 BATCH_ROWS = 2048
@@ -83,41 +74,28 @@ BATCH_ROWS = 2048
 def settings(config: DistillConfig, limit: int | None = None) -> dict[str, Any]:
     """The values that determine the output, besides the canonical prompts and the eval files."""
     return {
-        **_decided_with(config),
-        "contamination": config.dedup.model_dump(
-            include={"contamination_words", "contamination_common", "eval_files"}
-        ),
+        **_decision_settings(config),
+        "contamination": config.dedup.model_dump(include={"contamination_words", "contamination_common", "eval_files"}),
         "limit": limit,
     }
 
 
-def _decided_with(config: DistillConfig) -> dict[str, Any]:
+def _decision_settings(config: DistillConfig) -> dict[str, Any]:
     near = {"jaccard", "shingle_words", "permutations"}
-    return {
-        "split": config.split.model_dump(),
-        "near": config.dedup.model_dump(include=near),
-        "words": VERSION,
-    }
+    return {"split": config.split.model_dump(), "near": config.dedup.model_dump(include=near), "words": VERSION}
 
 
-def run(
-    config: DistillConfig,
-    src: Path | None = None,
-    dst: Path | None = None,
-    limit: int | None = None,
-) -> None:
+def run(config: DistillConfig, src: Path | None = None, dst: Path | None = None, limit: int | None = None) -> None:
     """Write `storage.raw_dataset` (or `dst`) and `storage.rejected_inputs`, unless up to date.
 
     A `dst` outside the storage has its clusters, rejected rows and reports beside it.
     """
     if config.split.val + config.split.test >= 1:
-        raise InputError(
-            f"split: val {config.split.val} + test {config.split.test} leaves no train"
-        )
+        raise InputError(f"split: val {config.split.val} + test {config.split.test} leaves no train")
     storage = config.storage
-    rejected = storage.beside(dst, "rejected.parquet", storage.path("rejected_inputs"))
-    folder = storage.beside(dst, "reports", storage.path("reports") / "dedup")
-    src, dst = src or storage.path("canonical"), dst or storage.path("raw_dataset")
+    rejected = storage.path_beside(dst, "rejected.parquet", storage.path_of("rejected_inputs"))
+    folder = storage.path_beside(dst, "reports", storage.path_of("reports") / "dedup")
+    src, dst = src or storage.path_of("canonical"), dst or storage.path_of("raw_dataset")
     report = folder / "quality_report.json"
     evals = [Path(file) for file in config.dedup.eval_files]
     if missing := [file for file in evals if not file.exists()]:
@@ -130,90 +108,76 @@ def run(
     if not total:
         raise InputError(f"{src}: holds no rows; run `{SOURCE.command}`")
     with scratch_folder(dst) as scratch, Progress("dedup", total) as progress:
-        memory = _memory(config, dst)
+        memory = _memory_path(config, dst)
         shared = find_shared_text(
-            lambda: _first(src, limit, SHARED_COLUMNS),
-            remembered_shared_text(memory),
-            partial(are_remembered, memory),
+            lambda: _first_rows(src, limit, SHARED_COLUMNS), load_shared_text(memory), partial(are_remembered, memory)
         )
         evaluation = EvalTexts(evals, scratch / "eval", shared) if evals else None
-        rows = _read(config, src, limit, scratch, progress, shared)
-        progress.say("comparing")
-        verdicts = _decide(config, rows, dst, memory, evaluation, shared)
+        rows = _read_rows(config, src, limit, scratch, progress, shared)
+        progress.set_note("comparing")
+        verdicts = _decide_rows(config, rows, dst, memory, evaluation, shared)
         with table_writer(dst, INPUTS) as kept, table_writer(rejected, REJECTED_INPUTS) as out:
-            evidence = Evidence(rows, verdicts, evaluation, shared)
-            for start, batch in _numbered(_first(src, limit)):
-                _write(batch, start, rows, verdicts, evidence, kept, out)
+            evidence = ContaminationEvidence(rows, verdicts, evaluation, shared)
+            for start, batch in _number_batches(_first_rows(src, limit)):
+                _write_batch(batch, start, rows, verdicts, evidence, kept, out)
     if kept.rows + out.rows != total or len(rows) != total:
         raise RuntimeError(f"rows lost: {total} read, {kept.rows} kept, {out.rows} rejected")
     codes, numbers = np.unique(verdicts.reason, return_counts=True)
-    counts = Counter(
-        {REASONS[code]: int(n) for code, n in zip(codes, numbers, strict=True) if code}
-    )
+    counts = Counter({REASONS[code]: int(n) for code, n in zip(codes, numbers, strict=True) if code})
     check_reasons(list(counts))
-    evidence.write(folder / "contamination.json", config.dedup)
-    stage_reports.quality_report(report, stage="dedup", total=total, reject_reason_counts=counts)
-    stage.seal(rejected, rows_in=total, rejected=out.rows)
-    stage.seal(dst, rows_in=total, rejected=out.rows)
+    evidence.write_reports(folder / "contamination.json", config.dedup)
+    stage_reports.write_quality_report(report, stage="dedup", total=total, reject_reason_counts=counts)
+    stage.seal_output(rejected, rows_in=total, rejected=out.rows)
+    stage.seal_output(dst, rows_in=total, rejected=out.rows)
     print_warnings(config, rows, verdicts, shared)
     rejections = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
     detail = f" ({rejections})" if rejections else ""
     print(f"dedup: {kept.rows} of {total} prompts kept{detail} -> {dst}")
 
 
-def _memory(config: DistillConfig, dst: Path) -> Path:
-    if dst.resolve() == config.storage.path("raw_dataset").resolve():
-        return config.storage.path("clusters")
+def _memory_path(config: DistillConfig, dst: Path) -> Path:
+    if dst.resolve() == config.storage.path_of("raw_dataset").resolve():
+        return config.storage.path_of("clusters")
     return dst.with_name(f"{dst.name}.clusters.parquet")
 
 
-def _read(
-    config: DistillConfig,
-    src: Path,
-    limit: int | None,
-    scratch: Path,
-    progress: Progress,
-    shared: SharedText,
-) -> Rows:
-    how = sketching(config)
-    rows = Rows(scratch, how)
-    for batch in in_order(partial(prepare, how=how, shared=shared), _first(src, limit)):
+def _read_rows(
+    config: DistillConfig, src: Path, limit: int | None, scratch: Path, progress: Progress, shared: SharedText
+) -> DedupRows:
+    how = minhash_settings(config)
+    rows = DedupRows(scratch, how)
+    for batch in map_in_order(partial(prepare_batch, how=how, shared=shared), _first_rows(src, limit)):
         rows.add(batch)
         progress.add(len(batch.tasks))
     rows.close()
     return rows
 
 
-def _decide(
-    config: DistillConfig,
-    rows: Rows,
-    dst: Path,
-    memory: Path,
-    evaluation: EvalTexts | None,
-    shared: SharedText,
-) -> Verdicts:
+def _decide_rows(
+    config: DistillConfig, rows: DedupRows, dst: Path, memory: Path, evaluation: EvalTexts | None, shared: SharedText
+) -> DedupDecisions:
     # Clusters are saved before any output depends on them.
-    labels = subject_families(rows)
-    settled = recall(rows.documents, memory, _decided_with(config))
-    stood = _stood(rows, dst)
+    labels = cluster_subjects(rows)
+    settled = load_clusters(rows.documents, memory, _decision_settings(config))
+    stood = _was_in_output(rows, dst)
     rows.documents.stood[:] = rows.documents.known
     if stood is not None:
         rows.documents.stood[:] = np.isin(np.arange(len(rows.documents.ids)), rows.document[stood])
-    place_documents(rows, labels, config)
+    assign_document_splits(rows, labels, config)
     before = np.zeros(len(rows), np.bool_) if stood is None else stood
-    verdicts = decide(rows, config, before, settled, labels, evaluation)
-    remember(rows.documents, memory, _decided_with(config), shared)
+    verdicts = decide_rows(rows, config, before, settled, labels, evaluation)
+    save_clusters(rows.documents, memory, _decision_settings(config), shared)
     return verdicts
 
 
-def _stood(rows: Rows, dst: Path) -> npt.NDArray[np.bool_] | None:
+def _was_in_output(rows: DedupRows, dst: Path) -> npt.NDArray[np.bool_] | None:
     """Per row, whether the last output contains it; None without a complete output."""
     # The output is replaced as a whole, so it need not be sealed.
     if not dst.is_file():
         return None
     try:
         before = [
-            keys(digests(batch["sample_id"].to_pylist()))
+            digest_keys(digest_ids(batch["sample_id"].to_pylist()))
             for batch in read_batches(dst, TABLES["raw_dataset"], columns=["sample_id"])
         ]
     except InputError:
@@ -221,12 +185,12 @@ def _stood(rows: Rows, dst: Path) -> npt.NDArray[np.bool_] | None:
     return np.isin(rows.samples, np.concatenate([np.zeros(0, np.uint64), *before]))
 
 
-def _write(
+def _write_batch(
     batch: pa.Table,
     start: int,
-    rows: Rows,
-    verdicts: Verdicts,
-    evidence: Evidence,
+    rows: DedupRows,
+    verdicts: DedupDecisions,
+    evidence: ContaminationEvidence,
     kept: TableWriter,
     out: TableWriter,
 ) -> None:
@@ -234,38 +198,32 @@ def _write(
     good, bad = np.flatnonzero(reasons == 0), np.flatnonzero(reasons)
     documents = rows.document[start + good]
     names = [name.tobytes().hex() for name in rows.documents.names[documents]]
-    sides = [SIDES[side] for side in rows.documents.sides[documents]]
+    sides = [SPLITS[side] for side in rows.documents.sides[documents]]
     kept.write(
         batch.take(good)
         .drop_columns("document_id")
         .append_column(INPUTS.field("cluster_id"), pa.array(names, pa.string()))
         .append_column(INPUTS.field("split"), pa.array(sides, pa.string()))
     )
-    evidence.see(start, batch)
+    evidence.add_batch(start, batch)
     matched, detail = [], []
     for row in (start + bad).tolist():
-        matched.append(evidence.matched(row))
+        matched.append(evidence.match_name(row))
         detail.append(
-            evidence.span(row)
+            evidence.shared_words(row)
             if verdicts.reason[row] == CONTAMINATED
             else rows.documents.refused.get(int(rows.document[row]))
             if verdicts.reason[row] == JOINS_SPLITS
             else None
         )
-    added = {
-        "rejection_reason": [REASONS[code] for code in reasons[bad]],
-        "matched": matched,
-        "detail": detail,
-    }
+    added = {"rejection_reason": [REASONS[code] for code in reasons[bad]], "matched": matched, "detail": detail}
     rows_out = batch.take(bad)
     for name, values in added.items():
-        rows_out = rows_out.append_column(
-            REJECTED_INPUTS.field(name), pa.array(values, pa.string())
-        )
+        rows_out = rows_out.append_column(REJECTED_INPUTS.field(name), pa.array(values, pa.string()))
     out.write(rows_out)
 
 
-def _first(src: Path, limit: int | None, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def _first_rows(src: Path, limit: int | None, columns: list[str] | None = None) -> Iterator[pa.Table]:
     remaining = limit
     for batch in read_batches(src, SOURCE, columns=columns, batch_rows=BATCH_ROWS):
         yield batch.slice(0, remaining)
@@ -274,7 +232,7 @@ def _first(src: Path, limit: int | None, columns: list[str] | None = None) -> It
             return
 
 
-def _numbered(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+def _number_batches(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
     """(number of the first row, batch)."""
     start = 0
     for batch in batches:
@@ -284,10 +242,10 @@ def _numbered(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, metavar="FILE", help="default: storage.canonical")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.raw_dataset")
-    parser.add_argument("--limit", type=cli.count, metavar="N", help="first N canonical prompts")
+    parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N canonical prompts")
     args = parser.parse_args()
     run(load_config(args.config), args.src, args.dst, args.limit)
     return 0

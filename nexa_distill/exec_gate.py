@@ -39,9 +39,9 @@ from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import CHECKS, TABLES, check_reasons
 from nexa_distill.errors import InputError
 from nexa_distill.execution.checks import Check, Job
-from nexa_distill.execution.database_perturbation import perturbed
+from nexa_distill.execution.database_perturbation import write_perturbed_copies
 from nexa_distill.execution.databases import database_folder, find_databases
-from nexa_distill.execution.pool import Pool
+from nexa_distill.execution.pool import WorkerPool
 from nexa_distill.execution.sql import Limits
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import DistillConfig, Execution, load_config, with_flags
@@ -50,8 +50,8 @@ from nexa_distill.storage.tables import check_unique, read_batches, table_writer
 
 SOURCE = TABLES["rule_filtered"]
 KEYS = ("sample_id", "attempt")
-KNOWN = {"sql": "gold_sql", "python": "tests", "math": "reference"}
-COLUMNS = [*KEYS, "template_name", "teacher_output", "database", *KNOWN.values()]
+GOLD_COLUMNS = {"sql": "gold_sql", "python": "tests", "math": "reference"}
+COLUMNS = [*KEYS, "template_name", "teacher_output", "database", *GOLD_COLUMNS.values()]
 BATCH_ROWS = 1024
 
 
@@ -66,7 +66,7 @@ class ExecSummary:
     passed: Counter[str] = field(default_factory=Counter)
     made: Counter[str] = field(default_factory=Counter)
 
-    def add(self, checks: list[Check]) -> None:
+    def add_answer(self, checks: list[Check]) -> None:
         """Count one answer."""
         self.executed += 1
         self.made.update(c.check for c in checks)
@@ -76,13 +76,13 @@ class ExecSummary:
         if not checks[0].ok:
             self.errors.update(against[:1])
 
-    def rate(self, name: str) -> float | None:
+    def ok_rate(self, name: str) -> float | None:
         """Share of ok checks of this name; None without such checks."""
         return self.passed[name] / self.made[name] if self.made[name] else None
 
 
 @dataclass
-class Needs:
+class ExecutionNeeds:
     """Counts of answers by kind; `databases`: name -> whether a gold query runs on it."""
 
     rows: int = 0
@@ -93,19 +93,17 @@ class Needs:
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the checks, besides the answers and the databases."""
     kept = config.execution.model_dump(exclude={"workers", "databases", "tasks"})
-    return {**kept, "tasks": _tasks(config.execution), "schemas": _schemas(config)}
+    return {**kept, "tasks": _executed_tasks(config.execution), "schemas": _json_schemas(config)}
 
 
-def _tasks(execution: Execution) -> dict[str, str]:
+def _executed_tasks(execution: Execution) -> dict[str, str]:
     return {task: kind for task, kind in execution.tasks.items() if kind}
 
 
-def _schemas(config: DistillConfig) -> dict[str, Any]:
+def _json_schemas(config: DistillConfig) -> dict[str, Any]:
     """The schemas of the task types whose answers are JSON."""
     files = config.collection.response_schemas
-    json_files = {
-        t: files[t] for t, k in _tasks(config.execution).items() if k == "json" and t in files
-    }
+    json_files = {t: files[t] for t, k in _executed_tasks(config.execution).items() if k == "json" and t in files}
     if not json_files:
         return {}
     from nexa_distill.text.json_schemas import load_schemas
@@ -113,9 +111,9 @@ def _schemas(config: DistillConfig) -> dict[str, Any]:
     return dict(load_schemas(json_files).schemas)
 
 
-def survey(src: list[Path], tasks: Mapping[str, str]) -> Needs:
+def survey_answers(src: list[Path], tasks: Mapping[str, str]) -> ExecutionNeeds:
     """Count task types and databases. Raises InputError for an SQL row without a database."""
-    needs = Needs()
+    needs = ExecutionNeeds()
     for path in src:
         columns = ["sample_id", "template_name", "database", "gold_sql"]
         for rows in read_batches(path, SOURCE, columns=columns):
@@ -135,61 +133,57 @@ def survey(src: list[Path], tasks: Mapping[str, str]) -> Needs:
     return needs
 
 
-def _folder(config: DistillConfig) -> Path:
+def _databases_path(config: DistillConfig) -> Path:
     """The folder of the databases; by default that of the raw data that canonicalize read."""
-    manifest = load_manifest(config.storage.path("canonical"), config.storage)
+    manifest = load_manifest(config.storage.path_of("canonical"), config.storage)
     raw = Path(manifest["inputs"][0]["path"] if manifest else config.input.path)
     return database_folder(config.execution.databases, raw)
 
 
-def _copies(databases: Mapping[str, Path], needs: Needs, folder: Path) -> dict[str, list[str]]:
+def _write_copies(databases: Mapping[str, Path], needs: ExecutionNeeds, folder: Path) -> dict[str, list[str]]:
     """Name -> the database and, if gold queries run on it, its perturbed copies."""
     paths: dict[str, list[str]] = {}
     for name, path in databases.items():
         try:
-            copies = perturbed(path, folder, sha256_path(path)) if needs.databases[name] else []
+            copies = write_perturbed_copies(path, folder, sha256_path(path)) if needs.databases[name] else []
         except sqlite3.Error as error:
             raise InputError(f"{path}: cannot be copied to {folder} and changed: {error}") from None
         paths[name] = [str(path.resolve()), *map(str, copies)]
     return paths
 
 
-def _job(
-    row: Mapping[str, Any], tasks: Mapping[str, str], schemas: Mapping[str, Any]
-) -> Job | None:
+def _make_job(row: Mapping[str, Any], tasks: Mapping[str, str], schemas: Mapping[str, Any]) -> Job | None:
     task = row["template_name"]
     kind = tasks.get(task)
     if kind is None:
         return None
-    known = row[KNOWN[kind]] if kind in KNOWN else (task if task in schemas else None)
+    known = row[GOLD_COLUMNS[kind]] if kind in GOLD_COLUMNS else (task if task in schemas else None)
     return Job(kind, row["teacher_output"], known, row["database"])
 
 
-def _checked(
-    pool: Pool, src: list[Path], config: DistillConfig, schemas: Mapping[str, Any]
+def _check_answers(
+    pool: WorkerPool, src: list[Path], config: DistillConfig, schemas: Mapping[str, Any]
 ) -> Iterator[tuple[dict[str, Any], list[Check]]]:
     """Each executed answer's key and checks, in input order."""
-    keys, tasks = deque[dict[str, Any]](), _tasks(config.execution)
+    keys, tasks = deque[dict[str, Any]](), _executed_tasks(config.execution)
 
-    def jobs() -> Iterator[Job]:
+    def read_jobs() -> Iterator[Job]:
         for path in src:
             for rows in read_batches(path, SOURCE, batch_rows=BATCH_ROWS, columns=COLUMNS):
                 for row in rows.to_pylist():
-                    job = _job(row, tasks, schemas)
+                    job = _make_job(row, tasks, schemas)
                     if job:
                         keys.append({name: row[name] for name in KEYS})
                         yield job
 
-    for checks in pool.map(jobs()):
+    for checks in pool.map_jobs(read_jobs()):
         yield keys.popleft(), checks
 
 
-def _write(
-    dst: Path, results: Iterator[tuple[dict[str, Any], list[Check]]], total: int
-) -> ExecSummary:
+def _write_checks(dst: Path, results: Iterator[tuple[dict[str, Any], list[Check]]], total: int) -> ExecSummary:
     summary, keys = ExecSummary(), list[pa.Table]()
     with table_writer(dst, CHECKS) as out, Progress("exec", total) as progress:
-        counted = _counted(results, summary, progress)
+        counted = _count_results(results, summary, progress)
         while part := list(itertools.islice(counted, BATCH_ROWS)):
             rows = [key | c._asdict() for key, checks in part for c in checks]
             out.write(pa.Table.from_pylist(rows, schema=CHECKS))
@@ -201,78 +195,74 @@ def _write(
     return summary
 
 
-def _counted(
+def _count_results(
     results: Iterator[tuple[dict[str, Any], list[Check]]], summary: ExecSummary, progress: Progress
 ) -> Iterator[tuple[dict[str, Any], list[Check]]]:
     for key, checks in results:
-        summary.add(checks)
+        summary.add_answer(checks)
         progress.add(1, f"{summary.executed - summary.reasons.total()} without a failure")
         yield key, checks
 
 
-def _execute(
-    config: DistillConfig, needs: Needs, src: list[Path], databases: Mapping[str, Path], dst: Path
+def _execute_answers(
+    config: DistillConfig, needs: ExecutionNeeds, src: list[Path], databases: Mapping[str, Path], dst: Path
 ) -> ExecSummary:
     """Run the answers and write their checks."""
-    execution, schemas = config.execution, _schemas(config)
+    execution, schemas = config.execution, _json_schemas(config)
     own = Limits(**execution.model_dump(include=set(Limits.__dataclass_fields__)))
     if needs.kinds["python"]:
         from nexa_distill.execution import sandbox
 
-        sandbox.require(own)
+        sandbox.require_sandbox(own)
     with TemporaryDirectory(prefix="nexa-exec-") as folder:
         setting = {
             "limits": own.__dict__,
             "kinds": list(needs.kinds),
             "schemas": schemas,
-            "databases": _copies(databases, needs, Path(folder)),
+            "databases": _write_copies(databases, needs, Path(folder)),
         }
-        with Pool(setting, execution.workers or os.cpu_count() or 1) as pool:
-            return _write(dst, _checked(pool, src, config, schemas), needs.kinds.total())
+        with WorkerPool(setting, execution.workers or os.cpu_count() or 1) as pool:
+            return _write_checks(dst, _check_answers(pool, src, config, schemas), needs.kinds.total())
 
 
 def run(
-    config: DistillConfig,
-    *,
-    src: list[Path] | None = None,
-    checks: Path | None = None,
-    report: Path | None = None,
+    config: DistillConfig, *, src: list[Path] | None = None, checks: Path | None = None, report: Path | None = None
 ) -> ExecSummary | None:
     """Execute the answers of `src` (default: those that pass the rules); None = up to date."""
     storage = config.storage
-    usual = storage.path("reports") / "exec" / "quality_report.json"
-    report = report or storage.beside(checks, "report.json", usual)
-    src, checks = src or [storage.path("rule_filtered")], checks or storage.path("exec_checks")
+    usual = storage.path_of("reports") / "exec" / "quality_report.json"
+    report = report or storage.path_beside(checks, "report.json", usual)
+    src, checks = (src or [storage.path_of("rule_filtered")], checks or storage.path_of("exec_checks"))
     for path in src:
         sealed_hash(path, storage)
-    needs = survey(src, _tasks(config.execution))
-    databases = find_databases(needs.databases, _folder(config))
+    needs = survey_answers(src, _executed_tasks(config.execution))
+    databases = find_databases(needs.databases, _databases_path(config))
     inputs = [*src, *databases.values()]
     stage = StageRun("exec", storage, inputs=inputs, settings=settings(config))
     if stage.is_current(checks) and report.exists():
         print(f"exec: {checks} is up to date")
         return None
     if needs.kinds:
-        summary = _execute(config, needs, src, databases, checks)
+        summary = _execute_answers(config, needs, src, databases, checks)
     else:
-        summary = _write(checks, iter(()), 0)
+        summary = _write_checks(checks, iter(()), 0)
     summary.total = needs.rows
     check_reasons(list(summary.reasons))
-    stage_reports.quality_report(
+    stage_reports.write_quality_report(
         report,
         stage="exec",
         total=summary.executed,
         reject_reason_counts=summary.reasons,
-        exec_pass_rate=summary.rate("exec.executes"),
-        gold_match_rate=summary.rate("exec.matches"),
+        exec_pass_rate=summary.ok_rate("exec.executes"),
+        gold_match_rate=summary.ok_rate("exec.matches"),
         exec_error_counts=summary.errors if summary.executed else None,
     )
-    stage.seal(checks, rows_in=summary.total, rejected=summary.reasons.total())
-    print(f"exec: {_said(summary)}; report: {report}")
+    stage.seal_output(checks, rows_in=summary.total, rejected=summary.reasons.total())
+    print(f"exec: {_summary_text(summary)}; report: {report}")
     return summary
 
 
-def _said(summary: ExecSummary) -> str:
+def _summary_text(summary: ExecSummary) -> str:
     if not summary.executed:
         return f"nothing to execute among {summary.total} answers (execution.tasks)"
     lucky = summary.made["exec.matches_perturbed"] - summary.passed["exec.matches_perturbed"]
@@ -286,7 +276,7 @@ def _said(summary: ExecSummary) -> str:
 
 def main() -> int:
     """Run the stage."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--checks", type=Path, help="measurements (contracts.CHECKS)")
     parser.add_argument("--databases", metavar="DIR", help="SQLite files that the rows name")

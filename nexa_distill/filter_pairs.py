@@ -30,14 +30,14 @@ from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.gating.check_table import WRITTEN_CHECKS, checks_table, passing
-from nexa_distill.gating.rules import BATCH_ROWS, COLUMNS, Measured, Rules
+from nexa_distill.gating.check_table import WRITTEN_CHECKS, checks_table, passing_rows
+from nexa_distill.gating.rules import BATCH_ROWS, COLUMNS, RuleResult, Rules
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.yaml_loading import load_yaml, read_yaml
-from nexa_distill.storage.answer_index import AnswerKeys
-from nexa_distill.storage.manifests import StageRun, repairs
+from nexa_distill.storage.answer_index import AnswerIndex
+from nexa_distill.storage.manifests import StageRun, valid_regenerations
 from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
 from nexa_distill.text.words import VERSION
 
@@ -68,10 +68,10 @@ def load_filter_config(path: Path | str) -> FilterConfig:
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the checks: every rule, nothing of SampleGate."""
-    return _rules(load_filter_config(config.filters))
+    return _rule_settings(load_filter_config(config.filters))
 
 
-def _rules(filters: FilterConfig) -> dict[str, Any]:
+def _rule_settings(filters: FilterConfig) -> dict[str, Any]:
     rules = filters.model_dump(exclude={"sample_gate", "quality_gates", "regression_gate"})
     return {**rules, "words": VERSION}
 
@@ -93,68 +93,68 @@ def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":
         texts = df.reindex(columns=list(COLUMNS)).iloc[start : start + BATCH_ROWS]
         schema = pa.schema([(name, pa.string()) for name in COLUMNS])
         rows = pa.Table.from_pandas(texts, schema=schema, preserve_index=False)
-        kept.append(passing(rules.measure(rows)))
+        kept.append(passing_rows(rules.measure_batch(rows)))
     return df[np.concatenate(kept)] if kept else df
 
 
-def _count(summary: RuleSummary, measured: Sequence[Measured]) -> None:
+def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
     """Add one batch's rows to the summary."""
     open_rows = np.ones(len(measured[0].ok), np.bool_)
     summary.total += len(open_rows)
     for m in measured:
-        missing, failed = open_rows & ~m.known & ~m.passed, open_rows & m.known & ~m.ok
+        missing, failed = open_rows & ~m.known & ~m.passed_rows, open_rows & m.known & ~m.ok
         if m.not_applied:
             summary.not_applied.setdefault(m.check, Counter()).update(m.not_applied.values())
-        summary.reasons += Counter(check_missing=int(missing.sum())) + m.count(failed)
-        open_rows &= m.passed
+        summary.reasons += Counter(check_missing=int(missing.sum())) + m.count_reasons(failed)
+        open_rows &= m.passed_rows
     summary.kept += int(open_rows.sum())
 
 
 @dataclass(frozen=True)
-class Checked:
+class BatchResult:
     """One batch, done: what goes to each file."""
 
-    measured: list[Measured]
+    measured: list[RuleResult]
     checks: pa.Table
     kept: pa.Table
 
 
-def _check(rules: Rules, rows: pa.Table) -> Checked:
+def _check_batch(rules: Rules, rows: pa.Table) -> BatchResult:
     try:
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
         first, last = rows["sample_id"][0], rows["sample_id"][-1]
         raise InputError(f"answers from sample_id {first} to {last}: not UTF-8: {error}") from None
-    measured = rules.measure(rows)
-    kept = rows.filter(pa.array(passing(measured)))
-    return Checked(measured, checks_table(rows, measured), kept)
+    measured = rules.measure_batch(rows)
+    kept = rows.filter(pa.array(passing_rows(measured)))
+    return BatchResult(measured, checks_table(rows, measured), kept)
 
 
-def _in_order(rules: Rules, batches: Iterator[pa.Table]) -> Iterator[Checked]:
+def _in_order(rules: Rules, batches: Iterator[pa.Table]) -> Iterator[BatchResult]:
     """Check batches on every core, a few at a time, and give them back in order."""
     workers = max(os.cpu_count() or 1, 1)
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Checked]] = deque()
+        waiting: deque[Future[BatchResult]] = deque()
         for rows in batches:
-            waiting.append(pool.submit(_check, rules, rows))
+            waiting.append(pool.submit(_check_batch, rules, rows))
             if len(waiting) > workers + 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _write(rules: Rules, src: list[Path], checks: TableWriter, kept: TableWriter) -> RuleSummary:
+def _write_results(rules: Rules, src: list[Path], checks: TableWriter, kept: TableWriter) -> RuleSummary:
     summary = RuleSummary()
     total = sum(open_table(path, SOURCE).metadata.num_rows for path in src)
     if not total:
         raise InputError(f"{', '.join(map(str, src))}: 0 answers; run `{SOURCE.command}` first")
-    AnswerKeys(src)  # raises for a duplicate answer
+    AnswerIndex(src)  # raises for a duplicate answer
     batches = (b for path in src for b in read_batches(path, SOURCE, batch_rows=BATCH_ROWS))
     with Progress("rules", total) as progress:
         for done in _in_order(rules, batches):
             checks.write(done.checks)
             kept.write(done.kept)
-            _count(summary, done.measured)
+            _count_batch(summary, done.measured)
             progress.add(len(done.measured[0].ok), f"{summary.kept} kept")
     if summary.total != total or summary.kept + summary.reasons.total() != total:
         raise RuntimeError(f"rows lost: {total} read, {summary}")
@@ -176,12 +176,12 @@ def run(
     """
     storage = config.storage
     filters = filters or load_filter_config(config.filters)
-    src = src or answers(config)
-    checks = checks or storage.beside(dst, "checks.parquet", storage.path("rules_checks"))
-    usual = storage.path("reports") / "rules" / "quality_report.json"
-    report = report or storage.beside(dst, "report.json", usual)
-    dst = dst or storage.path("rule_filtered")
-    stage = StageRun("rules", storage, inputs=src, settings=_rules(filters))
+    src = src or answer_files(config)
+    checks = checks or storage.path_beside(dst, "checks.parquet", storage.path_of("rules_checks"))
+    usual = storage.path_of("reports") / "rules" / "quality_report.json"
+    report = report or storage.path_beside(dst, "report.json", usual)
+    dst = dst or storage.path_of("rule_filtered")
+    stage = StageRun("rules", storage, inputs=src, settings=_rule_settings(filters))
     if stage.is_current(checks, dst) and report.exists():
         print(f"rules: {dst} is up to date")
         return None
@@ -189,9 +189,9 @@ def run(
     with ExitStack() as files:
         kept_out = files.enter_context(table_writer(dst, OUTPUTS))
         checks_out = files.enter_context(table_writer(checks, WRITTEN_CHECKS))
-        summary = _write(rules, src, checks_out, kept_out)
+        summary = _write_results(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
-    stage_reports.quality_report(
+    stage_reports.write_quality_report(
         report,
         stage="rules",
         total=summary.total,
@@ -199,14 +199,14 @@ def run(
         not_applied=summary.not_applied,
     )
     for path in (checks, dst):
-        stage.seal(path, rows_in=summary.total, rejected=summary.total - summary.kept)
+        stage.seal_output(path, rows_in=summary.total, rejected=summary.total - summary.kept)
     print(f"rules: {summary.kept} of {summary.total} answers pass; report: {report}")
     return summary
 
 
-def answers(config: DistillConfig) -> list[Path]:
+def answer_files(config: DistillConfig) -> list[Path]:
     """The storage's answers: the first attempts, and the repairs if there are any."""
-    return [config.storage.path("collected_dataset"), *repairs(config.storage)]
+    return [config.storage.path_of("collected_dataset"), *valid_regenerations(config.storage)]
 
 
 def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
@@ -218,18 +218,13 @@ def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
     else:
         filters = load_filter_config(args.config)
     return run(
-        load_config(pipeline),
-        filters=filters,
-        src=args.src,
-        dst=args.dst,
-        checks=args.checks,
-        report=args.report,
+        load_config(pipeline), filters=filters, src=args.src, dst=args.dst, checks=args.checks, report=args.report
     )
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; without arguments everything comes from the configuration."""
-    parser = cli.parser(__doc__, config=DEFAULT_FILTERS)
+    parser = cli.build_parser(__doc__, config=DEFAULT_FILTERS)
     parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--dst", type=Path, help="answers that pass")

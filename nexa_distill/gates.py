@@ -19,11 +19,11 @@ from nexa_distill import (
     sample_gate,
     to_sft,
 )
-from nexa_distill.annotation.decisions import decisions_of, record
+from nexa_distill.annotation.decisions import load_decisions, record_decisions
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.repair import report as repair_report
 from nexa_distill.settings.pipeline import DistillConfig, Storage
-from nexa_distill.storage.manifests import refuse_lost_decisions, repairs, sealed_hash
+from nexa_distill.storage.manifests import refuse_lost_decisions, sealed_hash, valid_regenerations
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GateFiles:
     gate_report: Path
 
 
-def collect(config: DistillConfig) -> None:
+def run_data_gen(config: DistillConfig) -> None:
     """Raw rows to teacher answers.
 
     Raises InputError before any cost if a split is empty or the server does not serve the model.
@@ -54,7 +54,7 @@ def collect(config: DistillConfig) -> None:
     collect_teacher.run(config)
 
 
-def pass_gates(config: DistillConfig) -> None:
+def run_gates(config: DistillConfig) -> None:
     """Run all gates on the storage's answers and repairs, with the human decisions."""
     filter_pairs.run(config)
     exec_gate.run(config)
@@ -68,25 +68,17 @@ def apply_decisions(config: DistillConfig) -> None:
 
     Raises InputMissing (66) if the file with already applied decisions is missing.
     """
-    if config.storage.path("annotations").exists():
+    if config.storage.path_of("annotations").exists():
         person_checks.run(config)
         sample_gate.run(config)
     else:
         refuse_lost_decisions(config.storage, to_sft.GATES)
 
 
-def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
+def run_gates_on(config: DistillConfig, answers: Path, files: GateFiles) -> None:
     """Run all gates on other answers, which have no human decisions."""
-    filter_pairs.run(
-        config,
-        src=[answers],
-        dst=files.passed_rules,
-        checks=files.checks,
-        report=files.rules_report,
-    )
-    exec_gate.run(
-        config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report
-    )
+    filter_pairs.run(config, src=[answers], dst=files.passed_rules, checks=files.checks, report=files.rules_report)
+    exec_gate.run(config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report)
     judge.run(
         config,
         src=files.passed_rules,
@@ -104,28 +96,28 @@ def examine(config: DistillConfig, answers: Path, files: GateFiles) -> None:
     )
 
 
-def repair(config: DistillConfig, annotations: Path | None = None) -> None:
+def run_repair_loop(config: DistillConfig, annotations: Path | None = None) -> None:
     """Repair rejected answers and run the gates until there is nothing to repair, then report.
 
     `annotations`: a file of human decisions to record first.
     """
     if annotations:
-        decisions = decisions_of(annotations, config.storage.path("rejections"))
-        print(f"repair: recorded {record(config, decisions)} new decisions of {annotations}")
-    pass_gates(config)
+        decisions = load_decisions(annotations, config.storage.path_of("rejections"))
+        print(f"repair: recorded {record_decisions(config, decisions)} new decisions of {annotations}")
+    run_gates(config)
     # It ends: a round is planned only after the gates have seen the one before, and the number of
     # rounds is limited.
-    while _asked_something(config):
-        pass_gates(config)
-    repair_report.write(config)
+    while _run_repair_round(config):
+        run_gates(config)
+    repair_report.write_report(config)
 
 
-def _asked_something(config: DistillConfig) -> bool:
-    before = _repaired(config.storage)
+def _run_repair_round(config: DistillConfig) -> bool:
+    before = _repair_hashes(config.storage)
     regenerate_bad.run(config)
-    return before != _repaired(config.storage)
+    return before != _repair_hashes(config.storage)
 
 
-def _repaired(storage: Storage) -> list[str]:
+def _repair_hashes(storage: Storage) -> list[str]:
     """The hashes of the repairs that apply to the current answers."""
-    return [sealed_hash(path, storage) for path in repairs(storage)]
+    return [sealed_hash(path, storage) for path in valid_regenerations(storage)]

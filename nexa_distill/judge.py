@@ -29,15 +29,15 @@ import pyarrow.compute as pc
 from nexa_distill.collection.capabilities import schema_warning
 from nexa_distill.console import cli
 from nexa_distill.contracts import CANARIES, CHECKS, TABLES, check_reasons
-from nexa_distill.cost.estimate_text import say_estimate
+from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Journal
-from nexa_distill.judging.aggregation import Panel, checks_of, nothing_to_judge
-from nexa_distill.judging.canaries import canaries_of
-from nexa_distill.judging.candidates import Submissions, submissions
-from nexa_distill.judging.clients import as_judge, judge_flags, panel_of
+from nexa_distill.judging.aggregation import Panel, aggregate_checks, empty_answer_checks
+from nexa_distill.judging.canaries import canaries_path
+from nexa_distill.judging.candidates import Candidates, load_candidates
+from nexa_distill.judging.clients import build_panel, judge_config, judge_flags
 from nexa_distill.judging.model_families import family_warnings
-from nexa_distill.judging.rubrics import load_rubrics, options
+from nexa_distill.judging.rubrics import judge_options, load_rubrics
 from nexa_distill.judging.statistics import JudgeSummary
 from nexa_distill.judging.verdict_parser import UNREADABLE
 from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags
@@ -50,12 +50,12 @@ NOT_RUN = "judge: not run (judging.judges names no judge)"
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the verdicts, besides the answers and the journal."""
-    judging, asking = config.judging, as_judge(config)
+    judging, asking = config.judging, judge_config(config)
     if not judging.judges:
         return {"judges": []}
     return {
         "judges": [
-            [judge.model, options(judge, asking) | config.providers[judge.provider].sending]
+            [judge.model, judge_options(judge, asking) | config.providers[judge.provider].dialect_changes]
             for judge in judging.judges
         ],
         "rubrics": {rubric.name: rubric.text for rubric in load_rubrics(config)},
@@ -79,44 +79,44 @@ def run(
     `execution`: the exec gate's checks of `src`; without `src` those of the storage.
     """
     storage = config.storage
-    execution = execution if src else exec_checks(config)
-    src, checks = src or storage.path("rule_filtered"), checks or storage.path("judge_checks")
-    usual = storage.path("reports") / "judge" / "quality_report.json"
-    report = report or storage.beside(checks, "report.json", usual)
-    canaries = canaries_of(checks, storage)
+    execution = execution if src else fresh_exec_checks(config)
+    src, checks = src or storage.path_of("rule_filtered"), checks or storage.path_of("judge_checks")
+    usual = storage.path_of("reports") / "judge" / "quality_report.json"
+    report = report or storage.path_beside(checks, "report.json", usual)
+    canaries = canaries_path(checks, storage)
     inputs = [src, *([execution] if execution else [])]
     stage = StageRun("judge", storage, inputs=inputs, settings=settings(config))
-    current = stage.is_current(canaries, checks) and report.exists() and not _read_again(checks)
+    current = stage.is_current(canaries, checks) and report.exists() and not _has_unreadable(checks)
     if current and not retry_failed:
         print(f"judge: {checks} is up to date" if config.judging.judges else NOT_RUN)
         return None
-    candidates = submissions(src, config.judging.canary_prompts, execution)
-    panel = panel_of(config, candidates, retry_failed=retry_failed)
-    warnings = list(_warnings(panel, candidates))
+    candidates = load_candidates(src, config.judging.canary_prompts, execution)
+    panel = build_panel(config, candidates, retry_failed=retry_failed)
+    warnings = list(_collect_warnings(panel, candidates))
     print("\n".join(f"judge: {line}" for line in warnings), end="\n" if warnings else "")
     if dry_run:
-        _say_estimate(panel)
+        _print_estimates(panel)
         return None
-    summary = _judge(panel, candidates, stage, checks, canaries)
+    summary = _judge_answers(panel, candidates, stage, checks, canaries)
     summary.warnings = warnings
-    summary.report(report, {r.name: r.version for r in panel.rubrics} if panel.judges else {})
+    summary.write_report(report, {r.name: r.version for r in panel.rubrics} if panel.judges else {})
     rows, rejected = summary.answers, summary.reasons.total()
-    stage.seal(canaries, rows_in=len(candidates.canaries) if panel.judges else 0, rejected=0)
-    stage.seal(checks, rows_in=rows, rejected=rejected, cost_usd=summary.usd)
-    _say(summary, candidates, checks, report)
+    stage.seal_output(canaries, rows_in=len(candidates.canaries) if panel.judges else 0, rejected=0)
+    stage.seal_output(checks, rows_in=rows, rejected=rejected, cost_usd=summary.total_usd)
+    _print_summary(summary, candidates, checks, report)
     return summary
 
 
-def exec_checks(config: DistillConfig) -> Path | None:
+def fresh_exec_checks(config: DistillConfig) -> Path | None:
     """The storage's exec checks, if the exec gate was run. Raises InputMissing (66) if stale."""
-    path = config.storage.path("exec_checks")
+    path = config.storage.path_of("exec_checks")
     if not path.exists():
         return None
     refuse_stale(path, config.storage)
     return path
 
 
-def _warnings(panel: Panel, candidates: Submissions) -> Iterator[str]:
+def _collect_warnings(panel: Panel, candidates: Candidates) -> Iterator[str]:
     names = [judge.model for judge in panel.judges]
     for line in family_warnings(names, candidates.teachers):
         yield f"warning: {line}"
@@ -126,9 +126,7 @@ def _warnings(panel: Panel, candidates: Submissions) -> Iterator[str]:
             yield warning
 
 
-def _judge(
-    panel: Panel, candidates: Submissions, stage: StageRun, checks: Path, canaries: Path
-) -> JudgeSummary:
+def _judge_answers(panel: Panel, candidates: Candidates, stage: StageRun, checks: Path, canaries: Path) -> JudgeSummary:
     """Send each judge its missing requests, then write both tables from the journal."""
     if not panel.judges:
         for path, schema in ((checks, CHECKS), (canaries, CANARIES)):
@@ -138,35 +136,30 @@ def _judge(
     for judge in panel.judges:
         judge.refuse_unpayable()
     with panel.judges[0].open_journal(stage.id) as journal:
-        requests = sum(judge.ask(journal) for judge in panel.judges)
-        summary = _write(panel, candidates, journal, checks, canaries)
+        requests = sum(judge.ask_missing(journal) for judge in panel.judges)
+        summary = _write_tables(panel, candidates, journal, checks, canaries)
     summary.requests = requests
     return summary
 
 
-def _write(
-    panel: Panel, candidates: Submissions, journal: Journal, checks: Path, canaries: Path
-) -> JudgeSummary:
-    summary = JudgeSummary.of(panel)
-    with (
-        table_writer(checks, CHECKS) as answers_out,
-        table_writer(canaries, CANARIES) as canaries_out,
-    ):
-        for batch in candidates.batches():
+def _write_tables(panel: Panel, candidates: Candidates, journal: Journal, checks: Path, canaries: Path) -> JudgeSummary:
+    summary = JudgeSummary.for_panel(panel)
+    with table_writer(checks, CHECKS) as answers_out, table_writer(canaries, CANARIES) as canaries_out:
+        for batch in candidates.answer_batches():
             rows: list[Row] = []
-            for row, verdicts in zip(batch, panel.read(batch, journal), strict=True):
-                row_checks = list(checks_of(verdicts) if verdicts else nothing_to_judge())
-                summary.add(verdicts, row_checks, row.get("canary"))
+            for row, verdicts in zip(batch, panel.read_verdicts(batch, journal), strict=True):
+                row_checks = list(aggregate_checks(verdicts) if verdicts else empty_answer_checks())
+                summary.add_answer(verdicts, row_checks, row.get("canary"))
                 key = {name: row.get(name) for name in ("sample_id", "attempt", "canary")}
                 rows += [key | check for check in row_checks]
             out = canaries_out if batch is candidates.canaries else answers_out
             out.write(pa.Table.from_pylist(rows, schema=out.schema))
         check_reasons(list(summary.reasons))
-        _refuse_silence(panel, summary)
+        _require_verdicts(panel, summary)
     return summary
 
 
-def _refuse_silence(panel: Panel, summary: JudgeSummary) -> None:
+def _require_verdicts(panel: Panel, summary: JudgeSummary) -> None:
     """A judge without a single readable verdict is misconfigured: raise ProviderUnusable."""
     for judge in panel.judges:
         stats = summary.judges[judge.model]
@@ -187,7 +180,7 @@ def _refuse_silence(panel: Panel, summary: JudgeSummary) -> None:
             )
 
 
-def _read_again(checks: Path) -> bool:
+def _has_unreadable(checks: Path) -> bool:
     """Whether a stored reply could not be read: a bug that may have been fixed since."""
     return any(
         pc.any(pc.equal(batch["reason"], "unreadable_answer")).as_py()
@@ -195,18 +188,18 @@ def _read_again(checks: Path) -> bool:
     )
 
 
-def _say_estimate(panel: Panel) -> None:
+def _print_estimates(panel: Panel) -> None:
     for judge in panel.judges:
-        say_estimate(judge)
+        print_estimate(judge)
     if not panel.judges:
         print(NOT_RUN)
 
 
-def _say(summary: JudgeSummary, candidates: Submissions, checks: Path, report: Path) -> None:
+def _print_summary(summary: JudgeSummary, candidates: Candidates, checks: Path, report: Path) -> None:
     if not summary.judges:
         print(NOT_RUN)
         return
-    cost = "unpriced" if summary.usd is None else f"${summary.usd:.4f}"
+    cost = "unpriced" if summary.total_usd is None else f"${summary.total_usd:.4f}"
     print(
         f"judge: {summary.answers} answers and {len(candidates.canaries)} canaries judged by "
         f"{', '.join(summary.judges)} ({summary.requests} requests now, {cost} in all) -> {checks}"
@@ -244,7 +237,7 @@ def run_calibration(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="answers (default: storage.rule_filtered)")
     add("--exec-checks", type=Path, metavar="FILE", help="of --src: what failed is not judged")
@@ -269,9 +262,7 @@ def main() -> int:
         ("--report", "JSON; Markdown and HTML beside it"),
         ("--config", "settings"),
     ):
-        calibrate.add_argument(
-            name, type=Path, metavar="FILE", help=text, default=argparse.SUPPRESS
-        )
+        calibrate.add_argument(name, type=Path, metavar="FILE", help=text, default=argparse.SUPPRESS)
     calibrate.set_defaults(annotations=None)
     args = parser.parse_args()
     return run_calibration(args) if args.command else run_judging(args)

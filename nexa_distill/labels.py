@@ -28,20 +28,20 @@ from typing import Any
 
 from nexa_distill.annotation import annotations, preferences
 from nexa_distill.annotation.annotations import ACTIONS, Annotation
-from nexa_distill.annotation.decisions import record
+from nexa_distill.annotation.decisions import record_decisions
 from nexa_distill.console import cli
-from nexa_distill.contracts import DOUBTS, TABLES
+from nexa_distill.contracts import DOUBT_REASONS, TABLES
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
-from nexa_distill.storage.atomic import read_text, replacing
+from nexa_distill.storage.atomic import read_text, replace_atomically
 from nexa_distill.storage.tables import open_table, read_batches
-from nexa_distill.to_sft import json_line, prompt_messages, said_by_assistant
+from nexa_distill.to_sft import assistant_message, json_line, prompt_messages
 
 Json = dict[str, Any]
 ANSWERS = TABLES["collected_dataset"]
 FIELDS = ("reason", "note", "edited_output")
-NOT_OF_THE_TEXT = DOUBTS | {"better_attempt_kept", "rejected_by_person"}
-LABELLING = """<View>
+NOT_ABOUT_TEXT = DOUBT_REASONS | {"better_attempt_kept", "rejected_by_person"}
+LABEL_CONFIG = """<View>
   <Text name="prompt" value="$user_prompt"/><Text name="context" value="$context"/>
   <Text name="answer" value="$teacher_output"/>
   <Choices name="action" toName="answer" required="true">
@@ -53,7 +53,7 @@ LABELLING = """<View>
 </View>"""
 
 
-def tasks(src: Path) -> Iterator[Json]:
+def label_tasks(src: Path) -> Iterator[Json]:
     """One task per answer; Label Studio returns its `data` in the export."""
     shown = [
         "sample_id",
@@ -67,15 +67,15 @@ def tasks(src: Path) -> Iterator[Json]:
         "model_id",
     ]
     rejected = "rejection_reasons" in open_table(src, ANSWERS).schema_arrow.names
-    for row in _rows(src, "rejections" if rejected else "collected_dataset"):
+    for row in _read_rows(src, "rejections" if rejected else "collected_dataset"):
         data = {name: "" if row[name] is None else row[name] for name in shown}
         yield {"data": {**data, "rejection_reasons": ", ".join(row.get("rejection_reasons", []))}}
 
 
-def decisions(path: Path) -> list[Annotation]:
+def read_decisions(path: Path) -> list[Annotation]:
     """The decisions in a Label Studio export, the oldest first. Raises InputError."""
     events = []
-    for place, task in enumerate(_exported(path), 1):
+    for place, task in enumerate(_read_export(path), 1):
         data = task.get("data") if isinstance(task, dict) else None
         if not isinstance(data, dict) or not {"sample_id", "attempt"} <= data.keys():
             raise InputError(
@@ -84,11 +84,11 @@ def decisions(path: Path) -> list[Annotation]:
             )
         for annotation in task.get("annotations") or []:
             if not annotation.get("was_cancelled"):
-                events.append(_decision(path, place, data, annotation))
+                events.append(_parse_decision(path, place, data, annotation))
     return sorted(events, key=lambda event: event.timestamp or "")
 
 
-def _exported(path: Path) -> list[Any]:
+def _read_export(path: Path) -> list[Any]:
     text = read_text(path, "a JSON export of Label Studio")
     try:
         if text.lstrip().startswith("["):
@@ -99,16 +99,13 @@ def _exported(path: Path) -> list[Any]:
         raise InputError(f"{path}: not JSON, nor JSON by line: {error}") from None
 
 
-def _decision(
-    path: Path, place: int, data: Mapping[str, Any], annotation: Mapping[str, Any]
-) -> Annotation:
+def _parse_decision(path: Path, place: int, data: Mapping[str, Any], annotation: Mapping[str, Any]) -> Annotation:
     values = {item.get("from_name"): item.get("value", {}) for item in annotation.get("result", [])}
     chosen = values.get("action", {}).get("choices") or []
     if len(chosen) != 1 or chosen[0] not in ACTIONS:
         near = did_you_mean(str(chosen[0]), ACTIONS) if chosen else ""
         raise InputError(
-            f"{path}: task {place}: expected one choice named action out of {', '.join(ACTIONS)}; "
-            f"found {chosen}{near}"
+            f"{path}: task {place}: expected one choice named action out of {', '.join(ACTIONS)}; found {chosen}{near}"
         )
     texts = {name: "\n".join(values.get(name, {}).get("text") or []) or None for name in FIELDS}
     if chosen[0] != "edit":
@@ -125,14 +122,14 @@ def _decision(
         "annotator": f"labelstudio:{person}",
         "timestamp": annotation.get("created_at"),
     }
-    return annotations.parse(path, place, json.dumps(event).encode())
+    return annotations.parse_line(path, place, json.dumps(event).encode())
 
 
-def pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) -> Iterator[Json]:
+def preference_pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) -> Iterator[Json]:
     """Preference pairs of `splits`; `counts` is updated with the written and skipped pairs."""
     chosen_splits, seen = set(splits), set[tuple[str, str, str]]()
     system_prompt = load_system_prompt(config.collection.system_prompt_path)
-    for row, chosen, rejected, source in (*_of_attempts(config), *_of_comparisons(config)):
+    for row, chosen, rejected, source in (*_pairs_of_attempts(config), *_pairs_of_comparisons(config)):
         key = (row["sample_id"], chosen, rejected)
         if row["split"] not in chosen_splits:
             counts["of other splits"] += 1
@@ -143,30 +140,30 @@ def pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) ->
             counts[source] += 1
             yield {
                 "prompt": prompt_messages(row, system_prompt),
-                "chosen": [said_by_assistant(chosen)],
-                "rejected": [said_by_assistant(rejected)],
+                "chosen": [assistant_message(chosen)],
+                "rejected": [assistant_message(rejected)],
                 "sample_id": row["sample_id"],
                 "source": source,
             }
 
 
-def _of_attempts(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
+def _pairs_of_attempts(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
     """The kept answer against each attempt that was rejected because of its text."""
     storage = config.storage
-    kept = {row["sample_id"]: row for row in _rows(storage.path("filtered_dataset"))}
-    for row in _rows(storage.path("rejections"), "rejections"):
+    kept = {row["sample_id"]: row for row in _read_rows(storage.path_of("filtered_dataset"))}
+    for row in _read_rows(storage.path_of("rejections"), "rejections"):
         best, against = kept.get(row["sample_id"]), set(row["rejection_reasons"])
-        of_the_text = against - NOT_OF_THE_TEXT or "rejected_by_person" in against
-        if best and row["teacher_output"] and of_the_text and not against & DOUBTS:
+        of_the_text = against - NOT_ABOUT_TEXT or "rejected_by_person" in against
+        if best and row["teacher_output"] and of_the_text and not against & DOUBT_REASONS:
             yield best, best["teacher_output"], row["teacher_output"], "attempts"
 
 
-def _of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
+def _pairs_of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
     """Blind preferences of annotators, without ties and disagreements."""
     storage = config.storage
-    prompts = {row["sample_id"]: row for row in _rows(storage.path("raw_dataset"), "raw_dataset")}
+    prompts = {row["sample_id"]: row for row in _read_rows(storage.path_of("raw_dataset"), "raw_dataset")}
     votes: dict[tuple[str, frozenset[str]], set[tuple[str, str] | None]] = {}
-    for event in preferences.current(preferences.read(storage.path("preferences"))):
+    for event in preferences.latest_preferences(preferences.read(storage.path_of("preferences"))):
         first, second = event.first_output, event.second_output
         texts = {"first": (first, second), "second": (second, first), "tie": None}
         pair = event.sample_id, frozenset((first, second))
@@ -177,7 +174,7 @@ def _of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, str, str
             yield prompts[sample], *winner, "comparisons"
 
 
-def _rows(path: Path, table: str = "filtered_dataset") -> Iterator[Json]:
+def _read_rows(path: Path, table: str = "filtered_dataset") -> Iterator[Json]:
     for batch in read_batches(path, TABLES[table]):
         yield from batch.to_pylist()
 
@@ -185,7 +182,7 @@ def _rows(path: Path, table: str = "filtered_dataset") -> Iterator[Json]:
 def write_lines(dst: Path, rows: Iterable[Json]) -> int:
     """Write JSONL atomically; returns the number of lines."""
     count = 0
-    with replacing(dst) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replace_atomically(dst) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json_line(row))
             count += 1
@@ -194,26 +191,23 @@ def write_lines(dst: Path, rows: Iterable[Json]) -> int:
 
 def run_export(config: DistillConfig, src: Path | None, dst: Path) -> None:
     """`export`."""
-    src = src or config.storage.path("rejections")
-    count = write_lines(dst, tasks(src))
+    src = src or config.storage.path_of("rejections")
+    count = write_lines(dst, label_tasks(src))
     print(f"labels: {count} answers of {src} -> {dst}")
-    print(f"the labelling configuration for their Label Studio project:\n{LABELLING}")
+    print(f"the labelling configuration for their Label Studio project:\n{LABEL_CONFIG}")
 
 
 def run_import(config: DistillConfig, src: Path) -> None:
     """`import`."""
-    events = decisions(src)
-    new = record(config, events)
-    print(
-        f"labels: {len(events)} decisions in {src}, {new} of them new -> "
-        f"{config.storage.path('annotations')}"
-    )
+    events = read_decisions(src)
+    new = record_decisions(config, events)
+    print(f"labels: {len(events)} decisions in {src}, {new} of them new -> {config.storage.path_of('annotations')}")
 
 
 def run_preferences(config: DistillConfig, dst: Path, splits: list[str]) -> None:
     """`preferences`."""
     counts: Counter[str] = Counter()
-    written = write_lines(dst, pairs(config, splits, counts))
+    written = write_lines(dst, preference_pairs(config, splits, counts))
     sources = ", ".join(f"{counts[name]} from {name}" for name in ("attempts", "comparisons"))
     skipped = ", ".join(f"{counts[name]} {name}" for name in counts if name.startswith("of "))
     print(f"labels: {written} pairs ({sources}; left out: {skipped or 'none'}) -> {dst}")
@@ -221,7 +215,7 @@ def run_preferences(config: DistillConfig, dst: Path, splits: list[str]) -> None
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="answers as tasks of Label Studio")
     export.add_argument("--src", type=Path, metavar="FILE", help="default: storage.rejections")

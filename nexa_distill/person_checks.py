@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill.annotation.decisions import Standing, standing
+from nexa_distill.annotation.decisions import ValidDecisions, load_valid_decisions
 from nexa_distill.console import cli
 from nexa_distill.contracts import CHECKS
 from nexa_distill.settings.pipeline import DistillConfig, load_config
-from nexa_distill.storage.manifests import StageRun, names_input, repairs
+from nexa_distill.storage.manifests import StageRun, names_input, valid_regenerations
 from nexa_distill.storage.tables import table_writer
 
 
@@ -29,12 +29,12 @@ def settings(_config: DistillConfig) -> dict[str, Any]:
     return {}
 
 
-def checks_of(decisions: Standing) -> Iterator[dict[str, Any]]:
+def decision_checks(decisions: ValidDecisions) -> Iterator[dict[str, Any]]:
     """Rows of contracts.CHECKS."""
     for key, events in decisions.by.items():
-        accepted = decisions.accepted(key)
+        accepted = decisions.is_accepted(key)
         names = ", ".join(event.annotator or "somebody" for event in events)
-        comments = decisions.words(key)
+        comments = decisions.comment_text(key)
         reasons = {True: None, False: "rejected_by_person", None: "annotators_disagree"}
         yield {
             "sample_id": key[0],
@@ -49,8 +49,8 @@ def checks_of(decisions: Standing) -> Iterator[dict[str, Any]]:
 def run(config: DistillConfig) -> int | None:
     """Write the checks; returns the number of answers with decisions, or None if up to date."""
     storage = config.storage
-    dst, labels = storage.path("person_checks"), storage.path("annotations")
-    inputs = [storage.path("collected_dataset"), *repairs(storage)]
+    dst, labels = storage.path_of("person_checks"), storage.path_of("annotations")
+    inputs = [storage.path_of("collected_dataset"), *valid_regenerations(storage)]
     inputs += [labels] if labels.exists() else []
     stage = StageRun("person", storage, inputs=inputs, settings=settings(config))
     if stage.is_current(dst):
@@ -58,11 +58,11 @@ def run(config: DistillConfig) -> int | None:
         return None
     if not labels.exists() and names_input(dst, labels, storage):
         print(f"person: {labels} is missing: its decisions no longer apply")
-    decisions = standing(config)
-    rows = list(checks_of(decisions))
+    decisions = load_valid_decisions(config)
+    rows = list(decision_checks(decisions))
     with table_writer(dst, CHECKS) as out:
         out.write(pa.Table.from_pylist(rows, schema=CHECKS))
-    stage.seal(dst, rows_in=len(rows), rejected=sum(not row["ok"] for row in rows))
+    stage.seal_output(dst, rows_in=len(rows), rejected=sum(not row["ok"] for row in rows))
     if decisions.by or decisions.left_out:
         count = decisions.left_out
         ignored = f", {count} decisions on other answers ignored" if count else ""
@@ -72,7 +72,7 @@ def run(config: DistillConfig) -> int | None:
 
 def main() -> int:
     """Run the stage."""
-    run(load_config(cli.parser(__doc__).parse_args().config))
+    run(load_config(cli.build_parser(__doc__).parse_args().config))
     return 0
 
 

@@ -6,8 +6,8 @@
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
 
 `verify` exits with 0 if all hashes match and with 66 at the first broken link. The launcher uses
-three more: `prepare` creates a run's folder with its plan and prints the path (nothing if all is up
-to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep` stops orphaned
+three more: `prepare_run` creates a run's folder with its plan and prints the path (nothing if all is up
+to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep_orphans` stops orphaned
 stage processes.
 """
 
@@ -23,16 +23,16 @@ from typing import TextIO
 
 from nexa_distill.collection.capabilities import plan_line
 from nexa_distill.console import cli
-from nexa_distill.cost.cost_report import cost_report
-from nexa_distill.cost.cost_report_text import headline
+from nexa_distill.cost.cost_report import build_cost_report
+from nexa_distill.cost.cost_report_text import summary_lines
 from nexa_distill.errors import Locked, NexaError
 from nexa_distill.orchestration import orphans
 from nexa_distill.orchestration.freshness import Freshness, verify_chain
 from nexa_distill.orchestration.planning import Request, make_plan, plan_lines
 from nexa_distill.orchestration.run_folder import (
     SessionState,
+    describe_failures,
     exit_code,
-    failures,
     latest_run,
     new_run_dir,
     planned_sessions,
@@ -40,7 +40,7 @@ from nexa_distill.orchestration.run_folder import (
     running_sessions,
     write_plan,
 )
-from nexa_distill.orchestration.stages import STAGES, locate
+from nexa_distill.orchestration.stages import STAGES, locate_path
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.storage.manifests import load_manifest
 
@@ -60,13 +60,13 @@ class DistillationPipeline:
         """Raw data to teacher answers. Writes raw_dataset and collected_dataset."""
         from nexa_distill import gates
 
-        gates.collect(self.config)
+        gates.run_data_gen(self.config)
 
     def filter_teacher(self) -> None:
         """Run all gates. Writes filtered_dataset and rejections."""
         from nexa_distill import gates
 
-        gates.pass_gates(self.config)
+        gates.run_gates(self.config)
 
     def regenerate(self) -> None:
         """Repair rejected answers round by round, each through the same gates.
@@ -75,7 +75,7 @@ class DistillationPipeline:
         """
         from nexa_distill import gates
 
-        gates.repair(self.config)
+        gates.run_repair_loop(self.config)
 
     def package_sft(self) -> None:
         """Filtered answers to training samples. Writes sft_parquet, sft_jsonl and splits."""
@@ -90,39 +90,39 @@ class DistillationPipeline:
         return [shlex.join(step.command) for step in steps if step.runs]
 
 
-def plan(request: Request) -> Iterator[str]:
+def describe_plan(request: Request) -> Iterator[str]:
     """The plan of a launch, with request counts and costs. Sends nothing."""
-    fresh = Freshness(request.load())
+    fresh = Freshness(request.load_settings())
     logs = Path(fresh.config.storage.logs)
     steps = make_plan(request, new_run_dir(logs), fresh)
     yield from plan_lines(steps)
     asks = not fresh.config.answers.path
     if asks and any(step.session == "data_gen" and step.runs for step in steps):
-        yield f"teacher: {_capable(fresh.config)}"
-        yield from (f"teacher: {line}" for line in _asking(fresh))
+        yield f"teacher: {_capability_line(fresh.config)}"
+        yield from (f"teacher: {line}" for line in _teacher_estimate(fresh))
     if any(step.session == "filtering" and step.runs for step in steps):
-        yield from (f"judge: {line}" for line in _judging(fresh))
+        yield from (f"judge: {line}" for line in _judge_estimate(fresh))
     if any(step.session == "regeneration" and step.runs for step in steps):
-        yield from (f"regeneration: {line}" for line in _repairing(fresh))
+        yield from (f"regeneration: {line}" for line in _repair_estimate(fresh))
 
 
-def _capable(config: DistillConfig) -> str:
+def _capability_line(config: DistillConfig) -> str:
     from nexa_distill.collect_teacher import teacher_model
 
     return plan_line(config, config.chosen_provider()[0], teacher_model(config))
 
 
-def _asking(fresh: Freshness) -> Iterator[str]:
+def _teacher_estimate(fresh: Freshness) -> Iterator[str]:
     from nexa_distill import collect_teacher
     from nexa_distill.cost.estimate_text import estimate_lines
 
-    stale = {stage.name for stage in STAGES if stage.session == "data_gen" and fresh.why_run(stage)}
+    stale = {stage.name for stage in STAGES if stage.session == "data_gen" and fresh.stale_reason(stage)}
     if before := sorted(stale - {"teacher"}):
         yield f"requests and cost are known after {' and '.join(before)}"
     elif stale:
         try:
-            prompts = fresh.config.storage.path("raw_dataset")
-            collector = collect_teacher.collector_of(fresh.config, prompts)
+            prompts = fresh.config.storage.path_of("raw_dataset")
+            collector = collect_teacher.build_collector(fresh.config, prompts)
             if collector.total <= PLANNED_REQUESTS:
                 yield from estimate_lines(collector)
             else:
@@ -132,32 +132,30 @@ def _asking(fresh: Freshness) -> Iterator[str]:
             yield f"no estimate: {error}"
 
 
-def _judging(fresh: Freshness) -> Iterator[str]:
+def _judge_estimate(fresh: Freshness) -> Iterator[str]:
     """Estimate of the judges, as far as known before the answers are filtered."""
     from nexa_distill import judge
     from nexa_distill.cost.estimate_text import estimate_lines
-    from nexa_distill.judging.candidates import submissions
-    from nexa_distill.judging.clients import panel_of
+    from nexa_distill.judging.candidates import load_candidates
+    from nexa_distill.judging.clients import build_panel
 
     config, before = fresh.config, STAGES[: [stage.name for stage in STAGES].index("judge")]
-    if not config.judging.judges or not fresh.why_run(STAGES[len(before)]):
+    if not config.judging.judges or not fresh.stale_reason(STAGES[len(before)]):
         return
-    if stale := [stage.name for stage in before if fresh.why_run(stage)]:
+    if stale := [stage.name for stage in before if fresh.stale_reason(stage)]:
         yield f"cost of {len(config.judging.judges)} judges is known after {' and '.join(stale)}"
         return
     try:
-        candidates = submissions(
-            config.storage.path("rule_filtered"),
-            config.judging.canary_prompts,
-            judge.exec_checks(config),
+        candidates = load_candidates(
+            config.storage.path_of("rule_filtered"), config.judging.canary_prompts, judge.fresh_exec_checks(config)
         )
-        for collector in panel_of(config, candidates).judges:
+        for collector in build_panel(config, candidates).judges:
             yield from estimate_lines(collector)
     except NexaError as error:
         yield f"no estimate: {error}"
 
 
-def _repairing(fresh: Freshness) -> Iterator[str]:
+def _repair_estimate(fresh: Freshness) -> Iterator[str]:
     """Estimate of the repairs, known after the gates have run on the current answers."""
     from nexa_distill import regenerate_bad
     from nexa_distill.cost.estimate_text import estimate_lines
@@ -166,29 +164,29 @@ def _repairing(fresh: Freshness) -> Iterator[str]:
     gated = [stage for stage in STAGES if stage.session in ("data_gen", "filtering")]
     if fresh.config.answers.path:
         return
-    if any(fresh.why_run(stage) for stage in gated):
+    if any(fresh.stale_reason(stage) for stage in gated):
         yield "repairs are known after filtering"
         return
     try:
-        for collector, _ in regenerate_bad.Asking(fresh.config, make_plan(fresh.config)).rounds:
+        for collector, _ in regenerate_bad.RepairRequests(fresh.config, make_plan(fresh.config)).rounds:
             yield from estimate_lines(collector)
     except NexaError as error:
         yield f"no estimate: {error}"
 
 
-def prepare(request: Request) -> Path | None:
+def prepare_run(request: Request) -> Path | None:
     """Create the folder of a new run with its plan; None if everything is up to date.
 
     Raises Locked (75) while the newest run is running.
     """
-    logs = Path(request.load().storage.logs).resolve()
+    logs = Path(request.load_settings().storage.logs).resolve()
     before = latest_run(logs)
     if running := running_sessions(before):
         raise Locked(
             f"a run of this project is running: {', '.join(running)} ({before}). "
             f"`{LAUNCHER} --status` shows it, `{LAUNCHER} --stop` stops it"
         )
-    sweep(logs)
+    sweep_orphans(logs)
     run_dir = new_run_dir(logs)
     steps = make_plan(request, run_dir)
     print("\n".join(plan_lines(steps, commands=False)), file=sys.stderr)
@@ -198,53 +196,52 @@ def prepare(request: Request) -> Path | None:
     return run_dir
 
 
-def sweep(logs: Path) -> None:
+def sweep_orphans(logs: Path) -> None:
     """Stop the stage processes of killed sessions."""
-    if count := orphans.end(logs):
+    if count := orphans.stop_orphans(logs):
         print(f"Stopped {count} orphaned stage processes.", file=sys.stderr)
 
 
-def watch(run_dir: Path, config: DistillConfig, out: TextIO = sys.stdout) -> int:
+def watch_run(run_dir: Path, config: DistillConfig, out: TextIO = sys.stdout) -> int:
     """Show the run until every session has ended, then the summary. Returns the run's code."""
     names, shown = planned_sessions(run_dir), list[str]()
     print(f"Run {run_dir.name}, logs in {run_dir}", file=out, flush=True)
     try:
         while True:
             states = [read_session(run_dir, name) for name in names]
-            shown = _show(states, shown, out)
+            shown = _show_states(states, shown, out)
             if all(state.code is not None for state in states):
                 break
             time.sleep(POLL_SECONDS)
-    except (KeyboardInterrupt, cli.Stopped) as stop:
+    except (KeyboardInterrupt, cli.StopSignal) as stop:
         running = running_sessions(run_dir)
         attach = f"`tmux attach -t {running[0]}` shows one, " if running else ""
         print(
-            f"\nThe sessions keep running. {attach}`{LAUNCHER} --status` shows all, "
-            f"`{LAUNCHER} --stop` stops them.",
+            f"\nThe sessions keep running. {attach}`{LAUNCHER} --status` shows all, `{LAUNCHER} --stop` stops them.",
             file=out,
             flush=True,
         )
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
-    print("\n".join(["", *failures(run_dir, states), *summary(config)]), file=out, flush=True)
+    print("\n".join(["", *describe_failures(run_dir, states), *describe_summary(config)]), file=out, flush=True)
     return exit_code(states)
 
 
-def _show(states: list[SessionState], shown: list[str], out: TextIO) -> list[str]:
+def _show_states(states: list[SessionState], shown: list[str], out: TextIO) -> list[str]:
     """Redraw in place on a terminal; elsewhere print a line for each changed state or step."""
     if out.isatty():
         width = shutil.get_terminal_size().columns - 1
         up = f"\x1b[{len(shown)}A" if shown else ""
-        lines = [state.line()[:width] for state in states]
+        lines = [state.status_line()[:width] for state in states]
         print(up + "".join(f"\x1b[2K{line}\n" for line in lines), end="", file=out, flush=True)
         return lines
     keys = [f"{state.name} {state.state} {state.step}" for state in states]
     for key, state in zip(keys, states, strict=True):
         if key not in shown and state.state != "waiting":
-            print(state.line(), file=out, flush=True)
+            print(state.status_line(), file=out, flush=True)
     return keys
 
 
-def status(config: DistillConfig) -> Iterator[str]:
+def describe_status(config: DistillConfig) -> Iterator[str]:
     """The newest run's sessions, then the sealed stages."""
     run_dir = latest_run(Path(config.storage.logs).resolve())
     if run_dir is None:
@@ -252,30 +249,30 @@ def status(config: DistillConfig) -> Iterator[str]:
     else:
         states = [read_session(run_dir, name) for name in planned_sessions(run_dir)]
         yield f"Run {run_dir.name}"
-        yield from (state.line() for state in states)
-        yield from failures(run_dir, states)
+        yield from (state.status_line() for state in states)
+        yield from describe_failures(run_dir, states)
     yield ""
-    yield from summary(config)
+    yield from describe_summary(config)
 
 
-def summary(config: DistillConfig) -> Iterator[str]:
+def describe_summary(config: DistillConfig) -> Iterator[str]:
     """Rows and cost of every sealed stage, the total cost, and the report's headline."""
     yield f"{'stage':<20} {'rows in':>8} {'kept':>8} {'rejected':>8} {'seconds':>8} {'US$':>8}"
     for stage in STAGES:
-        manifest = load_manifest(locate(stage.outputs[0], config), config.storage)
+        manifest = load_manifest(locate_path(stage.outputs[0], config), config.storage)
         if manifest is None:
             yield f"{stage.name:<20} {'not made yet':>17}"
             continue
         cost = "" if manifest["cost_usd"] is None else f"{manifest['cost_usd']:.4f}"
         rows = " ".join(f"{manifest[key]:>8}" for key in ("rows_in", "kept", "rejected"))
         yield f"{stage.name:<20} {rows} {manifest['seconds']:>8.1f} {cost:>8}".rstrip()
-    if paid := list(headline(cost_report(config))):
+    if paid := list(summary_lines(build_cost_report(config))):
         yield from ("", *paid)
-    yield from _headline(config.storage)
+    yield from _report_headline(config.storage)
 
 
-def _headline(storage: Storage) -> Iterator[str]:
-    report = storage.path("evaluation_report")
+def _report_headline(storage: Storage) -> Iterator[str]:
+    report = storage.path_of("evaluation_report")
     try:
         evaluation = json.loads(report.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -289,14 +286,12 @@ def _headline(storage: Storage) -> Iterator[str]:
     yield f"Report: {report} (and .md, .html beside it)"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser(__doc__)
+def _build_parser() -> argparse.ArgumentParser:
+    parser = cli.build_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("plan", "prepare", "status", "verify", "summary", "watch", "sweep"):
         command = commands.add_parser(name)
-        command.add_argument(
-            "--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="settings"
-        )
+        command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="settings")
         if name == "watch":
             command.add_argument("run_dir", type=Path)
         if name in ("plan", "prepare"):
@@ -309,38 +304,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _request(args: argparse.Namespace) -> Request:
-    return Request(
-        args.config,
-        args.input,
-        args.limit,
-        args.provider,
-        args.first,
-        args.only,
-        args.answers,
-    )
+def _build_request(args: argparse.Namespace) -> Request:
+    return Request(args.config, args.input, args.limit, args.provider, args.first, args.only, args.answers)
 
 
 def main() -> int:
-    """Returns the exit code; `watch` returns the run's."""
-    args = _parser().parse_args()
+    """Returns the exit code; `watch_run` returns the run's."""
+    args = _build_parser().parse_args()
     if args.command == "plan":
-        print("\n".join(plan(_request(args))))
+        print("\n".join(describe_plan(_build_request(args))))
         return 0
     if args.command == "prepare":
-        run_dir = prepare(_request(args))
+        run_dir = prepare_run(_build_request(args))
         print(run_dir or "", end="")
         return 0
     config = load_config(args.config)
     match args.command:
         case "watch":
-            return watch(args.run_dir, config)
+            return watch_run(args.run_dir, config)
         case "status":
-            print("\n".join(status(config)))
+            print("\n".join(describe_status(config)))
         case "sweep":
-            sweep(Path(config.storage.logs))
+            sweep_orphans(Path(config.storage.logs))
         case "summary":
-            print("\n".join(summary(config)))
+            print("\n".join(describe_summary(config)))
         case _:
             for line in verify_chain(config):
                 print(line, flush=True)

@@ -22,22 +22,23 @@ import aiohttp
 
 from nexa_distill.collection import capabilities
 from nexa_distill.collection.capabilities import Capabilities
-from nexa_distill.collection.capability_tests import PROBE_SCHEMA, Reply, findings, listed, start
-from nexa_distill.collection.client import Gateway
-from nexa_distill.collection.requests.body import (
-    LIMIT_KEYS,
-    PromptRequest,
-    prompt_request,
-    request_body,
+from nexa_distill.collection.capability_tests import (
+    PROBE_SCHEMA,
+    ProbeReply,
+    check_model_listed,
+    collect_findings,
+    shorten_text,
 )
-from nexa_distill.collection.requests.budget import Tally, refuse_unpriced
-from nexa_distill.collection.requests.connections import open_session, proxy_of
-from nexa_distill.collection.requests.endpoint import Endpoint, reach
-from nexa_distill.collection.requests.retry_policy import given_up
+from nexa_distill.collection.client import ApiClient
+from nexa_distill.collection.requests.body import LIMIT_KEYS, PromptRequest, prompt_request, request_body
+from nexa_distill.collection.requests.budget import BudgetTracker, refuse_unpriced
+from nexa_distill.collection.requests.connections import choose_proxy, open_session
+from nexa_distill.collection.requests.endpoint import Endpoint, open_endpoint
+from nexa_distill.collection.requests.retry_policy import give_up_reason
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.errors import ProviderUnusable
-from nexa_distill.journal.journal import Asking, Journal, spent_elsewhere
+from nexa_distill.journal.journal import Journal, PendingRequest, usage_elsewhere
 from nexa_distill.settings.pipeline import DistillConfig, Provider, load_config, with_flags
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
@@ -49,7 +50,7 @@ MODELS_BYTES, MODELS_SECONDS = 8 * 2**20, 30.0
 # Capability -> what its request contains besides the first one.
 QUESTIONS: dict[str, dict[str, Any]] = {
     "completion": {},
-    "json_schema": PROBE_SCHEMA.options("probe"),
+    "json_schema": PROBE_SCHEMA.request_options("probe"),
     "logprobs": {"logprobs": True},
     "seed": {"seed": 7},
     "n": {"n": 2},
@@ -65,41 +66,41 @@ class Probe:
     model: str
 
     @property
-    def provider(self) -> Provider:
+    def provider_settings(self) -> Provider:
         """The settings of the provider."""
         return self.config.providers[self.name]
 
     def run(self, *, refresh: bool = False) -> Capabilities:
         """The stored capabilities, or new ones. Errors as those of the gateway's `ask_all`."""
-        if not refresh and (stored := capabilities.load(self.config, self.name, self.model)):
+        if not refresh and (stored := capabilities.load_capabilities(self.config, self.name, self.model)):
             return stored
-        refuse_unpriced(self.config.budget, self.name, self.provider, self.model)
-        path = self.config.storage.path("journal") / "probe.sqlite"
+        refuse_unpriced(self.config.budget, self.name, self.provider_settings, self.model)
+        path = self.config.storage.path_of("journal") / "probe.sqlite"
         with Journal(path, run_id()) as journal:
-            questions = self._newest(journal, refresh)
-            asking = self._to_ask(journal, questions)
-            self._announce(asking)
-            with reach(self.name, self.provider, self.model) as endpoint:
+            questions = self._newest_questions(journal, refresh)
+            asking = self._unanswered_questions(journal, questions)
+            self._print_plan(asking)
+            with open_endpoint(self.name, self.provider_settings, self.model) as endpoint:
                 if asking:
-                    self._ask(journal, asking, endpoint)
-                models = asyncio.run(_models(endpoint))
-            replies = {name: _reply(journal, request) for name, request in questions.items()}
-        self._refuse_silence(replies["completion"], endpoint)
-        results = {"models": listed(models, endpoint.model)} | findings(replies)
-        base_url = self.provider.base_url
+                    self._ask_questions(journal, asking, endpoint)
+                models = asyncio.run(_fetch_models(endpoint))
+            replies = {name: _load_reply(journal, request) for name, request in questions.items()}
+        self._require_answer(replies["completion"], endpoint)
+        results = {"models": check_model_listed(models, endpoint.model)} | collect_findings(replies)
+        base_url = self.provider_settings.base_url
         probed = Capabilities(self.name, self.model, base_url, utc_now(), results)
-        capabilities.save(self.config, probed)
+        capabilities.save_capabilities(self.config, probed)
         return probed
 
-    def _newest(self, journal: Journal, refresh: bool) -> dict[str, PromptRequest]:
+    def _newest_questions(self, journal: Journal, refresh: bool) -> dict[str, PromptRequest]:
         """The newest round of questions that was started; with `refresh`, one more."""
         begun = 0
-        while journal.known([self._questions(begun)["completion"].key]):
+        while journal.load_states([self._build_questions(begun)["completion"].key]):
             begun += 1
-        return self._questions(begun if refresh else max(begun - 1, 0))
+        return self._build_questions(begun if refresh else max(begun - 1, 0))
 
-    def _questions(self, round_: int) -> dict[str, PromptRequest]:
-        provider, requests = self.provider, {}
+    def _build_questions(self, round_: int) -> dict[str, PromptRequest]:
+        provider, requests = self.provider_settings, {}
         regenerates = self.model == provider.regen_model != provider.model
         options = provider.extra_body | (provider.regen_extra_body if regenerates else {})
         for name, asked in QUESTIONS.items():
@@ -112,65 +113,65 @@ class Probe:
             requests[name] = replace(request, key=sha256_text(f"{where}|{request.key}"))
         return requests
 
-    def _to_ask(self, journal: Journal, questions: Mapping[str, PromptRequest]) -> list[Asking]:
+    def _unanswered_questions(self, journal: Journal, questions: Mapping[str, PromptRequest]) -> list[PendingRequest]:
         """The questions with neither an answer nor a refusal yet."""
-        price, pending = self.provider.prices.get(self.model), []
-        known = journal.known(request.key for request in questions.values())
+        price, pending = self.provider_settings.prices.get(self.model), []
+        known = journal.load_states(request.key for request in questions.values())
         for request in questions.values():
             before = known.get(request.key)
-            if before and (before.answered or given_up(before.attempts, sys.maxsize)):
+            if before and (before.has_answer or give_up_reason(before.attempts, sys.maxsize)):
                 continue
             prompt, answer = len(request.data) // 3, ANSWER_TOKENS * request.body.get("n", 1)
-            usd = price.cost(prompt, answer) if price else 0.0
+            usd = price.answer_cost(prompt, answer) if price else 0.0
             id_ = before.id if before else None
             tokens = prompt + answer
-            pending.append(Asking(id_, request.key, request.sample_id, request.data, tokens, usd))
+            pending.append(PendingRequest(id_, request.key, request.sample_id, request.data, tokens, usd))
         return pending
 
-    def _announce(self, asking: list[Asking]) -> None:
+    def _print_plan(self, asking: list[PendingRequest]) -> None:
         usd = sum(a.most_usd for a in asking)
-        cost = f"at most ${usd:.6f}" if self.model in self.provider.prices else "unpriced"
+        cost = f"at most ${usd:.6f}" if self.model in self.provider_settings.prices else "unpriced"
         print(
-            f"probe: sends {self.name} ({self.provider.base_url or 'its own server'}) {self.model} "
+            f"probe: sends {self.name} ({self.provider_settings.base_url or 'its own server'}) {self.model} "
             f"a request for its models and {len(asking)} questions of at most {ANSWER_TOKENS} "
             f"answer tokens, {cost}",
             flush=True,
         )
 
-    def _ask(self, journal: Journal, asking: list[Asking], endpoint: Endpoint) -> None:
+    def _ask_questions(self, journal: Journal, asking: list[PendingRequest], endpoint: Endpoint) -> None:
         # One at a time, so that a refusal of the whole API stops the probe immediately.
         changes = {"concurrency": 1, "max_attempts": ATTEMPTS, "stop_on_model_change": False}
         settings = self.config.collection.model_copy(update=changes)
-        spent = journal.spent().plus(spent_elsewhere(journal.path.parent, journal.path))
-        tally = Tally(self.config.budget, spent)
-        gateway = Gateway(endpoint, self.provider, settings, self.model, journal, tally)
+        spent = journal.total_usage().combined_with(usage_elsewhere(journal.path.parent, journal.path))
+        tally = BudgetTracker(self.config.budget, spent)
+        gateway = ApiClient(endpoint, self.provider_settings, settings, self.model, journal, tally)
         with Progress("probe", len(asking)) as progress:
             gateway.run(iter([asking]), progress)
 
-    def _refuse_silence(self, plain: Reply, endpoint: Endpoint) -> None:
-        if plain.answer.flag == "malformed":
+    def _require_answer(self, plain: ProbeReply, endpoint: Endpoint) -> None:
+        if plain.parsed_answer.flag == "malformed":
             raise ProviderUnusable(
                 f"provider {self.name} ({endpoint.base_url}) does not answer a plain question: "
-                f"{start(plain.said)}; check base_url, model ({endpoint.model}) and extra_body, "
+                f"{shorten_text(plain.response_text)}; check base_url, model ({endpoint.model}) and extra_body, "
                 "then run again with --refresh"
             )
 
 
-def _reply(journal: Journal, request: PromptRequest) -> Reply:
-    stored = journal.answers([request.key]).get(request.key)
-    known = journal.known([request.key])[request.key]
-    refused = bool(given_up(known.attempts, sys.maxsize))
-    return Reply(stored, refused, journal.evidence(request.key))
+def _load_reply(journal: Journal, request: PromptRequest) -> ProbeReply:
+    stored = journal.newest_answers([request.key]).get(request.key)
+    known = journal.load_states([request.key])[request.key]
+    refused = bool(give_up_reason(known.attempts, sys.maxsize))
+    return ProbeReply(stored, refused, journal.last_response_text(request.key))
 
 
-async def _models(endpoint: Endpoint) -> tuple[int | None, bytes]:
+async def _fetch_models(endpoint: Endpoint) -> tuple[int | None, bytes]:
     """(HTTP status, body) of GET /models; the status is None when there was no response."""
     limit, body = aiohttp.ClientTimeout(total=MODELS_SECONDS), bytearray()
-    proxy = proxy_of(endpoint)._asdict()
+    proxy = choose_proxy(endpoint)._asdict()
     try:
         async with (
             open_session(endpoint, limit) as session,
-            session.get(endpoint.url("/models"), allow_redirects=False, **proxy) as response,
+            session.get(endpoint.build_url("/models"), allow_redirects=False, **proxy) as response,
         ):
             async for part in response.content.iter_any():
                 body += part
@@ -183,7 +184,7 @@ async def _models(endpoint: Endpoint) -> tuple[int | None, bytes]:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
     add("--base-url", metavar="URL", help="another address for this provider")
@@ -199,8 +200,8 @@ def main() -> int:
     config = with_flags(config, {"providers": {name: provider}})
     model = args.model or config.collection.teacher_model or config.providers[name].model
     probed = Probe(config, name, model).run(refresh=args.refresh)
-    print("\n".join(capabilities.table(probed)))
-    print(f"probe: {capabilities.cache_path(config, name)}; --refresh probes again")
+    print("\n".join(capabilities.capability_table(probed)))
+    print(f"probe: {capabilities.capabilities_path(config, name)}; --refresh probes again")
     return 0
 
 

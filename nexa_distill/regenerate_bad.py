@@ -31,46 +31,36 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill.annotation.decisions import Edit, decisions_of, record, time_of
-from nexa_distill.collection.answers.extraction import cleaner_of
+from nexa_distill.annotation.decisions import Edit, decision_time, load_decisions, record_decisions
+from nexa_distill.collection.answers.extraction import build_cleaner
 from nexa_distill.collection.capabilities import schema_warning
 from nexa_distill.collection.collector import (
     BATCH_ROWS,
+    CollectionSummary,
     Collector,
     Row,
-    Summary,
-    read_again,
-    unknown_finish,
+    describe_unknown_finish,
+    has_unreadable_answers,
 )
-from nexa_distill.collection.requests.body import (
-    PromptRequest,
-    prompt_request,
-    raise_limit,
-    request_body,
-)
+from nexa_distill.collection.requests.body import PromptRequest, prompt_request, raise_limit, request_body
 from nexa_distill.console import cli
 from nexa_distill.contracts import INPUTS, OUTPUTS, TABLES, UNANSWERED
-from nexa_distill.cost.estimate_text import say_estimate
+from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.dialects import is_known_finish
 from nexa_distill.errors import InputError, NexaError
 from nexa_distill.journal.journal import Journal
 from nexa_distill.repair.plan import (
-    PERSON,
+    REJECTED_BY_PERSON,
     Plan,
-    Wanted,
-    faults_of,
+    PlannedRepair,
+    load_faults,
+    load_rejected_texts,
     make_plan,
-    plan_of,
-    texts_of,
+    plan_from_decisions,
     unanswered_path,
 )
 from nexa_distill.repair.prompts import repair_prompt
-from nexa_distill.settings.pipeline import (
-    DistillConfig,
-    load_config,
-    load_system_prompt,
-    with_flags,
-)
+from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt, with_flags
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.json_schemas import load_schemas
@@ -86,7 +76,7 @@ def regen_model(config: DistillConfig, round_: int = 1) -> str:
     return config.collection.regen_teacher_model or config.chosen_provider()[1].regen_model
 
 
-def _options(config: DistillConfig) -> dict[str, Any]:
+def _extra_options(config: DistillConfig) -> dict[str, Any]:
     provider = config.chosen_provider()[1]
     return provider.extra_body | provider.regen_extra_body
 
@@ -108,17 +98,17 @@ def settings(config: DistillConfig, plan: Plan | None = None) -> dict[str, Any]:
     models = [regen_model(config, n) for n in range(1, rounds + 1)]
     prices = {model: provider.prices.get(model) for model in models}
     return {
-        "plan": plan and plan.digest,
+        "plan": plan and plan.plan_digest,
         "models": models,
         "system_prompt": load_system_prompt(config.collection.regen_system_prompt_path),
         "decoding": config.collection.model_dump(include={"max_tokens", "temperature"}),
-        "extra_body": _options(config),
+        "extra_body": _extra_options(config),
         "answer_chars": config.regeneration.answer_chars,
-        **provider.sending,
+        **provider.dialect_changes,
         **_reasoning_limit(config, plan),
         "response_schemas": load_schemas(config.collection.response_schemas).schemas,
         "prices": {model: price and price.model_dump() for model, price in prices.items()},
-        **cleaner_of(config).settings,
+        **build_cleaner(config).relevant_settings,
     }
 
 
@@ -128,72 +118,63 @@ def _reasoning_limit(config: DistillConfig, plan: Plan | None) -> dict[str, Any]
     return {"reasoning_max_tokens": config.regeneration.reasoning_max_tokens} if cut else {}
 
 
-class Asking:
+class RepairRequests:
     """The requests of a plan: one collector per round, because rounds have their own models."""
 
     def __init__(self, config: DistillConfig, plan: Plan, *, retry_failed: bool = False) -> None:
         self.config, self.plan = config, plan
-        self.faults, self.texts = faults_of(config, plan.wanted), texts_of(config, plan.wanted)
+        self.faults, self.texts = (load_faults(config, plan.wanted), load_rejected_texts(config, plan.wanted))
         self.system = load_system_prompt(config.collection.regen_system_prompt_path)
         self.schemas = load_schemas(config.collection.response_schemas)
-        self.rounds = [
-            (self._collector(wanted, retry_failed), wanted) for wanted in plan.by_round().values()
-        ]
+        self.rounds = [(self._make_collector(wanted, retry_failed), wanted) for wanted in plan.by_round().values()]
 
-    def _collector(self, wanted: dict[str, Wanted], retry_failed: bool) -> Collector:
+    def _make_collector(self, wanted: dict[str, PlannedRepair], retry_failed: bool) -> Collector:
         config, name = self.config, self.config.chosen_provider()[0]
         model = regen_model(config, next(iter(wanted.values())).round)
 
-        def rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
+        def read_rows(columns: Sequence[str] | None) -> Iterator[list[Row]]:
             return rows_of(config, wanted, columns)
 
         def requests_of(row: Row) -> list[PromptRequest]:
-            return [self._request(row, wanted[row["sample_id"]], model)]
+            return [self._make_request(row, wanted[row["sample_id"]], model)]
 
-        return Collector(
-            "regenerate", config, name, model, rows, requests_of, len(wanted), retry_failed
-        )
+        return Collector("regenerate", config, name, model, read_rows, requests_of, len(wanted), retry_failed)
 
-    def _request(self, row: Row, wanted: Wanted, model: str) -> PromptRequest:
+    def _make_request(self, row: Row, wanted: PlannedRepair, model: str) -> PromptRequest:
         """The question with instructions, and the repair system prompt after the row's own."""
         config, sample = self.config, wanted.sample_id
         provider, limit = config.chosen_provider()[1], config.regeneration.reasoning_max_tokens
         prompt = repair_prompt(
-            row,
-            self.faults[(sample, wanted.of)],
-            self.texts.get((sample, wanted.of)),
-            config.collection.max_tokens,
+            row, self.faults[(sample, wanted.of)], self.texts.get((sample, wanted.of)), config.collection.max_tokens
         )
         system = "\n\n".join(filter(None, [row["system_prompt"], self.system]))
-        extra = self.schemas.options(row["template_name"]) | _options(config)
+        extra = self.schemas.request_options(row["template_name"]) | _extra_options(config)
         body = request_body(system, prompt, model, config, provider, extra)
         if limit and "reasoning_cut" in wanted.reasons:
             body = raise_limit(body, limit)
         attempt = config.collection.samples - 1 + wanted.round
         return prompt_request(sample, body, attempt=attempt, round_=wanted.round)
 
-    def write(self, journal: Journal | None, dst: Path, unanswered: Path, summary: Summary) -> None:
+    def write_tables(self, journal: Journal | None, dst: Path, unanswered: Path, summary: CollectionSummary) -> None:
         """Write both tables: every round from the journal, then the edits."""
         with table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad:
             for collector, wanted in self.rounds:
-                answers = collector.results(journal) if journal else ()
+                answers = collector.result_batches(journal) if journal else ()
                 for rows, missing in answers:
                     for row in rows:
                         row["repaired_reason"] = wanted[row["sample_id"]].reasons[0]
                     good.write(pa.Table.from_pylist(rows, schema=OUTPUTS))
                     bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
-                    summary.add(rows, missing)
+                    summary.add_rows(rows, missing)
             written = list(edit_rows(self.config, self.plan.edits))
             good.write(pa.Table.from_pylist(written, schema=OUTPUTS))
 
 
-def rows_of(
-    config: DistillConfig, samples: Iterable[str], columns: Sequence[str] | None
-) -> Iterator[list[Row]]:
+def rows_of(config: DistillConfig, samples: Iterable[str], columns: Sequence[str] | None) -> Iterator[list[Row]]:
     """The row of each sample's first collected answer, with the columns of INPUTS."""
     missing = set(samples)
     ids = pa.array(sorted(missing), pa.string())
-    path, names = config.storage.path("collected_dataset"), list(columns or INPUTS.names)
+    path, names = config.storage.path_of("collected_dataset"), list(columns or INPUTS.names)
     for batch in read_batches(path, ANSWERS, batch_rows=BATCH_ROWS, columns=names):
         rows = []
         for row in batch.filter(pc.is_in(batch["sample_id"], ids)).to_pylist():
@@ -202,9 +183,7 @@ def rows_of(
                 rows.append(row)
         yield rows
     if missing:
-        raise InputError(
-            f"{path}: has no answer to sample_id {min(missing)}, which is to be repaired"
-        )
+        raise InputError(f"{path}: has no answer to sample_id {min(missing)}, which is to be repaired")
 
 
 def edit_rows(config: DistillConfig, edits: list[tuple[str, Edit]]) -> Iterator[Row]:
@@ -221,8 +200,8 @@ def edit_rows(config: DistillConfig, edits: list[tuple[str, Edit]]) -> Iterator[
                     "model_id": f"person:{edit.by.annotator or 'somebody'}",
                     "finish_reason": "stop",
                     "cost_usd": 0.0,
-                    "created_at": time_of(edit.by),
-                    "repaired_reason": PERSON,
+                    "created_at": decision_time(edit.by),
+                    "repaired_reason": REJECTED_BY_PERSON,
                 }
 
 
@@ -234,34 +213,34 @@ def run(
     *,
     dry_run: bool = False,
     retry_failed: bool = False,
-) -> Summary | None:
+) -> CollectionSummary | None:
     """Request the planned repairs; None if there was nothing to do."""
     storage = config.storage
-    dst = dst or storage.path("regen_dataset")
+    dst = dst or storage.path_of("regen_dataset")
     elsewhere = storage.key_of(dst) != "regen_dataset"
     if annotations:
-        decisions = decisions_of(annotations, src or storage.path("rejections"))
+        decisions = load_decisions(annotations, src or storage.path_of("rejections"))
         src = None
         if not elsewhere and not dry_run:
-            count = record(config, decisions)
+            count = record_decisions(config, decisions)
             print(f"regenerate: recorded {count} new decisions of {annotations}")
-    plan = plan_of(config, decisions) if annotations and elsewhere else make_plan(config, src)
-    unanswered, first = unanswered_path(dst), storage.path("collected_dataset")
+    plan = plan_from_decisions(config, decisions) if annotations and elsewhere else make_plan(config, src)
+    unanswered, first = unanswered_path(dst), storage.path_of("collected_dataset")
     stage = StageRun("regenerate", storage, inputs=[first], settings=settings(config, plan))
-    current = stage.is_current(dst, unanswered) and not read_again(unanswered)
+    current = stage.is_current(dst, unanswered) and not has_unreadable_answers(unanswered)
     if current and not retry_failed:
         print(f"regenerate: {dst} is up to date")
         return None
-    asking = Asking(config, plan, retry_failed=retry_failed)
-    _announce(config, asking)
+    asking = RepairRequests(config, plan, retry_failed=retry_failed)
+    _print_plan(config, asking)
     if dry_run:
         for collector, _ in asking.rounds:
-            say_estimate(collector)
+            print_estimate(collector)
         return None
-    return _ask(asking, stage, dst, unanswered)
+    return _ask_repairs(asking, stage, dst, unanswered)
 
 
-def _announce(config: DistillConfig, asking: Asking) -> None:
+def _print_plan(config: DistillConfig, asking: RepairRequests) -> None:
     if config.answers.path and not asking.rounds:
         print(f"regenerate: answers come from {config.answers.path}; no request is sent")
     elif not asking.plan.wanted:
@@ -277,29 +256,29 @@ def _announce(config: DistillConfig, asking: Asking) -> None:
 def _unknown_finishes(config: DistillConfig) -> Iterator[str]:
     """Warnings about unknown finish reasons, which count as truncated."""
     words, answers = Counter[str](), 0
-    path = config.storage.path("collected_dataset")
+    path = config.storage.path_of("collected_dataset")
     for batch in read_batches(path, ANSWERS, columns=["finish_reason"]):
         answers += batch.num_rows
         words.update(word for word in batch["finish_reason"].to_pylist() if word)
     for word, count in words.most_common():
         if not is_known_finish(word):
-            yield unknown_finish(word, count, answers)
+            yield describe_unknown_finish(word, count, answers)
 
 
-def _ask(asking: Asking, stage: StageRun, dst: Path, unanswered: Path) -> Summary:
-    summary, collectors = Summary(), [collector for collector, _ in asking.rounds]
+def _ask_repairs(asking: RepairRequests, stage: StageRun, dst: Path, unanswered: Path) -> CollectionSummary:
+    summary, collectors = CollectionSummary(), [collector for collector, _ in asking.rounds]
     for collector in collectors:
         collector.refuse_unpayable()
     with collectors[0].open_journal(stage.id) if collectors else nullcontext() as journal:
         if journal:
-            summary.requests = sum(collector.ask(journal) for collector in collectors)
-        asking.write(journal, dst, unanswered, summary)
-        summary.uncertain = journal.uncertain() if journal else []
-    rows, missing = summary.rows + len(asking.plan.edits), summary.unanswered
-    stage.seal(unanswered, rows_in=rows, rejected=missing)
-    stage.seal(dst, rows_in=rows, rejected=missing, cost_usd=summary.usd)
+            summary.requests = sum(collector.ask_missing(journal) for collector in collectors)
+        asking.write_tables(journal, dst, unanswered, summary)
+        summary.uncertain = journal.uncertain_keys() if journal else []
+    rows, missing = summary.rows + len(asking.plan.edits), summary.unanswered_count
+    stage.seal_output(unanswered, rows_in=rows, rejected=missing)
+    stage.seal_output(dst, rows_in=rows, rejected=missing, cost_usd=summary.usd)
     if collectors:
-        summary.say("regenerate", collectors[0].provider_name, dst, unanswered)
+        summary.print_summary("regenerate", collectors[0].provider_name, dst, unanswered)
     if asking.plan.edits:
         print(f"regenerate: {len(asking.plan.edits)} answers written by annotators -> {dst}")
     return summary
@@ -309,10 +288,7 @@ def run_regeneration(args: argparse.Namespace) -> int:
     """The command line's work: flags over YAML, then `run`."""
     flags = {
         "provider": args.provider,
-        "collection": {
-            "regen_teacher_model": args.teacher,
-            "regen_system_prompt_path": args.system_prompt,
-        },
+        "collection": {"regen_teacher_model": args.teacher, "regen_system_prompt_path": args.system_prompt},
     }
     config = with_flags(load_config(args.config), flags)
     run(
@@ -328,7 +304,7 @@ def run_regeneration(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="inspected file (default: storage.rejections)")
     add("--annotations", type=Path, metavar="FILE", help="human decisions, JSONL")

@@ -32,21 +32,21 @@ from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
 from nexa_distill.errors import InputError
-from nexa_distill.gating.check_summary import Case, Evidence, Seen
-from nexa_distill.gating.gate_report import FilterStats, funnel, markdown, page
-from nexa_distill.judging.canaries import canaries_of, false_accepts
+from nexa_distill.gating.check_summary import AnswerChecks, CheckOutcome, CheckSummary
+from nexa_distill.gating.gate_report import FilterStats, count_funnel, render_markdown, render_page
+from nexa_distill.judging.canaries import canaries_path, false_accepts
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.filters import FilterConfig, GateConfig
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
-from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.atomic import write_json, write_text
-from nexa_distill.storage.manifests import StageRun, refuse_stale, repairs
+from nexa_distill.storage.manifests import StageRun, refuse_stale, valid_regenerations
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.hashing import Indexes
 
 SOURCE = TABLES["collected_dataset"]
-JUDGED = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
+SCORE_REASONS = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
 KEPT_ANOTHER = "better_attempt_kept"
 CHECK_FILES = ["rules_checks", "exec_checks", "judge_checks", "person_checks"]
 
@@ -62,42 +62,40 @@ class SampleGate:
 
         Rows that passed may be left out. Missing required checks are not detected here.
         """
-        seen = Seen()
+        seen = AnswerChecks()
         for row in checks:
-            seen = seen.add(row, JUDGED)
-        return self._against(Case(seen, missing=False))
+            seen = seen.with_check(row, SCORE_REASONS)
+        return self._reasons_against(CheckOutcome(seen, missing=False))
 
-    def _against(self, case: Case) -> list[str]:
+    def _reasons_against(self, case: CheckOutcome) -> list[str]:
         seen = case.seen
         lacks_one = ["check_missing"] * (self.config.require_both and len(seen.judged) == 1)
-        reasons = list(dict.fromkeys([*seen.reasons, *self._low(dict(seen.scores)), *lacks_one]))
+        reasons = list(dict.fromkeys([*seen.reasons, *self._low_scores(dict(seen.scores)), *lacks_one]))
         # A later gate does not check answers that an earlier one rejected: a missing check is a
         # reason only if there is no other.
         return reasons or ["check_missing"] * case.missing
 
-    def _low(self, scores: Mapping[str, float]) -> list[str]:
+    def _low_scores(self, scores: Mapping[str, float]) -> list[str]:
         """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
-        low = [JUDGED[name] for name, value in scores.items() if not self._enough(name, value)]
+        low = [SCORE_REASONS[name] for name, value in scores.items() if not self._is_enough(name, value)]
         return low if self.config.require_both or len(low) == len(scores) else []
 
-    def _enough(self, name: str, score: float) -> bool:
+    def _is_enough(self, name: str, score: float) -> bool:
         factual = name == "judge.factuality"
         limit = self.config.judge_f_threshold if factual else self.config.judge_r_threshold
         return limit <= score <= 1
 
-    def filter_dataset(
-        self, src: Sequence[Path], checks: Sequence[Path], dst: Path, rejections: Path
-    ) -> FilterStats:
+    def filter_dataset(self, src: Sequence[Path], checks: Sequence[Path], dst: Path, rejections: Path) -> FilterStats:
         """Write every answer of `src` to either `dst` or `rejections`.
 
         Raises InputError for a duplicate key or without answers.
         """
-        answers = AnswerKeys(src)
+        answers = AnswerIndex(src)
         if not len(answers):
             names = ", ".join(map(str, src))
             raise InputError(f"{names}: 0 answers; run `{SOURCE.command}` first")
-        evidence = Evidence(answers, checks, self.config.required, JUDGED)
-        reasons, of_answer = self._decide(answers, evidence)
+        evidence = CheckSummary(answers, checks, self.config.required, SCORE_REASONS)
+        reasons, of_answer = self._decide_answers(answers, evidence)
         stats = FilterStats(
             families=sorted(evidence.families),
             exec_pass_rate=evidence.pass_rate("exec.executes"),
@@ -109,12 +107,12 @@ class SampleGate:
         with ExitStack() as files, Progress("sample gate", len(answers)) as progress:
             kept_out = files.enter_context(table_writer(dst, OUTPUTS))
             rejected_out = files.enter_context(table_writer(rejections, REJECTIONS))
-            for rows in _answers(src):
+            for rows in _read_answers(src):
                 these = of_answer[stats.total : stats.total + rows.num_rows]
                 against = [reasons[number] for number in these.tolist()]
                 keep = np.array([not r for r in against])
                 kept_out.write(rows.filter(pa.array(keep)))
-                rejected_out.write(_rejected(rows, keep, against))
+                rejected_out.write(_rejection_table(rows, keep, against))
                 stats.add(rows, against)
                 progress.add(rows.num_rows, f"{stats.kept} kept")
             if stats.total != len(answers) or kept_out.rows + rejected_out.rows != stats.total:
@@ -122,56 +120,54 @@ class SampleGate:
         check_reasons(list(stats.reasons))
         return stats
 
-    def _decide(self, answers: AnswerKeys, evidence: Evidence) -> tuple[list[list[str]], Indexes]:
+    def _decide_answers(self, answers: AnswerIndex, evidence: CheckSummary) -> tuple[list[list[str]], Indexes]:
         """The distinct lists of reasons, and per answer the index of its list."""
-        cases, of_answer = evidence.cases()
-        reasons = [self._against(case) for case in cases]
+        cases, of_answer = evidence.distinct_outcomes()
+        reasons = [self._reasons_against(case) for case in cases]
         passes = np.flatnonzero(np.array([not against for against in reasons])[of_answer])
         # Of a sample's passing answers only the best is kept.
-        best = answers.best(passes, np.array([_rank(case.seen) for case in cases])[of_answer])
+        best = answers.best_attempts(passes, np.array([_rank_answer(case.seen) for case in cases])[of_answer])
         of_answer[np.setdiff1d(passes, best, assume_unique=True)] = len(reasons)
         return [*reasons, [KEPT_ANOTHER]], of_answer
 
     def generate_report(self, stats: FilterStats, path: Path | None = None) -> str:
         """The funnel as Markdown; with `path`, also written there as JSON, .md and .html."""
-        report = funnel(stats, self.config)
-        text = markdown(report)
+        report = count_funnel(stats, self.config)
+        text = render_markdown(report)
         if path:
             write_json(path.with_suffix(".json"), report)
             write_text(path.with_suffix(".md"), text)
-            write_text(path.with_suffix(".html"), page(report))
+            write_text(path.with_suffix(".html"), render_page(report))
         return text
 
 
-def _rank(seen: Seen) -> float:
+def _rank_answer(seen: AnswerChecks) -> float:
     """The mean of the judges' scores, 0..1; -1 for an unjudged answer."""
     scores = [score for _, score in seen.scores if 0 <= score <= 1]
     return fmean(scores) if scores else -1.0
 
 
-def _answers(src: Sequence[Path]) -> Iterable[pa.Table]:
+def _read_answers(src: Sequence[Path]) -> Iterable[pa.Table]:
     return (rows for path in src for rows in read_batches(path, SOURCE, batch_rows=8192))
 
 
-def _rejected(rows: pa.Table, keep: np.ndarray[Any, Any], against: list[list[str]]) -> pa.Table:
+def _rejection_table(rows: pa.Table, keep: np.ndarray[Any, Any], against: list[list[str]]) -> pa.Table:
     reasons = [r for r in against if r]
     table = rows.filter(pa.array(~keep))
-    table = table.append_column(
-        REJECTIONS.field("rejection_reason"), pa.array([r[0] for r in reasons], pa.string())
-    )
+    table = table.append_column(REJECTIONS.field("rejection_reason"), pa.array([r[0] for r in reasons], pa.string()))
     column = pa.array(reasons, pa.list_(pa.string()))
     return table.append_column(REJECTIONS.field("rejection_reasons"), column)
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine which answers are kept, besides the checks."""
-    return _gate(config).model_dump()
+    return _gate_config(config).model_dump()
 
 
-def _gate(config: DistillConfig, override: GateConfig | None = None) -> GateConfig:
+def _gate_config(config: DistillConfig, override: GateConfig | None = None) -> GateConfig:
     """The gate's settings; the checks of every configured judge are required too."""
     gate = override or load_yaml(Path(config.filters), FilterConfig).sample_gate
-    judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in JUDGED]
+    judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in SCORE_REASONS]
     return gate.model_copy(update={"required": [*gate.required, *judges]})
 
 
@@ -190,14 +186,14 @@ def run(
     `gate` defaults to `sample_gate:` of the file that the pipeline's `filters:` names.
     """
     storage = config.storage
-    gate = _gate(config, gate)
-    src = src or [storage.path("collected_dataset"), *repairs(storage)]
-    checks = checks or _existing(config, CHECK_FILES)
-    usual = storage.path("reports") / "sample_gate" / "gate_report.json"
-    report = report or storage.beside(dst, "report.json", usual)
-    rejections = rejections or storage.beside(dst, "rejections.parquet", storage.path("rejections"))
-    dst = dst or storage.path("filtered_dataset")
-    canaries = [canary for path in checks if (canary := canaries_of(path, storage)).exists()]
+    gate = _gate_config(config, gate)
+    src = src or [storage.path_of("collected_dataset"), *valid_regenerations(storage)]
+    checks = checks or _existing_files(config, CHECK_FILES)
+    usual = storage.path_of("reports") / "sample_gate" / "gate_report.json"
+    report = report or storage.path_beside(dst, "report.json", usual)
+    rejections = rejections or storage.path_beside(dst, "rejections.parquet", storage.path_of("rejections"))
+    dst = dst or storage.path_of("filtered_dataset")
+    canaries = [canary for path in checks if (canary := canaries_path(path, storage)).exists()]
     inputs = [*src, *checks, *canaries]
     stage = StageRun("sample_gate", storage, inputs=inputs, settings=gate.model_dump())
     for path in checks:
@@ -210,7 +206,7 @@ def run(
     stats = decider.filter_dataset(src, checks, dst, rejections)
     stats.canaries = false_accepts(canaries, lambda rows: not decider.filter_sample(rows))
     decider.generate_report(stats, report)
-    stage_reports.quality_report(
+    stage_reports.write_quality_report(
         report.with_name("quality_report.json"),
         stage="sample_gate",
         total=stats.total,
@@ -221,20 +217,20 @@ def run(
         exec_error_counts=stats.exec_error_counts,
     )
     for path in (rejections, dst):
-        stage.seal(path, rows_in=stats.total, rejected=stats.rejected)
+        stage.seal_output(path, rows_in=stats.total, rejected=stats.rejected_count)
     print(f"sample gate: {stats.kept} of {stats.total} answers kept; {report.with_suffix('.md')}")
     return stats
 
 
-def _existing(config: DistillConfig, keys: list[str]) -> list[Path]:
+def _existing_files(config: DistillConfig, keys: list[str]) -> list[Path]:
     """The first of the storage's files, which is required, and those of the others that exist."""
-    paths = [config.storage.path(key) for key in keys]
+    paths = [config.storage.path_of(key) for key in keys]
     return paths[:1] + [path for path in paths[1:] if path.exists()]
 
 
 def main() -> int:
     """Run the stage."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--checks", type=Path, nargs="+", help="measurements (contracts.CHECKS)")
     parser.add_argument("--dst", type=Path, help="answers that are kept")

@@ -34,14 +34,8 @@ from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.gating import quality_gates
 from nexa_distill.reporting.dataset_card import write_card
-from nexa_distill.settings.pipeline import (
-    DistillConfig,
-    Reasoning,
-    Storage,
-    load_config,
-    load_system_prompt,
-)
-from nexa_distill.storage.atomic import replacing, sync_folder
+from nexa_distill.settings.pipeline import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
+from nexa_distill.storage.atomic import replace_atomically, sync_folder
 from nexa_distill.storage.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.reasoning import join_reasoning, split_reasoning
@@ -55,9 +49,7 @@ Record = dict[str, Any]
 UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def build_record(
-    row: Mapping[str, Any], system_prompt: str | None, reasoning: Reasoning = "drop"
-) -> Record:
+def build_record(row: Mapping[str, Any], system_prompt: str | None, reasoning: Reasoning = "drop") -> Record:
     """One training sample (contracts.SFT) of one kept answer.
 
     `system_prompt` is the collection's; the row's own takes precedence. Without either there is no
@@ -65,11 +57,9 @@ def build_record(
     InputError for a row without an answer.
     """
     if row["teacher_output"] is None:
-        raise InputError(
-            f"sample_id {row['sample_id']}: no answer to train on; run the rules on it"
-        )
+        raise InputError(f"sample_id {row['sample_id']}: no answer to train on; run the rules on it")
     target = row["teacher_output"] if reasoning == "drop" else with_reasoning(row)
-    messages = [*prompt_messages(row, system_prompt), said_by_assistant(target)]
+    messages = [*prompt_messages(row, system_prompt), assistant_message(target)]
     names = ("split", "template_name", "domain", "model_id", "attempt", "repaired_reason")
     return {"sample_id": row["sample_id"], "messages": messages} | {n: row[n] for n in names}
 
@@ -90,7 +80,7 @@ def prompt_messages(row: Mapping[str, Any], system_prompt: str | None) -> list[d
     return [*messages, {"role": "user", "content": row["user_prompt"]}]
 
 
-def said_by_assistant(text: str) -> dict[str, str]:
+def assistant_message(text: str) -> dict[str, str]:
     """The message of an answer."""
     return {"role": "assistant", "content": text.strip()}
 
@@ -108,12 +98,12 @@ def without_nulls(record: Record) -> Record:
     return {name: "" if value is None else value for name, value in record.items()}
 
 
-def _input_output(record: Record) -> Record:
+def _to_input_output(record: Record) -> Record:
     *prompt, answer = record["messages"]
     return {"input": "\n\n".join(m["content"] for m in prompt), "output": answer["content"]}
 
 
-def _alpaca(record: Record) -> Record:
+def _to_alpaca(record: Record) -> Record:
     *before, user, answer = record["messages"]
     system = "\n\n".join(m["content"] for m in before)
     return {
@@ -123,7 +113,7 @@ def _alpaca(record: Record) -> Record:
     }
 
 
-def _sharegpt(record: Record) -> Record:
+def _to_sharegpt(record: Record) -> Record:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[m["role"]], "value": m["content"]} for m in record["messages"]]
     return {"id": record["sample_id"], "conversations": turns}
@@ -131,59 +121,55 @@ def _sharegpt(record: Record) -> Record:
 
 FORMATS: dict[str, Callable[[Record], Record] | None] = {
     "messages": None,
-    "input_output": _input_output,
-    "alpaca": _alpaca,
-    "sharegpt": _sharegpt,
+    "input_output": _to_input_output,
+    "alpaca": _to_alpaca,
+    "sharegpt": _to_sharegpt,
 }
 
 
-class Writers:
+class SampleWriters:
     """The open output files; they replace the old ones only if the block ends without an error."""
 
     def __init__(self, files: ExitStack, parquet: Path, jsonl: Path, splits: Path, form: str):
         self.files, self.splits = files, splits
         self.table = files.enter_context(table_writer(parquet, SFT))
-        self.lines = self._open(jsonl)
+        self.lines = self._open_file(jsonl)
         self.convert = FORMATS[form]
-        self.exported = self._open(exported(jsonl, form)) if self.convert else None
+        self.exported = self._open_file(export_path(jsonl, form)) if self.convert else None
         self.by_split: dict[str, IO[str]] = {}
 
-    def _open(self, path: Path) -> IO[str]:
-        temporary = self.files.enter_context(replacing(path))
+    def _open_file(self, path: Path) -> IO[str]:
+        temporary = self.files.enter_context(replace_atomically(path))
         return self.files.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write_samples(self, records: Sequence[Record]) -> None:
         """Append samples to the files of all formats and of their splits."""
         self.table.write(pa.Table.from_pylist(list(records), schema=SFT))
         for record in records:
             split, line = record["split"], json_line(without_nulls(record))
             if split not in self.by_split:
-                self.by_split[split] = self._open(self.splits / f"{split}.jsonl")
+                self.by_split[split] = self._open_file(self.splits / f"{split}.jsonl")
             self.lines.write(line)
             self.by_split[split].write(line)
             if self.convert and self.exported:
                 self.exported.write(json_line(self.convert(record)))
 
 
-def exported(jsonl: Path, form: str) -> Path:
+def export_path(jsonl: Path, form: str) -> Path:
     """The path of the samples in another format, beside `jsonl`."""
     return jsonl.with_name(f"{jsonl.stem}.{form}.jsonl")
 
 
-def _rows(
-    src: Path, regen: Path | None, columns: list[str] | None = None
-) -> Iterator[list[dict[str, Any]]]:
+def _kept_rows(src: Path, regen: Path | None, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     """Kept answers in batches: of `src` what `regen` does not replace, then those of `regen`."""
-    older, newer = _attempts(src) if regen else {}, _attempts(regen) if regen else {}
+    older, newer = (_attempt_by_sample(src) if regen else {}, _attempt_by_sample(regen) if regen else {})
     for rows in read_batches(src, SOURCE, batch_rows=BATCH_ROWS, columns=columns):
         yield [r for r in rows.to_pylist() if newer.get(r["sample_id"], -1) <= r["attempt"]]
-    for rows in (
-        read_batches(regen, SOURCE, batch_rows=BATCH_ROWS, columns=columns) if regen else ()
-    ):
+    for rows in read_batches(regen, SOURCE, batch_rows=BATCH_ROWS, columns=columns) if regen else ():
         yield [r for r in rows.to_pylist() if older.get(r["sample_id"], -1) < r["attempt"]]
 
 
-def _attempts(path: Path) -> dict[str, int]:
+def _attempt_by_sample(path: Path) -> dict[str, int]:
     attempts: dict[str, int] = {}
     for rows in read_batches(path, SOURCE, columns=["sample_id", "attempt"]):
         attempts.update(zip(*rows.to_pydict().values(), strict=True))
@@ -193,11 +179,7 @@ def _attempts(path: Path) -> dict[str, int]:
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the samples, besides the kept answers."""
     gates = quality_gates.load_gates(config).model_dump()
-    return {
-        "system_prompt": _system_prompt(config),
-        "quality_gates": gates,
-        "reasoning": config.packaging.reasoning,
-    }
+    return {"system_prompt": _system_prompt(config), "quality_gates": gates, "reasoning": config.packaging.reasoning}
 
 
 def _system_prompt(config: DistillConfig) -> str:
@@ -218,9 +200,9 @@ def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
         refuse_stale(src, storage)
 
 
-def _nothing(src: Path, splits: Mapping[str, int], storage: Storage) -> InputError:
+def _empty_error(src: Path, splits: Mapping[str, int], storage: Storage) -> InputError:
     """The error for an empty training set, with the most frequent reasons."""
-    rejections = storage.path("rejections")
+    rejections = storage.path_of("rejections")
     counts: Counter[str] = Counter()
     if rejections.exists():
         for rows in read_batches(rejections, TABLES["rejections"], columns=["rejection_reason"]):
@@ -235,9 +217,9 @@ def _nothing(src: Path, splits: Mapping[str, int], storage: Storage) -> InputErr
     )
 
 
-def _count(src: Path, regen: Path | None) -> Counter[str]:
+def _count_splits(src: Path, regen: Path | None) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for rows in _rows(src, regen, ["sample_id", "attempt", "split"]):
+    for rows in _kept_rows(src, regen, ["sample_id", "attempt", "split"]):
         counts.update(row["split"] for row in rows)
     unknown = counts.keys() - set(SPLITS)
     if unknown:
@@ -245,19 +227,16 @@ def _count(src: Path, regen: Path | None) -> Counter[str]:
     return counts
 
 
-def _write(
-    rows: Iterator[list[dict[str, Any]]],
-    writers: Writers,
-    config: DistillConfig,
-    progress: Progress,
+def _write_samples(
+    rows: Iterator[list[dict[str, Any]]], writers: SampleWriters, config: DistillConfig, progress: Progress
 ) -> None:
     system, reasoning = _system_prompt(config), config.packaging.reasoning
     for batch in rows:
-        writers.write([build_record(row, system, reasoning) for row in batch])
+        writers.write_samples([build_record(row, system, reasoning) for row in batch])
         progress.add(len(batch))
 
 
-def _drop_empty(splits: Path, counts: Mapping[str, int]) -> None:
+def _remove_empty_splits(splits: Path, counts: Mapping[str, int]) -> None:
     """Remove files of splits that had samples in an earlier run and have none now."""
     for name in SPLITS:
         if not counts.get(name):
@@ -276,32 +255,32 @@ def run(
 ) -> Counter[str] | None:
     """Write the training samples; returns the samples per split, or None when up to date."""
     storage = config.storage
-    src = src or storage.path("filtered_dataset")
-    jsonl = dst_jsonl or storage.beside(dst_parquet, "jsonl", storage.path("sft_jsonl"))
-    parquet = dst_parquet or storage.beside(dst_jsonl, "parquet", storage.path("sft_parquet"))
-    splits = storage.beside(jsonl, "splits", storage.path("splits"))
-    card = storage.beside(parquet, "README.md", parquet.with_name("README.md"))
+    src = src or storage.path_of("filtered_dataset")
+    jsonl = dst_jsonl or storage.path_beside(dst_parquet, "jsonl", storage.path_of("sft_jsonl"))
+    parquet = dst_parquet or storage.path_beside(dst_jsonl, "parquet", storage.path_of("sft_parquet"))
+    splits = storage.path_beside(jsonl, "splits", storage.path_of("splits"))
+    card = storage.path_beside(parquet, "README.md", parquet.with_name("README.md"))
     _check_inputs(src, regen, storage)
     if storage.key_of(src) == "filtered_dataset":
-        quality_gates.enforce(config)
+        quality_gates.enforce_gates(config)
     inputs = [src, regen] if regen else [src]
     stage = StageRun("packaging", storage, inputs=inputs, settings=settings(config))
     outputs = [jsonl, splits, parquet]
     if FORMATS[form]:
-        outputs.insert(0, exported(jsonl, form))
+        outputs.insert(0, export_path(jsonl, form))
     if stage.is_current(*outputs) and card.exists():
         print(f"packaging: {parquet} is up to date")
         return None
-    counts = _count(src, regen)
+    counts = _count_splits(src, regen)
     if not counts["train"]:
-        raise _nothing(src, counts, storage)
+        raise _empty_error(src, counts, storage)
     with ExitStack() as files, Progress("packaging", counts.total()) as progress:
-        writers = Writers(files, parquet, jsonl, splits, form)
-        _write(_rows(src, regen), writers, config, progress)
-    _drop_empty(splits, counts)
+        writers = SampleWriters(files, parquet, jsonl, splits, form)
+        _write_samples(_kept_rows(src, regen), writers, config, progress)
+    _remove_empty_splits(splits, counts)
     write_card(card, parquet, config)
     for path in outputs:
-        stage.seal(path, rows_in=counts.total(), rejected=0, count=counts.total())
+        stage.seal_output(path, rows_in=counts.total(), rejected=0, count=counts.total())
     print(f"packaging: {counts.total()} samples in {parquet}; card: {card}")
     return counts
 
@@ -320,7 +299,7 @@ def run_packaging(args: argparse.Namespace) -> Counter[str] | None:
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; without arguments everything comes from the configuration."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, help="kept answers (contracts.OUTPUTS)")
     parser.add_argument("--regen", type=Path, help="more kept answers, gated elsewhere")
     parser.add_argument("--dst-jsonl", type=Path, help="samples, one per line")

@@ -27,7 +27,7 @@ import streamlit as st
 
 from nexa_distill.console import cli
 from nexa_distill.errors import NexaError, UsageError
-from nexa_distill.inspection.session import Room, allowed
+from nexa_distill.inspection.session import PageContext, require_inside
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 
 SOURCES = ("filtered_dataset", "rule_filtered", "collected_dataset")
@@ -38,7 +38,7 @@ class _Parser(cli.Parser):
         raise UsageError(f"{message}; flags follow `--`:\n{self.format_usage()}")
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
+def parse_flags(words: Sequence[str]) -> argparse.Namespace:
     """Parse the flags after `--`. Raises UsageError (2)."""
     parser = _Parser("ui_inspect.py", add_help=False)
     add = parser.add_argument
@@ -51,16 +51,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def open_room(words: Sequence[str]) -> Room:
+def load_context(words: Sequence[str]) -> PageContext:
     """The context of the pages, from the flags and the configuration."""
-    args = parse(words)
+    args = parse_flags(words)
     config = load_config(args.config)
     src = args.src or default_source(config)
-    return Room(
+    return PageContext(
         config,
         args.config,
-        allowed(src, config, outside=args.allow_outside),
-        args.label_path or config.storage.path("annotations"),
+        require_inside(src, config, outside=args.allow_outside),
+        args.label_path or config.storage.path_of("annotations"),
         args.start_index,
         args.annotator or getpass.getuser(),
     )
@@ -68,11 +68,11 @@ def open_room(words: Sequence[str]) -> Room:
 
 def default_source(config: DistillConfig) -> Path:
     """The latest table of answers that exists, else the collected dataset."""
-    paths = [config.storage.path(key) for key in SOURCES]
+    paths = [config.storage.path_of(key) for key in SOURCES]
     return next((path for path in paths if path.exists()), paths[-1])
 
 
-def listens_elsewhere() -> bool:
+def is_reachable_from_outside() -> bool:
     """Whether other machines can reach this server."""
     address = st.get_option("server.address")
     try:
@@ -85,26 +85,26 @@ def main() -> None:
     """Draw the requested page."""
     st.set_page_config("Nexa Distill", layout="wide")
     st.html("<style>.stMainBlockContainer {padding: 4rem 2.5rem 3rem}</style>")
-    if listens_elsewhere():
+    if is_reachable_from_outside():
         st.warning(
             "This server can be reached from other machines, without a password. "
             "Start it with `--server.address 127.0.0.1`, and from elsewhere use `ssh -L`."
         )
     pages = [
-        st.Page(lambda: draw("inspect"), title="Inspect", url_path="inspect", default=True),
-        st.Page(lambda: draw("run"), title="Run", url_path="run"),
-        st.Page(lambda: draw("compare"), title="Compare", url_path="compare"),
-        st.Page(lambda: draw("training"), title="Training view", url_path="training"),
+        st.Page(lambda: draw_page("inspect"), title="Inspect", url_path="inspect", default=True),
+        st.Page(lambda: draw_page("run"), title="Run", url_path="run"),
+        st.Page(lambda: draw_page("compare"), title="Compare", url_path="compare"),
+        st.Page(lambda: draw_page("training"), title="Training view", url_path="training"),
     ]
     st.navigation(pages, position="top").run()
 
 
-def draw(name: str) -> None:
+def draw_page(name: str) -> None:
     """Draw one page, or a user's error instead of it."""
     # Imported on demand, so that the first page does not wait for the plotting library.
     page = import_module(f"nexa_distill.inspection.pages.{name}")
     try:
-        page.draw_page(open_room(sys.argv[1:]))
+        page.draw_page(load_context(sys.argv[1:]))
     except NexaError as error:
         st.error("This cannot be shown.")
         st.code(str(error), language=None, wrap_lines=True)

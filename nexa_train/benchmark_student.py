@@ -30,9 +30,7 @@ from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
 
-SEEDS = {"random_seed": 0} | dict.fromkeys(
-    ("numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234
-)
+SEEDS = {"random_seed": 0} | dict.fromkeys(("numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234)
 Json = dict[str, Any]
 
 
@@ -45,8 +43,7 @@ def harness_version() -> str:
     # Metadata can outlive a removed package, so the module is looked up too.
     if not installed or find_spec("lm_eval") is None:
         raise UsageError(
-            "lm-evaluation-harness is not installed; run `pip install -e '.[benchmarks]'` and the "
-            "same command again"
+            "lm-evaluation-harness is not installed; run `pip install -e '.[benchmarks]'` and the same command again"
         )
     return installed
 
@@ -63,7 +60,7 @@ def task_manager(tasks: Sequence[str], include: Path | None) -> Any:
     return manager
 
 
-def summary(results: Mapping[str, Any]) -> Json:
+def summarize_results(results: Mapping[str, Any]) -> Json:
     """Per task: version, few-shot examples, samples, and each metric with its standard error."""
     tasks = {}
     for task, values in results["results"].items():
@@ -72,8 +69,8 @@ def summary(results: Mapping[str, Any]) -> Json:
         errors = {key: value for key, value in values.items() if "_stderr," in key}
         metrics = {
             key: {
-                "value": _number(value),
-                "stderr": _number(errors.get(key.replace(",", "_stderr,", 1))),
+                "value": _finite_or_none(value),
+                "stderr": _finite_or_none(errors.get(key.replace(",", "_stderr,", 1))),
             }
             for key, value in values.items()
             if "," in key and key not in errors
@@ -90,7 +87,7 @@ def summary(results: Mapping[str, Any]) -> Json:
     return tasks
 
 
-def _number(value: Any) -> float | None:
+def _finite_or_none(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -106,8 +103,8 @@ def run(
 ) -> Path:
     """Measure the checkpoint, unless the file is up to date; returns its path."""
     storage, harness = config.storage, harness_version()
-    folder = checkpoint or student.checkpoint(storage)
-    path = dst or storage.path("evaluation") / "benchmarks.json"
+    folder = checkpoint or student.checkpoint_path(storage)
+    path = dst or storage.path_of("evaluation") / "benchmarks.json"
     # Data that a task file names elsewhere is not hashed.
     stage = StageRun(
         "benchmarks",
@@ -119,8 +116,8 @@ def run(
         print(f"benchmarks: {path} is up to date")
         return path
     manager = task_manager(tasks, include)
-    results, template, precision = _evaluate(folder, tasks, manager, limit)
-    tasks_measured = summary(results)
+    results, template, precision = _run_harness(folder, tasks, manager, limit)
+    tasks_measured = summarize_results(results)
     write_json(
         path,
         {
@@ -138,14 +135,12 @@ def run(
         },
     )
     count = sum(task["samples"] or 0 for task in tasks_measured.values())
-    stage.seal(path, rows_in=count, rejected=0, count=count)
+    stage.seal_output(path, rows_in=count, rejected=0, count=count)
     print(f"benchmarks: {', '.join(tasks_measured)}, {count} samples -> {path}")
     return path
 
 
-def _evaluate(
-    folder: Path, tasks: Sequence[str], manager: Any, limit: int | None
-) -> tuple[Json, str, str]:
+def _run_harness(folder: Path, tasks: Sequence[str], manager: Any, limit: int | None) -> tuple[Json, str, str]:
     """The harness's results, the chat template that it rendered with, and the precision."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -172,12 +167,12 @@ def _evaluate(
 
 def main() -> int:
     """Command line."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another student")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="file for the figures")
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="folder of own task files")
-    parser.add_argument("--limit", type=cli.count, help="samples of each task, for a trial")
+    parser.add_argument("--limit", type=cli.positive_int, help="samples of each task, for a trial")
     args = parser.parse_args()
     run(
         load_config(args.pipeline_config),

@@ -34,34 +34,21 @@ from nexa_distill.contracts import SFT
 from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml, merge, validated
-from nexa_distill.storage.atomic import replacing, write_text
+from nexa_distill.settings.yaml_loading import load_yaml, merge_settings, validate_section
+from nexa_distill.storage.atomic import replace_atomically, write_text
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
 from nexa_train import teacher_logits, train_sft
 from nexa_train.data.chat_template import fix_template
 from nexa_train.data.dataset import load_dataset
-from nexa_train.data.instructions import (
-    Item,
-    Prompt,
-    key_of,
-    prompt_file,
-    read_items,
-    samples,
-    shipped_prompt,
-)
+from nexa_train.data.instructions import Item, Prompt, item_key, load_prompt, read_items, sft_rows, shipped_prompt
 from nexa_train.data.instructions import write_json as write_items
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.easydistill_jobs import logits_file, teacher_labels
 from nexa_train.easydistill_jobs.job import Job, load_job
 from nexa_train.models import fallback_chat_template
 from nexa_train.models.bundled import resolve_model
-from nexa_train.models.loading import (
-    context_of,
-    load_for_inference,
-    load_student_tokenizer,
-    load_tokenizer,
-)
+from nexa_train.models.loading import context_length, load_for_inference, load_student_tokenizer, load_tokenizer
 
 CONFIGS = Path(__file__).parent / "configs"
 SYSTEM_PROMPT = "You are a helpful assistant."  # in API requests of a job without one
@@ -74,21 +61,21 @@ def run(job: Job) -> Path:
     output = Path(job.training.output_dir)
     config = pipeline_config(job)
     storage = config.storage
-    for name in job.unused:
+    for name in job.unused_settings:
         print(f"{name} has no effect here", flush=True)
     if job.inference.trust_remote_code:
         print("inference.trust_remote_code has no effect: no code from a checkpoint is run")
-    prompt = prompt_of(job)
+    prompt = choose_prompt(job)
     student = student_config(job, storage)
-    items = labelled(job, config, prompt, student.chat_template_date)
+    items = load_labelled_items(job, config, prompt, student.chat_template_date)
     refuse_unanswered(job, items, student.train.max_refused_share)
     dataset = write_dataset(job, items, prompt, storage)
     logits = None
-    if job.white_box:
-        logits = _logits(job, student, storage, dataset)
-    folder = storage.path("students") / student.run_name
+    if job.is_white_box:
+        logits = _prepare_logits(job, student, storage, dataset)
+    folder = storage.path_of("students") / student.run_name
     train_sft.run(student, storage, dataset, folder, logits=logits)
-    publish(folder / "final", output)
+    publish_student(folder / "final", output)
     print(f"easydistill: {job.job_type}: the student is in {output}", flush=True)
     return output
 
@@ -97,10 +84,10 @@ def pipeline_config(job: Job) -> DistillConfig:
     """The project's settings, with all storage below `output_dir/run`."""
     config = load_config(CONFIGS / "distill_config.yaml")
     root = Path(job.training.output_dir) / "run"
-    models = CONFIGS.resolve().parent / config.storage.path("models")  # one copy for all jobs
+    models = CONFIGS.resolve().parent / config.storage.path_of("models")  # one copy for all jobs
     # All files of a job are below its output folder, except the bundled model.
     storage = {"root": str(root), "models": str(models)}
-    return validated("job file", merge(config.model_dump(), {"storage": storage}), DistillConfig)
+    return validate_section("job file", merge_settings(config.model_dump(), {"storage": storage}), DistillConfig)
 
 
 def api_config(job: Job, config: DistillConfig) -> DistillConfig:
@@ -120,7 +107,7 @@ def api_config(job: Job, config: DistillConfig) -> DistillConfig:
         "extra_body": extra,
         "model": job.models.teacher or _first_model(str(ask.base_url), ask.api_key),
     }
-    values = merge(
+    values = merge_settings(
         config.model_dump(),
         {
             "provider": "job",
@@ -139,7 +126,7 @@ def api_config(job: Job, config: DistillConfig) -> DistillConfig:
     )
     # `merge` keeps missing keys, so these two are emptied here.
     values["collection"]["response_schemas"] = values["cleaners"] = {}
-    return validated("job file", values, DistillConfig)
+    return validate_section("job file", values, DistillConfig)
 
 
 def _first_model(base_url: str, key: str | None) -> str:
@@ -150,30 +137,25 @@ def _first_model(base_url: str, key: str | None) -> str:
         with OpenAI(base_url=base_url, api_key=key or "none", max_retries=2) as client:
             return next(iter(client.models.list())).id
     except (OpenAIError, StopIteration) as error:
-        raise ProviderUnusable(
-            f"inference.base_url: {base_url} names no model ({error}); set models.teacher"
-        ) from None
+        raise ProviderUnusable(f"inference.base_url: {base_url} names no model ({error}); set models.teacher") from None
 
 
-def prompt_of(job: Job) -> Prompt:
+def choose_prompt(job: Job) -> Prompt:
     """The template of user messages. Raises InputMissing or InputError for `dataset.template`."""
     path = job.dataset.template
-    prompt = prompt_file(Path(path)) if path else None
+    prompt = load_prompt(Path(path)) if path else None
     if path and prompt is None:
-        print(
-            f"{path} renders whole conversations and is not used: the model's own chat template is",
-            flush=True,
-        )
+        print(f"{path} renders whole conversations and is not used: the model's own chat template is", flush=True)
     return prompt or shipped_prompt("system1")
 
 
-def labelled(job: Job, config: DistillConfig, prompt: Prompt, today: date) -> list[Item]:
+def load_labelled_items(job: Job, config: DistillConfig, prompt: Prompt, today: date) -> list[Item]:
     """The items of the job; missing outputs come from the teacher, and the file is written.
 
     `today`: the date in a local teacher's chat template.
     """
     path = Path(job.dataset.labeled_path)
-    if not job.labels:
+    if not job.has_labelling:
         items = read_items(path)
     else:
         instructions, exists = Path(job.dataset.instruction_path or ""), path.exists()
@@ -181,8 +163,8 @@ def labelled(job: Job, config: DistillConfig, prompt: Prompt, today: date) -> li
         if exists and instructions.resolve() == path.resolve():
             items = read_items(path)
         else:
-            items = merged(read_items(instructions), read_items(path) if exists else [])
-        items = teacher_labels.fill(items, prompt, config.storage, _teacher(job, config, today))
+            items = merge_outputs(read_items(instructions), read_items(path) if exists else [])
+        items = teacher_labels.fill_outputs(items, prompt, config.storage, _build_teacher(job, config, today))
         if not exists or items != read_items(path):
             write_items(path, items)
     return items
@@ -198,11 +180,11 @@ def refuse_unanswered(job: Job, items: Sequence[Item], max_refused_share: float)
         retry = "raise inference.max_new_tokens, or run this job again to request them"
         raise InputError(
             f"{path}: {empty} of {len(items)} items have no output, at most {max_refused_share:.1%}"
-            f" may; {retry if job.labels else 'write them'}, or raise training.max_refused_share"
+            f" may; {retry if job.has_labelling else 'write them'}, or raise training.max_refused_share"
         )
 
 
-def merged(instructions: Sequence[Item], labelled_items: Sequence[Item]) -> list[Item]:
+def merge_outputs(instructions: Sequence[Item], labelled_items: Sequence[Item]) -> list[Item]:
     """The instructions in order, each with a labelled output if there is one; then the unused ones.
 
     A repeated question takes another output each time, as long as there are any.
@@ -210,18 +192,18 @@ def merged(instructions: Sequence[Item], labelled_items: Sequence[Item]) -> list
     unused: dict[str, deque[Item]] = {}
     for item in labelled_items:
         if item["output"].strip():
-            unused.setdefault(key_of(item), deque()).append(item)
+            unused.setdefault(item_key(item), deque()).append(item)
     items = []
     for item in instructions:
-        outputs = unused.get(key_of(item))
+        outputs = unused.get(item_key(item))
         # An output in the instruction file is not the teacher's and does not count.
         items.append(outputs.popleft() if outputs else item | {"output": ""})
     return items + [item for outputs in unused.values() for item in outputs]
 
 
-def _teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.Answer:
+def _build_teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.AskTeacher:
     if job.job_type == "kd_black_box_api":
-        return teacher_labels.by_api(partial(api_config, job, config))
+        return teacher_labels.answer_by_api(partial(api_config, job, config))
     name, ask = str(job.models.teacher), job.inference
     base = resolve_model(name, config.storage)
     weights = [Path(base)] if Path(base).is_dir() else []
@@ -236,18 +218,18 @@ def _teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.Ans
         "chat_template_date": today.isoformat(),
     }
 
-    def load() -> tuple[Any, Any]:
+    def load_teacher() -> tuple[Any, Any]:
         model, tokenizer = load_for_inference(base)
         return model, fix_template(tokenizer, ask.chat_template_kwargs, today)
 
-    return teacher_labels.by_model(load, settings, config.storage, weights)
+    return teacher_labels.answer_by_model(load_teacher, settings, config.storage, weights)
 
 
 def student_config(job: Job, storage: Storage) -> StudentConfig:
     """`configs/baseline_distill.yaml`, overridden by the job."""
     base = load_yaml(CONFIGS / "baseline_distill.yaml", StudentConfig)
     training = job.training
-    limits = [training.max_length, job.distillation.max_seq_length if job.white_box else None]
+    limits = [training.max_length, job.distillation.max_seq_length if job.is_white_box else None]
     # The stricter limit applies.
     limit = min(filter(None, limits), default=None)
     train = {
@@ -261,13 +243,13 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
     values: dict[str, Any] = {
         "run_name": "student",
         "keep_layers": None,
-        "student": _student(job, storage),
+        "student": _student_with_template(job, storage),
         "distillation": {"loss": "none", "on_policy": 0.0},
         "train": {key: value for key, value in train.items() if value is not None},
     }
     if training.chat_template_kwargs is not None:
         values["chat_template_kwargs"] = training.chat_template_kwargs
-    if job.white_box:
+    if job.is_white_box:
         kd = job.distillation
         chosen = {
             "loss": LOSSES[kd.distillation_type],
@@ -278,15 +260,13 @@ def student_config(job: Job, storage: Storage) -> StudentConfig:
             "top_k": job.inference.top_logits_num,
         }
         values["distillation"] |= {key: value for key, value in chosen.items() if value is not None}
-    return validated("job file", merge(base.model_dump(), values), StudentConfig)
+    return validate_section("job file", merge_settings(base.model_dump(), values), StudentConfig)
 
 
-def _student(job: Job, storage: Storage) -> str:
+def _student_with_template(job: Job, storage: Storage) -> str:
     """The student's base model; without a chat template, a copy with the fallback template."""
     base = resolve_model(job.models.student, storage)
-    folder = fallback_chat_template.with_template_saved(
-        base, load_tokenizer(base), Path(storage.root)
-    )
+    folder = fallback_chat_template.save_with_fallback_template(base, load_tokenizer(base), Path(storage.root))
     if folder == base:
         return job.models.student
     print(f"{job.models.student} has no chat template: it gets the plain one", flush=True)
@@ -295,43 +275,41 @@ def _student(job: Job, storage: Storage) -> str:
 
 def write_dataset(job: Job, items: Sequence[Item], prompt: Prompt, storage: Storage) -> Path:
     """The training set (contracts.SFT), sealed."""
-    path, labels = storage.path("sft_parquet"), Path(job.dataset.labeled_path)
-    rows = list(samples(items, prompt, job.models.teacher or labels.name))
+    path, labels = storage.path_of("sft_parquet"), Path(job.dataset.labeled_path)
+    rows = list(sft_rows(items, prompt, job.models.teacher or labels.name))
     # The rows are settings of the stage: any changed item makes it stale.
     stage = StageRun("packaging", storage, inputs=[labels], settings={"rows": rows})
     if not stage.is_current(path):
         with table_writer(path, SFT) as out:
             out.write(pa.Table.from_pylist(rows, SFT))
-        stage.seal(path, rows_in=len(items), rejected=len(items) - len(rows))
+        stage.seal_output(path, rows_in=len(items), rejected=len(items) - len(rows))
     return path
 
 
-def _logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -> Path:
+def _prepare_logits(job: Job, student: StudentConfig, storage: Storage, dataset: Path) -> Path:
     """The teacher cache: computed and written to the logits file, or read from it."""
     path = Path(job.dataset.logits_path or "")
     names = pq.read_table(dataset, columns=["sample_id"])["sample_id"].to_pylist()
-    if job.labels:
+    if job.has_labelling:
         table = teacher_logits.run(student, storage, dataset)
         written = StageRun("logits_file", storage, inputs=[dataset, table], settings={})
         if not written.is_current(path):
             logits_file.write(table, names, path)
-            written.seal(path, rows_in=len(names), rejected=0, count=len(names))
+            written.seal_output(path, rows_in=len(names), rejected=0, count=len(names))
         return table
-    table = storage.path("teacher_logits")
+    table = storage.path_of("teacher_logits")
     # The same seal as that of a table from `teacher_logits`, so training accepts both.
-    stage = StageRun(
-        "teacher_logits", storage, inputs=[dataset, path], settings=student.logits_settings()
-    )
+    stage = StageRun("teacher_logits", storage, inputs=[dataset, path], settings=student.logits_settings())
     if not stage.is_current(table):
         base = resolve_model(student.student, storage)
         tokenizer = load_student_tokenizer(base, student)
-        data = load_dataset(dataset, tokenizer, student.longest(context_of(base)))
+        data = load_dataset(dataset, tokenizer, student.longest_row(context_length(base)))
         logits_file.read(path, names, data.train, vocabulary_size(tokenizer), table)
-        stage.seal(table, rows_in=len(names), rejected=len(names) - len(data.train))
+        stage.seal_output(table, rows_in=len(names), rejected=len(names) - len(data.train))
     return table
 
 
-def publish(final: Path, output: Path) -> None:
+def publish_student(final: Path, output: Path) -> None:
     """Copy the finished student into `output`."""
     # config.json is removed first and copied last: it exists only beside a complete student.
     files = sorted(final.iterdir(), key=lambda file: file.name == CONFIG)
@@ -344,13 +322,13 @@ def publish(final: Path, output: Path) -> None:
         if not (final / old.name).exists():
             old.unlink()
     for file, copy in copies:
-        with replacing(copy) as temporary:
+        with replace_atomically(copy) as temporary:
             shutil.copy2(file, temporary)
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__, config=Path("job.json"))
+    parser = cli.build_parser(__doc__, config=Path("job.json"))
     run(load_job(parser.parse_args().config))
     return 0
 

@@ -35,9 +35,9 @@ from nexa_distill.storage.manifests import StageRun, load_manifest, run_id, utc_
 from nexa_distill.storage.tables import read_table
 from nexa_train import regression
 from nexa_train.evaluation import held_out_loss
-from nexa_train.evaluation.gate_results import gate_files, gates_settings, read_exam
-from nexa_train.evaluation.held_out_prompts import held_out
-from nexa_train.evaluation.metrics import ANSWERS, assess
+from nexa_train.evaluation.gate_results import gate_config_hashes, gate_files, load_results
+from nexa_train.evaluation.held_out_prompts import select_held_out
+from nexa_train.evaluation.metrics import ANSWER_TABLES, compute_metrics
 
 Json = dict[str, Any]
 FUNNEL = {
@@ -56,23 +56,23 @@ def settings(config: DistillConfig, student: StudentConfig) -> Json:
         "generate": student.generate.model_dump(),
         "run_name": student.run_name,
         "tasks": config.execution.tasks,
-        "accepted": regression.accepted(config.storage),
+        "accepted": regression.load_accepted(config.storage),
         "regression_gate": regression.load_gate(config).model_dump(),
     }
 
 
-def funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
+def count_funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
     """Rows after each step, from the manifests; null where a manifest is missing."""
     steps = []
     for step, key in FUNNEL.items():
-        manifest = load_manifest(storage.path(key), storage)
+        manifest = load_manifest(storage.path_of(key), storage)
         steps.append({"step": step, "count": manifest["count"] if manifest else None})
     return steps + [{"step": split, "count": count} for split, count in splits.items()]
 
 
 def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
     """The rows of metrics.jsonl: `step`, and `loss` and `val_loss` if measured."""
-    path = storage.path("students") / student.run_name / "metrics.jsonl"
+    path = storage.path_of("students") / student.run_name / "metrics.jsonl"
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -83,13 +83,13 @@ def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
 def run(config: DistillConfig, student: StudentConfig) -> Path:
     """Write the report unless it is up to date; returns the path of the HTML page."""
     storage = config.storage
-    report = storage.path("evaluation_report")
+    report = storage.path_of("evaluation_report")
     page, text = report.with_suffix(".html"), report.with_suffix(".md")
-    card = storage.path("evaluation") / "model_card.md"
-    path = storage.path("collected_dataset")
+    card = storage.path_of("evaluation") / "model_card.md"
+    path = storage.path_of("collected_dataset")
     teachers = read_table(path, TABLES["collected_dataset"])["model_id"].unique().to_pylist()
     losses = held_out_loss.run(config, student, teachers)
-    inputs = [*_inputs(storage, student), *losses.values()]  # every file that the report is made of
+    inputs = [*_input_paths(storage, student), *losses.values()]  # every file that the report is made of
     stage = StageRun("evaluation", storage, inputs=inputs, settings=settings(config, student))
     if stage.is_current(text, page, card, report):
         print(f"evaluation: {report} is up to date")
@@ -97,61 +97,59 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     # Imported here: a current report needs none of these modules.
     from nexa_train.reports import evaluation_html, evaluation_text, model_card
 
-    result = _build(config, student, stage, losses)
-    write_text(text, evaluation_text.markdown(result))
-    write_text(page, evaluation_html.page(result))
-    write_text(card, model_card.card(model_card.read(student.checkpoint(storage)), result))
+    result = _build_report(config, student, stage, losses)
+    write_text(text, evaluation_text.render_markdown(result))
+    write_text(page, evaluation_html.render_page(result))
+    write_text(card, model_card.render_card(model_card.read_training_facts(student.checkpoint_path(storage)), result))
     write_json(report, result)
     # The JSON report is sealed last: its seal means that all four are complete.
     for output in (text, page, card, report):
-        stage.seal(output, rows_in=result["prompts"], rejected=0, count=result["prompts"])
+        stage.seal_output(output, rows_in=result["prompts"], rejected=0, count=result["prompts"])
     print(f"evaluation: {result['prompts']} held-out prompts -> {page}")
     return page
 
 
-def _inputs(storage: Storage, student: StudentConfig) -> list[Path]:
-    gates = [gate_files(storage, name) for name in ANSWERS]
+def _input_paths(storage: Storage, student: StudentConfig) -> list[Path]:
+    gates = [gate_files(storage, name) for name in ANSWER_TABLES]
     optional = [path for files in gates for path in (files.exec_checks, files.judge_checks)]
     return [
-        *(storage.path(key) for key in ("raw_dataset", *ANSWERS.values(), "sft_parquet")),
-        student.checkpoint(storage),
+        *(storage.path_of(key) for key in ("raw_dataset", *ANSWER_TABLES.values(), "sft_parquet")),
+        student.checkpoint_path(storage),
         *(path for files in gates for path in (files.kept, files.rejections)),
         *filter(Path.exists, optional),
     ]
 
 
-def _build(
-    config: DistillConfig, student: StudentConfig, stage: StageRun, losses: Mapping[str, Path]
-) -> Json:
-    from nexa_train.reports.evaluation_text import headline
+def _build_report(config: DistillConfig, student: StudentConfig, stage: StageRun, losses: Mapping[str, Path]) -> Json:
+    from nexa_train.reports.evaluation_text import headline_sentences
 
     storage = config.storage
-    raw = read_table(storage.path("raw_dataset"), TABLES["raw_dataset"])
-    prompts = held_out(raw, student.generate)
-    sft = read_table(storage.path("sft_parquet"), TABLES["sft_parquet"])
+    raw = read_table(storage.path_of("raw_dataset"), TABLES["raw_dataset"])
+    prompts = select_held_out(raw, student.generate)
+    sft = read_table(storage.path_of("sft_parquet"), TABLES["sft_parquet"])
     _refuse_leak(prompts, sft.to_pylist(), student.generate.split)
     splits = sft["split"].to_pylist()
     documents = dict(zip(*(raw[c].to_pylist() for c in ("sample_id", "cluster_id")), strict=True))
     measured = {name: _with_documents(path, documents) for name, path in losses.items()}
-    exams = {name: read_exam(config, name, prompts, measured.get(name)) for name in ANSWERS}
+    exams = {name: load_results(config, name, prompts, measured.get(name)) for name in ANSWER_TABLES}
     # The default system prompt is part of each prompt that is compared between runs.
     system = load_system_prompt(config.collection.system_prompt_path)
-    metrics = assess(prompts, exams) | {
-        "prompts_sha256": regression.fingerprint([system, [row["sample_id"] for row in prompts]]),
-        "gates_sha256": regression.fingerprint(gates_settings(storage)),
+    metrics = compute_metrics(prompts, exams) | {
+        "prompts_sha256": regression.hash_value([system, [row["sample_id"] for row in prompts]]),
+        "gates_sha256": regression.hash_value(gate_config_hashes(storage)),
     }
-    metrics["regression"] = regression.compare(
-        regression.accepted(storage), metrics, regression.load_gate(config)
+    metrics["regression"] = regression.compare_runs(
+        regression.load_accepted(storage), metrics, regression.load_gate(config)
     )
     return {
-        "headline": headline(metrics),
+        "headline": headline_sentences(metrics),
         "run_id": run_id(),
         "run_name": student.run_name,
         "split": student.generate.split,
         **metrics,
-        "funnel": funnel(storage, {s: splits.count(s) for s in ("train", "val", "test")}),
+        "funnel": count_funnel(storage, {s: splits.count(s) for s in ("train", "val", "test")}),
         "training_curve": training_curve(storage, student),
-        "facts": _facts(storage, student, stage),
+        "facts": _run_facts(storage, student, stage),
         "created_at": utc_now(),
     }
 
@@ -180,14 +178,14 @@ def _with_documents(path: Path, documents: Mapping[str, str]) -> Json:
     return measurement
 
 
-def _facts(storage: Storage, student: StudentConfig, stage: StageRun) -> Json:
+def _run_facts(storage: Storage, student: StudentConfig, stage: StageRun) -> Json:
     """Sources, settings, seconds by stage, and hashes of the report's inputs."""
-    checkpoint = student.checkpoint(storage)
+    checkpoint = student.checkpoint_path(storage)
     timed = {
-        "teacher": storage.path("collected_dataset"),
+        "teacher": storage.path_of("collected_dataset"),
         "training": checkpoint,
-        "answers before": storage.path("baseline_outputs"),
-        "answers after": storage.path("student_outputs"),
+        "answers before": storage.path_of("baseline_outputs"),
+        "answers after": storage.path_of("student_outputs"),
     }
     manifests = {name: load_manifest(path, storage) for name, path in timed.items()}
     return {
@@ -197,22 +195,22 @@ def _facts(storage: Storage, student: StudentConfig, stage: StageRun) -> Json:
         "generate": student.generate.model_dump(),
         "seconds": {name: seal["seconds"] if seal else None for name, seal in manifests.items()},
         "inputs": stage.inputs,
-        "dataset_sha256": _hash_of(stage, storage.path("sft_parquet")),
-        "checkpoint_sha256": _hash_of(stage, checkpoint),
+        "dataset_sha256": _input_hash(stage, storage.path_of("sft_parquet")),
+        "checkpoint_sha256": _input_hash(stage, checkpoint),
     }
 
 
-def _hash_of(stage: StageRun, path: Path) -> str | None:
+def _input_hash(stage: StageRun, path: Path) -> str | None:
     return next((item["sha256"] for item in stage.inputs if item["path"] == str(path)), None)
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     args = parser.parse_args()
     config = load_config(args.pipeline_config)
     run(config, load_yaml(args.config, StudentConfig))
-    print(regression.enforce(config))
+    print(regression.enforce_gate(config))
     return 0
 
 

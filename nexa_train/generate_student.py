@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from nexa_distill.collection.answers.extraction import Cleaner, cleaner_of
+from nexa_distill.collection.answers.extraction import Cleaner, build_cleaner
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES
@@ -36,12 +36,12 @@ from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.reasoning import split_reasoning
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
-from nexa_train.evaluation.held_out_prompts import Row, held_out
+from nexa_train.evaluation.held_out_prompts import Row, select_held_out
 from nexa_train.models.bundled import resolve_model
-from nexa_train.models.generation import new_tokens, prompt_tail, said
+from nexa_train.models.generation import decode_answer, new_tokens, prompt_tail
 from nexa_train.models.loading import load_for_inference
 
-Which = Literal["trained", "baseline"]
+AnswerSet = Literal["trained", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Prompt:
     ids: list[int]
 
 
-def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
+def student_messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
     """The messages of a row, as in training; `system` is used for a row without a system prompt."""
     return [
         {"role": "system", "content": row["system_prompt"] or system},
@@ -60,42 +60,37 @@ def messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
     ]
 
 
-def _prompt(form: ChatFormat, row: Row, system: str) -> Prompt:
+def _encode_prompt(form: ChatFormat, row: Row, system: str) -> Prompt:
     try:
-        return Prompt(row, form.prompt_ids(messages(row, system)))
+        return Prompt(row, form.prompt_ids(student_messages(row, system)))
     except RowRefused:
         return Prompt(row, [])  # no ids, no answer
 
 
-def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+def batch_prompts(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     """Batches of prompts of similar length, longest first."""
     # Similar lengths need the least padding; the longest batch first shows a lack of memory early.
     ordered = sorted(prompts, key=lambda p: (-len(p.ids), p.row["sample_id"]))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def answer(
-    model: Any,
-    form: ChatFormat,
-    prompts: Sequence[Prompt],
-    generate: Generation,
-    model_id: str,
-    cleaner: Cleaner,
+def answer_prompts(
+    model: Any, form: ChatFormat, prompts: Sequence[Prompt], generate: Generation, model_id: str, cleaner: Cleaner
 ) -> Iterator[Row]:
     """One row of contracts.OUTPUTS per prompt, batch by batch. The model is in evaluation mode."""
-    tokenizer, stops = form.tokenizer, form.stops
-    for batch in batches(prompts, generate.batch_size):
+    tokenizer, stops = form.tokenizer, form.stop_tokens
+    for batch in batch_prompts(prompts, generate.batch_size):
         start = time.perf_counter()
-        new = _generate(model, tokenizer, batch, generate, stops)
+        new = _generate_batch(model, tokenizer, batch, generate, stops)
         # A batch's time divided by its rows: the sum over all rows is the elapsed time.
         milliseconds = 1000 * (time.perf_counter() - start) / len(batch)
         for prompt, tokens in zip(batch, new, strict=True):
-            row = _row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
+            row = _output_row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
             text, raw = cleaner(row["template_name"], row["teacher_output"])
             yield row | {"teacher_output": text, "raw_output": raw}
 
 
-def _generate(
+def _generate_batch(
     model: Any, tokenizer: Any, batch: list[Prompt], generate: Generation, stops: list[int]
 ) -> list[list[int]]:
     own = model.generation_config
@@ -114,15 +109,10 @@ def _generate(
     )
 
 
-def _row(
-    tokenizer: Any,
-    prompt: Prompt,
-    tokens: list[int],
-    stops: list[int],
-    model_id: str,
-    milliseconds: float,
+def _output_row(
+    tokenizer: Any, prompt: Prompt, tokens: list[int], stops: list[int], model_id: str, milliseconds: float
 ) -> Row:
-    text, count, ended = said(tokenizer, tokens, stops)
+    text, count, ended = decode_answer(tokenizer, tokens, stops)
     # A template may open the reasoning in the prompt, so the prompt's end is needed too.
     reasoning, answer_alone = split_reasoning(text, prompt_tail(tokenizer, prompt.ids))
     return {
@@ -146,7 +136,7 @@ def run(
     config: DistillConfig,
     student: StudentConfig,
     *,
-    only: Which | None = None,
+    only: AnswerSet | None = None,
     checkpoint: Path | None = None,
     dst: Path | None = None,
 ) -> None:
@@ -158,11 +148,11 @@ def run(
     # The baseline does not depend on training: a new training makes only the trained answers stale.
     if only != "trained" and checkpoint is None and dst is None:
         model = (student.student, student.keep_layers, f"{student.run_name} (before training)")
-        _answer_all(config, student, storage.path("baseline_outputs"), None, model)
+        _answer_all(config, student, storage.path_of("baseline_outputs"), None, model)
     if only != "baseline":
-        folder = checkpoint or student.checkpoint(storage)
+        folder = checkpoint or student.checkpoint_path(storage)
         trained = (str(folder), None, student.run_name)
-        _answer_all(config, student, dst or storage.path("student_outputs"), folder, trained)
+        _answer_all(config, student, dst or storage.path_of("student_outputs"), folder, trained)
 
 
 def _answer_all(
@@ -174,14 +164,14 @@ def _answer_all(
 ) -> None:
     """Write the answers of `model` (name, keep_layers, model_id) to every held-out prompt."""
     storage, (name, keep_layers, model_id) = config.storage, model
-    prompts = storage.path("raw_dataset")
+    prompts = storage.path_of("raw_dataset")
     inputs = [prompts] if checkpoint is None else [prompts, checkpoint]
-    settings = student.generation_settings(config, cleaner_of(config).settings)
+    settings = student.generation_settings(config, build_cleaner(config).relevant_settings)
     stage = StageRun("student_gen", storage, inputs=inputs, settings=settings)
     if stage.is_current(dst):
         print(f"student_gen: {dst} is up to date")
         return
-    rows = held_out(read_table(prompts, TABLES["raw_dataset"]), student.generate)
+    rows = select_held_out(read_table(prompts, TABLES["raw_dataset"]), student.generate)
     if not rows:
         raise InputMissing(
             f"{prompts}: no prompt in the {student.generate.split} split; give the run more raw "
@@ -191,10 +181,10 @@ def _answer_all(
     loaded, tokenizer = load_for_inference(resolved, keep_layers, student)
     form = chat_format(tokenizer)
     system = load_system_prompt(config.collection.system_prompt_path)
-    encoded_prompts = [_prompt(form, row, system) for row in rows]
-    cleaner, answers = cleaner_of(config), []
+    encoded_prompts = [_encode_prompt(form, row, system) for row in rows]
+    cleaner, answers = build_cleaner(config), []
     with Progress(f"answers of {model_id}", len(encoded_prompts), unit="answers") as progress:
-        for row in answer(loaded, form, encoded_prompts, student.generate, model_id, cleaner):
+        for row in answer_prompts(loaded, form, encoded_prompts, student.generate, model_id, cleaner):
             answers.append(row)
             progress.add()
     if unread := sum(not row["completion_tokens"] for row in answers):
@@ -205,13 +195,13 @@ def _answer_all(
     answers.sort(key=lambda row: str(row["sample_id"]))
     with table_writer(dst, OUTPUTS) as out:
         out.write(pa.Table.from_pylist(answers, OUTPUTS))
-    stage.seal(dst, rows_in=len(rows), rejected=0)
+    stage.seal_output(dst, rows_in=len(rows), rejected=0)
     print(f"student_gen: {len(answers)} answers of {model_id} -> {dst}")
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     parser.add_argument("--only", choices=("trained", "baseline"), help="one of the two")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another trained student")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="file for its answers")

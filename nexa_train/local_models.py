@@ -18,7 +18,7 @@ from nexa_train.models.bundled import BUNDLED, resolve_model
 
 def main() -> int:
     """Run one command."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("materialise", help="write the bundled model as a checkpoint")
     serve = commands.add_parser("serve", help="serve a model on 127.0.0.1 until told to stop")
@@ -34,14 +34,10 @@ def main() -> int:
     if arguments.command == "materialise":
         print(resolve_model(BUNDLED, storage))
         return 0
-    model_server.free_port(arguments.port)  # a port in use is refused before a model is written
+    model_server.find_free_port(arguments.port)  # a port in use is refused before a model is written
     folder = Path(resolve_model(arguments.model, storage))
-    model_server.serve(
-        folder,
-        arguments.endpoint_file,
-        until=arguments.until,
-        port=arguments.port,
-        timeout_seconds=arguments.timeout,
+    model_server.serve_model(
+        folder, arguments.endpoint_file, until=arguments.until, port=arguments.port, timeout_seconds=arguments.timeout
     )
     return 0
 

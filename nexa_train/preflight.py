@@ -29,12 +29,12 @@ from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train import token_view
 from nexa_train.data.chat_format import ASSISTANT, SYSTEM, USER
 from nexa_train.data.chat_tokenization import IGNORE, Sample, Skip
-from nexa_train.data.dataset import Dataset, collect, examined
-from nexa_train.data.row_checks import CheckFailed, Examination
+from nexa_train.data.dataset import Dataset, build_dataset, check_dataset_rows
+from nexa_train.data.row_checks import CheckFailed, RowChecker
 from nexa_train.models.bundled import resolve_model
 from nexa_train.models.loading import (
-    context_of,
-    embeddings_of,
+    context_length,
+    embedding_count,
     load_student_tokenizer,
     load_tokenizer,
     refuse_quantised,
@@ -42,7 +42,7 @@ from nexa_train.models.loading import (
 from nexa_train.reports import preflight_html, preflight_text
 from nexa_train.training import folder_notes
 
-SHOWN = 6  # rows in the report, token by token
+SHOWN_ROWS = 6  # rows in the report, token by token
 Json = dict[str, Any]
 
 
@@ -56,70 +56,66 @@ class Preflight:
         dataset: Path,
         base: str,
         *,
-        shown: int = SHOWN,
+        shown: int = SHOWN_ROWS,
         main: bool = True,
     ) -> None:
         refuse_quantised(base)
         self.config, self.dataset, self.base, self.main = config, dataset, base, main
-        self.path = storage.path("reports") / "training" / "preflight.json"
+        self.path = storage.path_of("reports") / "training" / "preflight.json"
         self.dataset_sha256 = sealed_hash(dataset, storage)
-        self.tokenizer, self.context = load_student_tokenizer(base, config), context_of(base)
-        limit = config.longest(self.context)
-        self.examination = Examination(self.tokenizer, limit, embeddings_of(base))
+        self.tokenizer, self.context = load_student_tokenizer(base, config), context_length(base)
+        limit = config.longest_row(self.context)
+        self.examination = RowChecker(self.tokenizer, limit, embedding_count(base))
         self.shown, self.views = shown, list[Json]()
 
-    def data(self) -> Dataset:
+    def load_data(self) -> Dataset:
         """The rows that are trained on. Raises CheckFailed."""
-        return collect(self.rows(), self.examination)
+        return build_dataset(self.check_rows(), self.examination)
 
-    def rows(self) -> Iterator[tuple[str, Sample | Skip]]:
+    def check_rows(self) -> Iterator[tuple[str, Sample | Skip]]:
         """Each row as it is trained on. The report follows the last row or a failed check."""
         try:
             self._refuse_beyond_context()
             self._refuse_change_on_saving()
             share = self.config.train.max_refused_share
-            for split, encoded in examined(
-                self.dataset, self.examination, share, quiet=not self.main
-            ):
+            for split, encoded in check_dataset_rows(self.dataset, self.examination, share, quiet=not self.main):
                 if isinstance(encoded, Sample) and len(self.views) < self.shown:
-                    self.views.append(self._view(split, encoded))
+                    self.views.append(self._view_sample(split, encoded))
                 yield split, encoded
         except CheckFailed:
-            self._write()
+            self._write_report()
             raise
-        self._write()
+        self._write_report()
 
-    def report(self) -> Json:
+    def build_report(self) -> Json:
         """The report as JSON values; the same rows and settings give the same report."""
         checker, train = self.examination, self.config.train
         max_length = train.max_length
         if max_length is None and not checker.failed:
-            max_length = min(checker.longest(), self.context or checker.longest())
+            max_length = min(checker.tiled_max_length(), self.context or checker.tiled_max_length())
         return {
             "run_name": self.config.run_name,
             "student": self.config.student,
             "dataset": str(self.dataset),
             "dataset_sha256": self.dataset_sha256,
-            "tokenizer": fingerprint(self.tokenizer),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "max_length": max_length,
             "max_length_from": "train.max_length" if train.max_length else "the rows",
             "context": self.context,
             "max_refused_share": train.max_refused_share,
-            **checker.record(),
-            "shown": self.views[:SHOWN],
+            **checker.to_record(),
+            "shown": self.views[:SHOWN_ROWS],
         }
 
     def _refuse_beyond_context(self) -> None:
         limit = self.config.train.max_length
         if limit and self.context and limit > self.context:
-            problem = (
-                f"train.max_length is {limit}, {self.base} reads at most {self.context} tokens"
-            )
-            raise self.examination.fail("not_cut", problem, None)
+            problem = f"train.max_length is {limit}, {self.base} reads at most {self.context} tokens"
+            raise self.examination.record_failure("not_cut", problem, None)
 
     def _refuse_change_on_saving(self) -> None:
         # Otherwise the export would be refused, after the whole training.
-        text = self.examination.format.render([SYSTEM, USER, ASSISTANT], prompt=False)
+        text = self.examination.chat_format.render([SYSTEM, USER, ASSISTANT], prompt=False)
         with TemporaryDirectory() as folder:
             folder_notes.save_tokenizer(self.tokenizer, Path(folder))
             again = load_tokenizer(folder)
@@ -129,30 +125,28 @@ class Preflight:
                 "transformers, so the student could not be exported; take another student, or "
                 "another version of its tokenizer files"
             )
-            raise self.examination.fail("template_equal", problem, None)
+            raise self.examination.record_failure("template_equal", problem, None)
 
-    def _view(self, split: str, sample: Sample) -> Json:
+    def _view_sample(self, split: str, sample: Sample) -> Json:
         trained = [label != IGNORE for label in sample.labels]
-        tokens = token_view.tokens(self.tokenizer, sample.input_ids, trained)
+        tokens = token_view.decode_tokens(self.tokenizer, sample.input_ids, trained)
         return {"sample_id": sample.sample_id, "split": split, "tokens": tokens}
 
-    def _write(self) -> None:
+    def _write_report(self) -> None:
         if self.main:
-            report = self.report()
+            report = self.build_report()
             write_json(self.path, report)
-            write_text(self.path.with_suffix(".md"), preflight_text.markdown(report))
-            write_text(self.path.with_suffix(".html"), preflight_html.page(report))
+            write_text(self.path.with_suffix(".md"), preflight_text.render_markdown(report))
+            write_text(self.path.with_suffix(".html"), preflight_html.render_page(report))
 
 
-def fingerprint(tokenizer: Any) -> Json:
+def tokenizer_fingerprint(tokenizer: Any) -> Json:
     """Name and hashes of the tokenizer and its chat template."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         # Of several named templates the default one is used.
         template = template.get("default")
-    vocabulary = (
-        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
-    )
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
     return {
         "name": tokenizer.name_or_path,
         "sha256": sha256_text(compact_json([vocabulary, tokenizer.special_tokens_map])),
@@ -162,22 +156,22 @@ def fingerprint(tokenizer: Any) -> Json:
 
 def main() -> int:
     """Command line."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="default: storage.sft_parquet")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows")
     args = parser.parse_args()
     config = load_yaml(args.config, StudentConfig)
     storage = load_config(args.pipeline_config).storage
-    dataset = args.dataset or storage.path("sft_parquet")
+    dataset = args.dataset or storage.path_of("sft_parquet")
     base = resolve_model(config.student, storage)
-    flight = Preflight(config, storage, dataset, base, shown=max(SHOWN, args.show))
+    flight = Preflight(config, storage, dataset, base, shown=max(SHOWN_ROWS, args.show))
     # The checks run while the rows are read.
-    for _ in flight.rows():
+    for _ in flight.check_rows():
         pass
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for view in flight.views[: args.show]:
-        print(preflight_text.sample(view, colour=colour), end="\n\n")
-    print(preflight_text.summary(flight.report()))
+        print(preflight_text.format_sample(view, colour=colour), end="\n\n")
+    print(preflight_text.summary_lines(flight.build_report()))
     print(f"preflight: {flight.path.with_suffix('.html')}")
     return 0
 

@@ -2,7 +2,7 @@
 
 Reads:  `<storage.evaluation>/report.json` (sealed), `accepted.jsonl`, `regression_gate:` of the
         filters file
-Writes: `accept` appends to `<storage.evaluation>/accepted.jsonl`: the outcome of each prompt, and
+Writes: `accept_report` appends to `<storage.evaluation>/accepted.jsonl`: the outcome of each prompt, and
         the hashes of the prompts, the gates, the checkpoint and the report; lines never change
 Raises: QualityGateMissed (3) for a student that is worse beyond the margin, or that cannot be
         compared; InputMissing (66) without a report
@@ -34,9 +34,9 @@ Json = dict[str, Any]
 ACCEPT = "python -m nexa_train.regression accept"
 
 
-def path_of(storage: Storage) -> Path:
+def accepted_path(storage: Storage) -> Path:
     """The file of accepted runs."""
-    return storage.path("evaluation") / "accepted.jsonl"
+    return storage.path_of("evaluation") / "accepted.jsonl"
 
 
 def load_gate(config: DistillConfig) -> RegressionGate:
@@ -44,19 +44,19 @@ def load_gate(config: DistillConfig) -> RegressionGate:
     return load_yaml(Path(config.filters), FilterConfig).regression_gate
 
 
-def accepted(storage: Storage) -> Json | None:
+def load_accepted(storage: Storage) -> Json | None:
     """The last accepted run, or None. Raises InputError for an invalid line."""
     last = None
-    for number, line in event_log.lines(path_of(storage)):
-        if not event_log.whole(line):
-            raise InputError(f"{path_of(storage)}: line {number} is no JSON object; remove it")
+    for number, line in event_log.read_lines(accepted_path(storage)):
+        if not event_log.is_complete_event(line):
+            raise InputError(f"{accepted_path(storage)}: line {number} is no JSON object; remove it")
         last = json.loads(line)
     return last
 
 
-def accept(storage: Storage, note: str | None) -> Json:
+def accept_report(storage: Storage, note: str | None) -> Json:
     """Record the current report as the one that later students are compared with."""
-    path = storage.path("evaluation_report")
+    path = storage.path_of("evaluation_report")
     digest = sealed_hash(path, storage)
     report = json.loads(path.read_text(encoding="utf-8"))
     entry = {
@@ -69,16 +69,16 @@ def accept(storage: Storage, note: str | None) -> Json:
         "checkpoint_sha256": report["facts"]["checkpoint_sha256"],
         **{name: report[name] for name in ("prompts_sha256", "gates_sha256", "outcomes")},
     }
-    event_log.append(path_of(storage), entry)
+    event_log.append(accepted_path(storage), entry)
     return entry
 
 
-def fingerprint(value: object) -> str:
+def hash_value(value: object) -> str:
     """SHA-256 of a JSON value: equal prompts, or gates, have equal hashes."""
     return sha256_text(compact_json(value))
 
 
-def compare(before: Mapping[str, Any] | None, now: Mapping[str, Any], gate: RegressionGate) -> Json:
+def compare_runs(before: Mapping[str, Any] | None, now: Mapping[str, Any], gate: RegressionGate) -> Json:
     """Compare the current run with the accepted one, if there is one.
 
     `gate` and `loss` are null if they could not be compared; `misses` holds the reasons why the
@@ -91,35 +91,34 @@ def compare(before: Mapping[str, Any] | None, now: Mapping[str, Any], gate: Regr
         return result
     named = ("run_id", "run_name", "accepted_at", "checkpoint_sha256")
     accepted_outcomes, outcomes = before["outcomes"], now["outcomes"]
-    both = sorted(_asked(accepted_outcomes) & _asked(outcomes))
+    both = sorted(_answered_prompts(accepted_outcomes) & _answered_prompts(outcomes))
     result |= {"accepted": {name: before[name] for name in named}, "shared": len(both)}
     # Without the same prompts and gates the students cannot be compared: a missed gate.
     if before["prompts_sha256"] != now["prompts_sha256"]:
-        why = f"{len(both)} of its {len(_asked(accepted_outcomes))} prompts are in this run too"
+        why = f"{len(both)} of its {len(_answered_prompts(accepted_outcomes))} prompts are in this run too"
         return result | {"misses": [f"not the same prompts: {why}"]}
     if before["gates_sha256"] != now["gates_sha256"]:
         return result | {"misses": ["not the same gates: thresholds, tasks or judges changed"]}
     passes = [[run[key]["passes"] for key in both] for run in (accepted_outcomes, outcomes)]
     result["gate"] = compare_passes([outcomes[key]["document"] for key in both], *passes)
-    result["loss"] = _losses(accepted_outcomes, outcomes)
-    return result | {"misses": _misses(result, gate)}
+    result["loss"] = _compare_losses(accepted_outcomes, outcomes)
+    return result | {"misses": _find_misses(result, gate)}
 
 
-def _asked(outcomes: Json) -> set[str]:
+def _answered_prompts(outcomes: Json) -> set[str]:
     # `max_prompts` may leave out samples, which have a loss then and no answer.
     return {key for key, outcome in outcomes.items() if outcome["passes"] is not None}
 
 
-def _losses(then: Json, today: Json) -> Json | None:
+def _compare_losses(then: Json, today: Json) -> Json | None:
     before, after = (
-        {key: outcome for key, outcome in run.items() if outcome["tokens"] is not None}
-        for run in (then, today)
+        {key: outcome for key, outcome in run.items() if outcome["tokens"] is not None} for run in (then, today)
     )
     # Losses on other answers cannot be compared.
     return compare_losses(before, after) if before.keys() == after.keys() else None
 
 
-def _misses(result: Json, gate: RegressionGate) -> list[str]:
+def _find_misses(result: Json, gate: RegressionGate) -> list[str]:
     passes, loss = result["gate"], result["loss"]
     drop, rise = gate.max_pass_rate_drop, gate.max_loss_rise
     misses = []
@@ -127,22 +126,20 @@ def _misses(result: Json, gate: RegressionGate) -> list[str]:
     worse = passes and passes["verdict"] == "lower"
     if drop is not None and worse and passes["high"] < -drop:
         misses.append(
-            f"gate pass rate {passes['difference']:+.4f}, at best {passes['high']:+.4f} "
-            f"(max_pass_rate_drop {drop})"
+            f"gate pass rate {passes['difference']:+.4f}, at best {passes['high']:+.4f} (max_pass_rate_drop {drop})"
         )
     if rise is not None and loss and loss["low"] is not None and loss["low"] > rise:
         misses.append(
-            f"loss {loss['difference']:+.4f} nats per token, at best {loss['low']:+.4f} "
-            f"(max_loss_rise {rise})"
+            f"loss {loss['difference']:+.4f} nats per token, at best {loss['low']:+.4f} (max_loss_rise {rise})"
         )
     return misses
 
 
-def enforce(config: DistillConfig) -> str:
+def enforce_gate(config: DistillConfig) -> str:
     """The comparison in words. Raises QualityGateMissed (3) if the gate is missed."""
-    from nexa_train.reports.evaluation_text import regression
+    from nexa_train.reports.evaluation_text import regression_paragraph
 
-    path = config.storage.path("evaluation_report")
+    path = config.storage.path_of("evaluation_report")
     sealed_hash(path, config.storage)
     result = json.loads(path.read_text(encoding="utf-8"))["regression"]
     if result["misses"]:
@@ -152,22 +149,22 @@ def enforce(config: DistillConfig) -> str:
             + f". Read {path.with_suffix('.md')}; train again, or change regression_gate: in "
             f"{config.filters}, or accept this run with `{ACCEPT}` and evaluate again"
         )
-    return regression(result)
+    return regression_paragraph(result)
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("command", nargs="?", choices=("accept", "check"), default="check")
     parser.add_argument("--note", help="the reason, kept in the file")
     args = parser.parse_args()
     config = load_config(args.config)
     if args.command == "check":
-        print(enforce(config))
+        print(enforce_gate(config))
         return 0
-    entry = accept(config.storage, args.note)
+    entry = accept_report(config.storage, args.note)
     count = len(entry["outcomes"])
-    print(f"accepted: run {entry['run_id']}, {count} prompts -> {path_of(config.storage)}")
+    print(f"accepted: run {entry['run_id']}, {count} prompts -> {accepted_path(config.storage)}")
     return 0
 
 

@@ -27,9 +27,9 @@ from nexa_distill.storage.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train.data.chat_tokenization import Sample
-from nexa_train.training.teacher_cache import TABLE, refuse_other_vocabulary, rows_of, tokens_hash
+from nexa_train.training.teacher_cache import TABLE, logits_rows, refuse_other_vocabulary, tokens_hash
 
-PART = 32  # samples of a part: the most that a kill can lose
+PART_SAMPLES = 32  # samples of a part: the most that a kill can lose
 
 
 def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
@@ -40,48 +40,46 @@ def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
     from nexa_train.models.bundled import resolve_model
     from nexa_train.models.folders import one_writer
 
-    dst = storage.path("teacher_logits")
+    dst = storage.path_of("teacher_logits")
     dst.parent.mkdir(parents=True, exist_ok=True)
     bases = [resolve_model(name, storage) for name in (config.distillation.teacher, config.student)]
     weights = [Path(base) for base in bases[:1] if Path(base).is_dir()]
-    stage = StageRun(
-        "teacher_logits", storage, inputs=[dataset, *weights], settings=config.logits_settings()
-    )
+    stage = StageRun("teacher_logits", storage, inputs=[dataset, *weights], settings=config.logits_settings())
     # Every process of a distributed training calls this.
     with one_writer(dst):
         if stage.is_current(dst):
             print(f"teacher logits: {dst} is up to date", flush=True)
         else:
-            _make(config, stage, dataset, dst, *bases)
+            _compute_table(config, stage, dataset, dst, *bases)
     return dst
 
 
-def _make(
+def _compute_table(
     config: StudentConfig, stage: StageRun, dataset: Path, dst: Path, teacher: str, student: str
 ) -> None:
-    from nexa_train.data.collate import batching
+    from nexa_train.data.collate import make_collate
     from nexa_train.data.dataset import load_dataset
     from nexa_train.data.vocabulary import vocabulary_size
-    from nexa_train.models.loading import context_of, load_for_inference, load_student_tokenizer
+    from nexa_train.models.loading import context_length, load_for_inference, load_student_tokenizer
 
     model, theirs = load_for_inference(teacher)
     tokenizer = load_student_tokenizer(student, config)
     refuse_other_vocabulary(theirs, tokenizer)
-    data = load_dataset(dataset, tokenizer, config.longest(context_of(student)))
+    data = load_dataset(dataset, tokenizer, config.longest_row(context_length(student)))
     samples = [*data.train, *data.val]
-    batch_of = batching(model, theirs, samples, packed=config.train.packing)
-    reused = _earlier(stage, dst, samples)
+    batch_of = make_collate(model, theirs, samples, packed=config.train.packing)
+    reused = _reusable_rows(stage, dst, samples)
     names = set(reused["sample_id"].to_pylist())
     missing = [sample for sample in samples if sample.sample_id not in names]
     # Parts are named by the remaining work: a resumed run finds its own ones only.
-    work = sha256_text(compact_json([stage.key, [sample.sample_id for sample in missing]]))
+    work = sha256_text(compact_json([stage.resume_key, [sample.sample_id for sample in missing]]))
     vocabulary = vocabulary_size(tokenizer)
     parts = dst.with_name(f".{dst.stem}.parts") / work[:16]
     with Progress("teacher logits", len(samples), unit="samples", done=len(names)) as progress:
-        for number, start in enumerate(range(0, len(missing), PART)):
-            some, part = missing[start : start + PART], parts / f"{number:06d}.parquet"
+        for number, start in enumerate(range(0, len(missing), PART_SAMPLES)):
+            some, part = missing[start : start + PART_SAMPLES], parts / f"{number:06d}.parquet"
             if not part.exists():
-                _write(part, rows_of(config, model, some, batch_of, vocabulary))
+                _write_part(part, logits_rows(config, model, some, batch_of, vocabulary))
             progress.add(len(some))
     # All parts are complete: join them with the reused rows.
     with table_writer(dst, TABLE.schema) as out:
@@ -89,25 +87,23 @@ def _make(
         for part in sorted(parts.glob("*.parquet")):
             out.write(pq.read_table(part))
     skipped = sum(data.skipped.values())
-    stage.seal(dst, rows_in=len(samples) + skipped, rejected=skipped)
+    stage.seal_output(dst, rows_in=len(samples) + skipped, rejected=skipped)
     if parts.parent.exists():  # not if every row was reused
         shutil.rmtree(parts.parent)
     tokens = sum(sample.trained_tokens for sample in samples)
     size = dst.stat().st_size / max(1, tokens)
     print(
-        f"teacher logits: {tokens:,} tokens of {len(samples)} samples -> {dst} "
-        f"({size:.0f} bytes per token)",
-        flush=True,
+        f"teacher logits: {tokens:,} tokens of {len(samples)} samples -> {dst} ({size:.0f} bytes per token)", flush=True
     )
 
 
-def _write(part: Path, batches: Iterator[list[dict[str, Any]]]) -> None:
+def _write_part(part: Path, batches: Iterator[list[dict[str, Any]]]) -> None:
     with table_writer(part, TABLE.schema) as out:
         for rows in batches:
             out.write(pa.Table.from_pylist(rows, schema=TABLE.schema))
 
 
-def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
+def _reusable_rows(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
     """Rows of the existing table for these samples' tokens, by the same teacher and settings."""
     manifest = load_manifest(dst, stage.storage)
     teacher = [item["sha256"] for item in stage.inputs[1:]]
@@ -127,12 +123,12 @@ def _earlier(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
 
 def main() -> int:
     """Command line."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     arguments = parser.parse_args()
     storage = load_config(arguments.pipeline_config).storage
     config = load_yaml(arguments.config, StudentConfig)
-    run(config, storage, arguments.dataset or storage.path("sft_parquet"))
+    run(config, storage, arguments.dataset or storage.path_of("sft_parquet"))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Reads:  JSON lines on stdin, {sample_id, messages}; the configured student's tokenizer
 Writes: one JSON line per sample on stdout: {sample_id, tokens: [[text, trained, special], ...]} or
-        {sample_id, skipped: reason, why}, by the `chat_tokenization.encode` of the training
+        {sample_id, skipped: reason, why}, by the `chat_tokenization.encode_conversation` of the training
 Raises: InputError (65) as the training would
 
 `trained` marks the predicted token. A character of several tokens is shown with the last of them.
@@ -20,32 +20,32 @@ from nexa_distill.settings.pipeline import load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train.data.chat_format import ChatFormat
-from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Skip, encode, student_format
+from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Skip, encode_conversation, student_format
 from nexa_train.models.bundled import resolve_model
-from nexa_train.models.loading import context_of, load_student_tokenizer
+from nexa_train.models.loading import context_length, load_student_tokenizer
 
 Token = tuple[str, bool, bool]  # text, trained, special
 
 
-def view(form: ChatFormat, sample_id: str, messages: Any, longest: int | None) -> dict[str, Any]:
+def view_sample(form: ChatFormat, sample_id: str, messages: Any, longest: int | None) -> dict[str, Any]:
     """The sample as training sees it."""
-    sample = encode(form, sample_id, messages, longest)
+    sample = encode_conversation(form, sample_id, messages, longest)
     if isinstance(sample, Skip):
         why = ROW_REASONS[sample.reason]
         return {"sample_id": sample_id, "skipped": sample.reason, "why": why}
     trained = [label != IGNORE for label in sample.labels]
-    return {"sample_id": sample_id, "tokens": tokens(form.tokenizer, sample.input_ids, trained)}
+    return {"sample_id": sample_id, "tokens": decode_tokens(form.tokenizer, sample.input_ids, trained)}
 
 
-def tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> list[Token]:
+def decode_tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> list[Token]:
     """The text of each token; joined, they equal the decoded text of all ids."""
     special, shown = set(tokenizer.all_special_ids), list[Token]()
     before, waiting = list[int](), list[int]()
     for token, is_trained in zip(ids, trained, strict=True):
         waiting.append(token)
         # Decoded behind the tokens before it: alone, SentencePiece drops the leading space.
-        length = len(_decode(tokenizer, before))
-        text = _decode(tokenizer, before + waiting)[length:]
+        length = len(_decode_ids(tokenizer, before))
+        text = _decode_ids(tokenizer, before + waiting)[length:]
         if text.endswith("\ufffd") and len(waiting) < 4:
             text = ""  # the first bytes of a character
         else:
@@ -54,22 +54,22 @@ def tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> list[
     return shown
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def _decode_ids(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     args = parser.parse_args()
     student = load_yaml(args.config, StudentConfig)
     storage = load_config(args.pipeline_config).storage
     model = resolve_model(student.student, storage)
     form = student_format(load_student_tokenizer(model, student))
-    longest = student.longest(context_of(model))
+    longest = student.longest_row(context_length(model))
     for line in sys.stdin:
         sample = json.loads(line)
-        print(json.dumps(view(form, sample["sample_id"], sample["messages"], longest)))
+        print(json.dumps(view_sample(form, sample["sample_id"], sample["messages"], longest)))
     return 0
 
 

@@ -30,20 +30,12 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import StageRun
 from nexa_train import teacher_logits
 from nexa_train.data.chat_format import ChatFormat
-from nexa_train.data.collate import batching
+from nexa_train.data.collate import make_collate
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.models.bundled import resolve_model
-from nexa_train.models.precision import native_bf16
+from nexa_train.models.precision import has_native_bf16
 from nexa_train.preflight import Preflight
-from nexa_train.training import (
-    as_trained,
-    checkpoints,
-    distillation,
-    export,
-    fsdp,
-    on_policy,
-    student_model,
-)
+from nexa_train.training import as_trained, checkpoints, distillation, export, fsdp, on_policy, student_model
 from nexa_train.training.trainer import Trainer
 
 
@@ -64,32 +56,28 @@ def run(
     base = resolve_model(config.student, storage)
     weights = [Path(base)] if Path(base).is_dir() else []  # a hub id is named, not hashed
     inputs = [dataset, *weights]
-    if config.distillation.cached:
+    if config.distillation.uses_cache:
         inputs.append(logits or teacher_logits.run(config, storage, dataset))
-    stage = StageRun(
-        f"train.{folder.name}", storage, inputs=inputs, settings=config.training_settings()
-    )
+    stage = StageRun(f"train.{folder.name}", storage, inputs=inputs, settings=config.training_settings())
     final = folder / "final"
     if stage.is_current(final):
         print(f"{final} is finished and current; nothing to do", flush=True)
         return False
-    trainer, form, resumed = _prepare(
-        config, storage, base, dataset, folder, stage.key, shard=shard
-    )
-    val_loss = trainer.train(resumed)
+    trainer, form, resumed = _prepare_trainer(config, storage, base, dataset, folder, stage.resume_key, shard=shard)
+    val_loss = trainer.train_steps(resumed)
     # Measured before adapters are merged: the export is compared with it.
-    before = as_trained.measure(
-        trainer.bare,
+    before = as_trained.measure_as_trained(
+        trainer.unwrapped_loss,
         export.proof_samples(trainer.data),
         trainer.batch_of,
         form,
         {} if shard else export.proof_prompts(dataset, trainer.data),
         trainer.accelerator.autocast,
     )
-    trainer.settle()
+    trainer.gather_weights()
     if trainer.accelerator.is_main_process:
-        export.write(
-            trainer.bare.model,
+        export.export_student(
+            trainer.unwrapped_loss.model,
             form,
             final,
             config=config,
@@ -100,9 +88,7 @@ def run(
             before=before,
         )
         skipped = sum(trainer.data.skipped.values())
-        stage.seal(
-            final, rows_in=trainer.data.rows, rejected=skipped, count=len(trainer.data.train)
-        )
+        stage.seal_output(final, rows_in=trainer.data.rows, rejected=skipped, count=len(trainer.data.train))
         # The sealed export replaces the checkpoints.
         for old in folder.glob("step-*"):
             shutil.rmtree(old)
@@ -111,61 +97,48 @@ def run(
     return True
 
 
-def _prepare(
-    config: StudentConfig,
-    storage: Storage,
-    base: str,
-    dataset: Path,
-    folder: Path,
-    run_key: str,
-    *,
-    shard: bool,
+def _prepare_trainer(
+    config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str, *, shard: bool
 ) -> tuple[Trainer, ChatFormat, int]:
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
-        mixed_precision="bf16" if native_bf16() else "no",
-        log_with="tensorboard",
-        project_dir=str(folder),
+        mixed_precision="bf16" if has_native_bf16() else "no", log_with="tensorboard", project_dir=str(folder)
     )
     _refuse_unshardable(config, accelerator, shard=shard)
     # Only the rows that pass the preflight are trained on.
     preflight = Preflight(config, storage, dataset, base, main=accelerator.is_main_process)
-    data, form = preflight.data(), preflight.examination.format
+    data, form = preflight.load_data(), preflight.examination.chat_format
     tokenizer = form.tokenizer
     print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
-    checkpoint = checkpoints.latest(folder, run_key)
+    checkpoint = checkpoints.latest_checkpoint(folder, run_key)
     # The user should know why existing checkpoints are not continued.
     if checkpoint is None and accelerator.is_main_process:
         notice = checkpoints.explain_restart(folder, config.training_settings())
         if notice:
             print(notice, flush=True)
-    model = student_model.build(config, base, checkpoint)
+    model = student_model.build_student(config, base, checkpoint)
     if not shard:  # a whole model may not fit on one device
         model.to(accelerator.device)
-    batch_of = batching(model, tokenizer, [*data.train, *data.val], packed=config.train.packing)
-    loss, batch_of = distillation.attach(config, storage, model, tokenizer, data, batch_of)
+    batch_of = make_collate(model, tokenizer, [*data.train, *data.val], packed=config.train.packing)
+    loss, batch_of = distillation.build_loss(config, storage, model, tokenizer, data, batch_of)
     # After the loss is built: it probes the model without compilation.
-    student_model.hasten(model, config.train)
+    student_model.apply_speed_options(model, config.train)
     if shard:
-        fsdp.shard(loss, accelerator.device, accelerator.num_processes)
+        fsdp.shard_model(loss, accelerator.device, accelerator.num_processes)
     else:
         loss = accelerator.prepare(loss)
     # The rate of 0 is replaced in every step.
     optimizer = torch.optim.AdamW(
-        [parameter for _, parameter in checkpoints.trained(model)],
+        [parameter for _, parameter in checkpoints.trainable_parameters(model)],
         lr=0.0,
         weight_decay=config.train.weight_decay,
         fused=True,
     )
     resumed = checkpoints.restore_optimizer(checkpoint, model, optimizer) if checkpoint else 0
-    student = on_policy.Student(
-        model, config.distillation, config.train.seed, vocabulary_size(tokenizer), form.end
-    )
-    trainer = Trainer(
-        config, accelerator, loss, optimizer, data, batch_of, run_key, folder, base, shard, student
-    )
+    student = on_policy.Student(model, config.distillation, config.train.seed, vocabulary_size(tokenizer), form.end)
+    trainer = Trainer(config, accelerator, loss, optimizer, data, batch_of, run_key, folder, base, shard, student)
     return trainer, form, resumed
 
 
@@ -185,15 +158,15 @@ def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool)
 
 def main() -> int:
     """Read the flags and train."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     parser.add_argument("--output", type=Path, help="default: <storage.students>/<run_name>")
     parser.add_argument("--shard", action="store_true", help="keep a part of the model per process")
     arguments = parser.parse_args()
     config = load_yaml(arguments.config, StudentConfig)
     storage = load_config(arguments.pipeline_config).storage
-    dataset = arguments.dataset or storage.path("sft_parquet")
-    folder = arguments.output or storage.path("students") / config.run_name
+    dataset = arguments.dataset or storage.path_of("sft_parquet")
+    folder = arguments.output or storage.path_of("students") / config.run_name
     run(config, storage, dataset, folder, shard=arguments.shard)
     return 0
 

@@ -24,11 +24,7 @@ LONGEST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--full",
-        action="store_true",
-        help="all cases of the sweeps (slow)",
-    )
+    parser.addoption("--full", action="store_true", help="all cases of the sweeps (slow)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

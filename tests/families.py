@@ -26,10 +26,7 @@ IM, LLAMA_3 = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], [
 ]  # fmt: skip
 GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 SP = ["<unk>", "<s>", "</s>"]
-R1 = [
-    f"<\uff5c{name}\uff5c>"
-    for name in ("begin▁of▁sentence", "end▁of▁sentence", "User", "Assistant")
-]
+R1 = [f"<\uff5c{name}\uff5c>" for name in ("begin▁of▁sentence", "end▁of▁sentence", "User", "Assistant")]
 THINK = ["<think>", "</think>"]
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -73,11 +70,7 @@ class Family:
         tokens = self.tokenizer()
         folder.mkdir()
         tokens.save(str(folder / "tokenizer.json"))
-        settings = {
-            "tokenizer_class": self.tokenizer_class,
-            **self.named,
-            **self.tokenizer_settings,
-        }
+        settings = {"tokenizer_class": self.tokenizer_class, **self.named, **self.tokenizer_settings}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         if self.template:
             (folder / "chat_template.jinja").write_text(self.template)

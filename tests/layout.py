@@ -30,12 +30,7 @@ LAYERS = (
         "nexa_distill.annotation",
         "nexa_distill.reporting",
     ),
-    (
-        "nexa_distill.deduplication",
-        "nexa_distill.collection.requests",
-        "nexa_distill.gating",
-        "nexa_distill.repair",
-    ),
+    ("nexa_distill.deduplication", "nexa_distill.collection.requests", "nexa_distill.gating", "nexa_distill.repair"),
     ("nexa_distill.collection.answers",),
     ("nexa_distill.collection.batch",),
     ("nexa_distill.collection",),
@@ -101,9 +96,9 @@ def files(*folders: str) -> Iterator[Path]:
 def sources() -> dict[str, str]:
     """The text of each module of both packages, a package by its `__init__.py`."""
     return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
-            ".__init__"
-        ): path.read_text(encoding="utf-8")
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text(
+            encoding="utf-8"
+        )
         for path in files(*TOPS)
     }
 
@@ -172,8 +167,7 @@ def of_the_training_side(modules: Mapping[str, str]) -> list[Import]:
     return [
         one
         for one in imports(modules)
-        if one.module.split(".")[0] == "nexa_distill"
-        and one.imported.split(".")[0] in NOT_ON_THE_DATA_SIDE
+        if one.module.split(".")[0] == "nexa_distill" and one.imported.split(".")[0] in NOT_ON_THE_DATA_SIDE
     ]
 
 
@@ -201,11 +195,7 @@ def tables() -> str:
         parts = [part for part in HEIGHT if part.startswith(f"{top}.")]
         packages = [part for part in parts if any(m.startswith(f"{part}.") for m in modules)]
         lines += ["", f"### {top}", "", says(modules[top]), "", "| module | |", "|---|---|"]
-        lines += [
-            f"| `{part.partition('.')[2]}` | {says(modules[part])} |"
-            for part in parts
-            if part not in packages
-        ]
+        lines += [f"| `{part.partition('.')[2]}` | {says(modules[part])} |" for part in parts if part not in packages]
         lines += ["", "| package | | modules |", "|---|---|---|"]
         for part in packages:
             inside = [m for m in modules if m.rpartition(".")[0] == part and m not in packages]

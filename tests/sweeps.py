@@ -66,18 +66,14 @@ def fewer(name: str, count: int, all_: int, *, why: str) -> int:
 
 def table() -> str:
     """All sweeps of the tests: what each run takes, and why not all."""
-    rows = {PRECISIONS} | {
-        row for path in Path(__file__).parent.rglob("test_*.py") for row in _rows(path.read_text())
-    }
+    rows = {PRECISIONS} | {row for path in Path(__file__).parent.rglob("test_*.py") for row in _rows(path.read_text())}
     return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in sorted(rows))
 
 
 def _rows(source: str) -> Iterator[tuple[str, str, str]]:
     tree = ast.parse(source)
     texts = {  # what names stand for
-        ast.unparse(line.targets[0]): line.value
-        for line in ast.walk(tree)
-        if isinstance(line, ast.Assign)
+        ast.unparse(line.targets[0]): line.value for line in ast.walk(tree) if isinstance(line, ast.Assign)
     }
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):

@@ -9,18 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nexa_distill import (
-    canonicalize,
-    collect_teacher,
-    dedup,
-    filter_pairs,
-    gates,
-    regenerate_bad,
-    sample_gate,
-    to_sft,
-)
-from nexa_distill.collection.requests.endpoint import reach
-from nexa_distill.collection.requests.retry_policy import said_by
+from nexa_distill import canonicalize, collect_teacher, dedup, filter_pairs, gates, regenerate_bad, sample_gate, to_sft
+from nexa_distill.collection.requests.endpoint import open_endpoint
+from nexa_distill.collection.requests.retry_policy import provider_message
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.journal.journal import Outcome
 from nexa_distill.orchestration.planning import Request, make_plan
@@ -56,9 +47,7 @@ def pasted(folder: Path, **changes: Any) -> Path:
 # 2. Answers have the name of the model that gave them.
 
 
-def test_i02_a_model_that_the_started_server_has_not_is_refused_before_anything_is_made(
-    tmp_path: Path,
-) -> None:
+def test_i02_a_model_that_the_started_server_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     made = workspace(tmp_path, provider="embedded", collection={"teacher_model": "gpt-4o-mini"})
     done = made.run("scripts/python/data_processing/run_full_data_gen.py", code=65)
     assert "`provider: openai`" in done.stderr
@@ -87,17 +76,10 @@ def test_i02_no_request_reaches_a_server_that_has_another_model(tmp_path: Path) 
     with ledger_teacher(tmp_path) as teacher:
         file = tmp_path / "endpoint.json"
         write_json(file, {"base_url": teacher.base_url, "model": "small", "pid": 1})
-        provider = (
-            load_config(SHIPPED)
-            .providers["embedded"]
-            .model_copy(update={"endpoint_file": str(file)})
-        )
-        with (
-            pytest.raises(ProviderUnusable, match="has small"),
-            reach("embedded", provider, "gpt-4o-mini"),
-        ):
+        provider = load_config(SHIPPED).providers["embedded"].model_copy(update={"endpoint_file": str(file)})
+        with pytest.raises(ProviderUnusable, match="has small"), open_endpoint("embedded", provider, "gpt-4o-mini"):
             pass
-        with reach("embedded", provider, "small") as endpoint:
+        with open_endpoint("embedded", provider, "small") as endpoint:
             assert endpoint.model == "small"
 
 
@@ -106,7 +88,7 @@ def test_i02_no_request_reaches_a_server_that_has_another_model(tmp_path: Path) 
 
 def gated(folder: Path, base_url: str) -> Workspace:
     made = collected(workspace(folder, base_url, regeneration={"rounds": 0}))
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     to_sft.run(made.load())
     return made
 
@@ -120,14 +102,12 @@ def test_i03_packaging_by_hand_refuses_while_a_decision_is_not_applied(tmp_path:
         done = made.run("nexa_distill.to_sft", code=66)
         assert "run_filtering.py" in done.stderr
         assert files(made) == before
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         made.run("nexa_distill.to_sft")
     assert "s0004" not in {row["sample_id"] for row in rows(made, "sft_parquet")}
 
 
-def test_i03_the_packaging_session_and_the_pipeline_object_apply_decisions_themselves(
-    tmp_path: Path,
-) -> None:
+def test_i03_the_packaging_session_and_the_pipeline_object_apply_decisions_themselves(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = gated(tmp_path, teacher.base_url)
         decide(made, "s0004", 0, "reject")
@@ -138,14 +118,12 @@ def test_i03_the_packaging_session_and_the_pipeline_object_apply_decisions_thems
             DistillationPipeline(made.config).package_sft()
 
 
-def test_i03_a_file_of_decisions_that_is_gone_is_not_taken_for_no_decisions(
-    tmp_path: Path,
-) -> None:
+def test_i03_a_file_of_decisions_that_is_gone_is_not_taken_for_no_decisions(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = gated(tmp_path, teacher.base_url)
     labels = made.path("annotations")
     decide(made, "s0004", 0, "reject")
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     labels.rename(tmp_path / "kept.jsonl")
     before = files(made)
     refused = [
@@ -164,29 +142,25 @@ def test_i03_a_file_of_decisions_that_is_gone_is_not_taken_for_no_decisions(
     made.path("person_checks").unlink()
     (made.path("manifests") / "person" / "manifest.json").unlink()
     assert "person.parquet: no such" in made.run("nexa_distill.to_sft", code=66).stderr
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     made.run("nexa_distill.to_sft")
     assert "s0004" in {row["sample_id"] for row in rows(made, "sft_parquet")}
 
 
-def test_i03_the_gates_say_that_decisions_count_no_more(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_i03_the_gates_say_that_decisions_count_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = gated(tmp_path, teacher.base_url)
     decide(made, "s0004", 0, "reject")
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     made.path("annotations").unlink()
     assert "is gone" not in capsys.readouterr().out
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     assert f"{made.path('annotations')} is gone" in capsys.readouterr().out
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     assert "is gone" not in capsys.readouterr().out
 
 
-def test_i03_answers_asked_again_that_no_gate_has_seen_are_not_left_out_in_silence(
-    tmp_path: Path,
-) -> None:
+def test_i03_answers_asked_again_that_no_gate_has_seen_are_not_left_out_in_silence(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = gated(tmp_path, teacher.base_url)
         made.change(regeneration={"rounds": 1})
@@ -206,7 +180,7 @@ def test_i04_no_decisions_yet_or_a_wrong_path_is_one_line(tmp_path: Path) -> Non
     assert "ui_inspect.py" in done.stderr
     for path in (none, tmp_path):
         with pytest.raises(InputMissing, match="expected a JSONL file of decisions"):
-            gates.repair(made.load(), path)
+            gates.run_repair_loop(made.load(), path)
     (tmp_path / "labels.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(InputError, match="not UTF-8"):
         regenerate_bad.run(made.load(), annotations=tmp_path / "labels.jsonl")
@@ -215,9 +189,7 @@ def test_i04_no_decisions_yet_or_a_wrong_path_is_one_line(tmp_path: Path) -> Non
 # 5. Answers that are added by --regen have passed the same gates.
 
 
-def test_i05_answers_regenerated_elsewhere_are_not_packaged_without_the_gates(
-    tmp_path: Path,
-) -> None:
+def test_i05_answers_regenerated_elsewhere_are_not_packaged_without_the_gates(tmp_path: Path) -> None:
     seeds, dst = tmp_path / "seeds.jsonl", tmp_path / "regen.parquet"
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = gated(tmp_path, teacher.base_url)
@@ -233,8 +205,7 @@ def test_i05_answers_regenerated_elsewhere_are_not_packaged_without_the_gates(
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["--api-key", SECRET], [f"--api-key={SECRET}"], ["--api-key", "plain99"], ["--max-tok", "3"]],
+    "flags", [["--api-key", SECRET], [f"--api-key={SECRET}"], ["--api-key", "plain99"], ["--max-tok", "3"]]
 )
 def test_i06_flags_are_not_abbreviated_and_a_key_in_one_is_not_printed(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -279,9 +250,9 @@ def test_i06_errors_mask_what_looks_like_a_key_and_nothing_else(text: str, maske
 
 def test_i07_documented_settings_need_no_extends_and_paths_are_not_doubled(tmp_path: Path) -> None:
     config = load_config(pasted(tmp_path))
-    assert str(config.storage.path("sft_jsonl")) == "data/processed/training/sft_v1.jsonl"
+    assert str(config.storage.path_of("sft_jsonl")) == "data/processed/training/sft_v1.jsonl"
     expected = load_config(SHIPPED).storage
-    assert config.storage.path("regen_dataset") == expected.path("regen_dataset")
+    assert config.storage.path_of("regen_dataset") == expected.path_of("regen_dataset")
     assert config.storage.key_of(Path("data/processed/training/sft_v1.jsonl")) == "sft_jsonl"
 
 
@@ -330,16 +301,14 @@ def test_the_pipeline_object_refuses_an_empty_side_before_it_pays(tmp_path: Path
         assert not teacher.billed()
 
 
-def test_the_collector_by_hand_refuses_an_empty_side_and_takes_a_file_of_ones_own(
-    tmp_path: Path,
-) -> None:
+def test_the_collector_by_hand_refuses_an_empty_side_and_takes_a_file_of_ones_own(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         src = put(made, [row | {"split": "train"} for row in prompts(3)])
         made.path("raw_dataset").parent.mkdir(parents=True)
         stage = StageRun("dedup", made.load().storage, inputs=[], settings={})
         shutil.copy(src, made.path("raw_dataset"))
-        stage.seal(made.path("raw_dataset"), rows_in=3, rejected=0)
+        stage.seal_output(made.path("raw_dataset"), rows_in=3, rejected=0)
         done = made.run("nexa_distill.collect_teacher", code=65)
         assert "no document falls into test" in done.stderr
         assert not teacher.billed()
@@ -347,9 +316,7 @@ def test_the_collector_by_hand_refuses_an_empty_side_and_takes_a_file_of_ones_ow
         assert sum(teacher.billed().values()) == 3
 
 
-def test_dedup_with_a_result_elsewhere_leaves_the_pipelines_rejections_alone(
-    tmp_path: Path,
-) -> None:
+def test_dedup_with_a_result_elsewhere_leaves_the_pipelines_rejections_alone(tmp_path: Path) -> None:
     raw = tmp_path / "raw.jsonl"
     raw.write_text("".join(f'{{"user_prompt": "Question {n}?"}}\n' for n in (1, 1, 2)))
     made = workspace(tmp_path / "project", input={"path": str(raw)})
@@ -357,23 +324,19 @@ def test_dedup_with_a_result_elsewhere_leaves_the_pipelines_rejections_alone(
     before = files(made)
     dedup.run(made.load(), dst=tmp_path / "unique.parquet")
     assert files(made) == before
-    assert {"unique.parquet", "unique.rejected.parquet", "unique.reports"} <= {
-        path.name for path in tmp_path.iterdir()
-    }
+    assert {"unique.parquet", "unique.rejected.parquet", "unique.reports"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_i06_a_key_that_the_provider_repeats_is_not_printed() -> None:
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}."}}).encode()
     outcome = Outcome("rejected", 401, body)
-    assert said_by(outcome) == '{"error": {"message": "Incorrect API key provided: [secret]"}}'
+    assert provider_message(outcome) == '{"error": {"message": "Incorrect API key provided: [secret]"}}'
 
 
-def test_i03_human_checks_that_were_removed_are_made_again_and_not_a_traceback(
-    tmp_path: Path,
-) -> None:
+def test_i03_human_checks_that_were_removed_are_made_again_and_not_a_traceback(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = gated(tmp_path, teacher.base_url)
     decide(made, "s0004", 0, "reject")
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     made.path("person_checks").unlink()
     assert "run_filtering.py" in made.run("nexa_distill.to_sft", code=66).stderr

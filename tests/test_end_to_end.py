@@ -27,14 +27,7 @@ from tests.sweeps import fewer
 from tests.teacher.ledger_teacher import Teacher, ledger_teacher
 
 pytestmark = pytest.mark.slow
-STAGES = (
-    "run_full_data_gen",
-    "run_filtering",
-    "run_regeneration",
-    "run_packaging",
-    "train_sft",
-    "run_evaluation",
-)
+STAGES = ("run_full_data_gen", "run_filtering", "run_regeneration", "run_packaging", "train_sft", "run_evaluation")
 CONCURRENCY = 4
 
 
@@ -79,9 +72,7 @@ class Project:
 @pytest.fixture
 def project() -> Iterator[Project]:
     folder = Path(tempfile.mkdtemp(prefix="nx-"))  # short: tmux sockets need that
-    student = save_config(
-        folder / "student.yaml", save_model(folder / "tiny"), max_length=4096, epochs=1
-    )
+    student = save_config(folder / "student.yaml", save_model(folder / "tiny"), max_length=4096, epochs=1)
     values = yaml.safe_load(student.read_text())
     values["generate"] |= {"max_new_tokens": 12, "max_prompts": 6}
     student.write_text(yaml.safe_dump(values))
@@ -98,9 +89,7 @@ def project() -> Iterator[Project]:
     shutil.rmtree(folder)
 
 
-def test_raw_text_becomes_an_evaluated_student_and_a_second_run_does_nothing(
-    project: Project,
-) -> None:
+def test_raw_text_becomes_an_evaluated_student_and_a_second_run_does_nothing(project: Project) -> None:
     said = project.launch()
     made = project.made
     report = json.loads(made.path("evaluation_report").read_text())
@@ -140,7 +129,7 @@ def held_out(made: Workspace) -> None:
 
 def conserved(made: Workspace) -> None:
     """Rows in are rows kept and rows rejected, at every stage, and ids are joined, not lost."""
-    manifests = made.load().storage.path("manifests").rglob("manifest.json")
+    manifests = made.load().storage.path_of("manifests").rglob("manifest.json")
     for manifest in (json.loads(path.read_text()) for path in manifests):
         assert manifest["rows_in"] == manifest["kept"] + manifest["rejected"]
     asked = ids(made, "raw_dataset")
@@ -153,9 +142,7 @@ def ids(made: Workspace, key: str) -> set[str]:
     return set(pq.read_table(made.path(key), columns=["sample_id"])["sample_id"].to_pylist())
 
 
-def test_f01_kill_of_any_stage_at_any_moment_and_the_same_command_finishes(
-    project: Project,
-) -> None:
+def test_f01_kill_of_any_stage_at_any_moment_and_the_same_command_finishes(project: Project) -> None:
     """Kills of whichever stage is alive, then one undisturbed launch."""
     chance, killed = sweeps.chance("kills of the whole pipeline"), 0
     kills = fewer("kills of the whole pipeline", 3, 8, why="each starts the pipeline once more")

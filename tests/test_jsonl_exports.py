@@ -53,17 +53,15 @@ ORDERS: dict[str, Callable[[int], Row]] = {
         ("alpaca", "nulls last"), ("sharegpt", "nulls first"),
     ],
 )  # fmt: skip
-def test_d21_an_export_opens_whatever_the_order_of_its_rows(
-    tmp_path: Path, order: str, form: str
-) -> None:
+def test_d21_an_export_opens_whatever_the_order_of_its_rows(tmp_path: Path, order: str, form: str) -> None:
     config = project(tmp_path)
     rows = [ORDERS[order](n) for n in range(60)]
     collect(config, rows, "filtered_dataset")
     to_sft.run(config, form=form)
-    whole = config.storage.path("sft_jsonl")
-    files = [whole, config.storage.path("splits") / "train.jsonl"]
+    whole = config.storage.path_of("sft_jsonl")
+    files = [whole, config.storage.path_of("splits") / "train.jsonl"]
     if to_sft.FORMATS[form]:
-        files = [to_sft.exported(whole, form)]
+        files = [to_sft.export_path(whole, form)]
     for file in files:
         found = opened(file, tmp_path / "cache")
         assert found.num_rows == 60
@@ -79,7 +77,7 @@ def test_d21_the_table_keeps_its_nulls(tmp_path: Path) -> None:
     collect(config, [plain(0), complete(1)], "filtered_dataset")
     to_sft.run(config)
     found = datasets.load_dataset(
-        "parquet", data_files=str(config.storage.path("sft_parquet")), split="train",
+        "parquet", data_files=str(config.storage.path_of("sft_parquet")), split="train",
         cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     assert list(found["repaired_reason"]) == [None, "too_short"]
@@ -91,7 +89,7 @@ def test_d21_tasks_for_annotators_open_too(tmp_path: Path) -> None:
     for row in rows[:30]:
         row |= {"context": None, "teacher_output": None}
     extra = {"rejection_reason": "too_short", "rejection_reasons": ["too_short"]}
-    src = config.storage.path("rejections")
+    src = config.storage.path_of("rejections")
     with table_writer(src, REJECTIONS) as out:
         out.write(pa.Table.from_pylist([row | extra for row in rows], schema=REJECTIONS))
     labels.run_export(config, None, tmp_path / "tasks.jsonl")
@@ -103,8 +101,8 @@ def test_d21_preference_pairs_open_with_and_without_a_system_message(tmp_path: P
     config = project(tmp_path)
     pairs = [
         {"prompt": to_sft.prompt_messages(ORDERS["nulls first"](n), None),
-         "chosen": [to_sft.said_by_assistant("Yes. " * 9)],
-         "rejected": [to_sft.said_by_assistant("No. " * 9)],
+         "chosen": [to_sft.assistant_message("Yes. " * 9)],
+         "rejected": [to_sft.assistant_message("No. " * 9)],
          "sample_id": str(n), "source": "attempts"}
         for n in range(60)
     ]  # fmt: skip

@@ -59,9 +59,7 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("check", "module", "line"), PLANTED)
-def test_a_wrong_import_is_found(
-    check: Callable[[dict[str, str]], list[Any]], module: str, line: str
-) -> None:
+def test_a_wrong_import_is_found(check: Callable[[dict[str, str]], list[Any]], module: str, line: str) -> None:
     found = check(MODULES | {module: f"{MODULES[module]}\n{line}\n"})
     assert any(module in str(one) for one in found)
 

@@ -139,9 +139,7 @@ def test_a_project_that_was_moved_wants_a_venv_of_its_own(setup: Setup, tmp_path
     assert setup.run() == ""
 
 
-def test_the_venv_of_another_project_is_not_emptied_through_a_link(
-    setup: Setup, tmp_path: Path
-) -> None:
+def test_the_venv_of_another_project_is_not_emptied_through_a_link(setup: Setup, tmp_path: Path) -> None:
     other = Setup(tmp_path / "other")
     (other.root / ".venv").symlink_to(setup.root / ".venv")
     said = other.run(check=65)

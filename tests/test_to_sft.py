@@ -41,7 +41,7 @@ def lines(path: Path) -> list[str]:
 def test_a_sample_is_what_the_teacher_was_asked_and_what_it_said(tmp_path: Path) -> None:
     config = gated(tmp_path, [answer(0, system_prompt="Be brief."), answer(1)])
     to_sft.run(config)
-    samples = read_table(config.storage.path("sft_parquet"), TABLES["sft_parquet"]).to_pylist()
+    samples = read_table(config.storage.path_of("sft_parquet"), TABLES["sft_parquet"]).to_pylist()
     asked = [[(m["role"], m["content"]) for m in s["messages"]] for s in samples]
     assert asked == [
         [("system", "Be brief."), ("user", "Propose hypothesis 0."), ("assistant", GOOD)],
@@ -57,19 +57,17 @@ def test_without_any_system_prompt_there_is_no_system_message() -> None:
         to_sft.build_record(answer(0, None), None)
 
 
-def test_datasets_opens_every_file_and_sees_the_same_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_datasets_opens_every_file_and_sees_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     config = gated(tmp_path)
     counts = to_sft.run(config)
     assert counts == {"train": 4, "val": 2, "test": 2}
-    splits = config.storage.path("splits")
+    splits = config.storage.path_of("splits")
     files = {name: str(splits / f"{name}.jsonl") for name in counts}
     cache = str(tmp_path / "cache")
     by_split = datasets.load_dataset("json", data_files=files, cache_dir=cache)
     assert {name: len(rows) for name, rows in by_split.items()} == counts
-    table = str(config.storage.path("sft_parquet"))
+    table = str(config.storage.path_of("sft_parquet"))
     whole = datasets.load_dataset("parquet", data_files=table, cache_dir=cache)["train"]
     assert whole.column_names == TABLES["sft_parquet"].schema.names
     trained = [row for row in whole if row["split"] == "train"]
@@ -79,21 +77,21 @@ def test_datasets_opens_every_file_and_sees_the_same_samples(
 def test_splits_hold_exactly_the_lines_of_the_whole_file(tmp_path: Path) -> None:
     config = gated(tmp_path)
     to_sft.run(config)
-    whole = lines(config.storage.path("sft_jsonl"))
+    whole = lines(config.storage.path_of("sft_jsonl"))
     for name in to_sft.SPLITS:
         expected = [line for line in whole if json.loads(line)["split"] == name]
-        assert lines(config.storage.path("splits") / f"{name}.jsonl") == expected
+        assert lines(config.storage.path_of("splits") / f"{name}.jsonl") == expected
 
 
 def test_f25_hostile_text_survives_and_stays_one_line(tmp_path: Path) -> None:
     config = gated(tmp_path, [answer(0, GOOD + HOSTILE), answer(1, GOOD, user_prompt=HOSTILE)])
     to_sft.run(config)
-    path = config.storage.path("sft_jsonl")
+    path = config.storage.path_of("sft_jsonl")
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2, "in every reader's opinion"
     samples = [json.loads(line) for line in lines(path)]
     assert samples[0]["messages"][2]["content"] == (GOOD + HOSTILE).strip()  # the ends only
     assert samples[1]["messages"][1]["content"] == HOSTILE
-    stored = read_table(config.storage.path("sft_parquet"), TABLES["sft_parquet"]).to_pylist()
+    stored = read_table(config.storage.path_of("sft_parquet"), TABLES["sft_parquet"]).to_pylist()
     assert [to_sft.without_nulls(row) for row in stored] == samples
 
 
@@ -121,13 +119,11 @@ def test_f25_a_lone_surrogate_goes_through_one_line_of_json() -> None:
             {"from": "gpt", "value": GOOD}]}),
     ],
 )  # fmt: skip
-def test_other_forms_stand_beside_the_samples(
-    form: str, expected: dict[str, Any], tmp_path: Path
-) -> None:
+def test_other_forms_stand_beside_the_samples(form: str, expected: dict[str, Any], tmp_path: Path) -> None:
     config = gated(tmp_path, [answer(0)])
     to_sft.run(config)
     to_sft.run(config, form=form)
-    path = config.storage.path("sft_jsonl").with_name(f"sft_dataset.{form}.jsonl")
+    path = config.storage.path_of("sft_jsonl").with_name(f"sft_dataset.{form}.jsonl")
     assert [json.loads(line) for line in lines(path)] == [expected]
     assert to_sft.run(config, form=form) is None
 
@@ -137,7 +133,7 @@ def test_the_same_answers_give_the_same_bytes_and_a_second_run_does_nothing(tmp_
     to_sft.run(first)
     to_sft.run(second)
     for key in ("sft_parquet", "sft_jsonl"):
-        assert first.storage.path(key).read_bytes() == second.storage.path(key).read_bytes()
+        assert first.storage.path_of(key).read_bytes() == second.storage.path_of(key).read_bytes()
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
     assert to_sft.run(first) is None
@@ -160,8 +156,8 @@ def test_f34_packaging_refuses_a_stale_or_changed_table(tmp_path: Path) -> None:
         to_sft.run(config)
     sample_gate.run(config)
     assert to_sft.run(config) == {"train": 9}
-    assert not (config.storage.path("splits") / "val.jsonl").exists()
-    kept = config.storage.path("filtered_dataset")
+    assert not (config.storage.path_of("splits") / "val.jsonl").exists()
+    kept = config.storage.path_of("filtered_dataset")
     kept.write_bytes(kept.read_bytes() + b"x")
     with pytest.raises(InputMissing, match=r"is not the file that .* seals"):
         to_sft.run(config)
@@ -173,7 +169,7 @@ def test_nothing_kept_names_the_thresholds_that_rejected_most(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"3 too_short .*min_char_length.*1 truncated") as error:
         to_sft.run(config)
     assert "rejections.parquet" in str(error.value)
-    assert not config.storage.path("sft_jsonl").exists()
+    assert not config.storage.path_of("sft_jsonl").exists()
 
 
 def test_an_empty_train_split_is_refused_with_the_counts(tmp_path: Path) -> None:
@@ -198,27 +194,25 @@ def test_regen_adds_gated_answers_and_refuses_ungated_ones(tmp_path: Path) -> No
     checks, passed = [tmp_path / "passed.checks.parquet"], tmp_path / "gated.parquet"
     sample_gate.run(config, src=[more], checks=checks, dst=passed)
     assert to_sft.run(config, regen=passed) == {"train": 4}
-    samples = [json.loads(line) for line in lines(config.storage.path("sft_jsonl"))]
+    samples = [json.loads(line) for line in lines(config.storage.path_of("sft_jsonl"))]
     keys = {(s["sample_id"], s["attempt"]) for s in samples}
     assert keys == {(answer(n)["sample_id"], a) for n, a in ((0, 0), (1, 1), (2, 2), (3, 1))}
     collect(config, rows, "regen_dataset")
     with pytest.raises(InputError, match="have not passed the gates"):
-        to_sft.run(config, regen=config.storage.path("regen_dataset"))
+        to_sft.run(config, regen=config.storage.path_of("regen_dataset"))
 
 
-def test_the_card_says_when_lengths_are_an_estimate_and_counts_with_a_tokenizer(
-    tmp_path: Path,
-) -> None:
+def test_the_card_says_when_lengths_are_an_estimate_and_counts_with_a_tokenizer(tmp_path: Path) -> None:
     config = gated(tmp_path)
     to_sft.run(config)
-    card = config.storage.path("sft_parquet").with_name("README.md")
+    card = config.storage.path_of("sft_parquet").with_name("README.md")
     text = card.read_text()
     assert "estimated at 4 bytes" in text
     assert "| sample_gate | 8 | 8 | 0 |" in text
     assert "| val | 2 |" in text
     words = Tokenizer(models.WordLevel({"?": 0}, "?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    folder = config.storage.path("models") / "bundled"
+    folder = config.storage.path_of("models") / "bundled"
     folder.mkdir(parents=True)
     words.save(str(folder / "tokenizer.json"))
     card.unlink()
@@ -231,7 +225,7 @@ def test_the_card_says_when_lengths_are_an_estimate_and_counts_with_a_tokenizer(
 def test_names_from_data_are_no_markup_in_the_card(tmp_path: Path) -> None:
     config = gated(tmp_path, [answer(0, domain="a | b\n# <b>`c`"), answer(1), answer(2)])
     to_sft.run(config)
-    text = config.storage.path("sft_parquet").with_name("README.md").read_text()
+    text = config.storage.path_of("sft_parquet").with_name("README.md").read_text()
     assert "| `` a \\| b # <b>`c` `` | 1 |\n" in text
 
 
@@ -248,16 +242,14 @@ def test_the_packaging_script_runs_without_arguments_but_the_config(tmp_path: Pa
     assert refused.returncode == 66
 
 
-def test_t06_d12_reasoning_is_dropped_or_kept_in_the_target_as_the_settings_say(
-    tmp_path: Path,
-) -> None:
+def test_t06_d12_reasoning_is_dropped_or_kept_in_the_target_as_the_settings_say(tmp_path: Path) -> None:
     broken = "It ends.\n</think>\nNo."
     rows = [answer(0, reasoning_output="Hm.\nSo."), answer(1), answer(2, reasoning_output=broken)]
     config = gated(tmp_path, rows)
-    card = config.storage.path("sft_parquet").with_name("README.md")
+    card = config.storage.path_of("sft_parquet").with_name("README.md")
 
     def targets() -> list[str]:
-        found = map(json.loads, lines(config.storage.path("sft_jsonl")))
+        found = map(json.loads, lines(config.storage.path_of("sft_jsonl")))
         return [sample["messages"][-1]["content"] for sample in found]
 
     to_sft.run(config)

@@ -50,16 +50,12 @@ def test_it_is_told_and_tells_what_the_interpreter_is_and_does(
 @pytest.mark.parametrize(("name", "is_forked"), [("SEEN", True), ("SSL_CERT_FILE", False)])
 def test_what_a_library_reads_when_it_is_imported_is_read(name: str, is_forked: bool) -> None:
     command = [warm.python(), "-c", "import sys; print('pyarrow' in sys.modules)"]
-    done = subprocess.run(
-        command, env=os.environ | {name: "other"}, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, env=os.environ | {name: "other"}, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(is_forked)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_what_is_killed_is_gone_when_it_has_been_waited_for(
-    tmp_path: Path, sent: signal.Signals
-) -> None:
+def test_what_is_killed_is_gone_when_it_has_been_waited_for(tmp_path: Path, sent: signal.Signals) -> None:
     for _ in range(3):
         command = [warm.python(), "-c", WAITS, str(tmp_path / "lock")]
         with warm.Process(command, stdout=subprocess.PIPE, text=True) as process:

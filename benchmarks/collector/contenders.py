@@ -36,9 +36,7 @@ CONTENDERS = {
     "openai-aiohttp": Contender("openai client, aiohttp", "clients", "with_openai", "aiohttp"),
     "distilabel": Contender("distilabel 1.5.3", "distilabel", "with_distilabel", share=0.2),
     "curator": Contender("curator 0.1.31", "curator", "with_curator", share=0.2),
-    "data-designer": Contender(
-        "Data Designer 0.9.6", "data-designer", "with_data_designer", share=0.2
-    ),
+    "data-designer": Contender("Data Designer 0.9.6", "data-designer", "with_data_designer", share=0.2),
 }
 
 

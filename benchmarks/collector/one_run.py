@@ -59,10 +59,7 @@ def one_run(
 ) -> Run:  # fmt: skip
     """`server`: its arguments. Files stand below `where` until the end. Raises Unfit."""
     python = environments.python(contender.environment)
-    with (
-        tempfile.TemporaryDirectory(dir=where) as name,
-        serving(server_python(environments), server) as address,
-    ):
+    with tempfile.TemporaryDirectory(dir=where) as name, serving(server_python(environments), server) as address:
         folder, base_url = Path(name), f"{address}/v1"
         (folder / "cache").mkdir()
         if contender.environment is None:
@@ -99,9 +96,7 @@ def serving(python: str, arguments: list[str]) -> Iterator[str]:
             process.kill()
 
 
-def our_command(
-    folder: Path, base_url: str, requests: int, in_flight: int
-) -> tuple[list[str], Path]:
+def our_command(folder: Path, base_url: str, requests: int, in_flight: int) -> tuple[list[str], Path]:
     """The stage as it is run, and the table that it writes."""
     config, src, out = folder / "config.yaml", folder / "prompts.parquet", folder / "out.parquet"
     write_inputs(src, requests)

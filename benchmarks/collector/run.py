@@ -60,9 +60,7 @@ SCENARIOS = {
 }
 
 
-def measure(
-    scenario: Scenario, chosen: list[Contender], environments: Environments, folder: Path
-) -> Measured:
+def measure(scenario: Scenario, chosen: list[Contender], environments: Environments, folder: Path) -> Measured:
     """One small run each, then the rounds; whoever is unfit drops out with all its figures."""
     found = Measured({contender.name: [] for contender in chosen}, {}, {})
 
@@ -71,9 +69,7 @@ def measure(
         if name in found.unfit:
             return None
         try:
-            run = one_run(
-                contender, environments, folder, requests, scenario.in_flight, scenario.server
-            )
+            run = one_run(contender, environments, folder, requests, scenario.in_flight, scenario.server)
             if run.answered < requests and scenario.server != STORM:
                 raise Unfit(f"{run.answered} answers to {requests} requests")
         except Unfit as error:
@@ -111,9 +107,7 @@ def written(name: str, scenario: Scenario, found: Measured) -> str:
 def two_sizes(contender: Contender, requests: int) -> list[Contender]:
     """The contender at a tenth of the rows and at all of them."""
     return [
-        dataclasses.replace(
-            contender, name=f"{contender.name}, {round(requests * share):,} rows", share=share
-        )
+        dataclasses.replace(contender, name=f"{contender.name}, {round(requests * share):,} rows", share=share)
         for share in (0.1, 1.0)
     ]
 

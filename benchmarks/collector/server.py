@@ -169,18 +169,13 @@ class Connection(asyncio.Protocol):
         if self.transport is None:  # the client has gone
             return
         body = json.dumps(value).encode()
-        head = (
-            f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\n{header}"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
+        head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\n{header}Content-Length: {len(body)}\r\n\r\n"
         self.transport.write(head.encode() + body)
 
 
 async def serve(teacher: Teacher) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Connection(teacher, loop), "127.0.0.1", 0, backlog=4096
-    )
+    server = await loop.create_server(lambda: Connection(teacher, loop), "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

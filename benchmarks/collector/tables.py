@@ -46,10 +46,7 @@ def speed_table(found: Measured, share_of: str, share: Callable[[int, Run], floa
     def row(name: str, runs: list[Run]) -> str:
         small = found.small[name]
         shares = [part for n, run in enumerate(runs) if (part := share(n, run)) is not None]
-        further = [
-            (run.cpu_seconds - small.cpu_seconds) / max(1, run.requests - small.requests)
-            for run in runs
-        ]
+        further = [(run.cpu_seconds - small.cpu_seconds) / max(1, run.requests - small.requests) for run in runs]
         cells = [
             f"{runs[0].requests:,}",
             spread([run.rate for run in runs], ",.0f"),
@@ -85,10 +82,7 @@ def instant_table(found: Measured) -> str:
 def lognormal_table(found: Measured, in_flight: int) -> str:
     """Against list scheduling of the same latencies."""
     sizes = {run.requests for runs in found.rounds.values() for run in runs}
-    bounds = {
-        size: makespan((lognormal_seconds(prompt(n)) for n in range(size)), in_flight)
-        for size in sizes
-    }
+    bounds = {size: makespan((lognormal_seconds(prompt(n)) for n in range(size)), in_flight) for size in sizes}
     share_of = "share of the list-scheduling bound"
     return speed_table(found, share_of, lambda _, run: bounds[run.requests] / run.seconds)
 

@@ -20,9 +20,7 @@ def main() -> None:
     builder = dd.DataDesignerConfigBuilder(model_configs=[model])
     builder.with_seed_dataset(dd.DataFrameSeedSource(df=asked))
     builder.add_column(
-        dd.LLMTextColumnConfig(
-            name="answer", prompt="{{ text }}", system_prompt=SYSTEM, model_alias="teacher"
-        )
+        dd.LLMTextColumnConfig(name="answer", prompt="{{ text }}", system_prompt=SYSTEM, model_alias="teacher")
     )
     designer = DataDesigner(artifact_path=given.folder, model_providers=[provider])
     designer.set_run_config(dd.RunConfig(otel_metrics_port=None))

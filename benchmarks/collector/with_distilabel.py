@@ -15,9 +15,7 @@ def main() -> None:
     decoding = {
         "max_new_tokens": DECODING["max_tokens"], "temperature": DECODING["temperature"]
     }  # fmt: skip
-    model = OpenAILLM(
-        model=MODEL, base_url=given.base_url, api_key="none", generation_kwargs=decoding
-    )
+    model = OpenAILLM(model=MODEL, base_url=given.base_url, api_key="none", generation_kwargs=decoding)
     with Pipeline(name="collector", cache_dir=given.folder) as pipeline:
         source = LoadDataFromDicts(data=asked, batch_size=given.in_flight)
         step = TextGeneration(llm=model, system_prompt=SYSTEM, input_batch_size=given.in_flight)

@@ -20,26 +20,25 @@ from datasketch import MinHash, MinHashLSH
 from rensa import RMinHash, RMinHashLSH
 
 from benchmarks.dedup.corpus import read, shingles
-from nexa_distill.deduplication.minhash import families, join
-from nexa_distill.deduplication.minhash_store import Sketches, Sketching, in_order, sketched
+from nexa_distill.deduplication.minhash import cluster_texts, union_labels
+from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchStore, map_in_order, sketch_batch
 
 BANDS, ROWS, VALUES, THRESHOLD = 18, 7, 128, 0.8
 
 
 def ours(path: Path) -> list[int]:
     """As the stage does it: words and signatures on disk, exact decisions."""
-    how = Sketching(THRESHOLD, 3, VALUES)
+    how = MinHashSettings(THRESHOLD, 3, VALUES)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        store = Sketches(Path(folder) / "sketches", how)
+        store = SketchStore(Path(folder) / "sketches", how)
         source = read(path)
         batches = iter(lambda: list(itertools.islice(source, 4096)), list[str]())
         numbers = [
-            store.add(batch)
-            for batch in in_order(lambda b: sketched(pa.array(b, pa.string()), how), batches)
+            store.add(batch) for batch in map_in_order(lambda b: sketch_batch(pa.array(b, pa.string()), how), batches)
         ]
         store.close()
         count = len(store)
-        found = families(store, np.arange(count), np.zeros(count, np.uint64), how)
+        found = cluster_texts(store, np.arange(count), np.zeros(count, np.uint64), how)
         text_of = np.concatenate(numbers)
         return [int(family) for family in found[text_of]]
 
@@ -52,11 +51,7 @@ def datasketch(path: Path) -> list[int]:
     for number, text in enumerate(read(path)):
         each = MinHash(num_perm=VALUES)
         each.update_batch([shingle.encode() for shingle in shingles(text)])
-        pairs += [
-            (other, number)
-            for other in index.query(each)
-            if hashes[other].jaccard(each) >= THRESHOLD
-        ]
+        pairs += [(other, number) for other in index.query(each) if hashes[other].jaccard(each) >= THRESHOLD]
         index.insert(number, each)
         hashes.append(each)
     return _joined(len(hashes), pairs)
@@ -71,11 +66,7 @@ def rensa(path: Path) -> list[int]:
     while batch := list(itertools.islice(source, 4096)):
         for each in RMinHash.from_token_sets([list(shingles(t)) for t in batch], values, 42):
             number = len(hashes)
-            pairs += [
-                (other, number)
-                for other in index.query(each)
-                if hashes[other].jaccard(each) >= THRESHOLD
-            ]
+            pairs += [(other, number) for other in index.query(each) if hashes[other].jaccard(each) >= THRESHOLD]
             index.insert(number, each)
             hashes.append(each)
     return _joined(len(hashes), pairs)
@@ -84,7 +75,7 @@ def rensa(path: Path) -> list[int]:
 def _joined(count: int, pairs: list[tuple[int, int]]) -> list[int]:
     labels = np.arange(count)
     both = np.array(pairs, np.int64).reshape(-1, 2)
-    join(labels, both[:, 0], both[:, 1])
+    union_labels(labels, both[:, 0], both[:, 1])
     return [int(label) for label in labels]
 
 

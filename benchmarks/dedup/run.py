@@ -27,7 +27,7 @@ import yaml
 from benchmarks.dedup import corpus
 from benchmarks.measured import peak_memory
 from nexa_distill.contracts import CANONICAL
-from nexa_distill.deduplication.minhash import join
+from nexa_distill.deduplication.minhash import union_labels
 from nexa_distill.storage.tables import table_writer
 from nexa_distill.text.hashing import sha256_text
 
@@ -61,7 +61,7 @@ def check(folder: Path, count: int) -> str:
     true = truth(made)
     chained = np.arange(count)
     both = np.array(sorted(true), np.int64).reshape(-1, 2)
-    join(chained, both[:, 0], both[:, 1])
+    union_labels(chained, both[:, 0], both[:, 1])
     lines = [f"{len(true)} true pairs among {count:,} texts", "",
              "| contender | true pairs in one family | pairs that no chain of true ones joins |",
              "|---|---|---|"]  # fmt: skip
@@ -103,9 +103,7 @@ def table(count: int, runs: dict[str, list[dict[str, float]]]) -> str:
         middle = statistics.median(seconds)
         spread = f"{count / max(seconds):,.0f} to {count / min(seconds):,.0f}"
         peak = max(run["peak_mb"] for run in found)
-        lines.append(
-            f"| {name} | {count / middle:,.0f} | {spread} | {base / middle:.1f} | {peak:,.0f} MB |"
-        )
+        lines.append(f"| {name} | {count / middle:,.0f} | {spread} | {base / middle:.1f} | {peak:,.0f} MB |")
     return "\n".join(lines)
 
 
@@ -156,9 +154,7 @@ def _row(number: int, made: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["speed", "memory"], default="speed")
     parser.add_argument("--texts", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)

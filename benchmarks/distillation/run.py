@@ -31,14 +31,14 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train import teacher_logits, train_sft
 from nexa_train.data import packing
-from nexa_train.data.chat_tokenization import Sample, encode
+from nexa_train.data.chat_tokenization import Sample, encode_conversation
 from nexa_train.data.collate import Batch
 from nexa_train.models.bundled import BUNDLED, resolve_model
 from nexa_train.models.loading import load_for_inference, load_model, load_tokenizer
-from nexa_train.models.replies import replies
+from nexa_train.models.replies import generate_replies
 from nexa_train.training.assistant_loss import AnswerLogits, AnswerLoss, mean_loss
 from nexa_train.training.distillation import DistillationLoss
-from nexa_train.training.divergences import DIVERGENCES, TopK, dense, from_top_k
+from nexa_train.training.divergences import DIVERGENCES, TopK, dense_divergence, top_k_divergence
 from nexa_train.training.teacher_cache import CachedTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,9 +60,7 @@ class Bench:
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.folder, self.arguments = folder, arguments
         base = ROOT / "configs/distill_config.yaml"
-        (folder / "pipeline.yaml").write_text(
-            f"extends: {base}\nstorage: {{root: {folder}/data}}\n"
-        )
+        (folder / "pipeline.yaml").write_text(f"extends: {base}\nstorage: {{root: {folder}/data}}\n")
         self.storage = load_config(folder / "pipeline.yaml").storage
         self.teacher = resolve_model(BUNDLED, self.storage)
         self.tokenizer = load_tokenizer(self.teacher)
@@ -100,7 +98,7 @@ class Bench:
         return self._encoded(self.rows[self.arguments.rows :])
 
     def _encoded(self, rows: Sequence[dict[str, Any]]) -> list[Sample]:
-        made = (encode(self.tokenizer, row["sample_id"], row["messages"], 1024) for row in rows)
+        made = (encode_conversation(self.tokenizer, row["sample_id"], row["messages"], 1024) for row in rows)
         return [sample for sample in made if isinstance(sample, Sample)]
 
     @cached_property
@@ -115,7 +113,7 @@ class Bench:
         lines = (out / "metrics.jsonl").read_text().splitlines()
         seconds = [0.0, *(row["seconds"] for row in map(json.loads, lines) if row["step"])]
         student = load_model(str(out / "final")).eval()
-        packing.enable(student)
+        packing.enable_packing(student)
         found = torch.cat(list(likeliest(student, self.held_out)))
         nats = mean_loss(AnswerLoss(student), self.held_out, 4, packing.collate_packed)
         agreement = float((found == self.likeliest).float().mean())
@@ -140,7 +138,7 @@ def answered(teacher: str, rows: Iterator[dict[str, str]]) -> Iterator[dict[str,
         if not some:
             return
         asked = [row["instruction"] for row in some]
-        said = replies(model, tokenizer, asked, max_new_tokens=256, temperature=1.0, seed=seed)
+        said = generate_replies(model, tokenizer, asked, max_new_tokens=256, temperature=1.0, seed=seed)
         for row, reply in zip(some, said, strict=True):
             if reply.ended and reply.text:
                 yield row | {"answer": reply.text}
@@ -149,7 +147,7 @@ def answered(teacher: str, rows: Iterator[dict[str, str]]) -> Iterator[dict[str,
 @torch.no_grad()
 def likeliest(model: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
     """The token that the model thinks likeliest, at each trained token."""
-    packing.enable(model.eval())
+    packing.enable_packing(model.eval())
     logits = AnswerLogits(model)
     for start in range(0, len(samples), 4):
         yield logits(packing.collate_packed(samples[start : start + 4], CPU)).argmax(-1)
@@ -181,16 +179,14 @@ def step_cost(bench: Bench) -> str:
     config = bench.config(0, loss="forward_kl")
     cached = CachedTeacher(teacher_logits.run(config, bench.storage, bench.dataset), bench.trained)
     model = load_model(bench.teacher, config.keep_layers).train()
-    packing.enable(model)
+    packing.enable_packing(model)
     losses = AnswerLoss(model), DistillationLoss(model, config.distillation, len(bench.tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     ratios = []
     for start in range(0, len(bench.trained) - 3, 4):
         some = bench.trained[start : start + 4]
-        batch = packing.collate_packed(some, CPU) | cached.batch(some, CPU)
-        plain, first, second, again = (
-            seconds_of(losses[which], batch, optimizer) for which in (0, 1, 1, 0)
-        )
+        batch = packing.collate_packed(some, CPU) | cached.batch_tensors(some, CPU)
+        plain, first, second, again = (seconds_of(losses[which], batch, optimizer) for which in (0, 1, 1, 0))
         ratios.append((first + second) / (plain + again))
     ratios = ratios[1:]  # the first warms up
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} batches of 4"
@@ -216,7 +212,7 @@ def bounds(bench: Bench) -> str:
     teacher = logits_of(load_model(bench.teacher), samples)
     student = logits_of(load_model(bench.teacher, bench.config(0).keep_layers), samples)
     whole = {
-        name: sum(float(dense(d, p, q, 1.0)) for p, q in zip(teacher, student, strict=True))
+        name: sum(float(dense_divergence(d, p, q, 1.0)) for p, q in zip(teacher, student, strict=True))
         for name, d in DIVERGENCES.items()
     }
     lines = ["| k | bytes per token | " + " | ".join(f"{n}, of dense" for n in whole) + " |",
@@ -226,11 +222,10 @@ def bounds(bench: Bench) -> str:
         cached = CachedTeacher(path, samples)
         known = [
             TopK(rows["top_ids"].long(), rows["top_log_probs"], rows["tail_log_prob"])
-            for rows in (cached.batch([sample], CPU) for sample in samples)
+            for rows in (cached.batch_tensors([sample], CPU) for sample in samples)
         ]
         shares = [
-            sum(float(from_top_k(d, t, q, 1.0)) for t, q in zip(known, student, strict=True))
-            / whole[name]
+            sum(float(top_k_divergence(d, t, q, 1.0)) for t, q in zip(known, student, strict=True)) / whole[name]
             for name, d in DIVERGENCES.items()
         ]
         size = path.stat().st_size / tokens
@@ -241,7 +236,7 @@ def bounds(bench: Bench) -> str:
 
 def logits_of(model: Any, samples: Sequence[Sample]) -> list[torch.Tensor]:
     """(trained tokens, vocabulary) of each sample."""
-    packing.enable(model.eval())
+    packing.enable_packing(model.eval())
     found = AnswerLogits(model)
     return [found(packing.collate_packed([sample], CPU)) for sample in samples]
 

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nexa_distill.execution.checks import Job
-from nexa_distill.execution.database_perturbation import perturbed
-from nexa_distill.execution.pool import Pool
+from nexa_distill.execution.database_perturbation import write_perturbed_copies
+from nexa_distill.execution.pool import WorkerPool
 from nexa_distill.execution.sql import Limits
 from nexa_distill.settings.pipeline import load_config
 from nexa_distill.storage.manifests import sha256_path
@@ -62,11 +62,11 @@ def ours(paths: Sequence[Path], limits: Limits) -> Callable[[Answers], Verdicts]
         "limits": asdict(limits), "kinds": ["sql"], "schemas": {},
         "databases": {"geography": [str(path) for path in paths]},
     }  # fmt: skip
-    pool = Pool(setting, os.cpu_count() or 1).__enter__()
+    pool = WorkerPool(setting, os.cpu_count() or 1).__enter__()
 
     def check(answers: Answers) -> Verdicts:
         jobs = (Job("sql", answer, gold, "geography") for answer, gold in answers)
-        return [found[1].ok is True for found in pool.map(jobs)]
+        return [found[1].ok is True for found in pool.map_jobs(jobs)]
 
     return check
 
@@ -119,7 +119,7 @@ def measure(folder: Path, geoquery: Path, count: int, rounds: int) -> None:
     database = geoquery / "geography.sqlite"
     execution = load_config(ROOT / "configs/distill_config.yaml").execution
     limits = Limits(**execution.model_dump(include=set(Limits.__dataclass_fields__)))
-    copies = perturbed(database, folder, sha256_path(database))
+    copies = write_perturbed_copies(database, folder, sha256_path(database))
     answers = load(geoquery, count)
     contenders = {
         "ours, every check": (ours([database, *copies], limits), answers),
@@ -147,9 +147,7 @@ def measure(folder: Path, geoquery: Path, count: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--geoquery", type=Path, metavar="DIR", default=ROOT.parent / "shared/data/geoquery"
-    )
+    parser.add_argument("--geoquery", type=Path, metavar="DIR", default=ROOT.parent / "shared/data/geoquery")
     parser.add_argument("--answers", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()

@@ -27,11 +27,9 @@ def prepare(folder: Path, rows: int) -> Path:
     path = folder / "config.yaml"
     path.write_text(f"extends: {CONFIG}\nstorage: {{root: {folder / 'data'}}}\n")
     config: DistillConfig = load_config(path)
-    answers = config.storage.path("collected_dataset")
+    answers = config.storage.path_of("collected_dataset")
     make_answers(answers, rows)
-    StageRun("teacher", config.storage, inputs=[], settings={}).seal(
-        answers, rows_in=rows, rejected=0
-    )
+    StageRun("teacher", config.storage, inputs=[], settings={}).seal_output(answers, rows_in=rows, rejected=0)
     return path
 
 

@@ -111,8 +111,7 @@ class Reference:
             (config.min_token_length, config.max_token_length, token_count(text)),
         ]
         if not starts or any(
-            (least is not None and size < least) or (most is not None and size > most)
-            for least, most, size in lengths
+            (least is not None and size < least) or (most is not None and size > most) for least, most, size in lengths
         ):
             return False
         folded = fold_text(text)
@@ -125,11 +124,11 @@ class Reference:
             return False
         if row["template_name"] in config.require_json_for and not _is_json(text):
             return False
-        personal = config.pii.of("redact", "reject")
+        personal = config.pii.kinds_with("redact", "reject")
         place = partial(fold_texts(pa.array([text], pa.string())).find_source_position, 0)
         suspect = Suspect(0, folded, text, place)
-        return not any(rule.find([suspect]) for rule in self.rules) and not any(
-            True for kind in personal for _ in pii.find(text, kind)
+        return not any(rule.find_matches([suspect]) for rule in self.rules) and not any(
+            True for kind in personal for _ in pii.find_spans(text, kind)
         )
 
     def _lacks_verb(self, text: str, folded: str) -> bool:

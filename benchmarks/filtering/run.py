@@ -73,15 +73,11 @@ def make_answers(path: Path, rows: int) -> None:
     weights = [1 / (8 + i) for i in range(8000)] + [0.1, 0.05, 0.05, 0.005, 0.05, 0.1]
     with table_writer(path, OUTPUTS) as out:
         for start in range(0, rows, 8192):
-            batch = [
-                _answer(i, draw, words, weights) for i in range(start, min(start + 8192, rows))
-            ]
+            batch = [_answer(i, draw, words, weights) for i in range(start, min(start + 8192, rows))]
             out.write(pa.Table.from_pylist(batch, schema=OUTPUTS))
 
 
-def _answer(
-    number: int, draw: random.Random, words: list[str], weights: list[float]
-) -> dict[str, object]:
+def _answer(number: int, draw: random.Random, words: list[str], weights: list[float]) -> dict[str, object]:
     text = OPENING + " ".join(draw.choices(words, weights, k=draw.randint(120, 240))) + "."
     chance = draw.random()
     fault = next((fault for limit, fault in FAULTS.items() if chance < limit), "")
@@ -104,9 +100,7 @@ def ours(src: Path, folder: Path, config: FilterConfig) -> None:
     """The stage as it is run: read, check, write both tables, report, seal."""
     storage = {"storage": {"root": str(folder)}}
     pipeline = load_config(Path("configs/distill_config.yaml"))
-    pipeline = pipeline.model_copy(
-        update={"storage": pipeline.storage.model_copy(update=storage["storage"])}
-    )
+    pipeline = pipeline.model_copy(update={"storage": pipeline.storage.model_copy(update=storage["storage"])})
     dst = folder / "kept.parquet"
     dst.unlink(missing_ok=True)
     filter_pairs.run(
@@ -188,9 +182,7 @@ def main() -> None:
         measure(Path(name), args, six, everything)
 
 
-def measure(
-    folder: Path, args: argparse.Namespace, six: FilterConfig, everything: FilterConfig
-) -> None:
+def measure(folder: Path, args: argparse.Namespace, six: FilterConfig, everything: FilterConfig) -> None:
     src = folder / "answers.parquet"
     make_answers(src, args.rows)
     verbs = [form for verb in six.allowed_action_verbs["en"] for form in verb_forms(verb)]
@@ -208,9 +200,7 @@ def measure(
         "plain Python, six rules": lambda: timed(lambda: plain(src, out["plain"], six)),
     }
     if python:
-        contenders["datatrove, six rules"] = lambda: datatrove(
-            python, src, out["datatrove"], settings
-        )
+        contenders["datatrove, six rules"] = lambda: datatrove(python, src, out["datatrove"], settings)
     for contender in contenders.values():
         contender()
     plain(src, out["plain_all"], everything)

@@ -91,7 +91,7 @@ def memory(pid: int) -> float:
 
 def opening(config: Path, folder: Path) -> Iterator[tuple[str, float]]:
     """A new server, its first tab and its second."""
-    src = load_config(config).storage.path("collected_dataset")
+    src = load_config(config).storage.path_of("collected_dataset")
     with inspector(folder / "log", "--config", config, "--src", src) as server, pages() as page:
         for name in ("first tab of a new server", "second tab"):
             yield name, seconds(partial(opened, page.context.new_page(), server.url))
@@ -100,7 +100,7 @@ def opening(config: Path, folder: Path) -> Iterator[tuple[str, float]]:
 
 def moves(config: Path, folder: Path, count: int) -> Iterator[tuple[str, float]]:
     """Key presses in one tab."""
-    src = load_config(config).storage.path("collected_dataset")
+    src = load_config(config).storage.path_of("collected_dataset")
     flags = ("--config", config, "--src", src, "--annotator", "ann")
     with inspector(folder / "log", *flags) as server, pages() as page:
         opened(page, server.url)
@@ -112,10 +112,7 @@ def moves(config: Path, folder: Path, count: int) -> Iterator[tuple[str, float]]
         page.get_by_text("Prompt", exact=True).click()
         for _ in range(count):
             idle(page)
-            yield (
-                "next, filtered",
-                seconds(partial(other_place, page, page.get_by_text(PLACE).inner_text())),
-            )
+            yield ("next, filtered", seconds(partial(other_place, page, page.get_by_text(PLACE).inner_text())))
         page.goto(f"{server.url}/?row={DECISIONS + 1}")
         stands(page, DECISIONS + 2)
         for number in range(count):
@@ -126,8 +123,8 @@ def moves(config: Path, folder: Path, count: int) -> Iterator[tuple[str, float]]
 def decide_some(config: Path) -> None:
     """Decisions that were made before, on the first answers."""
     storage = load_config(config).storage
-    keys = pq.read_table(storage.path("collected_dataset"), columns=["sample_id", "attempt"])
-    path = storage.path("annotations")
+    keys = pq.read_table(storage.path_of("collected_dataset"), columns=["sample_id", "attempt"])
+    path = storage.path_of("annotations")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for number, row in enumerate(keys.slice(0, DECISIONS).to_pylist()):
@@ -141,13 +138,7 @@ def measure(rows: int, count: int, openings: int) -> Times:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = prepare(folder, rows)
-        command = [
-            sys.executable,
-            "-m",
-            "nexa_distill.filter_pairs",
-            "--pipeline-config",
-            str(config),
-        ]
+        command = [sys.executable, "-m", "nexa_distill.filter_pairs", "--pipeline-config", str(config)]
         subprocess.run(command, check=True)
         for _ in range(openings):
             for what, value in opening(config, folder):

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from benchmarks.training.job import Figures, given, hand_over, read_rows, threads
 from nexa_train.data import packing
 from nexa_train.data.chat_tokenization import IGNORE, Sample
-from nexa_train.data.collate import Collate, collate
+from nexa_train.data.collate import Collate, collate_padded
 from nexa_train.models.loading import load_model
-from nexa_train.models.precision import native_bf16
+from nexa_train.models.precision import has_native_bf16
 from nexa_train.training.assistant_loss import AnswerLoss
 
 
@@ -24,15 +24,12 @@ def labels(row: dict[str, list[int]]) -> list[int]:
 def main() -> None:
     job = given()
     torch.set_num_threads(threads())
-    samples = [
-        Sample(str(number), row["input_ids"], labels(row))
-        for number, row in enumerate(read_rows(job))
-    ]
+    samples = [Sample(str(number), row["input_ids"], labels(row)) for number, row in enumerate(read_rows(job))]
     model = load_model(job.model).train()
-    accelerator = Accelerator(mixed_precision="bf16" if native_bf16() else "no")
-    batch_of: Collate = partial(collate, pad_id=0)
+    accelerator = Accelerator(mixed_precision="bf16" if has_native_bf16() else "no")
+    batch_of: Collate = partial(collate_padded, pad_id=0)
     if job.variant == "packed":
-        packing.enable(model)
+        packing.enable_packing(model)
         batch_of = packing.collate_packed
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate, fused=True)
     loss, optimizer = accelerator.prepare(AnswerLoss(model), optimizer)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found,unused-ignore]
 
 from benchmarks.training.job import Figures, given, hand_over, read_rows, threads
-from nexa_train.models.precision import native_bf16  # imports nothing but torch
+from nexa_train.models.precision import has_native_bf16  # imports nothing but torch
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "padded": {},
@@ -43,7 +43,7 @@ def main() -> None:
         "output_dir": f"{job.out}.trl", "num_train_epochs": 1, "learning_rate": job.learning_rate,
         "per_device_train_batch_size": job.batch_size, "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential", "max_length": 2048, "logging_steps": 1,
-        "bf16": native_bf16(), "gradient_checkpointing": False, "report_to": "none",
+        "bf16": has_native_bf16(), "gradient_checkpointing": False, "report_to": "none",
         "save_strategy": "no", "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
         "dataloader_pin_memory": False, "completion_only_loss": True,  # else the mask is not used
     } | VARIANTS[job.variant]  # fmt: skip

@@ -22,7 +22,7 @@ from nexa_distill.storage.atomic import write_text
 Key = tuple[str, int]  # sample_id, attempt
 Action = Literal["accept", "reject", "regenerate", "edit"]
 ACTIONS: tuple[str, ...] = get_args(Action)
-AGAINST = ("reject", "regenerate")  # the answer is not to be trained on
+NEGATIVE_ACTIONS = ("reject", "regenerate")  # the answer is not to be trained on
 
 
 class Annotation(Section):
@@ -38,7 +38,7 @@ class Annotation(Section):
     timestamp: str | None = None
 
     @property
-    def key(self) -> Key:
+    def answer_key(self) -> Key:
         """Key of the answer that was decided on."""
         return self.sample_id, self.attempt
 
@@ -50,21 +50,21 @@ def append(path: Path, annotation: Annotation) -> None:
 
 def read(path: Path) -> list[Annotation]:
     """Every decision, the oldest first; none when there is no file."""
-    return [parse(path, number, line) for number, line in event_log.lines(path)]
+    return [parse_line(path, number, line) for number, line in event_log.read_lines(path)]
 
 
-def parse(path: Path, number: int, line: bytes) -> Annotation:
+def parse_line(path: Path, number: int, line: bytes) -> Annotation:
     """The decision on one line. Raises InputError naming the line."""
     try:
         return Annotation.model_validate(json.loads(line))
     except ValidationError as error:
-        problem = "; ".join(_explain(dict(item)) for item in error.errors())
+        problem = "; ".join(_explain_error(dict(item)) for item in error.errors())
     except (ValueError, RecursionError) as error:
         problem = str(error)
     raise InputError(f"{path}: line {number}: {problem}; found {line[:80]!r}")
 
 
-def _explain(item: dict[str, Any]) -> str:
+def _explain_error(item: dict[str, Any]) -> str:
     where = ".".join(map(str, item["loc"]))
     match item["type"]:
         case "model_type":
@@ -80,18 +80,18 @@ def _explain(item: dict[str, Any]) -> str:
     return f"{where} is {item['input']!r}: {item['msg']}"
 
 
-def current(events: Iterable[Annotation]) -> dict[Key, list[Annotation]]:
+def latest_decisions(events: Iterable[Annotation]) -> dict[Key, list[Annotation]]:
     """Answer -> the last decision of each annotator, the oldest first."""
     # The order of the events is their order in time; clocks of several machines may disagree.
     last: dict[Key, dict[str | None, Annotation]] = {}
     for event in events:
-        by_annotator = last.setdefault(event.key, {})
+        by_annotator = last.setdefault(event.answer_key, {})
         by_annotator.pop(event.annotator, None)
         by_annotator[event.annotator] = event
     return {key: list(by_annotator.values()) for key, by_annotator in last.items()}
 
 
-def verdict(annotations: Sequence[Annotation]) -> str | None:
+def agreed_action(annotations: Sequence[Annotation]) -> str | None:
     """The action that all annotators agree on (for an edit also on the text), or None."""
     actions = {(event.action, event.edited_output) for event in annotations}
     return annotations[0].action if len(actions) == 1 else None
@@ -103,7 +103,7 @@ def write_rejected(storage: Storage, last: dict[Key, list[Annotation]] | None = 
     `last`: the current decisions, if the caller has them in memory.
     """
     if last is None:
-        last = current(read(storage.path("annotations")))
-    rejected = [event for events in last.values() for event in events if event.action in AGAINST]
+        last = latest_decisions(read(storage.path_of("annotations")))
+    rejected = [event for events in last.values() for event in events if event.action in NEGATIVE_ACTIONS]
     text = "".join(json.dumps(event.model_dump()) + "\n" for event in rejected)
-    write_text(storage.path("rejected_labels"), text)
+    write_text(storage.path_of("rejected_labels"), text)

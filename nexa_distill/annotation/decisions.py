@@ -1,7 +1,7 @@
 """Human decisions that still apply: the answer exists and predates the decision.
 
 Decisions that no longer apply stay in the annotation log and are counted here. An edit is a further
-answer, with an attempt number from `EDITS_FROM` on.
+answer, with an attempt number from `FIRST_EDIT_ATTEMPT` on.
 """
 
 import json
@@ -22,7 +22,7 @@ from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.atomic import read_text
-from nexa_distill.storage.manifests import repairs
+from nexa_distill.storage.manifests import valid_regenerations
 from nexa_distill.storage.tables import read_batches
 
 ANSWERS = TABLES["collected_dataset"]
@@ -31,8 +31,8 @@ DECISIONS = (
     "a JSONL file of decisions. The inspection app creates it at the first decision: "
     "`streamlit run nexa_distill/ui_inspect.py`"
 )
-EDITS_FROM = 1_000_000
-SEED = "seed"  # annotator of decisions without one
+FIRST_EDIT_ATTEMPT = 1_000_000
+SEED_ANNOTATOR = "seed"  # annotator of decisions without one
 
 
 class Edit(NamedTuple):
@@ -44,7 +44,7 @@ class Edit(NamedTuple):
 
 
 @dataclass
-class Standing:
+class ValidDecisions:
     """`by`: answer -> its decisions, one per annotator; `edits`: sample -> its edited texts.
 
     `left_out`: decisions on answers that do not exist or are newer than the decision.
@@ -54,37 +54,37 @@ class Standing:
     edits: dict[str, list[Edit]] = field(default_factory=dict)
     left_out: int = 0
 
-    def accepted(self, key: Key) -> bool | None:
+    def is_accepted(self, key: Key) -> bool | None:
         """Whether the annotators accept the answer; None if they disagree."""
         views = {decision.action == "accept" for decision in self.by[key]}
         return views.pop() if len(views) == 1 else None
 
-    def words(self, key: Key) -> str:
+    def comment_text(self, key: Key) -> str:
         """Reasons and notes against the answer, joined by `; `."""
         against = (event for event in self.by.get(key, []) if event.action != "accept")
         texts = (text for event in against for text in (event.reason, event.note) if text)
         return "; ".join(dict.fromkeys(texts))
 
-    def asked_again(self, key: Key) -> bool:
+    def should_regenerate(self, key: Key) -> bool:
         """Whether an annotator requests another answer, and none accepts this one."""
         events = self.by.get(key, [])
-        return any(e.action == "regenerate" for e in events) and self.accepted(key) is False
+        return any(e.action == "regenerate" for e in events) and self.is_accepted(key) is False
 
 
-def standing(config: DistillConfig) -> Standing:
+def load_valid_decisions(config: DistillConfig) -> ValidDecisions:
     """The decisions in `storage.annotations`; none without that file."""
-    path, valid = config.storage.path("annotations"), Standing()
+    path, valid = config.storage.path_of("annotations"), ValidDecisions()
     if not path.exists():
         return valid
     events = annotations.read(path)
-    times = dict(_made(config, {event.sample_id for event in events}))
-    numbers = _numbers(events)
-    for key, views in annotations.current(events).items():
+    times = dict(_load_answer_times(config, {event.sample_id for event in events}))
+    numbers = _number_edits(events)
+    for key, views in annotations.latest_decisions(events).items():
         for event in views:
             # If the teacher was asked again since, another text has this key.
-            answered, decided = times.get(key), time_of(event)
+            answered, decided = times.get(key), decision_time(event)
             is_outdated = answered and decided and decided < answered
-            number = numbers.get(_text(event), EDITS_FROM)
+            number = numbers.get(_edit_key(event), FIRST_EDIT_ATTEMPT)
             of_itself = event.action == "edit" and number <= event.attempt
             if key not in times or of_itself or is_outdated:
                 valid.left_out += 1
@@ -96,17 +96,17 @@ def standing(config: DistillConfig) -> Standing:
     return valid
 
 
-def _made(config: DistillConfig, samples: set[str]) -> Iterator[tuple[Key, datetime | None]]:
+def _load_answer_times(config: DistillConfig, samples: set[str]) -> Iterator[tuple[Key, datetime | None]]:
     """(key, arrival time or None) of the answers to these samples."""
     ids, storage = pa.array(sorted(samples), pa.string()), config.storage
     columns = ["sample_id", "attempt", "created_at"]
-    for path in (storage.path("collected_dataset"), *repairs(storage)):
+    for path in (storage.path_of("collected_dataset"), *valid_regenerations(storage)):
         for rows in read_batches(path, ANSWERS, columns=columns):
             for row in rows.filter(pc.is_in(rows["sample_id"], ids)).to_pylist():
                 yield (row["sample_id"], row["attempt"]), row["created_at"]
 
 
-def time_of(event: Annotation) -> datetime | None:
+def decision_time(event: Annotation) -> datetime | None:
     """The time of the decision, UTC; None if unknown. Raises InputError."""
     if event.timestamp is None:
         return None
@@ -120,47 +120,47 @@ def time_of(event: Annotation) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _text(event: Annotation) -> tuple[str, int, str | None, str | None]:
+def _edit_key(event: Annotation) -> tuple[str, int, str | None, str | None]:
     return event.sample_id, event.attempt, event.annotator, event.edited_output
 
 
-def _numbers(events: list[Annotation]) -> dict[tuple[str, int, str | None, str | None], int]:
+def _number_edits(events: list[Annotation]) -> dict[tuple[str, int, str | None, str | None], int]:
     """The attempt number of every edited text in the log."""
     # In the order of first occurrence. The log is append-only, so a number never changes.
     numbers: dict[tuple[str, int, str | None, str | None], int] = {}
     count: dict[str, int] = {}
     for event in events:
-        if event.action == "edit" and _text(event) not in numbers:
-            numbers[_text(event)] = EDITS_FROM + count.get(event.sample_id, 0)
+        if event.action == "edit" and _edit_key(event) not in numbers:
+            numbers[_edit_key(event)] = FIRST_EDIT_ATTEMPT + count.get(event.sample_id, 0)
             count[event.sample_id] = count.get(event.sample_id, 0) + 1
     return numbers
 
 
-def decisions_of(path: Path, src: Path) -> list[Annotation]:
+def load_decisions(path: Path, src: Path) -> list[Annotation]:
     """The decisions in a file: lines of the log, or seeds `{index | sample_id, action, ...}`.
 
     A seed refers to row `index` (0-based) of the inspected file `src`, or to the last attempt of
     `sample_id` in it. Raises InputMissing without the file, InputError naming the line.
     """
-    answers = _Inspected(src)
+    answers = _InspectedFile(src)
     decisions = []
     for number, line in enumerate(read_text(path, DECISIONS).split("\n"), 1):
         if line.strip():
             try:
-                decisions.append(_decision(json.loads(line), answers))
+                decisions.append(_parse_decision(json.loads(line), answers))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path}: line {number}: {error}; found {line[:80]!r}") from None
     return decisions
 
 
-class _Inspected:
+class _InspectedFile:
     """Keys of the answers in the inspected file; read on first use."""
 
     def __init__(self, src: Path) -> None:
         self.src = src
 
     @cached_property
-    def keys(self) -> list[Key]:
+    def answer_keys(self) -> list[Key]:
         keys: list[Key] = []
         for rows in read_batches(self.src, ANSWERS, columns=list(ANSWERS.unique)):
             columns = (rows[name].to_pylist() for name in ANSWERS.unique)
@@ -168,33 +168,33 @@ class _Inspected:
         return keys
 
     @cached_property
-    def last(self) -> dict[str, int]:
-        return dict(sorted(self.keys))
+    def last_attempts(self) -> dict[str, int]:
+        return dict(sorted(self.answer_keys))
 
-    def row(self, index: object) -> Key:
+    def key_of_row(self, index: object) -> Key:
         """The answer in this row. Raises ValueError."""
         if isinstance(index, bool) or not isinstance(index, int):
             raise ValueError(f"index is {index!r}, expected a row number from 0")
-        if not 0 <= index < len(self.keys):
-            raise ValueError(f"index {index}: {self.src} has rows 0 to {len(self.keys) - 1}")
-        return self.keys[index]
+        if not 0 <= index < len(self.answer_keys):
+            raise ValueError(f"index {index}: {self.src} has rows 0 to {len(self.answer_keys) - 1}")
+        return self.answer_keys[index]
 
-    def sample(self, sample: object) -> Key:
+    def key_of_sample(self, sample: object) -> Key:
         """The last answer to this sample. Raises ValueError."""
-        if sample not in self.last:
+        if sample not in self.last_attempts:
             raise ValueError(f"sample_id {sample!r} is not in {self.src}; pass that file by --src")
-        return str(sample), self.last[str(sample)]
+        return str(sample), self.last_attempts[str(sample)]
 
 
-def _decision(line: Any, answers: _Inspected) -> Annotation:
+def _parse_decision(line: Any, answers: _InspectedFile) -> Annotation:
     """Raises ValueError if the line is not a decision."""
     if not isinstance(line, dict) or not {"index", "sample_id"} & line.keys():
         raise ValueError("expected {sample_id or index, action, reason, note}")
     if "attempt" not in line:
         by_row = "index" in line
-        key = answers.row(line["index"]) if by_row else answers.sample(line["sample_id"])
+        key = answers.key_of_row(line["index"]) if by_row else answers.key_of_sample(line["sample_id"])
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        defaults = {"annotator": SEED, "timestamp": now}
+        defaults = {"annotator": SEED_ANNOTATOR, "timestamp": now}
         line = defaults | line | dict(zip(ANSWERS.unique, key, strict=True))
         line.pop("index", None)
     try:
@@ -204,12 +204,12 @@ def _decision(line: Any, answers: _Inspected) -> Annotation:
         raise ValueError("; ".join(problems) or "expected a decision") from None
 
 
-def record(config: DistillConfig, decisions: list[Annotation]) -> int:
+def record_decisions(config: DistillConfig, decisions: list[Annotation]) -> int:
     """Append those decisions to the log that it does not contain yet; returns their number."""
-    path = config.storage.path("annotations")
+    path = config.storage.path_of("annotations")
     events = annotations.read(path) if path.exists() else []
-    recorded = {_said(event) for views in annotations.current(events).values() for event in views}
-    new = [event for event in decisions if _said(event) not in recorded]
+    recorded = {_without_time(event) for views in annotations.latest_decisions(events).values() for event in views}
+    new = [event for event in decisions if _without_time(event) not in recorded]
     for event in new:
         annotations.append(path, event)
     if new:
@@ -217,5 +217,5 @@ def record(config: DistillConfig, decisions: list[Annotation]) -> int:
     return len(new)
 
 
-def _said(event: Annotation) -> str:
+def _without_time(event: Annotation) -> str:
     return event.model_dump_json(exclude={"timestamp"})

@@ -28,26 +28,26 @@ def append(path: Path, event: Mapping[str, Any]) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _mend_tail(descriptor, path)
-        failpoints.hit("event")
+        _repair_tail(descriptor, path)
+        failpoints.hit_failpoint("event")
         if os.write(descriptor, line) < len(line):
             raise OSError(f"{path}: only a part of an event could be written; free space")
-        failpoints.hit("event")
+        failpoints.hit_failpoint("event")
         os.fsync(descriptor)
-        failpoints.hit("event")
+        failpoints.hit_failpoint("event")
     finally:
         os.close(descriptor)
     if new:
         sync_folder(path.parent)
 
 
-def _mend_tail(descriptor: int, path: Path) -> None:
+def _repair_tail(descriptor: int, path: Path) -> None:
     """Terminate a complete last line that lacks its newline; move away an incomplete one."""
     end = os.fstat(descriptor).st_size
-    tail = _tail(descriptor, end)
+    tail = _read_tail(descriptor, end)
     if not tail:
         return
-    if whole(tail):
+    if is_complete_event(tail):
         os.write(descriptor, b"\n")
         return
     with path.with_name(f"{path.name}.torn").open("ab") as torn:
@@ -57,7 +57,7 @@ def _mend_tail(descriptor: int, path: Path) -> None:
     os.ftruncate(descriptor, end - len(tail))
 
 
-def _tail(descriptor: int, end: int) -> bytes:
+def _read_tail(descriptor: int, end: int) -> bytes:
     """The bytes after the last newline."""
     tail = b""
     while end and b"\n" not in tail:
@@ -66,7 +66,7 @@ def _tail(descriptor: int, end: int) -> bytes:
     return tail.rpartition(b"\n")[2]
 
 
-def whole(line: bytes) -> bool:
+def is_complete_event(line: bytes) -> bool:
     """Whether the line is a complete JSON object (the beginning of one never is)."""
     try:
         return isinstance(json.loads(line), dict)
@@ -74,7 +74,7 @@ def whole(line: bytes) -> bool:
         return False
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of each line that is not blank; none without the file.
 
     An incomplete last line is skipped and logged.
@@ -82,6 +82,6 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.exists():
         return
     file_lines = path.read_bytes().split(b"\n")
-    if file_lines[-1] and not whole(file_lines[-1]):
+    if file_lines[-1] and not is_complete_event(file_lines[-1]):
         log.warning("%s: skipped the incomplete last line: %r", path, file_lines.pop()[:80])
     yield from ((number, line) for number, line in enumerate(file_lines, 1) if line.strip())

@@ -34,7 +34,7 @@ class Preference(Section):
     timestamp: str
 
     @property
-    def winner(self) -> str | None:
+    def preferred_source(self) -> str | None:
         """The model whose answer is preferred; None for a tie."""
         return {"first": self.first, "second": self.second, "tie": None}[self.preferred]
 
@@ -47,7 +47,7 @@ def append(path: Path, preference: Preference) -> None:
 def read(path: Path) -> list[Preference]:
     """Every preference, the oldest first; none when there is no file."""
     preferences = []
-    for number, line in event_log.lines(path):
+    for number, line in event_log.read_lines(path):
         try:
             preferences.append(Preference.model_validate(json.loads(line)))
         except (ValidationError, ValueError, RecursionError) as error:
@@ -56,7 +56,7 @@ def read(path: Path) -> list[Preference]:
     return preferences
 
 
-def current(events: Iterable[Preference]) -> list[Preference]:
+def latest_preferences(events: Iterable[Preference]) -> list[Preference]:
     """The last preference of each annotator on each pair of texts, whichever was shown first."""
     last = {}
     for event in events:
@@ -65,6 +65,6 @@ def current(events: Iterable[Preference]) -> list[Preference]:
     return list(last.values())
 
 
-def tally(events: Iterable[Preference]) -> Counter[str]:
+def count_preferences(events: Iterable[Preference]) -> Counter[str]:
     """How often each model was preferred, and the number of ties as `tie`."""
-    return Counter(event.winner or "tie" for event in current(events))
+    return Counter(event.preferred_source or "tie" for event in latest_preferences(events))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill.collection.answers.extraction import Cleaner, cleaner_of
+from nexa_distill.collection.answers.extraction import Cleaner, build_cleaner
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.errors import InputError, did_you_mean
@@ -34,66 +34,62 @@ def load_answers(path: Path, column: str) -> dict[str, str]:
         if column not in row.values:
             near = did_you_mean(column, row.values)
             raise InputError(
-                f"{row.where()}: no column {column}{near}; found: {', '.join(row.values)}. "
+                f"{row.describe_location()}: no column {column}{near}; found: {', '.join(row.values)}. "
                 "Set answers.column"
             )
         text = number_text(row.values[column])
         if not isinstance(text, str):
-            raise InputError(f"{row.where()}: column {column} is {text!r:.60}, expected text")
+            raise InputError(f"{row.describe_location()}: column {column} is {text!r:.60}, expected text")
         ids = [str(row.values[name]) for name in ID_COLUMNS if row.values.get(name) is not None]
         if not ids:
-            raise InputError(f"{row.where()}: none of the columns {', '.join(ID_COLUMNS)} is there")
+            raise InputError(f"{row.describe_location()}: none of the columns {', '.join(ID_COLUMNS)} is there")
         for id_ in ids:
             if answers.setdefault(id_, text) != text:
-                raise InputError(f"{row.where()}: {id_} has another answer in an earlier row")
+                raise InputError(f"{row.describe_location()}: {id_} has another answer in an earlier row")
     if not answers:
         raise InputError(f"{path}: contains no answers")
     return answers
 
 
-def write_answers(
-    config: DistillConfig, src: Path, dst: Path, unanswered: Path, stage: StageRun
-) -> None:
+def write_answers(config: DistillConfig, src: Path, dst: Path, unanswered: Path, stage: StageRun) -> None:
     """Write and seal `dst` and `unanswered`. Raises InputError if no prompt has an answer."""
-    path, cleaner = Path(str(config.answers.path)), cleaner_of(config)
+    path, cleaner = Path(str(config.answers.path)), build_cleaner(config)
     answers = load_answers(path, config.answers.column)
     with (
         table_writer(dst, OUTPUTS) as good,
         table_writer(unanswered, UNANSWERED) as bad,
         Progress("answers of a file", len(answers)) as progress,
     ):
-        for rows in _rows(src):
+        for rows in _input_rows(src):
             texts = [answers.get(row["sample_id"], answers.get(row["task_id"])) for row in rows]
             pairs = list(zip(rows, texts, strict=True))
-            outputs = [
-                _output(row, text, config, cleaner) for row, text in pairs if text is not None
-            ]
-            missing = [_missing(row, path) for row, text in pairs if text is None]
+            outputs = [_output_row(row, text, config, cleaner) for row, text in pairs if text is not None]
+            missing = [_unanswered_row(row, path) for row, text in pairs if text is None]
             good.write(pa.Table.from_pylist(outputs, schema=OUTPUTS))
             bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
             progress.add(len(outputs))
         if not good.rows:
             raise InputError(
                 f"{path}: no answer to any of the {bad.rows} prompts of {src}; the first prompt is "
-                f"{next(_rows(src))[0]['task_id']}, the file has {next(iter(answers))}"
+                f"{next(_input_rows(src))[0]['task_id']}, the file has {next(iter(answers))}"
             )
     total = good.rows + bad.rows
     for file in (unanswered, dst):
-        stage.seal(file, rows_in=total, rejected=bad.rows)
+        stage.seal_output(file, rows_in=total, rejected=bad.rows)
     print(f"teacher: {good.rows} of {total} prompts have an answer in {path} -> {dst}")
 
 
-def _output(row: Row, answer: str, config: DistillConfig, cleaner: Cleaner) -> Row:
+def _output_row(row: Row, answer: str, config: DistillConfig, cleaner: Cleaner) -> Row:
     text, raw = cleaner(row["template_name"], answer)
     output = {"attempt": 0, "teacher_output": text, "raw_output": raw, "finish_reason": "stop"}
     return {**row, **output, "model_id": config.answers.model_id}
 
 
-def _missing(row: Row, path: Path) -> Row:
+def _unanswered_row(row: Row, path: Path) -> Row:
     detail = f"{path}: no row with its sample_id or with {row['task_id']}"
     reason = {"rejection_reason": "no_answer_in_file", "detail": detail}
     return {**row, "attempt": 0, "request_key": None, **reason}
 
 
-def _rows(src: Path) -> Iterator[list[Row]]:
+def _input_rows(src: Path) -> Iterator[list[Row]]:
     return (batch.to_pylist() for batch in read_batches(src, INPUTS_TABLE, batch_rows=2048))

@@ -1,7 +1,7 @@
 """Capabilities of a provider's model, as measured by `python -m nexa_distill.probe`.
 
 One file per provider, `storage.journal`/capabilities/PROVIDER.json: provider, model, base_url,
-probed_at (UTC) and, by capability, `has` (true, false, or null = not known) with the evidence. It
+probed_at (UTC) and, by capability, `has_capability` (true, false, or null = not known) with the evidence. It
 is valid only for the model and address that were probed.
 """
 
@@ -27,12 +27,12 @@ CAPABILITIES = {  # in the order of the printed table
 }
 # Those that settings depend on.
 IN_PLAN = {"json_schema": "json schema", "logprobs": "logprobs", "usage": "usage"}
-WORDS = {True: "yes", False: "no", None: "not known"}
+SUPPORT_WORDS = {True: "yes", False: "no", None: "not known"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result for one capability; `has` is None if the probe could not decide."""
+    """The result for one capability; `has_capability` is None if the probe could not decide."""
 
     has: bool | None
     evidence: str
@@ -48,32 +48,32 @@ class Capabilities:
     probed_at: str
     found: Mapping[str, Finding]
 
-    def has(self, name: str) -> bool | None:
+    def has_capability(self, name: str) -> bool | None:
         """Whether the model has the capability; None = not known."""
         return self.found[name].has if name in self.found else None
 
     @property
-    def date(self) -> str:
+    def probe_date(self) -> str:
         """The day of the probe."""
         return self.probed_at[:10]
 
 
-def cache_path(config: DistillConfig, provider: str) -> Path:
+def capabilities_path(config: DistillConfig, provider: str) -> Path:
     """The file of a provider's findings."""
-    return config.storage.path("journal") / "capabilities" / f"{provider}.json"
+    return config.storage.path_of("journal") / "capabilities" / f"{provider}.json"
 
 
-def save(config: DistillConfig, capabilities: Capabilities) -> Path:
+def save_capabilities(config: DistillConfig, capabilities: Capabilities) -> Path:
     """Replace the provider's file."""
-    path = cache_path(config, capabilities.provider)
+    path = capabilities_path(config, capabilities.provider)
     write_json(path, asdict(capabilities))
     return path
 
 
-def load(config: DistillConfig, provider: str, model: str) -> Capabilities | None:
+def load_capabilities(config: DistillConfig, provider: str, model: str) -> Capabilities | None:
     """The findings about this model at this address, or None."""
     try:
-        stored = json.loads(cache_path(config, provider).read_text(encoding="utf-8"))
+        stored = json.loads(capabilities_path(config, provider).read_text(encoding="utf-8"))
         findings = {name: Finding(**finding) for name, finding in stored.pop("found").items()}
         probed = Capabilities(**stored, found=findings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -84,16 +84,14 @@ def load(config: DistillConfig, provider: str, model: str) -> Capabilities | Non
 
 def plan_line(config: DistillConfig, provider: str, model: str) -> str:
     """One line about the provider's capabilities, for the plan."""
-    probed = load(config, provider, model)
+    probed = load_capabilities(config, provider, model)
     if probed is None:
         return f"{provider} {model}: not probed: {COMMAND} --provider {provider}"
-    shown = ", ".join(f"{text} {WORDS[probed.has(name)]}" for name, text in IN_PLAN.items())
-    return f"{provider} {model}: {shown} (probed {probed.date})"
+    shown = ", ".join(f"{text} {SUPPORT_WORDS[probed.has_capability(name)]}" for name, text in IN_PLAN.items())
+    return f"{provider} {model}: {shown} (probed {probed.probe_date})"
 
 
-def schema_warning(
-    config: DistillConfig, provider: str, model: str, needed: str | None = None
-) -> str | None:
+def schema_warning(config: DistillConfig, provider: str, model: str, needed: str | None = None) -> str | None:
     """A warning if schemas are sent to a model that ignores them, or None.
 
     `needed` is the reason to send them; None = the tasks of `collection.response_schemas`.
@@ -101,20 +99,20 @@ def schema_warning(
     tasks = ", ".join(config.collection.response_schemas)
     if tasks and needed is None:
         needed = f"collection.response_schemas asks it to for {tasks}"
-    probed = load(config, provider, model)
-    if not needed or probed is None or probed.has("json_schema") is not False:
+    probed = load_capabilities(config, provider, model)
+    if not needed or probed is None or probed.has_capability("json_schema") is not False:
         return None
     return (
         f"warning: {provider} {model} did not keep to a JSON schema when it was probed on "
-        f"{probed.date} ({probed.found['json_schema'].evidence}); {needed}"
+        f"{probed.probe_date} ({probed.found['json_schema'].evidence}); {needed}"
     )
 
 
-def table(probed: Capabilities) -> list[str]:
+def capability_table(probed: Capabilities) -> list[str]:
     """The table that the probe prints: a head line, and one line per capability."""
     address = probed.base_url or "its own server"
-    lines = [f"{probed.provider} {probed.model} ({address}), {probed.date}"]
+    lines = [f"{probed.provider} {probed.model} ({address}), {probed.probe_date}"]
     for name, text in CAPABILITIES.items():
         finding: Any = probed.found.get(name, Finding(None, ""))
-        lines.append(f"  {text:<38} {WORDS[finding.has]:<9}  {finding.evidence}")
+        lines.append(f"  {text:<38} {SUPPORT_WORDS[finding.has]:<9}  {finding.evidence}")
     return lines

@@ -7,12 +7,12 @@ from typing import Any
 
 from nexa_distill.collection.answers.completions import Answer, message_text, parse_answer
 from nexa_distill.collection.capabilities import Finding
-from nexa_distill.journal.journal import Answered
-from nexa_distill.text.json_schemas import compiled
+from nexa_distill.journal.journal import StoredAnswer
+from nexa_distill.text.json_schemas import compile_schemas
 from nexa_distill.text.reasoning import split_reasoning
 
-SHOWN = 120  # characters of evidence
-PROBE_SCHEMA = compiled(
+SHOWN_CHARACTERS = 120  # characters of evidence
+PROBE_SCHEMA = compile_schemas(
     {
         "probe": {
             "type": "object",
@@ -25,106 +25,108 @@ PROBE_SCHEMA = compiled(
 
 
 @dataclass(frozen=True)
-class Reply:
+class ProbeReply:
     """The reply to one request. `evidence`: the API's last response if no answer is stored."""
 
-    stored: Answered | None
+    stored: StoredAnswer | None
     refused: bool
     evidence: str
 
     @property
-    def answer(self) -> Answer:
+    def parsed_answer(self) -> Answer:
         """The parsed answer; malformed if there is none."""
         return parse_answer(self.stored.raw if self.stored else b"")
 
     @property
-    def said(self) -> str:
+    def response_text(self) -> str:
         """The body or the error as text."""
         return self.stored.raw.decode(errors="replace") if self.stored else self.evidence
 
-    def choices(self) -> list[dict[str, Any]]:
+    def raw_choices(self) -> list[dict[str, Any]]:
         """The choices as received; only for an answer that is not malformed."""
         body: dict[str, list[dict[str, Any]]] = json.loads(self.stored.raw if self.stored else b"")
         return body["choices"]
 
 
-def findings(replies: Mapping[str, Reply]) -> dict[str, Finding]:
+def collect_findings(replies: Mapping[str, ProbeReply]) -> dict[str, Finding]:
     """Findings by capability. The request `completion` must be answered."""
     plain = replies["completion"]
     return {
-        "completion": Finding(True, f"{_seconds(plain)}: {start(plain.answer.text or plain.said)}"),
-        "usage": _usage(plain.answer),
-        "json_schema": _tried(replies["json_schema"], _json_schema),
-        "logprobs": _tried(replies["logprobs"], _logprobs),
-        "reasoning": _reasoning(plain),
-        "seed": _tried(replies["seed"], lambda _: Finding(True, "not refused")),
-        "n": _tried(replies["n"], _choices),
+        "completion": Finding(
+            True, f"{_format_latency(plain)}: {shorten_text(plain.parsed_answer.text or plain.response_text)}"
+        ),
+        "usage": _check_usage(plain.parsed_answer),
+        "json_schema": _check_reply(replies["json_schema"], _check_json_schema),
+        "logprobs": _check_reply(replies["logprobs"], _check_logprobs),
+        "reasoning": _check_reasoning(plain),
+        "seed": _check_reply(replies["seed"], lambda _: Finding(True, "not refused")),
+        "n": _check_reply(replies["n"], _check_choices),
     }
 
 
-def listed(models: tuple[int | None, bytes], model: str) -> Finding:
+def check_model_listed(models: tuple[int | None, bytes], model: str) -> Finding:
     """Whether the status and body of GET /models list the model."""
     status, body = models
     try:
         names = [str(entry["id"]) for entry in json.loads(body)["data"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return Finding(None, f"GET /models: {f'HTTP {status}: ' if status else ''}{start(body)}")
+        return Finding(None, f"GET /models: {f'HTTP {status}: ' if status else ''}{shorten_text(body)}")
     if model in names:
         return Finding(True, f"one of {len(names)}")
-    return Finding(False, start(f"not among {len(names)}: {', '.join(names)}"))
+    return Finding(False, shorten_text(f"not among {len(names)}: {', '.join(names)}"))
 
 
-def start(text: str | bytes) -> str:
+def shorten_text(text: str | bytes) -> str:
     """The start of a text, on one line."""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
     line = " ".join(text.encode(errors="replace").decode().split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]}..."
 
 
-def _tried(reply: Reply, look: Callable[[Reply], Finding]) -> Finding:
-    if reply.answer.flag == "malformed":  # a refusal is a no, any other failure is not known
-        return Finding(False if reply.refused else None, start(reply.said))
+def _check_reply(reply: ProbeReply, look: Callable[[ProbeReply], Finding]) -> Finding:
+    if reply.parsed_answer.flag == "malformed":  # a refusal is a no, any other failure is not known
+        return Finding(False if reply.refused else None, shorten_text(reply.response_text))
     return look(reply)
 
 
-def _seconds(reply: Reply) -> str:
+def _format_latency(reply: ProbeReply) -> str:
     milliseconds = reply.stored.latency_ms if reply.stored else None
     return f"{(milliseconds or 0.0) / 1000:.1f} s"
 
 
-def _usage(answer: Answer) -> Finding:
+def _check_usage(answer: Answer) -> Finding:
     if answer.prompt_tokens is None or answer.completion_tokens is None:
         return Finding(False, "the answer names no tokens: cost and budget cannot be counted")
     return Finding(True, f"{answer.prompt_tokens} + {answer.completion_tokens} tokens")
 
 
-def _json_schema(reply: Reply) -> Finding:
-    answer = reply.answer
+def _check_json_schema(reply: ProbeReply) -> Finding:
+    answer = reply.parsed_answer
     # The question asks for a sentence, so a JSON answer means that the schema was enforced.
-    if PROBE_SCHEMA.satisfied("probe", answer.text or ""):
-        return Finding(True, start(answer.text or ""))
+    if PROBE_SCHEMA.is_satisfied("probe", answer.text or ""):
+        return Finding(True, shorten_text(answer.text or ""))
     if answer.flag == "truncated":
-        return Finding(None, f"cut by max_tokens: {start(reply.said)}")
-    return Finding(False, f"ignored: {start(answer.text or reply.said)}")
+        return Finding(None, f"cut by max_tokens: {shorten_text(reply.response_text)}")
+    return Finding(False, f"ignored: {shorten_text(answer.text or reply.response_text)}")
 
 
-def _logprobs(reply: Reply) -> Finding:
-    logprobs = reply.choices()[0].get("logprobs")
+def _check_logprobs(reply: ProbeReply) -> Finding:
+    logprobs = reply.raw_choices()[0].get("logprobs")
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     if isinstance(tokens, list) and tokens:
         return Finding(True, f"of {len(tokens)} tokens")
     return Finding(False, "ignored: none in the answer")
 
 
-def _reasoning(reply: Reply) -> Finding:
-    message = reply.choices()[0]["message"]
-    if reply.answer.reasoning is None:
+def _check_reasoning(reply: ProbeReply) -> Finding:
+    message = reply.raw_choices()[0]["message"]
+    if reply.parsed_answer.reasoning is None:
         return Finding(None, "it returned no reasoning")
     if split_reasoning(message_text(message) or "")[0]:
         return Finding(False, "in tags inside the answer; separated when it is read")
-    return Finding(True, start(reply.answer.reasoning))
+    return Finding(True, shorten_text(reply.parsed_answer.reasoning))
 
 
-def _choices(reply: Reply) -> Finding:
-    count = len(reply.choices())
+def _check_choices(reply: ProbeReply) -> Finding:
+    count = len(reply.raw_choices())
     return Finding(count > 1, f"{count} of 2")

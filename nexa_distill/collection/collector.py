@@ -19,26 +19,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.collection.answers.completions import is_completion, output_row
-from nexa_distill.collection.answers.extraction import Cleaner, cleaner_of
-from nexa_distill.collection.batch.client import BatchMode
-from nexa_distill.collection.client import Gateway
-from nexa_distill.collection.first_answers import Usable
+from nexa_distill.collection.answers.extraction import Cleaner, build_cleaner
+from nexa_distill.collection.batch.client import BatchClient
+from nexa_distill.collection.client import ApiClient
+from nexa_distill.collection.first_answers import AnswerRequirement
 from nexa_distill.collection.requests.body import PromptRequest, answer_limit
-from nexa_distill.collection.requests.budget import Tally, refuse_unpriced
-from nexa_distill.collection.requests.endpoint import reach
-from nexa_distill.collection.requests.retry_policy import given_up, none_answered
+from nexa_distill.collection.requests.budget import BudgetTracker, refuse_unpriced
+from nexa_distill.collection.requests.endpoint import open_endpoint
+from nexa_distill.collection.requests.retry_policy import give_up_reason, none_answered_error
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
 from nexa_distill.dialects import is_known_finish
 from nexa_distill.errors import InputError
 from nexa_distill.journal.journal import (
-    Answered,
-    Asking,
-    Ended,
+    Attempt,
     Journal,
-    Known,
+    PendingRequest,
     ReadOnlyJournal,
-    spent_elsewhere,
+    RequestState,
+    StoredAnswer,
+    usage_elsewhere,
 )
 from nexa_distill.settings.pipeline import DistillConfig, Price, Provider
 from nexa_distill.storage.manifests import StageRun
@@ -53,14 +53,14 @@ Rows = Callable[[Sequence[str] | None], Iterator[list[Row]]]
 
 BATCH_ROWS = 2048  # rows in memory at a time, and in a row group of the tables
 CHUNK_ROWS = 64  # rows turned into requests at a time; the event loop is blocked meanwhile
-ASK_COLUMNS = ("sample_id", "template_name", "system_prompt", "user_prompt")  # of a request
+REQUEST_COLUMNS = ("sample_id", "template_name", "system_prompt", "user_prompt")  # of a request
 MAX_PROMPT_BYTES = 8 * 2**20
 CLOCK_SLACK_SECONDS = 2.0
 PLACES_PER_SLOT = 4  # attempts that are in flight or on their way to the disk, per worker
 
 
 @dataclass
-class Summary:
+class CollectionSummary:
     """`rows == answered + unanswered`. Dollars are None if the provider has no prices."""
 
     rows: int = 0
@@ -76,11 +76,11 @@ class Summary:
     clock_moved_seconds: float = 0.0
 
     @property
-    def unanswered(self) -> int:
+    def unanswered_count(self) -> int:
         """Rows that the API refused or failed to answer; they have their own table."""
         return self.rows - self.answered
 
-    def add(self, rows: list[Row], missing: list[Row]) -> None:
+    def add_rows(self, rows: list[Row], missing: list[Row]) -> None:
         """Count rows of OUTPUTS and of UNANSWERED."""
         self.rows += len(rows) + len(missing)
         self.answered += len(rows)
@@ -95,17 +95,17 @@ class Summary:
             if row["cost_usd"] is not None:
                 self.usd = (self.usd or 0.0) + row["cost_usd"]
 
-    def say(self, stage: str, provider: str, dst: Path, unanswered: Path) -> None:
+    def print_summary(self, stage: str, provider: str, dst: Path, unanswered: Path) -> None:
         """Print the result of the stage in one line, then its remarks."""
         cost = "unpriced" if self.usd is None else f"${self.usd:.4f}"
         print(
             f"{stage}: {self.answered} of {self.rows} prompts answered by {provider} "
             f"({self.requests} requests now, {cost} in all) -> {dst}"
         )
-        for line in self._remarks(unanswered):
+        for line in self._remark_lines(unanswered):
             print(f"{stage}: {line}")
 
-    def _remarks(self, unanswered: Path) -> Iterator[str]:
+    def _remark_lines(self, unanswered: Path) -> Iterator[str]:
         if self.uncertain:
             keys = ", ".join(key[:12] for key in self.uncertain[:5])
             yield (
@@ -122,7 +122,7 @@ class Summary:
                 "reasoning off with extra_body"
             )
         for word, count in self.unknown_finishes.most_common(3):
-            yield unknown_finish(word, count, self.answered)
+            yield describe_unknown_finish(word, count, self.answered)
         if self.unpriced:
             yield (
                 f"{self.unpriced} answers have no token counts: their cost is not known, and a "
@@ -139,7 +139,7 @@ class Summary:
                 f"{self.unreadable} stored answers could not be read: a bug, its traceback is in "
                 f"{unanswered}; once it is fixed the same command reads them, at no cost"
             )
-        if without := self.unanswered - self.unreadable:
+        if without := self.unanswered_count - self.unreadable:
             yield f"{without} prompts have no answer, see {unanswered}; --retry-failed retries them"
         if abs(self.clock_moved_seconds) > CLOCK_SLACK_SECONDS:
             yield (
@@ -161,65 +161,65 @@ class Collector:
     total: int  # requests
     retry_failed: bool = False
     too_large: Mapping[str, int] = field(default_factory=dict)  # samples not to send -> bytes
-    usable: Usable | None = None  # else the run stops after the first answers
+    usable: AnswerRequirement | None = None  # else the run stops after the first answers
 
     @property
-    def provider(self) -> Provider:
+    def provider_settings(self) -> Provider:
         """The settings of the API."""
         return self.config.providers[self.provider_name]
 
     @property
-    def price(self) -> Price | None:
+    def model_price(self) -> Price | None:
         """The model's price, in batch mode with the discount; None if it has none."""
-        price, discount = self.provider.prices.get(self.model), self.provider.batch_discount
-        return price.share(discount) if price and discount and self.batch_mode else price
+        price, discount = (self.provider_settings.prices.get(self.model), self.provider_settings.batch_discount)
+        return price.with_discount(discount) if price and discount and self.is_batch_mode else price
 
     @property
-    def batch_mode(self) -> bool:
+    def is_batch_mode(self) -> bool:
         """Whether the requests are sent in batches."""
         return self.config.collection.batch_api
 
     @cached_property
-    def schemas(self) -> ResponseSchemas:
+    def response_schemas(self) -> ResponseSchemas:
         """The JSON schemas of answers, by task type."""
         return load_schemas(self.config.collection.response_schemas)
 
     @cached_property
-    def cleaner(self) -> Cleaner:
+    def answer_cleaner(self) -> Cleaner:
         """Extracts and redacts every answer."""
-        return cleaner_of(self.config)
+        return build_cleaner(self.config)
 
     @property
     def journal_path(self) -> Path:
         """The file of the stage's journal."""
-        return self.config.storage.path("journal") / f"{self.name}.sqlite"
+        return self.config.storage.path_of("journal") / f"{self.name}.sqlite"
 
-    def run(self, stage: StageRun, dst: Path, unanswered: Path) -> Summary:
-        """Send, write `dst` and `unanswered`, seal both. Errors as in `ApiClient.send_all`."""
+    def run(self, stage: StageRun, dst: Path, unanswered: Path) -> CollectionSummary:
+        """Send, write `dst` and `unanswered_count`, seal both. Errors as in `ApiClient.send_all`."""
         self.refuse_unpayable()
         clock = time.time() - time.monotonic()
-        summary = Summary()
+        summary = CollectionSummary()
         with self.open_journal(stage.id) as journal:
-            summary.requests = self.ask(journal)
-            self._write(journal, dst, unanswered, summary)
-            summary.uncertain = journal.uncertain()
+            summary.requests = self.ask_missing(journal)
+            self._write_tables(journal, dst, unanswered, summary)
+            summary.uncertain = journal.uncertain_keys()
         summary.clock_moved_seconds = time.time() - time.monotonic() - clock
-        rows, missing = summary.rows, summary.unanswered
-        stage.seal(unanswered, rows_in=rows, rejected=missing)
-        stage.seal(dst, rows_in=rows, rejected=missing, cost_usd=summary.usd)
+        rows, missing = summary.rows, summary.unanswered_count
+        stage.seal_output(unanswered, rows_in=rows, rejected=missing)
+        stage.seal_output(dst, rows_in=rows, rejected=missing, cost_usd=summary.usd)
         return summary
 
     def refuse_unpayable(self) -> None:
         """Raises InputError (65) for a budget or batch mode that this provider does not support."""
-        refuse_unpriced(self.config.budget, self.provider_name, self.provider, self.model)
-        self._refuse_batches_where_there_are_none()
+        refuse_unpriced(self.config.budget, self.provider_name, self.provider_settings, self.model)
+        self._refuse_missing_batch_mode()
 
     def open_journal(self, run_id: str) -> Journal:
         """Open the stage's journal. Raises Locked (75), StorageFailed (74)."""
         places = PLACES_PER_SLOT * self.config.collection.concurrency
         return Journal(self.journal_path, run_id, places)
 
-    def ask(self, journal: Journal) -> int:
+    def ask_missing(self, journal: Journal) -> int:
         """Send the missing requests; returns their number. Connects only if there are some.
 
         The answers are then in the journal (`ReadOnlyJournal.newest_answers`); `why_unanswered`
@@ -227,26 +227,26 @@ class Collector:
         """
         in_batches = 0
         # Open batches of an earlier run come first, in either mode: they are paid for.
-        if self.batch_mode or journal.batches.open():
+        if self.is_batch_mode or journal.batches.list_open():
             in_batches = self._ask_in_batches(journal)
-        return in_batches if self.batch_mode else in_batches + self._ask_one_by_one(journal)
+        return in_batches if self.is_batch_mode else in_batches + self._ask_one_by_one(journal)
 
     def _ask_in_batches(self, journal: Journal) -> int:
         """Finish the open batches; in batch mode send the rest too, in repeated passes."""
         with Progress(self.name, self.total) as progress:
-            rest = self.missing(journal, lambda: progress.add(1)) if self.batch_mode else iter(())
+            rest = self.missing_requests(journal, lambda: progress.add(1)) if self.is_batch_mode else iter(())
             first = next(rest, None)
-            if first is None and not journal.batches.open():
+            if first is None and not journal.batches.list_open():
                 return 0
             passes = itertools.chain(
                 [itertools.chain([first] if first else [], rest)],
-                (self.missing(journal) for _ in itertools.count()),
+                (self.missing_requests(journal) for _ in itertools.count()),
             )
-            tally = self._tally(journal)
-            with reach(self.provider_name, self.provider, self.model) as endpoint:
-                client = BatchMode(
+            tally = self._new_tracker(journal)
+            with open_endpoint(self.provider_name, self.provider_settings, self.model) as endpoint:
+                client = BatchClient(
                     endpoint,
-                    self.provider,
+                    self.provider_settings,
                     self.config.collection,
                     self.model,
                     journal,
@@ -254,58 +254,52 @@ class Collector:
                     progress,
                     forget=self.retry_failed,
                 )
-                client.run(passes if self.batch_mode else iter(()))
+                client.run(passes if self.is_batch_mode else iter(()))
             progress.add(max(0, self.total - progress.done))
         return tally.sent
 
     def _ask_one_by_one(self, journal: Journal) -> int:
         with Progress(self.name, self.total) as progress:
-            batches = self.missing(journal, lambda: progress.add(1))
+            batches = self.missing_requests(journal, lambda: progress.add(1))
             first = next(batches, None)
             if first is None:
                 return 0
-            tally = self._tally(journal)
-            with reach(self.provider_name, self.provider, self.model) as endpoint:
-                client = Gateway(
-                    endpoint,
-                    self.provider,
-                    self.config.collection,
-                    self.model,
-                    journal,
-                    tally,
-                    self.usable,
+            tally = self._new_tracker(journal)
+            with open_endpoint(self.provider_name, self.provider_settings, self.model) as endpoint:
+                client = ApiClient(
+                    endpoint, self.provider_settings, self.config.collection, self.model, journal, tally, self.usable
                 )
                 client.run(itertools.chain([first], batches), progress)
         return tally.sent
 
-    def _tally(self, journal: Journal) -> Tally:
-        elsewhere = spent_elsewhere(self.journal_path.parent, self.journal_path)
-        return Tally(self.config.budget, journal.spent().plus(elsewhere))
+    def _new_tracker(self, journal: Journal) -> BudgetTracker:
+        elsewhere = usage_elsewhere(self.journal_path.parent, self.journal_path)
+        return BudgetTracker(self.config.budget, journal.total_usage().combined_with(elsewhere))
 
-    def _refuse_batches_where_there_are_none(self) -> None:
-        if self.batch_mode and self.provider.batch_discount is None:
+    def _refuse_missing_batch_mode(self) -> None:
+        if self.is_batch_mode and self.provider_settings.batch_discount is None:
             raise InputError(
                 f"batch mode is set, but providers.{self.provider_name}.batch_discount is null: "
                 "this API has no batches. Run without --batch, with collection.batch_api: false, "
                 "or set it to the share of the price that a batch costs there (0.5: half)"
             )
 
-    def missing(
+    def missing_requests(
         self, journal: Journal, skip: Callable[[], None] = lambda: None
-    ) -> Iterator[list[Asking]]:
+    ) -> Iterator[list[PendingRequest]]:
         """Yield each pending request once; call `skip()` for every other one.
 
         A batch must be begun in the journal before the next one is drawn, so that a request that
         occurs in both is sent once.
         """
-        for requests, states in self.chunks(journal):
+        for requests, states in self.request_chunks(journal):
             chunk = dict[str, PromptRequest]()
             for request in requests:
                 chunk.setdefault(request.key, request)
             pending = [
-                self.asking(request, states.get(key))
+                self.pending_request(request, states.get(key))
                 for key, request in chunk.items()
-                if not self.settled(request, states.get(key))
+                if not self.settled_reason(request, states.get(key))
             ]
             under_way = sum(state.under_way for state in states.values())
             for _ in range(len(requests) - len(pending) - under_way):
@@ -313,26 +307,24 @@ class Collector:
             if pending:
                 yield pending
 
-    def chunks(
-        self, journal: ReadOnlyJournal
-    ) -> Iterator[tuple[list[PromptRequest], dict[str, Known]]]:
+    def request_chunks(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[PromptRequest], dict[str, RequestState]]]:
         """The requests of some rows at a time, and their states in the journal by key."""
-        for batch in self.rows(ASK_COLUMNS):
+        for batch in self.rows(REQUEST_COLUMNS):
             for start in range(0, len(batch), CHUNK_ROWS):
                 rows = batch[start : start + CHUNK_ROWS]
                 requests = [request for row in rows for request in self.requests_of(row)]
-                states = journal.known(request.key for request in requests)
+                states = journal.load_states(request.key for request in requests)
                 if self.retry_failed:
-                    _reconsider(journal, states)
+                    _reopen_malformed(journal, states)
                 yield requests, states
 
-    def settled(self, request: PromptRequest, state: Known | None) -> str | None:
+    def settled_reason(self, request: PromptRequest, state: RequestState | None) -> str | None:
         """Why a request is not sent (`answered`, `under_way`, `asked`, or a reason), or None."""
         if request.sample_id in self.too_large or len(request.data) > MAX_PROMPT_BYTES:
             return "prompt_too_large"
         if state is None:
             return None
-        if state.answered:
+        if state.has_answer:
             return "answered"
         if state.under_way:
             return "under_way"
@@ -345,43 +337,43 @@ class Collector:
         if not counted:
             return None
         held = settings.on_uncertain == "hold" and counted[-1].outcome == "uncertain"
-        return "held" if held else given_up(counted, settings.max_attempts)
+        return "held" if held else give_up_reason(counted, settings.max_attempts)
 
-    def asking(self, request: PromptRequest, state: Known | None) -> Asking:
+    def pending_request(self, request: PromptRequest, state: RequestState | None) -> PendingRequest:
         """The request with its maximum cost: a token of the prompt has 3 bytes or more."""
-        answer, prompt = self.longest_answer(request), len(request.data) // 3
-        usd = self.price.cost(prompt, answer) if self.price else 0.0
+        answer, prompt = self.max_answer_tokens(request), len(request.data) // 3
+        usd = self.model_price.answer_cost(prompt, answer) if self.model_price else 0.0
         id_ = state.id if state else None
-        return Asking(id_, request.key, request.sample_id, request.data, prompt + answer, usd)
+        return PendingRequest(id_, request.key, request.sample_id, request.data, prompt + answer, usd)
 
-    def longest_answer(self, request: PromptRequest) -> int:
+    def max_answer_tokens(self, request: PromptRequest) -> int:
         """Maximum tokens of the answer."""
         return answer_limit(request.body) or self.config.collection.max_tokens
 
-    def _write(self, journal: Journal, dst: Path, unanswered: Path, summary: Summary) -> None:
+    def _write_tables(self, journal: Journal, dst: Path, unanswered: Path, summary: CollectionSummary) -> None:
         with table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad:
             missing: list[Row] = []
-            for rows, missing in self.results(journal):
+            for rows, missing in self.result_batches(journal):
                 good.write(pa.Table.from_pylist(rows, schema=OUTPUTS))
                 bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
-                summary.add(rows, missing)
-            if self.price is None or not self.price.cost(1, 1):
+                summary.add_rows(rows, missing)
+            if self.model_price is None or not self.model_price.answer_cost(1, 1):
                 summary.unpriced = 0  # nothing to count
             if summary.rows and not summary.answered and not summary.unreadable:
-                dialect, last = self.provider.spoken.name, missing[-1]["detail"]
-                raise none_answered(self.provider_name, dialect, summary.rows, last)
+                dialect, last = self.provider_settings.active_dialect.name, missing[-1]["detail"]
+                raise none_answered_error(self.provider_name, dialect, summary.rows, last)
 
-    def results(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[Row], list[Row]]]:
+    def result_batches(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[Row], list[Row]]]:
         """Rows of OUTPUTS and of UNANSWERED from the journal, in batches."""
-        return (self._rows(batch, journal) for batch in self.rows(None))
+        return (self._result_rows(batch, journal) for batch in self.rows(None))
 
-    def _rows(self, batch: list[Row], journal: ReadOnlyJournal) -> tuple[list[Row], list[Row]]:
+    def _result_rows(self, batch: list[Row], journal: ReadOnlyJournal) -> tuple[list[Row], list[Row]]:
         pairs = [(row, request) for row in batch for request in self.requests_of(row)]
-        answers = journal.answers(request.key for _, request in pairs)
+        answers = journal.newest_answers(request.key for _, request in pairs)
         rows, missing = list[Row](), list[Row]()
         for row, request in pairs:
             if answer := answers.get(request.key):
-                output = self._output(row, request, answer)
+                output = self._output_row(row, request, answer)
                 if not isinstance(output, str):
                     rows.append(output)
                     continue
@@ -392,26 +384,26 @@ class Collector:
             missing.append({**row, "attempt": request.attempt, **rejection})
         return rows, missing
 
-    def _output(self, row: Row, request: PromptRequest, stored: Answered) -> Row | str:
+    def _output_row(self, row: Row, request: PromptRequest, stored: StoredAnswer) -> Row | str:
         """The row, or a traceback: a bug in the parser rejects that row only."""
         source = (row, request.attempt, request.key, self.model, stored)
         try:
-            return output_row(*source, self.provider, self.schemas, self.cleaner)
+            return output_row(*source, self.provider_settings, self.response_schemas, self.answer_cleaner)
         except Exception:  # noqa: BLE001  the answer is paid and stored; it will be read again
             return traceback.format_exc().encode(errors="replace").decode()  # it may quote the text
 
     def why_unanswered(self, request: PromptRequest, journal: ReadOnlyJournal) -> tuple[str, str]:
         """(reason, evidence) for a request without a stored answer."""
-        state = journal.known([request.key]).get(request.key)
-        settled = self.settled(request, state)
+        state = journal.load_states([request.key]).get(request.key)
+        settled = self.settled_reason(request, state)
         if settled == "prompt_too_large":
             return settled, f"{self.too_large.get(request.sample_id, len(request.data))} bytes"
-        refused = given_up(state.attempts, 1) if state else None
+        refused = give_up_reason(state.attempts, 1) if state else None
         reason = "held" if settled == "held" else refused or "provider_failed"
-        return reason, mask_secrets(journal.evidence(request.key))
+        return reason, mask_secrets(journal.last_response_text(request.key))
 
 
-def unknown_finish(word: str, count: int, answers: int) -> str:
+def describe_unknown_finish(word: str, count: int, answers: int) -> str:
     """A remark about an unknown finish_reason, before anyone pays for a repair because of it."""
     return (
         f"{count} of {answers} answers end with finish_reason {word!r}, which no dialect knows: "
@@ -420,7 +412,7 @@ def unknown_finish(word: str, count: int, answers: int) -> str:
     )
 
 
-def read_again(unanswered: Path) -> bool:
+def has_unreadable_answers(unanswered: Path) -> bool:
     """Whether the table has answers that could not be read because of a bug, perhaps fixed now."""
     table = TABLES["unanswered"]
     return unanswered.exists() and any(
@@ -429,11 +421,11 @@ def read_again(unanswered: Path) -> bool:
     )
 
 
-def _reconsider(journal: ReadOnlyJournal, states: dict[str, Known]) -> None:
+def _reopen_malformed(journal: ReadOnlyJournal, states: dict[str, RequestState]) -> None:
     """For --retry-failed: a 200 without a chat completion (a wrong address) is a refusal."""
-    answered = [key for key, state in states.items() if state.answered and not state.asked_now]
-    for key, stored in journal.answers(answered).items():
+    answered = [key for key, state in states.items() if state.has_answer and not state.asked_now]
+    for key, stored in journal.newest_answers(answered).items():
         if not is_completion(stored.raw):
-            refusal = Ended("rejected", 200, "")
+            refusal = Attempt("rejected", 200, "")
             attempts = states[key].attempts
             states[key].attempts = [refusal if a.outcome == "answered" else a for a in attempts]

@@ -27,32 +27,32 @@ class FirstRefusals:
         self._sign: tuple[int, str] | None = None
         self._is_over = False
 
-    def add(self, outcome: Outcome) -> bool:
+    def count_outcome(self, outcome: Outcome) -> bool:
         """Count an outcome; returns whether the first `SAME_REFUSALS` were all the same."""
         status = outcome.status or 0
         if self._is_over or outcome.outcome != "rejected" or not 400 <= status < 500:
             return False
-        if retry_policy.again(status) or status == 429:
+        if retry_policy.is_retryable(status) or status == 429:
             return False
-        words = retry_policy.words_of(outcome)
-        sign = status, _shape(words)
+        words = retry_policy.failure_text(outcome)
+        sign = status, _normalize_message(words)
         self._is_over = self._sign not in (None, sign) or bool(_OF_A_PROMPT.search(words))
         self._sign, self.count = sign, self.count + 1
         return not self._is_over and self.count >= SAME_REFUSALS
 
-    def end(self) -> None:
+    def stop_counting(self) -> None:
         """Stop counting: an answer has arrived."""
         self._is_over = True
 
 
-def _shape(words: str) -> str:
+def _normalize_message(words: str) -> str:
     """The message without numbers and ids, which differ between requests."""
     text = unicodedata.normalize("NFKC", words).casefold()
     text = re.sub(r"\b(?=\w*\d)\w+\b", "#", text)
     return text[:120]
 
 
-class Usable(NamedTuple):
+class AnswerRequirement(NamedTuple):
     """A stage's requirement of answers; `hint` tells the user what to do if none satisfies it."""
 
     is_usable: Callable[[Answer], bool]
@@ -62,10 +62,10 @@ class Usable(NamedTuple):
 class FirstAnswers:
     """Counts unusable answers until the first usable one."""
 
-    def __init__(self, usable: Usable | None) -> None:
+    def __init__(self, usable: AnswerRequirement | None) -> None:
         self.usable, self.count = usable, 0
 
-    def add(self, answer: Answer) -> bool:
+    def count_answer(self, answer: Answer) -> bool:
         """Count an answer; returns whether the first `UNUSABLE_ANSWERS` were all unusable."""
         if self.usable is None:
             return False

@@ -20,11 +20,11 @@ STUDENT_CONFIG = Path("configs/baseline_distill.yaml")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
-class Stopped(BaseException):
+class StopSignal(BaseException):
     """SIGTERM or SIGHUP arrived. Not an Exception, so that no error handler swallows it."""
 
 
-class _Log(io.TextIOBase):
+class _LossyStream(io.TextIOBase):
     """stderr without errors: a full disk or a closed terminal never stops the work."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -63,33 +63,31 @@ class Parser(argparse.ArgumentParser):
         super().error(mask_secrets(message))
 
 
-def parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:
+def build_parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:
     """An argument parser whose help is the module's docstring, with `--config` on it."""
     result = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument(
-        "--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})"
-    )
+    result.add_argument("--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})")
     return result
 
 
-def student_parser(doc: str | None) -> Parser:
+def build_student_parser(doc: str | None) -> Parser:
     """The same for commands that read the settings of a student and of the pipeline."""
-    result = parser(doc, config=STUDENT_CONFIG)
+    result = build_parser(doc, config=STUDENT_CONFIG)
     result.add_argument("--pipeline-config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
     return result
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Stopped
+def _raise_stop_signal(_signal: int, _frame: FrameType | None) -> None:
+    raise StopSignal
 
 
 def handle_signals() -> None:
     """Raise on SIGTERM and SIGHUP, so that half-written files are cleaned up."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGHUP, _stop)
+    signal.signal(signal.SIGTERM, _raise_stop_signal)
+    signal.signal(signal.SIGHUP, _raise_stop_signal)
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -103,27 +101,27 @@ def run(main: Callable[[], int]) -> NoReturn:
     pipe). Any other exception is a bug: it prints a traceback and exits with 1.
     """
     handle_signals()
-    sys.stderr = _Log(sys.stderr)
+    sys.stderr = _LossyStream(sys.stderr)
     try:
         status = main()
     except NexaError as error:
-        status = _say(str(error), error.exit_code)
+        status = _print_error(str(error), error.exit_code)
     except KeyboardInterrupt:
-        status = _say("stopped by Ctrl-C; run the same command again to continue", 130)
-    except Stopped:
-        status = _say("stopped by a signal; run the same command again to continue", 143)
+        status = _print_error("stopped by Ctrl-C; run the same command again to continue", 130)
+    except StopSignal:
+        status = _print_error("stopped by a signal; run the same command again to continue", 143)
     except BrokenPipeError:  # the reader has closed the pipe: `... status | head`
         status = 141
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        status = _say(
+        status = _print_error(
             f"{os.strerror(error.errno or 0)}{where}: the previous files are intact. "
             "Free space (df -h .) and run the same command again",
             74,
         )
-    _leave(status)
+    _record_exit_status(status)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -136,13 +134,13 @@ def run(main: Callable[[], int]) -> NoReturn:
     os._exit(status)
 
 
-def _leave(status: int) -> None:
+def _record_exit_status(status: int) -> None:
     # A launcher of many processes hides exit codes: the first process that fails records its own.
     file = os.environ.get("NEXA_EXIT_FILE")
     if status and file and not Path(file).stat().st_size:
         Path(file).write_text(str(status), encoding="utf-8")
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"error: {mask_secrets(message)}", file=sys.stderr, flush=True)
     return code

@@ -27,17 +27,14 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, desc=step, unit=unit, mininterval=0.5)
 
     def __enter__(self) -> Self:
-        self._write()
+        self._write_state()
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        self._write()
+        self._write_state()
 
     def add(self, rows: int = 1, note: str = "") -> None:
         """Count `rows` more; `note` (such as the cost so far) is shown at the end of the line."""
@@ -47,21 +44,21 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(rows)
         if time.monotonic() - self._written > WRITE_EVERY_SECONDS:
-            self._write()
+            self._write_state()
 
-    def say(self, note: str) -> None:
+    def set_note(self, note: str) -> None:
         """Replace the note at the end of the line."""
         self.note = note
         self._bar.set_postfix_str(note)
-        self._write()
+        self._write_state()
 
-    def tell(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the bar."""
         self._bar.clear()
         print(f"{self.step}: {text}", flush=True)
         self._bar.refresh()
 
-    def _write(self) -> None:
+    def _write_state(self) -> None:
         self._written = time.monotonic()
         if self._file is None:
             return
@@ -82,7 +79,7 @@ class Progress:
             self._file = None
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`62` as `1:02`, `3602` as `1:00:02`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

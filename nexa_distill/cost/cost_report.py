@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.contracts import TABLES
-from nexa_distill.cost.cost_report_text import markdown
-from nexa_distill.cost.spending import Figures, known_sum, ratio, spending, whole_sum
+from nexa_distill.cost.cost_report_text import render_markdown
+from nexa_distill.cost.spending import Figures, load_spending, safe_ratio, sum_complete, sum_known
 from nexa_distill.errors import NexaError
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.atomic import write_json, write_text
-from nexa_distill.storage.manifests import load_manifest, repairs, run_id, utc_now
+from nexa_distill.storage.manifests import load_manifest, run_id, utc_now, valid_regenerations
 from nexa_distill.storage.tables import read_batches
 
 TEACHERS = ("teacher", "regenerate")  # their tokens are teacher tokens
@@ -35,7 +35,7 @@ NOTES = (
 )
 
 
-class _Answers(NamedTuple):
+class _AnswerMeans(NamedTuple):
     """Requests of a stage, each counted once even if several rows share it."""
 
     requests: int
@@ -46,75 +46,72 @@ class _Answers(NamedTuple):
 
 def write_cost_report(config: DistillConfig) -> Figures:
     """Write the report, unless the file is up to date, and return it."""
-    report = cost_report(config)
-    path = config.storage.path("reports") / "cost_report.json"
+    report = build_cost_report(config)
+    path = config.storage.path_of("reports") / "cost_report.json"
     if path.is_file():
         written: Figures = json.loads(path.read_text(encoding="utf-8"))
         if written | {key: report[key] for key in ("run_id", "created_at")} == report:
             return written
     write_json(path, report)
-    write_text(path.with_suffix(".md"), markdown(report))
+    write_text(path.with_suffix(".md"), render_markdown(report))
     return report
 
 
-def cost_report(config: DistillConfig) -> Figures:
+def build_cost_report(config: DistillConfig) -> Figures:
     """Tokens as billed, US dollars at the prices of the time, seconds of wall time."""
-    stages, unread = spending(config.storage)
-    kept = _kept(config.storage)
+    stages, unread = load_spending(config.storage)
+    kept = _count_kept(config.storage)
     samples = kept["kept_samples"] if kept else None
-    total = _total(stages) | {"distilled_tokens": kept["tokens"] if kept else None}
+    total = _sum_stages(stages) | {"distilled_tokens": kept["tokens"] if kept else None}
     each = ("usd", "seconds", "teacher_tokens")
     return {
         "run_id": run_id(),
         "stages": stages,
         "total": total,
         "kept": kept,
-        "per_kept_sample": {name: ratio(total[name], samples) for name in each},
-        "projection": _projection(config, stages, samples),
+        "per_kept_sample": {name: safe_ratio(total[name], samples) for name in each},
+        "projection": _project_costs(config, stages, samples),
         "notes": [*NOTES, *unread],
         "created_at": utc_now(),
     }
 
 
-def _total(stages: dict[str, Figures]) -> Figures:
+def _sum_stages(stages: dict[str, Figures]) -> Figures:
     """Sums over all stages; teacher tokens are prompts and completions."""
     counts = ("requests_sent", "answered", "uncertain", "uncertain_usd_at_most")
     summed = (*counts, "usd", "answers_without_price", "seconds")
     of_teachers = [figures for name, figures in stages.items() if name in TEACHERS]
     tokens = ("prompt_tokens", "completion_tokens")
     return {
-        **{key: known_sum(figures[key] for figures in stages.values()) for key in summed},
-        "teacher_tokens": known_sum(figures[key] for figures in of_teachers for key in tokens),
+        **{key: sum_known(figures[key] for figures in stages.values()) for key in summed},
+        "teacher_tokens": sum_known(figures[key] for figures in of_teachers for key in tokens),
     }
 
 
-def _kept(storage: Storage) -> Figures | None:
+def _count_kept(storage: Storage) -> Figures | None:
     """Figures of the current kept answers; None if they are missing or outdated."""
-    path, answers = storage.path("filtered_dataset"), storage.path("collected_dataset")
+    path, answers = storage.path_of("filtered_dataset"), storage.path_of("collected_dataset")
     manifest = load_manifest(path, storage)
-    sources = [load_manifest(source, storage) for source in (answers, *repairs(storage))]
+    sources = [load_manifest(source, storage) for source in (answers, *valid_regenerations(storage))]
     made_from = {item["sha256"] for item in manifest["inputs"]} if manifest else set()
     if any(source is None or source["sha256"] not in made_from for source in sources):
         return None
     try:
-        tokens = _read(path, "filtered_dataset", ["completion_tokens"])["completion_tokens"]
-        asked = [
-            _read(storage.path(key), key, ["sample_id"])
-            for key in ("collected_dataset", "unanswered")
-        ]
+        tokens = _read_columns(path, "filtered_dataset", ["completion_tokens"])["completion_tokens"]
+        asked = [_read_columns(storage.path_of(key), key, ["sample_id"]) for key in ("collected_dataset", "unanswered")]
     except NexaError:
         return None
     prompts = pc.count_distinct(pa.concat_tables(asked)["sample_id"]).as_py()
     return {
         "prompts": prompts,
         "kept_samples": len(tokens),
-        "keep_rate": ratio(len(tokens), prompts),
+        "keep_rate": safe_ratio(len(tokens), prompts),
         "tokens": pc.sum(tokens).as_py(),
         "samples_without_token_counts": tokens.null_count,
     }
 
 
-def _read(path: Path, key: str, columns: list[str]) -> pa.Table:
+def _read_columns(path: Path, key: str, columns: list[str]) -> pa.Table:
     """Columns of a table of contracts; no rows if the file is missing."""
     table = TABLES[key]
     batches = list(read_batches(path, table, columns=columns)) if path.exists() else []
@@ -122,62 +119,57 @@ def _read(path: Path, key: str, columns: list[str]) -> pa.Table:
     return pa.concat_tables(batches) if batches else schema.empty_table()
 
 
-def _projection(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:
+def _project_costs(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:
     """Cost of `budget.target_samples` kept samples if the rest is like the current ones."""
     target, parts = config.budget.target_samples, dict[str, Figures]()
     for name, figures in stages.items():
         if name in PER_SAMPLE and samples:
-            now = _now(name, figures, config.storage)
+            now = _current_answers(name, figures, config.storage)
             if now.requests:
-                parts[name] = _scaled(now, figures["answers_per_second"], target / samples)
+                parts[name] = _scale_stage(now, figures["answers_per_second"], target / samples)
     return {
         "target_samples": target,
         "stages": parts,
-        "requests": whole_sum(part["requests"] for part in parts.values()),
-        "tokens": whole_sum(part["tokens"] for part in parts.values()),
-        "teacher_tokens": whole_sum(parts[name]["tokens"] for name in TEACHERS if name in parts),
-        "seconds": whole_sum(part["seconds"] for part in parts.values()),
+        "requests": sum_complete(part["requests"] for part in parts.values()),
+        "tokens": sum_complete(part["tokens"] for part in parts.values()),
+        "teacher_tokens": sum_complete(parts[name]["tokens"] for name in TEACHERS if name in parts),
+        "seconds": sum_complete(part["seconds"] for part in parts.values()),
         "teacher_usd": parts["teacher"]["usd"] if "teacher" in parts else None,
-        "total_usd": whole_sum(part["usd"] for part in parts.values()),
+        "total_usd": sum_complete(part["usd"] for part in parts.values()),
     }
 
 
-def _scaled(now: _Answers, per_second: float | None, scale: float) -> Figures:
+def _scale_stage(now: _AnswerMeans, per_second: float | None, scale: float) -> Figures:
     answers = now.answers * scale
     return {
         "requests": math.ceil(now.requests * scale),
         "tokens": None if now.tokens is None else round(answers * now.tokens),
-        "seconds": ratio(answers, per_second),
+        "seconds": safe_ratio(answers, per_second),
         "usd": None if now.usd is None else answers * now.usd,
     }
 
 
-def _now(stage: str, figures: Figures, storage: Storage) -> _Answers:
+def _current_answers(stage: str, figures: Figures, storage: Storage) -> _AnswerMeans:
     """Answers of a stage in the current tables; for a stage without a table, in its journal."""
     if stage == "teacher":
-        return _answers(storage.path("collected_dataset"), storage.path("unanswered"))
+        return _measure_answers(storage.path_of("collected_dataset"), storage.path_of("unanswered"))
     if stage == "regenerate":
-        for path in repairs(storage):
-            return _answers(path, path.with_name(f"{path.stem}.unanswered.parquet"))
-        return _Answers(0, 0, None, None)
+        for path in valid_regenerations(storage):
+            return _measure_answers(path, path.with_name(f"{path.stem}.unanswered.parquet"))
+        return _AnswerMeans(0, 0, None, None)
     answered = figures["answered"]
-    tokens = whole_sum((figures["prompt_tokens"], figures["completion_tokens"]))
+    tokens = sum_complete((figures["prompt_tokens"], figures["completion_tokens"]))
     counted = answered - figures["answers_without_token_counts"]
     priced = answered - figures["answers_without_price"]
-    return _Answers(answered, answered, ratio(tokens, counted), ratio(figures["usd"], priced))
+    return _AnswerMeans(answered, answered, safe_ratio(tokens, counted), safe_ratio(figures["usd"], priced))
 
 
-def _answers(table: Path, unanswered: Path) -> _Answers:
+def _measure_answers(table: Path, unanswered: Path) -> _AnswerMeans:
     columns = ["request_key", "prompt_tokens", "completion_tokens", "cost_usd"]
-    rows = _read(table, "collected_dataset", columns)
+    rows = _read_columns(table, "collected_dataset", columns)
     rows = rows.filter(pc.is_valid(rows["request_key"]))  # without: from a file or an annotator
     once = rows.group_by("request_key").aggregate([(name, "min") for name in columns[1:]])
-    missing = pc.count_distinct(_read(unanswered, "unanswered", ["request_key"])["request_key"])
+    missing = pc.count_distinct(_read_columns(unanswered, "unanswered", ["request_key"])["request_key"])
     tokens = pc.add(once["prompt_tokens_min"], once["completion_tokens_min"])
     usd = once["cost_usd_min"]
-    return _Answers(
-        once.num_rows + missing.as_py(),
-        once.num_rows,
-        pc.mean(tokens).as_py(),
-        pc.mean(usd).as_py(),
-    )
+    return _AnswerMeans(once.num_rows + missing.as_py(), once.num_rows, pc.mean(tokens).as_py(), pc.mean(usd).as_py())

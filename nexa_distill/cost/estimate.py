@@ -16,16 +16,16 @@ import numpy as np
 
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.body import PromptRequest
-from nexa_distill.cost.cache_misses import Earlier, why_sent
-from nexa_distill.cost.throughput import Rates, measure
-from nexa_distill.journal.journal import ReadOnlyJournal, Spent, spent_elsewhere
+from nexa_distill.cost.cache_misses import EarlierRequests, why_sent
+from nexa_distill.cost.throughput import Throughput, measure_throughput
+from nexa_distill.journal.journal import ReadOnlyJournal, Usage, usage_elsewhere
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 
 BYTES_PER_TOKEN = 4
-TOKENIZED = 500  # requests whose text the student's tokenizer counts
-NOTHING = Spent(0, 0, 0.0)
+TOKENIZED_REQUESTS = 500  # requests whose text the student's tokenizer counts
+NO_USAGE = Usage(0, 0, 0.0)
 
 
 @dataclass
@@ -47,28 +47,28 @@ class Estimate:
     most_answer_tokens: int = 0
     usd: float | None = None
     most_usd: float | None = None
-    spent: Spent = NOTHING  # by all runs of all stages
+    spent: Usage = NO_USAGE  # by all runs of all stages
     seconds: float | None = None  # at the measured throughput
     least_seconds: float = 0.0  # at the provider's limits per minute
     pace: str = ""  # source of the larger of the two
 
 
-class _Asked:
+class _RequestSizes:
     """Key hash, bytes, token limit and reason of each request to send; the first ones' texts."""
 
     def __init__(self) -> None:
         self.texts, self.text_bytes = list[str](), 0
         self._numbers, self._reasons = array("q"), dict[str, int]()
 
-    def add(self, request: PromptRequest, longest_answer: int, why: str) -> None:
+    def add_request(self, request: PromptRequest, longest_answer: int, why: str) -> None:
         """Add the request of one row."""
-        if len(self._numbers) < 4 * TOKENIZED:
+        if len(self._numbers) < 4 * TOKENIZED_REQUESTS:
             self.texts += [str(message["content"]) for message in request.body["messages"]]
             self.text_bytes += len(request.data)
         number = self._reasons.setdefault(why, len(self._reasons))
         self._numbers.extend((hash(request.key), len(request.data), longest_answer, number))
 
-    def close(self) -> None:
+    def merge_duplicates(self) -> None:
         """Count rows with the same request once."""
         rows = np.array(self._numbers, np.int64).reshape(-1, 4)
         _, first = np.unique(rows[:, 0], return_index=True)
@@ -78,64 +78,64 @@ class _Asked:
         self.why = +Counter(dict(zip(self._reasons, counts, strict=True)))
 
 
-def estimate(collector: Collector) -> Estimate:
+def estimate_collection(collector: Collector) -> Estimate:
     """Estimate without sending or writing anything. Raises StorageFailed: journal unreadable."""
     path = collector.journal_path
     with ReadOnlyJournal(path) as journal:
-        plan, sizes = _look(collector, journal)
-        plan.spent = journal.spent().plus(spent_elsewhere(path.parent, path))
+        plan, sizes = _count_requests(collector, journal)
+        plan.spent = journal.total_usage().combined_with(usage_elsewhere(path.parent, path))
         if plan.send:
-            rates = measure(journal, collector.model)
+            rates = measure_throughput(journal, collector.model)
             _count_tokens(plan, sizes, rates, collector)
-            _time(plan, sizes, rates, collector)
+            _estimate_time(plan, sizes, rates, collector)
     return plan
 
 
-def _look(collector: Collector, journal: ReadOnlyJournal) -> tuple[Estimate, _Asked]:
-    plan, sizes, earlier = Estimate(), _Asked(), Earlier(journal)
-    for requests, states in collector.chunks(journal):
+def _count_requests(collector: Collector, journal: ReadOnlyJournal) -> tuple[Estimate, _RequestSizes]:
+    plan, sizes, earlier = Estimate(), _RequestSizes(), EarlierRequests(journal)
+    for requests, states in collector.request_chunks(journal):
         plan.requests += len(requests)
         for request in requests:
             state = states.get(request.key)
-            settled = collector.settled(request, state)
+            settled = collector.settled_reason(request, state)
             if settled == "answered":
                 plan.answered += 1
             elif settled:
                 plan.not_sent[settled] += 1
             else:
                 why = why_sent(request, state, earlier)
-                sizes.add(request, collector.longest_answer(request), why)
-    sizes.close()
+                sizes.add_request(request, collector.max_answer_tokens(request), why)
+    sizes.merge_duplicates()
     plan.send, plan.shared, plan.why = len(sizes.sizes), sizes.shared, sizes.why
     return plan, sizes
 
 
-def _count_tokens(plan: Estimate, sizes: _Asked, rates: Rates, collector: Collector) -> None:
+def _count_tokens(plan: Estimate, sizes: _RequestSizes, rates: Throughput, collector: Collector) -> None:
     per_byte, plan.measured_by = _tokens_per_byte(sizes, rates, collector.config)
     plan.prompt_tokens = round(int(sizes.sizes.sum()) * per_byte)
     plan.most_answer_tokens = int(sizes.limits.sum())
     if rates.answer_tokens is not None:
         plan.answer_tokens = round(float(np.minimum(sizes.limits, rates.answer_tokens).sum()))
-    if price := collector.price:
-        plan.most_usd = price.cost(plan.prompt_tokens, plan.most_answer_tokens)
+    if price := collector.model_price:
+        plan.most_usd = price.answer_cost(plan.prompt_tokens, plan.most_answer_tokens)
         if plan.answer_tokens is not None:
-            plan.usd = price.cost(plan.prompt_tokens, plan.answer_tokens)
+            plan.usd = price.answer_cost(plan.prompt_tokens, plan.answer_tokens)
 
 
-def _tokens_per_byte(sizes: _Asked, rates: Rates, config: DistillConfig) -> tuple[float, str]:
+def _tokens_per_byte(sizes: _RequestSizes, rates: Throughput, config: DistillConfig) -> tuple[float, str]:
     """(tokens per byte of a request, source of that number)."""
     if rates.tokens_per_byte is not None:
         return rates.tokens_per_byte, f"as billed for {rates.answers:,} stored answers"
-    if (tokens := _by_students_tokenizer(sizes.texts, config)) is not None:
+    if (tokens := _count_by_tokenizer(sizes.texts, config)) is not None:
         return tokens / sizes.text_bytes, "by the student's tokenizer"
     return 1 / BYTES_PER_TOKEN, f"at {BYTES_PER_TOKEN} bytes per token"
 
 
-def _by_students_tokenizer(texts: list[str], config: DistillConfig) -> int | None:
+def _count_by_tokenizer(texts: list[str], config: DistillConfig) -> int | None:
     """Number of tokens of the texts; None if the tokenizer is not on this disk."""
     try:
         student = load_yaml(Path(config.student), StudentConfig)
-        file = student.tokenizer(config.storage)
+        file = student.find_tokenizer(config.storage)
         if file is None:
             return None
         from tokenizers import Tokenizer
@@ -146,9 +146,9 @@ def _by_students_tokenizer(texts: list[str], config: DistillConfig) -> int | Non
     return sum(len(text.ids) for text in encoded)
 
 
-def _time(plan: Estimate, sizes: _Asked, rates: Rates, collector: Collector) -> None:
+def _estimate_time(plan: Estimate, sizes: _RequestSizes, rates: Throughput, collector: Collector) -> None:
     """Seconds at the measured throughput, and the minimum that the provider's limits allow."""
-    if collector.batch_mode:
+    if collector.is_batch_mode:
         plan.pace = "as long as the provider takes for a batch, up to a day"
         return
     if rates.per_second:
@@ -160,7 +160,7 @@ def _time(plan: Estimate, sizes: _Asked, rates: Rates, collector: Collector) -> 
         plan.pace = f"{rates.latency_seconds:,.2f} s per answer, {concurrency} at a time"
     reserved = int((sizes.sizes // 3 + sizes.limits).sum())  # as the rate limiter counts them
     for name, amount in (("requests_per_minute", plan.send), ("tokens_per_minute", reserved)):
-        limit = getattr(collector.provider, name)
+        limit = getattr(collector.provider_settings, name)
         least = 60 * amount / limit if limit else 0.0
         if least > max(plan.least_seconds, plan.seconds or 0.0):
             plan.least_seconds, plan.pace = least, f"{name} {limit:,g}"

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from nexa_distill.collection.collector import Collector
-from nexa_distill.collection.requests.budget import dollars
-from nexa_distill.console.progress import clock
-from nexa_distill.cost.estimate import Estimate, estimate
+from nexa_distill.collection.requests.budget import format_usd
+from nexa_distill.console.progress import format_duration
+from nexa_distill.cost.estimate import Estimate, estimate_collection
 from nexa_distill.settings.pipeline import Budget
 
 SHOWN_REASONS = 8
@@ -18,7 +18,7 @@ NOT_SENT = {
 }
 
 
-def say_estimate(collector: Collector) -> None:
+def print_estimate(collector: Collector) -> None:
     """Print the estimate of the stage."""
     for line in estimate_lines(collector):
         print(f"{collector.name}: {line}")
@@ -26,7 +26,7 @@ def say_estimate(collector: Collector) -> None:
 
 def estimate_lines(collector: Collector) -> Iterator[str]:
     """Requests to send and why, requests reused or held back; tokens, dollars, budget, time."""
-    plan = estimate(collector)
+    plan = estimate_collection(collector)
     reused = {"answered already": plan.answered, "shared with another row": plan.shared}
     parts = ", ".join(f"{count:,} {why}" for why, count in reused.items() if count)
     yield (
@@ -37,17 +37,15 @@ def estimate_lines(collector: Collector) -> Iterator[str]:
     yield from (f"  {count:,} {why}" for why, count in shown)
     if others := plan.send - sum(count for _, count in shown):
         yield f"  {others:,} for other reasons"
-    yield from (
-        f"  {count:,} not sent: {NOT_SENT.get(why, why)}" for why, count in plan.not_sent.items()
-    )
+    yield from (f"  {count:,} not sent: {NOT_SENT.get(why, why)}" for why, count in plan.not_sent.items())
     if plan.send:
-        yield _tokens(plan)
-        yield _cost(plan)
-        yield from _budget(plan, collector.config.budget)
-        yield _time(plan)
+        yield _token_line(plan)
+        yield _cost_line(plan)
+        yield from _budget_lines(plan, collector.config.budget)
+        yield _time_line(plan)
 
 
-def _tokens(plan: Estimate) -> str:
+def _token_line(plan: Estimate) -> str:
     expected = "" if plan.answer_tokens is None else f"about {plan.answer_tokens:,} and "
     return (
         f"about {plan.prompt_tokens:,} prompt tokens ({plan.measured_by}), "
@@ -55,14 +53,14 @@ def _tokens(plan: Estimate) -> str:
     )
 
 
-def _cost(plan: Estimate) -> str:
+def _cost_line(plan: Estimate) -> str:
     if plan.most_usd is None:
         return "unpriced: the model has no price in providers:"
-    expected = "" if plan.usd is None else f"about ${dollars(plan.usd)}, "
-    return f"{expected}at most ${dollars(plan.most_usd)}"
+    expected = "" if plan.usd is None else f"about ${format_usd(plan.usd)}, "
+    return f"{expected}at most ${format_usd(plan.most_usd)}"
 
 
-def _budget(plan: Estimate, budget: Budget) -> Iterator[str]:
+def _budget_lines(plan: Estimate, budget: Budget) -> Iterator[str]:
     spent, tokens = plan.spent, plan.prompt_tokens + plan.most_answer_tokens
     rows = (
         ("max_usd", budget.max_usd, spent.usd, plan.most_usd),
@@ -72,26 +70,25 @@ def _budget(plan: Estimate, budget: Budget) -> Iterator[str]:
     for name, limit, before, most in rows:
         if limit is None:
             continue
-        show = dollars if name == "max_usd" else "{:,}".format
+        show = format_usd if name == "max_usd" else "{:,}".format
         now = "not known without a price" if most is None else f"at most {show(most)}"
         yield (
-            f"budget.{name} {show(limit)}, spent {show(before)}, this run {now}"
-            f"{_stop(before, most or 0, limit)}"
+            f"budget.{name} {show(limit)}, spent {show(before)}, this run {now}{_stop_note(before, most or 0, limit)}"
         )
 
 
-def _stop(spent: float, most: float, limit: float) -> str:
+def _stop_note(spent: float, most: float, limit: float) -> str:
     if spent >= limit:
         return "; nothing more is sent (exit code 77)"
     return "; it may stop before its end (exit code 77)" if spent + most > limit else ""
 
 
-def _time(plan: Estimate) -> str:
+def _time_line(plan: Estimate) -> str:
     if plan.seconds is not None:
-        return f"about {clock(max(plan.seconds, plan.least_seconds))} ({plan.pace})"
+        return f"about {format_duration(max(plan.seconds, plan.least_seconds))} ({plan.pace})"
     if not plan.pace:
         return "wall time not known before the first answers"
     if not plan.least_seconds:
         return f"wall time: {plan.pace}"
-    least = f"at least {clock(plan.least_seconds)} ({plan.pace})"
+    least = f"at least {format_duration(plan.least_seconds)} ({plan.pace})"
     return f"wall time not known before the first answers, {least}"

@@ -15,25 +15,25 @@ import pyarrow as pa
 
 from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input
 from nexa_distill.deduplication import contamination
-from nexa_distill.deduplication.minhash import edges, families, join, join_equal
-from nexa_distill.deduplication.minhash_store import Sketched, Sketches, Sketching, sketched
+from nexa_distill.deduplication.minhash import cluster_texts, similar_pairs, union_equal, union_labels
+from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchedBatch, SketchStore, sketch_batch
 from nexa_distill.deduplication.shared_text import NOTHING_SHARED, SharedText
-from nexa_distill.deduplication.splits import SIDES, Documents, place
+from nexa_distill.deduplication.splits import SPLITS, Documents, assign_splits
 from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.text.hashing import Digests, Hashes, Indexes, digests, keys, mixed, sha256_text
-from nexa_distill.text.ngrams import fold
+from nexa_distill.text.hashing import Digests, Hashes, Indexes, digest_ids, digest_keys, mix_bits, sha256_text
+from nexa_distill.text.ngrams import normalize_document
 
 REASONS = ("", "duplicate", "joins_splits", "near_duplicate", "contaminated")
 DUPLICATE, JOINS_SPLITS, NEAR_DUPLICATE, CONTAMINATED = range(1, 5)
 COLUMNS = ["sample_id", *CONTENT_COLUMNS, "document_id"]
 
 
-def sketching(config: DistillConfig) -> Sketching | None:
+def minhash_settings(config: DistillConfig) -> MinHashSettings | None:
     """The settings of the search for near-duplicates; None = no search."""
     chosen = config.dedup
     if chosen.jaccard is None:
         return None
-    return Sketching(chosen.jaccard, chosen.shingle_words, chosen.permutations)
+    return MinHashSettings(chosen.jaccard, chosen.shingle_words, chosen.permutations)
 
 
 def own_texts(row: Mapping[str, Any], shared: SharedText = NOTHING_SHARED) -> tuple[str, str]:
@@ -47,67 +47,67 @@ def own_texts(row: Mapping[str, Any], shared: SharedText = NOTHING_SHARED) -> tu
     if schema:
         context, prompt = context.replace(schema, " "), prompt.replace(schema, " ")
     if not context.strip():
-        return shared.divide(prompt)
+        return shared.split_prompt(prompt)
     if shared.instructions and shared.is_instruction(row["document_id"]):
         return prompt.replace(row["context"], " "), ""
     return context, prompt.replace(row["context"], " ").replace(context, " ")
 
 
-class Prepared(NamedTuple):
+class PreparedBatch(NamedTuple):
     """One batch, prepared in a thread."""
 
     content: npt.NDArray[np.bytes_]
     samples: Digests
     documents: Digests
     tasks: list[str]
-    subjects: Sketched
-    questions: Sketched
+    subjects: SketchedBatch
+    questions: SketchedBatch
 
 
 def document_of(row: Mapping[str, Any], shared: SharedText) -> str:
     """The document of a row: its own text if its context is only an instruction."""
     if row["context"] and shared.is_instruction(row["document_id"]):
-        return sha256_text(fold(own_texts(row, shared)[0]))
+        return sha256_text(normalize_document(own_texts(row, shared)[0]))
     return str(row["document_id"])
 
 
-def prepare(batch: pa.Table, how: Sketching | None, shared: SharedText) -> Prepared:
+def prepare_batch(batch: pa.Table, how: MinHashSettings | None, shared: SharedText) -> PreparedBatch:
     """Compute all that needs the texts of a batch of contracts.CANONICAL. Pure."""
     rows = batch.select(COLUMNS).to_pylist()
-    content = [hashlib.sha256(_content(row)).digest()[:16] for row in rows]
+    content = [hashlib.sha256(_content_bytes(row)).digest()[:16] for row in rows]
     texts = [own_texts(row, shared) for row in rows]
     subjects, questions = (pa.array([text[i] for text in texts], pa.string()) for i in (0, 1))
-    return Prepared(
+    return PreparedBatch(
         np.array(content, "S16"),
-        digests(row["sample_id"] for row in rows),
-        digests(document_of(row, shared) for row in rows),
+        digest_ids(row["sample_id"] for row in rows),
+        digest_ids(document_of(row, shared) for row in rows),
         [row["template_name"] for row in rows],
-        sketched(subjects, how),
-        sketched(questions, how),
+        sketch_batch(subjects, how),
+        sketch_batch(questions, how),
     )
 
 
-def _content(row: Mapping[str, Any]) -> bytes:
+def _content_bytes(row: Mapping[str, Any]) -> bytes:
     return canonical_input(row).encode("utf-8", "surrogatepass")
 
 
 @dataclass
-class Rows:
+class DedupRows:
     """All rows as numbers; their ids are in the scratch folder, 32 bytes each."""
 
     folder: Path
-    how: Sketching | None
-    subjects: Sketches = field(init=False)
-    questions: Sketches = field(init=False)
+    how: MinHashSettings | None
+    subjects: SketchStore = field(init=False)
+    questions: SketchStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.subjects = Sketches(self.folder / "subjects", self.how)
-        self.questions = Sketches(self.folder / "questions", self.how)
+        self.subjects = SketchStore(self.folder / "subjects", self.how)
+        self.questions = SketchStore(self.folder / "questions", self.how)
         self._ids = {name: (self.folder / name).open("wb") for name in ("samples", "documents")}
         self._tasks: dict[str, int] = {}
         self._parts: list[tuple[npt.NDArray[Any], ...]] = []
 
-    def add(self, batch: Prepared) -> None:
+    def add(self, batch: PreparedBatch) -> None:
         """Append a batch."""
         self._ids["samples"].write(batch.samples.data)
         self._ids["documents"].write(batch.documents.data)
@@ -115,8 +115,8 @@ class Rows:
         self._parts.append(
             (
                 batch.content,
-                keys(batch.samples),
-                keys(batch.documents),
+                digest_keys(batch.samples),
+                digest_keys(batch.documents),
                 np.array(tasks, np.int32),
                 self.subjects.add(batch.subjects),
                 self.questions.add(batch.questions),
@@ -133,18 +133,18 @@ class Rows:
         self.content, self.samples, documents, self.tasks, self.subject, self.question = columns
         self._parts = []
         _, first, self.document = np.unique(documents, return_index=True, return_inverse=True)
-        self.documents = Documents.of(self._mapped("documents")[first])
-        self.sample_ids = self._mapped("samples")
+        self.documents = Documents.from_ids(self._map_ids("documents")[first])
+        self.sample_ids = self._map_ids("samples")
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def _mapped(self, name: str) -> Digests:
+    def _map_ids(self, name: str) -> Digests:
         return np.memmap(self.folder / name, np.uint8, "r").reshape(-1, 32)
 
 
 @dataclass
-class Verdicts:
+class DedupDecisions:
     """Per row: an index into REASONS, and the row (or -2 - eval text) that it matches.
 
     `spans`: of contaminated rows, first word and number of words of the run in the row's subject.
@@ -157,67 +157,65 @@ class Verdicts:
     common: int | None = None
 
 
-def subject_families(rows: Rows) -> Indexes:
+def cluster_subjects(rows: DedupRows) -> Indexes:
     """Per subject text, the label of its cluster of near-duplicates."""
     count = len(rows.subjects)
     if rows.how is None:
         labels = np.arange(count)
-        join_equal(labels, rows.subjects.prints)
+        union_equal(labels, rows.subjects.prints)
         return labels
-    return families(rows.subjects, np.arange(count), np.zeros(count, np.uint64), rows.how)
+    return cluster_texts(rows.subjects, np.arange(count), np.zeros(count, np.uint64), rows.how)
 
 
-def place_documents(rows: Rows, labels: Indexes, config: DistillConfig) -> None:
+def assign_document_splits(rows: DedupRows, labels: Indexes, config: DistillConfig) -> None:
     """Assign a split to every document; `labels` loses links through refused documents only."""
     clusters = np.arange(len(rows.documents.ids))
     order = np.argsort(labels[rows.subject], kind="stable")
     cluster, document = labels[rows.subject[order]], rows.document[order]
     same = cluster[1:] == cluster[:-1]
-    join(clusters, document[:-1][same], document[1:][same])
+    union_labels(clusters, document[:-1][same], document[1:][same])
 
-    def meeting(members: list[int]) -> list[tuple[int, int]]:
-        return list(_meeting(rows, members))
+    def find_meetings(members: list[int]) -> list[tuple[int, int]]:
+        return list(_meeting_documents(rows, members))
 
-    conflicting = place(rows.documents, clusters, config.split, meeting)
+    conflicting = assign_splits(rows.documents, clusters, config.split, find_meetings)
     if conflicting:
-        _divide(
-            rows, labels, [index for index in conflicting if index not in rows.documents.refused]
-        )
+        _recluster_subjects(rows, labels, [index for index in conflicting if index not in rows.documents.refused])
 
 
-def _texts_of(rows: Rows, members: list[int]) -> tuple[Indexes, Indexes]:
+def _subjects_of(rows: DedupRows, members: list[int]) -> tuple[Indexes, Indexes]:
     """(document, subject) of the rows of these documents, each pair once."""
     chosen = np.flatnonzero(np.isin(rows.document, members))
     pairs = np.unique(np.stack([rows.document[chosen], rows.subject[chosen]], axis=1), axis=0)
     return pairs[:, 0], pairs[:, 1]
 
 
-def _near(rows: Rows, texts: Indexes) -> list[tuple[int, int]]:
+def _near_pairs(rows: DedupRows, texts: Indexes) -> list[tuple[int, int]]:
     """Pairs of positions in `texts` that are equal or near-duplicates."""
     if rows.how is not None:
-        return edges(rows.subjects, texts, rows.how)
+        return similar_pairs(rows.subjects, texts, rows.how)
     prints = rows.subjects.prints[texts]
     a, b = np.nonzero(prints[:, None] == prints[None, :])
     return list(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True))
 
 
-def _meeting(rows: Rows, members: list[int]) -> set[tuple[int, int]]:
-    document, subject = _texts_of(rows, members)
-    pairs = ((int(document[a]), int(document[b])) for a, b in _near(rows, subject))
+def _meeting_documents(rows: DedupRows, members: list[int]) -> set[tuple[int, int]]:
+    document, subject = _subjects_of(rows, members)
+    pairs = ((int(document[a]), int(document[b])) for a, b in _near_pairs(rows, subject))
     return {pair for pair in pairs if pair[0] != pair[1]}
 
 
-def _divide(rows: Rows, labels: Indexes, members: list[int]) -> None:
+def _recluster_subjects(rows: DedupRows, labels: Indexes, members: list[int]) -> None:
     """Recompute the clusters of these documents' subjects, from these subjects alone."""
-    _, subject = _texts_of(rows, members)
+    _, subject = _subjects_of(rows, members)
     texts = np.unique(subject)
     fresh = np.arange(len(texts))
-    pairs = np.array(_near(rows, texts), np.int64).reshape(-1, 2)
-    join(fresh, pairs[:, 0], pairs[:, 1])
+    pairs = np.array(_near_pairs(rows, texts), np.int64).reshape(-1, 2)
+    union_labels(fresh, pairs[:, 0], pairs[:, 1])
     labels[texts] = texts[fresh]
 
 
-def _best(groups: Indexes, rank: Indexes) -> Indexes:
+def _best_rows(groups: Indexes, rank: Indexes) -> Indexes:
     """Per row, the row of its group with the lowest rank."""
     lowest = np.full(len(rank), np.iinfo(np.int64).max)
     np.minimum.at(lowest, groups, rank)
@@ -225,78 +223,69 @@ def _best(groups: Indexes, rank: Indexes) -> Indexes:
     return best
 
 
-def decide(
-    rows: Rows,
+def decide_rows(
+    rows: DedupRows,
     config: DistillConfig,
     was_in_output: npt.NDArray[np.bool_],
     settled: bool,
     labels: Indexes,
     evaluation: contamination.EvalTexts | None,
-) -> Verdicts:
+) -> DedupDecisions:
     """Decide every row. `was_in_output`: it was kept before; `settled`: by the same settings."""
     count = len(rows)
-    verdicts = Verdicts(np.zeros(count, np.int8), np.full(count, -1))
+    verdicts = DedupDecisions(np.zeros(count, np.int8), np.full(count, -1))
     refused = np.isin(rows.document, list(rows.documents.refused))
     # The best row has no refused document, then was kept before, then comes first.
     rank = np.arange(count) + count * (~was_in_output).astype(np.int64) + 2 * count * refused
     same = np.arange(count)
-    join_equal(same, rows.content)
-    best = _best(same, rank)
+    union_equal(same, rows.content)
+    best = _best_rows(same, rank)
     duplicate = best != np.arange(count)
     verdicts.reason[duplicate], verdicts.other[duplicate] = DUPLICATE, best[duplicate]
     verdicts.reason[refused & ~duplicate] = JOINS_SPLITS
     if rows.how is not None:
-        _near_duplicates(rows, rows.how, verdicts, labels, rank, was_in_output & settled)
+        _reject_near_duplicates(rows, rows.how, verdicts, labels, rank, was_in_output & settled)
     if (words := config.dedup.contamination_words) is not None:
-        _contaminated(rows, verdicts, words, config.dedup.contamination_common, evaluation)
+        _reject_contaminated(rows, verdicts, words, config.dedup.contamination_common, evaluation)
     return verdicts
 
 
-def _near_duplicates(
-    rows: Rows,
-    how: Sketching,
-    verdicts: Verdicts,
+def _reject_near_duplicates(
+    rows: DedupRows,
+    how: MinHashSettings,
+    verdicts: DedupDecisions,
     labels: Indexes,
     rank: Indexes,
     stays: npt.NDArray[np.bool_],
 ) -> None:
     """Keep one row per task type and cluster of subject and question, and all of `stays`."""
     alive = np.flatnonzero(verdicts.reason == 0)
-    salt = _salt(rows.tasks[alive], labels[rows.subject[alive]])
+    salt = _group_hashes(rows.tasks[alive], labels[rows.subject[alive]])
     _, group, size = np.unique(salt, return_inverse=True, return_counts=True)
     # A row that is alone in its task type and subject cluster has no near-duplicate.
     several = size[group] > 1
     alive, salt = alive[several], salt[several]
-    labels_of_questions = families(rows.questions, rows.question[alive], salt, how)
+    labels_of_questions = cluster_texts(rows.questions, rows.question[alive], salt, how)
     order = np.argsort(np.argsort(rank[alive], kind="stable"), kind="stable")
-    best = alive[np.argsort(order)[_best(labels_of_questions, order)]] if len(alive) else alive
+    best = alive[np.argsort(order)[_best_rows(labels_of_questions, order)]] if len(alive) else alive
     drop = (best != alive) & ~stays[alive]
     verdicts.reason[alive[drop]] = NEAR_DUPLICATE
     verdicts.other[alive[drop]] = best[drop]
 
 
-def _salt(tasks: npt.NDArray[np.int32], clusters: Indexes) -> Hashes:
-    return mixed(mixed(tasks.astype(np.uint64)) ^ clusters.astype(np.uint64))
+def _group_hashes(tasks: npt.NDArray[np.int32], clusters: Indexes) -> Hashes:
+    return mix_bits(mix_bits(tasks.astype(np.uint64)) ^ clusters.astype(np.uint64))
 
 
-def _contaminated(
-    rows: Rows,
-    verdicts: Verdicts,
-    words: int,
-    common: int,
-    evaluation: contamination.EvalTexts | None,
+def _reject_contaminated(
+    rows: DedupRows, verdicts: DedupDecisions, words: int, common: int, evaluation: contamination.EvalTexts | None
 ) -> None:
     kept = np.flatnonzero(verdicts.reason == 0)
-    training = rows.documents.sides[rows.document[kept]] == SIDES.index("train")
+    training = rows.documents.sides[rows.document[kept]] == SPLITS.index("train")
     train, held = kept[training], kept[~training]
     aside = evaluation.sketches if evaluation else None
-    matches = contamination.find(
-        rows.subjects,
-        np.unique(rows.subject[train]),
-        np.unique(rows.subject[held]),
-        aside,
-        words,
-        common,
+    matches = contamination.find_contamination(
+        rows.subjects, np.unique(rows.subject[train]), np.unique(rows.subject[held]), aside, words, common
     )
     verdicts.common = matches.common
     prints = rows.subjects.prints

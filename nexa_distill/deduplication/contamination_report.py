@@ -2,7 +2,7 @@
 
 Writes `reports/dedup/contamination.json` and the same as Markdown: per rejected training row its
 key and source, the held-out row or eval file that it matches, and the words that both share. The
-first `LISTED` rows; all are in `rejected_inputs` (`matched`, `detail`).
+first `LISTED` rows; all are in `rejected_inputs` (`match_name`, `detail`).
 """
 
 from pathlib import Path
@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nexa_distill.deduplication.assignment import CONTAMINATED, Rows, Verdicts, own_texts
+from nexa_distill.deduplication.assignment import CONTAMINATED, DedupDecisions, DedupRows, own_texts
 from nexa_distill.deduplication.contamination import EvalTexts
 from nexa_distill.deduplication.shared_text import SharedText
 from nexa_distill.settings.pipeline import Dedup
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
-from nexa_distill.text.ngrams import joined, words_of
+from nexa_distill.text.ngrams import join_words, words_of
 
 LISTED = 1000  # rows in the JSON
 SHOWN = 100  # rows in the Markdown
 
 
-class Evidence:
+class ContaminationEvidence:
     """Collects the words and locations of contaminated rows while their texts are read."""
 
     def __init__(
-        self, rows: Rows, verdicts: Verdicts, evaluation: EvalTexts | None, shared: SharedText
+        self, rows: DedupRows, verdicts: DedupDecisions, evaluation: EvalTexts | None, shared: SharedText
     ) -> None:
         self._rows, self._verdicts, self._shared = rows, verdicts, shared
         self._places = evaluation.places if evaluation else {}
@@ -38,8 +38,8 @@ class Evidence:
         self._found: dict[int, dict[str, Any]] = {}
         self._spans: dict[int, str] = {}
 
-    def see(self, start: int, batch: pa.Table) -> None:
-        """Read the texts of rows `start` and following; `span` covers them until the next call."""
+    def add_batch(self, start: int, batch: pa.Table) -> None:
+        """Read the texts of rows `start` and following; `shared_words` covers them until the next call."""
         end = start + batch.num_rows
         first, last = np.searchsorted(self._wanted, [start, end])
         names = ["sample_id", "task_id", "source_file", "source_row"]
@@ -51,19 +51,15 @@ class Evidence:
             values = batch.slice(row - start, 1).to_pylist()[0]
             first_word, words = self._verdicts.spans[row]
             span = words_of(own_texts(values, self._shared)[0])[first_word : first_word + words]
-            self._spans[row] = joined(span)
+            self._spans[row] = join_words(span)
             if len(self._found) < LISTED:
-                self._found[row] = {
-                    **{name: values[name] for name in names},
-                    "words": words,
-                    "span": self._spans[row],
-                }
+                self._found[row] = {**{name: values[name] for name in names}, "words": words, "span": self._spans[row]}
 
-    def span(self, row: int) -> str:
+    def shared_words(self, row: int) -> str:
         """The words that a contaminated row shares with held-out text."""
         return self._spans[row]
 
-    def matched(self, row: int) -> str | None:
+    def match_name(self, row: int) -> str | None:
         """The sample_id, or the location in an eval file, that a rejected row matches."""
         other = int(self._verdicts.other[row])
         if other >= 0:
@@ -73,16 +69,16 @@ class Evidence:
         file, number, column = self._places[-2 - other]
         return f"{file}:{number}:{column}"
 
-    def _match(self, row: int) -> dict[str, Any]:
+    def _match_fields(self, row: int) -> dict[str, Any]:
         other = int(self._verdicts.other[row])
         if other >= 0:
             return self._held[other]
         file, number, column = self._places[-2 - other]
         return {"eval_file": file, "row": number, "column": column}
 
-    def write(self, path: Path, chosen: Dedup) -> None:
+    def write_reports(self, path: Path, chosen: Dedup) -> None:
         """Write both reports. Without decontamination `contaminated` is null."""
-        rows = [{**row, "matched": self._match(number)} for number, row in self._found.items()]
+        rows = [{**row, "matched": self._match_fields(number)} for number, row in self._found.items()]
         report = {
             "run_id": run_id(),
             "contamination_words": chosen.contamination_words,
@@ -94,10 +90,10 @@ class Evidence:
             "created_at": utc_now(),
         }
         write_json(path, report)
-        write_text(path.with_suffix(".md"), _markdown(report))
+        write_text(path.with_suffix(".md"), _render_markdown(report))
 
 
-def _markdown(report: dict[str, Any]) -> str:
+def _render_markdown(report: dict[str, Any]) -> str:
     if report["contaminated"] is None:
         return "# Contamination\n\nNot looked for: dedup.contamination_words is null.\n"
     lines = [
@@ -111,14 +107,12 @@ def _markdown(report: dict[str, Any]) -> str:
         lines.append("\n| training row | matches | words | both have |\n|---|---|---|---|")
     for row in report["rows"][:SHOWN]:
         other = row["matched"]
-        place = (
-            other.get("task_id") or f"{other['eval_file']}, row {other['row']}, {other['column']}"
-        )
+        place = other.get("task_id") or f"{other['eval_file']}, row {other['row']}, {other['column']}"
         span = row["span"].replace("|", "\\|")
         lines.append(f"| {row['task_id']} | {place} | {row['words']} | {span} |")
     if report["contaminated"] > SHOWN:
         lines.append(
             f"\nThe first {SHOWN} of {report['contaminated']:,}; all are in the table of "
-            "rejected inputs (`matched`, `detail`)."
+            "rejected inputs (`match_name`, `detail`)."
         )
     return "\n".join(lines) + "\n"

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from nexa_distill.deduplication.minhash_store import Sketches, Sketching
-from nexa_distill.text.hashing import Hashes, Indexes, mixed
-from nexa_distill.text.ngrams import ngrams, ranges
+from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchStore
+from nexa_distill.text.hashing import Hashes, Indexes, mix_bits
+from nexa_distill.text.ngrams import concatenate_ranges, hash_ngrams
 
 _PAIRS = 16_384  # pairs whose signatures are compared at a time
 _EXACT = 1024  # pairs whose shingles are compared at a time
@@ -26,7 +26,7 @@ _EXACT = 1024  # pairs whose shingles are compared at a time
 SHORT = 50
 
 
-def join(labels: Indexes, a: Indexes, b: Indexes) -> None:
+def union_labels(labels: Indexes, a: Indexes, b: Indexes) -> None:
     """Merge the clusters of each pair (a[i], b[i]), in place.
 
     `labels` maps each node to the lowest node of its cluster, before and after.
@@ -44,11 +44,11 @@ def join(labels: Indexes, a: Indexes, b: Indexes) -> None:
             labels[:] = further
 
 
-def join_equal(labels: Indexes, values: npt.NDArray[np.generic]) -> None:
+def union_equal(labels: Indexes, values: npt.NDArray[np.generic]) -> None:
     """Merge the clusters of nodes with the same value, in place."""
     order = np.argsort(values, kind="stable")
     same = values[order[1:]] == values[order[:-1]]
-    join(labels, order[:-1][same], order[1:][same])
+    union_labels(labels, order[:-1][same], order[1:][same])
 
 
 def bucket_pairs(keys: Hashes, labels: Indexes) -> Iterator[tuple[Indexes, Indexes]]:
@@ -63,7 +63,7 @@ def bucket_pairs(keys: Hashes, labels: Indexes) -> Iterator[tuple[Indexes, Index
     # in the first rounds, so a large bucket does not cost all of its pairs.
     distance = 1
     while len(starts):
-        position = ranges(starts, np.maximum(sizes - distance, 0))
+        position = concatenate_ranges(starts, np.maximum(sizes - distance, 0))
         a, b = order[position], order[position + distance]
         open_ = labels[a] != labels[b]
         yield a[open_], b[open_]
@@ -71,52 +71,52 @@ def bucket_pairs(keys: Hashes, labels: Indexes) -> Iterator[tuple[Indexes, Index
         longer = sizes > distance
         starts, sizes = starts[longer], sizes[longer]
         if len(starts):
-            clusters = labels[order[ranges(starts, sizes)]]
+            clusters = labels[order[concatenate_ranges(starts, sizes)]]
             begins = np.cumsum(sizes) - sizes
             lowest = np.minimum.reduceat(clusters, begins)
             several = lowest != np.maximum.reduceat(clusters, begins)
             starts, sizes = starts[several], sizes[several]
 
 
-def families(sketches: Sketches, nodes: Indexes, salt: Hashes, how: Sketching) -> Indexes:
+def cluster_texts(sketches: SketchStore, nodes: Indexes, salt: Hashes, how: MinHashSettings) -> Indexes:
     """Per node, the lowest node of its cluster. Node i is text `nodes[i]`.
 
     Only nodes with the same `salt` are compared.
     """
     labels = np.arange(len(nodes))
-    join_equal(labels, mixed(sketches.prints[nodes] ^ salt))
+    union_equal(labels, mix_bits(sketches.prints[nodes] ^ salt))
     # Equal texts are in one cluster; only the first of each is compared further.
     first = np.flatnonzero(labels == np.arange(len(nodes)))
     own = np.arange(len(first))
-    alike = Likeness(sketches, how)
-    for band in range(how.bands):
-        keys = mixed(sketches.band(band)[nodes[first]] ^ salt[first])
+    alike = PairSimilarity(sketches, how)
+    for band in range(how.band_count):
+        keys = mix_bits(sketches.load_band(band)[nodes[first]] ^ salt[first])
         for a, b in bucket_pairs(keys, own):
-            good = alike.pairs(nodes[first[a]], nodes[first[b]])
-            join(own, a[good], b[good])
+            good = alike.are_similar(nodes[first[a]], nodes[first[b]])
+            union_labels(own, a[good], b[good])
     labels[first] = first[own]
     return labels[labels]
 
 
-class Likeness:
+class PairSimilarity:
     """Decides exactly whether pairs of texts are similar, after a check of their signatures."""
 
-    def __init__(self, sketches: Sketches, how: Sketching) -> None:
+    def __init__(self, sketches: SketchStore, how: MinHashSettings) -> None:
         self._sketches, self._how = sketches, how
         t = how.threshold
         # Signatures exclude only pairs four standard deviations below the threshold.
         self._least = t - 4 * math.sqrt(t * (1 - t) / how.permutations)
 
-    def pairs(self, a: Indexes, b: Indexes) -> npt.NDArray[np.bool_]:
+    def are_similar(self, a: Indexes, b: Indexes) -> npt.NDArray[np.bool_]:
         """Per pair of texts, whether its similarity reaches the threshold."""
         good = np.zeros(len(a), np.bool_)
         for start in range(0, len(a), _PAIRS):
             part = slice(start, start + _PAIRS)
-            left, right = (self._sketches.signatures(side[part]) for side in (a, b))
+            left, right = (self._sketches.load_signatures(side[part]) for side in (a, b))
             agreeing = (left == right).mean(axis=1)
             # One in 256 different values agrees in the stored byte.
             near = start + np.flatnonzero((agreeing * 256 - 1) / 255 >= self._least)
-            good[near] = self.jaccard(a[near], b[near]) >= self._how.threshold
+            good[near] = self.jaccard_similarity(a[near], b[near]) >= self._how.threshold
         return good & ~self._differ_in_symbols(a, b, np.flatnonzero(good))
 
     def _differ_in_symbols(self, a: Indexes, b: Indexes, among: Indexes) -> npt.NDArray[np.bool_]:
@@ -126,35 +126,35 @@ class Likeness:
         among = among[longer < SHORT]
         for start in range(0, len(among), _EXACT):
             part = among[start : start + _EXACT]
-            left, right = (self._sketches.tokens(side[part]).symbols() for side in (a, b))
+            left, right = (self._sketches.load_words(side[part]).symbol_hashes() for side in (a, b))
             differs[part] = left != right
         return differs
 
-    def jaccard(self, a: Indexes, b: Indexes) -> npt.NDArray[np.float64]:
+    def jaccard_similarity(self, a: Indexes, b: Indexes) -> npt.NDArray[np.float64]:
         """Per pair, the size of the intersection of the shingle sets over that of the union."""
         similarity = np.zeros(len(a))
         for start in range(0, len(a), _EXACT):
             part = slice(start, start + _EXACT)
             texts, sides = np.unique(np.concatenate([a[part], b[part]]), return_inverse=True)
-            sets = self._sets(texts)
+            sets = self._shingle_sets(texts)
             for pair, (i, j) in enumerate(sides.reshape(2, -1).T.tolist()):
                 common = len(np.intersect1d(sets[i], sets[j], assume_unique=True))
                 similarity[start + pair] = common / (len(sets[i]) + len(sets[j]) - common)
         return similarity
 
-    def _sets(self, texts: Indexes) -> list[Hashes]:
-        shingles, starts, _ = ngrams(self._sketches.tokens(texts), self._how.words)
+    def _shingle_sets(self, texts: Indexes) -> list[Hashes]:
+        shingles, starts, _ = hash_ngrams(self._sketches.load_words(texts), self._how.words)
         return [np.unique(part) for part in np.split(shingles, starts[1:-1])]
 
 
-def edges(sketches: Sketches, nodes: Indexes, how: Sketching) -> list[tuple[int, int]]:
+def similar_pairs(sketches: SketchStore, nodes: Indexes, how: MinHashSettings) -> list[tuple[int, int]]:
     """Every near-duplicate pair among a few texts, as positions in `nodes`."""
-    alike, pairs = Likeness(sketches, how), set[tuple[int, int]]()
-    for band in range(how.bands):
+    alike, pairs = PairSimilarity(sketches, how), set[tuple[int, int]]()
+    for band in range(how.band_count):
         buckets: dict[int, list[int]] = {}
-        for position, key in enumerate(sketches.band(band)[nodes].tolist()):
+        for position, key in enumerate(sketches.load_band(band)[nodes].tolist()):
             buckets.setdefault(key, []).append(position)
         pairs.update(*(itertools.combinations(bucket, 2) for bucket in buckets.values()))
     a, b = np.array(sorted(pairs), np.int64).reshape(-1, 2).T
-    good = alike.pairs(nodes[a], nodes[b])
+    good = alike.are_similar(nodes[a], nodes[b])
     return list(zip(a[good].tolist(), b[good].tolist(), strict=True))

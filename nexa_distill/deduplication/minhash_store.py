@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from rensa import RMinHash
 
-from nexa_distill.text.hashing import Hashes, Indexes, mixed
-from nexa_distill.text.ngrams import Tokens, ngrams, prints, tokens
+from nexa_distill.text.hashing import Hashes, Indexes, mix_bits
+from nexa_distill.text.ngrams import HashedWords, fingerprint_texts, hash_ngrams, hash_words
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,7 +35,7 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
-class Sketching:
+class MinHashSettings:
     """How texts are sketched: the similarity to find (0..1), words per shingle, MinHash values."""
 
     threshold: float
@@ -43,91 +43,87 @@ class Sketching:
     permutations: int
 
     @property
-    def rows(self) -> int:
+    def rows_per_band(self) -> int:
         """r: MinHash values in a band, the most whose recall is at least RECALL."""
         # 128 values and a threshold of 0.8 give r = 7, b = 18 and a recall of 0.985.
-        fits = (r for r in range(self.permutations, 1, -1) if self.recall(r) >= RECALL)
+        fits = (r for r in range(self.permutations, 1, -1) if self.recall_with(r) >= RECALL)
         return next(fits, 1)
 
     @property
-    def bands(self) -> int:
+    def band_count(self) -> int:
         """b: bands in the signature."""
-        return self.permutations // self.rows
+        return self.permutations // self.rows_per_band
 
-    def recall(self, rows: int) -> float:
+    def recall_with(self, rows: int) -> float:
         """The probability that a pair at the threshold t shares a band: 1 - (1 - t^r)^b."""
         # Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4.2.
         return float(1 - (1 - self.threshold**rows) ** (self.permutations // rows))
 
 
-def sketch(texts: Tokens, how: Sketching) -> tuple[Signatures, Hashes]:
+def compute_signatures(texts: HashedWords, how: MinHashSettings) -> tuple[Signatures, Hashes]:
     """(signatures, band keys) per text; a signature has one byte of each MinHash value."""
-    shingles, starts, _ = ngrams(texts, how.words)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        shingles, starts.astype(np.uint64), how.permutations, SEED
-    )
+    shingles, starts, _ = hash_ngrams(texts, how.words)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles, starts.astype(np.uint64), how.permutations, SEED)
     flat = itertools.chain.from_iterable(matrix.to_rows())
     size = len(texts) * how.permutations
     values = np.fromiter(flat, np.uint32, size).reshape(len(texts), how.permutations)
-    bands = values[:, : how.bands * how.rows].reshape(len(texts), how.bands, how.rows)
+    bands = values[:, : how.band_count * how.rows_per_band].reshape(len(texts), how.band_count, how.rows_per_band)
     keys = np.zeros(bands.shape[:2], np.uint64)
     with np.errstate(over="ignore"):
-        for row in range(how.rows):
+        for row in range(how.rows_per_band):
             keys = keys * _FACTOR + bands[:, :, row]
         bytes_ = (values * np.uint32(0x9E3779B1)) >> np.uint32(24)
-    return bytes_.astype(np.uint8), mixed(keys)
+    return bytes_.astype(np.uint8), mix_bits(keys)
 
 
 @dataclass(frozen=True)
-class Sketched:
+class SketchedBatch:
     """One batch: its distinct texts, and the text of each row."""
 
-    texts: Tokens
+    texts: HashedWords
     row_texts: Indexes
     prints: Hashes
     signatures: Signatures | None
     bands: Hashes | None
 
 
-def sketched(texts: pa.Array, how: Sketching | None) -> Sketched:
+def sketch_batch(texts: pa.Array, how: MinHashSettings | None) -> SketchedBatch:
     """Hash and sketch a batch of texts (null counts as empty). Pure, so any thread may run it."""
     encoded = texts.fill_null("").dictionary_encode()
-    words = tokens(encoded.dictionary)
-    signatures, bands = sketch(words, how) if how else (None, None)
+    words = hash_words(encoded.dictionary)
+    signatures, bands = compute_signatures(words, how) if how else (None, None)
     rows = encoded.indices.to_numpy().astype(np.int64)
-    return Sketched(words, rows, prints(words), signatures, bands)
+    return SketchedBatch(words, rows, fingerprint_texts(words), signatures, bands)
 
 
-class Stored:
+class NumberFile:
     """A file of numbers that is read in pieces."""
 
     def __init__(self, path: Path, kind: type[np.unsignedinteger[Any]]) -> None:
         # A memory map would stay in the memory of this process.
         self._file, self._kind = path.open("rb", buffering=0), np.dtype(kind)
 
-    def pieces(self, starts: Indexes, counts: Indexes) -> npt.NDArray[Any]:
+    def read_pieces(self, starts: Indexes, counts: Indexes) -> npt.NDArray[Any]:
         """Read `counts[i]` numbers from number `starts[i]` on, and concatenate the pieces."""
         size, number = self._kind.itemsize, self._file.fileno()
         places = zip((starts * size).tolist(), (counts * size).tolist(), strict=True)
-        return np.frombuffer(
-            b"".join(os.pread(number, length, start) for start, length in places), self._kind
-        )
+        return np.frombuffer(b"".join(os.pread(number, length, start) for start, length in places), self._kind)
 
 
-class Sketches:
+class SketchStore:
     """The stored texts: first `add` every batch, then `close`, then read."""
 
-    def __init__(self, folder: Path, how: Sketching | None) -> None:
+    def __init__(self, folder: Path, how: MinHashSettings | None) -> None:
         folder.mkdir(parents=True)
         self._folder, self._how, self._files = folder, how, ExitStack()
         names = ["words", *(["signatures"] if how else [])]
-        names += [f"band-{band}" for band in range(how.bands if how else 0)]
+        names += [f"band-{band}" for band in range(how.band_count if how else 0)]
         self._out = {name: self._files.enter_context((folder / name).open("wb")) for name in names}
         self._lengths: list[Indexes] = []
         self._prints: list[Hashes] = []
         self._count = 0
 
-    def add(self, batch: Sketched) -> Indexes:
+    def add(self, batch: SketchedBatch) -> Indexes:
         """Append a batch and return, per row, the number of its text."""
         self._out["words"].write(batch.texts.words.data)
         if batch.signatures is not None and batch.bands is not None:
@@ -156,30 +152,30 @@ class Sketches:
         return self._count
 
     @cached_property
-    def _signatures(self) -> Stored:
-        return Stored(self._folder / "signatures", np.uint8)
+    def _signature_file(self) -> NumberFile:
+        return NumberFile(self._folder / "signatures", np.uint8)
 
-    def signatures(self, texts: Indexes) -> Signatures:
+    def load_signatures(self, texts: Indexes) -> Signatures:
         """The signatures of these texts, one row each."""
         width = self._how.permutations if self._how else 0
-        flat = self._signatures.pieces(texts * width, np.full(len(texts), width))
+        flat = self._signature_file.read_pieces(texts * width, np.full(len(texts), width))
         return flat.reshape(len(texts), width)
 
-    def band(self, number: int) -> Hashes:
+    def load_band(self, number: int) -> Hashes:
         """Per text, its key in this band."""
         return np.fromfile(self._folder / f"band-{number}", np.uint64)
 
     @cached_property
-    def _words(self) -> Stored:
-        return Stored(self._folder / "words", np.uint64)
+    def _word_file(self) -> NumberFile:
+        return NumberFile(self._folder / "words", np.uint64)
 
-    def tokens(self, texts: Indexes) -> Tokens:
+    def load_words(self, texts: Indexes) -> HashedWords:
         """The words of these texts."""
         first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        return Tokens(self._words.pieces(first, lengths), starts)
+        return HashedWords(self._word_file.read_pieces(first, lengths), starts)
 
-    def blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
+    def text_blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
         """Ranges of texts with about `words` words each."""
         first = 0
         while first < self._count:
@@ -189,7 +185,7 @@ class Sketches:
             first = end
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def map_in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Run `work` on each item, on every core and a few items ahead; yield results in order."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

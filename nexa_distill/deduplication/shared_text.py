@@ -45,13 +45,13 @@ class SharedText:
         """Whether the context of this document is an instruction."""
         return bool(self.instructions) and name_of(document_id) in self.instructions
 
-    def divide(self, prompt: str) -> tuple[str, str]:
+    def split_prompt(self, prompt: str) -> tuple[str, str]:
         """(subject, question) of a prompt that has no context."""
         if not self.instructions and not self.passages:
             return prompt, ""
-        ends = list(_ends(prompt))
-        start, end = _longest(span for name, span in ends if name in self.instructions)
-        first, last = _longest(span for name, span in ends if name in self.passages)
+        ends = list(_openings_and_closings(prompt))
+        start, end = _longest_span(span for name, span in ends if name in self.instructions)
+        first, last = _longest_span(span for name, span in ends if name in self.passages)
         if last - first <= end - start:
             first, last = 0, len(prompt)
         # Where an instruction and a passage overlap, the text belongs to the instruction.
@@ -60,7 +60,7 @@ class SharedText:
         return subject, " ".join([prompt[:first], prompt[start:end], prompt[last:]]).strip()
 
 
-def _longest(spans: Iterable[Span]) -> Span:
+def _longest_span(spans: Iterable[Span]) -> Span:
     return max(spans, key=lambda span: span[1] - span[0], default=(0, 0))
 
 
@@ -73,7 +73,7 @@ def name_of(text: str) -> str:
     return blake2b(text.casefold().encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def _ends(prompt: str) -> Iterator[tuple[str, Span]]:
+def _openings_and_closings(prompt: str) -> Iterator[tuple[str, Span]]:
     """(name, span) of the long openings and closings of a prompt that are not all of it."""
     if len(prompt) * 4 < LONG:
         return
@@ -93,10 +93,10 @@ def find_shared_text(
 
     `before`: shared texts of earlier runs; `is_document`: which document ids earlier runs had.
     """
-    total, contexts, openings = _count(read())
+    total, contexts, openings = _count_shared(read())
     fewest = max(FEWEST, total / SHARE)
     often = {name: count for name, count in (contexts | openings).items() if count >= fewest}
-    texts = _texts(read(), often.keys()) if often else {}
+    texts = _collect_texts(read(), often.keys()) if often else {}
     documents = [document for document, _ in texts.values() if document]
     # An instruction stays one, a document stays a document, and only the first run looks for
     # passages: otherwise rows would change their split, or be lost, when others are added.
@@ -106,13 +106,11 @@ def find_shared_text(
     instructions = texts.keys() | (before.instructions if before else frozenset())
     passages = openings.keys() if before is None else before.passages
     reported = [(text, often[name]) for name, (_, text) in texts.items()]
-    reported = [
-        item for item in reported if not any(item[0] in o[0] and item != o for o in reported)
-    ]
+    reported = [item for item in reported if not any(item[0] in o[0] and item != o for o in reported)]
     return SharedText(frozenset(instructions), frozenset(passages - instructions), tuple(reported))
 
 
-def _have_context(batch: pa.Table) -> pa.ChunkedArray:
+def _rows_with_context(batch: pa.Table) -> pa.ChunkedArray:
     trimmed = pc.utf8_trim_whitespace(pc.fill_null(batch["context"], ""))
     return pc.not_equal(trimmed, "")
 
@@ -121,12 +119,12 @@ def _has_context(row: Mapping[str, str | None]) -> bool:
     return bool((row["context"] or "").strip())
 
 
-def _prompt(row: Mapping[str, str | None]) -> str:
+def _prompt_without_schema(row: Mapping[str, str | None]) -> str:
     prompt = row["user_prompt"] or ""
     return prompt.replace(row["schema"], " ") if row["schema"] else prompt
 
 
-def _count(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, int]]:
+def _count_shared(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, int]]:
     """(rows, rows per document with a context, different prompts per opening or closing).
 
     Only counts of at least `FEWEST`. Takes 16 bytes per row and 24 per opening.
@@ -134,34 +132,34 @@ def _count(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dict[str, 
     total, none = 0, np.zeros(0, "S16")
     documents, prompts, names, owners = [none], [none], [none], [np.zeros(0, np.int64)]
     for batch in batches:
-        has_context = _have_context(batch)
+        has_context = _rows_with_context(batch)
         rows = batch.filter(pc.invert(has_context)).select(["user_prompt", "schema"]).to_pylist()
-        texts = list(map(_prompt, rows))
-        ends = [sorted({name for name, _ in _ends(text)}) for text in texts]
+        texts = list(map(_prompt_without_schema, rows))
+        ends = [sorted({name for name, _ in _openings_and_closings(text)}) for text in texts]
         owner = np.repeat(np.arange(len(texts)), [len(part) for part in ends])
         owners.append(owner + sum(map(len, prompts)))
-        documents.append(_names(batch["document_id"].filter(has_context).to_pylist()))
-        prompts.append(_names(texts))
+        documents.append(_name_array(batch["document_id"].filter(has_context).to_pylist()))
+        prompts.append(_name_array(texts))
         names.append(np.array(list(chain.from_iterable(ends)), "S16"))
         total += batch.num_rows
     _, different = np.unique(np.concatenate(prompts), return_index=True)
     counted = np.isin(np.concatenate(owners), different)
-    contexts = _frequent(np.concatenate(documents))
-    return total, contexts, _frequent(np.concatenate(names)[counted])
+    contexts = _frequent_names(np.concatenate(documents))
+    return total, contexts, _frequent_names(np.concatenate(names)[counted])
 
 
-def _names(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
+def _name_array(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
     return np.array([name_of(text) for text in texts], "S16")
 
 
-def _frequent(names: npt.NDArray[np.bytes_]) -> dict[str, int]:
+def _frequent_names(names: npt.NDArray[np.bytes_]) -> dict[str, int]:
     values, numbers = np.unique(names, return_counts=True)
     often = numbers >= FEWEST
     pairs = zip(values[often].tolist(), numbers[often].tolist(), strict=True)
     return {name.decode(): count for name, count in pairs}
 
 
-def _texts(batches: Iterable[pa.Table], names: Collection[str]) -> dict[str, tuple[str, str]]:
+def _collect_texts(batches: Iterable[pa.Table], names: Collection[str]) -> dict[str, tuple[str, str]]:
     """(document id, text) of these contexts, and ("", text) of these openings and closings."""
     texts: dict[str, tuple[str, str]] = {}
     chunked: set[str] = set()
@@ -172,8 +170,8 @@ def _texts(batches: Iterable[pa.Table], names: Collection[str]) -> dict[str, tup
                 if name in names and texts.setdefault(name, (row["document_id"], text))[1] != text:
                     chunked.add(name)  # a document of several chunks has several contexts
                 continue
-            prompt = _prompt(row)
-            for name, (start, end) in _ends(prompt):
+            prompt = _prompt_without_schema(row)
+            for name, (start, end) in _openings_and_closings(prompt):
                 if name in names:
                     texts.setdefault(name, ("", prompt[start:end].strip()))
     return {name: value for name, value in texts.items() if name not in chunked}

@@ -27,16 +27,16 @@ from nexa_distill.deduplication.shared_text import SharedText
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Split
 from nexa_distill.storage.tables import read_batches, table_writer
-from nexa_distill.text.hashing import Digests, Indexes, compact_json, digests, keys, sha256_text
+from nexa_distill.text.hashing import Digests, Indexes, compact_json, digest_ids, digest_keys, sha256_text
 
-SIDES = ("train", "val", "test")  # of two that must not meet, the later one stays
+SPLITS = ("train", "val", "test")  # of two that must not meet, the later one stays
 Flags = npt.NDArray[np.bool_]
 _SETTINGS = b"decided_with"
 _SHARED_TEXT = b"shared_text"
 _BATCH = 65_536
 
 
-def split_of(cluster_id: str, split: Split) -> str:
+def split_of_cluster(cluster_id: str, split: Split) -> str:
     """train, val or test, decided by the cluster alone: the first 64 bits of a hash as a share."""
     share = int(sha256_text(f"{split.seed}|{cluster_id}")[:16], 16) / 2**64
     if share < split.test:
@@ -60,38 +60,38 @@ class Documents:
     refused: dict[int, str]
 
     @classmethod
-    def of(cls, ids: Digests) -> "Documents":
+    def from_ids(cls, ids: Digests) -> "Documents":
         """New documents with these ids."""
         none = np.zeros(len(ids), np.bool_)
         sides = np.full(len(ids), -1, np.int8)
         return cls(ids, np.zeros_like(ids), none, none.copy(), sides, {})
 
 
-def recall(documents: Documents, path: Path, decided_with: Mapping[str, Any]) -> bool:
+def load_clusters(documents: Documents, path: Path, decided_with: Mapping[str, Any]) -> bool:
     """Fill in the clusters stored at `path`. False if settings other than `split:` have changed."""
     if not path.exists():
         return True
     # Another seed or other shares reassign everything. The file has no manifest: it is replaced as
     # a whole, and any complete file is valid.
-    before = _decided_before(path)
-    now = _settings(decided_with)
+    before = _load_metadata(path)
+    now = _settings_metadata(decided_with)
     if before.get(_SETTINGS + b".split") != now[_SETTINGS + b".split"]:
         return True
-    own = keys(documents.ids)
+    own = digest_keys(documents.ids)
     for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
-        stored = keys(digests(batch["document_id"].to_pylist()))
+        stored = digest_keys(digest_ids(batch["document_id"].to_pylist()))
         place = np.minimum(np.searchsorted(own, stored), max(len(own) - 1, 0))
         here = np.flatnonzero(own[place] == stored) if len(own) else np.zeros(0, np.int64)
-        documents.names[place[here]] = digests(batch["cluster_id"].take(here).to_pylist())
+        documents.names[place[here]] = digest_ids(batch["cluster_id"].take(here).to_pylist())
         documents.known[place[here]] = True
     return before.get(_SETTINGS) == now[_SETTINGS]
 
 
-def remembered_shared_text(path: Path) -> SharedText | None:
+def load_shared_text(path: Path) -> SharedText | None:
     """The text that prompts share according to earlier runs; None without any."""
     if not path.exists():
         return None
-    stored = json.loads(_decided_before(path).get(_SHARED_TEXT, b"{}"))
+    stored = json.loads(_load_metadata(path).get(_SHARED_TEXT, b"{}"))
     instructions, passages = (stored.get(kind, ()) for kind in ("instructions", "passages"))
     return SharedText(frozenset(instructions), frozenset(passages))
 
@@ -105,17 +105,15 @@ def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
     return [document in stored for document in document_ids]
 
 
-def remember(
-    documents: Documents, path: Path, decided_with: Mapping[str, Any], shared: SharedText
-) -> None:
+def save_clusters(documents: Documents, path: Path, decided_with: Mapping[str, Any], shared: SharedText) -> None:
     """Add the clusters of new documents to `path`; clusters of another `split:` are replaced.
 
     The file is not written if nothing is new.
     """
-    settings = _settings(decided_with)
+    settings = _settings_metadata(decided_with)
     names = {"instructions": sorted(shared.instructions), "passages": sorted(shared.passages)}
     settings[_SHARED_TEXT] = compact_json(names).encode()
-    before = _decided_before(path)
+    before = _load_metadata(path)
     same = before.get(_SETTINGS + b".split") == settings[_SETTINGS + b".split"]
     new = np.flatnonzero(~documents.known)
     new = new[[index not in documents.refused for index in new.tolist()]]
@@ -126,14 +124,11 @@ def remember(
             out.write(batch)
         for start in range(0, len(new), _BATCH):
             part = new[start : start + _BATCH]
-            columns = [
-                [row.tobytes().hex() for row in which[part]]
-                for which in (documents.ids, documents.names)
-            ]
+            columns = [[row.tobytes().hex() for row in which[part]] for which in (documents.ids, documents.names)]
             out.write(pa.table(columns, schema=CLUSTERS))
 
 
-def _decided_before(path: Path) -> dict[bytes, bytes]:
+def _load_metadata(path: Path) -> dict[bytes, bytes]:
     """The settings of the clusters stored at `path`. Raises InputError (65) for a damaged file."""
     try:
         return dict(pq.read_schema(path).metadata or {}) if path.exists() else {}
@@ -144,7 +139,7 @@ def _decided_before(path: Path) -> dict[bytes, bytes]:
         ) from None
 
 
-def _settings(decided_with: Mapping[str, Any]) -> dict[bytes, bytes]:
+def _settings_metadata(decided_with: Mapping[str, Any]) -> dict[bytes, bytes]:
     return {
         _SETTINGS: compact_json(decided_with).encode(),
         _SETTINGS + b".split": compact_json(decided_with["split"]).encode(),
@@ -154,7 +149,7 @@ def _settings(decided_with: Mapping[str, Any]) -> dict[bytes, bytes]:
 Meeting = Callable[[list[int]], Iterable[tuple[int, int]]]
 
 
-def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meeting) -> list[int]:
+def assign_splits(documents: Documents, clusters: Indexes, split: Split, meeting: Meeting) -> list[int]:
     """Give each document a cluster name and a split, or refuse it.
 
     `clusters`: labels from near-duplicates and shared texts. `meeting(documents)` yields every pair
@@ -162,41 +157,41 @@ def place(documents: Documents, clusters: Indexes, split: Split, meeting: Meetin
     have different splits. Returns the members of those clusters.
     """
     stored = np.flatnonzero(documents.known)
-    side = {key: SIDES.index(split_of(name, split)) for key, name in _distinct(documents, stored)}
-    name_keys = keys(documents.names)
+    side = {key: SPLITS.index(split_of_cluster(name, split)) for key, name in _distinct_names(documents, stored)}
+    name_keys = digest_keys(documents.names)
     for index in stored.tolist():
         documents.sides[index] = side[int(name_keys[index])]
     # A cluster is in conflict if its stored documents have more than one split.
-    low = np.full(len(clusters), len(SIDES))
+    low = np.full(len(clusters), len(SPLITS))
     high = np.full(len(clusters), -1)
     np.minimum.at(low, clusters[stored], documents.sides[stored])
     np.maximum.at(high, clusters[stored], documents.sides[stored])
     conflicting = (low < high)[clusters]
-    _name_new(documents, clusters, ~conflicting)
+    _name_new_documents(documents, clusters, ~conflicting)
     members = np.flatnonzero(conflicting)
     members = members[np.argsort(clusters[members], kind="stable")]
     for group in np.split(members, np.flatnonzero(np.diff(clusters[members])) + 1):
         if len(group):
-            _settle(documents, group.tolist(), meeting(group.tolist()), split)
+            _resolve_conflict(documents, group.tolist(), meeting(group.tolist()), split)
     for index in np.flatnonzero(~documents.known).tolist():
         if index not in documents.refused:
-            documents.sides[index] = SIDES.index(split_of(_name(documents, index), split))
+            documents.sides[index] = SPLITS.index(split_of_cluster(_cluster_name(documents, index), split))
     return [int(index) for index in members]
 
 
-def _distinct(documents: Documents, stored: Indexes) -> Iterator[tuple[int, str]]:
-    distinct, first = np.unique(keys(documents.names[stored]), return_index=True)
+def _distinct_names(documents: Documents, stored: Indexes) -> Iterator[tuple[int, str]]:
+    distinct, first = np.unique(digest_keys(documents.names[stored]), return_index=True)
     for key, index in zip(distinct.tolist(), stored[first].tolist(), strict=True):
-        yield key, _name(documents, index)
+        yield key, _cluster_name(documents, index)
 
 
-def _name(documents: Documents, index: int) -> str:
+def _cluster_name(documents: Documents, index: int) -> str:
     return str(documents.names[index].tobytes().hex())
 
 
-def _name_new(documents: Documents, clusters: Indexes, among: Flags) -> None:
+def _name_new_documents(documents: Documents, clusters: Indexes, among: Flags) -> None:
     """New documents take the smallest name in their cluster, or that of its smallest document."""
-    name_keys = keys(documents.names)
+    name_keys = digest_keys(documents.names)
     named = np.flatnonzero(documents.known & among)
     named = named[np.argsort(name_keys[named], kind="stable")[::-1]]
     # Per cluster, the document with the smallest name.
@@ -210,9 +205,7 @@ def _name_new(documents: Documents, clusters: Indexes, among: Flags) -> None:
     documents.names[new[founding]] = documents.ids[clusters[new[founding]]]
 
 
-def _settle(
-    documents: Documents, members: list[int], pairs: Iterable[tuple[int, int]], split: Split
-) -> None:
+def _resolve_conflict(documents: Documents, members: list[int], pairs: Iterable[tuple[int, int]], split: Split) -> None:
     """Assign the members of a cluster with several splits, or refuse them; see the module."""
     near: dict[int, set[int]] = {index: set() for index in members}
     for a, b in pairs:
@@ -224,32 +217,30 @@ def _settle(
     # group of linked documents must agree with the placed documents that it touches.
     placed: set[int] = set()
     for tier in (present, absent, set(members) - present - absent):
-        for group in _components(sorted(tier), near):
+        for group in _connected_components(sorted(tier), near):
             touched = {o for i in group for o in near[i] if o in placed}
             sides = {int(documents.sides[o]) for o in touched}
             # A group that touches none takes its own held-out split; -1 is that of new documents.
             sides = sides or {max(int(documents.sides[i]) for i in group)}
             for index in group:
-                if len(sides) > 1 or (
-                    documents.known[index] and documents.sides[index] not in sides
-                ):
+                if len(sides) > 1 or (documents.known[index] and documents.sides[index] not in sides):
                     meets = {int(documents.sides[index])} - {-1} | sides
-                    names = " and ".join(SIDES[side] for side in sorted(meets))
+                    names = " and ".join(SPLITS[side] for side in sorted(meets))
                     documents.refused[index] = f"near-duplicates are in {names}"
                     continue
                 placed.add(index)
                 if not documents.known[index]:
-                    source = min(touched or group, key=lambda o: _key(documents, o, bool(touched)))
+                    source = min(touched or group, key=lambda o: _sort_key(documents, o, bool(touched)))
                     which = documents.names if touched else documents.ids
                     documents.names[index] = which[source]
-                    documents.sides[index] = SIDES.index(split_of(_name(documents, index), split))
+                    documents.sides[index] = SPLITS.index(split_of_cluster(_cluster_name(documents, index), split))
 
 
-def _key(documents: Documents, index: int, by_name: bool) -> bytes:
+def _sort_key(documents: Documents, index: int, by_name: bool) -> bytes:
     return bytes((documents.names if by_name else documents.ids)[index].tobytes())
 
 
-def _components(nodes: Collection[int], near: Mapping[int, set[int]]) -> Iterator[list[int]]:
+def _connected_components(nodes: Collection[int], near: Mapping[int, set[int]]) -> Iterator[list[int]]:
     remaining = dict.fromkeys(nodes)
     while remaining:
         group, queue = list[int](), [next(iter(remaining))]

@@ -6,9 +6,9 @@ Reads `storage.raw_dataset` and `storage.rejected_inputs`; prints, and writes no
 from pathlib import Path
 
 from nexa_distill.contracts import TABLES
-from nexa_distill.deduplication.assignment import CONTAMINATED, Rows, Verdicts
+from nexa_distill.deduplication.assignment import CONTAMINATED, DedupDecisions, DedupRows
 from nexa_distill.deduplication.shared_text import SharedText
-from nexa_distill.deduplication.splits import SIDES
+from nexa_distill.deduplication.splits import SPLITS
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.tables import read_batches
@@ -21,9 +21,7 @@ WAY_OUT = (
 )
 
 
-def print_warnings(
-    config: DistillConfig, rows: Rows, verdicts: Verdicts, shared: SharedText
-) -> None:
+def print_warnings(config: DistillConfig, rows: DedupRows, verdicts: DedupDecisions, shared: SharedText) -> None:
     """Print instructions that were excluded from the comparison, and a large contaminated share."""
     for text, count in shared.reported:
         print(
@@ -32,18 +30,18 @@ def print_warnings(
             "it. Move it to the column system_prompt"
         )
     lost = verdicts.reason == CONTAMINATED
-    train = rows.documents.sides[rows.document] == SIDES.index("train")
+    train = rows.documents.sides[rows.document] == SPLITS.index("train")
     count, of = int(lost.sum()), int((lost | (train & (verdicts.reason == 0))).sum())
     if count > of * WARN_SHARE:
         print(
             f"dedup: {count} of {of} training rows ({count / of:.0%}) are contaminated and left "
-            f"out: {_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
+            f"out: {_contamination_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
         )
 
 
 def require_both_sides(config: DistillConfig) -> None:
     """Raises InputError, before anything is paid, if the train or the test split is empty."""
-    path, split = config.storage.path("raw_dataset"), config.split
+    path, split = config.storage.path_of("raw_dataset"), config.split
     batches = read_batches(path, TABLES["raw_dataset"], columns=["split"])
     present = {side for batch in batches for side in batch["split"].unique().to_pylist()}
     required = {"train"} | ({"test"} if split.test else set())
@@ -58,19 +56,19 @@ def require_both_sides(config: DistillConfig) -> None:
 
 def _why_no_training_rows(config: DistillConfig) -> str | None:
     """The reason, with the settings to change; None if contamination is not the reason."""
-    path = config.storage.path("rejected_inputs")
+    path = config.storage.path_of("rejected_inputs")
     batches = read_batches(path, TABLES["rejected_inputs"], columns=["rejection_reason"])
     lost = sum(batch["rejection_reason"].to_pylist().count("contaminated") for batch in batches)
     if not lost:
         return None
     return (
         f"nothing remains to train on: all {lost} training rows (100 %) are contaminated: "
-        f"{_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
+        f"{_contamination_cause(config)}. If that is only wording that many prompts have, {WAY_OUT}"
     )
 
 
-def _cause(config: DistillConfig) -> str:
-    page: Path = config.storage.path("reports") / "dedup/contamination.md"
+def _contamination_cause(config: DistillConfig) -> str:
+    page: Path = config.storage.path_of("reports") / "dedup/contamination.md"
     return (
         f"they share {config.dedup.contamination_words} or more words in a row with held-out rows "
         f"or dedup.eval_files, as {page} shows"

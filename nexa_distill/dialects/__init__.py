@@ -14,7 +14,7 @@ from nexa_distill.dialects.dialect import Dialect as Dialect
 from nexa_distill.dialects.dialect import SystemRole as SystemRole
 
 
-def _load() -> Iterator[Dialect]:
+def _load_dialects() -> Iterator[Dialect]:
     paths = [m.name for m in pkgutil.walk_packages(__path__, f"{__name__}.") if not m.ispkg]
     modules = {path.rpartition(".")[2]: path for path in paths}
     # OpenAI's first: the others are described as changes to it.
@@ -22,7 +22,7 @@ def _load() -> Iterator[Dialect]:
         yield importlib.import_module(modules[name]).DIALECT
 
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in _load()}
+DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in _load_dialects()}
 _EVERY = list(DIALECTS.values())
 NORMAL_FINISHES = ("stop", "length", "content_filter", "tool_calls", "error")
 FINISH_REASONS: dict[str, str] = {
@@ -41,7 +41,7 @@ _QUOTA = _any_of(p for d in _EVERY for p in d.quota)
 _LOADING = _any_of(p for d in _EVERY for p in d.loading)
 
 
-def finish_reason(word: str | None) -> str | None:
+def normal_finish_reason(word: str | None) -> str | None:
     """The server's word in OpenAI's vocabulary; an unknown word is returned unchanged."""
     return None if word is None else FINISH_REASONS.get(word.strip().lower(), word)
 
@@ -62,13 +62,13 @@ def is_loading(text: str) -> bool:
 
 
 @cache
-def by_host(host: str) -> Dialect:
+def dialect_of_host(host: str) -> Dialect:
     """The dialect of a host name; OpenAI's if no dialect lists it."""
     ends = ((end, d) for d in _EVERY for end in d.hosts if host == end or host.endswith(f".{end}"))
     return max(ends, key=lambda pair: len(pair[0]), default=("", DIALECTS["openai"]))[1]
 
 
-def avoiding(text: str, but: str) -> str | None:
+def dialect_avoiding(text: str, but: str) -> str | None:
     """The name of another dialect than `but` that avoids a refusal with this text, or None."""
     for dialect in _EVERY:
         if dialect.name != but and any(re.search(p, text, re.I) for p in dialect.refusals):

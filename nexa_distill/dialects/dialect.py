@@ -51,7 +51,7 @@ class Dialect:
     refusals: tuple[str, ...] = ()  # requests in this dialect avoid them
     billing: str = "prompt_tokens and completion_tokens"
 
-    def sent(self) -> str:
+    def describe_request(self) -> str:
         """Differences from OpenAI's request, as Markdown for the guide."""
         parts = [f"`{self.limit_key}`" if self.limit_key != "max_tokens" else ""]
         parts += [] if self.sends_temperature else ["no `temperature`"]

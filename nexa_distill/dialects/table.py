@@ -15,18 +15,18 @@ COLUMNS = ("`dialect:`", "servers", "request", "billed tokens", "words read from
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
-def table() -> str:
+def dialect_table() -> str:
     """A Markdown table with one row per dialect."""
-    return "\n".join([HEAD, *(_row(dialect) for dialect in DIALECTS.values())])
+    return "\n".join([HEAD, *(_table_row(dialect) for dialect in DIALECTS.values())])
 
 
-def _row(dialect: Dialect) -> str:
+def _table_row(dialect: Dialect) -> str:
     hosts = f" (by host: {', '.join(dialect.hosts)})" if dialect.hosts else ""
-    cells = [f"`{dialect.name}`", dialect.servers + hosts, dialect.sent(), dialect.billing]
-    return f"| {' | '.join([*cells, _words(dialect)])} |"
+    cells = [f"`{dialect.name}`", dialect.servers + hosts, dialect.describe_request(), dialect.billing]
+    return f"| {' | '.join([*cells, _describe_words(dialect)])} |"
 
 
-def _words(dialect: Dialect) -> str:
+def _describe_words(dialect: Dialect) -> str:
     """Finish reasons, retried error codes, and whether it has quota and loading messages."""
     finishes = [f"`{word}` = {normal}" for word, normal in dialect.finish_reasons.items()]
     codes = dialect.error_statuses.items()
@@ -37,19 +37,19 @@ def _words(dialect: Dialect) -> str:
     return "; ".join(filter(None, parts)) or "none"
 
 
-def with_table(guide: str) -> str:
+def replace_table(guide: str) -> str:
     """The guide's text with the current table between its markers."""
     before, _, rest = guide.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{dialect_table()}\n{END}{after}"
 
 
 def main() -> None:
     """Print the table, or write it into the guide (--write)."""
     if "--write" in sys.argv[1:]:
-        GUIDE.write_text(with_table(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
+        GUIDE.write_text(replace_table(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print(table())
+        print(dialect_table())
 
 
 if __name__ == "__main__":

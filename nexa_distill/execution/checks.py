@@ -34,7 +34,7 @@ class Check(NamedTuple):
     detail: str | None = None
 
 
-class Rejected(Exception):
+class ExecutionRejected(Exception):
     """Not executed: a reason of contracts.REASONS, and human-readable evidence."""
 
     def __init__(self, reason: str, detail: str | None = None) -> None:
@@ -42,31 +42,31 @@ class Rejected(Exception):
         self.reason, self.detail = reason, detail
 
 
-def check(name: str, ok: bool | None, reason: str | None = None, detail: Any = None) -> Check:
+def make_check(name: str, ok: bool | None, reason: str | None = None, detail: Any = None) -> Check:
     """A check; `reason` is dropped if it is ok, `detail` is cut to `DETAIL_LENGTH`."""
     value = None if ok is None else float(ok)
-    return Check(f"exec.{name}", ok, value, None if ok else reason, _shown(detail))
+    return Check(f"exec.{name}", ok, value, None if ok else reason, _shorten_detail(detail))
 
 
-def _shown(detail: Any) -> str | None:
+def _shorten_detail(detail: Any) -> str | None:
     if detail is None:
         return None
     text = str(detail).encode("utf-8", "replace").decode()
     return text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + "…"
 
 
-def failed(reason: str, detail: Any = None, *, known: bool) -> list[Check]:
+def failed_checks(reason: str, detail: Any = None, *, known: bool) -> list[Check]:
     """The checks of an answer that does not execute; with `known` it does not match either."""
     names = ("executes", "matches") if known else ("executes",)
-    return [check(name, False, reason, detail) for name in names]
+    return [make_check(name, False, reason, detail) for name in names]
 
 
-def undecided(reason: str, detail: Any = None) -> list[Check]:
+def undecided_checks(reason: str, detail: Any = None) -> list[Check]:
     """The checks of an answer that could not be checked."""
-    return [check("executes", None, reason, detail)]
+    return [make_check("executes", None, reason, detail)]
 
 
-def scored(checks: list[Check]) -> list[Check]:
+def with_score(checks: list[Check]) -> list[Check]:
     """The checks and, last, exec.score."""
     matches = {c.check: c.ok for c in checks}
     executes = matches.pop("exec.executes")

@@ -27,11 +27,11 @@ from typing import Any
 VARIANTS = ("numbers", "texts", "rows", "mixed", "ties")
 TIES = 1 + VARIANTS.index("ties")  # its place after the real database
 NUMBER = re.compile(r"\s*-?\d+(?:\.\d+)?\s*\Z")
-MOST_ROWS = 20_000  # of a table to which rows are added
+MAX_ROWS = 20_000  # of a table to which rows are added
 Values = Sequence[Any]
 
 
-def perturbed(source: Path, folder: Path, digest: str) -> list[Path]:
+def write_perturbed_copies(source: Path, folder: Path, digest: str) -> list[Path]:
     """Write the copies of `source` into `folder`; `digest` is the hash of its content."""
     paths = []
     for variant in VARIANTS:
@@ -40,88 +40,85 @@ def perturbed(source: Path, folder: Path, digest: str) -> list[Path]:
             with sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True) as original:
                 original.backup(copy)
             original.close()
-            _change(copy, variant, digest)
+            _perturb_copy(copy, variant, digest)
         copy.close()
         paths.append(path)
     return paths
 
 
-def _change(copy: sqlite3.Connection, variant: str, digest: str) -> None:
+def _perturb_copy(copy: sqlite3.Connection, variant: str, digest: str) -> None:
     # Checks and triggers could refuse or repeat the changes.
     copy.execute("PRAGMA ignore_check_constraints=ON")
     copy.execute("BEGIN")
     for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-        copy.execute(f"DROP TRIGGER {_quoted(name)}")
-    tables = _tables(copy)
-    referenced = {row[2].lower() for t in tables for row in _pragma(copy, "foreign_key_list", t)}
+        copy.execute(f"DROP TRIGGER {_quote_name(name)}")
+    tables = _list_tables(copy)
+    referenced = {row[2].lower() for t in tables for row in _query_pragma(copy, "foreign_key_list", t)}
     for place, table in enumerate(tables):
         draw = random.Random(f"{digest}|{variant}|{table}")  # noqa: S311 - not a secret
         _change_columns(copy, table, variant, draw)
         if variant == "rows" and table.lower() not in referenced:
             _drop_rows(copy, table, 0.2 + 0.07 * (place % 7), draw)
         if variant == "mixed" and (added := _further_rows(copy, table, draw)):
-            _insert(copy, table, added)
+            _insert_rows(copy, table, added)
     copy.execute("COMMIT")
 
 
-def _tables(copy: sqlite3.Connection) -> list[str]:
+def _list_tables(copy: sqlite3.Connection) -> list[str]:
     """Ordinary tables with a rowid."""
     listed = copy.execute("PRAGMA table_list").fetchall()
     return sorted(
         name
         for base, name, kind, _columns, without_rowid, _strict in listed
-        if base == "main"
-        and kind == "table"
-        and not without_rowid
-        and not name.startswith("sqlite_")
+        if base == "main" and kind == "table" and not without_rowid and not name.startswith("sqlite_")
     )
 
 
-def _change_columns(
-    copy: sqlite3.Connection, table: str, variant: str, draw: random.Random
-) -> None:
-    foreign = {row[3] for row in _pragma(copy, "foreign_key_list", table)}
-    fixed = _keys(copy, table) | {c for c in _columns(copy, table) if c.lower().endswith("id")}
-    for column in _columns(copy, table):
-        read = f"SELECT _rowid_, {_quoted(column)} FROM {_quoted(table)} ORDER BY _rowid_"  # noqa: S608
+def _change_columns(copy: sqlite3.Connection, table: str, variant: str, draw: random.Random) -> None:
+    foreign = {row[3] for row in _query_pragma(copy, "foreign_key_list", table)}
+    fixed = _key_columns(copy, table) | {c for c in _list_columns(copy, table) if c.lower().endswith("id")}
+    for column in _list_columns(copy, table):
+        read = f"SELECT _rowid_, {_quote_name(column)} FROM {_quote_name(table)} ORDER BY _rowid_"  # noqa: S608
         stored = copy.execute(read).fetchall()
         values = [value for _, value in stored]
         numeric = _is_numeric(values)
-        change = _changes(variant, numeric=numeric)
-        if variant == "texts" and column in foreign and column not in _keys(copy, table):
-            change = _rotated
+        change = _choose_change(variant, numeric=numeric)
+        if variant == "texts" and column in foreign and column not in _key_columns(copy, table):
+            change = _rotate_values
         elif column in fixed or column in foreign:
             change = None
         if change is not None and len(values) > 1:
-            write = f"UPDATE {_quoted(table)} SET {_quoted(column)} = ? WHERE _rowid_ = ?"  # noqa: S608
+            write = f"UPDATE {_quote_name(table)} SET {_quote_name(column)} = ? WHERE _rowid_ = ?"  # noqa: S608
             changed = change(values, draw)
             copy.executemany(write, zip(changed, (rowid for rowid, _ in stored), strict=True))
 
 
-def _changes(variant: str, *, numeric: bool) -> Callable[[Values, random.Random], Values] | None:
+def _choose_change(variant: str, *, numeric: bool) -> Callable[[Values, random.Random], Values] | None:
     if numeric:
-        return {"numbers": _rotated, "rows": _scaled, "mixed": _scaled, "ties": _tied}.get(variant)
-    return _rotated if variant == "texts" else None
+        return {"numbers": _rotate_values, "rows": _scale_values, "mixed": _scale_values, "ties": _tie_values}.get(
+            variant
+        )
+    return _rotate_values if variant == "texts" else None
 
 
-def _columns(copy: sqlite3.Connection, table: str) -> list[str]:
+def _list_columns(copy: sqlite3.Connection, table: str) -> list[str]:
     """The columns that are not generated."""
-    return [row[1] for row in _pragma(copy, "table_xinfo", table) if not row[6]]
+    return [row[1] for row in _query_pragma(copy, "table_xinfo", table) if not row[6]]
 
 
-def _keys(copy: sqlite3.Connection, table: str) -> set[str]:
-    keys = {row[1] for row in _pragma(copy, "table_xinfo", table) if row[5]}
-    for index in _pragma(copy, "index_list", table):
+def _key_columns(copy: sqlite3.Connection, table: str) -> set[str]:
+    keys = {row[1] for row in _query_pragma(copy, "table_xinfo", table) if row[5]}
+    for index in _query_pragma(copy, "index_list", table):
         if index[2]:
-            keys |= {row[2] for row in _pragma(copy, "index_info", index[1])}
+            keys |= {row[2] for row in _query_pragma(copy, "index_info", index[1])}
     return keys
 
 
-def _pragma(copy: sqlite3.Connection, name: str, argument: str) -> list[tuple[Any, ...]]:
-    return copy.execute(f"PRAGMA {name}({_quoted(argument)})").fetchall()
+def _query_pragma(copy: sqlite3.Connection, name: str, argument: str) -> list[tuple[Any, ...]]:
+    return copy.execute(f"PRAGMA {name}({_quote_name(argument)})").fetchall()
 
 
-def _quoted(name: str) -> str:
+def _quote_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -133,7 +130,7 @@ def _is_numeric(values: Values) -> bool:
     )
 
 
-def _rotated(values: Values, draw: random.Random) -> Values:
+def _rotate_values(values: Values, draw: random.Random) -> Values:
     """A permutation of the values in which none keeps its position."""
     order = list(range(len(values)))
     draw.shuffle(order)
@@ -143,11 +140,11 @@ def _rotated(values: Values, draw: random.Random) -> Values:
     return changed
 
 
-def _scaled(values: Values, draw: random.Random) -> Values:
-    return [_like(v, float(v) * 4 ** draw.uniform(-1, 1)) if v is not None else v for v in values]
+def _scale_values(values: Values, draw: random.Random) -> Values:
+    return [_match_form(v, float(v) * 4 ** draw.uniform(-1, 1)) if v is not None else v for v in values]
 
 
-def _like(value: Any, number: float) -> Any:
+def _match_form(value: Any, number: float) -> Any:
     """The number in the type of the value: int, float or text."""
     if isinstance(value, float):
         return number
@@ -156,31 +153,29 @@ def _like(value: Any, number: float) -> Any:
     return str(number if "." in value else round(number))
 
 
-def _tied(values: Values, draw: random.Random) -> Values:
+def _tie_values(values: Values, draw: random.Random) -> Values:
     present = sorted((v for v in values if v is not None), key=float)
     few = (present[0], present[len(present) // 2], present[-1])
     return [draw.choice(few) if v is not None else v for v in values]
 
 
 def _drop_rows(copy: sqlite3.Connection, table: str, share: float, draw: random.Random) -> None:
-    rows = [row for (row,) in copy.execute(f"SELECT _rowid_ FROM {_quoted(table)}")]  # noqa: S608
+    rows = [row for (row,) in copy.execute(f"SELECT _rowid_ FROM {_quote_name(table)}")]  # noqa: S608
     gone = draw.sample(rows, round(len(rows) * share))
-    copy.executemany(f"DELETE FROM {_quoted(table)} WHERE _rowid_ = ?", [(row,) for row in gone])  # noqa: S608
+    copy.executemany(f"DELETE FROM {_quote_name(table)} WHERE _rowid_ = ?", [(row,) for row in gone])  # noqa: S608
 
 
 def _further_rows(copy: sqlite3.Connection, table: str, draw: random.Random) -> list[Values]:
     """Further rows; none for a large table or one whose key is not a single integer."""
-    names, keys = _columns(copy, table), _keys(copy, table)
-    listed = ", ".join(map(_quoted, names))
-    rows = copy.execute(f"SELECT {listed} FROM {_quoted(table)} ORDER BY _rowid_").fetchall()  # noqa: S608
-    if not 1 < len(rows) <= MOST_ROWS or len(keys) > 1:
+    names, keys = _list_columns(copy, table), _key_columns(copy, table)
+    listed = ", ".join(map(_quote_name, names))
+    rows = copy.execute(f"SELECT {listed} FROM {_quote_name(table)} ORDER BY _rowid_").fetchall()  # noqa: S608
+    if not 1 < len(rows) <= MAX_ROWS or len(keys) > 1:
         return []
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     if any(not isinstance(value, int) for key in keys for value in columns[key]):
         return []
-    texts = {
-        n: dict.fromkeys(v) for n, v in columns.items() if n not in keys and not _is_numeric(v)
-    }
+    texts = {n: dict.fromkeys(v) for n, v in columns.items() if n not in keys and not _is_numeric(v)}
     # A text column without duplicates may be an undeclared key.
     if any(len(different) == len(rows) for different in texts.values()):
         return []
@@ -193,7 +188,7 @@ def _further_rows(copy: sqlite3.Connection, table: str, draw: random.Random) -> 
     return added
 
 
-def _insert(copy: sqlite3.Connection, table: str, rows: list[Values]) -> None:
-    names = _columns(copy, table)
-    listed, marks = ", ".join(map(_quoted, names)), ", ".join("?" * len(names))
-    copy.executemany(f"INSERT INTO {_quoted(table)} ({listed}) VALUES ({marks})", rows)  # noqa: S608
+def _insert_rows(copy: sqlite3.Connection, table: str, rows: list[Values]) -> None:
+    names = _list_columns(copy, table)
+    listed, marks = ", ".join(map(_quote_name, names)), ", ".join("?" * len(names))
+    copy.executemany(f"INSERT INTO {_quote_name(table)} ({listed}) VALUES ({marks})", rows)  # noqa: S608

@@ -13,7 +13,7 @@ import types
 from typing import Any
 
 
-def _read() -> Any:
+def _read_part() -> Any:
     # Unbuffered: the second part must not be in memory while the program is loaded.
     size, part = int(os.read(0, 8)), b""
     while len(part) < size:
@@ -21,7 +21,7 @@ def _read() -> Any:
     return json.loads(part)
 
 
-def _run(code: str, name: str, module: types.ModuleType) -> str | None:
+def _run_code(code: str, name: str, module: types.ModuleType) -> str | None:
     """The error that ended the code, `Kind: text`; None = it ran to its end."""
     try:
         exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102 - this is the sandbox
@@ -36,18 +36,18 @@ def _run(code: str, name: str, module: types.ModuleType) -> str | None:
 def main() -> None:
     """Load, test, report, exit."""
     descriptor = int(sys.argv.pop())
-    job = _read()
+    job = _read_part()
     for name, value in job["limits"].items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     os.environ.clear()
     os.chdir("/home")
     module = sys.modules["answer"] = types.ModuleType("answer")
-    step, error = "load", _run(job["program"], "answer.py", module)
+    step, error = "load", _run_code(job["program"], "answer.py", module)
     # A program that exits or prints a report of its own does not have the token.
-    tests = _read()
+    tests = _read_part()
     if error is None and tests["tests"] is not None:
         module.__dict__["__name__"] = "__main__"  # also run tests below `if __name__ == ...`
-        step, error = "tests", _run(tests["tests"], "tests.py", module)
+        step, error = "tests", _run_code(tests["tests"], "tests.py", module)
     report = json.dumps({"step": step, "error": error, "token": tests["token"]})
     os.write(descriptor, report.encode())
     os._exit(0)

@@ -8,7 +8,7 @@ Not covered: units are not compared (72 km equals 72 miles).
 
 import re
 
-from nexa_distill.execution.checks import Check, Job, check, failed
+from nexa_distill.execution.checks import Check, Job, failed_checks, make_check
 from nexa_distill.text.json_schemas import ResponseSchemas, parse_json
 from nexa_distill.text.numbers import with_plain_numbers
 
@@ -26,7 +26,7 @@ class MathChecks:
         logging.getLogger("math_verify").setLevel(logging.ERROR)
         self._parse, self._verify = math_verify.parse, math_verify.verify
 
-    def _final(self, text: str) -> list[object]:
+    def _final_answer(self, text: str) -> list[object]:
         # Answer and reference are read the same way: a reference may be a worked solution.
         text = with_plain_numbers(text)
         marked = FINAL.findall(text)
@@ -35,22 +35,22 @@ class MathChecks:
         answers: list[object] = self._parse(marked[-1] if marked else text, parsing_timeout=None)
         return answers
 
-    def check(self, job: Job) -> list[Check]:
+    def check_answer(self, job: Job) -> list[Check]:
         """executes = a final answer was found; matches = it equals the reference's."""
-        answer = self._final(job.answer or "")
+        answer = self._final_answer(job.answer or "")
         if not answer:
-            return failed("no_final_answer", None, known=job.known is not None)
-        executes = check("executes", True, None, answer[-1])
+            return failed_checks("no_final_answer", None, known=job.known is not None)
+        executes = make_check("executes", True, None, answer[-1])
         if job.known is None:
             return [executes]
-        reference = self._final(job.known)
+        reference = self._final_answer(job.known)
         if not reference:
             detail = "the reference has no final answer"
-            return [executes, check("matches", None, "not_decidable", detail)]
+            return [executes, make_check("matches", None, "not_decidable", detail)]
         if self._verify(reference, answer, timeout_seconds=None):
-            return [executes, check("matches", True)]
+            return [executes, make_check("matches", True)]
         shown = f"{answer[-1]}, expected {reference[-1]}"
-        return [executes, check("matches", False, "wrong_result", shown)]
+        return [executes, make_check("matches", False, "wrong_result", shown)]
 
 
 class JsonChecks:
@@ -59,15 +59,15 @@ class JsonChecks:
     def __init__(self, schemas: ResponseSchemas) -> None:
         self._schemas = schemas
 
-    def check(self, job: Job) -> list[Check]:
+    def check_answer(self, job: Job) -> list[Check]:
         """executes = it is JSON as a whole; matches = it satisfies the task type's schema."""
         text = job.answer or ""
         try:
             parse_json(text)
         except ValueError as error:
-            return failed("invalid_json", error, known=job.known is not None)
-        executes = check("executes", True)
+            return failed_checks("invalid_json", error, known=job.known is not None)
+        executes = make_check("executes", True)
         if job.known is None:
             return [executes]
-        satisfied = self._schemas.satisfied(job.known, text)
-        return [executes, check("matches", satisfied, "schema_mismatch")]
+        satisfied = self._schemas.is_satisfied(job.known, text)
+        return [executes, make_check("matches", satisfied, "schema_mismatch")]

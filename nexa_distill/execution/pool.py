@@ -4,7 +4,7 @@ A worker that exceeds the limit, or dies, is replaced; its current answer gets `
 or `execution_crashed`. Workers have only PYTHONPATH in their environment, a process group of their
 own, limits on memory and file size, and end with their parent.
 
-    with Pool(setting, workers=2) as pool:
+    with WorkerPool(setting, workers=2) as pool:
         for checks in pool.map(jobs): ...      # in the order of the jobs
 """
 
@@ -28,8 +28,8 @@ from typing import Any, Self
 
 import nexa_distill
 from nexa_distill.errors import NexaError
-from nexa_distill.execution.checks import Check, Job, failed, scored, undecided
-from nexa_distill.execution.job_timer import FORM, GOLD, Stopwatch
+from nexa_distill.execution.checks import Check, Job, failed_checks, undecided_checks, with_score
+from nexa_distill.execution.job_timer import GOLD, TIMER_FORMAT, JobTimer
 
 JOBS_AT_ONCE, CHARACTERS_AT_ONCE = 16, 16_384  # sent ahead, so that neither side waits
 GRACE_SECONDS = 0.5  # after the answer's own limit, which the worker enforces itself
@@ -38,8 +38,8 @@ LINE_BYTES = 1 << 20  # read of a worker's line, whatever an answer returns
 PACKAGES = str(Path(nexa_distill.__file__).resolve().parent.parent)
 
 
-class Pool:
-    """`setting` configures the workers (`worker.checkers`); use as a context manager."""
+class WorkerPool:
+    """`setting` configures the workers (`worker.load_checkers`); use as a context manager."""
 
     def __init__(self, setting: Mapping[str, Any], workers: int) -> None:
         self._setting, self._wall = setting, setting["limits"]["timeout_seconds"] + GRACE_SECONDS
@@ -51,43 +51,40 @@ class Pool:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
             self._closing = True
             for worker in self._all:
-                worker.kill()
+                worker.kill_group()
         self._threads.shutdown(cancel_futures=True)
         for worker in self._all:
             worker.close()
 
-    def map(self, jobs: Iterable[Job]) -> Iterator[list[Check]]:
+    def map_jobs(self, jobs: Iterable[Job]) -> Iterator[list[Check]]:
         """The checks of each job, with its score, in order."""
         waiting: deque[Future[list[list[Check]]]] = deque()
-        for part in _parts(jobs):
-            waiting.append(self._threads.submit(self._checks, part))
+        for part in _split_jobs(jobs):
+            waiting.append(self._threads.submit(self._run_jobs, part))
             if len(waiting) > 4 * self._count:
-                yield from map(scored, waiting.popleft().result())
+                yield from map(with_score, waiting.popleft().result())
         while waiting:
-            yield from map(scored, waiting.popleft().result())
+            yield from map(with_score, waiting.popleft().result())
 
-    def _checks(self, jobs: Sequence[Job]) -> list[list[Check]]:
+    def _run_jobs(self, jobs: Sequence[Job]) -> list[list[Check]]:
         results: list[list[Check]] = []
         while len(results) < len(jobs):
             # A new worker if the last one ended: it continues after the job that ended it.
-            worker = self._worker()
+            worker = self._current_worker()
             remaining = jobs[len(results) :]
             worker.send(remaining)
             for job in remaining:
-                results.append(worker.receive(job))
+                results.append(worker.receive_checks(job))
                 if worker.ended:
                     break
         return results
 
-    def _worker(self) -> "_Worker":
+    def _current_worker(self) -> "_Worker":
         worker: _Worker | None = getattr(self._own, "worker", None)
         if worker is None or worker.ended:
             with self._lock:
@@ -102,7 +99,7 @@ class Pool:
         return worker
 
 
-def _parts(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+def _split_jobs(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     part, size = list[Job](), 0
     for job in jobs:
         length = sum(len(text or "") for text in job)
@@ -122,8 +119,8 @@ class _Worker:
         self._wall, self.ended, self._buffer = wall, False, b""
         self._socket, theirs = socket.socketpair()
         with theirs, tempfile.TemporaryFile() as shared:
-            shared.truncate(FORM.size)
-            self._watch = Stopwatch(shared.fileno())
+            shared.truncate(TIMER_FORMAT.size)
+            self._watch = JobTimer(shared.fileno())
             descriptor = str(shared.fileno())
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "nexa_distill.execution.worker", descriptor],
@@ -141,9 +138,9 @@ class _Worker:
         self._socket.settimeout(START_SECONDS)
         try:
             self._socket.sendall(json.dumps(setting).encode() + b"\n")
-            self._line()
+            self._read_line()
         except OSError:
-            self.kill()
+            self.kill_group()
             raise NexaError(
                 "a worker of the exec gate did not start (its error is printed above); if memory "
                 "is short, raise execution.memory_mb"
@@ -157,24 +154,24 @@ class _Worker:
         try:
             self._socket.sendall(lines)
         except OSError:
-            self.kill()
+            self.kill_group()
 
-    def receive(self, job: Job) -> list[Check]:
+    def receive_checks(self, job: Job) -> list[Check]:
         """The checks of `job`, which must be the next one."""
         try:
-            result = json.loads(self._line())
+            result = json.loads(self._read_line())
         except (OSError, ValueError) as error:
-            self.kill()
-            return _blamed(job, self._watch.read()[1], late=isinstance(error, TimeoutError))
+            self.kill_group()
+            return _blame_job(job, self._watch.read()[1], late=isinstance(error, TimeoutError))
         if "bug" in result:
-            return undecided("check_missing", result["bug"])
+            return undecided_checks("check_missing", result["bug"])
         return [Check(*row) for row in result["checks"]]
 
-    def _line(self) -> bytes:
+    def _read_line(self) -> bytes:
         """The next line. Raises OSError if the worker has ended, TimeoutError past the limit."""
         while b"\n" not in self._buffer:
-            while not select.select([self._socket], [], [], max(self._left(), 0))[0]:
-                if self._left() <= 0:
+            while not select.select([self._socket], [], [], max(self._seconds_left(), 0))[0]:
+                if self._seconds_left() <= 0:
                     raise TimeoutError
             part = self._socket.recv(65536)
             if not part or len(self._buffer) > LINE_BYTES:
@@ -183,11 +180,11 @@ class _Worker:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         """Seconds until the limit of the current job, or of the jobs sent since."""
         return max(self._watch.read()[0], self._sent) + self._wall - time.monotonic()
 
-    def kill(self) -> None:
+    def kill_group(self) -> None:
         """Kill the process and its children."""
         self.ended = True
         if self._process.poll() is None:
@@ -196,15 +193,15 @@ class _Worker:
         self._process.wait()
 
     def close(self) -> None:
-        """Close the socket, after `kill` and when no thread reads it any more."""
+        """Close the socket, after `kill_group` and when no thread reads it any more."""
         self._socket.close()
 
 
-def _blamed(job: Job, whose: int, *, late: bool) -> list[Check]:
+def _blame_job(job: Job, whose: int, *, late: bool) -> list[Check]:
     """The checks of the job that ended its worker."""
     if whose == GOLD:
-        return undecided("not_decidable", "the known query ended the process that ran it")
+        return undecided_checks("not_decidable", "the known query ended the process that ran it")
     if late:
-        return failed("execution_timeout", "stopped at its wall", known=job.known is not None)
+        return failed_checks("execution_timeout", "stopped at its wall", known=job.known is not None)
     detail = "the process that ran it died"
-    return failed("execution_crashed", detail, known=job.known is not None)
+    return failed_checks("execution_crashed", detail, known=job.known is not None)

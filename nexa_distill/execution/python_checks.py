@@ -9,8 +9,8 @@ missing module, are `not_decidable`. The isolation and its gaps: `sandbox.py`.
 import signal
 
 from nexa_distill.execution import sandbox
-from nexa_distill.execution.checks import Check, Job, check, failed, undecided
-from nexa_distill.execution.job_timer import ANSWER, GOLD, Stopwatch
+from nexa_distill.execution.checks import Check, Job, failed_checks, make_check, undecided_checks
+from nexa_distill.execution.job_timer import ANSWER, GOLD, JobTimer
 from nexa_distill.execution.python_tests import complete_tests
 from nexa_distill.execution.sql import Limits
 
@@ -23,36 +23,36 @@ CACHED = 256  # tests; answers to one task are close together
 class PythonChecks:
     """Checks each answer in its own sandbox."""
 
-    def __init__(self, limits: Limits, watch: Stopwatch | None = None) -> None:
+    def __init__(self, limits: Limits, watch: JobTimer | None = None) -> None:
         self._limits, self._watch = limits, watch
         self._doubts: dict[str, str | None] = {}
 
-    def check(self, job: Job) -> list[Check]:
+    def check_answer(self, job: Job) -> list[Check]:
         """executes, and matches if there are tests (`job.known`)."""
         program = job.answer or ""
         tests = None if job.known is None else complete_tests(job.known, program)
-        ran = sandbox.run(program, tests, self._limits)
+        ran = sandbox.run_program(program, tests, self._limits)
         known = job.known is not None
         if ran.step is None:
-            return self._cut_off(ran, known=known)
+            return self._unfinished_checks(ran, known=known)
         if ran.step == "load" and ran.error is not None:
-            return failed(_reason(ran.error, "not_executable"), ran.error, known=known)
-        executes = check("executes", True)
+            return failed_checks(_rejection_reason(ran.error, "not_executable"), ran.error, known=known)
+        executes = make_check("executes", True)
         if not known:
             return [executes]
         if ran.error is None or ran.error.startswith(NO_MODULE):
-            doubt = self._doubt(job.known or "", ran.error)
+            doubt = self._why_undecidable(job.known or "", ran.error)
             if doubt:
-                return [executes, check("matches", None, "not_decidable", doubt)]
-        reason = _reason(ran.error, "tests_failed") if ran.error else None
-        return [executes, check("matches", ran.error is None, reason, ran.error)]
+                return [executes, make_check("matches", None, "not_decidable", doubt)]
+        reason = _rejection_reason(ran.error, "tests_failed") if ran.error else None
+        return [executes, make_check("matches", ran.error is None, reason, ran.error)]
 
-    def _doubt(self, tests: str, error: str | None) -> str | None:
+    def _why_undecidable(self, tests: str, error: str | None) -> str | None:
         """Why the tests cannot decide, from a run without a program; None = they can."""
         if tests not in self._doubts:
             if self._watch:
                 self._watch.start(GOLD)
-            ran = sandbox.run("", complete_tests(tests, ""), self._limits)
+            ran = sandbox.run_program("", complete_tests(tests, ""), self._limits)
             if self._watch:
                 self._watch.start(ANSWER)
             passes = ran.step == "tests" and ran.error is None
@@ -64,23 +64,23 @@ class PythonChecks:
             return "the tests also pass without the program: they never call it, or assert nothing"
         return f"the tests cannot be run here: {error}" if error and error == alone else None
 
-    def _cut_off(self, ran: sandbox.Ran, *, known: bool) -> list[Check]:
+    def _unfinished_checks(self, ran: sandbox.SandboxResult, *, known: bool) -> list[Check]:
         """The checks of a program that ended without a report."""
         if ran.stopped == "output":
             limit = f"printed more than {self._limits.max_output_bytes} bytes"
-            return failed("output_limit", limit, known=known)
+            return failed_checks("output_limit", limit, known=known)
         if ran.stopped == "time" or ran.code == 128 + signal.SIGXCPU:
             limit = f"more than {self._limits.timeout_seconds} s"
-            return failed("execution_timeout", limit, known=known)
+            return failed_checks("execution_timeout", limit, known=known)
         if ran.output.startswith("bwrap: "):
-            return undecided("check_missing", ran.output)
+            return undecided_checks("check_missing", ran.output)
         if ran.code > 128:
-            return failed("execution_crashed", f"ended by signal {ran.code - 128}", known=known)
+            return failed_checks("execution_crashed", f"ended by signal {ran.code - 128}", known=known)
         exited = f"exited with status {ran.code} before the tests were done"
-        return failed("not_executable", exited, known=known)
+        return failed_checks("not_executable", exited, known=known)
 
 
-def _reason(error: str, otherwise: str) -> str:
+def _rejection_reason(error: str, otherwise: str) -> str:
     if error.startswith(READ_ONLY):
         return "forbidden_operation"
     return REASONS.get(error.partition(":")[0], otherwise)

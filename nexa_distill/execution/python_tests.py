@@ -53,7 +53,7 @@ def complete_tests(tests: str, program: str) -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         is_session = DOCTEST.search(tests) is not None
         return f"{RUN_EXAMPLES}_nexa_examples({tests!r})\n" if is_session else tests
-    calls = [*_calls(tree, _candidates(program)), *_cases(tree), *_examples(tree)]
+    calls = [*_test_calls(tree, _candidate_makers(program)), *_testcase_calls(tree), *_doctest_calls(tree)]
     if not calls:
         return tests
     start = NO_MAIN if "unittest" in tests and "from __future__" not in tests else ""
@@ -62,9 +62,9 @@ def complete_tests(tests: str, program: str) -> str:
     return "\n".join([f"{start}{tests}", *used, *calls]) + "\n"
 
 
-def _calls(tree: ast.Module, candidates: str) -> Iterator[str]:
+def _test_calls(tree: ast.Module, candidates: str) -> Iterator[str]:
     """Calls of the functions that contain an assertion and are not used elsewhere."""
-    for function in _functions(tree.body):
+    for function in _module_functions(tree.body):
         arguments = function.args
         required = len(arguments.posonlyargs + arguments.args) - len(arguments.defaults)
         required += sum(default is None for default in arguments.kw_defaults)
@@ -78,13 +78,13 @@ def _calls(tree: ast.Module, candidates: str) -> Iterator[str]:
             yield f"_nexa_call({function.name}, [{candidates}])"
 
 
-def _functions(body: list[ast.stmt]) -> Iterator[Function]:
+def _module_functions(body: list[ast.stmt]) -> Iterator[Function]:
     """The functions of a module, including those below `if __name__ == "__main__":`."""
     for statement in body:
         if isinstance(statement, Function):
             yield statement
         elif isinstance(statement, ast.If):
-            yield from _functions(statement.body)
+            yield from _module_functions(statement.body)
 
 
 def _has_assertion(function: Function) -> bool:
@@ -95,9 +95,7 @@ def _takes_program(function: Function) -> bool:
     """Whether its argument is the function under test: the function calls it and is a test."""
     argument = (function.args.posonlyargs + function.args.args)[:1]
     called = {
-        node.func.id
-        for node in ast.walk(function)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     is_test = _has_assertion(function) or function.name.startswith(("check", "test"))
     return is_test and (not argument or argument[0].arg in called)
@@ -107,12 +105,11 @@ def _is_named(tree: ast.Module, function: Function) -> bool:
     """Whether the function is used outside of itself."""
     own = {id(node) for node in ast.walk(function)}
     return any(
-        isinstance(node, ast.Name) and node.id == function.name and id(node) not in own
-        for node in ast.walk(tree)
+        isinstance(node, ast.Name) and node.id == function.name and id(node) not in own for node in ast.walk(tree)
     )
 
 
-def _cases(tree: ast.Module) -> Iterator[str]:
+def _testcase_calls(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
@@ -120,7 +117,7 @@ def _cases(tree: ast.Module) -> Iterator[str]:
                 yield f"_nexa_run({node.name})"
 
 
-def _examples(tree: ast.Module) -> Iterator[str]:
+def _doctest_calls(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             text = node.value.value
@@ -128,18 +125,18 @@ def _examples(tree: ast.Module) -> Iterator[str]:
                 yield f"_nexa_examples({text!r})"
 
 
-def _candidates(program: str) -> str:
+def _candidate_makers(program: str) -> str:
     """Lambdas that return the program's functions, the last first: helpers are defined earlier."""
     try:
         body = ast.parse(program).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         body = []
-    makers = [maker for statement in body for maker in _makers(statement)][::-1]
+    makers = [maker for statement in body for maker in _statement_makers(statement)][::-1]
     makers.sort(key="lambda: main".__eq__)  # main last: it may wait for input
     return ", ".join(makers) if program.strip() else NOTHING
 
 
-def _makers(statement: ast.stmt) -> Iterator[str]:
+def _statement_makers(statement: ast.stmt) -> Iterator[str]:
     if isinstance(statement, Function):
         yield f"lambda: {statement.name}"
     elif isinstance(statement, ast.ClassDef):

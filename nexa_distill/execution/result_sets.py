@@ -16,26 +16,24 @@ Row = tuple[Any, ...]
 MATCHED_ONE_BY_ONE = 200
 
 
-def holds_nothing(rows: Sequence[Row]) -> bool:
+def is_empty_result(rows: Sequence[Row]) -> bool:
     """Whether there is no row, or only NULL: the result of a query that matches nothing."""
     return all(cell is None for row in rows for cell in row)
 
 
-def same_result(actual: Sequence[Row], known: Sequence[Row], *, ordered: bool) -> bool:
-    """Whether the two results are equal. Two empty ones are: test `holds_nothing` first."""
+def is_same_result(actual: Sequence[Row], known: Sequence[Row], *, ordered: bool) -> bool:
+    """Whether the two results are equal. Two empty ones are: test `is_empty_result` first."""
     if len(actual) != len(known) or (actual and len(actual[0]) != len(known[0])):
         return False
     if actual == known:  # most right answers, and much faster than the rest
         return True
     if ordered:
-        return all(map(_same_row, actual, known))
-    ours, theirs = _grouped(actual), _grouped(known)
-    return ours.keys() == theirs.keys() and all(
-        _same_numbers(ours[texts], theirs[texts]) for texts in ours
-    )
+        return all(map(_is_same_row, actual, known))
+    ours, theirs = _group_rows(actual), _group_rows(known)
+    return ours.keys() == theirs.keys() and all(_has_same_numbers(ours[texts], theirs[texts]) for texts in ours)
 
 
-def _grouped(rows: Sequence[Row]) -> dict[Row, list[Row]]:
+def _group_rows(rows: Sequence[Row]) -> dict[Row, list[Row]]:
     """The rows' numbers, grouped by their other cells, which are compared exactly."""
     groups: dict[Row, list[Row]] = defaultdict(list)
     for row in rows:
@@ -44,27 +42,27 @@ def _grouped(rows: Sequence[Row]) -> dict[Row, list[Row]]:
     return groups
 
 
-def _same_numbers(actual: list[Row], known: list[Row]) -> bool:
+def _has_same_numbers(actual: list[Row], known: list[Row]) -> bool:
     if len(actual) != len(known):
         return False
-    if all(map(_same_row, sorted(actual), sorted(known))):
+    if all(map(_is_same_row, sorted(actual), sorted(known))):
         return True
     if len(actual) > MATCHED_ONE_BY_ONE:
         return False
     unmatched = list(known)
     for row in actual:
-        other = next((i for i, each in enumerate(unmatched) if _same_row(row, each)), None)
+        other = next((i for i, each in enumerate(unmatched) if _is_same_row(row, each)), None)
         if other is None:
             return False
         del unmatched[other]
     return True
 
 
-def _same_row(actual: Row, known: Row) -> bool:
-    return all(map(_same_cell, actual, known))
+def _is_same_row(actual: Row, known: Row) -> bool:
+    return all(map(_is_same_cell, actual, known))
 
 
-def _same_cell(actual: Any, known: Any) -> bool:
+def _is_same_cell(actual: Any, known: Any) -> bool:
     if isinstance(actual, float) or isinstance(known, float):
         both = isinstance(actual, int | float) and isinstance(known, int | float)
         return both and isclose(actual, known, rel_tol=1e-6, abs_tol=1e-9)

@@ -52,7 +52,7 @@ class SandboxUnavailable(NexaError):
 
 
 @dataclass(frozen=True)
-class Ran:
+class SandboxResult:
     """How a program ended.
 
     `step`: the last step, `load` or `tests`; None = no report. `error`: the exception, `Kind:
@@ -68,17 +68,15 @@ class Ran:
 
 
 @cache
-def command() -> list[str]:
+def sandbox_command() -> list[str]:
     """bubblewrap and its options without the filter. Raises SandboxUnavailable."""
     bwrap = shutil.which("bwrap")
-    if bwrap is None or seccomp.program() is None:
+    if bwrap is None or seccomp.build_filter() is None:
         missing = "bubblewrap is not installed" if bwrap is None else "no filter for this processor"
-        raise _unavailable(missing)
+        raise _unavailable_error(missing)
     python = os.path.realpath(sys.executable)
     stdlib = sysconfig.get_path("stdlib", vars={"base": sys.base_prefix})
-    library = Path(str(sysconfig.get_config_var("LIBDIR"))) / str(
-        sysconfig.get_config_var("INSTSONAME")
-    )
+    library = Path(str(sysconfig.get_config_var("LIBDIR"))) / str(sysconfig.get_config_var("INSTSONAME"))
     shared = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", str(library)]
     options = "--unshare-all --unshare-user --uid 65534 --gid 65534 --hostname sandbox"
     words = [bwrap, *options.split(), "--die-with-parent", "--new-session", "--clearenv"]
@@ -93,14 +91,14 @@ def command() -> list[str]:
     return [*words, "--", python, "-I", "-S", "-B", "-c", HARNESS.read_text(encoding="utf-8")]
 
 
-def require(limits: Limits) -> None:
+def require_sandbox(limits: Limits) -> None:
     """Try the sandbox once. Raises SandboxUnavailable (69) if it does not isolate."""
-    ran = run(PROBE, "assert True", limits)
+    ran = run_program(PROBE, "assert True", limits)
     if (ran.step, ran.error) != ("tests", None):
-        raise _unavailable(ran.error or ran.output.strip() or f"it ended with code {ran.code}")
+        raise _unavailable_error(ran.error or ran.output.strip() or f"it ended with code {ran.code}")
 
 
-def _unavailable(why: str) -> SandboxUnavailable:
+def _unavailable_error(why: str) -> SandboxUnavailable:
     return SandboxUnavailable(
         f"Python answers cannot be isolated here ({why}), and are not run unprotected. Install "
         "bubblewrap (apt-get install bubblewrap | dnf install bubblewrap) on Linux with user "
@@ -108,14 +106,14 @@ def _unavailable(why: str) -> SandboxUnavailable:
     )
 
 
-def run(program: str, tests: str | None, limits: Limits) -> Ran:
+def run_program(program: str, tests: str | None, limits: Limits) -> SandboxResult:
     """Run it to its end or its limits. Raises SandboxUnavailable without bubblewrap."""
     token = secrets.token_hex(16)
     wall = time.monotonic() + limits.timeout_seconds
-    source = _file(_input(program, tests, token, limits))
-    rules = _file(seccomp.program() or b"")
+    source = _memory_file(_encode_input(program, tests, token, limits))
+    rules = _memory_file(seccomp.build_filter() or b"")
     reading, writing = os.pipe()
-    words = command()
+    words = sandbox_command()
     cut = words.index("--")
     try:
         child = subprocess.Popen[bytes](
@@ -130,17 +128,17 @@ def run(program: str, tests: str | None, limits: Limits) -> Ran:
         for descriptor in (source, rules, writing):
             os.close(descriptor)
     try:
-        output, report, stopped = _listen(child, reading, wall, limits.max_output_bytes)
+        output, report, stopped = _read_output(child, reading, wall, limits.max_output_bytes)
     finally:
         child.kill()
         code = child.wait()
         os.close(reading)
-    step, error = _report(report, token)
+    step, error = _parse_report(report, token)
     text = output[-1000:].decode(errors="replace")
-    return Ran(step, error, stopped, code if code >= 0 else 128 - code, text)
+    return SandboxResult(step, error, stopped, code if code >= 0 else 128 - code, text)
 
 
-def _file(content: bytes) -> int:
+def _memory_file(content: bytes) -> int:
     """A descriptor that reads `content`."""
     descriptor = os.memfd_create("nexa")
     with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -149,7 +147,7 @@ def _file(content: bytes) -> int:
     return descriptor
 
 
-def _input(program: str, tests: str | None, token: str, limits: Limits) -> bytes:
+def _encode_input(program: str, tests: str | None, token: str, limits: Limits) -> bytes:
     memory, seconds = limits.memory_mb * 2**20, int(limits.timeout_seconds) + 1
     allowed = {"AS": memory, "CPU": seconds, "FSIZE": HOME_BYTES, "CORE": 0, "NOFILE": 64}
     parts = ({"program": program, "limits": allowed}, {"tests": tests, "token": token})
@@ -157,7 +155,7 @@ def _input(program: str, tests: str | None, token: str, limits: Limits) -> bytes
     return "".join(f"{len(text):08}{text}" for text in texts).encode()
 
 
-def _listen(
+def _read_output(
     child: subprocess.Popen[bytes], reading: int, wall: float, max_bytes: int
 ) -> tuple[bytes, bytes, str | None]:
     """(output, report, `time` or `output` if a limit stopped the program)."""
@@ -184,7 +182,7 @@ def _listen(
     return bytes(received[output]), bytes(received[reading]), stopped
 
 
-def _report(raw: bytes, token: str) -> tuple[str | None, str | None]:
+def _parse_report(raw: bytes, token: str) -> tuple[str | None, str | None]:
     """(step, error) of a report with the token, else (None, None)."""
     try:
         report = json.loads(raw)

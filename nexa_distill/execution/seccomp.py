@@ -32,39 +32,34 @@ NUMBERS: dict[str, tuple[int, int | None]] = {
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 
-def program(machine: str | None = None) -> bytes | None:
+def build_filter(machine: str | None = None) -> bytes | None:
     """The filter for this machine (`platform.machine()`), or None for an unknown one."""
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
         return None
     token, column = ARCHITECTURES[machine]
-    code = [
-        _op(LOAD, ARCHITECTURE),
-        _op(JUMP_EQUAL, token, 1, 0),
-        _op(RETURN, KILL),
-        _op(LOAD, NUMBER),
-    ]
+    code = [_bpf_op(LOAD, ARCHITECTURE), _bpf_op(JUMP_EQUAL, token, 1, 0), _bpf_op(RETURN, KILL), _bpf_op(LOAD, NUMBER)]
     if machine == "x86_64":
-        code += [_op(JUMP_AT_LEAST, X32, 0, 1), _op(RETURN, KILL)]
+        code += [_bpf_op(JUMP_AT_LEAST, X32, 0, 1), _bpf_op(RETURN, KILL)]
     for name, numbers in NUMBERS.items():
         if (number := numbers[column]) is not None:
-            code += _rule(name, number)
-    return b"".join([*code, _op(RETURN, ALLOW)])
+            code += _filter_rule(name, number)
+    return b"".join([*code, _bpf_op(RETURN, ALLOW)])
 
 
-def _rule(name: str, number: int) -> list[bytes]:
+def _filter_rule(name: str, number: int) -> list[bytes]:
     if name == "clone":
         return [
-            _op(JUMP_EQUAL, number, 0, 4),
-            _op(LOAD, FIRST_ARGUMENT),
-            _op(JUMP_BITS, CLONE_THREAD, 1, 0),
-            _op(RETURN, ERROR | EPERM),
-            _op(RETURN, ALLOW),
+            _bpf_op(JUMP_EQUAL, number, 0, 4),
+            _bpf_op(LOAD, FIRST_ARGUMENT),
+            _bpf_op(JUMP_BITS, CLONE_THREAD, 1, 0),
+            _bpf_op(RETURN, ERROR | EPERM),
+            _bpf_op(RETURN, ALLOW),
         ]
     # After ENOSYS from clone3 the C library creates threads with clone.
     error = ENOSYS if name == "clone3" else EPERM
-    return [_op(JUMP_EQUAL, number, 0, 1), _op(RETURN, ERROR | error)]
+    return [_bpf_op(JUMP_EQUAL, number, 0, 1), _bpf_op(RETURN, ERROR | error)]
 
 
-def _op(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+def _bpf_op(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
     return struct.pack("=HBBI", code, then, otherwise, value)

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.execution.checks import Rejected
+from nexa_distill.execution.checks import ExecutionRejected
 
 Rows = list[tuple[Any, ...]]
 
 STEPS_AT_ONCE = 1000  # between two checks of the time
 # A query is SELECT or WITH after spaces and comments; EXPLAIN, VALUES and PRAGMA are not.
-QUERY = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with)\b", re.IGNORECASE | re.DOTALL
-)
+QUERY = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with)\b", re.IGNORECASE | re.DOTALL)
 # All but those that access files, reveal the machine or return another value each time.
 _FUNCTIONS = """
     abs char coalesce concat concat_ws format glob hex if ifnull iif instr length octet_length like
@@ -83,9 +81,7 @@ class Database:
         for pragma in ("trusted_schema=OFF", "temp_store=MEMORY", f"hard_heap_limit={heap}"):
             self._connection.execute(f"PRAGMA {pragma}")
         self._connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")  # registers them
-        self._tables = {
-            name.lower() for (name,) in self._connection.execute("SELECT name FROM sqlite_master")
-        }
+        self._tables = {name.lower() for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
         for limit, value in (
             (sqlite3.SQLITE_LIMIT_LENGTH, limits.max_output_bytes),
             (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 100_000),
@@ -96,23 +92,23 @@ class Database:
             (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
         ):
             self._connection.setlimit(limit, value)
-        self._connection.set_authorizer(self._authorize)
-        self._connection.set_progress_handler(self._progress, STEPS_AT_ONCE)
+        self._connection.set_authorizer(self._authorize_action)
+        self._connection.set_progress_handler(self._count_steps, STEPS_AT_ONCE)
 
-    def rows(self, query: str, clock: Clock) -> Rows:
-        """All rows of the query, in order. Raises Rejected with reason and evidence."""
+    def fetch_rows(self, query: str, clock: Clock) -> Rows:
+        """All rows of the query, in order. Raises ExecutionRejected with reason and evidence."""
         if not QUERY.match(query):
-            raise Rejected("not_a_query", f"expected one SELECT, found {query.strip()[:60]!r}")
+            raise ExecutionRejected("not_a_query", f"expected one SELECT, found {query.strip()[:60]!r}")
         self._denied, self._steps = None, self._limits.max_sql_steps // STEPS_AT_ONCE
         with clock as self._deadline:
             try:
-                return self._fetch(query)
+                return self._fetch_limited(query)
             except MemoryError:
-                raise Rejected("memory_limit", "out of memory") from None
+                raise ExecutionRejected("memory_limit", "out of memory") from None
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-                raise self._why(error) from None
+                raise self._explain_error(error) from None
 
-    def _fetch(self, query: str) -> Rows:
+    def _fetch_limited(self, query: str) -> Rows:
         rows: Rows = []
         size, limits = 0, self._limits
         for row in self._connection.execute(query):
@@ -120,28 +116,28 @@ class Database:
             rows.append(row)
             if len(rows) > limits.max_rows or size > limits.max_output_bytes:
                 limit = f"more than {limits.max_rows} rows or {limits.max_output_bytes} bytes"
-                raise Rejected("output_limit", limit)
+                raise ExecutionRejected("output_limit", limit)
         return rows
 
-    def _why(self, error: Exception) -> Rejected:
+    def _explain_error(self, error: Exception) -> ExecutionRejected:
         text = str(error)
         if "one statement" in text:
-            return Rejected("not_a_query", text)
+            return ExecutionRejected("not_a_query", text)
         if self._denied:
-            return Rejected("forbidden_operation", f"{self._denied}: {text}")
+            return ExecutionRejected("forbidden_operation", f"{self._denied}: {text}")
         if text == "interrupted":
             steps = "steps" if self._steps < 0 else "time"
-            return Rejected("execution_timeout", f"stopped at its limit of {steps}")
+            return ExecutionRejected("execution_timeout", f"stopped at its limit of {steps}")
         if "too big" in text:
-            return Rejected("output_limit", text)
-        return Rejected("not_executable", text)
+            return ExecutionRejected("output_limit", text)
+        return ExecutionRejected("not_executable", text)
 
-    def _progress(self) -> int:
+    def _count_steps(self) -> int:
         # A single step (one `replace` on a long text) cannot be interrupted: the pool kills it.
         self._steps -= 1
         return self._steps < 0 or time.monotonic() > self._deadline
 
-    def _authorize(
+    def _authorize_action(
         self, action: int, first: str | None, second: str | None, _base: str | None, _by: str | None
     ) -> int:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
@@ -150,9 +146,7 @@ class Database:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_READ and self._may_read(str(first).lower(), second):
             return sqlite3.SQLITE_OK
-        self._denied = (
-            self._denied or f"{_NAMES.get(action, action)} {second or first or ''}".strip()
-        )
+        self._denied = self._denied or f"{_NAMES.get(action, action)} {second or first or ''}".strip()
         return sqlite3.SQLITE_DENY
 
     def _may_read(self, table: str, column: str | None) -> bool:

@@ -11,22 +11,22 @@ MENTIONS = re.compile(r"\border\s+by\b|\blimit\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Shape:
+class QueryShape:
     """`ordered`: the rows of the result have an order. `picks`: ORDER BY or LIMIT occurs."""
 
     ordered: bool
     picks: bool
 
 
-def shape(query: str) -> Shape:
+def read_shape(query: str) -> QueryShape:
     """The shape of a query. Raises ValueError if sqlglot cannot parse it."""
     if not MENTIONS.search(query):
-        return Shape(ordered=False, picks=False)
-    parsed = _parse(query)
+        return QueryShape(ordered=False, picks=False)
+    parsed = _parse_query(query)
     from sqlglot import expressions as exp
 
     picks = parsed.find(exp.Order, exp.Limit) is not None
-    return Shape(ordered=parsed.args.get("order") is not None, picks=picks)
+    return QueryShape(ordered=parsed.args.get("order") is not None, picks=picks)
 
 
 def normal_form(query: str) -> str | None:
@@ -38,13 +38,13 @@ def normal_form(query: str) -> str | None:
     from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 
     try:
-        parsed = normalize_identifiers(_parse(query), dialect="sqlite")
+        parsed = normalize_identifiers(_parse_query(query), dialect="sqlite")
     except ValueError:
         return None
     return str(parsed.sql(dialect="sqlite", comments=False))
 
 
-def _parse(query: str):  # type: ignore[no-untyped-def]
+def _parse_query(query: str):  # type: ignore[no-untyped-def]
     import sqlglot
 
     try:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from nexa_distill.contracts import NOT_APPLIED, TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.tables import read_batches
 from nexa_distill.text.hashing import Indexes
 
@@ -23,7 +23,7 @@ CHECKED = TABLES["rules_checks"]
 T = TypeVar("T", bound=Hashable)
 
 
-class Seen(NamedTuple):
+class AnswerChecks(NamedTuple):
     """The checks of one answer. `reasons`: of those that did not pass, in their order.
 
     `scores`: (check, value) per judge that gave one; `judged`: the judges' checks that were made.
@@ -33,24 +33,24 @@ class Seen(NamedTuple):
     scores: tuple[tuple[str, float], ...] = ()
     judged: frozenset[str] = frozenset()
 
-    def add(self, row: Mapping[str, Any], judges: Collection[str]) -> "Seen":
+    def with_check(self, row: Mapping[str, Any], judges: Collection[str]) -> "AnswerChecks":
         """Add one row of contracts.CHECKS. A judge's score is not compared with a threshold."""
         name, reasons, scores = row["check"], self.reasons, self.scores
         if name in judges and row["ok"] is not False and row["value"] is not None:
             scores = (*(score for score in scores if score[0] != name), (name, row["value"]))
         elif name in judges or not row["ok"]:
             reasons = (*reasons, row["reason"] or "check_missing")
-        return Seen(reasons, scores, self.judged | ({name} & set(judges)))
+        return AnswerChecks(reasons, scores, self.judged | ({name} & set(judges)))
 
 
-class Case(NamedTuple):
+class CheckOutcome(NamedTuple):
     """The checks of an answer; `missing`: a required check was not made."""
 
-    seen: Seen
+    seen: AnswerChecks
     missing: bool
 
 
-class Evidence:
+class CheckSummary:
     """The checks of each answer, and the counts of all checks.
 
     `required`: families or names; a family means each of its names that occurs in the files.
@@ -58,15 +58,11 @@ class Evidence:
     """
 
     def __init__(
-        self,
-        answers: AnswerKeys,
-        paths: Sequence[Path],
-        required: Sequence[str],
-        judges: Collection[str],
+        self, answers: AnswerIndex, paths: Sequence[Path], required: Sequence[str], judges: Collection[str]
     ) -> None:
         self._answers, self._judges = answers, judges
         # The checks of most answers are the same, so each distinct combination is stored once.
-        self._seen, self._made = _Numbered(Seen()), _Numbered(frozenset[str]())
+        self._seen, self._made = _Interner(AnswerChecks()), _Interner(frozenset[str]())
         self._seen_of = np.zeros(len(answers), np.uint32)
         self._made_of = np.zeros(len(answers), np.uint32)
         self._required, self._absent = set[str](), set(required)
@@ -80,9 +76,9 @@ class Evidence:
             raise InputError(f"--checks names a file twice: {', '.join(map(str, paths))}")
         for path in paths:
             for rows in read_batches(path, CHECKED):
-                self._add(rows, required)
+                self._add_rows(rows, required)
 
-    def _add(self, rows: pa.Table, required: Sequence[str]) -> None:
+    def _add_rows(self, rows: pa.Table, required: Sequence[str]) -> None:
         for name in rows["check"].unique().to_pylist():
             family = name.split(".", 1)[0]
             self.families.add(family)
@@ -90,7 +86,7 @@ class Evidence:
                 self._absent -= covered
                 self._required.add(name)
         # Checks of answers that are not in the index have position -1.
-        positions = self._answers.positions(rows)
+        positions = self._answers.find_positions(rows)
         rows, positions = rows.filter(pa.array(positions >= 0)), positions[positions >= 0]
         checks = rows["check"].combine_chunks().dictionary_encode()
         codes = checks.indices.to_numpy()
@@ -105,7 +101,7 @@ class Evidence:
         is_judge = pc.is_in(rows["check"], pa.array(self._judges, pa.string()))
         # Only failures and scores are read row by row; most checks pass.
         notable = pc.or_(pc.invert(passed), is_judge)
-        self._note(rows.filter(notable), positions[notable.to_numpy()])
+        self._note_results(rows.filter(notable), positions[notable.to_numpy()])
 
     def _count_not_applied(self, rows: pa.Table) -> None:
         counts = rows.group_by(["check", "detail"]).aggregate([([], "count_all")])
@@ -119,7 +115,7 @@ class Evidence:
         after = [self._made(self._made.values[number] | {name}) for number in before.tolist()]
         self._made_of[positions] = np.array(after, np.uint32)[place]
 
-    def _note(self, rows: pa.Table, positions: Indexes) -> None:
+    def _note_results(self, rows: pa.Table, positions: Indexes) -> None:
         read = rows.select(["check", "ok", "value", "reason"]).to_pylist()
         for row, position in zip(read, positions.tolist(), strict=True):
             seen = self._seen.values[self._seen_of[position]]
@@ -137,16 +133,13 @@ class Evidence:
             reason or "check_missing" for reason in failed["reason"].to_pylist()
         )
 
-    def cases(self) -> tuple[list[Case], Indexes]:
+    def distinct_outcomes(self) -> tuple[list[CheckOutcome], Indexes]:
         """(the distinct cases, the case number of each answer)."""
         # Both numbers in one integer, so that `unique` finds the distinct pairs.
         both = self._seen_of.astype(np.uint64) << np.uint64(32) | self._made_of
         codes, place = np.unique(both, return_inverse=True)
         lacking = [bool(self._absent) or not self._required <= m for m in self._made.values]
-        cases = [
-            Case(self._seen.values[code >> 32], lacking[code & 0xFFFFFFFF])
-            for code in codes.tolist()
-        ]
+        cases = [CheckOutcome(self._seen.values[code >> 32], lacking[code & 0xFFFFFFFF]) for code in codes.tolist()]
         return cases, place
 
     def exec_errors(self) -> dict[str, int] | None:
@@ -166,7 +159,7 @@ class Evidence:
         return counts["passed"] / counts.total() if counts else None
 
 
-class _Numbered(Generic[T]):
+class _Interner(Generic[T]):
     """Stores each distinct value once; the number of a value is its index in `values`."""
 
     def __init__(self, first: T) -> None:

@@ -7,24 +7,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nexa_distill.contracts import CHECKS, NOT_APPLIED
-from nexa_distill.gating.rules import Flags, Measured
+from nexa_distill.gating.rules import Flags, RuleResult
 
 # The columns of CHECKS with dictionary-encoded texts, which are written in a fifth of the time.
 WRITTEN_CHECKS = pa.schema(
-    [
-        f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.type == pa.string() else f
-        for f in CHECKS
-    ]
+    [f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.type == pa.string() else f for f in CHECKS]
 )
 
 
-def passing(measured: Sequence[Measured]) -> Flags:
+def passing_rows(measured: Sequence[RuleResult]) -> Flags:
     """The rows that pass every rule or to which it was not applied."""
-    every: Flags = np.all([m.passed for m in measured], axis=0)
+    every: Flags = np.all([m.passed_rows for m in measured], axis=0)
     return every
 
 
-def checks_table(rows: pa.Table, measured: Sequence[Measured]) -> pa.Table:
+def checks_table(rows: pa.Table, measured: Sequence[RuleResult]) -> pa.Table:
     """The measurements as WRITTEN_CHECKS: all rules of the first answer, then of the next.
 
     `rows` needs `sample_id` and `attempt`.
@@ -50,18 +47,18 @@ def checks_table(rows: pa.Table, measured: Sequence[Measured]) -> pa.Table:
             value[:, j] = np.where(m.known, m.value, np.nan)
     rules = np.tile(np.arange(width, dtype=np.int32), count)
     columns = [
-        _coded(np.repeat(np.arange(count, dtype=np.int32), width), rows["sample_id"]),
+        _dictionary_array(np.repeat(np.arange(count, dtype=np.int32), width), rows["sample_id"]),
         pa.array(np.repeat(rows["attempt"].to_numpy(), width)),
-        _coded(rules, pa.array([m.check for m in measured])),
+        _dictionary_array(rules, pa.array([m.check for m in measured])),
         pa.array(ok, mask=~is_known),
         pa.array(value.ravel(), from_pandas=True),
-        _coded(reason.astype(np.int32), pa.array(reasons), mask=ok),
-        _details(measured, count, width),
+        _dictionary_array(reason.astype(np.int32), pa.array(reasons), mask=ok),
+        _detail_column(measured, count, width),
     ]
     return pa.table(columns, schema=WRITTEN_CHECKS)
 
 
-def _coded(
+def _dictionary_array(
     index: npt.NDArray[np.int32], values: pa.Array | pa.ChunkedArray, mask: Flags | None = None
 ) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
@@ -69,7 +66,7 @@ def _coded(
     return pa.DictionaryArray.from_arrays(pa.array(index, mask=mask), values)
 
 
-def _details(measured: Sequence[Measured], count: int, width: int) -> pa.Array:
+def _detail_column(measured: Sequence[RuleResult], count: int, width: int) -> pa.Array:
     index = np.zeros(count * width, np.int32)
     absent = np.ones(count * width, np.bool_)
     texts: dict[str, int] = {}
@@ -77,4 +74,4 @@ def _details(measured: Sequence[Measured], count: int, width: int) -> pa.Array:
         for row, text in m.detail.items():
             absent[row * width + j] = False
             index[row * width + j] = texts.setdefault(text, len(texts))
-    return _coded(index, pa.array(list(texts), pa.string()), mask=absent)
+    return _dictionary_array(index, pa.array(list(texts), pa.string()), mask=absent)

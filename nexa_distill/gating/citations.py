@@ -65,9 +65,7 @@ REPORTS_AFTER = re.compile(
     r"mostrou|показал|установил|обнаружил|отмеча|описа|утвержда|指出|发现|认为|表明|提出|报告|によれば|によると|は|が|示し|"
     r"ने|وجد|أظهر|يرى)"
 )
-REFERENCE_ENTRY = re.compile(
-    r"\b(?:1[6-9]|20)\d\d\b|doi|https?:|\bvol\b|\bpp\.|journal|proceedings|press"
-)
+REFERENCE_ENTRY = re.compile(r"\b(?:1[6-9]|20)\d\d\b|doi|https?:|\bvol\b|\bpp\.|journal|proceedings|press")
 NO_AUTHOR = {
     # Months and seasons.
     *"january february march april may june july august september october november december jan feb mar "
@@ -128,9 +126,7 @@ def _is_reference(text: str, match: re.Match[str]) -> bool:
     if 0 in numbers or any(a >= b for a, b in pairwise(numbers)):
         return False
     if is_first:
-        return bool(REFERENCE_ENTRY.search(after.split("\n", 1)[0])) or bool(
-            REPORTED_LINK.match(after)
-        )
+        return bool(REFERENCE_ENTRY.search(after.split("\n", 1)[0])) or bool(REPORTED_LINK.match(after))
     if REPORTED_LINK.match(after):
         return True
     if OPERATOR_AFTER.match(after) and not before.rstrip().endswith((".", ",")):

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from nexa_distill.reporting import charts, stage_reports
-from nexa_distill.reporting.html import document
-from nexa_distill.reporting.stage_reports import language_name, shown
+from nexa_distill.reporting.html import render_document
+from nexa_distill.reporting.stage_reports import format_number, language_name
 from nexa_distill.settings.filters import GateConfig
 
 FAMILIES = ("rules", "exec", "judge")
@@ -38,7 +38,7 @@ class FilterStats:
     not_applied: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
-    def rejected(self) -> int:
+    def rejected_count(self) -> int:
         """Answers that were not kept."""
         return self.total - self.kept
 
@@ -54,7 +54,7 @@ class FilterStats:
                 group[1] += not reasons
 
 
-def funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
+def count_funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
     """The report as JSON; null = not run."""
     groups: dict[str, dict[str, dict[str, int]]] = {"template_name": {}, "domain": {}}
     for (column, value), (total, kept) in sorted(stats.groups.items()):
@@ -62,7 +62,7 @@ def funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
     return {
         "total": stats.total,
         "kept": stats.kept,
-        "rejected": stats.rejected,
+        "rejected": stats.rejected_count,
         "reject_reason_counts": dict(stats.reasons.most_common()),
         "families": {name: name in stats.families for name in FAMILIES},
         "judge_score": stats.judge_scores,
@@ -76,9 +76,9 @@ def funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
     }
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def render_markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    total, remaining, share = report["total"], report["total"], stage_reports.shown
+    total, remaining, share = report["total"], report["total"], stage_reports.format_number
     lines = ["# SampleGate", "", "| step | answers | left |", "|---|---|---|"]
     lines.append(f"| answers | {total:,} | {total:,} |")
     for reason, count in report["reject_reason_counts"].items():
@@ -86,9 +86,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"| - {reason} | {count:,} | {remaining:,} |")
     lines.append(f"| kept | {report['kept']:,} | {share(report['kept'] / total, share=True)} |")
     lines += ["", "Each rejected answer is counted once, under its first reason.", ""]
-    lines += [
-        f"- {name}: {'run' if ran else 'not run'}" for name, ran in report["families"].items()
-    ]
+    lines += [f"- {name}: {'run' if ran else 'not run'}" for name, ran in report["families"].items()]
     for name, key in (("executes", "exec_pass_rate"), ("matches", "gold_match_rate")):
         lines.append(f"- {name}: {share(report[key], share=True)}")
     if report["judge_score"]:
@@ -111,25 +109,23 @@ def markdown(report: Mapping[str, Any]) -> str:
 TITLE = "What SampleGate kept"
 
 
-def page(report: Mapping[str, Any]) -> str:
+def render_page(report: Mapping[str, Any]) -> str:
     """The report as one self-contained HTML page."""
-    facts = "".join(f"<li>{escape(fact)}</li>" for fact in _facts(report))
-    body = f"<header><h1>{TITLE}</h1><ul>{facts}</ul></header>" + _section(
-        "From answers to training",
-        "each rejected answer counts once, under its first reason",
-        _funnel(report),
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in _list_facts(report))
+    body = f"<header><h1>{TITLE}</h1><ul>{facts}</ul></header>" + _render_section(
+        "From answers to training", "each rejected answer counts once, under its first reason", _draw_funnel(report)
     )
     for title, key in (("Kept by task type", "by_template_name"), ("Kept by domain", "by_domain")):
-        body += _section(title, "share of the answers", _shares(report[key]))
-    return document(TITLE, body)
+        body += _render_section(title, "share of the answers", _draw_shares(report[key]))
+    return render_document(TITLE, body)
 
 
-def _facts(report: Mapping[str, Any]) -> list[str]:
+def _list_facts(report: Mapping[str, Any]) -> list[str]:
     total, kept = report["total"], report["kept"]
-    facts = [f"{kept:,} of {total:,} answers kept ({shown(kept / total, share=True)})"]
-    facts += [f"judge: {shown(None)}"] * (not report["families"]["judge"])
+    facts = [f"{kept:,} of {total:,} answers kept ({format_number(kept / total, share=True)})"]
+    facts += [f"judge: {format_number(None)}"] * (not report["families"]["judge"])
     rates = {"executes": "exec_pass_rate", "matches the known answer": "gold_match_rate"}
-    facts += [f"{name}: {shown(report[key], share=True)}" for name, key in rates.items()]
+    facts += [f"{name}: {format_number(report[key], share=True)}" for name, key in rates.items()]
     facts += [
         f"{check} not applied to {count:,} answers (no list for {language_name(code)})"
         for check, languages in report["not_applied"].items()
@@ -138,25 +134,23 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
     return facts
 
 
-def _funnel(report: Mapping[str, Any]) -> str:
+def _draw_funnel(report: Mapping[str, Any]) -> str:
     rows = [charts.Bar("answers", report["total"], f"{report['total']:,}", "teacher")]
     rows += [
         charts.Bar(f"- {reason}", count, f"{count:,}", "before")
         for reason, count in report["reject_reason_counts"].items()
     ]
     rows.append(charts.Bar("kept", report["kept"], f"{report['kept']:,}", "after"))
-    return charts.bars(rows, top=report["total"])
+    return charts.draw_bars(rows, top=report["total"])
 
 
-def _shares(groups: Mapping[str, Mapping[str, int]]) -> str:
+def _draw_shares(groups: Mapping[str, Mapping[str, int]]) -> str:
     rows = [
-        charts.Bar(
-            name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}", "after"
-        )
+        charts.Bar(name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}", "after")
         for name, part in groups.items()
     ]
-    return charts.bars(rows, top=1.0)
+    return charts.draw_bars(rows, top=1.0)
 
 
-def _section(title: str, note: str, plot: str) -> str:
+def _render_section(title: str, note: str, plot: str) -> str:
     return f'<section><h2>{title}</h2><p class="note">{note}</p>{plot}</section>'

@@ -23,9 +23,7 @@ SENTENCE_END = re.compile(
     r"|(?<=!)(?=[\u3040-\u9fff])|(?<=\n)\s*\n)"
 )
 # A line that announces a text ("Here is a draft reply:"), or the speaker of one ("Anna: ...").
-LABEL = re.compile(
-    r"^[ \t>*_#-]*(?P<label>[^\n:.!?]{1,80}?)[*_]*:[*_]*(?P<rest>[^\n]*)", re.MULTILINE
-)
+LABEL = re.compile(r"^[ \t>*_#-]*(?P<label>[^\n:.!?]{1,80}?)[*_]*:[*_]*(?P<rest>[^\n]*)", re.MULTILINE)
 MOST_SPEAKER_WORDS = 4
 # Labels after which the answer still speaks in its own voice.
 OWN_LABEL = re.compile(

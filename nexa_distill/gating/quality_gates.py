@@ -19,7 +19,7 @@ from nexa_distill.storage.manifests import load_manifest
 FILTERING = "python scripts/python/data_processing/run_filtering.py"
 
 
-def misses(report: Mapping[str, Any], gates: QualityGates) -> Iterator[str]:
+def missed_gates(report: Mapping[str, Any], gates: QualityGates) -> Iterator[str]:
     """One line per missed gate: `exec_pass_rate 0.1190 < min_exec_pass_rate 0.5000`."""
     measured = {
         "total": report["total"],
@@ -31,10 +31,10 @@ def misses(report: Mapping[str, Any], gates: QualityGates) -> Iterator[str]:
     for name, value in measured.items():
         least = getattr(gates, f"min_{name}")
         if least is not None and (value is None or not value >= least):
-            yield f"{name} {_shown(value)} < min_{name} {_shown(least)}"
+            yield f"{name} {_format_figure(value)} < min_{name} {_format_figure(least)}"
 
 
-def _shown(value: float | None) -> str:
+def _format_figure(value: float | None) -> str:
     if value is None:
         return "not measured"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
@@ -45,13 +45,13 @@ def load_gates(config: DistillConfig) -> QualityGates:
     return load_yaml(Path(config.filters), FilterConfig).quality_gates
 
 
-def enforce(config: DistillConfig) -> None:
+def enforce_gates(config: DistillConfig) -> None:
     """Raises QualityGateMissed (3); InputMissing (66) without a report of the kept answers."""
     gates = load_gates(config)
     if all(value is None for value in gates.model_dump().values()):
         return
-    path = config.storage.path("reports") / "sample_gate" / "quality_report.json"
-    manifest = load_manifest(config.storage.path("filtered_dataset"), config.storage)
+    path = config.storage.path_of("reports") / "sample_gate" / "quality_report.json"
+    manifest = load_manifest(config.storage.path_of("filtered_dataset"), config.storage)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         counts = manifest and (manifest["rows_in"], manifest["kept"])
@@ -60,7 +60,7 @@ def enforce(config: DistillConfig) -> None:
         is_current = False
     if not is_current:
         raise InputMissing(f"{path}: is not the report of the kept answers; run `{FILTERING}`")
-    if missed := list(misses(report, gates)):
+    if missed := list(missed_gates(report, gates)):
         advice = (
             f"quality_gates: in {config.filters} stopped the run before training; read "
             f"{path.with_name('gate_report.md')}, fix the causes that it names or lower the gate, "

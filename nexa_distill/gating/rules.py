@@ -29,9 +29,9 @@ from nexa_distill.gating.text_rules import Suspect, TextRule, cut_bytes, pattern
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_pattern, fold_texts
-from nexa_distill.text.language import ANY, LETTERS, UNKNOWN, identify_prose, may_be
+from nexa_distill.text.language import ANY, LETTERS, UNKNOWN, identify_prose, may_be_language
 from nexa_distill.text.regions import has_open_fence
-from nexa_distill.text.repetition import Tokens, repetition
+from nexa_distill.text.repetition import TokenizedTexts, repetition_shares
 
 COLUMNS = ("teacher_output", "finish_reason", "template_name", "answer_flag")
 BATCH_ROWS = 16_384  # patterns are compiled once per batch: 25 ms
@@ -46,7 +46,7 @@ Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measured:
+class RuleResult:
     """One rule on every answer of a batch. `ok` is valid only where `known`; `detail` by row.
 
     `reasons`: by row, reasons that differ from the rule's usual `reason`. `not_applied`: by row, a
@@ -63,70 +63,70 @@ class Measured:
     not_applied: Mapping[int, str] = field(default_factory=dict)
 
     @property
-    def passed(self) -> Flags:
+    def passed_rows(self) -> Flags:
         """Rows that pass the rule or to which it is not applied."""
         passed = self.ok & self.known
         passed[list(self.not_applied)] = True
         return passed
 
-    def count(self, rows: Flags) -> Counter[str]:
+    def count_reasons(self, rows: Flags) -> Counter[str]:
         """The reasons of these rows, all of which fail."""
         counts = Counter(why for row, why in self.reasons.items() if rows[row])
         counts[self.reason] += int(rows.sum()) - counts.total()
         return +counts
 
 
-class Answers:
+class AnswerBatch:
     """The texts of a batch in the forms that the rules need. A null text becomes empty."""
 
     def __init__(self, rows: pa.Table) -> None:
         column = rows["teacher_output"].combine_chunks()
-        self.known: Flags = _flags(column.is_valid())
+        self.known: Flags = _to_flags(column.is_valid())
         self.text = pc.fill_null(column, "").cast(pa.string())
         self.chars: npt.NDArray[np.int64] = pc.utf8_length(self.text).to_numpy()
         self.folded = fold_texts(self.text)
         self.low: pa.StringArray = self.folded.texts
-        self.tokens = Tokens(self.folded.lowered, self.folded.is_ascii)
+        self.tokens = TokenizedTexts(self.folded.lowered, self.folded.is_ascii)
         self._languages: dict[int, str] = {}
         self.finish = rows["finish_reason"]
         self.task = rows["template_name"]
         self.flag = rows["answer_flag"]
 
     @cached_property
-    def english(self) -> Flags:
+    def is_english(self) -> Flags:
         """Nearly ASCII texts with a common English word: a guess, only for counting."""
         lengths = pc.binary_length(self.text).to_numpy()
         mostly_ascii: Flags = lengths < MOSTLY_ASCII * self.chars
-        return mostly_ascii & _flags(pc.match_substring_regex(self.low, ENGLISH_WORDS))
+        return mostly_ascii & _to_flags(pc.match_substring_regex(self.low, ENGLISH_WORDS))
 
     @cached_property
     def _foreign_letters(self) -> npt.NDArray[np.int64]:
         """Rows with letters that folding does not convert to ASCII."""
-        rows: npt.NDArray[np.int64] = np.flatnonzero(~_flags(pc.string_is_ascii(self.low)))
+        rows: npt.NDArray[np.int64] = np.flatnonzero(~_to_flags(pc.string_is_ascii(self.low)))
         return rows
 
-    def candidates(self, language: str) -> npt.NDArray[np.int64]:
+    def language_candidates(self, language: str) -> npt.NDArray[np.int64]:
         """Rows that may be in a language other than English: by script, or Latin and unclear."""
         if letters := LETTERS.get(language):
             among = self._foreign_letters
-            return among[_where(self.low.take(pa.array(among)), letters)]
-        unsure = np.flatnonzero(~self.english & self.known)
-        near = [may_be(self.language(row), language) for row in unsure.tolist()]
+            return among[_matching_rows(self.low.take(pa.array(among)), letters)]
+        unsure = np.flatnonzero(~self.is_english & self.known)
+        near = [may_be_language(self.language_of(row), language) for row in unsure.tolist()]
         return unsure[np.array(near, np.bool_)]
 
-    def language(self, row: int) -> str:
+    def language_of(self, row: int) -> str:
         """The language of the answer's prose."""
         if row not in self._languages:
             self._languages[row] = identify_prose(self.text[row].as_py())
         return self._languages[row]
 
-    def suspect(self, row: int) -> Suspect:
+    def suspect_at(self, row: int) -> Suspect:
         """One answer with its folded text and positions."""
         to_source = partial(self.folded.find_source_position, row)
         return Suspect(row, self.low[row].as_py(), self.text[row].as_py(), to_source)
 
 
-def inflected(verb: str) -> str:
+def inflect_verb(verb: str) -> str:
     """Pattern of a regular verb's forms: measure -> measure(s), measured, measuring."""
     if verb.endswith("e"):
         return f"{verb[:-1]}(?:e|es|ed|ing)"
@@ -138,7 +138,7 @@ def inflected(verb: str) -> str:
 def verb_pattern(language: str, verbs: Sequence[str]) -> str:
     """English verbs with their regular forms; in other languages whole words, `mess*` a prefix."""
     if language == "en":
-        return rf"\b(?:{'|'.join(inflected(verb) for verb in verbs)})\b"
+        return rf"\b(?:{'|'.join(inflect_verb(verb) for verb in verbs)})\b"
     words = "|".join(fold_pattern(verb).replace("*", r"\pL*") for verb in verbs)
     return words if language in UNSPACED else rf"(?:^|[^\pL\pN_])(?:{words})(?:[^\pL\pN_]|$)"
 
@@ -152,12 +152,12 @@ class Rules:
         self.patterns = rules
         # One search for the patterns of any text; of rules with lists by language, the English one.
         anywhere = [
-            rule.screen if rule.is_for_any else rule.patterns["en"]
+            rule.screen_pattern if rule.is_for_any else rule.patterns["en"]
             for rule in rules
             if rule.is_for_any or "en" in rule.patterns
         ]
         fences = [FENCES] if config.ban_unbalanced_code_fences else []
-        personal = [pii.SCREEN[kind] for kind in config.pii.of()]
+        personal = [pii.SCREEN[kind] for kind in config.pii.kinds_with()]
         self.screen = "|".join([*fences, *personal, *anywhere])
         self.verbs = {
             language: verb_pattern(language, verbs)
@@ -171,38 +171,36 @@ class Rules:
         except pa.ArrowInvalid as error:
             raise InputError(f"filters: the patterns are too large together: {error}") from None
 
-    def measure(self, rows: pa.Table) -> list[Measured]:
+    def measure_batch(self, rows: pa.Table) -> list[RuleResult]:
         """Every enabled rule, in a fixed order, on every row of one batch (COLUMNS)."""
-        answers = Answers(rows)
+        answers = AnswerBatch(rows)
         # Flags come first, because they explain an absent text or `stop`.
-        results = [*self._flag(answers), *self._ends(answers), *self._lengths(answers)]
-        return [*results, *self._content(answers), *self._patterns(answers)]
+        results = [*self._check_flags(answers), *self._check_ends(answers), *self._check_lengths(answers)]
+        return [*results, *self._check_content(answers), *self._check_patterns(answers)]
 
-    def _flag(self, answers: Answers) -> list[Measured]:
+    def _check_flags(self, answers: AnswerBatch) -> list[RuleResult]:
         if not self.config.reject_flags:
             return []
-        bad = _flags(pc.is_in(answers.flag, pa.array(self.config.reject_flags)))
+        bad = _to_flags(pc.is_in(answers.flag, pa.array(self.config.reject_flags)))
         flags = {i: answers.flag[i].as_py() for i in np.flatnonzero(bad).tolist()}
         reasons = {i: FLAG_REASONS[flag] for i, flag in flags.items()}
         every, usual = np.ones(len(bad), np.bool_), FLAG_REASONS["malformed"]
-        return [Measured("rules.answer_flag", usual, ~bad, every, None, flags, reasons)]
+        return [RuleResult("rules.answer_flag", usual, ~bad, every, None, flags, reasons)]
 
-    def _ends(self, answers: Answers) -> list[Measured]:
+    def _check_ends(self, answers: AnswerBatch) -> list[RuleResult]:
         results = []
         filled = (answers.tokens.per_text > 0) & answers.known
         every = np.ones(len(filled), np.bool_)
         if self.config.require_stop:
-            stop, present = pc.equal(answers.finish, "stop"), _flags(answers.finish.is_valid())
-            ok = _flags(pc.fill_null(stop, False))
+            stop, present = pc.equal(answers.finish, "stop"), _to_flags(answers.finish.is_valid())
+            ok = _to_flags(pc.fill_null(stop, False))
             other = {i: answers.finish[i].as_py() for i in np.flatnonzero(present & ~ok).tolist()}
             calls = {i: "empty_output" for i in other if other[i] == "tool_calls" and not filled[i]}
-            results.append(
-                Measured("rules.finish_reason", "truncated", ok, present, None, other, calls)
-            )
-        results.append(Measured("rules.empty_output", "empty_output", filled, every, None, {}))
+            results.append(RuleResult("rules.finish_reason", "truncated", ok, present, None, other, calls))
+        results.append(RuleResult("rules.empty_output", "empty_output", filled, every, None, {}))
         return results
 
-    def _lengths(self, answers: Answers) -> list[Measured]:
+    def _check_lengths(self, answers: AnswerBatch) -> list[RuleResult]:
         chars = answers.chars.astype(np.float64)
         tokens = answers.tokens.counts.astype(np.float64)
         limits = (
@@ -212,54 +210,52 @@ class Rules:
             ("max_token_length", "too_many_tokens", tokens, np.less_equal),
         )
         return [
-            Measured(f"rules.{name}", reason, within(value, limit), answers.known, value, {})
+            RuleResult(f"rules.{name}", reason, within(value, limit), answers.known, value, {})
             for name, reason, value, within in limits
             if (limit := getattr(self.config, name)) is not None
         ]
 
-    def _content(self, answers: Answers) -> list[Measured]:
+    def _check_content(self, answers: AnswerBatch) -> list[RuleResult]:
         config, results = self.config, []
         if self.verbs:
-            results.append(self._action_verb(answers))
+            results.append(self._check_action_verb(answers))
         if config.max_repetition is not None:
-            share = repetition(answers.tokens)
+            share = repetition_shares(answers.tokens)
             ok = share <= config.max_repetition
-            results.append(Measured("rules.repetition", "repetition", ok, answers.known, share, {}))
+            results.append(RuleResult("rules.repetition", "repetition", ok, answers.known, share, {}))
         if config.require_json_for:
-            results.append(self._json(answers))
+            results.append(self._check_json(answers))
         return results
 
-    def _action_verb(self, answers: Answers) -> Measured:
+    def _check_action_verb(self, answers: AnswerBatch) -> RuleResult:
         """English first, for all answers; the language is identified only if that is unclear."""
         count, known = len(answers.low), answers.known.copy()
         ok = np.zeros(count, np.bool_)
         if english := self.verbs.get("en") or self.verbs.get(ANY):
-            ok = _flags(pc.match_substring_regex(answers.low, english))
+            ok = _to_flags(pc.match_substring_regex(answers.low, english))
             # An English verb among ASCII letters indicates English as well as another word does.
-            answers.english |= ok & answers.folded.is_ascii
+            answers.is_english |= ok & answers.folded.is_ascii
         others = self.verbs.keys() - {"en", ANY}
         # Identifying a language is slow, so it is done only for rows that it can change.
-        unsure = known & (~ok | (~answers.english if others else False))
+        unsure = known & (~ok | (~answers.is_english if others else False))
         not_applied = {}
         for row in np.flatnonzero(unsure).tolist():
-            language = answers.language(row)
+            language = answers.language_of(row)
             lists = set(self.verbs) if language == UNKNOWN else {language, ANY} & self.verbs.keys()
             looked_for = lists & {"en", ANY} if ok[row] else set[str]()
-            ok[row] = bool(looked_for) or any(
-                self._has_verb(answers, row, name) for name in lists - {"en", ANY}
-            )
+            ok[row] = bool(looked_for) or any(self._has_verb(answers, row, name) for name in lists - {"en", ANY})
             if not lists:
                 not_applied[row] = language
         known[list(not_applied)] = False
         check, reason = "rules.action_verb", "no_action_verb"
-        return Measured(check, reason, ok, known, None, not_applied, {}, not_applied)
+        return RuleResult(check, reason, ok, known, None, not_applied, {}, not_applied)
 
-    def _has_verb(self, answers: Answers, row: int, language: str) -> bool:
+    def _has_verb(self, answers: AnswerBatch, row: int, language: str) -> bool:
         text = pa.array([answers.low[row].as_py()], pa.string())
         return bool(pc.match_substring_regex(text, self.verbs[language])[0].as_py())
 
-    def _json(self, answers: Answers) -> Measured:
-        is_json_task = _flags(pc.is_in(answers.task, pa.array(self.config.require_json_for)))
+    def _check_json(self, answers: AnswerBatch) -> RuleResult:
+        is_json_task = _to_flags(pc.is_in(answers.task, pa.array(self.config.require_json_for)))
         errors = {
             i: error
             for i in np.flatnonzero(is_json_task & answers.known).tolist()
@@ -267,66 +263,59 @@ class Rules:
         }
         ok = np.ones(len(answers.low), np.bool_)
         ok[list(errors)] = False
-        return Measured("rules.json", "invalid_json", ok, answers.known, None, errors)
+        return RuleResult("rules.json", "invalid_json", ok, answers.known, None, errors)
 
-    def _patterns(self, answers: Answers) -> list[Measured]:
+    def _check_patterns(self, answers: AnswerBatch) -> list[RuleResult]:
         """One scan for all patterns; each rule then examines only the answers that match it."""
-        suspects = _where(answers.low, self.screen) if self.screen else np.zeros(0, np.int64)
+        suspects = _matching_rows(answers.low, self.screen) if self.screen else np.zeros(0, np.int64)
         low = answers.low.take(pa.array(suspects))
         results = []
         for rule in self.patterns:
             if rule.is_for_any:
-                rows = suspects[_where(low, rule.screen)].tolist()
-                results.append(self._pattern(rule, answers, rows))
+                rows = suspects[_matching_rows(low, rule.screen_pattern)].tolist()
+                results.append(self._check_pattern(rule, answers, rows))
             else:
                 among = _listed_suspects(rule, answers, suspects, low)
                 rows = sorted(set[int]().union(*among.values()))
-                results.append(self._pattern(rule, answers, rows, among))
-        results += [self._pii(kind, answers, suspects, low) for kind in self.config.pii.of()]
+                results.append(self._check_pattern(rule, answers, rows, among))
+        results += [self._check_pii(kind, answers, suspects, low) for kind in self.config.pii.kinds_with()]
         if self.config.ban_unbalanced_code_fences:
-            fenced = suspects[_where(low, FENCES)].tolist()
+            fenced = suspects[_matching_rows(low, FENCES)].tolist()
             ok = np.ones(len(answers.low), np.bool_)
             ok[[i for i in fenced if has_open_fence(answers.text[i].as_py())]] = False
             reason = "unbalanced_code_fence"
-            results.append(Measured("rules.code_fences", reason, ok, answers.known, None, {}))
+            results.append(RuleResult("rules.code_fences", reason, ok, answers.known, None, {}))
         return results
 
-    def _pattern(
-        self,
-        rule: TextRule,
-        answers: Answers,
-        rows: Sequence[int],
-        among: Mapping[str, set[int]] | None = None,
-    ) -> Measured:
-        places = rule.find([answers.suspect(row) for row in rows], among)
+    def _check_pattern(
+        self, rule: TextRule, answers: AnswerBatch, rows: Sequence[int], among: Mapping[str, set[int]] | None = None
+    ) -> RuleResult:
+        places = rule.find_matches([answers.suspect_at(row) for row in rows], among)
         ok, known = np.ones(len(answers.low), np.bool_), answers.known
         ok[list(places)] = False
-        detail = {
-            i: cut_bytes(answers.text[i].as_py(), start, EVIDENCE_BYTES)
-            for i, start in places.items()
-        }
+        detail = {i: cut_bytes(answers.text[i].as_py(), start, EVIDENCE_BYTES) for i, start in places.items()}
         not_applied = {}
         if not rule.is_for_any:
-            unsure = known & ok & ~(answers.english & ("en" in rule.patterns))
-            languages = {row: answers.language(row) for row in np.flatnonzero(unsure).tolist()}
+            unsure = known & ok & ~(answers.is_english & ("en" in rule.patterns))
+            languages = {row: answers.language_of(row) for row in np.flatnonzero(unsure).tolist()}
             not_applied = {row: code for row, code in languages.items() if not rule.is_for(code)}
             known = known.copy()
             known[list(not_applied)] = False
         detail |= not_applied
-        return Measured(rule.check, rule.reason, ok, known, None, detail, {}, not_applied)
+        return RuleResult(rule.check, rule.reason, ok, known, None, detail, {}, not_applied)
 
-    def _pii(
-        self, kind: pii.Kind, answers: Answers, suspects: npt.NDArray[np.int64], low: pa.Array
-    ) -> Measured:
-        rows = suspects[_flags(pc.match_substring_regex(low, pii.SCREEN[kind]))].tolist()
-        places = {i: list(pii.find(answers.text[i].as_py(), kind)) for i in rows}
+    def _check_pii(
+        self, kind: pii.Kind, answers: AnswerBatch, suspects: npt.NDArray[np.int64], low: pa.Array
+    ) -> RuleResult:
+        rows = suspects[_to_flags(pc.match_substring_regex(low, pii.SCREEN[kind]))].tolist()
+        places = {i: list(pii.find_spans(answers.text[i].as_py(), kind)) for i in rows}
         count = np.zeros(len(answers.low))
         count[list(places)] = [len(spans) for spans in places.values()]
         # Only the position: the evidence must not copy personal data.
         detail = {i: f"at character {spans[0][0]}" for i, spans in places.items() if spans}
         reason = "secret" if kind == "secret" else "personal_data"
         ok = (count == 0) | (getattr(self.config.pii, kind) == "flag")
-        return Measured(f"safety.pii_{kind}", reason, ok, answers.known, count, detail)
+        return RuleResult(f"safety.pii_{kind}", reason, ok, answers.known, count, detail)
 
 
 def json_error(text: str) -> str | None:
@@ -343,26 +332,26 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _listed_suspects(
-    rule: TextRule, answers: Answers, suspects: npt.NDArray[np.int64], low: pa.StringArray
+    rule: TextRule, answers: AnswerBatch, suspects: npt.NDArray[np.int64], low: pa.StringArray
 ) -> dict[str, set[int]]:
     """By language, the rows on which its list matches; English is searched in all `suspects`."""
     rows = {}
     for language, pattern in rule.patterns.items():
         among, texts = suspects, low
         if language != "en":
-            among = answers.candidates(language)
+            among = answers.language_candidates(language)
             texts = answers.low.take(pa.array(among))
-        rows[language] = set(among[_where(texts, pattern)].tolist())
+        rows[language] = set(among[_matching_rows(texts, pattern)].tolist())
     return rows
 
 
-def _where(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.int64]:
+def _matching_rows(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.int64]:
     """The rows on which the pattern matches."""
     if not len(texts):  # compiling a pattern takes longer than searching many texts with it
         return np.zeros(0, np.int64)
-    rows: npt.NDArray[np.int64] = np.flatnonzero(_flags(pc.match_substring_regex(texts, pattern)))
+    rows: npt.NDArray[np.int64] = np.flatnonzero(_to_flags(pc.match_substring_regex(texts, pattern)))
     return rows
 
 
-def _flags(values: pa.Array | pa.ChunkedArray) -> Flags:
+def _to_flags(values: pa.Array | pa.ChunkedArray) -> Flags:
     return np.asarray(values.to_numpy(zero_copy_only=False), np.bool_)

@@ -7,9 +7,7 @@ Input: folded text without code and formulas (text/folding.py, text/regions.py).
 
 import re
 
-MARK = re.compile(
-    r"\{\{[^{}\n]*\}\}|\$?\{[^{}\n]*\}|\{%[^\n]*?%\}|<\|[^|\n]*\|>|<<?/?[^<>\n]*>>?|\[/?\w+\]|\S+"
-)
+MARK = re.compile(r"\{\{[^{}\n]*\}\}|\$?\{[^{}\n]*\}|\{%[^\n]*?%\}|<\|[^|\n]*\|>|<<?/?[^<>\n]*>>?|\[/?\w+\]|\S+")
 SENTENCE_BREAK = re.compile(r"[.!?](?=\s)|[\u3002\uff01\uff1f\u0964]|\n")
 # Words of a sentence about templates. Folded.
 ABOUT_TEMPLATES = re.compile(

@@ -55,7 +55,7 @@ class TextRule:
         return ANY in self.patterns
 
     @property
-    def screen(self) -> str:
+    def screen_pattern(self) -> str:
         """All languages together: a text without a match of it has no match of the rule."""
         return "|".join(f"(?:{pattern})" for pattern in self.patterns.values())
 
@@ -63,28 +63,24 @@ class TextRule:
         """Whether the rule applies to this language; it applies to unknown ones and to code."""
         return language in self.patterns or language in (UNKNOWN, NO_WORDS) or ANY in self.patterns
 
-    def find(
+    def find_matches(
         self, suspects: Sequence[Suspect], among: Mapping[str, Collection[int]] | None = None
     ) -> dict[int, int]:
         """By row, the byte position in the source of the first match that counts.
 
         `among`: by language, the rows on which its list may match, if known.
         """
-        views = {
-            s.row: self.view(s.folded) if self.view is not None else s.folded for s in suspects
-        }
+        views = {s.row: self.view(s.folded) if self.view is not None else s.folded for s in suspects}
         by_row = {s.row: s for s in suspects}
         places: dict[int, int] = {}
         for language, pattern in self.patterns.items():
             some = {row: v for row, v in views.items() if among is None or row in among[language]}
-            for row, at in self._matches(pattern, by_row, some).items():
+            for row, at in self._true_matches(pattern, by_row, some).items():
                 if language == ANY or self._is_written_in(language, by_row[row], views[row]):
                     places[row] = min(at, places.get(row, at))
         return {row: by_row[row].source_position(start) for row, start in places.items()}
 
-    def _matches(
-        self, pattern: str, suspects: Mapping[int, Suspect], views: dict[int, str]
-    ) -> dict[int, int]:
+    def _true_matches(self, pattern: str, suspects: Mapping[int, Suspect], views: dict[int, str]) -> dict[int, int]:
         """By row, the character position of the first match that is not a false one."""
         places: dict[int, int] = {}
         # Each round blanks the false matches and searches the rest of these texts again.
@@ -143,11 +139,11 @@ def pattern_rules(config: FilterConfig) -> list[TextRule]:
     ]
     for name, pattern in config.safety_patterns.items():
         rows.append((f"safety.{name}", "safety_flag", {ANY: [pattern]}, None, None))
-    rules = [TextRule(row[0], row[1], _joined(row[2]), *row[3:]) for row in rows]
+    rules = [TextRule(row[0], row[1], _join_patterns(row[2]), *row[3:]) for row in rows]
     return [rule for rule in rules if rule.patterns]
 
 
-def _joined(patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _join_patterns(patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {
         language: "|".join(f"(?:{fold_pattern(pattern)})" for pattern in listed)
         for language, listed in patterns.items()

@@ -4,10 +4,10 @@ import threading
 from pathlib import Path
 
 from nexa_distill.annotation import event_log
-from nexa_distill.annotation.annotations import Annotation, Key, current, parse
+from nexa_distill.annotation.annotations import Annotation, Key, latest_decisions, parse_line
 
 
-class Decisions:
+class AnnotationFollower:
     """Follows an annotations file. Thread-safe: every browser tab is a thread of one server."""
 
     def __init__(self, path: Path) -> None:
@@ -17,18 +17,18 @@ class Decisions:
         self._events: list[Annotation] = []
         self._current: dict[Key, list[Annotation]] = {}
 
-    def current(self) -> dict[Key, list[Annotation]]:
-        """`annotations.current` of the file as it is now. Raises InputError naming a bad line."""
+    def current_decisions(self) -> dict[Key, list[Annotation]]:
+        """`annotations.latest_decisions` of the file as it is now. Raises InputError naming a bad line."""
         with self._lock:
-            if self._size() != self._end:
-                self._read_on()
+            if self._file_size() != self._end:
+                self._read_new()
             return self._current
 
-    def _size(self) -> int:
+    def _file_size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def _read_on(self) -> None:
-        if self._size() < self._end:  # an incomplete last line was removed, or it is another file
+    def _read_new(self) -> None:
+        if self._file_size() < self._end:  # an incomplete last line was removed, or it is another file
             self._end, self._lines, self._events = 0, 0, []
         with self.path.open("rb") as file:
             file.seek(self._end)
@@ -37,7 +37,7 @@ class Decisions:
         for line in complete:
             self._lines += 1
             if line.strip():
-                self._events.append(parse(self.path, self._lines, line))
+                self._events.append(parse_line(self.path, self._lines, line))
         self._end += len(new) - len(rest)
-        last = [parse(self.path, self._lines + 1, rest)] if event_log.whole(rest) else []
-        self._current = current([*self._events, *last])
+        last = [parse_line(self.path, self._lines + 1, rest)] if event_log.is_complete_event(rest) else []
+        self._current = latest_decisions([*self._events, *last])

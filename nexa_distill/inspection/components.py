@@ -11,7 +11,7 @@ import streamlit as st
 
 from nexa_distill.inspection.word_diff import Span
 
-MOST_CHARACTERS = 20_000
+MAX_CHARACTERS = 20_000
 STYLE = """
 .text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; font-size: 0.94rem;
   font-family: var(--st-font); color: var(--st-text-color); border: 1px solid #dfe3dc;
@@ -73,49 +73,43 @@ export default function ({ data, parentElement }) {
 
 @st.cache_resource
 def _table_component() -> Any:
-    return st.components.v2.component(
-        "nexa_table", html='<div class="table"></div>', css=TABLE_STYLE, js=TABLE_SCRIPT
-    )
+    return st.components.v2.component("nexa_table", html='<div class="table"></div>', css=TABLE_STYLE, js=TABLE_SCRIPT)
 
 
-def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], key: str) -> None:
+def show_table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], key: str) -> None:
     """A table of (class of TABLE_STYLE, texts). Streamlit's own needs pandas and a canvas."""
-    clean = [
-        (look, [text.encode("utf-8", "replace").decode() for text in texts]) for look, texts in rows
-    ]
+    clean = [(look, [text.encode("utf-8", "replace").decode() for text in texts]) for look, texts in rows]
     _table_component()(key=key, data={"head": list(head), "rows": clean})
 
 
 @st.cache_resource
-def _component() -> Any:
-    return st.components.v2.component(
-        "nexa_text", html='<div class="text"></div>', css=STYLE, js=SCRIPT
-    )
+def _text_component() -> Any:
+    return st.components.v2.component("nexa_text", html='<div class="text"></div>', css=STYLE, js=SCRIPT)
 
 
-def spans(parts: Sequence[Span], key: str, look: str = "") -> None:
+def show_spans(parts: Sequence[Span], key: str, look: str = "") -> None:
     """Text in parts with a class of STYLE each. `key`: unique on the page."""
     clean = [(text.encode("utf-8", "replace").decode(), kind) for text, kind in parts]
-    _component()(key=key, data={"spans": clean, "look": look})
+    _text_component()(key=key, data={"spans": clean, "look": look})
 
 
-def text(value: str | None, key: str, look: str = "") -> None:
-    """Plain text, cut after MOST_CHARACTERS."""
-    spans([(cut(value or ""), "")] if value else [], key, look)
+def show_text(value: str | None, key: str, look: str = "") -> None:
+    """Plain text, cut after MAX_CHARACTERS."""
+    show_spans([(cut_text(value or ""), "")] if value else [], key, look)
     if hidden := hidden_characters(value):
         st.caption(f"{hidden:,} more characters are not shown; the file has them all.")
 
 
-def cut(value: str) -> str:
-    """The first MOST_CHARACTERS characters."""
-    return value[:MOST_CHARACTERS]
+def cut_text(value: str) -> str:
+    """The first MAX_CHARACTERS characters."""
+    return value[:MAX_CHARACTERS]
 
 
 def hidden_characters(value: str | None) -> int:
-    """The number of characters that `cut` removes."""
-    return max(0, len(value or "") - MOST_CHARACTERS)
+    """The number of characters that `cut_text` removes."""
+    return max(0, len(value or "") - MAX_CHARACTERS)
 
 
-def plain(value: object) -> str:
+def escape_markdown(value: object) -> str:
     """Escape a text for labels that Streamlit parses as Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-.!|<>$:~&" else c for c in str(value))

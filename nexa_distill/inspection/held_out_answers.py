@@ -12,21 +12,13 @@ from nexa_distill.contracts import TABLES
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.tables import read_batches, read_table
 
-SOURCES = {
-    "teacher": "collected_dataset",
-    "before": "baseline_outputs",
-    "after": "student_outputs",
-}
-TITLES = {
-    "teacher": "Teacher",
-    "before": "Student before training",
-    "after": "Student after training",
-}
-JUDGED = ("judge.factuality", "judge.reasoning")
+SOURCES = {"teacher": "collected_dataset", "before": "baseline_outputs", "after": "student_outputs"}
+TITLES = {"teacher": "Teacher", "before": "Student before training", "after": "Student after training"}
+SCORE_CHECKS = ("judge.factuality", "judge.reasoning")
 
 
 @dataclass
-class HeldOut:
+class HeldOutPrompt:
     """One prompt. `answers`, `reasons` (against the answer; empty = passes) and `scores` by source.
 
     A missing source has not answered, or was not evaluated.
@@ -40,23 +32,23 @@ class HeldOut:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def load(storage: Storage) -> list[HeldOut]:
+def load_prompts(storage: Storage) -> list[HeldOutPrompt]:
     """The prompts that the trained student answered. Raises InputError (65) for a bad table."""
-    if not storage.path(SOURCES["after"]).exists():
+    if not storage.path_of(SOURCES["after"]).exists():
         return []
-    rows = read_table(storage.path(SOURCES["after"]), TABLES[SOURCES["after"]]).to_pylist()
+    rows = read_table(storage.path_of(SOURCES["after"]), TABLES[SOURCES["after"]]).to_pylist()
     names = ("sample_id", "user_prompt", "template_name")
-    prompts = {row["sample_id"]: HeldOut(**{n: row[n] for n in names}) for row in rows}
+    prompts = {row["sample_id"]: HeldOutPrompt(**{n: row[n] for n in names}) for row in rows}
     columns = ["sample_id", "attempt", "teacher_output"]
     for source, key in SOURCES.items():
-        for row in _rows(storage.path(key), key, prompts, columns):
+        for row in _load_first_answers(storage.path_of(key), key, prompts, columns):
             prompts[row["sample_id"]].answers[source] = row["teacher_output"]
-        _gates(storage.path("evaluation") / source, source, prompts)
+        _load_gate_results(storage.path_of("evaluation") / source, source, prompts)
     return list(prompts.values())
 
 
-def _rows(
-    path: Path, key: str, prompts: dict[str, HeldOut], columns: list[str]
+def _load_first_answers(
+    path: Path, key: str, prompts: dict[str, HeldOutPrompt], columns: list[str]
 ) -> list[dict[str, Any]]:
     """The first answers to these prompts; none without the file."""
     if not path.exists():
@@ -69,17 +61,17 @@ def _rows(
     return first_answers
 
 
-def _gates(folder: Path, source: str, prompts: dict[str, HeldOut]) -> None:
+def _load_gate_results(folder: Path, source: str, prompts: dict[str, HeldOutPrompt]) -> None:
     """Add the gate results of this source's answers, written by the evaluation."""
     key = ["sample_id", "attempt"]
-    for row in _rows(folder / "kept.parquet", "filtered_dataset", prompts, key):
+    for row in _load_first_answers(folder / "kept.parquet", "filtered_dataset", prompts, key):
         prompts[row["sample_id"]].reasons[source] = []
     columns = [*key, "rejection_reasons"]
-    for row in _rows(folder / "rejections.parquet", "rejections", prompts, columns):
+    for row in _load_first_answers(folder / "rejections.parquet", "rejections", prompts, columns):
         prompts[row["sample_id"]].reasons[source] = row["rejection_reasons"]
     columns = [*key, "check", "value"]
-    for row in _rows(folder / "judge.parquet", "judge_checks", prompts, columns):
-        if row["check"] in JUDGED and row["value"] is not None:
+    for row in _load_first_answers(folder / "judge.parquet", "judge_checks", prompts, columns):
+        if row["check"] in SCORE_CHECKS and row["value"] is not None:
             prompts[row["sample_id"]].scores.setdefault(source, {})[row["check"]] = row["value"]
 
 

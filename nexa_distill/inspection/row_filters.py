@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nexa_distill.annotation.annotations import Annotation, Key, verdict
-from nexa_distill.inspection.table_view import Answers, Checks, Mask, Rows
+from nexa_distill.annotation.annotations import Annotation, Key, agreed_action
+from nexa_distill.inspection.table_view import AnswerTable, ChecksFile, Mask, Rows
 
 UNDECIDED, CONFLICT = "undecided", "disagreement"
-Decided = Mapping[Key, Sequence[Annotation]]
+DecisionsByKey = Mapping[Key, Sequence[Annotation]]
 
 
 @dataclass(frozen=True)
-class Filters:
+class RowFilters:
     """An empty filter passes every row. `decisions`: actions, UNDECIDED, CONFLICT."""
 
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -23,53 +23,53 @@ class Filters:
     text: str = ""
 
 
-def matching(
-    answers: Answers, checks: Sequence[Checks], decided: Decided, filters: Filters
+def matching_rows(
+    answers: AnswerTable, checks: Sequence[ChecksFile], decided: DecisionsByKey, filters: RowFilters
 ) -> Rows:
     """Numbers of the rows that pass, ascending."""
     mask: Mask = np.ones(len(answers), np.bool_)
     for column, values in filters.values.items():
         if values:
-            mask &= answers.among(column, values)
+            mask &= answers.mask_of_values(column, values)
     if filters.reasons:
-        mask &= answers.rejected_for(filters.reasons)
+        mask &= answers.mask_of_reasons(filters.reasons)
     if filters.checks:
-        mask &= _rows(answers, set().union(*(file.not_passed(filters.checks) for file in checks)))
+        mask &= _mask_of_keys(answers, set().union(*(file.not_passed(filters.checks) for file in checks)))
     if filters.decisions:
-        mask &= _with_decision(answers, decided, filters.decisions)
+        mask &= _mask_of_decisions(answers, decided, filters.decisions)
     if filters.text:
-        mask &= answers.having(filters.text)
+        mask &= answers.mask_of_text(filters.text)
     return np.flatnonzero(mask)
 
 
-def _rows(answers: Answers, keys: set[Key]) -> Mask:
+def _mask_of_keys(answers: AnswerTable, keys: set[Key]) -> Mask:
     mask = np.zeros(len(answers), np.bool_)
     mask[[n for key in keys if (n := answers.number_of(key)) is not None]] = True
     return mask
 
 
-def _with_decision(answers: Answers, decided: Decided, labels: Sequence[str]) -> Mask:
-    mask = _rows(answers, {key for key, events in decided.items() if said(events) in labels})
+def _mask_of_decisions(answers: AnswerTable, decided: DecisionsByKey, labels: Sequence[str]) -> Mask:
+    mask = _mask_of_keys(answers, {key for key, events in decided.items() if decision_label(events) in labels})
     return mask | ~decided_rows(answers, decided) if UNDECIDED in labels else mask
 
 
-def decided_rows(answers: Answers, decided: Decided) -> Mask:
+def decided_rows(answers: AnswerTable, decided: DecisionsByKey) -> Mask:
     """The rows that have a human decision."""
-    return _rows(answers, set(decided))
+    return _mask_of_keys(answers, set(decided))
 
 
-def said(events: Sequence[Annotation]) -> str:
+def decision_label(events: Sequence[Annotation]) -> str:
     """The agreed action, UNDECIDED or CONFLICT."""
-    return (verdict(events) or CONFLICT) if events else UNDECIDED
+    return (agreed_action(events) or CONFLICT) if events else UNDECIDED
 
 
-def after(rows: Rows, number: int) -> int | None:
+def next_row(rows: Rows, number: int) -> int | None:
     """The next row after `number`, or None at the end."""
     place = int(np.searchsorted(rows, number, side="right"))
     return int(rows[place]) if place < len(rows) else None
 
 
-def before(rows: Rows, number: int) -> int | None:
+def previous_row(rows: Rows, number: int) -> int | None:
     """The row before `number`, or None at the beginning."""
     place = int(np.searchsorted(rows, number, side="left")) - 1
     return int(rows[place]) if place >= 0 else None

@@ -5,20 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.errors import NexaError
-from nexa_distill.orchestration.run_folder import (
-    SessionState,
-    latest_run,
-    planned_sessions,
-    read_session,
-)
-from nexa_distill.orchestration.stages import STAGES, locate
+from nexa_distill.orchestration.run_folder import SessionState, latest_run, planned_sessions, read_session
+from nexa_distill.orchestration.stages import STAGES, locate_path
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import load_manifest
 
 Json = dict[str, Any]
-STEPS = {
+FUNNEL_STEPS = {
     "prompts": "canonical",
     "without duplicates": "raw_dataset",
     "answered": "collected_dataset",
@@ -37,35 +32,35 @@ def read_json(path: Path) -> Json | None:
     return report if isinstance(report, dict) else None
 
 
-def funnel(storage: Storage) -> list[Json]:
+def count_funnel(storage: Storage) -> list[Json]:
     """Row counts after each finished step, from the manifests."""
-    manifests = ((step, load_manifest(storage.path(key), storage)) for step, key in STEPS.items())
+    manifests = ((step, load_manifest(storage.path_of(key), storage)) for step, key in FUNNEL_STEPS.items())
     return [{"step": step, "rows": manifest["count"]} for step, manifest in manifests if manifest]
 
 
-def reasons(storage: Storage) -> list[Json]:
+def count_reasons(storage: Storage) -> list[Json]:
     """Rejected prompts and answers by their first reason, the most frequent first."""
-    report = gate_facts(storage)
+    report = load_gate_report(storage)
     counts = report["reject_reason_counts"] if report else {}
     rows = [{"reason": reason, "answers": count} for reason, count in counts.items()]
     return sorted(rows, key=lambda row: -row["answers"])
 
 
-def gate_facts(storage: Storage) -> Json | None:
+def load_gate_report(storage: Storage) -> Json | None:
     """SampleGate's report."""
-    return read_json(storage.path("reports") / "sample_gate" / "gate_report.json")
+    return read_json(storage.path_of("reports") / "sample_gate" / "gate_report.json")
 
 
-def costs(storage: Storage) -> Json | None:
+def load_cost_report(storage: Storage) -> Json | None:
     """The cost report."""
-    return read_json(storage.path("reports") / "cost_report.json")
+    return read_json(storage.path_of("reports") / "cost_report.json")
 
 
-def timing(config: DistillConfig) -> list[Json]:
+def stage_timings(config: DistillConfig) -> list[Json]:
     """Rows, seconds and cost of each sealed stage, in the order of the stages."""
     rows = []
     for stage in STAGES:
-        manifest = load_manifest(locate(stage.outputs[0], config), config.storage)
+        manifest = load_manifest(locate_path(stage.outputs[0], config), config.storage)
         if manifest:
             keys = {"rows_in": "rows in", "cost_usd": "US$"}
             columns = ("rows_in", "kept", "rejected", "seconds", "cost_usd")
@@ -76,10 +71,10 @@ def timing(config: DistillConfig) -> list[Json]:
 def metrics_path(config: DistillConfig) -> Path:
     """The metrics file of the configured student's training."""
     student = load_yaml(Path(config.student), StudentConfig)
-    return config.storage.path("students") / student.run_name / "metrics.jsonl"
+    return config.storage.path_of("students") / student.run_name / "metrics.jsonl"
 
 
-def curve(path: Path) -> list[Json]:
+def load_loss_curve(path: Path) -> list[Json]:
     """{step, kind, loss}: the training loss per step, and the validation loss where measured."""
     if not path.exists():
         return []
@@ -93,7 +88,7 @@ def curve(path: Path) -> list[Json]:
     return rows
 
 
-def sessions(config: DistillConfig) -> tuple[str | None, list[SessionState]]:
+def latest_sessions(config: DistillConfig) -> tuple[str | None, list[SessionState]]:
     """The newest run's name and its sessions; (None, []) without a run."""
     try:
         run_dir = latest_run(Path(config.storage.logs).resolve())

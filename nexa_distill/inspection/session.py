@@ -13,8 +13,8 @@ import streamlit as st
 from nexa_distill.annotation import annotations
 from nexa_distill.annotation.annotations import Annotation, Key
 from nexa_distill.errors import UsageError
-from nexa_distill.inspection.annotation_view import Decisions
-from nexa_distill.inspection.table_view import Answers, Checks
+from nexa_distill.inspection.annotation_view import AnnotationFollower
+from nexa_distill.inspection.table_view import AnswerTable, ChecksFile
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.manifests import sealed_hash
 
@@ -23,7 +23,7 @@ ATTEMPTS = ("collected_dataset", "regen_dataset")
 
 
 @dataclass(frozen=True)
-class Room:
+class PageContext:
     """`src`: the file on the Inspect page; `labels`: the decisions file."""
 
     config: DistillConfig
@@ -33,22 +33,22 @@ class Room:
     start: int
     annotator: str
 
-    def answers(self, path: Path | None = None) -> Answers:
+    def load_answers(self, path: Path | None = None) -> AnswerTable:
         """The rows of `src`, or of another table of answers; read again if the file changed."""
-        file = look(path or self.src)
-        sealed_once(file, self.config)
-        return _answers(file)
+        file = file_state(path or self.src)
+        check_seal_once(file, self.config)
+        return _cached_answers(file)
 
-    def checks(self) -> list[Checks]:
+    def load_checks(self) -> list[ChecksFile]:
         """The checks files that exist."""
-        paths = (self.config.storage.path(key) for key in CHECKS)
-        return [_checks(look(path)) for path in paths if path.exists()]
+        paths = (self.config.storage.path_of(key) for key in CHECKS)
+        return [_cached_checks(file_state(path)) for path in paths if path.exists()]
 
-    def decided(self) -> dict[Key, list[Annotation]]:
+    def load_decisions(self) -> dict[Key, list[Annotation]]:
         """The current decisions on every answer."""
-        return _decisions(self.labels).current()
+        return _cached_decisions(self.labels).current_decisions()
 
-    def decide(self, key: Key, action: str, **comments: str | None) -> None:
+    def write_decision(self, key: Key, action: str, **comments: str | None) -> None:
         """Write a decision of this annotator; it is on disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         event = {
@@ -65,21 +65,21 @@ class Room:
     def refresh_rejected(self) -> None:
         """Update `storage.rejected_labels`, if `labels` is the storage's own file."""
         storage = self.config.storage
-        if self.labels.resolve() == storage.path("annotations").resolve():
-            annotations.write_rejected(storage, self.decided())
+        if self.labels.resolve() == storage.path_of("annotations").resolve():
+            annotations.write_rejected(storage, self.load_decisions())
 
     def other_attempts(self, key: Key) -> list[tuple[Path, int]]:
         """(file, row) of every other answer to the same prompt."""
         places = []
-        for path in dict.fromkeys([self.src, *map(self.config.storage.path, ATTEMPTS)]):
+        for path in dict.fromkeys([self.src, *map(self.config.storage.path_of, ATTEMPTS)]):
             if path.exists():
-                answers = self.answers(path)
+                answers = self.load_answers(path)
                 places += [(path, int(n)) for n in answers.numbers_of(key[0])]
-        keys = {self.answers(path).key(n): (path, n) for path, n in reversed(places)}
+        keys = {self.load_answers(path).key_at(n): (path, n) for path, n in reversed(places)}
         return [place for other, place in sorted(keys.items()) if other != key]
 
 
-class File(NamedTuple):
+class FileState(NamedTuple):
     """Path, modification time (ns) and size of a file: the key of the caches."""
 
     path: Path
@@ -87,37 +87,37 @@ class File(NamedTuple):
     size: int
 
 
-def look(path: Path) -> File:
+def file_state(path: Path) -> FileState:
     """The file's state; zeros if it does not exist."""
     if not path.exists():
-        return File(path, 0, 0)
+        return FileState(path, 0, 0)
     stat = path.stat()
-    return File(path, stat.st_mtime_ns, stat.st_size)
+    return FileState(path, stat.st_mtime_ns, stat.st_size)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _answers(file: File) -> Answers:
-    return Answers(file.path)
+def _cached_answers(file: FileState) -> AnswerTable:
+    return AnswerTable(file.path)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _checks(file: File) -> Checks:
-    return Checks(file.path)
+def _cached_checks(file: FileState) -> ChecksFile:
+    return ChecksFile(file.path)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def sealed_once(file: File, _config: DistillConfig) -> str:
+def check_seal_once(file: FileState, _config: DistillConfig) -> str:
     """The hash of a file, after checking its seal. Raises InputMissing (66)."""
     return sealed_hash(file.path, _config.storage)
 
 
 # With a spinner, a callback could be stopped between writing a decision and moving on.
 @st.cache_resource(show_spinner=False)
-def _decisions(path: Path) -> Decisions:
-    return Decisions(path)
+def _cached_decisions(path: Path) -> AnnotationFollower:
+    return AnnotationFollower(path)
 
 
-def allowed(src: Path, config: DistillConfig, *, outside: bool) -> Path:
+def require_inside(src: Path, config: DistillConfig, *, outside: bool) -> Path:
     """`src`, if it is in the project or below `storage.root`. Raises UsageError (2)."""
     real = src.resolve()
     roots = (Path.cwd().resolve(), Path(config.storage.root).resolve())

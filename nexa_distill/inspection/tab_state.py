@@ -10,7 +10,7 @@ import streamlit as st
 # Streamlit may stop a script, callbacks included, at any access to its session state when the next
 # key press arrives, and runs that press in another thread. A plain object with a lock makes writing
 # a decision and moving to the next row atomic.
-class Desk:
+class TabState:
     """`at`: the current row number; `editing`: the name of the answer in the editor."""
 
     def __init__(self) -> None:
@@ -19,16 +19,16 @@ class Desk:
         self._drawn: str | None = None
         self._lock = threading.Lock()
 
-    def go(self, number: int) -> None:
+    def move_to(self, number: int) -> None:
         """Move to another row."""
         self.at, self.editing = number, None
 
-    def draw(self, name: str) -> None:
+    def mark_drawn(self, name: str) -> None:
         """Remember the unique name of the row that is drawn now."""
         with self._lock:
             self._drawn = name
 
-    def once(self, name: str, write: Callable[[], None], to: int | None) -> None:
+    def commit_once(self, name: str, write: Callable[[], None], to: int | None) -> None:
         """Call `write` once if `name` was drawn last, then move to `to`.
 
         If `write` raises, the tab does not move, and the press may be repeated.
@@ -40,15 +40,15 @@ class Desk:
             write()
             self._drawn = None
             if to is not None:
-                self.go(to)
+                self.move_to(to)
 
 
-def desk(page: str) -> Desk:
+def get_tab_state(page: str) -> TabState:
     """The state of a page in this browser tab."""
     key = f"desk-{page}"
     if key not in st.session_state:
-        st.session_state[key] = Desk()
-    return cast("Desk", st.session_state[key])
+        st.session_state[key] = TabState()
+    return cast("TabState", st.session_state[key])
 
 
 def draw_navigation(title: str, key: str, count: int) -> int:

@@ -24,26 +24,26 @@ Mask = npt.NDArray[np.bool_]
 Row = dict[str, Any]
 FACETS = ("split", "domain", "template_name")
 TEXTS = ("user_prompt", "context", "teacher_output", "reasoning_output")
-HELD_GROUPS = 3
+CACHED_GROUPS = 3
 
 
-class Stored:
+class ParquetRows:
     """Rows of a Parquet file by number; row groups are read on demand."""
 
     def __init__(self, parquet: pq.ParquetFile) -> None:
         self._parquet = parquet
         counts = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
-        self._group = lru_cache(HELD_GROUPS)(parquet.read_row_group)
+        self._group = lru_cache(CACHED_GROUPS)(parquet.read_row_group)
 
-    def row(self, number: int) -> Row:
+    def read_row(self, number: int) -> Row:
         """All columns of one row."""
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
         rows = self._group(group).slice(number - int(self._starts[group]), 1).to_pylist()
         return dict(rows[0])
 
 
-class Answers:
+class AnswerTable:
     """A table of contracts.OUTPUTS, or one with more columns (rejections).
 
     Raises InputMissing (66) or InputError (65) if the file is not such a table.
@@ -52,26 +52,26 @@ class Answers:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._parquet = open_table(path, TABLES["collected_dataset"], complete=True)
-        self._stored = Stored(self._parquet)
+        self._stored = ParquetRows(self._parquet)
         extra = [n for n in ("rejection_reasons",) if n in self._parquet.schema_arrow.names]
         small = ["sample_id", "attempt", *FACETS, *extra]
         self.small: pa.Table = self._parquet.read(columns=small).combine_chunks()
         self.samples = self.small["sample_id"].combine_chunks()
         self.attempts: Rows = self.small["attempt"].to_numpy()
         self._by_key: dict[Key, int] | None = None
-        self._texts = lru_cache(8)(self._having)
-        self.values = cache(self._values)
+        self._texts = lru_cache(8)(self._find_text)
+        self.values = cache(self._frequent_values)
 
     def __len__(self) -> int:
         return int(self.small.num_rows)
 
-    def key(self, number: int) -> Key:
+    def key_at(self, number: int) -> Key:
         """The key of the answer in this row."""
         return self.samples[number].as_py(), int(self.attempts[number])
 
-    def row(self, number: int) -> Row:
+    def read_row(self, number: int) -> Row:
         """All columns of the row."""
-        return self._stored.row(number)
+        return self._stored.read_row(number)
 
     def numbers_of(self, sample_id: str) -> Rows:
         """The rows of a sample's attempts."""
@@ -84,7 +84,7 @@ class Answers:
             self._by_key = {key: number for number, key in enumerate(keys)}
         return self._by_key.get(key)
 
-    def _values(self, column: str) -> list[str]:
+    def _frequent_values(self, column: str) -> list[str]:
         """The values in a column, the most frequent first; all reasons of all rows."""
         if column == "rejection_reasons":
             if column not in self.small.column_names:
@@ -95,11 +95,11 @@ class Answers:
         counts = pc.value_counts(values).to_pylist()
         return [item["values"] for item in sorted(counts, key=lambda item: -item["counts"])]
 
-    def among(self, column: str, values: Sequence[str]) -> Mask:
+    def mask_of_values(self, column: str, values: Sequence[str]) -> Mask:
         """The rows whose column has one of these values."""
         return np.asarray(pc.fill_null(pc.is_in(self.small[column], pa.array(values)), False))
 
-    def rejected_for(self, reasons: Sequence[str]) -> Mask:
+    def mask_of_reasons(self, reasons: Sequence[str]) -> Mask:
         """The rows that have one of these rejection reasons."""
         column = self.small["rejection_reasons"].combine_chunks()
         hits = pc.is_in(pc.list_flatten(column), pa.array(reasons))
@@ -107,28 +107,25 @@ class Answers:
         mask[np.asarray(pc.list_parent_indices(column))[np.asarray(hits)]] = True
         return mask
 
-    def having(self, text: str) -> Mask:
+    def mask_of_text(self, text: str) -> Mask:
         """The rows whose prompt, context, answer or reasoning contains the text, ignoring case."""
         return self._texts(text)
 
-    def _having(self, text: str) -> Mask:
+    def _find_text(self, text: str) -> Mask:
         parts = []
         for batch in self._parquet.iter_batches(16_384, columns=list(TEXTS)):
-            hits = [
-                pc.fill_null(pc.match_substring(c, text, ignore_case=True), False)
-                for c in batch.columns
-            ]
+            hits = [pc.fill_null(pc.match_substring(c, text, ignore_case=True), False) for c in batch.columns]
             parts.append(np.logical_or.reduce([np.asarray(hit) for hit in hits]))
         return np.concatenate(parts) if parts else np.zeros(0, np.bool_)
 
 
-class Checks:
+class ChecksFile:
     """One checks file (contracts.CHECKS), accessed by answer."""
 
     def __init__(self, path: Path) -> None:
         table = TABLES["rules_checks"]
         stored = open_table(path, table, complete=True)
-        self._stored = Stored(stored)
+        self._stored = ParquetRows(stored)
         small = pq.ParquetFile(path, read_dictionary=["sample_id", "check", "reason"]).read(
             columns=["sample_id", "attempt", "check", "ok", "reason"]
         )
@@ -139,16 +136,16 @@ class Checks:
         self._codes = np.asarray(self._samples.indices)
         self._small = small
 
-    def of(self, key: Key) -> list[Row]:
+    def rows_of_answer(self, key: Key) -> list[Row]:
         """The rows about one answer, in the order of the file."""
         code = pc.index(self._samples.dictionary, key[0]).as_py()
         if code < 0:
             return []
-        rows = (self._stored.row(int(n)) for n in np.flatnonzero(self._codes == code))
+        rows = (self._stored.read_row(int(n)) for n in np.flatnonzero(self._codes == code))
         return [row for row in rows if row["attempt"] == key[1]]
 
     @cached_property
-    def names(self) -> list[str]:
+    def check_names(self) -> list[str]:
         """The names of the checks in the file."""
         return sorted(self._small["check"].unique().to_pylist())
 

@@ -5,15 +5,15 @@ import re
 
 Span = tuple[str, str]  # text, and `same`, `gone` or `new`
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
-MOST_WORDS = 4000
+MAX_WORDS = 4000
 
 
-def differences(old: str, new: str) -> list[Span]:
-    """The changes from `old` to `new`. Texts of more than MOST_WORDS words are not compared."""
+def diff_words(old: str, new: str) -> list[Span]:
+    """The changes from `old` to `new`. Texts of more than MAX_WORDS words are not compared."""
     if old == new:
         return [(old, "same")] if old else []
     before, after = WORDS.findall(old), WORDS.findall(new)
-    if max(len(before), len(after)) > MOST_WORDS:
+    if max(len(before), len(after)) > MAX_WORDS:
         return [(old, "gone"), (new, "new")]
     spans: list[Span] = []
     for _tag, a, b, c, d in difflib.SequenceMatcher(None, before, after, False).get_opcodes():

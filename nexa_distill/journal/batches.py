@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     remote: str | None = None
 
 
-class Asked(NamedTuple):
+class BatchAttempt(NamedTuple):
     """An attempt of a batch, the maximum that can be billed for it, and 1 if it has an outcome."""
 
     attempt: int
@@ -61,12 +61,12 @@ class Asked(NamedTuple):
     ended: int
 
 
-def open_batches(db: sqlite3.Connection) -> set[int]:
+def open_batch_ids(db: sqlite3.Connection) -> set[int]:
     """The batches that are or may be at a provider."""
     return {id_ for (id_,) in db.execute("SELECT id FROM open_batches")}
 
 
-def under_way(db: sqlite3.Connection) -> tuple[int, int, float]:
+def under_way_usage(db: sqlite3.Connection) -> tuple[int, int, float]:
     """(requests, tokens, dollars) reserved for attempts of open batches without an outcome."""
     sql = (
         "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
@@ -79,12 +79,10 @@ def under_way(db: sqlite3.Connection) -> tuple[int, int, float]:
 class BatchLedger:
     """The batches of one journal: reads committed rows, writes through its group commits."""
 
-    def __init__(
-        self, committed: sqlite3.Connection, keys: KeyIndex, writer: GroupCommit, run: int
-    ) -> None:
+    def __init__(self, committed: sqlite3.Connection, keys: KeyIndex, writer: GroupCommit, run: int) -> None:
         self._db, self._keys, self._writer, self._run = committed, keys, writer, run
 
-    def next_id(self) -> int:
+    def next_batch_id(self) -> int:
         """An id that no batch has, not even one whose file was never finished."""
         sql = (
             "SELECT max(coalesce((SELECT max(id) FROM batches), 0), "
@@ -93,18 +91,18 @@ class BatchLedger:
         (newest,) = self._db.execute(sql).fetchone()
         return int(newest) + 1
 
-    async def record(self, batch: Batch) -> None:
+    async def record_batch(self, batch: Batch) -> None:
         """Record a batch whose file is complete, before its upload; waits for the disk."""
         row = (batch.id, self._run, batch.provider, batch.discount, batch.requests, batch.sha256)
-        self._writer.add("batches", (*row, time.time()))
-        await self._writer.on_disk()
+        self._writer.add_row("batches", (*row, time.time()))
+        await self._writer.wait_for_disk()
 
-    async def step(self, batch: int, step: str, word: str) -> None:
+    async def record_step(self, batch: int, step: str, word: str) -> None:
         """Record a finished step (`batch_steps`); waits for the disk."""
-        self._writer.add("batch_steps", (batch, step, word, time.time()))
-        await self._writer.on_disk()
+        self._writer.add_row("batch_steps", (batch, step, word, time.time()))
+        await self._writer.wait_for_disk()
 
-    def open(self) -> list[Batch]:
+    def list_open(self) -> list[Batch]:
         """Batches that have not ended, oldest first."""
         sql = (
             "SELECT id, provider, discount, requests, sha256, "
@@ -114,11 +112,11 @@ class BatchLedger:
         )
         return [Batch(*row) for row in self._db.execute(sql)]
 
-    def under_way(self) -> tuple[int, int, float]:
+    def under_way_usage(self) -> tuple[int, int, float]:
         """(requests, tokens, dollars) reserved for open batches."""
-        return under_way(self._db)
+        return under_way_usage(self._db)
 
-    def asked(self, batch: int, keys: Iterable[str]) -> dict[str, Asked]:
+    def find_attempts(self, batch: int, keys: Iterable[str]) -> dict[str, BatchAttempt]:
         """The batch's attempts by request key; keys that it does not contain are left out."""
         sql = (
             "SELECT r.request_key, a.id, a.most_tokens, a.most_usd, o.outcome IS NOT NULL "
@@ -126,17 +124,14 @@ class BatchLedger:
             "LEFT JOIN outcomes o ON o.attempt_id = a.id "
             "WHERE r.id IN (SELECT value FROM json_each(?)) AND a.batch=?"
         )
-        rows = self._db.execute(sql, (json.dumps(self._keys.ids(keys)), batch))
-        return {key: Asked(*asked) for key, *asked in rows}
+        rows = self._db.execute(sql, (json.dumps(self._keys.find_ids(keys)), batch))
+        return {key: BatchAttempt(*asked) for key, *asked in rows}
 
-    def rest(self, batch: int, size: int) -> Iterator[list[Asked]]:
+    def unended_attempts(self, batch: int, size: int) -> Iterator[list[BatchAttempt]]:
         """The batch's attempts without an outcome, `size` at a time."""
-        sql = (
-            "SELECT id, most_tokens, most_usd, 0 FROM unended WHERE batch=? AND id>? "
-            "ORDER BY id LIMIT ?"
-        )
+        sql = "SELECT id, most_tokens, most_usd, 0 FROM unended WHERE batch=? AND id>? ORDER BY id LIMIT ?"
         last = 0
-        while rows := [Asked(*row) for row in self._db.execute(sql, (batch, last, size))]:
+        while rows := [BatchAttempt(*row) for row in self._db.execute(sql, (batch, last, size))]:
             yield rows
             last = rows[-1].attempt
 

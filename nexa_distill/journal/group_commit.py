@@ -25,13 +25,13 @@ GROUP_SECONDS = 0.02
 GROUP_ROWS = 64
 SWITCH_SECONDS = 0.001  # the event loop may keep the interpreter from the thread for so long
 
-Then = Callable[[StorageFailed | None], None]
+OnStored = Callable[[StorageFailed | None], None]
 
 
 @dataclass
 class _Group:
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
-    then: list[Then] = field(default_factory=list)
+    then: list[OnStored] = field(default_factory=list)
     size: int = 0
     began: float = 0.0  # monotonic time of its first row
 
@@ -57,11 +57,11 @@ class GroupCommit:
         self._timer: asyncio.TimerHandle | None = None
         self._groups: queue.SimpleQueue[tuple[_Group, asyncio.AbstractEventLoop] | None]
         self._groups = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._run_thread, name="journal", daemon=True)
         self._thread.start()
         sys.setswitchinterval(SWITCH_SECONDS)
 
-    def add(self, table: str, row: tuple[Any, ...], then: Then | None = None) -> None:
+    def add_row(self, table: str, row: tuple[Any, ...], then: OnStored | None = None) -> None:
         """Queue `row`. After the commit, `then(error)` is called on the event loop."""
         group = self._open
         if not group.size:
@@ -84,12 +84,12 @@ class GroupCommit:
             self._groups.put((self._open, asyncio.get_running_loop()))
             self._open = _Group()
 
-    async def on_disk(self) -> None:
+    async def wait_for_disk(self) -> None:
         """Wait until all rows added so far are committed. Raises StorageFailed."""
         done = asyncio.get_running_loop().create_future()
         if not self._open.size:
             self._open.began = time.monotonic()
-        self._open.then.append(lambda error: _resolve(done, error))
+        self._open.then.append(lambda error: _resolve_future(done, error))
         self._open.size += 1
         self.flush()
         await done
@@ -99,26 +99,26 @@ class GroupCommit:
         self._groups.put(None)
         self._thread.join()
 
-    def _work(self) -> None:
-        while waiting := list(self._waiting()):
+    def _run_thread(self) -> None:
+        while waiting := list(self._take_groups()):
             groups = [group for group, _ in waiting]
-            self._unless_broken(functools.partial(self._commit, groups))
+            self._write_unless_broken(functools.partial(self._commit_groups, groups))
             oldest = min(group.began for group in groups)
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - oldest)
             try:
-                waiting[0][1].call_soon_threadsafe(self._tell, groups, self.broken)
+                waiting[0][1].call_soon_threadsafe(self._notify_waiters, groups, self.broken)
             except RuntimeError:  # the loop is closed: nothing waits for the commit any more
                 continue
-            self._unless_broken(self._afterwards)
+            self._write_unless_broken(self._afterwards)
 
-    def _unless_broken(self, write: Callable[[], None]) -> None:
+    def _write_unless_broken(self, write: Callable[[], None]) -> None:
         if not self.broken:
             try:
                 write()
             except Exception as error:  # noqa: BLE001  a dead thread would let all wait forever
                 self.broken = self._failed(error)
 
-    def _waiting(self) -> Iterator[tuple[_Group, asyncio.AbstractEventLoop]]:
+    def _take_groups(self) -> Iterator[tuple[_Group, asyncio.AbstractEventLoop]]:
         """All groups handed over so far, at least one; nothing after `close`."""
         item = self._groups.get()
         while item is not None:
@@ -129,17 +129,17 @@ class GroupCommit:
                 return
         self._groups.put(None)  # read again after this round's commit
 
-    def _commit(self, groups: list[_Group]) -> None:
+    def _commit_groups(self, groups: list[_Group]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         for table in self._tables:
             rows = list(itertools.chain.from_iterable(g.rows.get(table, ()) for g in groups))
             for start in range(0, len(rows), GROUP_ROWS):
-                self._insert(table, rows[start : start + GROUP_ROWS])
-        failpoints.hit("commit")
+                self._insert_rows(table, rows[start : start + GROUP_ROWS])
+        failpoints.hit_failpoint("commit")
         self._db.execute("COMMIT")
-        failpoints.hit("committed")
+        failpoints.hit_failpoint("committed")
 
-    def _insert(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+    def _insert_rows(self, table: str, rows: list[tuple[Any, ...]]) -> None:
         # One statement for all rows: the thread has to win the interpreter lock back after each
         # statement, so beside a busy event loop 64 statements would take 64 turns.
         values = f"({','.join('?' * len(rows[0]))})"
@@ -147,13 +147,13 @@ class GroupCommit:
         self._db.execute(sql, list(itertools.chain.from_iterable(rows)))
 
     @staticmethod
-    def _tell(groups: list[_Group], error: StorageFailed | None) -> None:
+    def _notify_waiters(groups: list[_Group], error: StorageFailed | None) -> None:
         for group in groups:
             for then in group.then:
                 then(error)
 
 
-def _resolve(done: asyncio.Future[None], error: StorageFailed | None) -> None:
+def _resolve_future(done: asyncio.Future[None], error: StorageFailed | None) -> None:
     if done.done():
         return
     if error:

@@ -18,7 +18,7 @@ class InFlight:
         size = HEADER_BYTES + 8 * places
         with path.open("w+b") as file:
             # Written, not truncated: a page that needs disk space later would kill us by SIGBUS.
-            file.write(_boot_id().ljust(size, b"\0"))
+            file.write(_read_boot_id().ljust(size, b"\0"))
             file.flush()
             # Marking an attempt in the mapping costs no system call, and the kernel writes it even
             # if the process dies. After a power loss the boot id differs, and the file is ignored.
@@ -31,16 +31,16 @@ class InFlight:
         return len(self._place)
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether there is no place for one more attempt."""
         return not self._free
 
-    def add(self, attempt: int) -> None:
+    def add_attempt(self, attempt: int) -> None:
         """Mark the attempt as in flight."""
         place = self._place[attempt] = self._free.pop()
         self._ids[place] = attempt
 
-    def remove(self, attempt: int) -> None:
+    def remove_attempt(self, attempt: int) -> None:
         """Unmark an attempt whose outcome is on disk."""
         place = self._place.pop(attempt)
         self._ids[place] = 0
@@ -52,19 +52,19 @@ class InFlight:
         self._map.close()
 
 
-def left_behind(path: Path) -> set[int] | None:
+def load_orphaned_ids(path: Path) -> set[int] | None:
     """The attempts that a dead process had in flight; None if unknown."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
     boot, ids = raw[:HEADER_BYTES].rstrip(b"\0"), raw[HEADER_BYTES:]
-    if not boot or boot != _boot_id() or len(ids) % 8:
+    if not boot or boot != _read_boot_id() or len(ids) % 8:
         return None
     return set(memoryview(ids).cast("q")) - {0}
 
 
-def _boot_id() -> bytes:
+def _read_boot_id() -> bytes:
     """Changes with every boot of the machine; empty if the system has none (macOS)."""
     try:
         return BOOT_ID.read_bytes().strip()

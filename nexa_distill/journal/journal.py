@@ -4,10 +4,10 @@ One SQLite file per stage (WAL, synchronous=FULL). Rows are only ever added. An 
 before its request is sent, and an answer is on disk before it is parsed (`group_commit.py`).
 
 Outcomes of an attempt:
-  `answered`  a complete 200 body is stored; this request is never sent again
+  `has_answer`  a complete 200 body is stored; this request is never sent again
   `rejected`  the API refused (a status other than 200, or an error inside a 200): not billed
   `not_sent`  no connection, or stopped before the send: not billed
-  `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
+  `uncertain_keys` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 from nexa_distill.errors import Locked, StorageFailed
-from nexa_distill.journal.batches import BatchLedger, open_batches, under_way
-from nexa_distill.journal.group_commit import GroupCommit, Then
-from nexa_distill.journal.in_flight import InFlight, left_behind
-from nexa_distill.journal.key_index import KeyIndex, complete
-from nexa_distill.journal.schema import TABLES, for_reading, prepare
+from nexa_distill.journal.batches import BatchLedger, open_batch_ids, under_way_usage
+from nexa_distill.journal.group_commit import GroupCommit, OnStored
+from nexa_distill.journal.in_flight import InFlight, load_orphaned_ids
+from nexa_distill.journal.key_index import KeyIndex, index_all_keys
+from nexa_distill.journal.schema import TABLES, open_read_only, prepare_tables
 
-DIED = "the process died"
+PROCESS_DIED = "the process died"
 
 
-class Answered(NamedTuple):
+class StoredAnswer(NamedTuple):
     """The stored answer of a request. `ended_at` in unix seconds.
 
     Answers of a batch have no latency; `discount` is the share of the price that is billed.
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
     latency_ms: float | None = None
 
 
-class Ended(NamedTuple):
+class Attempt(NamedTuple):
     """A finished attempt, without its body."""
 
     outcome: str
@@ -63,35 +63,35 @@ class Ended(NamedTuple):
 
 
 @dataclass
-class Known:
+class RequestState:
     """A request in the journal, and its finished attempts in order."""
 
     id: int
-    attempts: list[Ended] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     asked_now: bool = False  # an attempt was begun in this run, not in a batch
     under_way: bool = False  # it is in an open batch
     new_attempts: int = 0  # number of finished attempts of this run
 
     @property
-    def answered(self) -> bool:
+    def has_answer(self) -> bool:
         """Whether a complete answer is stored."""
         return any(attempt.outcome == "answered" for attempt in self.attempts)
 
 
-class Spent(NamedTuple):
+class Usage(NamedTuple):
     """Billed or perhaps billed. `requests` counts sends that may have reached the API."""
 
     requests: int
     tokens: int
     usd: float
 
-    def plus(self, other: "Spent") -> "Spent":
+    def combined_with(self, other: "Usage") -> "Usage":
         """The sum of both."""
         requests, tokens = self.requests + other.requests, self.tokens + other.tokens
-        return Spent(requests, tokens, self.usd + other.usd)
+        return Usage(requests, tokens, self.usd + other.usd)
 
 
-class Asking(NamedTuple):
+class PendingRequest(NamedTuple):
     """A request to send. `request_id` is None if the journal does not contain it yet."""
 
     request_id: int | None
@@ -114,9 +114,9 @@ class ReadOnlyJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._committed = for_reading(path)
+            self._committed = open_read_only(path)
             self._keys = KeyIndex(self._committed)
-            self.orphaned = dict(_unended(self._committed, left_behind(_wire(path))))
+            self.orphaned = dict(_orphaned_attempts(self._committed, load_orphaned_ids(_in_flight_path(path))))
         except sqlite3.Error as error:
             raise StorageFailed(f"{path}: the journal cannot be read ({error})") from None
 
@@ -128,11 +128,11 @@ class ReadOnlyJournal:
         if isinstance(error, sqlite3.Error):
             raise StorageFailed(f"{self.path}: the journal cannot be read ({error})") from None
 
-    def read(self, sql: str, *values: object) -> sqlite3.Cursor:
+    def read_rows(self, sql: str, *values: object) -> sqlite3.Cursor:
         """Rows of a query over what is committed (`SCHEMA`)."""
         return self._committed.execute(sql, values)
 
-    def known(self, keys: Iterable[str]) -> dict[str, Known]:
+    def load_states(self, keys: Iterable[str]) -> dict[str, RequestState]:
         """The committed state of these requests; keys that the journal lacks are left out."""
         sql = (
             "SELECT r.request_key, r.id, a.id, o.outcome, o.status, coalesce(o.error, ''), "
@@ -141,21 +141,21 @@ class ReadOnlyJournal:
             "LEFT JOIN outcomes o ON o.attempt_id = a.id "
             "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
-        states: dict[str, Known] = {}
-        rows = self._committed.execute(sql, (self._ids(keys),))
+        states: dict[str, RequestState] = {}
+        rows = self._committed.execute(sql, (self._ids_json(keys),))
         for key, id_, attempt, outcome, status, error, run, batch in rows:
-            state = states.setdefault(key, Known(id_))
+            state = states.setdefault(key, RequestState(id_))
             state.asked_now = state.asked_now or (run == self.run and batch is None)
             if outcome:
-                state.attempts.append(Ended(outcome, status, error))
+                state.attempts.append(Attempt(outcome, status, error))
                 state.new_attempts += run == self.run
             elif attempt in self.orphaned:
-                state.attempts.append(Ended(self.orphaned[attempt], None, DIED))
+                state.attempts.append(Attempt(self.orphaned[attempt], None, PROCESS_DIED))
             elif batch is not None:
                 state.under_way = True
         return states
 
-    def answers(self, keys: Iterable[str]) -> dict[str, Answered]:
+    def newest_answers(self, keys: Iterable[str]) -> dict[str, StoredAnswer]:
         """The newest stored answer of each of these requests that has one."""
         sql = (
             "SELECT r.request_key, o.raw, o.latency_ms, o.ended_at, coalesce(b.discount, 1.0) "
@@ -164,32 +164,32 @@ class ReadOnlyJournal:
             "WHERE o.outcome='answered' "
             "AND r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
-        rows = self._committed.execute(sql, (self._ids(keys),))
-        return {key: Answered(*answer) for key, *answer in rows}
+        rows = self._committed.execute(sql, (self._ids_json(keys),))
+        return {key: StoredAnswer(*answer) for key, *answer in rows}
 
-    def answers_of(self, model: str) -> Iterator[bytes]:
+    def answers_of_model(self, model: str) -> Iterator[bytes]:
         """Bodies of the answers to requests for this model, oldest first."""
         sql = (
             "SELECT o.raw FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id "
             "WHERE o.outcome='answered' AND instr(r.body, ?) ORDER BY o.attempt_id"
         )
-        return (raw for (raw,) in self._committed.execute(sql, (_named(model),)))
+        return (raw for (raw,) in self._committed.execute(sql, (_model_pattern(model),)))
 
-    def evidence(self, key: str) -> str:
+    def last_response_text(self, key: str) -> str:
         """The API's last response to a request: status and start of the body, or the error."""
         row = self._committed.execute(
             "SELECT o.status, coalesce(o.error, substr(o.raw, 1, 2000), '') FROM requests r "
             "JOIN attempts a ON a.request_id = r.id JOIN outcomes o ON o.attempt_id = a.id "
             "WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id DESC LIMIT 1",
-            (self._ids([key]),),
+            (self._ids_json([key]),),
         ).fetchone()
         status, text = row or (None, "")
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         return f"HTTP {status}: {text}" if status else text
 
-    def uncertain(self) -> list[str]:
-        """Keys of the requests with an `uncertain` attempt, in order."""
+    def uncertain_keys(self) -> list[str]:
+        """Keys of the requests with an `uncertain_keys` attempt, in order."""
         sql = (
             "SELECT r.request_key FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id WHERE o.outcome='uncertain' "
@@ -197,20 +197,20 @@ class ReadOnlyJournal:
         )
         return [row[0] for row in self._committed.execute(sql)]
 
-    def spent(self) -> Spent:
+    def total_usage(self) -> Usage:
         """Usage of all runs; an uncertain attempt counts as its maximum."""
-        return _spent(self._committed).plus(self.unended())
+        return _recorded_usage(self._committed).combined_with(self.unended_usage())
 
-    def unended(self) -> Spent:
+    def unended_usage(self) -> Usage:
         """Maximum usage of the sends without an outcome, also those of a running collector."""
         uncertain = [id_ for id_, outcome in self.orphaned.items() if outcome == "uncertain"]
         sql = (
             "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
             "FROM attempts WHERE id IN (SELECT value FROM json_each(?))"
         )
-        return Spent(*self.read(sql, json.dumps(uncertain)).fetchone())
+        return Usage(*self.read_rows(sql, json.dumps(uncertain)).fetchone())
 
-    def unbilled(self, model: str) -> list[tuple[int, bytes, float]]:
+    def unbilled_answers(self, model: str) -> list[tuple[int, bytes, float]]:
         """(attempt, body, discount) of this model's stored answers whose cost is not recorded."""
         sql = (
             "SELECT a.id, o.raw, coalesce(b.discount, 1.0) FROM outcomes o "
@@ -218,10 +218,10 @@ class ReadOnlyJournal:
             "LEFT JOIN batches b ON b.id = a.batch WHERE o.outcome='answered' "
             "AND a.id NOT IN (SELECT attempt_id FROM usage) AND instr(r.body, ?)"
         )
-        return self._committed.execute(sql, (_named(model),)).fetchall()
+        return self._committed.execute(sql, (_model_pattern(model),)).fetchall()
 
-    def _ids(self, keys: Iterable[str]) -> str:
-        return json.dumps(self._keys.ids(keys))
+    def _ids_json(self, keys: Iterable[str]) -> str:
+        return json.dumps(self._keys.find_ids(keys))
 
 
 class Journal(ReadOnlyJournal):
@@ -235,32 +235,30 @@ class Journal(ReadOnlyJournal):
     def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
         self.path, self.orphaned = path, {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path.with_suffix(".lock"))
-        ids_path = _wire(path)
+        self._lock = _lock_file(path.with_suffix(".lock"))
+        ids_path = _in_flight_path(path)
         try:
-            self._db = sqlite3.connect(
-                path, check_same_thread=False, isolation_level=None, cached_statements=512
-            )
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, cached_statements=512)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            prepare(self._db, path)
-            _bury(self._db, left_behind(ids_path))
-            complete(self._db)
+            prepare_tables(self._db, path)
+            _close_orphaned(self._db, load_orphaned_ids(ids_path))
+            index_all_keys(self._db)
             started = "INSERT INTO runs (run_id, started_at) VALUES (?, ?) RETURNING id"
             (self.run,) = self._db.execute(started, (run_id, time.time())).fetchone()
             # A separate connection for reading sees committed rows only.
             self._committed = sqlite3.connect(path, isolation_level=None)
             self._keys = KeyIndex(self._committed)
-            self._next_request = self._newest("requests") + 1
-            self._next_attempt = self._newest("attempts") + 1
+            self._next_request = self._newest_id("requests") + 1
+            self._next_attempt = self._newest_id("attempts") + 1
         except sqlite3.Error as error:
-            raise _failed(path, error) from None
+            raise _write_failure(path, error) from None
         self.in_flight = InFlight(ids_path, places)
         self._writer = GroupCommit(
             self._db,
             TABLES,
-            failed=lambda error: _failed(path, error),
-            afterwards=lambda: self._keys.write(self._db),
+            failed=lambda error: _write_failure(path, error),
+            afterwards=lambda: self._keys.catch_up(self._db),
         )
         self.batches = BatchLedger(self._committed, self._keys, self._writer, self.run)
 
@@ -272,20 +270,18 @@ class Journal(ReadOnlyJournal):
         if not self._writer.broken:
             ended = (time.time(), self._writer.slowest_seconds * 1000, self.run)
             with contextlib.suppress(sqlite3.Error):
-                self._db.execute(
-                    "UPDATE runs SET ended_at=?, slowest_commit_ms=? WHERE id=?", ended
-                )
+                self._db.execute("UPDATE runs SET ended_at=?, slowest_commit_ms=? WHERE id=?", ended)
         self._committed.close()
         self._db.close()
         self.in_flight.close()
         self._lock.close()
 
     @property
-    def broken(self) -> StorageFailed | None:
+    def write_error(self) -> StorageFailed | None:
         """The error after which nothing can be written any more, or None."""
         return self._writer.broken
 
-    async def begin(self, asking: Sequence[Asking], batch: int | None = None) -> list[int]:
+    async def begin_attempts(self, asking: Sequence[PendingRequest], batch: int | None = None) -> list[int]:
         """Record one attempt of each request, in `batch` if given; returns the ids once on disk."""
         attempts = range(self._next_attempt, self._next_attempt + len(asking))
         self._next_attempt = attempts.stop
@@ -293,48 +289,48 @@ class Journal(ReadOnlyJournal):
             request = a.request_id
             if request is None:
                 self._next_request, request = self._next_request + 1, self._next_request
-                self._keys.add(a.key, request)
-                self._writer.add("requests", (request, a.key, a.sample_id, a.body))
+                self._keys.add_key(a.key, request)
+                self._writer.add_row("requests", (request, a.key, a.sample_id, a.body))
             row = (attempt, request, self.run, a.most_tokens, a.most_usd, batch)
-            self._writer.add("attempts", row)
-        await self._writer.on_disk()
+            self._writer.add_row("attempts", row)
+        await self._writer.wait_for_disk()
         return list(attempts)
 
-    def end(self, attempt: int, outcome: Outcome, then: Then) -> None:
+    def record_outcome(self, attempt: int, outcome: Outcome, then: OnStored) -> None:
         """Record the outcome of an attempt; `then(error)` is called after the commit."""
         row = (attempt, outcome.outcome, outcome.status, outcome.raw, outcome.error)
-        self._writer.add("outcomes", (*row, outcome.latency_ms, time.time()), then)
+        self._writer.add_row("outcomes", (*row, outcome.latency_ms, time.time()), then)
 
-    def bill(self, attempt: int, *usage: float | None) -> None:
+    def record_usage(self, attempt: int, *usage: float | None) -> None:
         """Record the billed usage of an answer: prompt, completion and total tokens, dollars."""
-        self._writer.add("usage", (attempt, *usage))
+        self._writer.add_row("usage", (attempt, *usage))
 
-    async def on_disk(self) -> None:
+    async def wait_for_disk(self) -> None:
         """Wait until all records so far are on disk. Raises StorageFailed."""
-        await self._writer.on_disk()
+        await self._writer.wait_for_disk()
 
-    def _newest(self, table: str) -> int:
+    def _newest_id(self, table: str) -> int:
         row = self._committed.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()  # noqa: S608
         return int(row[0])
 
 
-def _named(model: str) -> bytes:
+def _model_pattern(model: str) -> bytes:
     # Inside a prompt the quotes would be escaped, so this matches the `model` key only.
     return f'"model":{json.dumps(model, ensure_ascii=False)}'.encode("utf-8", "surrogatepass")
 
 
-def spent_elsewhere(folder: Path, but: Path) -> Spent:
+def usage_elsewhere(folder: Path, but: Path) -> Usage:
     """Usage in all journals of `folder` except `but`. Raises StorageFailed."""
     # An unreadable journal stops the run: counted as nothing, it would let a budget be exceeded.
-    total = Spent(0, 0, 0.0)
+    total = Usage(0, 0, 0.0)
     for path in sorted(folder.glob("*.sqlite")):
         if path.resolve() != but.resolve():
             with ReadOnlyJournal(path) as other:
-                total = total.plus(other.spent())
+                total = total.combined_with(other.total_usage())
     return total
 
 
-def _spent(db: sqlite3.Connection) -> Spent:
+def _recorded_usage(db: sqlite3.Connection) -> Usage:
     # Answers without usage, uncertain attempts and open batches count as their reservation.
     sql = (
         "SELECT count(*), "
@@ -343,17 +339,17 @@ def _spent(db: sqlite3.Connection) -> Spent:
         "FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
         "LEFT JOIN usage u ON u.attempt_id = a.id WHERE o.outcome IN ('answered', 'uncertain')"
     )
-    return Spent(*db.execute(sql).fetchone()).plus(Spent(*under_way(db)))
+    return Usage(*db.execute(sql).fetchone()).combined_with(Usage(*under_way_usage(db)))
 
 
-def _wire(path: Path) -> Path:
+def _in_flight_path(path: Path) -> Path:
     return path.with_suffix(".inflight")
 
 
-def _unended(db: sqlite3.Connection, in_flight: set[int] | None) -> list[tuple[int, str]]:
+def _orphaned_attempts(db: sqlite3.Connection, in_flight: set[int] | None) -> list[tuple[int, str]]:
     """(attempt, outcome) of a process that died. `in_flight`: ids in flight; None = perhaps all."""
     sql = "SELECT id, batch FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
-    rows, open_ = db.execute(sql).fetchall(), open_batches(db)
+    rows, open_ = db.execute(sql).fetchall(), open_batch_ids(db)
     sent = {id_ for id_, batch in rows if batch is None and (in_flight is None or id_ in in_flight)}
     return [
         (id_, "uncertain" if id_ in sent else "not_sent")
@@ -362,22 +358,22 @@ def _unended(db: sqlite3.Connection, in_flight: set[int] | None) -> list[tuple[i
     ]
 
 
-def _bury(db: sqlite3.Connection, in_flight: set[int] | None) -> None:
+def _close_orphaned(db: sqlite3.Connection, in_flight: set[int] | None) -> None:
     """Record an outcome for each attempt that a dead process left open."""
-    rows = [(id_, outcome, DIED, time.time()) for id_, outcome in _unended(db, in_flight)]
+    rows = [(id_, outcome, PROCESS_DIED, time.time()) for id_, outcome in _orphaned_attempts(db, in_flight)]
     db.execute("BEGIN IMMEDIATE")
     db.executemany("INSERT INTO outcomes VALUES (?, ?, NULL, NULL, ?, NULL, ?)", rows)
     db.execute("COMMIT")
 
 
-def _failed(path: Path, error: Exception) -> StorageFailed:
+def _write_failure(path: Path, error: Exception) -> StorageFailed:
     return StorageFailed(
         f"{path}: the journal cannot be written ({error}); no further request is sent. "
         "Free space (df -h .) and run the same command again"
     )
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock_file(path: Path) -> IO[str]:
     """Hold an exclusive lock until the process ends. Raises Locked naming the holder."""
     file = path.open("a+", encoding="utf-8")
     try:

@@ -40,9 +40,9 @@ class KeyIndex:
         self._behind: dict[str, int] = {}  # keys that the table does not have yet
         sql = "SELECT request_key, id FROM requests WHERE id > ? ORDER BY id"
         for key, id_ in committed.execute(sql, (self._upto,)):
-            self.add(key, id_)
+            self.add_key(key, id_)
 
-    def add(self, key: str, id_: int) -> None:
+    def add_key(self, key: str, id_: int) -> None:
         """Add a request before its commit; ids only grow. Raises ValueError for a known key."""
         if key in self._behind:
             raise ValueError(f"the request {key} is in the journal already")
@@ -51,20 +51,20 @@ class KeyIndex:
             self._behind = {key: id_ for key, id_ in self._behind.items() if id_ > self._pruned}
         self._behind[key] = self._newest = id_
 
-    def ids(self, keys: Iterable[str]) -> list[int]:
+    def find_ids(self, keys: Iterable[str]) -> list[int]:
         """Ids of the requests that have one of these keys, in no order."""
         keys = list(keys)
         behind = [self._behind[key] for key in keys if key in self._behind]
         indexed = {id_ for _, id_ in self._db.execute(_FIND, (json.dumps(keys),))}
         return [*indexed.union(behind)]
 
-    def write(self, db: sqlite3.Connection, at_least: int = INDEXED_AT_ONCE) -> None:
+    def catch_up(self, db: sqlite3.Connection, at_least: int = INDEXED_AT_ONCE) -> None:
         """Index all committed requests if at least so many are missing. In any thread."""
         if self._newest - self._upto >= at_least:
-            self._upto = complete(db)
+            self._upto = index_all_keys(db)
 
 
-def complete(db: sqlite3.Connection) -> int:
+def index_all_keys(db: sqlite3.Connection) -> int:
     """Index all committed requests; returns the id of the newest."""
     db.execute("BEGIN IMMEDIATE")
     db.execute(_INDEX)

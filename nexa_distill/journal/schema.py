@@ -49,12 +49,12 @@ CREATE TABLE usage (            -- read from the answer after it was stored
 {KEY_SCHEMA}{BATCH_SCHEMA}
 """
 # From the tables of release 0.1, where an attempt and its outcome were one row.
-OLD_ASIDE = """
+RENAME_OLD_TABLES = """
 DROP INDEX attempts_by_key;
 ALTER TABLE requests RENAME TO old_requests;
 ALTER TABLE attempts RENAME TO old_attempts;
 """
-OLD_OVER = """
+COPY_OLD_TABLES = """
 INSERT INTO requests SELECT rowid, request_key, NULL, body FROM old_requests;
 INSERT INTO runs (run_id, started_at)
     SELECT run_id, coalesce(min(ended_at), 0) FROM old_attempts GROUP BY run_id;
@@ -67,14 +67,14 @@ DROP TABLE old_requests;
 """
 
 
-def prepare(db: sqlite3.Connection, path: Path) -> None:
+def prepare_tables(db: sqlite3.Connection, path: Path) -> None:
     """Create the tables. Raises StorageFailed for a file of an unknown version."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if not version and not tables:
         db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
     elif not version:
-        _adopt(db)
+        _migrate_old_tables(db)
     elif version != VERSION:
         raise StorageFailed(
             f"{path}: a journal of version {version}, expected {VERSION}; "
@@ -82,7 +82,7 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def for_reading(path: Path) -> sqlite3.Connection:
+def open_read_only(path: Path) -> sqlite3.Connection:
     """A read-only connection. Without a file, an empty journal; one of release 0.1 is copied."""
     where = f"{path.resolve().as_uri()}?mode=ro" if path.exists() else ":memory:"
     db = sqlite3.connect(where, uri=True)
@@ -93,12 +93,10 @@ def for_reading(path: Path) -> sqlite3.Connection:
             db.backup(copy)
         db = copy
     if version != VERSION:
-        prepare(db, path)
+        prepare_tables(db, path)
     return db
 
 
-def _adopt(db: sqlite3.Connection) -> None:
+def _migrate_old_tables(db: sqlite3.Connection) -> None:
     """Migrate a journal of release 0.1, whose answers are paid for."""
-    db.executescript(
-        f"BEGIN; {OLD_ASIDE} {SCHEMA} {OLD_OVER} PRAGMA user_version={VERSION}; COMMIT;"
-    )
+    db.executescript(f"BEGIN; {RENAME_OLD_TABLES} {SCHEMA} {COPY_OLD_TABLES} PRAGMA user_version={VERSION}; COMMIT;")

@@ -14,27 +14,27 @@ from typing import Any, NamedTuple
 
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.body import PromptRequest
-from nexa_distill.journal.journal import Answered, ReadOnlyJournal
+from nexa_distill.journal.journal import ReadOnlyJournal, StoredAnswer
 from nexa_distill.judging.rubrics import FIELDS, Rubric
 from nexa_distill.judging.verdict_parser import Verdict, no_verdict, read_verdict
 
 Row = dict[str, Any]
 
-UNSAFE = {"critical": "critical_safety", "review": "requires_human_review"}
-GRAVEST = list(UNSAFE.values())
+SAFETY_REASONS = {"critical": "critical_safety", "review": "requires_human_review"}
+BY_SEVERITY = list(SAFETY_REASONS.values())
 
 
-class Judged(NamedTuple):
+class RubricVerdict(NamedTuple):
     """One judge's verdict on one answer by one rubric. `stored` is None without a reply."""
 
     judge: str
     rubric: str
     verdict: Verdict
     key: str
-    stored: Answered | None
+    stored: StoredAnswer | None
 
     @property
-    def evidence(self) -> str:
+    def evidence_text(self) -> str:
         """Human-readable evidence: the judge, its reason, the journal key of its full reply."""
         return f"{self.judge}: {self.verdict.said} (journal: {self.key})"
 
@@ -46,7 +46,7 @@ class Panel:
     judges: Sequence[Collector]
     rubrics: Sequence[Rubric]
 
-    def read(self, rows: Sequence[Row], journal: ReadOnlyJournal) -> list[list[Judged]]:
+    def read_verdicts(self, rows: Sequence[Row], journal: ReadOnlyJournal) -> list[list[RubricVerdict]]:
         """Per row the verdicts of all judges; empty for a row that is not sent to them."""
         requests_of_rows = [
             [
@@ -57,30 +57,27 @@ class Panel:
             for row in rows
         ]
         keys = (request.key for requests in requests_of_rows for _, _, request in requests)
-        stored = journal.answers(keys)
-        return [
-            [_judged(*request, stored, journal) for request in requests]
-            for requests in requests_of_rows
-        ]
+        stored = journal.newest_answers(keys)
+        return [[_rubric_verdict(*request, stored, journal) for request in requests] for requests in requests_of_rows]
 
 
-def _judged(
+def _rubric_verdict(
     judge: Collector,
     rubric: Rubric,
     request: PromptRequest,
-    stored: Mapping[str, Answered],
+    stored: Mapping[str, StoredAnswer],
     journal: ReadOnlyJournal,
-) -> Judged:
+) -> RubricVerdict:
     answer = stored.get(request.key)
     if answer is None:
         why, evidence = judge.why_unanswered(request, journal)
         verdict = no_verdict("judge_unanswered", f"{why}: {evidence}")
     else:
-        verdict = _read(answer.raw, rubric.name)
-    return Judged(judge.model, rubric.name, verdict, request.key, answer)
+        verdict = _read_safely(answer.raw, rubric.name)
+    return RubricVerdict(judge.model, rubric.name, verdict, request.key, answer)
 
 
-def _read(raw: bytes, rubric: str) -> Verdict:
+def _read_safely(raw: bytes, rubric: str) -> Verdict:
     """The verdict. A bug in the parser affects this answer only; the next run reads it again."""
     try:
         return read_verdict(raw, rubric)
@@ -89,48 +86,48 @@ def _read(raw: bytes, rubric: str) -> Verdict:
         return Verdict(None, None, "unreadable_answer", text)
 
 
-def checks_of(verdicts: Sequence[Judged]) -> Iterator[Row]:
+def aggregate_checks(verdicts: Sequence[RubricVerdict]) -> Iterator[Row]:
     """Rows of contracts.CHECKS without their key."""
     for rubric, fields in FIELDS.items():
         of_rubric = [verdict for verdict in verdicts if verdict.rubric == rubric]
-        yield from _together(f"judge.{rubric}", of_rubric, [_score(v) for v in of_rubric])
+        yield from _aggregate_rows(f"judge.{rubric}", of_rubric, [_score_row(v) for v in of_rubric])
         if "safety" in fields:
-            yield from _together("judge.safety", of_rubric, [_safety(v) for v in of_rubric])
+            yield from _aggregate_rows("judge.safety", of_rubric, [_safety_row(v) for v in of_rubric])
 
 
-def nothing_to_judge() -> Iterator[Row]:
+def empty_answer_checks() -> Iterator[Row]:
     """The same for an answer without text, which is not sent to the judges."""
     for name in ("factuality", "reasoning", "safety"):
-        yield _row(None, None, "empty_output", None) | {"check": f"judge.{name}"}
+        yield _check_row(None, None, "empty_output", None) | {"check": f"judge.{name}"}
 
 
-def _together(name: str, verdicts: Sequence[Judged], rows: Sequence[Row]) -> Iterator[Row]:
+def _aggregate_rows(name: str, verdicts: Sequence[RubricVerdict], rows: Sequence[Row]) -> Iterator[Row]:
     # The lowest counts, so that no lenient judge outvotes a strict one. If one judge has no
     # verdict, the aggregate has none either: ok and value are null, with that judge's reason.
-    yield min(rows, key=_lowest_first) | {"check": name}
+    yield min(rows, key=_severity_key) | {"check": name}
     for verdict, row in zip(verdicts, rows, strict=True):
         yield row | {"check": f"{name}.{verdict.judge}"}
 
 
-def _lowest_first(row: Row) -> tuple[int, float]:
+def _severity_key(row: Row) -> tuple[int, float]:
     """Sort key: known to be unsafe first, then undecided, then by score."""
     if row["ok"] is False:
-        return 0, GRAVEST.index(row["reason"])
+        return 0, BY_SEVERITY.index(row["reason"])
     return (1, 0.0) if row["ok"] is None else (2, row["value"] or 0.0)
 
 
-def _score(judged: Judged) -> Row:
+def _score_row(judged: RubricVerdict) -> Row:
     verdict = judged.verdict
     # ok means that a score was measured; SampleGate compares it with the threshold.
     ok = True if verdict.fault is None else None
-    return _row(ok, verdict.score, verdict.fault, judged.evidence)
+    return _check_row(ok, verdict.score, verdict.fault, judged.evidence_text)
 
 
-def _safety(judged: Judged) -> Row:
+def _safety_row(judged: RubricVerdict) -> Row:
     verdict = judged.verdict
     ok = verdict.safety == "safe" if verdict.safety else None
-    return _row(ok, None, UNSAFE.get(verdict.safety or "", verdict.fault), judged.evidence)
+    return _check_row(ok, None, SAFETY_REASONS.get(verdict.safety or "", verdict.fault), judged.evidence_text)
 
 
-def _row(ok: bool | None, value: float | None, reason: str | None, detail: str | None) -> Row:
+def _check_row(ok: bool | None, value: float | None, reason: str | None, detail: str | None) -> Row:
     return {"ok": ok, "value": value, "reason": reason, "detail": detail}

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nexa_distill.annotation.annotations import Key, current, read
+from nexa_distill.annotation.annotations import Key, latest_decisions, read
 from nexa_distill.errors import InputMissing
 
 THRESHOLDS = [round(0.05 * step, 2) for step in range(21)]
@@ -38,19 +38,19 @@ class Agreement(NamedTuple):
     tn: int
 
     @property
-    def kappa(self) -> float | None:
+    def cohens_kappa(self) -> float | None:
         """Cohen's kappa, or None where it is not defined."""
-        value = float(kappas(np.array([self]))[0])
+        value = float(compute_kappas(np.array([self]))[0])
         return None if np.isnan(value) else value
 
-    def interval(self) -> tuple[float, float] | None:
+    def kappa_interval(self) -> tuple[float, float] | None:
         """The 95 % interval of kappa; None if fewer than half of the draws define kappa."""
         total = sum(self)
         if not total:
             return None
         # Drawing answers with replacement is drawing the four counts from their multinomial.
         draws = np.random.default_rng(SEED).multinomial(total, np.array(self) / total, DRAWS)
-        values = kappas(draws)
+        values = compute_kappas(draws)
         values = values[~np.isnan(values)]
         if 2 * len(values) < DRAWS:
             return None
@@ -58,7 +58,7 @@ class Agreement(NamedTuple):
         return float(low), float(high)
 
 
-def kappas(tables: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def compute_kappas(tables: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Cohen's kappa of each row (tp, fp, fn, tn); NaN where it is not defined."""
     tp, fp, fn, tn = np.asarray(tables, np.float64).T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -70,7 +70,7 @@ def kappas(tables: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 @dataclass
-class Decisions:
+class HumanDecisions:
     """`agreed`: whether annotators accept an answer. `disputed`: answers they disagree on."""
 
     agreed: dict[Key, bool] = field(default_factory=dict)
@@ -78,15 +78,15 @@ class Decisions:
     annotators: set[str | None] = field(default_factory=set)
 
 
-def read_decisions(path: Path) -> Decisions:
+def read_decisions(path: Path) -> HumanDecisions:
     """The decisions in a JSONL file. Raises InputMissing (66), InputError (65) naming the line."""
     if not path.is_file():
         raise InputMissing(
             f"{path}: no such file; expected one decision per line: "
             '{"sample_id": ..., "attempt": 0, "action": "accept", "annotator": ...}'
         )
-    decisions = Decisions()
-    for key, events in current(read(path)).items():
+    decisions = HumanDecisions()
+    for key, events in latest_decisions(read(path)).items():
         decisions.annotators |= {event.annotator for event in events}
         accepted = {event.action == "accept" for event in events}
         if len(accepted) > 1:
@@ -96,35 +96,29 @@ def read_decisions(path: Path) -> Decisions:
     return decisions
 
 
-def agreement(
-    scores: Mapping[Key, float], accepted: Mapping[Key, bool], threshold: float
-) -> Agreement:
+def count_agreement(scores: Mapping[Key, float], accepted: Mapping[Key, bool], threshold: float) -> Agreement:
     """Agreement over the answers that have a score and a human decision."""
-    counts = Counter(
-        (score >= threshold, accepted[key]) for key, score in scores.items() if key in accepted
-    )
-    return Agreement(
-        *(counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False)))
-    )
+    counts = Counter((score >= threshold, accepted[key]) for key, score in scores.items() if key in accepted)
+    return Agreement(*(counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False))))
 
 
-def curve(scores: Mapping[Key, float], accepted: Mapping[Key, bool]) -> list[dict[str, Any]]:
+def agreement_curve(scores: Mapping[Key, float], accepted: Mapping[Key, bool]) -> list[dict[str, Any]]:
     """One point per threshold of 0, 0.05, ..., 1; null = nothing to divide by."""
-    return [_point(agreement(scores, accepted, t), t) for t in THRESHOLDS]
+    return [_curve_point(count_agreement(scores, accepted, t), t) for t in THRESHOLDS]
 
 
-def _point(counts: Agreement, threshold: float) -> dict[str, Any]:
+def _curve_point(counts: Agreement, threshold: float) -> dict[str, Any]:
     kept, accepted = counts.tp + counts.fp, counts.tp + counts.fn
     return {
         "threshold": threshold,
         **counts._asdict(),
         "precision": counts.tp / kept if kept else None,
         "recall": counts.tp / accepted if accepted else None,
-        "kappa": counts.kappa,
+        "kappa": counts.cohens_kappa,
     }
 
 
-def best(points: Sequence[Mapping[str, Any]]) -> float | None:
+def best_threshold(points: Sequence[Mapping[str, Any]]) -> float | None:
     """The threshold with the highest kappa, ties to the strictest; None if none is defined."""
     defined = [(p["kappa"], p["threshold"]) for p in points if p["kappa"] is not None]
     return max(defined)[1] if defined else None

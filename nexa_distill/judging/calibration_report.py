@@ -12,10 +12,10 @@ from nexa_distill.annotation.annotations import Key
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.judging import calibration
-from nexa_distill.judging.calibration import Decisions
+from nexa_distill.judging.calibration import HumanDecisions
 from nexa_distill.reporting import charts
-from nexa_distill.reporting.html import document
-from nexa_distill.reporting.stage_reports import shown
+from nexa_distill.reporting.html import render_document
+from nexa_distill.reporting.stage_reports import format_number
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.yaml_loading import load_yaml
@@ -30,10 +30,7 @@ KINDS = {"kappa": "after", "precision": "teacher", "recall": "before"}  # colour
 
 
 def write_calibration(
-    config: DistillConfig,
-    annotations: Path | None = None,
-    checks: Path | None = None,
-    report: Path | None = None,
+    config: DistillConfig, annotations: Path | None = None, checks: Path | None = None, report: Path | None = None
 ) -> Iterator[str]:
     """Write the three files; yields the headline.
 
@@ -41,23 +38,23 @@ def write_calibration(
     no judged answer has a human decision.
     """
     storage = config.storage
-    checks = checks or storage.path("judge_checks")
+    checks = checks or storage.path_of("judge_checks")
     sealed_hash(checks, storage)
     refuse_stale(checks, storage)
-    annotations = annotations or storage.path("annotations")
-    report = report or storage.path("reports") / "judge" / "calibration.json"
+    annotations = annotations or storage.path_of("annotations")
+    report = report or storage.path_of("reports") / "judge" / "calibration.json"
     decided = calibration.read_decisions(annotations)
     gate = load_yaml(Path(config.filters), FilterConfig).sample_gate
     limits = {"factuality": gate.judge_f_threshold, "reasoning": gate.judge_r_threshold}
-    figures = _figures(decided, _scores(checks), limits, annotations, checks)
+    figures = _calibration_figures(decided, _load_scores(checks), limits, annotations, checks)
     write_json(report, figures)
-    write_text(report.with_suffix(".md"), markdown(figures))
-    write_text(report.with_suffix(".html"), page(figures))
+    write_text(report.with_suffix(".md"), render_markdown(figures))
+    write_text(report.with_suffix(".html"), render_page(figures))
     yield from figures["headline"]
     yield f"judge: {report.with_suffix('.html')} (and .md, .json beside it)"
 
 
-def _scores(checks: Path) -> dict[str, dict[Key, float | None]]:
+def _load_scores(checks: Path) -> dict[str, dict[Key, float | None]]:
     """Check -> answer -> score, None without a verdict."""
     scores: dict[str, dict[Key, float | None]] = {}
     columns = ["sample_id", "attempt", "check", "value"]
@@ -74,8 +71,8 @@ def _scores(checks: Path) -> dict[str, dict[Key, float | None]]:
     return scores
 
 
-def _figures(
-    decided: Decisions,
+def _calibration_figures(
+    decided: HumanDecisions,
     scores: Mapping[str, Mapping[Key, float | None]],
     limits: Mapping[str, float],
     annotations: Path,
@@ -88,54 +85,49 @@ def _figures(
             f"{annotations}: has no undisputed decision on any of the {len(judged)} judged answers "
             f"in {checks}; {len(unknown)} decisions are on other answers"
         )
-    by_check = {name: _check(name, of, decided, limits) for name, of in scores.items()}
+    by_check = {name: _check_figures(name, of, decided, limits) for name, of in scores.items()}
     return {
         "run_id": run_id(),
-        "headline": [_sentence(name, figures) for name, figures in by_check.items()],
+        "headline": [_headline_sentence(name, figures) for name, figures in by_check.items()],
         "answers_decided": len(decided.agreed),
         "answers_disputed": len(decided.disputed),
         "annotators": len(decided.annotators),
         "accepted": sum(decided.agreed.values()),
         "unknown_answers": len(unknown),
         "unknown_named": [list(key) for key in unknown[:NAMED]],
-        "bootstrap": {
-            "draws": calibration.DRAWS,
-            "seed": calibration.SEED,
-            "level": calibration.LEVEL,
-        },
+        "bootstrap": {"draws": calibration.DRAWS, "seed": calibration.SEED, "level": calibration.LEVEL},
         "checks": by_check,
         "created_at": utc_now(),
     }
 
 
-def _check(
-    name: str, of: Mapping[Key, float | None], decided: Decisions, limits: Mapping[str, float]
+def _check_figures(
+    name: str, of: Mapping[Key, float | None], decided: HumanDecisions, limits: Mapping[str, float]
 ) -> dict[str, Any]:
     scores = {key: score for key, score in of.items() if score is not None}
     threshold = limits[name.split(".")[1]]
-    now = calibration.agreement(scores, decided.agreed, threshold)
-    points = calibration.curve(scores, decided.agreed)
+    now = calibration.count_agreement(scores, decided.agreed, threshold)
+    points = calibration.agreement_curve(scores, decided.agreed)
     return {
         "answers": sum(now),
         "without_verdict": sum(of[key] is None for key in decided.agreed if key in of),
         "threshold": threshold,
         **now._asdict(),
-        "kappa": now.kappa,
-        "kappa_interval": now.interval(),
-        "best_threshold": calibration.best(points),
+        "kappa": now.cohens_kappa,
+        "kappa_interval": now.kappa_interval(),
+        "best_threshold": calibration.best_threshold(points),
         "curve": points,
     }
 
 
-def _sentence(name: str, check: Figures) -> str:
+def _headline_sentence(name: str, check: Figures) -> str:
     best = check["best_threshold"]
-    return (
-        f"{name}: kappa {_kappa(check)} at {check['threshold']:g} over {check['answers']} answers"
-        + ("" if best is None else f"; highest at {best:g}")
+    return f"{name}: kappa {_kappa_text(check)} at {check['threshold']:g} over {check['answers']} answers" + (
+        "" if best is None else f"; highest at {best:g}"
     )
 
 
-def _kappa(check: Figures) -> str:
+def _kappa_text(check: Figures) -> str:
     if check["kappa"] is None:
         return UNDEFINED
     low_high = check["kappa_interval"]
@@ -143,14 +135,14 @@ def _kappa(check: Figures) -> str:
     return f"{check['kappa']:.2f} ({interval})"
 
 
-def markdown(report: Figures) -> str:
+def render_markdown(report: Figures) -> str:
     """The report as Markdown."""
     lines = [
         "# Judges compared with annotators",
         "",
         f"Run {report['run_id']}, {report['created_at']}.",
         "",
-        *(f"- {line}" for line in _facts(report)),
+        *(f"- {line}" for line in _summary_facts(report)),
         "",
         "| check | answers | no verdict | threshold | kappa (95 %) | both accept | only the judge |"
         " only people | neither | best threshold |",
@@ -162,42 +154,31 @@ def markdown(report: Figures) -> str:
             c["answers"],
             c["without_verdict"],
             f"{c['threshold']:g}",
-            _kappa(c),
+            _kappa_text(c),
             c["tp"],
             c["fp"],
             c["fn"],
             c["tn"],
-            _number(c["best_threshold"]),
+            _format_number(c["best_threshold"]),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     for name, c in report["checks"].items():
+        lines += ["", f"## {name}", "", "| threshold | kappa | precision | recall | kept |", "|---|---|---|---|---|"]
         lines += [
-            "",
-            f"## {name}",
-            "",
-            "| threshold | kappa | precision | recall | kept |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {p['threshold']:g} | {_number(p['kappa'])} | {_number(p['precision'])} | "
-            f"{_number(p['recall'])} | {p['tp'] + p['fp']} |"
+            f"| {p['threshold']:g} | {_format_number(p['kappa'])} | {_format_number(p['precision'])} | "
+            f"{_format_number(p['recall'])} | {p['tp'] + p['fp']} |"
             for p in c["curve"]
         ]
     return "\n".join([*lines, "", calibration.__doc__ or ""])
 
 
-def _number(value: float | None) -> str:
-    return UNDEFINED if value is None else shown(value)
+def _format_number(value: float | None) -> str:
+    return UNDEFINED if value is None else format_number(value)
 
 
-def _facts(report: Figures) -> Iterable[str]:
-    annotators = (
-        "1 annotator" if report["annotators"] == 1 else f"{report['annotators']} annotators"
-    )
-    yield (
-        f"{report['answers_decided']} answers decided by {annotators}, "
-        f"{report['accepted']} of them accepted"
-    )
+def _summary_facts(report: Figures) -> Iterable[str]:
+    annotators = "1 annotator" if report["annotators"] == 1 else f"{report['annotators']} annotators"
+    yield (f"{report['answers_decided']} answers decided by {annotators}, {report['accepted']} of them accepted")
     if report["answers_disputed"]:
         yield f"{report['answers_disputed']} more excluded: the annotators disagree"
     if report["unknown_answers"]:
@@ -205,23 +186,19 @@ def _facts(report: Figures) -> Iterable[str]:
         yield f"{report['unknown_answers']} decisions on answers that were not judged: {named}"
 
 
-def page(report: Figures) -> str:
+def render_page(report: Figures) -> str:
     """A self-contained HTML page with a plot per check."""
-    sections = "".join(_section(name, check) for name, check in report["checks"].items())
-    facts = "".join(f"<li>{escape(line)}</li>" for line in _facts(report))
+    sections = "".join(_check_section(name, check) for name, check in report["checks"].items())
+    facts = "".join(f"<li>{escape(line)}</li>" for line in _summary_facts(report))
     title = "Judges compared with annotators"
-    return document(title, f"<header><h1>{title}</h1><ul>{facts}</ul></header>{sections}")
+    return render_document(title, f"<header><h1>{title}</h1><ul>{facts}</ul></header>{sections}")
 
 
-def _section(name: str, check: Figures) -> str:
+def _check_section(name: str, check: Figures) -> str:
     lines = [
-        charts.Line(
-            figure,
-            [(p["threshold"], p[figure]) for p in check["curve"] if p[figure] is not None],
-            kind,
-        )
+        charts.Line(figure, [(p["threshold"], p[figure]) for p in check["curve"] if p[figure] is not None], kind)
         for figure, kind in KINDS.items()
     ]
-    plot = charts.lines(lines, x_label="threshold", y_label=", ".join(KINDS), whole=False)
-    note = escape(_sentence(name, check))
+    plot = charts.draw_lines(lines, x_label="threshold", y_label=", ".join(KINDS), whole=False)
+    note = escape(_headline_sentence(name, check))
     return f'<section><h2>{escape(name)}</h2><p class="note">{note}</p>{plot}</section>'

@@ -16,20 +16,20 @@ import pyarrow.compute as pc
 
 from nexa_distill.contracts import TABLES
 from nexa_distill.judging.canaries import canary_rows
-from nexa_distill.judging.rubrics import PARTS
-from nexa_distill.storage.answer_index import AnswerKeys
+from nexa_distill.judging.rubrics import PROMPT_SECTIONS
+from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.tables import read_batches
 
 Row = dict[str, Any]
 Flags = npt.NDArray[np.bool_]
 
 SOURCE, CHECKED = TABLES["rule_filtered"], TABLES["exec_checks"]
-COLUMNS = ["sample_id", "attempt", *PARTS]
+COLUMNS = ["sample_id", "attempt", *PROMPT_SECTIONS]
 BATCH_ROWS = 2048
 
 
 @dataclass
-class Submissions:
+class Candidates:
     """`refused`: per answer of the file, whether the exec gate rejected it.
 
     `rows` counts the other answers, `shown` those with a text; `teachers` are the models that wrote
@@ -43,14 +43,14 @@ class Submissions:
     teachers: set[str] = field(default_factory=set)
     canaries: list[Row] = field(default_factory=list)
 
-    def batches(self) -> Iterator[list[Row]]:
+    def answer_batches(self) -> Iterator[list[Row]]:
         """The answers that were not rejected, in file order, then the canaries."""
-        for batch in self.tables(COLUMNS):
+        for batch in self.answer_tables(COLUMNS):
             yield batch.to_pylist()
         if self.canaries:
             yield self.canaries
 
-    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+    def answer_tables(self, columns: list[str]) -> Iterator[pa.Table]:
         """The answers that were not rejected, in file order."""
         start = 0
         for batch in read_batches(self.path, SOURCE, batch_rows=BATCH_ROWS, columns=columns):
@@ -64,13 +64,13 @@ def has_text(row: Row) -> bool:
     return bool(row["teacher_output"] and row["teacher_output"].strip())
 
 
-def submissions(path: Path, canary_prompts: int, execution: Path | None = None) -> Submissions:
+def load_candidates(path: Path, canary_prompts: int, execution: Path | None = None) -> Candidates:
     """Read `path` once; `execution` are the exec gate's checks of its answers.
 
     Raises InputMissing (66), InputError (65) naming column, row or key.
     """
-    candidates, prompts = Submissions(path, _refused(path, execution)), dict[str, Row]()
-    for batch in candidates.tables([*COLUMNS, "model_id"]):
+    candidates, prompts = Candidates(path, _find_rejected(path, execution)), dict[str, Row]()
+    for batch in candidates.answer_tables([*COLUMNS, "model_id"]):
         candidates.teachers.update(batch["model_id"].unique().to_pylist())
         rows = batch.drop_columns("model_id").to_pylist()
         candidates.rows += len(rows)
@@ -82,12 +82,12 @@ def submissions(path: Path, canary_prompts: int, execution: Path | None = None) 
     return candidates
 
 
-def _refused(path: Path, execution: Path | None) -> Flags:
-    answers = AnswerKeys([path], SOURCE)
+def _find_rejected(path: Path, execution: Path | None) -> Flags:
+    answers = AnswerIndex([path], SOURCE)
     rejected = np.zeros(len(answers), np.bool_)
     columns = ["sample_id", "attempt", "ok"]
     for rows in read_batches(execution, CHECKED, columns=columns) if execution else ():
         failed = rows.filter(pc.invert(pc.fill_null(rows["ok"], False)))
-        positions = answers.positions(failed)
+        positions = answers.find_positions(failed)
         rejected[positions[positions >= 0]] = True
     return rejected

@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nexa_distill.collection.collector import Collector
-from nexa_distill.collection.first_answers import Usable
+from nexa_distill.collection.first_answers import AnswerRequirement
 from nexa_distill.collection.requests.body import PromptRequest
 from nexa_distill.judging.aggregation import Panel
-from nexa_distill.judging.candidates import Submissions, has_text
+from nexa_distill.judging.candidates import Candidates, has_text
 from nexa_distill.judging.rubrics import judge_request, load_rubrics
-from nexa_distill.judging.verdict_parser import UNREADABLE, is_one_object
+from nexa_distill.judging.verdict_parser import UNREADABLE, is_json_object
 from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, with_flags
 
 Row = dict[str, Any]
 
 
-def as_judge(config: DistillConfig) -> DistillConfig:
+def judge_config(config: DistillConfig) -> DistillConfig:
     """The configuration with the judges' `max_tokens` and `temperature`, without batches."""
     judging = config.judging
     own = {"max_tokens": judging.max_tokens, "temperature": judging.temperature}
@@ -24,11 +24,9 @@ def as_judge(config: DistillConfig) -> DistillConfig:
     return with_flags(config, {"collection": own | {"batch_api": False}})
 
 
-def panel_of(
-    config: DistillConfig, candidates: Submissions, *, retry_failed: bool = False
-) -> Panel:
+def build_panel(config: DistillConfig, candidates: Candidates, *, retry_failed: bool = False) -> Panel:
     """The collectors of the configured judges for the `candidates`. Raises InputError."""
-    rubrics, asking = load_rubrics(config), as_judge(config)
+    rubrics, asking = load_rubrics(config), judge_config(config)
 
     def requests_by(judge: JudgeModel) -> Callable[[Row], list[PromptRequest]]:
         def requests_of(row: Row) -> list[PromptRequest]:
@@ -37,8 +35,8 @@ def panel_of(
 
         return requests_of
 
-    def rows(_: Sequence[str] | None) -> Iterator[list[Row]]:
-        return candidates.batches()
+    def read_rows(_: Sequence[str] | None) -> Iterator[list[Row]]:
+        return candidates.answer_batches()
 
     total = (candidates.shown + len(candidates.canaries)) * len(rubrics)
     judges = [
@@ -47,11 +45,11 @@ def panel_of(
             asking,
             config.chosen_provider(judge.provider)[0],
             judge.model,
-            rows,
+            read_rows,
             requests_by(judge),
             total,
             retry_failed,
-            usable=Usable(is_one_object, UNREADABLE),
+            usable=AnswerRequirement(is_json_object, UNREADABLE),
         )
         for judge in config.judging.judges
     ]
@@ -67,9 +65,7 @@ def judge_flags(config: DistillConfig, args: argparse.Namespace) -> dict[str, An
         flags["providers"] = {name: served}
     if args.judge or args.provider:
         model = args.judge or provider.model
-        extras = [
-            j.extra_body for j in config.judging.judges if (j.provider, j.model) == (name, model)
-        ]
+        extras = [j.extra_body for j in config.judging.judges if (j.provider, j.model) == (name, model)]
         judge = {"provider": name, "model": model, "extra_body": extras[0] if extras else {}}
         flags["judging"] = {"judges": [judge]}
     return flags

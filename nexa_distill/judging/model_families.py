@@ -27,14 +27,10 @@ FAMILIES = {
 }
 
 
-def families(model: str) -> set[str]:
+def find_families(model: str) -> set[str]:
     """The families that occur in a name; a distilled model may name two."""
     name = model.lower()
-    return {
-        family
-        for family, pattern in FAMILIES.items()
-        if re.search(rf"(?<![a-z0-9])(?:{pattern})", name)
-    }
+    return {family for family, pattern in FAMILIES.items() if re.search(rf"(?<![a-z0-9])(?:{pattern})", name)}
 
 
 def family_warnings(judges: Iterable[str], teachers: Iterable[str]) -> list[str]:
@@ -42,7 +38,7 @@ def family_warnings(judges: Iterable[str], teachers: Iterable[str]) -> list[str]
     warnings = []
     for judge in judges:
         for teacher in sorted(set(teachers)):
-            shared = " and ".join(sorted(families(judge) & families(teacher)))
+            shared = " and ".join(sorted(find_families(judge) & find_families(teacher)))
             if shared or judge == teacher:
                 kind = f"both are of the {shared} family" if shared else "it is the same model"
                 warnings.append(

@@ -9,7 +9,7 @@ from nexa_distill.collection.requests.body import PromptRequest, prompt_request,
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, load_system_prompt
 from nexa_distill.text.hashing import compact_json, sha256_text
-from nexa_distill.text.json_schemas import compiled
+from nexa_distill.text.json_schemas import compile_schemas
 
 Row = Mapping[str, Any]
 
@@ -24,19 +24,14 @@ FIELDS: dict[str, dict[str, dict[str, Any]]] = {
     "factuality": _SCORED,
     "reasoning": _SCORED | {"safety": {"type": "string", "enum": list(SAFETY)}},
 }
-_SCHEMAS = compiled(
+_SCHEMAS = compile_schemas(
     {
-        name: {
-            "type": "object",
-            "properties": fields,
-            "required": list(fields),
-            "additionalProperties": False,
-        }
+        name: {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
         for name, fields in FIELDS.items()
     }
 )
 # The sections of the user message, in order: column -> title.
-PARTS = {
+PROMPT_SECTIONS = {
     "system_prompt": "instructions",
     "user_prompt": "question",
     "context": "source",
@@ -59,10 +54,10 @@ class Rubric:
 def load_rubrics(config: DistillConfig) -> list[Rubric]:
     """The rubrics of `judging.rubrics`. Raises InputError naming the file without a version."""
     files: dict[str, str] = config.judging.rubrics.model_dump()
-    return [_load(name, path) for name, path in files.items()]
+    return [_load_rubric(name, path) for name, path in files.items()]
 
 
-def _load(name: str, path: str) -> Rubric:
+def _load_rubric(name: str, path: str) -> Rubric:
     text = load_system_prompt(path)
     first = text.partition("\n")[0]
     match = re.fullmatch(rf"Rubric: {name}, version (\S+)", first.strip())
@@ -74,20 +69,18 @@ def _load(name: str, path: str) -> Rubric:
     return Rubric(name, match[1], text)
 
 
-def judge_request(
-    row: Row, rubric: Rubric, judge: JudgeModel, config: DistillConfig
-) -> PromptRequest:
+def judge_request(row: Row, rubric: Rubric, judge: JudgeModel, config: DistillConfig) -> PromptRequest:
     """One rubric, one answer. `config.collection` has max_tokens and temperature of a verdict."""
-    extra = _SCHEMAS.options(rubric.name) | options(judge, config)
+    extra = _SCHEMAS.request_options(rubric.name) | judge_options(judge, config)
     provider = config.providers[judge.provider]
-    body = request_body(rubric.text, material(row), judge.model, config, provider, extra)
+    body = request_body(rubric.text, render_sections(row), judge.model, config, provider, extra)
     return prompt_request(row["sample_id"], body, attempt=row["attempt"])
 
 
-def options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
+def judge_options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
     """The request options of a judge besides messages and schema."""
     provider, settings = config.providers[judge.provider], config.collection
-    dialect = provider.spoken
+    dialect = provider.active_dialect
     # These override the provider's `extra_body`, whose sampling is meant for a teacher.
     own: dict[str, Any] = {dialect.limit_key: settings.max_tokens}
     if dialect.sends_temperature:
@@ -97,14 +90,11 @@ def options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
     return provider.extra_body | own | made_for | judge.extra_body
 
 
-def material(row: Row) -> str:
+def render_sections(row: Row) -> str:
     """The sections of a row in order; a source that the question contains is not repeated."""
-    parts = {part: row[column] for column, part in PARTS.items() if row[column] is not None}
+    parts = {part: row[column] for column, part in PROMPT_SECTIONS.items() if row[column] is not None}
     if parts.get("source", "") in parts["question"]:
         parts.pop("source", None)
     # The answer is untrusted. A hash of all sections delimits them, so none can forge its own end.
     token = sha256_text(compact_json(parts))[:TOKEN_LENGTH]
-    return "\n\n".join(
-        f"=== {name} {token} ===\n{text}\n=== end of {name} {token} ==="
-        for name, text in parts.items()
-    )
+    return "\n\n".join(f"=== {name} {token} ===\n{text}\n=== end of {name} {token} ===" for name, text in parts.items())

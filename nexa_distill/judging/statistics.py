@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from nexa_distill.collection.answers.completions import cost_usd, parse_answer
-from nexa_distill.judging.aggregation import Judged, Panel
+from nexa_distill.judging.aggregation import Panel, RubricVerdict
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import Price
 
@@ -17,10 +17,10 @@ FAULTS = ("judge_unparseable", "judge_out_of_range", "judge_unanswered", "unread
 
 
 @dataclass
-class JudgeFigures:
+class JudgeStatistics:
     """Of one judge. `verdicts` counts its replies to real answers by fault, None = a verdict.
 
-    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `usd` includes
+    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `total_usd` includes
     canaries; None while no reply has a known cost. `silence`: why the last missing reply is
     missing; `unreadable`: the start of the last reply that could not be parsed.
     """
@@ -33,7 +33,7 @@ class JudgeFigures:
     silence: str = ""
     unreadable: str = ""
 
-    def add(self, judged: Judged, canary: str | None) -> None:
+    def add_verdict(self, judged: RubricVerdict, canary: str | None) -> None:
         """Count one reply."""
         verdict = judged.verdict
         if canary:
@@ -51,7 +51,7 @@ class JudgeFigures:
             cost = cost_usd(parse_answer(judged.stored.raw), self.price)
             self.usd = self.usd if cost is None else (self.usd or 0.0) + cost
 
-    def report(self) -> Row:
+    def to_report(self) -> Row:
         """The report's entry; a mean without values is null."""
         means = {name: fmean(scores) for name, scores in self.scores.items() if scores}
         return {
@@ -69,7 +69,7 @@ class JudgeFigures:
 class JudgeSummary:
     """`reasons` counts each answer with a check that is not ok once, under its first reason."""
 
-    judges: dict[str, JudgeFigures]
+    judges: dict[str, JudgeStatistics]
     answers: int = 0
     requests: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -77,20 +77,20 @@ class JudgeSummary:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, panel: Panel) -> "JudgeSummary":
+    def for_panel(cls, panel: Panel) -> "JudgeSummary":
         """An empty summary for these judges."""
-        return cls({judge.model: JudgeFigures(judge.price) for judge in panel.judges})
+        return cls({judge.model: JudgeStatistics(judge.model_price) for judge in panel.judges})
 
     @property
-    def usd(self) -> float | None:
+    def total_usd(self) -> float | None:
         """The cost of all verdicts in the tables; None if none has a known cost."""
         costs = [judge.usd for judge in self.judges.values() if judge.usd is not None]
         return sum(costs) if costs else None
 
-    def add(self, verdicts: Sequence[Judged], checks: Iterable[Row], canary: str | None) -> None:
+    def add_answer(self, verdicts: Sequence[RubricVerdict], checks: Iterable[Row], canary: str | None) -> None:
         """Count one answer or canary."""
         for judged in verdicts:
-            self.judges[judged.judge].add(judged, canary)
+            self.judges[judged.judge].add_verdict(judged, canary)
         if canary:
             return
         self.answers += 1
@@ -100,21 +100,15 @@ class JudgeSummary:
         if failed := [row["reason"] for row in aggregates if not row["ok"]]:
             self.reasons[failed[0]] += 1
 
-    def report(self, path: Path, versions: dict[str, str]) -> None:
+    def write_report(self, path: Path, versions: dict[str, str]) -> None:
         """Write the quality report (JSON, Markdown); `versions`: rubric -> version."""
         low_high = (min, max, fmean) if self.scores else ()
-        stage_reports.quality_report(
+        stage_reports.write_quality_report(
             path,
             stage="judge",
             total=self.answers,
             reject_reason_counts=self.reasons,
-            judge_scores=dict(
-                zip(("min", "max", "mean"), (f(self.scores) for f in low_high), strict=False)
-            )
-            or None,
-            judges={name: judge.report() for name, judge in self.judges.items()},
-            notes=[
-                *(f"rubric {name}, version {v}" for name, v in versions.items()),
-                *self.warnings,
-            ],
+            judge_scores=dict(zip(("min", "max", "mean"), (f(self.scores) for f in low_high), strict=False)) or None,
+            judges={name: judge.to_report() for name, judge in self.judges.items()},
+            notes=[*(f"rubric {name}, version {v}" for name, v in versions.items()), *self.warnings],
         )

@@ -40,7 +40,7 @@ def read_verdict(raw: bytes, rubric: str) -> Verdict:
     return parse_verdict(answer.text, rubric)
 
 
-def is_one_object(answer: Answer) -> bool:
+def is_json_object(answer: Answer) -> bool:
     """Whether a reply is one JSON object, as every rubric requires."""
     try:
         return isinstance(json.loads(answer.text or ""), dict)
@@ -51,7 +51,7 @@ def is_one_object(answer: Answer) -> bool:
 def parse_verdict(text: str, rubric: str) -> Verdict:
     """The verdict in a reply's text."""
     try:
-        reply = json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
+        reply = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return no_verdict("judge_unparseable", text)
     if not isinstance(reply, dict) or reply.keys() != FIELDS[rubric].keys():
@@ -63,26 +63,26 @@ def parse_verdict(text: str, rubric: str) -> Verdict:
         return no_verdict("judge_unparseable", text)
     if not 0 <= score <= 1:
         return no_verdict("judge_out_of_range", text)
-    return Verdict(float(score), safety, None, _start(reason))
+    return Verdict(float(score), safety, None, _shorten_text(reason))
 
 
 def no_verdict(fault: str, text: str) -> Verdict:
     """A missing verdict with its reason."""
-    return Verdict(None, None, fault, _start(text))
+    return Verdict(None, None, fault, _shorten_text(text))
 
 
-def _start(text: str) -> str:
+def _shorten_text(text: str) -> str:
     # The encoding replaces lone surrogates, which cannot be stored.
     line = " ".join(text.encode(errors="replace").decode().split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("duplicate key")
     return values
 
 
-def _refuse(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.errors import InputMissing
-from nexa_distill.orchestration.stages import STAGES, Stage, locate, settings
+from nexa_distill.orchestration.stages import STAGES, Stage, locate_path, stage_settings
 from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.storage.manifests import load_manifest, manifest_path, repairs, sha256_path
+from nexa_distill.storage.manifests import load_manifest, manifest_path, sha256_path, valid_regenerations
 from nexa_distill.text.hashing import compact_json, sha256_text
 
 
@@ -22,19 +22,19 @@ class Freshness:
     config: DistillConfig
     _hashes: dict[Path, str] = field(default_factory=dict)
 
-    def digest(self, path: Path) -> str:
+    def file_sha256(self, path: Path) -> str:
         """Hex SHA-256 of the file or folder."""
         resolved = path.resolve()
         if resolved not in self._hashes:
             self._hashes[resolved] = sha256_path(path)
         return self._hashes[resolved]
 
-    def why_run(self, stage: Stage) -> str | None:
+    def stale_reason(self, stage: Stage) -> str | None:
         """Why the stage has to run, or None if every output is intact and up to date."""
-        return next((why for key in stage.outputs for why in self._stale(stage, key)), None)
+        return next((why for key in stage.outputs for why in self._stale_reasons(stage, key)), None)
 
-    def _stale(self, stage: Stage, output: str) -> Iterator[str]:
-        path = locate(output, self.config)
+    def _stale_reasons(self, stage: Stage, output: str) -> Iterator[str]:
+        path = locate_path(output, self.config)
         manifest = load_manifest(path, self.config.storage)
         if not path.exists():
             yield f"{path} is gone" if manifest else "no output yet"
@@ -42,29 +42,27 @@ class Freshness:
         if manifest is None:
             yield f"{path} has no manifest"
             return
-        if manifest["sha256"] != self.digest(path):
+        if manifest["sha256"] != self.file_sha256(path):
             yield f"{path} does not match its manifest"
         yield from self._changed_inputs(stage, manifest["inputs"])
-        values = settings(stage, self.config)
+        values = stage_settings(stage, self.config)
         if values is not None and manifest["config_sha256"] != sha256_text(compact_json(values)):
             yield f"{stage.name}: settings changed"
 
-    def _counts(self, key: str) -> bool:
+    def _is_relevant_input(self, key: str) -> bool:
         """Whether an optional input is used: repairs of other answers are not."""
-        return key != "regen_dataset" or bool(repairs(self.config.storage))
+        return key != "regen_dataset" or bool(valid_regenerations(self.config.storage))
 
     def _changed_inputs(self, stage: Stage, recorded: list[dict[str, str]]) -> Iterator[str]:
         # Compared by content: a file that was only moved has not changed.
-        optional = [key for key in stage.optional if self._counts(key)]
-        declared = {locate(key, self.config) for key in (*stage.inputs, *optional)}
-        now = {self.digest(path): path for path in declared if path.exists()}
+        optional = [key for key in stage.optional if self._is_relevant_input(key)]
+        declared = {locate_path(key, self.config) for key in (*stage.inputs, *optional)}
+        now = {self.file_sha256(path): path for path in declared if path.exists()}
         then = {item["sha256"] for item in recorded}
         yield from (f"input changed: {path}" for sha256, path in now.items() if sha256 not in then)
         for item in recorded:
             path = Path(item["path"])
-            if item["sha256"] not in now and not (
-                path.exists() and self.digest(path) == item["sha256"]
-            ):
+            if item["sha256"] not in now and not (path.exists() and self.file_sha256(path) == item["sha256"]):
                 yield f"input changed or gone: {path}"
 
 
@@ -77,7 +75,7 @@ def verify_chain(config: DistillConfig) -> Iterator[str]:
     fresh = Freshness(config)
     for stage in STAGES:
         for key in stage.outputs:
-            path = locate(key, config)
+            path = locate_path(key, config)
             manifest = load_manifest(path, config.storage)
             if stage.session == "evaluation" and manifest is None and not path.exists():
                 continue
@@ -94,7 +92,7 @@ def verify_chain(config: DistillConfig) -> Iterator[str]:
 def _check_link(stage: Stage, path: Path, manifest: dict[str, Any], fresh: Freshness) -> str:
     named = [(Path(item["path"]), item["sha256"]) for item in manifest["inputs"]]
     for file, sealed in [*named, (path, manifest["sha256"])]:
-        actual = fresh.digest(file) if file.exists() else "missing"
+        actual = fresh.file_sha256(file) if file.exists() else "missing"
         if actual != sealed:
             seal = manifest_path(path, fresh.config.storage)
             raise InputMissing(

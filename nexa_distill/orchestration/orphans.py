@@ -10,20 +10,20 @@ import signal
 import time
 from pathlib import Path
 
-VARIABLE = "NEXA_PROGRESS_FILE"
+PROGRESS_VARIABLE = "NEXA_PROGRESS_FILE"
 
 
-def find(logs: Path) -> list[int]:
+def find_orphans(logs: Path) -> list[int]:
     """The pids of processes of a run in `logs`, except this process and its parent."""
-    prefix = f"{VARIABLE}={logs.resolve()}/".encode()
+    prefix = f"{PROGRESS_VARIABLE}={logs.resolve()}/".encode()
     return [
         int(folder.name)
         for folder in Path("/proc").glob("[0-9]*")
-        if _belongs(folder, prefix) and int(folder.name) not in (os.getpid(), os.getppid())
+        if _has_variable(folder, prefix) and int(folder.name) not in (os.getpid(), os.getppid())
     ]
 
 
-def _belongs(folder: Path, prefix: bytes) -> bool:
+def _has_variable(folder: Path, prefix: bytes) -> bool:
     try:
         environment = (folder / "environ").read_bytes()
     except OSError:  # it has ended, or belongs to another user
@@ -31,18 +31,18 @@ def _belongs(folder: Path, prefix: bytes) -> bool:
     return any(variable.startswith(prefix) for variable in environment.split(b"\0"))
 
 
-def end(logs: Path, grace_seconds: float = 30.0) -> int:
+def stop_orphans(logs: Path, grace_seconds: float = 30.0) -> int:
     """Send SIGTERM, after the grace period SIGKILL. Returns the number of processes."""
-    pids = find(logs)
-    _signal(pids, signal.SIGTERM)
+    pids = find_orphans(logs)
+    _send_signal(pids, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
-    while (remaining := find(logs)) and time.monotonic() < deadline:
+    while (remaining := find_orphans(logs)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    _signal(remaining, signal.SIGKILL)
+    _send_signal(remaining, signal.SIGKILL)
     return len(pids)
 
 
-def _signal(pids: list[int], number: signal.Signals) -> None:
+def _send_signal(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         try:
             os.kill(pid, number)

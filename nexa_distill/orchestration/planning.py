@@ -24,7 +24,7 @@ class Request:
     only: str | None = None
     answers: Path | None = None
 
-    def load(self) -> DistillConfig:
+    def load_settings(self) -> DistillConfig:
         """The configuration, overridden by the flags."""
         over: dict[str, Any] = {"input": {}}
         if self.input is not None:
@@ -59,7 +59,7 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
     When in doubt, run the stage: it exits quickly if its outputs are current. Raises InputMissing
     if the raw input is needed and missing, InputError for a bad setting of a requested stage.
     """
-    fresh = fresh or Freshness(request.load())
+    fresh = fresh or Freshness(request.load_settings())
     config, upstream, steps = fresh.config, "", list[Step]()
     config.refuse_models_not_served()
     _, provider = config.chosen_provider()
@@ -69,11 +69,11 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
         return [Step(INSPECT, runs=True, why="requested by name", command=command)]
     for session in SESSIONS:
         command = session_command(session, config, request)
-        why = _why(session, chosen, named, fresh, upstream)
+        why = _decide_step(session, chosen, named, fresh, upstream)
         step = Step(session, why.runs, why.text, command, upstream)
         if session == "data_gen" and provider.start is not None and not config.answers.path:
             endpoint = str(provider.endpoint_file)
-            steps.append(_teacher(why.stale, provider.start, endpoint, run_dir / "data_gen.exit"))
+            steps.append(_teacher_step(why.stale, provider.start, endpoint, run_dir / "data_gen.exit"))
             if why.stale:
                 step = replace(step, ready_by=TEACHER, ready_file=endpoint)
         upstream = session if step.runs else upstream
@@ -82,29 +82,29 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
 
 
 @dataclass(frozen=True)
-class _Why:
+class _StepDecision:
     runs: bool
     text: str
     stale: bool = False
 
 
-def _why(
+def _decide_step(
     session: str, chosen: tuple[str, ...], named: str | None, fresh: Freshness, upstream: str
-) -> _Why:
+) -> _StepDecision:
     if session not in chosen:
-        return _Why(False, "not requested")
+        return _StepDecision(False, "not requested")
     raw = Path(fresh.config.input.path)
     if session == "data_gen" and not raw.exists():
         raise InputMissing(f"{raw}: no such input; set input.path or pass --input PATH")
-    stale = (why for s in STAGES if s.session == session if (why := fresh.why_run(s)))
+    stale = (why for s in STAGES if s.session == session if (why := fresh.stale_reason(s)))
     if why := next(stale, None):
-        return _Why(True, why, stale=True)
+        return _StepDecision(True, why, stale=True)
     if session == named:
-        return _Why(True, "requested by name; up to date")
-    return _Why(True, f"upstream runs ({upstream})") if upstream else _Why(False, "up to date")
+        return _StepDecision(True, "requested by name; up to date")
+    return _StepDecision(True, f"upstream runs ({upstream})") if upstream else _StepDecision(False, "up to date")
 
 
-def _teacher(needed: bool, start: list[str], endpoint: str, until: Path) -> Step:
+def _teacher_step(needed: bool, start: list[str], endpoint: str, until: Path) -> Step:
     """The server that data_gen uses. It ends with data_gen, whatever the exit code."""
     command = [*start, "--endpoint-file", endpoint, "--until", str(until)]
     return Step(TEACHER, needed, f"data_gen {'needs' if needed else 'does not need'} it", command)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.console.progress import clock
+from nexa_distill.console.progress import format_duration
 from nexa_distill.errors import InputError
 from nexa_distill.orchestration.planning import Step
 
@@ -38,14 +38,7 @@ def write_plan(run_dir: Path, steps: list[Step]) -> None:
         word
         for step in steps
         if step.runs
-        for word in (
-            step.session,
-            step.after,
-            step.ready_by,
-            step.ready_file,
-            str(len(step.command)),
-            *step.command,
-        )
+        for word in (step.session, step.after, step.ready_by, step.ready_file, str(len(step.command)), *step.command)
     ]
     (run_dir / "plan").write_text("".join(f"{word}\0" for word in fields), encoding="utf-8")
 
@@ -72,7 +65,7 @@ def latest_run(logs: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class SessionState:
-    """The state of one session. `elapsed` and `left` are seconds, `rate` is rows/s."""
+    """The state of one session. `elapsed` and `seconds_left` are seconds, `rate` is rows/s."""
 
     name: str
     state: str
@@ -85,22 +78,22 @@ class SessionState:
     note: str = ""
 
     @property
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """The estimated time left, or None without a rate."""
         has_rate = self.code is None and self.rate > 0 and self.total > self.done
         return (self.total - self.done) / self.rate if has_rate else None
 
-    def line(self) -> str:
+    def status_line(self) -> str:
         """The state as one line of text."""
         parts = [f"{self.name:<11}", f"{self.state:<11}"]
         if self.state != "waiting":
-            parts.append(f"{clock(self.elapsed):>8}")
+            parts.append(f"{format_duration(self.elapsed):>8}")
         if self.total:
             parts.append(f"{self.step} {self.done}/{self.total}")
         if self.total and self.code is None:
             parts.append(f"{self.rate:.1f}/s")
-        if self.left is not None:
-            parts.append(f"about {clock(self.left)} left")
+        if self.seconds_left is not None:
+            parts.append(f"about {format_duration(self.seconds_left)} left")
         return "  ".join([*parts, self.note]).rstrip()
 
 
@@ -115,15 +108,13 @@ def read_session(run_dir: Path, name: str) -> SessionState:
     if code is None and gone:
         code = KILLED
         (run_dir / f"{name}.exit").write_text(f"{code}\n")
-    started = _modified(run_dir / f"{name}.started")
-    ended = time.time() if code is None else (_modified(run_dir / f"{name}.exit") or time.time())
+    started = _modified_time(run_dir / f"{name}.started")
+    ended = time.time() if code is None else (_modified_time(run_dir / f"{name}.exit") or time.time())
     progress = _read_progress(run_dir / f"{name}.progress")
-    return SessionState(
-        name, _word(code, started), code, ended - started if started else 0.0, **progress
-    )
+    return SessionState(name, _state_word(code, started), code, ended - started if started else 0.0, **progress)
 
 
-def _word(code: int | None, started: float | None) -> str:
+def _state_word(code: int | None, started: float | None) -> str:
     if code is None:
         return "waiting" if started is None else "running"
     if code == UPSTREAM_FAILED and started is None:
@@ -140,7 +131,7 @@ def _read_code(file: Path) -> int | None:
         return None
 
 
-def _modified(file: Path) -> float | None:
+def _modified_time(file: Path) -> float | None:
     try:
         return file.stat().st_mtime
     except OSError:
@@ -161,7 +152,7 @@ def _is_alive(run_dir: Path, name: str) -> bool:
         pid = int((run_dir / f"{name}.pid").read_text())
     except (OSError, ValueError):
         # Not started yet, unless the launcher died while it was starting the sessions.
-        return time.time() - (_modified(run_dir / "plan") or 0.0) < 60
+        return time.time() - (_modified_time(run_dir / "plan") or 0.0) < 60
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -193,12 +184,12 @@ def exit_code(states: list[SessionState]) -> int:
     return next((state.code for state in states if state.code), 0)
 
 
-def failures(run_dir: Path, states: list[SessionState]) -> Iterator[str]:
+def describe_failures(run_dir: Path, states: list[SessionState]) -> Iterator[str]:
     """Per failed or stopped session its exit code, log and last error."""
     for state in states:
         if state.code and state.state != "not started":
             log = run_dir / f"{state.name}.log"
-            yield f"{state.name} ended with code {state.code}; its log: {_relative(log)}"
+            yield f"{state.name} ended with code {state.code}; its log: {_relative_path(log)}"
             yield from (f"  {line}" for line in _last_error(log))
 
 
@@ -212,5 +203,5 @@ def _last_error(log: Path) -> list[str]:
     return ([line for line in own if line.startswith("error:")] or own)[-1:]
 
 
-def _relative(path: Path) -> Path:
+def _relative_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nexa_distill.collection.answers.extraction import cleaner_of
+from nexa_distill.collection.answers.extraction import build_cleaner
 from nexa_distill.errors import UsageError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
@@ -24,7 +24,7 @@ TEACHER = "teacher"
 class Stage:
     """One stage. `optional` inputs count if they exist.
 
-    `module`: the module of `nexa_distill` whose `settings(config)` determine the output. A student
+    `module`: the module of `nexa_distill` whose `stage_settings(config)` determine the output. A student
     stage has `student` instead; without either only the inputs determine it.
     """
 
@@ -37,12 +37,12 @@ class Stage:
     optional: tuple[str, ...] = ()
 
 
-def _training(_config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
+def _training_settings(_config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
     return student.training_settings()
 
 
-def _generation(config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
-    return student.generation_settings(config, cleaner_of(config).settings)
+def _generation_settings(config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
+    return student.generation_settings(config, build_cleaner(config).relevant_settings)
 
 
 STAGES = (
@@ -66,11 +66,11 @@ STAGES = (
           "regenerate_bad"),
     Stage("packaging", "packaging", ("filtered_dataset",),
           ("sft_parquet", "sft_jsonl", "splits"), "to_sft"),
-    Stage("train", "training", ("sft_parquet",), (CHECKPOINT,), student=_training),
+    Stage("train", "training", ("sft_parquet",), (CHECKPOINT,), student=_training_settings),
     Stage("student_gen.baseline", "evaluation", ("raw_dataset",), ("baseline_outputs",),
-          student=_generation),
+          student=_generation_settings),
     Stage("student_gen", "evaluation", ("raw_dataset", CHECKPOINT), ("student_outputs",),
-          student=_generation),
+          student=_generation_settings),
     # Every setting that determines the report also determines an earlier stage.
     Stage("evaluation", "evaluation", ("student_outputs", "baseline_outputs"),
           ("evaluation_report",)),
@@ -80,16 +80,16 @@ SESSIONS = tuple(dict.fromkeys(stage.session for stage in STAGES))
 INSPECT = "inspect"  # a session for annotators: writes no table, runs only if requested by name
 
 
-def locate(key: str, config: DistillConfig) -> Path:
+def locate_path(key: str, config: DistillConfig) -> Path:
     """The path of a `storage:` key, of `RAW` or of `CHECKPOINT`."""
     if key == RAW:
         return Path(config.input.path)
     if key == CHECKPOINT:
-        return load_yaml(Path(config.student), StudentConfig).checkpoint(config.storage)
-    return config.storage.path(key)
+        return load_yaml(Path(config.student), StudentConfig).checkpoint_path(config.storage)
+    return config.storage.path_of(key)
 
 
-def settings(stage: Stage, config: DistillConfig) -> dict[str, Any] | None:
+def stage_settings(stage: Stage, config: DistillConfig) -> dict[str, Any] | None:
     """The values that determine the stage's output, besides its inputs."""
     if stage.student is not None:
         return stage.student(config, load_yaml(Path(config.student), StudentConfig))

@@ -28,9 +28,7 @@ _OTHER_WORDS = (
 )
 PROMPT_WORDS, OTHER_WORDS = frozenset(_PROMPT_WORDS.split()), frozenset(_OTHER_WORDS.split())
 WHOLE_NAMES = frozenset({"q", "input", "user_input", "input_text", "user_message"})
-TEXT_NAMES = frozenset(
-    {"context", "text", "passage", "paragraph", "document", "article", "background", "story"}
-)
+TEXT_NAMES = frozenset({"context", "text", "passage", "paragraph", "document", "article", "background", "story"})
 ANSWER_NAMES = frozenset({"answer", "answers", "output", "response", "completion", "solution"})
 # Columns that are copied to each prompt of their row.
 PASSED_ON = ("domain", "system_prompt", "schema", "gold_sql", "database", "tests")
@@ -38,7 +36,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """How the rows with the same columns are read.
 
     `prompt`: column of existing prompts; None = prompts are made from the text in `source`.
@@ -55,27 +53,27 @@ class Layout:
 
 def looks_like_prompts(name: str) -> bool:
     """Whether a column of this name contains prompts."""
-    plain = _plain(name)
+    plain = _normalize_name(name)
     words = set(plain.split("_"))
     return plain in WHOLE_NAMES or bool(words & PROMPT_WORDS and not words & OTHER_WORDS)
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """`user_prompt` for `User Prompt`, `userPrompt` and `user-prompt`."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[\W_]+", "_", words).strip("_").casefold()
 
 
-def find_layout(values: Mapping[str, Any], columns: Columns, where: str) -> Layout:
+def find_layout(values: Mapping[str, Any], columns: Columns, where: str) -> ColumnLayout:
     """The layout of a row. Raises InputError naming `where` when there is none or more than one."""
     prompts = [name for name, value in values.items() if _is_prompt(name, value, columns)]
     configured = columns.prompt_column
     if configured is not None and configured in values:
-        return _configured(columns, [name for name in prompts if name != configured])
+        return _configured_layout(columns, [name for name in prompts if name != configured])
     texts = [name for name in (columns.context_column, columns.text_column) if name in values]
     if configured is None or not prompts:
-        return Layout(_text_column(values, texts, columns, where))
-    return _recognised(values, columns, prompts, where)
+        return ColumnLayout(_text_column(values, texts, columns, where))
+    return _recognized_layout(values, columns, prompts, where)
 
 
 def _is_prompt(name: str, value: Any, columns: Columns) -> bool:
@@ -85,10 +83,10 @@ def _is_prompt(name: str, value: Any, columns: Columns) -> bool:
     return name not in others and not is_number and looks_like_prompts(name)
 
 
-def _configured(columns: Columns, others: list[str]) -> Layout:
+def _configured_layout(columns: Columns, others: list[str]) -> ColumnLayout:
     """The row has `defaults.prompt_column`, which is then the prompt."""
     prompt = str(columns.prompt_column)
-    addition = _addition(prompt, others, columns)
+    addition = _find_addition(prompt, others, columns)
     shown = set(PLACEHOLDER.findall(columns.prompt_template))
     unread = [name for name in others if name not in {addition, *shown}]
     notes = []
@@ -96,49 +94,44 @@ def _configured(columns: Columns, others: list[str]) -> Layout:
         notes.append(f"the prompt is column {prompt} with column {addition} behind it")
     if unread:
         notes.append(
-            f"column {', '.join(unread)} looks like prompts too and is not read: "
-            f"defaults.prompt_column is {prompt}"
+            f"column {', '.join(unread)} looks like prompts too and is not read: defaults.prompt_column is {prompt}"
         )
-    return Layout(prompt, prompt, addition, notes=notes)
+    return ColumnLayout(prompt, prompt, addition, notes=notes)
 
 
-def _recognised(
-    values: Mapping[str, Any], columns: Columns, prompts: list[str], where: str
-) -> Layout:
+def _recognized_layout(values: Mapping[str, Any], columns: Columns, prompts: list[str], where: str) -> ColumnLayout:
     """The prompt column has a name that is not configured."""
-    addition = next((a for p in prompts if (a := _addition(p, prompts, columns))), None)
+    addition = next((a for p in prompts if (a := _find_addition(p, prompts, columns))), None)
     candidates = [name for name in prompts if name != addition]
     context = columns.context_column if columns.context_column in values else None
-    rivals = [n for n in values if n != context and n in (columns.text_column, *_passages(values))]
+    rivals = [n for n in values if n != context and n in (columns.text_column, *_passage_columns(values))]
     if len(candidates) > 1 or (rivals and not addition):
-        raise InputError(_choices(where, candidates, context or next(iter(rivals), None)))
+        raise InputError(_explain_choices(where, candidates, context or next(iter(rivals), None)))
     prompt = candidates[0]
     read = {prompt, addition, context, *PLACEHOLDER.findall(columns.prompt_template)}
     parts = [f"the prompt is column {prompt}"]
     parts += [f"with column {addition} behind it"] if addition else []
     parts += [f"behind the text of column {context}"] if context else []
     unread = [name for name in values if name not in read and _is_unread(name, columns)]
-    hint = next((name for name in unread if _plain(name) in ANSWER_NAMES), None)
+    hint = next((name for name in unread if _normalize_name(name) in ANSWER_NAMES), None)
     notes = [
         f"{', '.join(parts)} (defaults.prompt_column and prompt_template choose otherwise)"
         + (f"; not read: {', '.join(unread)}" if unread else "")
         + (f" (defaults.reference_column: {hint} makes it the known answer)" if hint else "")
     ]
-    return Layout(prompt, prompt, addition, context is not None, notes)
+    return ColumnLayout(prompt, prompt, addition, context is not None, notes)
 
 
-def _passages(values: Mapping[str, Any]) -> list[str]:
+def _passage_columns(values: Mapping[str, Any]) -> list[str]:
     return [
-        name
-        for name, value in values.items()
-        if _plain(name) in TEXT_NAMES and isinstance(value, str | None)
+        name for name, value in values.items() if _normalize_name(name) in TEXT_NAMES and isinstance(value, str | None)
     ]
 
 
-def _addition(prompt: str, others: Sequence[str], columns: Columns) -> str | None:
+def _find_addition(prompt: str, others: Sequence[str], columns: Columns) -> str | None:
     """The column with the second part of an Alpaca instruction, unless the template names it."""
-    is_instruction = {"instruction", "instructions"} & set(_plain(prompt).split("_"))
-    name = next((name for name in others if _plain(name) == "input"), None)
+    is_instruction = {"instruction", "instructions"} & set(_normalize_name(prompt).split("_"))
+    name = next((name for name in others if _normalize_name(name) == "input"), None)
     return name if is_instruction and f"{{{name}}}" not in columns.prompt_template else None
 
 
@@ -147,7 +140,7 @@ def _is_unread(name: str, columns: Columns) -> bool:
     return bool(name) and name not in named
 
 
-def _choices(where: str, prompts: list[str], text: str | None) -> str:
+def _explain_choices(where: str, prompts: list[str], text: str | None) -> str:
     first = prompts[0]
     lines = [f"defaults: {{prompt_column: {name}}} asks column {name} alone" for name in prompts]
     if text:

@@ -19,9 +19,7 @@ SAMPLE_CHARACTERS, SAMPLE_RECORDS = 2**18, 100
 NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a pipe"}
 
 
-def read_records(
-    path: Path, file: TextIO, delimiter: str | None = None
-) -> Iterator[dict[str, str | None]]:
+def read_records(path: Path, file: TextIO, delimiter: str | None = None) -> Iterator[dict[str, str | None]]:
     """Yield the records after the header. `delimiter` None = detected in header and sample."""
     csv.field_size_limit(sys.maxsize)
     sample = file.read(SAMPLE_CHARACTERS)
@@ -31,18 +29,16 @@ def read_records(
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
         delimiter, sample = delimiter or first.strip()[4], rest
     delimiter = delimiter or find_delimiter(sample, is_whole=is_whole)
-    lines = itertools.chain(_lines(sample, file), file)
+    lines = itertools.chain(_complete_lines(sample, file), file)
     bare = delimiter == "\t" and has_bare_quotes(sample, is_whole=is_whole)
     try:
-        records = csv.reader(
-            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL
-        )
-        yield from _named(path, records, delimiter)
+        records = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL)
+        yield from _name_cells(path, records, delimiter)
     except csv.Error as error:
         raise InputError(f"{path}: not a readable CSV file ({error})") from None
 
 
-def _lines(sample: str, file: TextIO) -> Iterator[str]:
+def _complete_lines(sample: str, file: TextIO) -> Iterator[str]:
     """The lines of the sample; the last line is completed from `file`."""
     lines = io.StringIO(sample, newline="").readlines()
     if lines and not lines[-1].endswith("\n"):
@@ -56,7 +52,7 @@ def find_delimiter(sample: str, *, is_whole: bool) -> str:
     Ties go to more columns, then to the order of `DELIMITERS`; a comma if the header has none.
     """
     # Not `csv.Sniffer`, which also accepts letters and spaces as separators.
-    scores = [(_score(sample, mark, is_whole=is_whole), mark) for mark in DELIMITERS]
+    scores = [(_score_delimiter(sample, mark, is_whole=is_whole), mark) for mark in DELIMITERS]
     return max(scores, key=lambda pair: pair[0])[1]
 
 
@@ -67,10 +63,10 @@ def has_bare_quotes(sample: str, *, is_whole: bool) -> bool:
         csv.reader(io.StringIO(sample, newline=""), delimiter="\t", quoting=quoting, strict=True)
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)
     )
-    return not _fits(quoted, is_whole=is_whole) and _fits(text, is_whole=is_whole)
+    return not _fits_header(quoted, is_whole=is_whole) and _fits_header(text, is_whole=is_whole)
 
 
-def _fits(records: Iterator[list[str]], *, is_whole: bool) -> bool:
+def _fits_header(records: Iterator[list[str]], *, is_whole: bool) -> bool:
     """Whether all records but one truncated by the end of the sample are as long as the header."""
     lengths = []
     try:
@@ -85,7 +81,7 @@ def _fits(records: Iterator[list[str]], *, is_whole: bool) -> bool:
     return len(set(whole)) <= 1
 
 
-def _score(sample: str, delimiter: str, *, is_whole: bool) -> tuple[bool, float, int]:
+def _score_delimiter(sample: str, delimiter: str, *, is_whole: bool) -> tuple[bool, float, int]:
     """(whether the header contains it, share of records as long as the header, columns)."""
     lines = io.StringIO(sample, newline="")
     try:
@@ -99,9 +95,7 @@ def _score(sample: str, delimiter: str, *, is_whole: bool) -> tuple[bool, float,
     return len(header) > 1, fitting / len(cells) if cells else 1.0, len(header)
 
 
-def _named(
-    path: Path, records: Iterator[list[str]], delimiter: str
-) -> Iterator[dict[str, str | None]]:
+def _name_cells(path: Path, records: Iterator[list[str]], delimiter: str) -> Iterator[dict[str, str | None]]:
     names = [name.strip() for name in next((record for record in records if record), [])]
     _refuse_same_names(path, names)
     separator = NAMES.get(delimiter, repr(delimiter))
@@ -120,6 +114,5 @@ def _refuse_same_names(path: Path, names: list[str]) -> None:
     for place, name in enumerate(names):
         if name and name in names[:place]:
             raise InputError(
-                f"{path}: columns {names.index(name) + 1} and {place + 1} are both named {name}; "
-                "rename one of them"
+                f"{path}: columns {names.index(name) + 1} and {place + 1} are both named {name}; rename one of them"
             )

@@ -24,23 +24,21 @@ class RawRow:
     row: int
     values: dict[str, Any]
 
-    def where(self) -> str:
+    def describe_location(self) -> str:
         """File and row, for messages."""
         return f"{self.file}, row {self.row} (0-based)"
 
 
-def read_raw(
-    path: Path, delimiter: str | None = None, tell: Tell = lambda _: None
-) -> Iterator[RawRow]:
+def read_raw(path: Path, delimiter: str | None = None, tell: Tell = lambda _: None) -> Iterator[RawRow]:
     """The rows of `path`, in order, streamed if the format allows it.
 
     `delimiter` of CSV; None = detected. `tell` gets a line about files that are left out.
     """
     if path.is_dir():
         folder = scan_folder(path)
-        if line := folder.say_left_out():
+        if line := folder.describe_left_out():
             tell(line)
-        yield from _texts(folder, tell) if folder.is_of_texts else _shards(folder, delimiter)
+        yield from (_read_texts(folder, tell) if folder.is_of_texts else _read_shards(folder, delimiter))
         return
     if not path.exists():
         raise InputMissing(f"{path}: no such file or folder; pass --input PATH (or set input.path)")
@@ -48,16 +46,16 @@ def read_raw(
         yield RawRow(path.name, number, values)
 
 
-def _shards(folder: RawFolder, delimiter: str | None) -> Iterator[RawRow]:
+def _read_shards(folder: RawFolder, delimiter: str | None) -> Iterator[RawRow]:
     for file in folder.files:
         name = str(file.relative_to(folder.path))
         for number, values in enumerate(read_rows(file, delimiter)):
             yield RawRow(name, number, values)
 
 
-def _texts(folder: RawFolder, tell: Tell) -> Iterator[RawRow]:
+def _read_texts(folder: RawFolder, tell: Tell) -> Iterator[RawRow]:
     number = 0
-    for file, identity in folder.ids().items():
+    for file, identity in folder.file_ids().items():
         name, values = str(file.relative_to(folder.path)), read_text(file)
         if values["text"].strip():
             yield RawRow(name, number, {**values, "id": identity})

@@ -11,13 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexa_distill.errors import InputError
-from nexa_distill.raw_data.formats import (
-    TABLE_READERS,
-    TEXT_ENDINGS,
-    has_rows,
-    has_text,
-    split_endings,
-)
+from nexa_distill.raw_data.formats import TABLE_READERS, TEXT_ENDINGS, has_rows, has_text, split_endings
 
 ABOUT = re.compile(r"(readme|license|licence|notice|changelog|citation)\b", re.IGNORECASE)
 SHOWN = 3
@@ -36,27 +30,25 @@ class RawFolder:
         """Whether each file is one row."""
         return has_text(self.files[0])
 
-    def ids(self) -> dict[Path, str]:
+    def file_ids(self) -> dict[Path, str]:
         """File -> relative name without endings; with them if two files would share it."""
         names = {file: file.relative_to(self.path) for file in self.files}
         short = {file: name.with_name(split_endings(file)[0]) for file, name in names.items()}
         counts = Counter(short.values())
-        return {
-            file: str(name if counts[name] == 1 else names[file]) for file, name in short.items()
-        }
+        return {file: str(name if counts[name] == 1 else names[file]) for file, name in short.items()}
 
-    def say_left_out(self) -> str | None:
+    def describe_left_out(self) -> str | None:
         """One line about the files that are not read; None if all are."""
         if not self.left_out:
             return None
         total = sum(map(len, self.left_out.values()))
-        parts = [f"{len(names)} {why} ({_shown(names)})" for why, names in self.left_out.items()]
+        parts = [f"{len(names)} {why} ({_list_names(names)})" for why, names in self.left_out.items()]
         return f"{self.path}: {total} of its files left out: {'; '.join(parts)}"
 
 
 def scan_folder(path: Path) -> RawFolder:
     """The raw files below `path`."""
-    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: _order(path, p))
+    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: _natural_order(path, p))
     folder = RawFolder(path, [])
     visible = [file for file in files if not _is_hidden(file.relative_to(path))]
     hidden = [str(f.relative_to(path)) for f in files if _is_hidden(f.relative_to(path))]
@@ -72,7 +64,7 @@ def scan_folder(path: Path) -> RawFolder:
     if not folder.files:
         raise InputError(
             f"{path}: holds no {', '.join(TEXT_ENDINGS)} file and no table "
-            f"({', '.join(TABLE_READERS)}); found: {_shown(list(map(str, visible))) or 'nothing'}"
+            f"({', '.join(TABLE_READERS)}); found: {_list_names(list(map(str, visible))) or 'nothing'}"
         )
     read = set(folder.files)
     for file in visible:
@@ -103,12 +95,12 @@ def _is_hidden(name: Path) -> bool:
     return any(part.startswith((".", "~$")) or part == "__MACOSX" for part in name.parts)
 
 
-def _order(folder: Path, path: Path) -> list[tuple[int, int | str]]:
+def _natural_order(folder: Path, path: Path) -> list[tuple[int, int | str]]:
     """Sort key by name, with numbers by value: part-9 comes before part-10."""
     pieces = re.split(r"(\d+)", str(path.relative_to(folder)))
     return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces if piece]
 
 
-def _shown(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

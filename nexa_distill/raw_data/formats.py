@@ -103,9 +103,7 @@ def open_text(path: Path, newline: str | None = "") -> Iterator[TextIO]:
         with COMPRESSIONS.get(packed, _open_plain)(path) as file:
             head = file.read(HEAD_BYTES)
         if head.count(b"\0") * 4 > len(head):  # UTF-16 of plain letters is UTF-8 with many zeros
-            raise InputError(
-                f"{path}: not UTF-8 (every second byte is 0: UTF-16?); convert it first"
-            )
+            raise InputError(f"{path}: not UTF-8 (every second byte is 0: UTF-16?); convert it first")
         with (
             COMPRESSIONS.get(packed, _open_plain)(path) as file,
             io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text,
@@ -137,7 +135,7 @@ def _read_json_lines(path: Path) -> Iterator[Values]:
             if line.startswith("[") and number == 1:  # a list in a file named .jsonl
                 break
             if line.strip():
-                yield _object(path, f"line {number}", _decode(path, f"line {number}", line))
+                yield _require_object(path, f"line {number}", _decode_json(path, f"line {number}", line))
         else:
             return
     yield from _read_json(path)
@@ -151,16 +149,16 @@ def _read_json(path: Path) -> Iterator[Values]:
     if place < len(text):
         number = 0
         while True:
-            yield _object(path, f"item {number}", value)
+            yield _require_object(path, f"item {number}", value)
             if place >= len(text):
                 return
             value, place = _decode_at(path, text, place)
             number += 1
-    for number, item in enumerate(_items(path, value)):
-        yield _object(path, f"item {number}", item)
+    for number, item in enumerate(_find_items(path, value)):
+        yield _require_object(path, f"item {number}", item)
 
 
-def _items(path: Path, value: Any) -> list[Any]:
+def _find_items(path: Path, value: Any) -> list[Any]:
     if isinstance(value, list):
         return value
     expected = f"{path}: expected a list of objects, found {type(value).__name__}"
@@ -172,9 +170,7 @@ def _items(path: Path, value: Any) -> list[Any]:
         if isinstance(items, list) and all(isinstance(item, dict) for item in items)
     }
     if len(lists) > 1:
-        raise InputError(
-            f"{expected} with the lists {', '.join(lists)}; write one of them to a file of its own"
-        )
+        raise InputError(f"{expected} with the lists {', '.join(lists)}; write one of them to a file of its own")
     if not lists:
         raise InputError(f"{expected} without a list of objects; put it into [ ]")
     return next(iter(lists.values()))
@@ -195,7 +191,7 @@ def _decode_at(path: Path, text: str, place: int) -> tuple[Any, int]:
     return value, _blank_until(text, end)
 
 
-def _decode(path: Path, where: str, text: str) -> Any:
+def _decode_json(path: Path, where: str, text: str) -> Any:
     try:
         return DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -214,7 +210,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> Values:
 DECODER = json.JSONDecoder(object_pairs_hook=_each_key_once)
 
 
-def _object(path: Path, where: str, value: Any) -> Values:
+def _require_object(path: Path, where: str, value: Any) -> Values:
     if not isinstance(value, dict):
         raise InputError(f"{path}: {where} is {type(value).__name__}, expected an object")
     return value

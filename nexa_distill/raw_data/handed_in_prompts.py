@@ -25,31 +25,25 @@ KEYS = {"sample_id", "cluster_id", "split"}
 BATCH_ROWS = 4096
 
 
-def prepare_prompts(
-    src: Path, config: DistillConfig, renamed: Mapping[str, str]
-) -> tuple[Path, Mapping[str, str]]:
+def prepare_prompts(src: Path, config: DistillConfig, renamed: Mapping[str, str]) -> tuple[Path, Mapping[str, str]]:
     """(path, renamed): both unchanged if `src` has keys, else the table made from it and {}.
 
     `renamed`: column of contracts.INPUTS -> its name in `src`.
     """
     if not _lacks_keys(src):
         return src, renamed
-    names = {
-        "prompt_column": "user_prompt",
-        "context_column": "context",
-        "task_type_column": "template_name",
-    }
+    names = {"prompt_column": "user_prompt", "context_column": "context", "task_type_column": "template_name"}
     update = {key: renamed[column] for key, column in names.items() if column in renamed}
     columns = config.defaults.model_copy(update=update)
-    dst = config.storage.path("raw_dataset").with_name(f"handed_in_{src.stem}.parquet")
-    rows = prompt_rows(read_raw(src, config.input.delimiter), columns, _tell)
+    dst = config.storage.path_of("raw_dataset").with_name(f"handed_in_{src.stem}.parquet")
+    rows = prompt_rows(read_raw(src, config.input.delimiter), columns, _print_line)
     with table_writer(dst, INPUTS) as out:
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             inputs = [{**row, "cluster_id": row["document_id"], "split": "train"} for row in batch]
             out.write(pa.Table.from_pylist(inputs, schema=INPUTS))
         if not out.rows:
             raise InputError(f"{src}: holds no rows; nothing to request")
-    _tell(f"{src} has no sample_id: computed, and every row is in the train split -> {dst}")
+    _print_line(f"{src} has no sample_id: computed, and every row is in the train split -> {dst}")
     return dst, {}
 
 
@@ -64,5 +58,5 @@ def _lacks_keys(src: Path) -> bool:
         return False  # not complete: the reader of the table raises
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     print(f"teacher: {line}")

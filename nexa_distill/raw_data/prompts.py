@@ -11,11 +11,11 @@ from typing import Any
 
 from nexa_distill.contracts import canonical_input, sample_id
 from nexa_distill.errors import InputError
-from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, Layout, find_layout
+from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, ColumnLayout, find_layout
 from nexa_distill.raw_data.files import RawRow, Tell
 from nexa_distill.settings.pipeline import Columns
 from nexa_distill.text.hashing import sha256_text
-from nexa_distill.text.ngrams import fold
+from nexa_distill.text.ngrams import normalize_document
 
 LARGEST_EXACT = 2.0**53  # from here a float64 no longer tells neighbouring integers apart
 WAY = (
@@ -31,65 +31,65 @@ class RowReader:
     def __init__(self, columns: Columns, tell: Tell) -> None:
         self.columns, self._tell = columns, tell
         self._told: set[str] = set()
-        self._layouts: dict[tuple[tuple[str, type], ...], Layout] = {}
+        self._layouts: dict[tuple[tuple[str, type], ...], ColumnLayout] = {}
         self._contents: dict[str, tuple[str, str]] = {}  # id -> (content, where it was read)
 
-    def layout(self, row: RawRow) -> Layout:
+    def layout_of(self, row: RawRow) -> ColumnLayout:
         """How `row` is read; notes about it are passed to `tell`."""
         # A layout depends on names and types alone, so it is found once per shape of row.
         shape = tuple((name, type(value)) for name, value in row.values.items())
         layout = self._layouts.get(shape)
         if layout is None:
-            layout = self._layouts[shape] = find_layout(row.values, self.columns, row.where())
+            layout = self._layouts[shape] = find_layout(row.values, self.columns, row.describe_location())
             for note in layout.notes:
-                self.note(note)
+                self.tell_once(note)
         return layout
 
-    def note(self, text: str) -> None:
+    def tell_once(self, text: str) -> None:
         """Pass `text` to `tell` if it is new."""
         if text not in self._told:
             self._told.add(text)
             self._tell(text)
 
-    def passed(self, row: RawRow) -> Passed:
+    def passed_columns(self, row: RawRow) -> Passed:
         """The columns that are copied to every prompt of the row; numbers become text."""
         kept: Passed = {name: text_or_none(row, name, numbers=True) for name in PASSED_ON}
         reference = self.columns.reference_column
         return {**kept, "reference": text_or_none(row, reference, numbers=True)}
 
-    def identity(self, row: RawRow, text: str, content: tuple[Any, ...]) -> str:
+    def row_identity(self, row: RawRow, text: str, content: tuple[Any, ...]) -> str:
         """The task id of the row. Raises InputError if an earlier row has it with other content."""
         named = next((n for n in self.columns.id_columns if _is_given(row.values.get(n))), None)
         if named is None:
             return f"doc-{sha256_text(text)[:12]}"
         identity, digest = str(row.values[named]), sha256_text(repr(content))
-        first, where = self._contents.setdefault(identity, (digest, row.where()))
+        first, where = self._contents.setdefault(identity, (digest, row.describe_location()))
         if first != digest:
             raise InputError(
-                f"{row.where()}: {named} {identity!r} is also the id of an earlier row "
+                f"{row.describe_location()}: {named} {identity!r} is also the id of an earlier row "
                 f"with other content ({where}); give each row an id of its own. If {named} names a "
                 "document of several rows, write defaults: {id_columns: []}: rows are then named "
                 "by content"
             )
         return identity
 
-    def prompt_row(self, row: RawRow, layout: Layout) -> dict[str, Any]:
+    def prompt_row(self, row: RawRow, layout: ColumnLayout) -> dict[str, Any]:
         """The canonical row of a row that contains a prompt."""
         columns, prompt = self.columns, required_text(row, str(layout.prompt))
         if _is_conversation(prompt):
-            raise InputError(f"{row.where()}: column {layout.prompt} holds messages as JSON{WAY}")
+            raise InputError(f"{row.describe_location()}: column {layout.prompt} holds messages as JSON{WAY}")
         addition = text_or_none(row, layout.addition) if layout.addition else None
         if addition and addition.strip():
             prompt = f"{prompt}\n\n{addition}"
-        context, passed = text_or_none(row, columns.context_column), self.passed(row)
+        context, passed = text_or_none(row, columns.context_column), self.passed_columns(row)
         task = text_or_none(row, columns.task_type_column) or columns.task_type
-        identity = self.identity(row, prompt, (prompt, context, task, sorted(passed.items())))
-        full = self._filled(row, layout, prompt, context, passed)
-        document = fold(context if context and context.strip() else prompt)
+        identity = self.row_identity(row, prompt, (prompt, context, task, sorted(passed.items())))
+        full = self._fill_template(row, layout, prompt, context, passed)
+        document = normalize_document(context if context and context.strip() else prompt)
         return canonical_row(row, identity, task, full, context, passed, document)
 
-    def _filled(
-        self, row: RawRow, layout: Layout, prompt: str, context: str | None, passed: Passed
+    def _fill_template(
+        self, row: RawRow, layout: ColumnLayout, prompt: str, context: str | None, passed: Passed
     ) -> str:
         """Fill `defaults.prompt_template`: each {column} is replaced, once, by its text."""
         template = self.columns.prompt_template
@@ -97,7 +97,7 @@ class RowReader:
         if not shown and layout.with_context:
             template = template.replace("{prompt}", "{context}\n\n{prompt}")
         elif not shown:
-            self.note(
+            self.tell_once(
                 f"column {self.columns.context_column} is carried along and not shown to the "
                 "teacher: defaults.prompt_template has no {context}"
             )
@@ -105,7 +105,7 @@ class RowReader:
             return prompt
         texts = {name: value for name, value in row.values.items() if isinstance(value, str)}
         parts = {**texts, **passed, "context": context, "prompt": prompt}
-        return PLACEHOLDER.sub(lambda place: _part(row, place[1], parts), template)
+        return PLACEHOLDER.sub(lambda place: _template_part(row, place[1], parts), template)
 
 
 def _is_conversation(text: str) -> bool:
@@ -116,30 +116,22 @@ def _is_conversation(text: str) -> bool:
         turns = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return bool(turns) and all(
-        isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns
-    )
+    return bool(turns) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
 
 
-def _part(row: RawRow, name: str, parts: dict[str, str | None]) -> str:
+def _template_part(row: RawRow, name: str, parts: dict[str, str | None]) -> str:
     text = parts.get(name)
     if text is None:
         names = ", ".join(part for part, value in parts.items() if value is not None)
         raise InputError(
-            f"{row.where()}: defaults.prompt_template contains {{{name}}}, and the row has none; "
+            f"{row.describe_location()}: defaults.prompt_template contains {{{name}}}, and the row has none; "
             f"known: {names}"
         )
     return text
 
 
 def canonical_row(
-    row: RawRow,
-    task_id: str,
-    task: str,
-    prompt: str,
-    context: str | None,
-    passed: Passed,
-    document: str,
+    row: RawRow, task_id: str, task: str, prompt: str, context: str | None, passed: Passed, document: str
 ) -> dict[str, Any]:
     """A row of contracts.CANONICAL with its key; `document` is the folded source text."""
     content = {
@@ -160,7 +152,7 @@ def required_text(row: RawRow, column: str) -> str:
     text = text_or_none(row, column)
     if text is None or not text.strip():
         state = "null" if text is None else "empty"
-        raise InputError(f"{row.where()}: column {column} is {state}, expected text")
+        raise InputError(f"{row.describe_location()}: column {column} is {state}, expected text")
     return text
 
 
@@ -172,7 +164,7 @@ def text_or_none(row: RawRow, column: str, *, numbers: bool = False) -> str | No
     if value is not None and not isinstance(value, str):
         turns = isinstance(value, list) and value and isinstance(value[0], dict)
         raise InputError(
-            f"{row.where()}: column {column} is {type(value).__name__} ({value!r:.60}), "
+            f"{row.describe_location()}: column {column} is {type(value).__name__} ({value!r:.60}), "
             f"expected text{WAY if turns else ''}"
         )
     if value is not None and not value.isascii():
@@ -180,7 +172,7 @@ def text_or_none(row: RawRow, column: str, *, numbers: bool = False) -> str | No
             value.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{row.where()}: column {column} contains half of a surrogate pair at character "
+                f"{row.describe_location()}: column {column} contains half of a surrogate pair at character "
                 f"{error.start}, which no file can store; correct the text"
             ) from None
     return value
@@ -206,10 +198,10 @@ def prompt_rows(raw: Iterable[RawRow], columns: Columns, tell: Tell) -> Iterator
     """Canonical rows of rows that contain prompts. Raises InputError for a row without one."""
     reader = RowReader(columns, tell)
     for row in raw:
-        layout = reader.layout(row)
+        layout = reader.layout_of(row)
         if layout.prompt is None:
             raise InputError(
-                f"{row.where()}: column {layout.source} holds a text and no prompt; run `python -m "
+                f"{row.describe_location()}: column {layout.source} holds a text and no prompt; run `python -m "
                 "nexa_distill.canonicalize --src FILE` and `python -m nexa_distill.dedup` first, "
                 "or set defaults.prompt_column"
             )

@@ -17,21 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.annotation.annotations import Annotation
-from nexa_distill.annotation.decisions import EDITS_FROM, Edit, Key, Standing, standing
+from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT, Edit, Key, ValidDecisions, load_valid_decisions
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputMissing
-from nexa_distill.repair.prompts import INSTRUCTIONS, JUDGED, Fault
+from nexa_distill.repair.prompts import INSTRUCTIONS, JUDGE_REASONS, Fault
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import load_manifest, sealed_hash
 from nexa_distill.storage.tables import read_batches
 from nexa_distill.text.hashing import compact_json, sha256_text
 
 CHECK_FILES = ("rules_checks", "exec_checks", "judge_checks")
-PERSON = "rejected_by_person"
-Against = dict[str, dict[int, list[str]]]  # sample -> attempt -> reasons; none = it passes
+REJECTED_BY_PERSON = "rejected_by_person"
+ReasonsByAttempt = dict[str, dict[int, list[str]]]  # sample -> attempt -> reasons; none = it passes
 
 
-class Wanted(NamedTuple):
+class PlannedRepair(NamedTuple):
     """One repair. `of`: the rejected attempt; `said`: comments of annotators on it."""
 
     sample_id: str
@@ -45,18 +45,18 @@ class Wanted(NamedTuple):
 class Plan:
     """The repairs to request from models, and the edits of annotators."""
 
-    wanted: list[Wanted]
+    wanted: list[PlannedRepair]
     edits: list[tuple[str, Edit]]
 
     @property
-    def digest(self) -> str:
+    def plan_digest(self) -> str:
         """Hash of the plan, independent of the time of decisions and their order in the log."""
         edits = [[s, e.attempt, e.of, e.by.annotator, e.by.edited_output] for s, e in self.edits]
         return sha256_text(compact_json([sorted(self.wanted), sorted(edits, key=compact_json)]))
 
-    def by_round(self) -> dict[int, dict[str, Wanted]]:
+    def by_round(self) -> dict[int, dict[str, PlannedRepair]]:
         """Round -> sample -> its repair."""
-        rounds: dict[int, dict[str, Wanted]] = {}
+        rounds: dict[int, dict[str, PlannedRepair]] = {}
         for repair in self.wanted:
             rounds.setdefault(repair.round, {})[repair.sample_id] = repair
         return rounds
@@ -67,38 +67,38 @@ def make_plan(config: DistillConfig, src: Path | None = None) -> Plan:
 
     Raises InputMissing (66) if the gates have not run on the current answers.
     """
-    src = src or config.storage.path("rejections")
-    for path in (src, config.storage.path("filtered_dataset")):
+    src = src or config.storage.path_of("rejections")
+    for path in (src, config.storage.path_of("filtered_dataset")):
         sealed_hash(path, config.storage)
     _refuse_other_answers(src, config.storage)
-    people = standing(config)
+    people = load_valid_decisions(config)
     edits = [(sample, edit) for sample, of_sample in people.edits.items() for edit in of_sample]
     if config.answers.path:
         return Plan([], edits)
-    rounds = _Rounds(config, people, _against(config.storage, src, {key[0] for key in people.by}))
-    return Plan(list(rounds.plan()), edits)
+    rounds = _RoundPlanner(config, people, _load_reasons(config.storage, src, {key[0] for key in people.by}))
+    return Plan(list(rounds.plan_repairs()), edits)
 
 
-def plan_of(config: DistillConfig, decisions: Iterable[Annotation]) -> Plan:
+def plan_from_decisions(config: DistillConfig, decisions: Iterable[Annotation]) -> Plan:
     """One repair of each answer that these decisions reject, whatever the gates decided."""
-    decided = Standing()
+    decided = ValidDecisions()
     for decision in decisions:
-        decided.by.setdefault(decision.key, []).append(decision)
-    keys = [key for key in decided.by if decided.accepted(key) is False]
-    src, against = config.storage.path("rejections"), Against()
-    if src.exists() and config.storage.path("filtered_dataset").exists():
-        against = _against(config.storage, src, {sample for sample, _ in keys})
-    wanted = dict[str, Wanted]()
+        decided.by.setdefault(decision.answer_key, []).append(decision)
+    keys = [key for key in decided.by if decided.is_accepted(key) is False]
+    src, against = config.storage.path_of("rejections"), ReasonsByAttempt()
+    if src.exists() and config.storage.path_of("filtered_dataset").exists():
+        against = _load_reasons(config.storage, src, {sample for sample, _ in keys})
+    wanted = dict[str, PlannedRepair]()
     for sample, attempt in sorted(keys):
-        before = 0 if attempt >= EDITS_FROM else max(0, attempt - config.collection.samples + 1)
-        reasons = _mendable(against.get(sample, {}).get(attempt, []))
-        told = tuple(dict.fromkeys([*reasons, PERSON]))
-        wanted[sample] = Wanted(sample, before + 1, attempt, told, decided.words((sample, attempt)))
+        before = 0 if attempt >= FIRST_EDIT_ATTEMPT else max(0, attempt - config.collection.samples + 1)
+        reasons = _repairable_reasons(against.get(sample, {}).get(attempt, []))
+        told = tuple(dict.fromkeys([*reasons, REJECTED_BY_PERSON]))
+        wanted[sample] = PlannedRepair(sample, before + 1, attempt, told, decided.comment_text((sample, attempt)))
     return Plan(list(wanted.values()), [])
 
 
 def _refuse_other_answers(src: Path, storage: Storage) -> None:
-    answers = storage.path("collected_dataset")
+    answers = storage.path_of("collected_dataset")
     gated, current = load_manifest(src, storage), load_manifest(answers, storage)
     if gated and current and current["sha256"] not in [i["sha256"] for i in gated["inputs"]]:
         raise InputMissing(
@@ -107,14 +107,14 @@ def _refuse_other_answers(src: Path, storage: Storage) -> None:
         )
 
 
-def _against(storage: Storage, src: Path, decided: Collection[str]) -> Against:
+def _load_reasons(storage: Storage, src: Path, decided: Collection[str]) -> ReasonsByAttempt:
     """The reasons against each answer, for samples with a rejected or decided answer."""
-    by_sample: Against = defaultdict(dict)
+    by_sample: ReasonsByAttempt = defaultdict(dict)
     columns = ["sample_id", "attempt", "rejection_reasons"]
     for batch in read_batches(src, TABLES["rejections"], columns=columns):
         for sample, attempt, reasons in zip(*batch.to_pydict().values(), strict=True):
             by_sample[sample][attempt] = reasons
-    kept, columns = storage.path("filtered_dataset"), ["sample_id", "attempt"]
+    kept, columns = storage.path_of("filtered_dataset"), ["sample_id", "attempt"]
     for batch in read_batches(kept, TABLES["filtered_dataset"], columns=columns):
         for sample, attempt in zip(*batch.to_pydict().values(), strict=True):
             if sample in by_sample or sample in decided:
@@ -122,43 +122,43 @@ def _against(storage: Storage, src: Path, decided: Collection[str]) -> Against:
     return by_sample
 
 
-def _mendable(reasons: Iterable[str]) -> list[str]:
+def _repairable_reasons(reasons: Iterable[str]) -> list[str]:
     return [reason for reason in reasons if reason in INSTRUCTIONS]
 
 
-class _Rounds:
-    def __init__(self, config: DistillConfig, people: Standing, against: Against) -> None:
+class _RoundPlanner:
+    def __init__(self, config: DistillConfig, people: ValidDecisions, against: ReasonsByAttempt) -> None:
         self.rounds, self.samples = config.regeneration.rounds, config.collection.samples
         self.repairs_cut_reasoning = config.regeneration.reasoning_max_tokens is not None
         self.people, self.against = people, against
-        self.unanswered = set(_unanswered(config.storage.path("regen_dataset")))
+        self.unanswered = set(_load_unanswered(config.storage.path_of("regen_dataset")))
         for (sample, attempt), _ in people.by.items():
-            self._decide(sample, attempt)
+            self._apply_decision(sample, attempt)
 
-    def _decide(self, sample: str, attempt: int) -> None:
+    def _apply_decision(self, sample: str, attempt: int) -> None:
         # A decision counts at once, before the gates run again.
-        accepted = self.people.accepted((sample, attempt))
+        accepted = self.people.is_accepted((sample, attempt))
         if accepted is not True and attempt in self.against[sample]:
-            reason = PERSON if accepted is False else "annotators_disagree"
+            reason = REJECTED_BY_PERSON if accepted is False else "annotators_disagree"
             reasons = self.against[sample][attempt]
             self.against[sample][attempt] = list(dict.fromkeys([*reasons, reason]))
 
-    def _is_mendable(self, reasons: list[str]) -> bool:
+    def _is_repairable(self, reasons: list[str]) -> bool:
         # With the same token limit, the reasoning would be cut again.
-        if "reasoning_cut" in reasons and not self.repairs_cut_reasoning and PERSON not in reasons:
+        if "reasoning_cut" in reasons and not self.repairs_cut_reasoning and REJECTED_BY_PERSON not in reasons:
             return False
-        return bool(_mendable(reasons))
+        return bool(_repairable_reasons(reasons))
 
-    def plan(self) -> Iterator[Wanted]:
+    def plan_repairs(self) -> Iterator[PlannedRepair]:
         samples: Iterable[str] = self.against
         for round_ in itertools.count(1):
-            repairs = [r for sample in samples if (r := self.wanted(sample, round_))]
+            repairs = [r for sample in samples if (r := self.plan_repair(sample, round_))]
             yield from repairs
             samples = [repair.sample_id for repair in repairs]
             if not samples:
                 return
 
-    def wanted(self, sample: str, round_: int) -> Wanted | None:
+    def plan_repair(self, sample: str, round_: int) -> PlannedRepair | None:
         """The sample's repair in this round, or None."""
         answers, edits = self.against[sample], self.people.edits.get(sample, [])
         before = self.samples - 2 + round_
@@ -167,27 +167,27 @@ class _Rounds:
             return None
         # An edit belongs to the round of the answer that it replaces.
         by_attempt = {edit.attempt: edit for edit in edits}
-        earlier = {a: n for a in answers if (n := _round(a, self.samples, by_attempt)) < round_}
-        pending = (e for e in edits if _round(e.attempt, self.samples, by_attempt) < round_)
+        earlier = {a: n for a in answers if (n := _round_of_attempt(a, self.samples, by_attempt)) < round_}
+        pending = (e for e in edits if _round_of_attempt(e.attempt, self.samples, by_attempt) < round_)
         if not earlier or any(edit.attempt not in answers for edit in pending):
             return None
         if any(set(answers[a]) <= {"better_attempt_kept"} for a in earlier):
             return None
         last = [a for a in earlier if earlier[a] == max(earlier.values())]
         # Beyond the configured rounds only an annotator's `regenerate` asks again.
-        if round_ > self.rounds and not any(self.people.asked_again((sample, a)) for a in last):
+        if round_ > self.rounds and not any(self.people.should_regenerate((sample, a)) for a in last):
             return None
-        mendable = [a for a in sorted(last) if self._is_mendable(answers[a])]
+        mendable = [a for a in sorted(last) if self._is_repairable(answers[a])]
         if not mendable:
             return None
         of = mendable[-1]
-        reasons = tuple(_mendable(answers[of]))
-        return Wanted(sample, round_, of, reasons, self.people.words((sample, of)))
+        reasons = tuple(_repairable_reasons(answers[of]))
+        return PlannedRepair(sample, round_, of, reasons, self.people.comment_text((sample, of)))
 
 
-def _round(attempt: int, samples: int, edits: dict[int, Edit]) -> int:
+def _round_of_attempt(attempt: int, samples: int, edits: dict[int, Edit]) -> int:
     """The round of an attempt; an edit that no longer applies sorts after all rounds."""
-    while attempt >= EDITS_FROM:
+    while attempt >= FIRST_EDIT_ATTEMPT:
         if attempt not in edits:
             return attempt
         attempt = edits[attempt].of
@@ -199,7 +199,7 @@ def unanswered_path(dst: Path) -> Path:
     return dst.with_name(f"{dst.stem}.unanswered.parquet")
 
 
-def _unanswered(repairs: Path) -> Iterator[Key]:
+def _load_unanswered(repairs: Path) -> Iterator[Key]:
     path, columns = unanswered_path(repairs), ["sample_id", "attempt", "rejection_reason"]
     # An unreadable answer may still become one: the next run reads it again.
     if path.exists():
@@ -209,24 +209,23 @@ def _unanswered(repairs: Path) -> Iterator[Key]:
                     yield sample, attempt
 
 
-def faults_of(config: DistillConfig, wanted: Iterable[Wanted]) -> dict[Key, list[Fault]]:
+def load_faults(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[Key, list[Fault]]:
     """Rejected answer -> its reasons, each with the evidence of its check."""
     by_key = {(repair.sample_id, repair.of): repair for repair in wanted}
     details: dict[tuple[str, int, str], str] = {}
     for key in CHECK_FILES:
-        path = config.storage.path(key)
+        path = config.storage.path_of(key)
         if path.exists():
-            details |= {(*at, reason): text for at, reason, text in _details(path, by_key.keys())}
+            details |= {(*at, reason): text for at, reason, text in _load_evidence(path, by_key.keys())}
     return {
         key: [
-            Fault(r, repair.said or None if r == PERSON else details.get((*key, r)))
-            for r in repair.reasons
+            Fault(r, repair.said or None if r == REJECTED_BY_PERSON else details.get((*key, r))) for r in repair.reasons
         ]
         for key, repair in by_key.items()
     }
 
 
-def _details(path: Path, keys: Collection[Key]) -> Iterator[tuple[Key, str, str]]:
+def _load_evidence(path: Path, keys: Collection[Key]) -> Iterator[tuple[Key, str, str]]:
     """(answer, reason, evidence) of the checks against these answers."""
     columns = ["sample_id", "attempt", "check", "ok", "reason", "detail"]
     ids = pa.array(sorted({sample for sample, _ in keys}), pa.string())
@@ -238,12 +237,12 @@ def _details(path: Path, keys: Collection[Key]) -> Iterator[tuple[Key, str, str]
         has_detail = pc.and_(pc.is_in(rows["sample_id"], ids), rows["detail"].is_valid())
         for row in rows.filter(pc.and_(failed, has_detail)).to_pylist():
             at, reason = (row["sample_id"], row["attempt"]), scores.get(row["check"], row["reason"])
-            by_one_judge = reason in JUDGED and row["check"].count(".") > 1
+            by_one_judge = reason in JUDGE_REASONS and row["check"].count(".") > 1
             if at in keys and reason and not by_one_judge:
                 yield at, reason, row["detail"]
 
 
-def texts_of(config: DistillConfig, wanted: Iterable[Wanted]) -> dict[Key, str]:
+def load_rejected_texts(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[Key, str]:
     """Rejected answer -> its first `regeneration.answer_chars` characters."""
     length, texts = config.regeneration.answer_chars, dict[Key, str]()
     keys = {(repair.sample_id, repair.of) for repair in wanted}
@@ -251,7 +250,7 @@ def texts_of(config: DistillConfig, wanted: Iterable[Wanted]) -> dict[Key, str]:
         return texts
     columns = ["sample_id", "attempt", "teacher_output"]
     for key in ("rejections", "filtered_dataset"):
-        path = config.storage.path(key)
+        path = config.storage.path_of(key)
         for rows in read_batches(path, TABLES[key], columns=columns) if path.exists() else ():
             for sample, attempt, text in zip(*rows.to_pydict().values(), strict=True):
                 if (sample, attempt) in keys and text:

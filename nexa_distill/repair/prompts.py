@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nexa_distill.contracts import DOUBTS
+from nexa_distill.contracts import DOUBT_REASONS
 
 EVIDENCE_CHARS = 300
-KNOWN = ("gold_sql", "reference", "tests")  # columns that the model must not see
+GOLD_COLUMNS = ("gold_sql", "reference", "tests")  # columns that the model must not see
 WORDS_PER_TOKEN = 0.55  # with a margin, so that an answer ends before max_tokens
 JOURNAL_KEY = re.compile(r" \(journal: [0-9a-f]+\)$")
 
@@ -28,8 +28,7 @@ INSTRUCTIONS: dict[str, str] = {
     "too_long": "Keep it short.",
     "too_few_tokens": "Say more: give the reasons and the details.",
     "too_many_tokens": "Keep it short.",
-    "no_action_verb": "Name a measurable outcome and the conditions: what to measure and what to "
-    "compare.",
+    "no_action_verb": "Name a measurable outcome and the conditions: what to measure and what to compare.",
     "banned_citation": "Use no citations, no bracketed numbers and no names of papers.",
     "forbidden_pattern": "Leave this out.",
     "unbalanced_code_fence": "Close every code fence that you open.",
@@ -52,8 +51,7 @@ INSTRUCTIONS: dict[str, str] = {
     "execution_crashed": "Write it more simply.",
     "wrong_result": "The earlier result was wrong: read the question again, and check columns, "
     "conditions and grouping.",
-    "lucky_match": "The earlier answer was right only by chance: follow the question's conditions "
-    "exactly.",
+    "lucky_match": "The earlier answer was right only by chance: follow the question's conditions exactly.",
     "tests_failed": "The earlier program was wrong: read the task again, with its special cases.",
     "no_final_answer": "End with the final answer on a line of its own.",
     "critical_safety": "Leave out everything that could harm somebody.",
@@ -61,7 +59,7 @@ INSTRUCTIONS: dict[str, str] = {
     "rejected_by_person": "Do what the reviewer asks for.",
 }
 
-NOT_REPAIRED = DOUBTS | {
+NOT_REPAIRED = DOUBT_REASONS | {
     "better_attempt_kept",
     "not_applied",
     # Reasons against prompts, and for requests without an answer.
@@ -77,14 +75,8 @@ NOT_REPAIRED = DOUBTS | {
 }
 
 # Reasons whose evidence is about the answer alone.
-WITH_EVIDENCE = {
-    "forbidden_pattern",
-    "invalid_json",
-    "not_executable",
-    "not_a_query",
-    "forbidden_operation",
-}
-JUDGED = {"low_factuality", "low_reasoning", "critical_safety", "requires_human_review"}
+WITH_EVIDENCE = {"forbidden_pattern", "invalid_json", "not_executable", "not_a_query", "forbidden_operation"}
+JUDGE_REASONS = {"low_factuality", "low_reasoning", "critical_safety", "requires_human_review"}
 # Answers that must not be quoted in the new prompt.
 NOT_SHOWN = {
     "malformed_response",
@@ -106,9 +98,7 @@ class Fault(NamedTuple):
     detail: str | None = None
 
 
-def repair_prompt(
-    row: Mapping[str, Any], faults: Sequence[Fault], answer: str | None, max_tokens: int
-) -> str:
+def repair_prompt(row: Mapping[str, Any], faults: Sequence[Fault], answer: str | None, max_tokens: int) -> str:
     """The user message: the question, the instructions, and the rejected `answer` if given.
 
     `row` is one of contracts.INPUTS, `max_tokens` the limit of an answer.
@@ -118,37 +108,36 @@ def repair_prompt(
         faults = [fault for fault in faults if fault.reason in ("reasoning_cut", BY_PERSON)]
     max_words = str(int(max_tokens * WORDS_PER_TOKEN) // 10 * 10)
     instructions = dict.fromkeys(
-        INSTRUCTIONS[fault.reason].replace("{most}", max_words) + _said(row, fault)
-        for fault in faults
+        INSTRUCTIONS[fault.reason].replace("{most}", max_words) + _evidence_text(row, fault) for fault in faults
     )
     parts = [row["user_prompt"]]
-    if answer and not {fault.reason for fault in faults} & NOT_SHOWN and not _quotes(row, answer):
+    if answer and not {fault.reason for fault in faults} & NOT_SHOWN and not _quotes_gold(row, answer):
         parts.append(f"An earlier answer, which was not accepted:\n{answer}")
     parts.append("\n".join(["Mind this:", *(f"- {line}" for line in instructions)]))
     return "\n\n".join([*parts, "Write the answer only."])
 
 
-def _said(row: Mapping[str, Any], fault: Fault) -> str:
+def _evidence_text(row: Mapping[str, Any], fault: Fault) -> str:
     """The evidence, if the model may see it."""
     text = JOURNAL_KEY.sub("", fault.detail or "").strip()[:EVIDENCE_CHARS]
     if not text:
         return ""
     if fault.reason == BY_PERSON:  # annotators know that the model reads their comment
         return f" The reviewer said: {text}"
-    if fault.reason in JUDGED:
+    if fault.reason in JUDGE_REASONS:
         # Judges see the known answer, so their reasons may quote it.
-        has_known = any(row[name] for name in KNOWN)
+        has_known = any(row[name] for name in GOLD_COLUMNS)
         return "" if has_known else f" A reader said: {text.partition(': ')[2] or text}"
     # Evidence of other checks may compare the answer with the known one.
-    is_shown = fault.reason in WITH_EVIDENCE and not _quotes(row, text)
+    is_shown = fault.reason in WITH_EVIDENCE and not _quotes_gold(row, text)
     return f" Found: {text}" if is_shown else ""
 
 
-def _quotes(row: Mapping[str, Any], text: str) -> bool:
+def _quotes_gold(row: Mapping[str, Any], text: str) -> bool:
     """Whether a known answer occurs in the text, ignoring case and spaces."""
-    folded = _folded(text)
-    return any(_folded(row[name]) in folded for name in KNOWN if row[name])
+    folded = _fold_text(text)
+    return any(_fold_text(row[name]) in folded for name in GOLD_COLUMNS if row[name])
 
 
-def _folded(text: str) -> str:
+def _fold_text(text: str) -> str:
     return "".join(text.casefold().split())

@@ -16,46 +16,46 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill.annotation.decisions import EDITS_FROM
+from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT
 from nexa_distill.contracts import TABLES
-from nexa_distill.reporting.stage_reports import shown
+from nexa_distill.reporting.stage_reports import format_number
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.atomic import write_json, write_text
-from nexa_distill.storage.manifests import repairs
+from nexa_distill.storage.manifests import valid_regenerations
 from nexa_distill.storage.tables import read_batches
 
 Json = dict[str, Any]
 
 
-def repair_report(config: DistillConfig) -> Json:
+def repair_figures(config: DistillConfig) -> Json:
     """The figures. Raises InputMissing (66) before the gates have run."""
     storage, first = config.storage, config.collection.samples
-    samples = {s for key in ("collected_dataset", "unanswered") for s, _ in _keys(storage, key)}
-    kept = dict(_keys(storage, "filtered_dataset"))
+    samples = {s for key in ("collected_dataset", "unanswered") for s, _ in _load_keys(storage, key)}
+    kept = dict(_load_keys(storage, "filtered_dataset"))
     last = _last_reasons(storage)
     abandoned = Counter(last[sample] for sample in last.keys() - kept.keys())
-    asked = _asked(storage)
-    by_round = _rounds(asked, kept, first)
-    repaired = sum(first <= attempt < EDITS_FROM for attempt in kept.values())
-    usd = _sum(asked, "cost_usd")
+    asked = _load_repairs(storage)
+    by_round = _round_figures(asked, kept, first)
+    repaired = sum(first <= attempt < FIRST_EDIT_ATTEMPT for attempt in kept.values())
+    usd = _sum_column(asked, "cost_usd")
     return {
         "samples": len(samples),
         "first_pass": sum(attempt < first for attempt in kept.values()),
         "repaired": repaired,
-        "edited": sum(attempt >= EDITS_FROM for attempt in kept.values()),
+        "edited": sum(attempt >= FIRST_EDIT_ATTEMPT for attempt in kept.values()),
         "abandoned": abandoned.total(),
         "unanswered": len(samples - kept.keys() - last.keys()),
         "abandoned_by_reason": dict(abandoned.most_common()),
         "rounds": by_round,
         "repair_requests_answered": asked.num_rows,
-        "repair_tokens": _sum(asked, "total_tokens"),
+        "repair_tokens": _sum_column(asked, "total_tokens"),
         "repair_usd": usd,
         "usd_per_repaired_sample": usd / repaired if usd is not None and repaired else None,
     }
 
 
-def _keys(storage: Storage, key: str) -> Iterator[tuple[str, int]]:
-    path = storage.path(key)
+def _load_keys(storage: Storage, key: str) -> Iterator[tuple[str, int]]:
+    path = storage.path_of(key)
     for rows in read_batches(path, TABLES[key], columns=["sample_id", "attempt"]):
         yield from zip(*rows.to_pydict().values(), strict=True)
 
@@ -64,24 +64,22 @@ def _last_reasons(storage: Storage) -> dict[str, str]:
     """Sample -> first reason against its last rejected answer."""
     last: dict[str, tuple[int, str]] = {}
     columns = ["sample_id", "attempt", "rejection_reason"]
-    for rows in read_batches(storage.path("rejections"), TABLES["rejections"], columns=columns):
+    for rows in read_batches(storage.path_of("rejections"), TABLES["rejections"], columns=columns):
         for sample, attempt, reason in zip(*rows.to_pydict().values(), strict=True):
             last[sample] = max(last.get(sample, (-1, "")), (attempt, reason))
     return {sample: reason for sample, (_, reason) in last.items()}
 
 
-def _asked(storage: Storage) -> pa.Table:
+def _load_repairs(storage: Storage) -> pa.Table:
     """The repairs written by models."""
     table, columns = TABLES["regen_dataset"], ["sample_id", "attempt", "total_tokens", "cost_usd"]
     schema = pa.schema([table.schema.field(name) for name in columns])
-    batches = [
-        rows for path in repairs(storage) for rows in read_batches(path, table, columns=columns)
-    ]
+    batches = [rows for path in valid_regenerations(storage) for rows in read_batches(path, table, columns=columns)]
     rows = pa.concat_tables(batches) if batches else schema.empty_table()
-    return rows.filter(pc.less(rows["attempt"], EDITS_FROM))
+    return rows.filter(pc.less(rows["attempt"], FIRST_EDIT_ATTEMPT))
 
 
-def _rounds(asked: pa.Table, kept: dict[str, int], first: int) -> list[Json]:
+def _round_figures(asked: pa.Table, kept: dict[str, int], first: int) -> list[Json]:
     rounds = []
     for attempt in sorted(asked["attempt"].unique().to_pylist()):
         rows = asked.filter(pc.equal(asked["attempt"], attempt))
@@ -91,20 +89,20 @@ def _rounds(asked: pa.Table, kept: dict[str, int], first: int) -> list[Json]:
                 "round": attempt - first + 1,
                 "answered": rows.num_rows,
                 "kept": sum(kept.get(sample) == attempt for sample in samples),
-                "tokens": _sum(rows, "total_tokens"),
-                "usd": _sum(rows, "cost_usd"),
+                "tokens": _sum_column(rows, "total_tokens"),
+                "usd": _sum_column(rows, "cost_usd"),
             }
         )
     return rounds
 
 
-def _sum(rows: pa.Table, column: str) -> Any:
+def _sum_column(rows: pa.Table, column: str) -> Any:
     """The sum, or null without values or with an unknown one."""
     values = rows[column]
     return None if values.null_count or not len(values) else pc.sum(values).as_py()
 
 
-def markdown(report: Json) -> str:
+def render_markdown(report: Json) -> str:
     """The report as Markdown."""
     total = report["samples"] or 1
     names = {
@@ -117,30 +115,30 @@ def markdown(report: Json) -> str:
     lines = ["# Repair", "", "| samples | | share |", "|---|---|---|"]
     lines.append(f"| all | {report['samples']:,} | |")
     lines += [
-        f"| {text} | {report[name]:,} | {shown(report[name] / total, share=True)} |"
+        f"| {text} | {report[name]:,} | {format_number(report[name] / total, share=True)} |"
         for name, text in names.items()
     ]
     lines += ["", "| round | answers | kept | tokens | US$ |", "|---|---|---|---|---|"]
     lines += [
-        f"| {n['round']} | {n['answered']:,} | {n['kept']:,} | {shown(n['tokens'])} | "
-        f"{shown(n['usd'])} |"
+        f"| {n['round']} | {n['answered']:,} | {n['kept']:,} | {format_number(n['tokens'])} | "
+        f"{format_number(n['usd'])} |"
         for n in report["rounds"]
     ]
-    lines += ["", f"US$ per repaired sample: {shown(report['usd_per_repaired_sample'])}"]
+    lines += ["", f"US$ per repaired sample: {format_number(report['usd_per_repaired_sample'])}"]
     lines += ["", "| abandoned because of | samples |", "|---|---|"]
     lines += [f"| {reason} | {n:,} |" for reason, n in report["abandoned_by_reason"].items()]
     return "\n".join(lines) + "\n"
 
 
-def write(config: DistillConfig) -> Json:
+def write_report(config: DistillConfig) -> Json:
     """Write the report if it has changed, and print it as one line."""
-    report = repair_report(config)
-    path = config.storage.path("reports") / "regeneration" / "repair_report.json"
+    report = repair_figures(config)
+    path = config.storage.path_of("reports") / "regeneration" / "repair_report.json"
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     page = path.with_suffix(".md")
     if not (path.is_file() and page.is_file() and path.read_text(encoding="utf-8") == text):
         write_json(path, report)
-        write_text(page, markdown(report))
+        write_text(page, render_markdown(report))
     print(
         f"repair: of {report['samples']} samples {report['first_pass']} kept at the first pass, "
         f"{report['repaired']} repaired, {report['edited']} edited, {report['abandoned']} "

@@ -43,26 +43,26 @@ class Line:
     kind: str
 
 
-def bars(rows: Sequence[Bar], *, top: float | None = None) -> str:
+def draw_bars(rows: Sequence[Bar], *, top: float | None = None) -> str:
     """Horizontal bars from 0 to `top` (default: the largest value)."""
     scale = top or max((row.value or 0 for row in rows), default=0) or 1
-    return _plot((row.label, _bar(row, scale), row.text) for row in rows)
+    return _plot_html((row.label, _bar_html(row, scale), row.text) for row in rows)
 
 
-def _bar(row: Bar, scale: float) -> str:
+def _bar_html(row: Bar, scale: float) -> str:
     if not row.value:
         return ""
     return f'<i class="bar {row.kind}" style="width:{100 * row.value / scale:.2f}%"></i>'
 
 
-def ranges(rows: Sequence[Range]) -> str:
+def draw_ranges(rows: Sequence[Range]) -> str:
     """Points with their intervals on a scale from 0 to 100 %."""
-    cells = [(row.label, _range(row), row.text) for row in rows]
+    cells = [(row.label, _range_html(row), row.text) for row in rows]
     scale = "".join(f'<i class="tick" style="left:{x}%">{x} %</i>' for x in (0, 25, 50, 75, 100))
-    return _plot([*cells, ("", f'<div class="scale">{scale}</div>', "")])
+    return _plot_html([*cells, ("", f'<div class="scale">{scale}</div>', "")])
 
 
-def _range(row: Range) -> str:
+def _range_html(row: Range) -> str:
     grid = "".join(f'<i class="grid" style="left:{x}%"></i>' for x in (0, 25, 50, 75, 100))
     if row.share is None or row.low is None or row.high is None:
         return grid
@@ -73,7 +73,7 @@ def _range(row: Range) -> str:
     )
 
 
-def _plot(rows: Iterable[tuple[str, str, str]]) -> str:
+def _plot_html(rows: Iterable[tuple[str, str, str]]) -> str:
     cells = "".join(
         f'<div class="row"><span class="label">{escape(label)}</span>'
         f'<div class="track">{drawn}</div><span class="value">{escape(text)}</span></div>'
@@ -82,64 +82,51 @@ def _plot(rows: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="plot">{cells}</div>'
 
 
-def lines(series: Sequence[Line], *, x_label: str, y_label: str, whole: bool = True) -> str:
+def draw_lines(series: Sequence[Line], *, x_label: str, y_label: str, whole: bool = True) -> str:
     """A line chart in SVG; empty without points. `whole`: x values are whole numbers."""
     points = [point for line in series for point in line.points]
     if not points:
         return ""
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=whole)
-    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
+    x_ticks = choose_ticks(min(x for x, _ in points), max(x for x, _ in points), whole=whole)
+    y_ticks = choose_ticks(min(y for _, y in points), max(y for _, y in points))
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
-            HEIGHT - TOP - BOTTOM
-        )
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
     for tick in y_ticks:
-        _, y = place(x_ticks[0], tick)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
+        _, y = to_pixels(x_ticks[0], tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in x_ticks:
-        x, _ = place(tick, y_ticks[0])
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
-        )
+        x, _ = to_pixels(tick, y_ticks[0])
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
-    )
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     for line in series:
-        placed = [place(*point) for point in line.points]
-        parts += [_path(placed, line.kind)] if len(placed) > 1 else []
+        placed = [to_pixels(*point) for point in line.points]
+        parts += [_polyline_svg(placed, line.kind)] if len(placed) > 1 else []
         if len(placed) <= MARKED:
-            parts += [
-                f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>'
-                for x, y in placed
-            ]
-    return "".join(parts) + "</svg>" + _legend(series)
+            parts += [f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in placed]
+    return "".join(parts) + "</svg>" + _legend_html(series)
 
 
 MARKED = 40  # a series with at most so many points also gets dots
 
 
-def _path(placed: Sequence[tuple[float, float]], kind: str) -> str:
+def _polyline_svg(placed: Sequence[tuple[float, float]], kind: str) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
     return f'<polyline class="{kind}" points="{path}"/>'
 
 
-def _legend(series: Sequence[Line]) -> str:
-    names = "".join(
-        f'<span><i class="key {line.kind}"></i>{escape(line.label)}</span>' for line in series
-    )
+def _legend_html(series: Sequence[Line]) -> str:
+    names = "".join(f'<span><i class="key {line.kind}"></i>{escape(line.label)}</span>' for line in series)
     return f'<p class="legend">{names}</p>'
 
 
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+def choose_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """About five round numbers (1, 2 or 5 times a power of ten) that enclose low..high."""
     span = high - low or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / 4))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nexa_distill.contracts import TABLES
-from nexa_distill.reporting.markdown import as_code, table
+from nexa_distill.reporting.markdown import as_code, markdown_table
 from nexa_distill.settings.pipeline import DistillConfig, Reasoning
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
@@ -32,22 +32,20 @@ def token_counter(config: DistillConfig, student: StudentConfig) -> tuple[Length
     """A function from texts to token counts, and a description of the method."""
     local = Path(student.student) / "tokenizer.json"
     paths = [local] if local.is_file() else []
-    paths += sorted(config.storage.path("models").glob("*/tokenizer.json"))
+    paths += sorted(config.storage.path_of("models").glob("*/tokenizer.json"))
     if not paths:
-        estimate = (
-            f"estimated at {BYTES_PER_TOKEN} bytes of UTF-8 per token: no tokenizer.json here"
-        )
+        estimate = f"estimated at {BYTES_PER_TOKEN} bytes of UTF-8 per token: no tokenizer.json here"
         return lambda texts: [-(-len(t.encode()) // BYTES_PER_TOKEN) for t in texts], estimate
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(paths[0]))
     tokenizer.no_truncation()
 
-    def count(texts: list[str]) -> list[int]:
+    def count_tokens(texts: list[str]) -> list[int]:
         encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
         return [len(encoding.ids) for encoding in encoded]
 
-    return count, f"counted with {paths[0]}"
+    return count_tokens, f"counted with {paths[0]}"
 
 
 def write_card(path: Path, samples: Path, config: DistillConfig) -> None:
@@ -65,19 +63,17 @@ def write_card(path: Path, samples: Path, config: DistillConfig) -> None:
             reasoned += split_reasoning(texts[-1])[0] is not None
             lengths.append(sum(count(texts)) + MARKS_PER_MESSAGE * len(texts))
     lines = [
-        *_head(samples, counts, config.packaging.reasoning, reasoned),
-        *_lengths(lengths, how, student),
-        *_funnel(config),
+        *_header_lines(samples, counts, config.packaging.reasoning, reasoned),
+        *_length_lines(lengths, how, student),
+        *_funnel_lines(config),
     ]
     for name in COUNTED[1:]:
         rows = [[as_code(value), f"{n:,}"] for value, n in counts[name].most_common()]
-        lines += ["", *table([name, "samples"], rows)]
+        lines += ["", *markdown_table([name, "samples"], rows)]
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _head(
-    samples: Path, counts: Mapping[str, Counter[str]], reasoning: Reasoning, reasoned: int
-) -> list[str]:
+def _header_lines(samples: Path, counts: Mapping[str, Counter[str]], reasoning: Reasoning, reasoned: int) -> list[str]:
     splits = counts["split"]
     kept = f"kept before the answer, in <think> tags, in {reasoned:,} of them"
     treatment = "left out" if reasoning == "drop" else kept
@@ -95,7 +91,7 @@ def _head(
     ]
 
 
-def _lengths(lengths: list[int], how: str, student: StudentConfig) -> list[str]:
+def _length_lines(lengths: list[int], how: str, student: StudentConfig) -> list[str]:
     longest = student.train.max_length
     over = sum(length > longest for length in lengths) if longest else 0
     p50, p90, p95, p99, largest = np.percentile(lengths, [50, 90, 95, 99, 100]).round().tolist()
@@ -112,11 +108,11 @@ def _lengths(lengths: list[int], how: str, student: StudentConfig) -> list[str]:
     ]
 
 
-def _funnel(config: DistillConfig) -> list[str]:
+def _funnel_lines(config: DistillConfig) -> list[str]:
     lines = ["", "## Where the rows went", "", "| stage | rows in | kept | rejected |"]
     lines.append("|---|---|---|---|")
     for key in FUNNEL:
-        manifest: dict[str, Any] | None = load_manifest(config.storage.path(key), config.storage)
+        manifest: dict[str, Any] | None = load_manifest(config.storage.path_of(key), config.storage)
         if manifest is None:
             lines.append(f"| {TABLES[key].stage} | not run | not run | not run |")
             continue

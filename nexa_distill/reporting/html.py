@@ -77,7 +77,7 @@ h2,h3{break-after:avoid}}
 """
 
 
-def document(title: str, body: str) -> str:
+def render_document(title: str, body: str) -> str:
     """A self-contained page. `title` is text, `body` HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -15,6 +15,6 @@ def as_code(text: object) -> str:
     return f"{fence}{space}{plain.replace('|', chr(92) + '|')}{space}{fence}" if plain else "(none)"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; names from data go through `as_code` first."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

@@ -44,7 +44,7 @@ STAGE_LABELS = {
 }
 
 
-def quality_report(
+def write_quality_report(
     path: Path,
     *,
     stage: str,
@@ -79,11 +79,7 @@ def quality_report(
         "reject_reason_counts": dict(reject_reason_counts),
         "exec_error_counts": None if exec_error_counts is None else dict(exec_error_counts),
         **({} if judges is None else {"judges": dict(judges), "notes": list(notes)}),
-        **(
-            {}
-            if not_applied is None
-            else {"not_applied": {k: dict(v) for k, v in not_applied.items()}}
-        ),
+        **({} if not_applied is None else {"not_applied": {k: dict(v) for k, v in not_applied.items()}}),
         "created_at": utc_now(),
     }
     write_json(path, report)
@@ -91,7 +87,7 @@ def quality_report(
     return report
 
 
-def shown(value: float | None, *, share: bool = False) -> str:
+def format_number(value: float | None, *, share: bool = False) -> str:
     """A number as text; `not run` for None."""
     if value is None:
         return "not run"
@@ -116,7 +112,7 @@ def language_name(code: str) -> str:
 
 def _quality_markdown(report: Mapping[str, Any]) -> str:
     judge = report["judge_score"]
-    scores = ", ".join(f"{name} {shown(judge[name])}" for name in ("min", "mean", "max"))
+    scores = ", ".join(f"{name} {format_number(judge[name])}" for name in ("min", "mean", "max"))
     lines = [
         f"# Quality of {report['stage']}",
         "",
@@ -125,10 +121,10 @@ def _quality_markdown(report: Mapping[str, Any]) -> str:
         "| measure | value |",
         "|---|---|",
         f"| rows | {report['total']:,} |",
-        f"| kept | {report['kept']:,} ({shown(report['p_keep'], share=True)}) |",
+        f"| kept | {report['kept']:,} ({format_number(report['p_keep'], share=True)}) |",
         f"| rejected | {report['rejected']:,} |",
-        f"| executes | {shown(report['exec_pass_rate'], share=True)} |",
-        f"| matches the known answer | {shown(report['gold_match_rate'], share=True)} |",
+        f"| executes | {format_number(report['exec_pass_rate'], share=True)} |",
+        f"| matches the known answer | {format_number(report['gold_match_rate'], share=True)} |",
         f"| judge score (0..1) | {scores if judge['mean'] is not None else 'not run'} |",
     ]
     for title, counts in (
@@ -141,26 +137,23 @@ def _quality_markdown(report: Mapping[str, Any]) -> str:
             lines += [f"| {name} | {count:,} |" for name, count in ordered]
     lines += not_applied_lines(report.get("not_applied"))
     if "judges" in report:
-        lines += _judges(report["judges"])
+        lines += _judge_lines(report["judges"])
         lines += ["", *(f"- {note}" for note in report["notes"])] if report["notes"] else []
     return "\n".join(lines) + "\n"
 
 
-def _judges(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _judge_lines(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Per-judge counts and canary scores; "not run" without a score."""
     if not judges:
         return ["", "judge: not run"]
     counts = [name for name in next(iter(judges.values())) if name != "canary_scores"]
     lines = ["", f"| judge | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
     for name, judge in judges.items():
-        cells = (
-            "unpriced" if key == "usd" and judge[key] is None else shown(judge[key])
-            for key in counts
-        )
+        cells = ("unpriced" if key == "usd" and judge[key] is None else format_number(judge[key]) for key in counts)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| judge | canary | rubric | scores |", "|---|---|---|---|"]
     lines += [
-        f"| {name} | {canary} | {rubric} | {', '.join(_given(score) for score in scores)} |"
+        f"| {name} | {canary} | {rubric} | {', '.join(_format_score(score) for score in scores)} |"
         for name, judge in judges.items()
         for canary, by_rubric in judge["canary_scores"].items()
         for rubric, scores in by_rubric.items()
@@ -169,11 +162,11 @@ def _judges(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, "", note]
 
 
-def _given(score: float | None) -> str:
-    return "none" if score is None else shown(score)
+def _format_score(score: float | None) -> str:
+    return "none" if score is None else format_number(score)
 
 
-def record(
+def record_timing(
     storage: Storage, label: str, seconds: float, *, run: str | None = None, at: str | None = None
 ) -> None:
     """Append one timing event: `run` (default: this run) spent `seconds` to reach `label`.
@@ -197,7 +190,7 @@ def _ends_line(file: IO[bytes]) -> bool:
     return file.read(1) == b"\n"
 
 
-def timing_report(storage: Storage) -> dict[str, Any]:
+def write_timing_report(storage: Storage) -> dict[str, Any]:
     """Summarise all timing events in `reports/timing_report.{json,md}`, in seconds.
 
     In `a__to__b`, `a` is the nearest label before `b` that any run has reached. `total` is the sum
@@ -206,13 +199,13 @@ def timing_report(storage: Storage) -> dict[str, Any]:
     # Manifests contain end and duration of their stage. The events file outlives them.
     _record_manifests(storage)
     spent: dict[str, dict[str, float]] = {}
-    for run, label, _at, seconds in sorted(_events(storage)):
+    for run, label, _at, seconds in sorted(_load_events(storage)):
         runs = spent.setdefault(label, {})
         runs[run] = runs.get(run, 0.0) + seconds
     durations, before = {}, LABELS[0]
     for label in LABELS:
         if label in spent:
-            durations[f"{before}__to__{label}"] = _summary(list(spent[label].values()))
+            durations[f"{before}__to__{label}"] = _summarize_seconds(list(spent[label].values()))
             before = label
     report = {
         "run_id": run_id(),
@@ -221,7 +214,7 @@ def timing_report(storage: Storage) -> dict[str, Any]:
         "total": round(sum(sum(runs.values()) for runs in spent.values()), 3) if spent else None,
         "created_at": utc_now(),
     }
-    path = storage.path("reports") / "timing_report.json"
+    path = storage.path_of("reports") / "timing_report.json"
     if path.is_file():  # unchanged: keep the file, with its time
         written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if written["durations"] == durations:
@@ -231,7 +224,7 @@ def timing_report(storage: Storage) -> dict[str, Any]:
     return report
 
 
-def _summary(seconds: list[float]) -> dict[str, float]:
+def _summarize_seconds(seconds: list[float]) -> dict[str, float]:
     p50, p90, p95 = np.percentile(seconds, [50, 90, 95]).tolist()
     values = {
         "min": min(seconds),
@@ -255,18 +248,18 @@ def _timing_markdown(report: Mapping[str, Any]) -> str:
         "|---" * (len(columns) + 2) + "|",
     ]
     for name, summary in report["durations"].items():
-        values = " | ".join(shown(summary[column]) for column in columns)
+        values = " | ".join(format_number(summary[column]) for column in columns)
         lines.append(f"| {name.replace('__to__', ' | ')} | {values} |")
-    return "\n".join([*lines, "", f"Total: {shown(report['total'])}"]) + "\n"
+    return "\n".join([*lines, "", f"Total: {format_number(report['total'])}"]) + "\n"
 
 
 def _events_path(storage: Storage) -> Path:
-    return storage.path("reports") / "timing_events.jsonl"
+    return storage.path_of("reports") / "timing_events.jsonl"
 
 
 def _record_manifests(storage: Storage) -> None:
-    recorded = _events(storage)
-    for path in sorted(storage.path("manifests").glob("*/manifest.json")):
+    recorded = _load_events(storage)
+    for path in sorted(storage.path_of("manifests").glob("*/manifest.json")):
         stage = path.parent.name
         label = STAGE_LABELS.get("train" if stage.startswith("train.") else stage)
         if label is None:
@@ -274,10 +267,10 @@ def _record_manifests(storage: Storage) -> None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         run, at, seconds = manifest["run_id"], manifest["created_at"], manifest["seconds"]
         if (run, label, at, seconds) not in recorded:
-            record(storage, label, seconds, run=run, at=at)
+            record_timing(storage, label, seconds, run=run, at=at)
 
 
-def _events(storage: Storage) -> set[tuple[str, str, str, float]]:
+def _load_events(storage: Storage) -> set[tuple[str, str, str, float]]:
     path = _events_path(storage)
     if not path.is_file():
         return set()

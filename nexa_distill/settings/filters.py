@@ -30,7 +30,7 @@ def _why_not_re2(pattern: str) -> str:
     return ""
 
 
-def _pattern(pattern: str) -> str:
+def _check_pattern(pattern: str) -> str:
     if not pattern:
         raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
     # Capitals have a meaning in escapes and named groups only.
@@ -44,7 +44,7 @@ def _pattern(pattern: str) -> str:
     return pattern
 
 
-def _rejectable(flag: str) -> str:
+def _check_flag(flag: str) -> str:
     if flag not in FLAG_REASONS:
         flags = ", ".join(FLAG_REASONS)
         text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {flags}"
@@ -61,7 +61,7 @@ def _by_language(value: Any) -> Any:
     return value
 
 
-def _language(code: str) -> str:
+def _check_language(code: str) -> str:
     if code != ANY and code not in LANGUAGES:
         text = (
             f"no language that can be told apart{did_you_mean(code, sorted(LANGUAGES))}; write an "
@@ -71,12 +71,10 @@ def _language(code: str) -> str:
     return code
 
 
-Pattern = Annotated[str, AfterValidator(_pattern)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Verb = Annotated[str, Field(pattern=r"^[^\W\d_]+\*?$")]
 T = TypeVar("T")
-ByLanguage = Annotated[
-    dict[Annotated[str, AfterValidator(_language)], list[T]], BeforeValidator(_by_language)
-]
+ByLanguage = Annotated[dict[Annotated[str, AfterValidator(_check_language)], list[T]], BeforeValidator(_by_language)]
 
 
 class Pii(Section):
@@ -91,7 +89,7 @@ class Pii(Section):
     card: PiiAction | None
     secret: PiiAction | None
 
-    def of(self, *actions: PiiAction) -> list[pii.Kind]:
+    def kinds_with(self, *actions: PiiAction) -> list[pii.Kind]:
         """The kinds with one of these actions; without arguments, all with any action."""
         chosen = actions or get_args(PiiAction)
         return [kind for kind in get_args(pii.Kind) if getattr(self, kind) in chosen]
@@ -143,7 +141,7 @@ class FilterConfig(Section):
     """
 
     shipped: ClassVar[str | None] = "filters.yaml"
-    reject_flags: list[Annotated[str, AfterValidator(_rejectable)]]
+    reject_flags: list[Annotated[str, AfterValidator(_check_flag)]]
     require_stop: bool
     min_char_length: Count | None
     max_char_length: Count | None

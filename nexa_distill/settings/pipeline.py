@@ -15,16 +15,9 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, by_host
+from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, dialect_of_host
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.settings.yaml_loading import (
-    Count,
-    NonNegative,
-    Section,
-    load_yaml,
-    merge,
-    validated,
-)
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, load_yaml, merge_settings, validate_section
 from nexa_distill.text.secrets import is_variable_name
 
 Reasoning = Literal["drop", "keep"]
@@ -68,7 +61,7 @@ class Storage(Section):
     manifests: str
     reports: str
 
-    def path(self, key: str) -> Path:
+    def path_of(self, key: str) -> Path:
         """The path of a `storage:` key."""
         root, path = Path(self.root), Path(str(getattr(self, key)))
         return path if path.is_relative_to(root) else root / path
@@ -76,9 +69,9 @@ class Storage(Section):
     def key_of(self, path: Path) -> str | None:
         """The `storage:` key with this path, or None for a file from elsewhere."""
         keys = (key for key in type(self).model_fields if key not in ("root", "logs"))
-        return next((key for key in keys if self.path(key).resolve() == path.resolve()), None)
+        return next((key for key in keys if self.path_of(key).resolve() == path.resolve()), None)
 
-    def beside(self, dst: Path | None, ending: str, usual: Path) -> Path:
+    def path_beside(self, dst: Path | None, ending: str, usual: Path) -> Path:
         """The path of a secondary result: `usual`, or beside a `dst` outside this storage."""
         # A command whose main result is written elsewhere changes no table of the pipeline.
         if dst is None or self.key_of(dst):
@@ -89,7 +82,7 @@ class Storage(Section):
     def _name_each_file_once(self) -> "Storage":
         by_path: dict[Path, str] = {}
         for key in type(self).model_fields.keys() - {"root", "logs"}:
-            path = self.path(key)
+            path = self.path_of(key)
             first = by_path.setdefault(Path(os.path.normpath(path)), key)
             if first != key:
                 names = " and ".join(sorted((first, key)))
@@ -166,11 +159,11 @@ class Price(Section):
     prompt: NonNegative
     completion: NonNegative
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def answer_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """US dollars of one answer."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
-    def share(self, discount: float) -> "Price":
+    def with_discount(self, discount: float) -> "Price":
         """The price multiplied by `discount`: 0.5 is half the price."""
         return Price(prompt=self.prompt * discount, completion=self.completion * discount)
 
@@ -188,7 +181,7 @@ PlainText = Annotated[str, BeforeValidator(_as_text)]
 
 @cache  # called for every request
 def _dialect_at(base_url: str) -> Dialect:
-    return by_host((urlsplit(base_url).hostname or "").lower())
+    return dialect_of_host((urlsplit(base_url).hostname or "").lower())
 
 
 class Provider(Section):
@@ -239,14 +232,14 @@ class Provider(Section):
         return value
 
     @property
-    def spoken(self) -> Dialect:
+    def active_dialect(self) -> Dialect:
         """The dialect of requests to this server."""
         return DIALECTS[self.dialect] if self.dialect else _dialect_at(self.base_url or "")
 
     @property
-    def sending(self) -> dict[str, Any]:
+    def dialect_changes(self) -> dict[str, Any]:
         """The settings of the dialect that differ from OpenAI's and change a request's body."""
-        dialect, plain = self.spoken, DIALECTS["openai"]
+        dialect, plain = self.active_dialect, DIALECTS["openai"]
         settings = {
             "system_role": self.system_role or dialect.system_role,
             "stream": dialect.stream if self.stream is None else self.stream,
@@ -305,7 +298,7 @@ class Regeneration(Section):
 
 
 class ExistingAnswers(Section):
-    """`answers:` a file of answers in place of a teacher; `path` null = request from the provider.
+    """`answers:` a file of answers in place of a teacher; `path_of` null = request from the provider.
 
     `column` contains the answers, `model_id` is recorded as their source.
     """
@@ -417,8 +410,7 @@ class DistillConfig(Section):
         if name not in self.providers:
             names = ", ".join(self.providers)
             raise InputError(
-                f'provider "{name}" is not in providers:{did_you_mean(name, self.providers)}; '
-                f"known: {names}"
+                f'provider "{name}" is not in providers:{did_you_mean(name, self.providers)}; known: {names}'
             )
         return name, self.providers[name]
 
@@ -454,12 +446,12 @@ def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig
 
     Example: `{"input": {"limit": 60}}`.
     """
-    values = merge(config.model_dump(), _given(flags))
-    return validated("command line", values, DistillConfig)
+    values = merge_settings(config.model_dump(), _drop_unset(flags))
+    return validate_section("command line", values, DistillConfig)
 
 
-def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    pairs = ((k, _given(v) if isinstance(v, Mapping) else v) for k, v in flags.items())
+def _drop_unset(flags: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = ((k, _drop_unset(v) if isinstance(v, Mapping) else v) for k, v in flags.items())
     return {k: v for k, v in pairs if v is not None}
 
 

@@ -84,7 +84,7 @@ class Distillation(Section):
         return share
 
     @property
-    def cached(self) -> bool:
+    def uses_cache(self) -> bool:
         """Whether the teacher's probabilities come from `storage.teacher_logits`."""
         return self.loss != "none" and self.source == "cache"
 
@@ -149,7 +149,7 @@ class StudentConfig(Section):
         """The settings that, with the tokenizer, determine the text of a conversation."""
         return self.model_dump(mode="json", include=RENDERING)
 
-    def longest(self, context: int | None) -> int | None:
+    def longest_row(self, context: int | None) -> int | None:
         """Most tokens of a row in training and evaluation; `context`: the model's maximum."""
         return self.train.max_length or context
 
@@ -163,16 +163,16 @@ class StudentConfig(Section):
         own = self.model_dump(mode="json", include=parts)
         return {**own, "system_prompt": system, **cleaner}
 
-    def tokenizer(self, storage: Storage) -> Path | None:
+    def find_tokenizer(self, storage: Storage) -> Path | None:
         """The `tokenizer.json` of `student`, if it is on this disk already."""
         # The bundled model is built in `storage.models`.
         is_bundled = self.student == "bundled"
-        files = list(storage.path("models").glob("*/tokenizer.json")) if is_bundled else []
+        files = list(storage.path_of("models").glob("*/tokenizer.json")) if is_bundled else []
         for file in [*files, Path(self.student) / "tokenizer.json"]:
             if file.is_file() and not file.parent.name.startswith("."):
                 return file
         return None
 
-    def checkpoint(self, storage: Storage) -> Path:
+    def checkpoint_path(self, storage: Storage) -> Path:
         """The folder of the finished checkpoint."""
-        return storage.path("students") / self.run_name / "final"
+        return storage.path_of("students") / self.run_name / "final"

@@ -18,14 +18,14 @@ from pydantic_core import PydanticCustomError
 from nexa_distill.errors import InputError, InputMissing, did_you_mean
 
 
-def _share(value: float) -> float:
+def _check_share(value: float) -> float:
     if value <= 1:
         return value
     instead = f"write {value / 100:.2f}" if value <= 100 else "write a number up to 1.0"
     raise PydanticCustomError("share", "scores are 0..1, {instead}", {"instead": instead})
 
 
-Share = Annotated[float, Field(ge=0), AfterValidator(_share)]
+Share = Annotated[float, Field(ge=0), AfterValidator(_check_share)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 # libyaml's loader is ten times as fast, if PyYAML was built with it.
@@ -52,11 +52,11 @@ def load_yaml(path: Path, model: type[S], overrides: Mapping[str, Any] | None = 
     Raises InputMissing if there is no file, InputError (65) for YAML that does not parse and for an
     unknown, missing or out-of-range key.
     """
-    values, is_open = _resolve(path)
+    values, is_open = _resolve_extends(path)
     # Files that are older than a key take its shipped value.
     if is_open and model.shipped and _misses_keys(values, model):
-        values = merge(read_yaml(CONFIGS / model.shipped), values)
-    return validated(str(path), merge(values, overrides or {}), model)
+        values = merge_settings(read_yaml(CONFIGS / model.shipped), values)
+    return validate_section(str(path), merge_settings(values, overrides or {}), model)
 
 
 def _misses_keys(values: dict[str, Any], model: type[Section]) -> bool:
@@ -67,20 +67,20 @@ def _misses_keys(values: dict[str, Any], model: type[Section]) -> bool:
     return False
 
 
-def validated(source: str, values: dict[str, Any], model: type[S]) -> S:
+def validate_section(source: str, values: dict[str, Any], model: type[S]) -> S:
     """Build the section. Raises InputError (65) naming `source`, the key and the nearest name."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(source, model, error))) from None
+        raise InputError("\n".join(_explain_errors(source, model, error))) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The YAML's mapping with `extends:` resolved. Raises InputMissing or InputError."""
-    return _resolve(path)[0]
+    return _resolve_extends(path)[0]
 
 
-def _resolve(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bool]:
+def _resolve_extends(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bool]:
     """(the mapping, whether its last base has no `extends:` line)."""
     values = _read_mapping(path)
     if "extends" not in values:
@@ -90,15 +90,15 @@ def _resolve(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, 
         return values, False
     if not isinstance(name, str):
         raise InputError(f"{path}: extends is {name!r}, expected the name of one YAML file")
-    base = _base(path, name)
+    base = _find_base(path, name)
     if base.resolve() in chain:
         files = " -> ".join(file.name for file in (*chain, base))
         raise InputError(f"{path}: the files extend each other in a circle: {files}")
-    below, is_open = _resolve(base, chain)
-    return merge(below, values), is_open
+    below, is_open = _resolve_extends(base, chain)
+    return merge_settings(below, values), is_open
 
 
-def _base(path: Path, name: str) -> Path:
+def _find_base(path: Path, name: str) -> Path:
     """The file that `path` extends: beside it, or in `configs/`."""
     beside, shipped = path.parent / name, CONFIGS / name
     is_other = beside.is_file() and beside.resolve() != path.resolve()
@@ -120,17 +120,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` overridden by `over`, section by section; a list is replaced as a whole."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below, value) if both and isinstance(below, Mapping) else value
+        merged[key] = merge_settings(below, value) if both and isinstance(below, Mapping) else value
     return merged
 
 
-def _explain(source: str, model: type[Section], error: ValidationError) -> Iterator[str]:
+def _explain_errors(source: str, model: type[Section], error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         match item["type"]:
@@ -144,7 +144,7 @@ def _explain(source: str, model: type[Section], error: ValidationError) -> Itera
             case _ if isinstance(item["input"], dict) or "key" in str(item["loc"][-1]):
                 yield f"{source}: {where}: {item['msg']}"
             case _:
-                yield f"{source}: {where} is {item['input']!r}: {item['msg']}{_dot(item['input'])}"
+                yield f"{source}: {where} is {item['input']!r}: {item['msg']}{_float_hint(item['input'])}"
     if any(item["type"] == "missing" for item in error.errors()):
         shipped = model.shipped or "the file that ships"
         yield (
@@ -153,7 +153,7 @@ def _explain(source: str, model: type[Section], error: ValidationError) -> Itera
         )
 
 
-def _dot(value: object) -> str:
+def _float_hint(value: object) -> str:
     """A hint for numbers such as 2e-5, which YAML 1.1 reads as text without a dot."""
     number = re.fullmatch(r"(-?\d+)([eE][+-]?\d+)", value) if isinstance(value, str) else None
     return f"; write {number[1]}.0{number[2]}" if number else ""

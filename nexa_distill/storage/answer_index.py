@@ -13,14 +13,14 @@ import pyarrow as pa
 from nexa_distill.contracts import TABLES, Table
 from nexa_distill.errors import InputError
 from nexa_distill.storage.tables import read_batches
-from nexa_distill.text.hashing import Hashes, Indexes, digests, keys, mixed
+from nexa_distill.text.hashing import Hashes, Indexes, digest_ids, digest_keys, mix_bits
 
 ANSWERS = TABLES["collected_dataset"]
 KEY = list(ANSWERS.unique)
 Attempts = npt.NDArray[np.int32]
 
 
-class AnswerKeys:
+class AnswerIndex:
     """The keys of the answers of some files, tables like `table`.
 
     Raises InputError if a key occurs twice.
@@ -33,24 +33,24 @@ class AnswerKeys:
                 samples.append(_sample_keys(rows))
                 attempts.append(rows["attempt"].to_numpy().astype(np.int32))
         self.samples, self.attempts = np.concatenate(samples), np.concatenate(attempts)
-        hashes = _together(self.samples, self.attempts)
+        hashes = _hash_keys(self.samples, self.attempts)
         self._order = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
         twice = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
         if len(twice):
-            _refuse_twice(paths, set(self._order[twice[:1] + [0, 1]].tolist()))
+            _refuse_duplicate(paths, set(self._order[twice[:1] + [0, 1]].tolist()))
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def positions(self, rows: pa.Table) -> Indexes:
+    def find_positions(self, rows: pa.Table) -> Indexes:
         """Per row, the position of the answer with its sample_id and attempt; -1 if absent."""
-        hashes = _together(_sample_keys(rows), rows["attempt"].to_numpy().astype(np.int32))
+        hashes = _hash_keys(_sample_keys(rows), rows["attempt"].to_numpy().astype(np.int32))
         place = np.minimum(np.searchsorted(self._sorted, hashes), len(self) - 1)
         positions: Indexes = np.where(self._sorted[place] == hashes, self._order[place], -1)
         return positions
 
-    def best(self, among: Indexes, rank: npt.NDArray[np.float64]) -> Indexes:
+    def best_attempts(self, among: Indexes, rank: npt.NDArray[np.float64]) -> Indexes:
         """Per sample in `among`, the answer of the highest rank; ties go to the first attempt."""
         # Sorted by sample, then rank, then attempt: the first row of each sample is the best.
         by = np.lexsort((self.attempts[among], -rank[among], self.samples[among]))
@@ -63,15 +63,15 @@ class AnswerKeys:
 def _sample_keys(rows: pa.Table) -> Hashes:
     # Many consecutive rows of checks belong to one sample, so each id is decoded once.
     column = rows["sample_id"].combine_chunks().dictionary_encode()
-    hashes: Hashes = keys(digests(column.dictionary.to_pylist()))[column.indices.to_numpy()]
+    hashes: Hashes = digest_keys(digest_ids(column.dictionary.to_pylist()))[column.indices.to_numpy()]
     return hashes
 
 
-def _together(samples: Hashes, attempts: Attempts) -> Hashes:
-    return mixed(samples + mixed(attempts.astype(np.uint64) + np.uint64(1)))
+def _hash_keys(samples: Hashes, attempts: Attempts) -> Hashes:
+    return mix_bits(samples + mix_bits(attempts.astype(np.uint64) + np.uint64(1)))
 
 
-def _refuse_twice(paths: Sequence[Path], pair: Collection[int]) -> None:
+def _refuse_duplicate(paths: Sequence[Path], pair: Collection[int]) -> None:
     start = 0
     for path in paths:
         for rows in read_batches(path, ANSWERS, columns=KEY):

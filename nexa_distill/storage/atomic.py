@@ -14,7 +14,7 @@ from nexa_distill.storage import failpoints
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
 
     On any error the temporary file is removed and `path` is unchanged.
@@ -24,14 +24,14 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        failpoints.hit("replace")
+        failpoints.hit_failpoint("replace")
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        failpoints.hit("replace")
+        failpoints.hit_failpoint("replace")
         temporary.replace(path)
-        failpoints.hit("replace")
+        failpoints.hit_failpoint("replace")
         sync_folder(path.parent)
-        failpoints.hit("replace")
+        failpoints.hit_failpoint("replace")
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -74,7 +74,7 @@ def read_text(path: Path, expected: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Atomically replace `path` by `text` (UTF-8)."""
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ _WANTED = os.environ.get("NEXA_FAILPOINT", "").split(":")
 _HITS: Counter[str] = Counter()
 
 
-def hit(name: str) -> None:
+def hit_failpoint(name: str) -> None:
     """Kill the process or raise an OSError, if NEXA_FAILPOINT names this place."""
     if name != _WANTED[0]:
         return

@@ -60,7 +60,7 @@ def _is_hidden(name: Path) -> bool:
 
 def stage_of(path: Path, storage: Storage) -> tuple[str, str] | None:
     """(stage, command) of the file at a `storage:` path; None for a file from elsewhere."""
-    if path.name == "final" and path.parent.parent.resolve() == storage.path("students").resolve():
+    if path.name == "final" and path.parent.parent.resolve() == storage.path_of("students").resolve():
         return f"train.{path.parent.name}", "python -m nexa_train.train_sft"
     key = storage.key_of(path)
     if key in TABLES:
@@ -73,7 +73,7 @@ def manifest_path(path: Path, storage: Storage) -> Path:
     owner = stage_of(path, storage)
     if owner is None:
         return path.with_name(f"{path.name}.manifest.json")
-    return storage.path("manifests") / owner[0] / "manifest.json"
+    return storage.path_of("manifests") / owner[0] / "manifest.json"
 
 
 def load_manifest(path: Path, storage: Storage) -> Manifest | None:
@@ -125,13 +125,11 @@ def refuse_unapplied(storage: Storage, command: str) -> None:
     repairs. `command` applies both.
     """
     refuse_lost_decisions(storage, command)
-    kept = storage.path("filtered_dataset")
-    labels, checks = storage.path("annotations"), storage.path("person_checks")
+    kept = storage.path_of("filtered_dataset")
+    labels, checks = storage.path_of("annotations"), storage.path_of("person_checks")
     if labels.exists() and not _was_made_from(checks, labels, storage):
-        raise InputMissing(
-            f"{kept}: {labels} has human decisions that are not applied yet; run {command}"
-        )
-    for path in [*repairs(storage), *([checks] if labels.exists() or checks.exists() else [])]:
+        raise InputMissing(f"{kept}: {labels} has human decisions that are not applied yet; run {command}")
+    for path in [*valid_regenerations(storage), *([checks] if labels.exists() or checks.exists() else [])]:
         if not _was_made_from(kept, path, storage):
             raise InputMissing(f"{kept}: was made without {path}; run {command}")
 
@@ -141,7 +139,7 @@ def refuse_lost_decisions(storage: Storage, command: str) -> None:
 
     Deleting them may be meant or not; `command` decides without them, and says so.
     """
-    labels, checks, kept = map(storage.path, ("annotations", "person_checks", "filtered_dataset"))
+    labels, checks, kept = map(storage.path_of, ("annotations", "person_checks", "filtered_dataset"))
     for path, made in ((labels, checks), (checks, kept)):
         if not labels.exists() and not path.exists() and names_input(made, path, storage):
             raise InputMissing(
@@ -176,14 +174,14 @@ def _was_made_from(path: Path, source: Path, storage: Storage) -> bool:
     return sha256_path(source) in [item["sha256"] for item in manifest["inputs"]]
 
 
-def repairs(storage: Storage) -> list[Path]:
+def valid_regenerations(storage: Storage) -> list[Path]:
     """The regenerated answers, if they are complete and repair the current answers; else none.
 
     Answers that repair an earlier input or teacher stay on disk and are ignored.
     """
     # So is a file without a manifest (a kill between the two): the gates run before the session
     # that rewrites it, and must not wait for it.
-    path, answers = storage.path("regen_dataset"), storage.path("collected_dataset")
+    path, answers = storage.path_of("regen_dataset"), storage.path_of("collected_dataset")
     manifest, now = load_manifest(path, storage), load_manifest(answers, storage)
     if manifest is None or not path.exists() or manifest["sha256"] != sha256_path(path):
         return []
@@ -218,9 +216,7 @@ def utc_now() -> str:
 def _range_of_ids(metadata: pq.FileMetaData, column: int) -> tuple[str | None, str | None]:
     """Lowest and highest value of a column of keys, from the statistics of its row groups."""
     columns = (metadata.row_group(i).column(column) for i in range(metadata.num_row_groups))
-    ranges = [
-        c.statistics for c in columns if c.statistics is not None and c.statistics.has_min_max
-    ]
+    ranges = [c.statistics for c in columns if c.statistics is not None and c.statistics.has_min_max]
     return min((r.min for r in ranges), default=None), max((r.max for r in ranges), default=None)
 
 
@@ -231,16 +227,14 @@ class StageRun:
     finished work look stale. Raises InputMissing for an input without a matching manifest.
     """
 
-    def __init__(
-        self, stage: str, storage: Storage, *, inputs: Sequence[Path], settings: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, stage: str, storage: Storage, *, inputs: Sequence[Path], settings: Mapping[str, Any]) -> None:
         self.stage, self.storage, self.id = stage, storage, run_id()
         self._started = time.monotonic()
         self.inputs = [{"path": str(p), "sha256": sealed_hash(p, storage)} for p in inputs]
         self.config_sha256 = sha256_text(compact_json(settings))
 
     @property
-    def key(self) -> str:
+    def resume_key(self) -> str:
         """Identifies half-finished work to continue: the same inputs with the same settings."""
         hashes = [item["sha256"] for item in self.inputs]
         return sha256_text(compact_json([*hashes, self.config_sha256]))
@@ -260,14 +254,8 @@ class StageRun:
             and manifest["sha256"] == sha256_path(path)
         )
 
-    def seal(
-        self,
-        path: Path,
-        *,
-        rows_in: int,
-        rejected: int,
-        count: int | None = None,
-        cost_usd: float | None = None,
+    def seal_output(
+        self, path: Path, *, rows_in: int, rejected: int, count: int | None = None, cost_usd: float | None = None
     ) -> Manifest:
         """Write the manifest of the finished `path`. `count`: rows, if it is not Parquet."""
         columns, lowest, highest = [], None, None

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from nexa_distill.contracts import Table
 from nexa_distill.errors import InputError, InputMissing, did_you_mean
 from nexa_distill.storage import failpoints
-from nexa_distill.storage.atomic import replacing
+from nexa_distill.storage.atomic import replace_atomically
 
 
 class TableWriter:
@@ -28,7 +28,7 @@ class TableWriter:
 
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Append rows as one row group; the columns are brought into the schema's order."""
-        failpoints.hit("row_group")
+        failpoints.hit_failpoint("row_group")
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         self._parquet.write_table(table.select(self.schema.names).cast(self.schema))
         self.rows += table.num_rows
@@ -41,7 +41,7 @@ class TableWriter:
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
     """Stream row groups into `path`, which appears only if the block succeeds."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replace_atomically(path) as temporary, temporary.open("wb") as file:
         writer = TableWriter(file, schema)
         try:
             yield writer
@@ -74,9 +74,7 @@ def open_table(
         # Buffering ahead would hold the whole file in memory by the end of a pass.
         parquet = pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: not a complete Parquet file ({error}); `{table.command}` writes it"
-        ) from None
+        raise InputError(f"{path}: not a complete Parquet file ({error}); `{table.command}` writes it") from None
     schema = parquet.schema_arrow
     for field in table.schema:
         name = (renamed or {}).get(field.name, field.name)
@@ -84,11 +82,10 @@ def open_table(
             if not complete and name == field.name and _may_be_absent(field, schema.names, table):
                 continue
             raise InputError(
-                f"{path}: column {name} is missing{did_you_mean(name, schema.names)}; "
-                f"found: {', '.join(schema.names)}"
+                f"{path}: column {name} is missing{did_you_mean(name, schema.names)}; found: {', '.join(schema.names)}"
             )
         kind = schema.field(name).type
-        if not _compatible(kind, field.type):
+        if not _is_compatible(kind, field.type):
             raise InputError(f"{path}: column {name} is {kind}, expected {field.type}")
     return parquet
 
@@ -121,19 +118,13 @@ def read_batches(
             yield rows.cast(schema)
             start += rows.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: cannot be read after row {start} ({error}); `{table.command}` writes it"
-        ) from None
+        raise InputError(f"{path}: cannot be read after row {start} ({error}); `{table.command}` writes it") from None
 
 
-def _with_all_columns(
-    batch: pa.RecordBatch, names: Mapping[str, str], schema: pa.Schema
-) -> pa.Table:
+def _with_all_columns(batch: pa.RecordBatch, names: Mapping[str, str], schema: pa.Schema) -> pa.Table:
     """The columns of `schema`; null where the file has none."""
     columns = [
-        batch[names[field.name]]
-        if names[field.name] in batch.schema.names
-        else pa.nulls(batch.num_rows, field.type)
+        batch[names[field.name]] if names[field.name] in batch.schema.names else pa.nulls(batch.num_rows, field.type)
         for field in schema
     ]
     return pa.table(columns, names=schema.names)
@@ -156,9 +147,7 @@ def check_unique(path: Path, rows: pa.Table, keys: Iterable[str]) -> None:
     twice = counts.filter(pc.greater(counts["count_all"], 1))
     if twice.num_rows:
         key = {name: twice[name][0].as_py() for name in names}
-        raise InputError(
-            f"{path}: key {key} occurs {twice['count_all'][0].as_py()} times, expected once"
-        )
+        raise InputError(f"{path}: key {key} occurs {twice['count_all'][0].as_py()} times, expected once")
 
 
 class UniqueKeys:
@@ -171,7 +160,7 @@ class UniqueKeys:
         """Add the string keys of more rows."""
         self._hashes.extend(map(hash, keys.to_pylist()))
 
-    def repeated(self, again: Callable[[], Iterator[pa.Table]]) -> set[str]:
+    def find_repeated(self, again: Callable[[], Iterator[pa.Table]]) -> set[str]:
         """Keys that occur more than once, always with the same content.
 
         `again` yields the rows once more, the key in the first column and the content in the
@@ -209,12 +198,12 @@ def _refuse_nulls(path: Path, rows: pa.Table, schema: pa.Schema, start: int) -> 
             raise InputError(f"{path}: column {field.name} is null in row {row} (0-based)")
 
 
-def _compatible(stored: pa.DataType, expected: pa.DataType) -> bool:
+def _is_compatible(stored: pa.DataType, expected: pa.DataType) -> bool:
     """Whether both are the same kind of value, of any width (pandas writes large_string)."""
     if stored.equals(expected) or pa.types.is_null(stored):
         return True
     if pa.types.is_dictionary(stored):
-        return _compatible(stored.value_type, expected)
+        return _is_compatible(stored.value_type, expected)
     # The expected kind first, then further kinds that are cast to it.
     kinds = (
         (pa.types.is_string, pa.types.is_large_string),

@@ -83,20 +83,18 @@ def fold_texts(texts: pa.StringArray) -> FoldedTexts:
     low = pa.concat_arrays([pc.ascii_lower(texts)])  # copies, so that a slice has its own buffers
     is_ascii: Flags = np.asarray(pc.string_is_ascii(low).to_numpy(zero_copy_only=False), np.bool_)
     rows = np.flatnonzero(~is_ascii)
-    rest, folding = _fold(low.take(pa.array(rows)), rows)
+    rest, folding = _fold_non_ascii(low.take(pa.array(rows)), rows)
     texts = pc.replace_with_mask(low, pa.array(~is_ascii), rest) if len(rows) else low
     return FoldedTexts(low, texts, is_ascii, folding)
 
 
-def _fold(low: pa.StringArray, rows: Positions) -> tuple[pa.StringArray, _Folding]:
+def _fold_non_ascii(low: pa.StringArray, rows: Positions) -> tuple[pa.StringArray, _Folding]:
     # Works on Arrow's buffers: n + 1 offsets, and the bytes of all texts one after the other.
     ends = np.frombuffer(low.buffers()[1] or bytes(4), np.int32, len(low) + 1).astype(np.int64)
     data = np.frombuffer(low.buffers()[2] or b"", np.uint8, int(ends[-1]))
-    folded, shrunk = _replace(data, np.flatnonzero(data >= FIRST_LEAD_BYTE))
+    folded, shrunk = _replace_characters(data, np.flatnonzero(data >= FIRST_LEAD_BYTE))
     new_ends = ends - np.searchsorted(shrunk, ends)
-    array = pa.StringArray.from_buffers(
-        len(low), pa.py_buffer(new_ends.astype(np.int32)), pa.py_buffer(folded)
-    )
+    array = pa.StringArray.from_buffers(len(low), pa.py_buffer(new_ends.astype(np.int32)), pa.py_buffer(folded))
     return array, _Folding(rows, new_ends, ends, shrunk - np.arange(len(shrunk)))
 
 
@@ -111,12 +109,12 @@ def fold_pattern(pattern: str) -> str:
     return "".join(char if char.isascii() else _fold_character(char) for char in pattern)
 
 
-def _replace(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
+def _replace_characters(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
     """The folded buffer, and the positions of the bytes that were removed."""
     # The lead byte of a character determines how many bytes it has.
     widths = 2 + (data[starts] >= 0xE0).astype(np.int64) + (data[starts] >= 0xF0)
-    points = _decode(data, starts, widths)
-    tables = _tables()
+    points = _decode_points(data, starts, widths)
+    tables = _folding_tables()
     inside = points < TABLE_END
     changed = inside & tables.changes[np.where(inside, points, 0)]
     starts, widths, points = starts[changed], widths[changed], points[changed]
@@ -131,7 +129,7 @@ def _replace(data: Bytes, starts: Positions) -> tuple[Bytes, Positions]:
     return np.delete(out, removed) if len(removed) else out, removed
 
 
-def _decode(data: Bytes, starts: Positions, widths: Positions) -> Positions:
+def _decode_points(data: Bytes, starts: Positions, widths: Positions) -> Positions:
     """Code points of the characters that begin at `starts` (RFC 3629)."""
     points = (data[starts] & (0xFF >> (widths + 1))).astype(np.int64)
     for k in range(1, MOST_BYTES):
@@ -141,7 +139,7 @@ def _decode(data: Bytes, starts: Positions, widths: Positions) -> Positions:
 
 
 @cache
-def _tables() -> _Tables:
+def _folding_tables() -> _Tables:
     """Built when the first non-ASCII text is read, in some tens of milliseconds."""
     changes = np.zeros(TABLE_END, np.bool_)
     lengths = np.zeros(TABLE_END, np.uint8)

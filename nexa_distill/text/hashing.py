@@ -12,10 +12,10 @@ Hashes = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.int64]
 
 
-def digests(ids: Iterable[str]) -> Digests:
+def digest_ids(ids: Iterable[str]) -> Digests:
     """32 bytes per id: a SHA-256 in hex is decoded, any other id is hashed."""
     ids = list(ids)
-    joined = _decode_all(ids) or b"".join(map(_digest, ids))
+    joined = _decode_all(ids) or b"".join(map(_digest_id, ids))
     return np.frombuffer(joined, np.uint8).reshape(-1, 32)
 
 
@@ -31,7 +31,7 @@ def _decode_all(ids: list[str]) -> bytes | None:
     return joined if len(joined) == 32 * len(ids) else None
 
 
-def _digest(identity: str) -> bytes:
+def _digest_id(identity: str) -> bytes:
     try:
         digest = bytes.fromhex(identity)
     except ValueError:
@@ -39,13 +39,13 @@ def _digest(identity: str) -> bytes:
     return digest if len(digest) == 32 else bytes.fromhex(sha256_text(identity))
 
 
-def keys(of: Digests) -> Hashes:
+def digest_keys(of: Digests) -> Hashes:
     """The first 64 bits: enough to tell the ids of one data set apart, in the same order."""
     first: Hashes = np.ascontiguousarray(of[:, :8]).view(">u8")[:, 0].astype(np.uint64)
     return first
 
 
-def mixed(values: Hashes) -> Hashes:
+def mix_bits(values: Hashes) -> Hashes:
     """Every bit of the result depends on every bit of the value (the finalizer of splitmix64)."""
     with np.errstate(over="ignore"):
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

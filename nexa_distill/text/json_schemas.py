@@ -36,7 +36,7 @@ class ResponseSchemas:
     schemas: Mapping[str, Mapping[str, Any]]
     validators: Mapping[str, Validator]
 
-    def options(self, task: str) -> dict[str, Any]:
+    def request_options(self, task: str) -> dict[str, Any]:
         """Fields of a request of this task type besides its messages."""
         if task not in self.schemas:
             return {}
@@ -44,7 +44,7 @@ class ResponseSchemas:
         schema = {"name": name, "schema": self.schemas[task], "strict": True}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
-    def satisfied(self, task: str, text: str) -> bool:
+    def is_satisfied(self, task: str, text: str) -> bool:
         """Whether an answer satisfies the schema of its task type; true without a schema."""
         validator = self.validators.get(task)
         if validator is None:
@@ -58,7 +58,7 @@ class ResponseSchemas:
 def parse_json(text: str) -> object:
     """Parse a text that is one JSON value. Raises ValueError, also for NaN and Infinity."""
     try:
-        value: object = json.loads(text, parse_constant=_refuse)
+        value: object = json.loads(text, parse_constant=_reject_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
@@ -70,58 +70,58 @@ def load_schemas(files: Mapping[str, str]) -> ResponseSchemas:
     Raises InputMissing (66) for an absent file, InputError (65) naming file and place for a file
     that is not a JSON schema.
     """
-    return compiled({task: _load(task, Path(path)) for task, path in files.items()})
+    return compile_schemas({task: _load_schema(task, Path(path)) for task, path in files.items()})
 
 
-def compiled(schemas: Mapping[str, dict[str, Any]]) -> ResponseSchemas:
+def compile_schemas(schemas: Mapping[str, dict[str, Any]]) -> ResponseSchemas:
     """Compile schemas that are already validated."""
-    return ResponseSchemas(schemas, {task: _validator(s) for task, s in schemas.items()})
+    return ResponseSchemas(schemas, {task: _build_validator(s) for task, s in schemas.items()})
 
 
-def _load(task: str, path: Path) -> dict[str, Any]:
+def _load_schema(task: str, path: Path) -> dict[str, Any]:
     where = f"{path} (collection.response_schemas.{task})"
     if not path.is_file():
         raise InputMissing(f"{where}: no such file; expected a JSON schema")
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        schema = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON: {error}") from None
     if not isinstance(schema, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(schema).__name__}")
     try:
-        _check(schema)
-    except _NotASchema as error:
+        _check_schema(schema)
+    except _InvalidSchema as error:
         raise InputError(f"{where}: not a JSON schema: {error}") from None
     return schema
 
 
-class _NotASchema(Exception):
+class _InvalidSchema(Exception):
     """What is wrong, and where in the schema."""
 
 
-def _check(schema: dict[str, Any]) -> None:
+def _check_schema(schema: dict[str, Any]) -> None:
     dialect = schema.get("$schema", Draft202012Validator.META_SCHEMA["$id"])
     kind = validator_for({"$schema": dialect}, default=None) if isinstance(dialect, str) else None
     if kind is None:
-        raise _NotASchema(f"$.$schema is {dialect!r}, which is not known")
+        raise _InvalidSchema(f"$.$schema is {dialect!r}, which is not known")
     try:
         kind.check_schema(schema)
-        for reference in _unresolved(schema):
-            raise _NotASchema(f"$ref {reference!r} points to nothing in this file")
-        _validator(schema).is_valid({})
+        for reference in _unresolved_references(schema):
+            raise _InvalidSchema(f"$ref {reference!r} points to nothing in this file")
+        _build_validator(schema).is_valid({})
     except SchemaError as error:
-        raise _NotASchema(f"{error.json_path}: {error.message}") from None
+        raise _InvalidSchema(f"{error.json_path}: {error.message}") from None
     except RecursionError:
-        raise _NotASchema("a $ref leads back to itself") from None
+        raise _InvalidSchema("a $ref leads back to itself") from None
 
 
-def _validator(schema: Mapping[str, Any]) -> Validator:
+def _build_validator(schema: Mapping[str, Any]) -> Validator:
     # An empty registry fetches nothing; by default jsonschema follows a $ref into the network.
     validator: Validator = validator_for(schema, Draft202012Validator)(schema, registry=Registry())
     return validator
 
 
-def _unresolved(schema: dict[str, Any]) -> Iterator[str]:
+def _unresolved_references(schema: dict[str, Any]) -> Iterator[str]:
     """Each `$ref` or `$dynamicRef` that cannot be resolved."""
     root = Resource.from_contents(schema, default_specification=DRAFT202012)
     pending = [(root, Registry().resolver_with_root(root))]
@@ -137,5 +137,5 @@ def _unresolved(schema: dict[str, Any]) -> Iterator[str]:
         pending += [(part, resolver) for part in resource.subresources()]
 
 
-def _refuse(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")

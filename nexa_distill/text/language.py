@@ -71,7 +71,7 @@ def identify_language(text: str) -> str:
     if mostly_ascii and len(set(ENGLISH.findall(start.lower()))) >= ENOUGH_ENGLISH:
         return "en"
     script = _frequent_script(start)
-    return script if script is not None else _classify(start)
+    return script if script is not None else _classify_shared_script(start)
 
 
 def identify_prose(text: str) -> str:
@@ -83,7 +83,7 @@ def identify_prose(text: str) -> str:
     return identify_language(" ".join(words[:LOOK_AT]))
 
 
-def may_be(written: str, language: str) -> bool:
+def may_be_language(written: str, language: str) -> bool:
     """Whether a text that was identified as `written` may still be in `language`."""
     return written in (language, UNKNOWN) or written in SIMILAR.get(language, ())
 
@@ -107,14 +107,14 @@ def _frequent_script(text: str) -> str | None:
     return best if counts[best] >= ideographs else "ja" if counts["ja"] else "zh"
 
 
-def _classify(text: str) -> str:
+def _classify_shared_script(text: str) -> str:
     """py3langid's language of a text in a script that several languages share."""
-    language, probability = _identifier().classify(text)
+    language, probability = _shared_identifier().classify(text)
     return str(language) if probability >= LEAST_PROBABILITY else UNKNOWN
 
 
 @cache
-def _load() -> "LanguageIdentifier":
+def _load_identifier() -> "LanguageIdentifier":
     # BSD-3-Clause, 97 languages; the naive Bayes model is in the wheel, so nothing is downloaded
     # and the answer is the same on every machine. Imported when the first such text comes.
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -122,6 +122,6 @@ def _load() -> "LanguageIdentifier":
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def _identifier() -> "LanguageIdentifier":
+def _shared_identifier() -> "LanguageIdentifier":
     with _loading:  # two threads of the filter may need it first
-        return _load()
+        return _load_identifier()

@@ -14,16 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rensa import RMinHash
 
-from nexa_distill.text.hashing import Hashes, Indexes, mixed
-from nexa_distill.text.word_forms import (
-    ENDS_SENTENCE,
-    LONG,
-    SMALL,
-    SYMBOL,
-    Forms,
-    normalized,
-    word_forms,
-)
+from nexa_distill.text.hashing import Hashes, Indexes, mix_bits
+from nexa_distill.text.word_forms import ENDS_SENTENCE, LONG, SMALL, SYMBOL, Forms, normalize_text, word_forms
 from nexa_distill.text.words import SCRIPTS, SHARES, SYLLABLE_SHARE, WHOLE, is_spaceless
 
 Flags = npt.NDArray[np.bool_]
@@ -39,13 +31,13 @@ _FEW = 3  # longer words; with fewer it is unknown whether a text is written in 
 _known_powers = [(np.ones(1, np.uint64), np.ones(1, np.uint64))]
 
 
-def fold(text: str) -> str:
+def normalize_document(text: str) -> str:
     """The form that identifies a document: NFKC, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 @dataclass(frozen=True)
-class Tokens:
+class HashedWords:
     """The words of some texts: text i has `words[starts[i]:starts[i + 1]]`, at least one."""
 
     words: Hashes
@@ -54,28 +46,26 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def folded(self) -> "Tokens":
+    def without_case(self) -> "HashedWords":
         """The same words without any case."""
-        return Tokens(self.words & (_FOLDED | _SHARE), self.starts)
+        return HashedWords(self.words & (_FOLDED | _SHARE), self.starts)
 
-    def symbols(self) -> Hashes:
+    def symbol_hashes(self) -> Hashes:
         """Per text, a hash of its words that are symbols, independent of their order."""
-        hashes = np.where(self.words & _SYMBOL, mixed(self.words), np.uint64(0))
+        hashes = np.where(self.words & _SYMBOL, mix_bits(self.words), np.uint64(0))
         return np.add.reduceat(hashes, self.starts[:-1]) if len(self) else hashes
 
 
 def words_of(text: str) -> list[str]:
     """The words of one text as they are hashed, without case; at least one."""
-    (split,) = _split(pa.array([text], pa.string())).to_pylist()
+    (split,) = _split_words(pa.array([text], pa.string())).to_pylist()
     return [form for word in split if (form := word_forms(word).folded)] or [""]
 
 
-def joined(words: list[str]) -> str:
+def join_words(words: list[str]) -> str:
     """Join words to readable text: with spaces, except in scripts that have none."""
     return "".join(
-        word
-        if number == 0 or (_is_character(word) and _is_character(words[number - 1]))
-        else f" {word}"
+        word if number == 0 or (_is_character(word) and _is_character(words[number - 1])) else f" {word}"
         for number, word in enumerate(words)
     )
 
@@ -84,12 +74,12 @@ def _is_character(word: str) -> bool:
     return len(word) == 1 and is_spaceless(word)
 
 
-def _split(texts: pa.Array) -> pa.Array:
+def _split_words(texts: pa.Array) -> pa.Array:
     """The words of each text with their punctuation; in scripts without spaces each character."""
     plain = pc.string_is_ascii(texts)
     if not pc.all(plain).as_py():
         normal = [
-            text if simple else normalized(text)
+            text if simple else normalize_text(text)
             for text, simple in zip(texts.to_pylist(), plain.to_pylist(), strict=True)
         ]
         texts = pc.replace_substring_regex(pa.array(normal, pa.string()), f"({SCRIPTS})", r" \1 ")
@@ -97,9 +87,9 @@ def _split(texts: pa.Array) -> pa.Array:
     return pc.ascii_split_whitespace(texts)
 
 
-def tokens(texts: pa.Array) -> Tokens:
+def hash_words(texts: pa.Array) -> HashedWords:
     """The words of each text (null counts as empty)."""
-    split = _split(texts.fill_null(""))
+    split = _split_words(texts.fill_null(""))
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy())])[:-1]
     encoded = split.flatten().dictionary_encode()
     codes = encoded.indices.to_numpy()
@@ -107,7 +97,7 @@ def tokens(texts: pa.Array) -> Tokens:
     forms = list(map(word_forms, raw))
     bits = np.fromiter((form[3] for form in forms), np.uint64, len(forms))
     # Forms are computed once per distinct word, then looked up for every occurrence.
-    within, beginning, capitals = _numbers(forms, bits)
+    within, beginning, capitals = _number_forms(forms, bits)
     words = within[codes]
     cased = np.flatnonzero((within != capitals)[codes])  # only there the position matters
     if len(cased):
@@ -117,32 +107,32 @@ def tokens(texts: pa.Array) -> Tokens:
         words[in_capitals] = capitals[codes[in_capitals]]
     is_word = np.fromiter((form[0] != "" for form in forms), np.bool_, len(forms))
     if is_word.all() and (np.diff(first, append=len(codes)) > 0).all():
-        return Tokens(words, np.append(first, len(codes)))
+        return HashedWords(words, np.append(first, len(codes)))
     real = is_word[codes]
     counts = np.add.reduceat(real.astype(np.int64), first) if len(first) else first
     real[first[counts == 0]] = True  # a text of only punctuation is one empty word
-    return Tokens(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
+    return HashedWords(words[real], np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]))
 
 
-def _numbers(forms: list[Forms], bits: Hashes) -> tuple[Hashes, Hashes, Hashes]:
+def _number_forms(forms: list[Forms], bits: Hashes) -> tuple[Hashes, Hashes, Hashes]:
     """The numbers of words within a sentence, at its beginning, and in a text in capitals."""
-    folded = _hashed([form.folded for form in forms])
+    folded = _hash_strings([form.folded for form in forms])
     common = (folded & _FOLDED) | (bits & (_SHARE | _SYMBOL))
     same = common | (folded & _KEPT)
     cased = [i for i, form in enumerate(forms) if form[0] != form[1]]
     if not cased:
         return same, same, same
     within, beginning = same.copy(), same.copy()
-    kept = _hashed([forms[i].kept for i in cased]) & _KEPT
-    first = _hashed([forms[i].first for i in cased]) & _KEPT
+    kept = _hash_strings([forms[i].kept for i in cased]) & _KEPT
+    first = _hash_strings([forms[i].first for i in cased]) & _KEPT
     within[cased] = common[cased] | kept | _SYMBOL
     is_kept = np.array([forms[i][2] != forms[i][0] for i in cased], np.bool_)
     beginning[cased] = common[cased] | first | np.where(is_kept, _SYMBOL, np.uint64(0))
     return within, beginning, np.where(bits & _SYMBOL, within, same)
 
 
-def _hashed(texts: list[str]) -> Hashes:
-    return mixed(np.array(RMinHash.hash_token_sets([texts])[0], np.uint64))
+def _hash_strings(texts: list[str]) -> Hashes:
+    return mix_bits(np.array(RMinHash.hash_token_sets([texts])[0], np.uint64))
 
 
 def _begins_sentence(bits: Hashes, codes: Indexes, first: Indexes, at: Indexes) -> Flags:
@@ -165,13 +155,13 @@ def _in_capitals(bits: Hashes, codes: Indexes, first: Indexes) -> Flags:
     return capitals
 
 
-def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes, Indexes]:
+def hash_ngrams(texts: HashedWords, n: int) -> tuple[Hashes, Indexes, Indexes]:
     """(n-grams of all texts in order, where each text's begin, number of words of each n-gram).
 
     n-gram k of a text starts at its k-th word; each text has at least one.
     """
     count, first, sizes = len(texts.words), texts.starts[:-1], np.diff(texts.starts)
-    powers, inverses = _powers(count)
+    powers, inverses = _powers_and_inverses(count)
     # An n-gram is a polynomial in its words modulo 2^64, so differences of prefix sums give all.
     sums = np.zeros(count + 1, np.uint64)
     np.cumsum(texts.words * powers, out=sums[1:])
@@ -193,13 +183,10 @@ def ngrams(texts: Tokens, n: int) -> tuple[Hashes, Indexes, Indexes]:
         hashes = np.zeros(count, np.uint64)
         hashes[:every] = (sums[n:] - sums[:every]) * inverses[:every]
         whole = first[short]
-        inside[whole], hashes[whole] = (
-            True,
-            (sums[whole + sizes[short]] - sums[whole]) * inverses[whole],
-        )
+        inside[whole], hashes[whole] = (True, (sums[whole + sizes[short]] - sums[whole]) * inverses[whole])
         hashes, counts = hashes[inside], np.maximum(sizes - n + 1, 1)
         lengths = np.repeat(np.minimum(sizes, n), counts)
-    return mixed(hashes), np.concatenate([[0], np.cumsum(counts)]), lengths
+    return mix_bits(hashes), np.concatenate([[0], np.cumsum(counts)]), lengths
 
 
 def _ngram_ends(share: Hashes, n: int) -> Indexes:
@@ -209,7 +196,7 @@ def _ngram_ends(share: Hashes, n: int) -> Indexes:
     return ends
 
 
-def _powers(count: int) -> tuple[Hashes, Hashes]:
+def _powers_and_inverses(count: int) -> tuple[Hashes, Hashes]:
     """The powers 0 to count - 1 of an odd number modulo 2^64, and those of its inverse."""
     if len(_known_powers[0][0]) < count:
         bases = (_FACTOR, pow(_FACTOR, -1, 2**64))
@@ -221,14 +208,14 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
     return forward[:count], back[:count]
 
 
-def prints(texts: Tokens) -> Hashes:
+def fingerprint_texts(texts: HashedWords) -> Hashes:
     """Per text, a hash of its words and their order."""
     position = np.arange(len(texts.words)) - np.repeat(texts.starts[:-1], np.diff(texts.starts))
-    placed = mixed(texts.words) + position.astype(np.uint64)
-    return np.add.reduceat(mixed(placed), texts.starts[:-1]) if len(texts) else mixed(placed)
+    placed = mix_bits(texts.words) + position.astype(np.uint64)
+    return np.add.reduceat(mix_bits(placed), texts.starts[:-1]) if len(texts) else mix_bits(placed)
 
 
-def ranges(starts: Indexes, counts: Indexes) -> Indexes:
+def concatenate_ranges(starts: Indexes, counts: Indexes) -> Indexes:
     """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ..."""
     offsets = np.cumsum(counts) - counts
     positions: Indexes = np.repeat(starts - offsets, counts) + np.arange(counts.sum())

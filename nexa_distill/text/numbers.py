@@ -57,11 +57,11 @@ def with_plain_numbers(text: str) -> str:
         # Marks of direction and joiners separate a sign from its digits (U+200E, U+2060).
         text = "".join(c for c in text if unicodedata.category(c) != "Cf").translate(SIGNS)
         text = _apart_from_letters("".join(map(_ascii_digit, text)))
-        text = VULGAR.sub(_fraction, text)
+        text = VULGAR.sub(_plain_fraction, text)
         for pattern, replacement in RULES:
             text = pattern.sub(replacement, text)
         text = POWER.sub(_power, text)
-    text = GROUPED.sub(_ungrouped, text)
+    text = GROUPED.sub(_remove_separators, text)
     for pattern, replacement in PLAIN:
         text = pattern.sub(replacement, text)
     return MIXED.sub(_mixed, text)
@@ -87,26 +87,26 @@ def _apart_from_letters(text: str) -> str:
     """Insert a space between a number and a letter of a script without spaces, as in 18\u4e2a."""
     pieces, before = [], " "
     for character in text:
-        kinds = {_kind(before), _kind(character)}
+        kinds = {_character_kind(before), _character_kind(character)}
         pieces.append(f" {character}" if kinds == {"number", "letter"} else character)
         before = character
     return "".join(pieces)
 
 
-def _kind(character: str) -> str:
+def _character_kind(character: str) -> str:
     if character.isascii():
         return "number" if character.isdigit() or character in "-$%" else "other"
     return "letter" if unicodedata.category(character) == "Lo" else "other"
 
 
-def _fraction(match: re.Match[str]) -> str:
+def _plain_fraction(match: re.Match[str]) -> str:
     """1½ becomes 3/2, since `1 1/2` would be read as two numbers."""
     part = Fraction(unicodedata.numeric(match[2])).limit_denominator(10)
     whole = Fraction(int(match[1] or 0)) + part
     return f"{whole.numerator}/{whole.denominator}"
 
 
-def _ungrouped(match: re.Match[str]) -> str:
+def _remove_separators(match: re.Match[str]) -> str:
     number = match[0]
     if match["indian"]:
         return number.replace(",", "")

@@ -96,17 +96,15 @@ ISSUERS: tuple[tuple[int, int, tuple[int, ...]], ...] = (
 GROUPS = {14: ("4-6-4",), 15: ("4-6-5",), 16: ("4-4-4-4",), 19: ("4-4-4-4-3",)}
 IBAN_BEFORE = re.compile(r"\b[A-Z]{2}[0-9]{2} ?(?:[0-9A-Z]{4} ?)*$")
 PICTURES = ("png", "jpg", "jpeg", "gif", "svg", "webp")  # "icon@2x.png"
-PLACEHOLDER = re.compile(
-    r"x{4,}|your|example|placeholder|dummy|redacted|[-_]here|\.{3}|<|changeme", re.I
-)
+PLACEHOLDER = re.compile(r"x{4,}|your|example|placeholder|dummy|redacted|[-_]here|\.{3}|<|changeme", re.I)
 LOCAL_DIGITS = (7, 15)  # of a telephone number after a word
 WORLD_DIGITS = (8, 15)  # with a country code (E.164)
 MOST_SINGLE_GROUPS = 2  # "+33 6 12 34 56 78": groups of one digit; more are a list of numbers
 
 
-def find(text: str, kind: Kind) -> Iterator[tuple[int, int]]:
+def find_spans(text: str, kind: Kind) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of each match, in order."""
-    plain, places = _narrow(text)
+    plain, places = _narrow_text(text)
     for match in _find_phones(plain) if kind == "phone" else _PATTERNS[kind].finditer(plain):
         start, end = match.span("labelled" if kind == "phone" and match["labelled"] else 0)
         if _CONFIRM[kind](plain, start, end):
@@ -117,15 +115,13 @@ def _find_phones(text: str) -> Iterator[re.Match[str]]:
     # The pattern is slow, so it is tried only around runs of the characters of numbers.
     last = 0
     for run in _NUMBER_RUN.finditer(text):
-        yield from _PATTERNS["phone"].finditer(
-            text, max(last, run.start() - LONGEST_LABEL), run.end() + 2
-        )
+        yield from _PATTERNS["phone"].finditer(text, max(last, run.start() - LONGEST_LABEL), run.end() + 2)
         last = run.end()
 
 
-def redact(text: str, kinds: Collection[Kind]) -> str:
+def redact_text(text: str, kinds: Collection[Kind]) -> str:
     """Replace each match by `[email]`, `[phone]`, ...; of overlapping matches the longest."""
-    places = sorted((start, -end, kind) for kind in kinds for start, end in find(text, kind))
+    places = sorted((start, -end, kind) for kind in kinds for start, end in find_spans(text, kind))
     parts, last = [], 0
     for start, end, kind in ((start, -end, kind) for start, end, kind in places):
         if start >= last:
@@ -134,14 +130,14 @@ def redact(text: str, kinds: Collection[Kind]) -> str:
     return "".join([*parts, text[last:]])
 
 
-def luhn(number: str) -> bool:
+def passes_luhn(number: str) -> bool:
     """Whether the digits in `number` satisfy the Luhn check (ISO/IEC 7812-1, annex B)."""
     digits = [int(c) for c in reversed(number) if c.isdecimal()]
     doubled = (2 * d - 9 * (d > 4) for d in digits[1::2])
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
-def _narrow(text: str) -> tuple[str, list[int] | None]:
+def _narrow_text(text: str) -> tuple[str, list[int] | None]:
     """Digits, hyphens and full-width characters as ASCII, and the source position of each."""
     if text.isascii() or all(_narrow_character(char) == char for char in set(text)):
         return text, None
@@ -180,14 +176,7 @@ def _is_phone(text: str, start: int, end: int) -> bool:
     is_card = bool(re.fullmatch(r"[0-9]{4}([ -])(?:[0-9]{4}\1){2}[0-9]{4}", number))
     listed = re.search(r"[0-9] $", text[max(0, start - 2) : start])  # part of a list of numbers
     enough = least <= sum(map(len, groups)) <= most
-    return (
-        enough
-        and not listed
-        and not decimal
-        and not date
-        and not is_card
-        and singles <= MOST_SINGLE_GROUPS
-    )
+    return enough and not listed and not decimal and not date and not is_card and singles <= MOST_SINGLE_GROUPS
 
 
 def _is_card(text: str, start: int, end: int) -> bool:
@@ -202,16 +191,13 @@ def _is_card(text: str, start: int, end: int) -> bool:
         return False
     values = [int(group) for group in groups]
     steps = {b - a for a, b in pairwise(values)}
-    counted = len(values) > 1 and (
-        (len(steps) == 1 and steps != {0}) or all(value % 10 == 0 for value in values)
-    )
-    return _has_issuer(digits) and luhn(digits) and not counted
+    counted = len(values) > 1 and ((len(steps) == 1 and steps != {0}) or all(value % 10 == 0 for value in values))
+    return _has_issuer(digits) and passes_luhn(digits) and not counted
 
 
 def _has_issuer(digits: str) -> bool:
     return any(
-        len(digits) in lengths and first <= int(digits[: len(str(first))]) <= last
-        for first, last, lengths in ISSUERS
+        len(digits) in lengths and first <= int(digits[: len(str(first))]) <= last for first, last, lengths in ISSUERS
     )
 
 

@@ -54,8 +54,7 @@ HARMONY_START = re.compile(r"\s*+(?:<\|start\|>)?(?:assistant)?\s*+(?=<\|channel
 HARMONY_END = re.compile(r"<\|(?:end|return|call|start)\|>")
 # Where a server drops the special tokens, the names of the channels touch what they say.
 BARE_CHANNELS = re.compile(
-    r"\s*(?:assistant)?analysis(?=\S)(?P<thought>.*?)assistantfinal(?:json)?(?P<answer>.*)",
-    re.DOTALL,
+    r"\s*(?:assistant)?analysis(?=\S)(?P<thought>.*?)assistantfinal(?:json)?(?P<answer>.*)", re.DOTALL
 )
 FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL
 QUOTES = "`'\"“”\u2018\u2019«»"
@@ -63,14 +62,14 @@ QUOTES = "`'\"“”\u2018\u2019«»"
 SHOWN = r"(?P<shown>^[ \t]*+```.*?(?:^[ \t]*+```|\Z)|`[^`\n]*+`|\"[^\"\n]*+\")"
 
 
-def _alternatives(marks: Iterable[str], around: str = "{}") -> str:
+def _join_alternatives(marks: Iterable[str], around: str = "{}") -> str:
     return "|".join(around.format(re.escape(mark)) for mark in marks)
 
 
 # One group per block: `lastindex` identifies the block, also for letters that only fold to ASCII.
-OPENING = re.compile(rf"\s*(?:{_alternatives((b.opening for b in BLOCKS), '({})')})", re.IGNORECASE)
+OPENING = re.compile(rf"\s*(?:{_join_alternatives((b.opening for b in BLOCKS), '({})')})", re.IGNORECASE)
 OPEN_PROMPT = re.compile(
-    rf"(?:(?:{_alternatives(b.opening for b in BLOCKS)})(?:thought)?"
+    rf"(?:(?:{_join_alternatives(b.opening for b in BLOCKS)})(?:thought)?"
     r"|<\|channel\|>\w{1,20}<\|message\|>)\s*\Z",
     re.IGNORECASE,
 )
@@ -89,9 +88,9 @@ def split_reasoning(text: str, prompt: str = "") -> tuple[str | None, str | None
     for read in (_read_channels, _read_granite, _read_blocks, _read_after_closing):
         if parts := read(whole):
             reasoning, answer = parts
-            answer = _unwrap(answer, (COHERE_RESPONSE, *WRAPPERS) if reasoning else ()).lstrip()
+            answer = _unwrap_answer(answer, (COHERE_RESPONSE, *WRAPPERS) if reasoning else ()).lstrip()
             return reasoning.strip() or None, answer or None
-    return None, _unwrap(text, (COHERE_RESPONSE,)) or None
+    return None, _unwrap_answer(text, (COHERE_RESPONSE,)) or None
 
 
 def join_reasoning(reasoning: str, answer: str) -> str:
@@ -125,7 +124,7 @@ def _read_channels(text: str) -> tuple[str, str] | None:
     for header, parts in messages:
         words = HARMONY_END.split(CHANNEL.join(parts), maxsplit=1)[0]
         (answers if header.startswith("final") else thoughts).append(words)
-    return _paragraphs(thoughts), _paragraphs(answers)
+    return _join_paragraphs(thoughts), _join_paragraphs(answers)
 
 
 def _read_granite(text: str) -> tuple[str, str] | None:
@@ -144,15 +143,13 @@ def _read_blocks(text: str) -> tuple[str, str] | None:
         end = _find_closing(block.closing, text, start.end(), absent)
         thought, position = text[start.end() : end and end.start()], end.end() if end else len(text)
         thoughts.append(thought.removeprefix(GEMMA_LABEL) if block in GEMMAS else thought)
-    return (_paragraphs(thoughts), text[position:]) if thoughts else None
+    return (_join_paragraphs(thoughts), text[position:]) if thoughts else None
 
 
-def _find_closing(
-    mark: str, text: str, position: int, absent: set[re.Pattern[str]]
-) -> re.Match[str] | None:
+def _find_closing(mark: str, text: str, position: int, absent: set[re.Pattern[str]]) -> re.Match[str] | None:
     """The first delimiting mark; else one in code that is not closed; else one in a sentence."""
     # `absent` holds the patterns that no longer occur, so that many blocks take linear time.
-    for pattern in (_delimiters((mark,)), *_loose(mark)):
+    for pattern in (_delimiter_pattern((mark,)), *_loose_patterns(mark)):
         if pattern not in absent:
             if match := _first_meant(pattern, text, position):
                 return match
@@ -163,8 +160,8 @@ def _find_closing(
 def _read_after_closing(text: str) -> tuple[str, str] | None:
     """All before the closing mark, whose opening mark was in a prompt that is unknown."""
     # The closing mark must delimit: an answer that only mentions such marks keeps its words.
-    end = _first_meant(_delimiters(tuple(b.closing for b in BLOCKS)), text)
-    if end is None or _first_meant(_openings(), text[: end.start()]):
+    end = _first_meant(_delimiter_pattern(tuple(b.closing for b in BLOCKS)), text)
+    if end is None or _first_meant(_opening_pattern(), text[: end.start()]):
         return None
     return text[: end.start()], text[end.end() :]
 
@@ -173,34 +170,34 @@ def _first_meant(marks: re.Pattern[str], text: str, position: int = 0) -> re.Mat
     return next((m for m in marks.finditer(text, position) if m.lastgroup != "shown"), None)
 
 
-def _mark(marks: Iterable[str]) -> str:
+def _unquoted_mark(marks: Iterable[str]) -> str:
     """Any of the marks, not in quotation marks."""
-    return rf"(?<![{QUOTES}])(?:{_alternatives(marks)})(?![{QUOTES}])"
+    return rf"(?<![{QUOTES}])(?:{_join_alternatives(marks)})(?![{QUOTES}])"
 
 
-def _delimiting(marks: Iterable[str]) -> str:
+def _delimiting_mark(marks: Iterable[str]) -> str:
     """A mark at an edge of a line, or right after a word ("4.</think>")."""
     # "Write </think> there" is a sentence about the mark.
-    mark = _mark(marks)
+    mark = _unquoted_mark(marks)
     return rf"(?:(?:^[ \t]*+|(?<=\S)){mark}|{mark}(?=[ \t\r]*+$))"
 
 
 @cache
-def _delimiters(marks: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(f"{SHOWN}|{_delimiting(marks)}", FLAGS)
+def _delimiter_pattern(marks: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"{SHOWN}|{_delimiting_mark(marks)}", FLAGS)
 
 
 @cache
-def _loose(mark: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    return re.compile(_delimiting((mark,)), FLAGS), re.compile(_mark((mark,)), FLAGS)
+def _loose_patterns(mark: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return re.compile(_delimiting_mark((mark,)), FLAGS), re.compile(_unquoted_mark((mark,)), FLAGS)
 
 
 @cache
-def _openings() -> re.Pattern[str]:
-    return re.compile(f"{SHOWN}|{_mark(b.opening for b in BLOCKS)}", FLAGS)
+def _opening_pattern() -> re.Pattern[str]:
+    return re.compile(f"{SHOWN}|{_unquoted_mark(b.opening for b in BLOCKS)}", FLAGS)
 
 
-def _unwrap(text: str, wrappers: Iterable[Block]) -> str:
+def _unwrap_answer(text: str, wrappers: Iterable[Block]) -> str:
     """The text inside marks around all of it; the closing mark may be truncated."""
     stripped = text.strip()
     for opening, closing in wrappers:
@@ -210,5 +207,5 @@ def _unwrap(text: str, wrappers: Iterable[Block]) -> str:
     return text
 
 
-def _paragraphs(parts: Iterable[str]) -> str:
+def _join_paragraphs(parts: Iterable[str]) -> str:
     return "\n\n".join(stripped for part in parts if (stripped := part.strip()))

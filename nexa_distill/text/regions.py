@@ -9,8 +9,7 @@ import re
 
 # CommonMark 0.31: three or more backticks or tildes.
 FENCED = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?:.*?^[ \t]*(?P=fence)[`~]*[ \t]*$|.*\Z)",
-    re.MULTILINE | re.DOTALL,
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?:.*?^[ \t]*(?P=fence)[`~]*[ \t]*$|.*\Z)", re.MULTILINE | re.DOTALL
 )
 INLINE = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?[^`\n]\1(?!`)")
 # A line of a program: a keyword or prompt first, an assignment, a call, or a bracket or tag alone.
@@ -48,20 +47,20 @@ NOT_BREAKS = re.compile(r"[^\n]")
 def blank_code(text: str) -> str:
     """Blank fenced and inline code, lines that look like statements, and JSON as a whole."""
     if is_json(text):
-        return _spaces(text)
+        return _to_spaces(text)
     if "```" in text or "~~~" in text:
-        text = _blank(FENCED, text)
-    return _blank(CODE_LINE, _blank(INLINE, text) if "`" in text else text)
+        text = _blank_region(FENCED, text)
+    return _blank_region(CODE_LINE, _blank_region(INLINE, text) if "`" in text else text)
 
 
 def blank_math(text: str) -> str:
     """Blank formulas."""
-    return _blank(MATH, text) if "$" in text or "\\" in text or "{" in text else text
+    return _blank_region(MATH, text) if "$" in text or "\\" in text or "{" in text else text
 
 
 def blank_quotations(text: str) -> str:
     """Blank quotations; one that is not closed ends with its line."""
-    return _blank(QUOTED, _blank(QUOTED_LINE, text) if ">" in text else text)
+    return _blank_region(QUOTED, _blank_region(QUOTED_LINE, text) if ">" in text else text)
 
 
 def is_json(text: str) -> bool:
@@ -89,9 +88,7 @@ def has_open_fence(text: str) -> bool:
         if fence:
             closes = mark and not mark["info"].strip() and mark["fence"].startswith(fence)
             # "print(1)```": the model closed the fence at the end of the last line.
-            closes = closes or (
-                line.rstrip().endswith(fence) and line.count(fence) == 1 and not mark
-            )
+            closes = closes or (line.rstrip().endswith(fence) and line.count(fence) == 1 and not mark)
             fence = "" if closes else fence
         elif mark and mark["fence"] not in mark["info"]:
             fence = mark["fence"]
@@ -104,9 +101,9 @@ _FENCE_LINE = re.compile(r"[ \t]*(?:[-*+>]|\d{1,3}[.)])?[ \t]*(?P<fence>`{3,}|~{
 _FENCE_TAIL = re.compile(r"[\s:](`{3,})[\w+#.-]*[ \t]*$")
 
 
-def _blank(region: re.Pattern[str], text: str) -> str:
-    return region.sub(lambda match: _spaces(match[0]), text)
+def _blank_region(region: re.Pattern[str], text: str) -> str:
+    return region.sub(lambda match: _to_spaces(match[0]), text)
 
 
-def _spaces(text: str) -> str:
+def _to_spaces(text: str) -> str:
     return NOT_BREAKS.sub(" ", text)

@@ -45,7 +45,7 @@ FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049
 _codes = np.full(0x110000, UNKNOWN, np.uint8)  # of every character so far
 
 
-class Tokens:
+class TokenizedTexts:
     """The tokens of a batch of n texts, and where their windows begin.
 
     `counts`: n numbers of tokens; `per_text`: n numbers of words that could start a window;
@@ -54,28 +54,28 @@ class Tokens:
 
     def __init__(self, texts: pa.StringArray, plain: Flags | None = None) -> None:
         """`texts` has no nulls and is not a slice; `plain`: which are ASCII, if known."""
-        self.streams: list[tuple[Indexes, Stream]] = []
+        self.streams: list[tuple[Indexes, CharacterStream]] = []
         self.counts, self.per_text = np.zeros((2, len(texts)), np.int64)
         if plain is None:
             plain = np.asarray(pc.string_is_ascii(texts).to_numpy(zero_copy_only=False), np.bool_)
         if plain.all():
-            self._add(np.arange(len(texts)), texts, is_ascii=True)
+            self._add_stream(np.arange(len(texts)), texts, is_ascii=True)
             return
-        self._add(np.flatnonzero(plain), texts.filter(pa.array(plain)), is_ascii=True)
+        self._add_stream(np.flatnonzero(plain), texts.filter(pa.array(plain)), is_ascii=True)
         other, rest = np.flatnonzero(~plain), texts.filter(pa.array(~plain))
         spaceless = has_spaceless(rest)
-        self._add(other[~spaceless], rest.filter(pa.array(~spaceless)))
-        spaced = [_spaced(text) for text in rest.filter(pa.array(spaceless)).to_pylist()]
-        self._add(other[spaceless], pa.array(spaced, pa.string()))
+        self._add_stream(other[~spaceless], rest.filter(pa.array(~spaceless)))
+        spaced = [_space_words(text) for text in rest.filter(pa.array(spaceless)).to_pylist()]
+        self._add_stream(other[spaceless], pa.array(spaced, pa.string()))
 
-    def _add(self, numbers: Indexes, texts: pa.StringArray, *, is_ascii: bool = False) -> None:
+    def _add_stream(self, numbers: Indexes, texts: pa.StringArray, *, is_ascii: bool = False) -> None:
         if len(texts):
-            stream = Stream(texts, is_ascii=is_ascii)
+            stream = CharacterStream(texts, is_ascii=is_ascii)
             self.counts[numbers], self.per_text[numbers] = stream.counts, stream.per_text
             self.streams.append((numbers, stream))
 
 
-class Stream:
+class CharacterStream:
     """Texts as one byte per character.
 
     `data`: all bytes; `ends`: n + 1 positions, text i is `data[ends[i]:ends[i + 1]]`; `starts`:
@@ -92,12 +92,12 @@ class Stream:
             lengths = pc.utf8_length(texts).to_numpy()
             self.data, self.ends = data, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         first = self.ends[:-1][self.ends[:-1] < len(self.data)]
-        begins = _begins(self.data > LAST_CONTROL, first)
+        begins = _run_starts(self.data > LAST_CONTROL, first)
         self.starts = np.flatnonzero(begins)
         self.per_text = _count_between(begins, self.ends)
         # A translated copy takes a third of the time of an indexed one.
         kind = np.frombuffer(self.data.tobytes().translate(KINDS), np.uint8)
-        tokens = _begins(kind == WORD, first) | (kind == MARK)
+        tokens = _run_starts(kind == WORD, first) | (kind == MARK)
         self.counts = _count_between(tokens, self.ends)
 
 
@@ -124,20 +124,19 @@ def _code_points(raw: Bytes, at: Indexes) -> npt.NDArray[np.int32]:
 def _codes_of(points: npt.NDArray[np.int32]) -> Bytes:
     codes = _codes[points]
     if len(new := np.unique(points[codes == UNKNOWN])):
-        _codes[new] = [_code(chr(point)) for point in new.tolist()]
+        _codes[new] = [_character_code(chr(point)) for point in new.tolist()]
         codes = _codes[points]
     return codes
 
 
-def _spaced(text: str) -> str:
+def _space_words(text: str) -> str:
     words = [text[start:end] for start, end in word_spans(text)]
     return " ".join(
-        word.rjust(SHORTEST, word[0]) if len(word) < SHORTEST and is_spaceless(word[0]) else word
-        for word in words
+        word.rjust(SHORTEST, word[0]) if len(word) < SHORTEST and is_spaceless(word[0]) else word for word in words
     )
 
 
-def _code(character: str) -> int:
+def _character_code(character: str) -> int:
     """The byte of a character that is not ASCII."""
     kind = unicodedata.category(character)
     if character.isspace() or character == ZERO_WIDTH_SPACE:
@@ -146,7 +145,7 @@ def _code(character: str) -> int:
     return (OTHER_MARK if kind[0] in "PS" else OTHER_WORD) + hashed
 
 
-def _begins(inside: Flags, first: Indexes) -> Flags:
+def _run_starts(inside: Flags, first: Indexes) -> Flags:
     """Starts of runs of `inside`; a run does not continue into the next text."""
     begins = np.empty_like(inside)
     begins[:1] = inside[:1]
@@ -155,18 +154,18 @@ def _begins(inside: Flags, first: Indexes) -> Flags:
     return begins
 
 
-def repetition(tokens: Tokens) -> npt.NDArray[np.float64]:
+def repetition_shares(tokens: TokenizedTexts) -> npt.NDArray[np.float64]:
     """Share of each text's windows that occurred before in it; 0 for a text without windows.
 
     Two windows are taken for equal when 48 bits of a multiplicative hash are.
     """
     shares = np.zeros(len(tokens.counts))
     for numbers, stream in tokens.streams:
-        shares[numbers] = _repetition(stream)
+        shares[numbers] = _stream_shares(stream)
     return shares
 
 
-def _repetition(stream: Stream) -> npt.NDArray[np.float64]:
+def _stream_shares(stream: CharacterStream) -> npt.NDArray[np.float64]:
     count = len(stream.per_text)
     first = np.concatenate([[0], np.cumsum(stream.per_text)])
     data = np.concatenate([stream.data, np.zeros(WINDOW, np.uint8)])  # a window may leave it
@@ -174,13 +173,11 @@ def _repetition(stream: Stream) -> npt.NDArray[np.float64]:
     for low in range(0, count, BLOCK_ROWS):
         ends = stream.ends[low + 1 : low + 1 + BLOCK_ROWS]
         starts = stream.starts[first[low] : first[low + len(ends)]]
-        shares.append(_shares(data, starts, ends, stream.per_text[low : low + len(ends)]))
+        shares.append(_block_shares(data, starts, ends, stream.per_text[low : low + len(ends)]))
     return np.concatenate(shares)
 
 
-def _shares(
-    data: Bytes, starts: Indexes, ends: Indexes, per_text: Indexes
-) -> npt.NDArray[np.float64]:
+def _block_shares(data: Bytes, starts: Indexes, ends: Indexes, per_text: Indexes) -> npt.NDArray[np.float64]:
     """Share of each text's windows that occurred before in it."""
     rows = len(per_text)
     row = np.repeat(np.arange(rows, dtype=np.uint64), per_text)

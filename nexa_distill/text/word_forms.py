@@ -15,15 +15,12 @@ from nexa_distill.text.words import share_of
 # and subscripts (a square is not the digit 2), letters of other fonts (the set R is not the letter
 # R) and circled numbers are kept.
 SAME = frozenset(
-    "<wide> <narrow> <small> <vertical> <square> <compat> <noBreak> <isolated> <initial> <medial> "
-    "<final>".split()
+    "<wide> <narrow> <small> <vertical> <square> <compat> <noBreak> <isolated> <initial> <medial> <final>".split()
 )
 _TYPED = {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u2212": "-", "\u200b": " "}
 _INVISIBLE = "\u00ad\u200e\u200f\u2060\ufe0e\ufe0f\ufeff\u202a\u202b\u202c\u2066\u2067\u2068\u2069"
 _TSHEG = "\u0f0b\u0f0c"  # between the syllables of Tibetan
-_KEPT_MARKS = (
-    "\u2030\u2031\u2020\u2021\u2032\u2033\u2034\u00a7\u00b6\u203b"  # per mille, primes, ...
-)
+_KEPT_MARKS = "\u2030\u2031\u2020\u2021\u2032\u2033\u2034\u00a7\u00b6\u203b"  # per mille, primes, ...
 # Operators and other symbols are meaning: `!x`, `5!`, `C++`, `[]` and `{}`, currency.
 _SYMBOLS = "0123456789!$+<=>^|~%*#@\\[]{}_`"
 _SYMBOL_CATEGORIES = ("Sm", "Sc", "Sk", "So", "Nd", "Nl", "No", "Ps", "Pe")
@@ -31,7 +28,7 @@ _NO_OPERATOR = re.compile(r"[.?!,;\"']*|:|[()]")
 
 
 @cache
-def _compatible() -> tuple[re.Pattern[str], dict[str, str]]:
+def _compatibility_table() -> tuple[re.Pattern[str], dict[str, str]]:
     table = dict.fromkeys(_INVISIBLE, "") | _TYPED | dict.fromkeys(_TSHEG, " ")
     for character in map(chr, (*range(0x80, 0x10000), *range(0x1F100, 0x1F300))):
         kind, _, parts = unicodedata.decomposition(character).partition(" ")
@@ -44,11 +41,11 @@ def _compatible() -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile("[" + re.escape("".join(table)) + "]"), table
 
 
-def normalized(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Unify Unicode forms that only differ in typing; case, symbols and spacing stay."""
     if text.isascii():
         return text
-    pattern, table = _compatible()
+    pattern, table = _compatibility_table()
     text = pattern.sub(lambda match: table[match[0]], unicodedata.normalize("NFC", text))
     return unicodedata.normalize("NFC", pattern.sub(lambda match: table[match[0]], text))
 
@@ -76,7 +73,7 @@ _SENTENCE_MARKS = (".", "!", "?", ":", "\u2026", "\u0964")  # and the danda of H
 
 @lru_cache(200_000)
 def word_forms(word: str) -> Forms:
-    """The forms of a word of `normalized` text, with the punctuation that touches it."""
+    """The forms of a word of `normalize_text` text, with the punctuation that touches it."""
     if word.isascii() and word.isalpha() and word.islower():
         return Forms(word, word, word, (LONG | SMALL) if len(word) >= _LEAST else 0)
     if not word:

@@ -30,12 +30,7 @@ SCRIPTS = rf"[\p{{Han}}{KANA}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tibe
 # words, those at the edges of a copy would depend on the text around it. The shares make a run of 13
 # words about as long as the translation of 13 English words.
 WHOLE = 100
-SHARES = {
-    r"\p{Han}": 60,
-    f"[{KANA}]": 35,
-    r"[\p{Thai}\p{Lao}]": 22,
-    r"[\p{Khmer}\p{Myanmar}\p{Tibetan}]": 18,
-}
+SHARES = {r"\p{Han}": 60, f"[{KANA}]": 35, r"[\p{Thai}\p{Lao}]": 22, r"[\p{Khmer}\p{Myanmar}\p{Tibetan}]": 18}
 VIETNAMESE = re.compile("[\u01a0\u01a1\u01af\u01b0\u0110\u0111\u1ea0-\u1ef9]")
 SYLLABLE, SYLLABLE_SHARE = len(SHARES) + 1, 50  # what `share_of` says of one, and what it counts
 _SPACELESS = regex.compile(SCRIPTS)
@@ -79,18 +74,18 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     runs = [match.span() for match in _RUN.finditer(text)]
     if text.isascii() or not _SPACELESS.search(text):
         return runs
-    return [span for start, end in runs for span in _cut(text[start:end], start)]
+    return [span for start, end in runs for span in _split_run(text[start:end], start)]
 
 
 @lru_cache(65_536)
-def _kind(piece: str) -> int:
+def _piece_kind(piece: str) -> int:
     """The kind of a piece between two of ICU's word boundaries."""
     if _LETTER.search(piece):
         return SPACELESS if _SPACELESS.match(piece) else SPACED
     return OPENING if unicodedata.category(piece[0]) in ("Ps", "Pi") else OTHER_MARK
 
 
-def _cut(run: str, start: int) -> list[tuple[int, int]]:
+def _split_run(run: str, start: int) -> list[tuple[int, int]]:
     """The words of a run without white space that begins at `start`."""
     if run.isascii() or not _SPACELESS.search(run):
         return [(start, start + len(run))]
@@ -98,7 +93,7 @@ def _cut(run: str, start: int) -> list[tuple[int, int]]:
     # The kind of the last word, and the position of opening brackets before the next one.
     last, opening = OTHER_MARK, -1
     for piece in WordBreaker(run, "en"):
-        kind = _kind(piece)
+        kind = _piece_kind(piece)
         if kind >= SPACED:
             # Pieces of scripts with spaces stay together: "foo.bar", "3.5", "don't".
             if last >= SPACED and (kind == SPACELESS or last == SPACELESS):

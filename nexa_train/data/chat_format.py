@@ -75,20 +75,20 @@ class ChatFormat:
     special_texts: frozenset[str]
 
     @property
-    def stops(self) -> list[int]:
+    def stop_tokens(self) -> list[int]:
         """Tokens that end generation: the end of turn and the tokenizer's end of document."""
         document_end = self.tokenizer.eos_token_id
         return sorted({self.end} if document_end is None else {self.end, document_end})
 
     def render(self, messages: Sequence[Message], *, prompt: bool) -> str:
         """The text; `prompt`: with the generation prompt at the end. Raises RowRefused."""
-        with rendering():
+        with refuse_template_errors():
             text = self.tokenizer.apply_chat_template(
-                self.plain(messages), tokenize=False, add_generation_prompt=prompt
+                self.plain_messages(messages), tokenize=False, add_generation_prompt=prompt
             )
         return str(text)
 
-    def plain(self, messages: Sequence[Message]) -> list[Message]:
+    def plain_messages(self, messages: Sequence[Message]) -> list[Message]:
         """Role and content alone; the system text is folded if the template has no system role."""
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
         if not self.folds_system or [m["role"] for m in plain[:2]] != ["system", "user"]:
@@ -98,13 +98,13 @@ class ChatFormat:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The token ids before an answer to `messages`. Raises RowRefused."""
-        return self.tokens(self.render(messages, prompt=True))
+        return self.encode_text(self.render(messages, prompt=True))
 
-    def tokens(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """Token ids; special tokens in the text are recognised, none are added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def tokens_at(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and for each its characters (begin, end) in `text`."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
@@ -121,12 +121,12 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     special = frozenset(_special_texts(tokenizer))
     bare = ChatFormat(tokenizer, -1, "", False, special)
     try:
-        end_text = _end_of_turn(bare.render([USER, ASSISTANT], prompt=False), special)
+        end_text = _find_end_of_turn(bare.render([USER, ASSISTANT], prompt=False), special)
         folds = not _has_system_role(bare)
         begin = bare.prompt_ids([USER])[:2]
     except RowRefused as fault:
         raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
-    bos, end = tokenizer.bos_token_id, bare.tokens(end_text)
+    bos, end = tokenizer.bos_token_id, bare.encode_text(end_text)
     if len(end) != 1:  # its text is not encoded as its id: `split_special_tokens`
         raise ChatRefused(tokenizer, "no_end_of_turn", end_text)
     if bos is not None and begin == [bos, bos]:
@@ -138,7 +138,7 @@ def chat_format(tokenizer: Any) -> ChatFormat:
 
 
 @contextmanager
-def rendering() -> Iterator[None]:
+def refuse_template_errors() -> Iterator[None]:
     """Turn an error of the template into RowRefused."""
     # A template is a program from a checkpoint: any of these errors is its fault.
     types = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -154,7 +154,7 @@ def _special_texts(tokenizer: Any) -> Iterator[str]:
     yield from (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
 
 
-def _end_of_turn(text: str, special: frozenset[str]) -> str:
+def _find_end_of_turn(text: str, special: frozenset[str]) -> str:
     """The first special token that the template writes after an answer. Raises RowRefused."""
     place = text.rfind(ASSISTANT["content"])
     if place < 0:
@@ -175,11 +175,11 @@ def _has_system_role(bare: ChatFormat) -> bool:
         if SYSTEM["content"] not in bare.render([SYSTEM, USER], prompt=True):
             return False
         # Mistral v0.3 writes it into the last user turn only while no answer follows.
-        return _appends(bare, [SYSTEM, USER]) or not _appends(bare, [USER])
+        return _is_append_only(bare, [SYSTEM, USER]) or not _is_append_only(bare, [USER])
     except RowRefused:
         return False  # [USER] alone could be rendered before
 
 
-def _appends(bare: ChatFormat, messages: Sequence[Message]) -> bool:
+def _is_append_only(bare: ChatFormat, messages: Sequence[Message]) -> bool:
     whole = bare.render([*messages, ASSISTANT], prompt=False)
     return whole.startswith(bare.render(messages, prompt=True))

@@ -13,10 +13,7 @@ from typing import Any
 
 CLOCK = "strftime_now"
 # The format codes of strftime; two-letter codes first, so that "%-d" is not read as "%d".
-CODES = [
-    *(f"%-{code}" for code in "dmHIMSj"),
-    *(f"%{code}" for code in "aAwdbBmyYHIpMSfjUWcxXGuVeDFTh"),
-]
+CODES = [*(f"%-{code}" for code in "dmHIMSj"), *(f"%{code}" for code in "aAwdbBmyYHIpMSfjUWcxXGuVeDFTh")]
 # jinja2 drops the line break after END (`trim_blocks`), so the template still begins a line.
 BEGIN, END = "{# settings of the run #}", "{# end of the settings of the run #}\n"
 
@@ -29,34 +26,29 @@ def fix_template(tokenizer: Any, variables: Mapping[str, Any], today: date) -> A
     """
     template = tokenizer.chat_template
     if isinstance(template, dict) and "default" in template:
-        default = _fixed(template["default"], variables, today)
+        default = _fix_text(template["default"], variables, today)
         tokenizer.chat_template = template | {"default": default}
     elif isinstance(template, str):
-        tokenizer.chat_template = _fixed(template, variables, today)
+        tokenizer.chat_template = _fix_text(template, variables, today)
     return tokenizer
 
 
-def _fixed(template: str, variables: Mapping[str, Any], today: date) -> str:
+def _fix_text(template: str, variables: Mapping[str, Any], today: date) -> str:
     if template.startswith(BEGIN):  # an exported student's template
         template = template.partition(END)[2]
-    prefix = "".join(_default(name, value) for name, value in variables.items())
+    prefix = "".join(_default_assignment(name, value) for name, value in variables.items())
     if CLOCK in template:
-        prefix = _stopped_clock(template, today) + prefix
+        prefix = _fixed_clock_macro(template, today) + prefix
     return f"{BEGIN}{prefix}{END}{template}" if prefix else template
 
 
-def _default(name: str, value: Any) -> str:
+def _default_assignment(name: str, value: Any) -> str:
     literal = "none" if value is None else json.dumps(value)  # Jinja reads all other JSON literals
     return f"{{%- if {name} is not defined %}}{{%- set {name} = {literal} %}}{{%- endif %}}"
 
 
-def _stopped_clock(template: str, today: date) -> str:
+def _fixed_clock_macro(template: str, today: date) -> str:
     """A macro that replaces the clock: midnight of `today`, for the codes in `template`."""
     midnight = datetime(today.year, today.month, today.day)
-    steps = [
-        f"|replace({code!r}, {midnight.strftime(code)!r})" for code in CODES if code in template
-    ]
-    return (
-        f"{{%- macro {CLOCK}(format) -%}}{{{{- format{''.join(steps)}|replace('%%', '%') -}}}}"
-        "{%- endmacro -%}"
-    )
+    steps = [f"|replace({code!r}, {midnight.strftime(code)!r})" for code in CODES if code in template]
+    return f"{{%- macro {CLOCK}(format) -%}}{{{{- format{''.join(steps)}|replace('%%', '%') -}}}}{{%- endmacro -%}}"

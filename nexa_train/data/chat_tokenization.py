@@ -83,14 +83,14 @@ def student_format(tokenizer: Any) -> ChatFormat:
     # A template that fails with plain text fails with every row.
     for probe in ([USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]):
         try:
-            _spans(form, probe)
+            _find_answer_spans(form, probe)
         except RowRefused as fault:
             if fault.reason in FAULTS:  # otherwise the probe is the cause: it has no reasoning
                 raise ChatRefused(tokenizer, fault.reason, fault.detail) from None
     return form
 
 
-def encode(
+def encode_conversation(
     form: ChatFormat, sample_id: str, messages: Sequence[Message], max_length: int | None
 ) -> Sample | Skip:
     """Ids and labels of one conversation, or why it is refused. `max_length` None: no limit."""
@@ -101,8 +101,8 @@ def encode(
         return Skip(sample_id, "empty_answer")
     try:
         _refuse_special_tokens(form, messages)
-        text, spans = _spans(form, messages)
-        ids, labels = _label(form, text, spans)
+        text, spans = _find_answer_spans(form, messages)
+        ids, labels = _label_tokens(form, text, spans)
         _prove_tokens(form, messages, text, spans, ids, labels)
     except RowRefused as fault:
         return Skip(sample_id, fault.reason)
@@ -119,7 +119,7 @@ def assistant_turns(messages: Sequence[Message]) -> list[int]:
     return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def same_text(text: str) -> str:
+def comparable_text(text: str) -> str:
     """A text for comparison: in NFC and without white space."""
     # Qwen's tokenizers normalise to NFC; templates and SentencePiece move white space.
     return "".join(unicodedata.normalize("NFC", text).split())
@@ -134,7 +134,7 @@ def _refuse_special_tokens(form: ChatFormat, messages: Sequence[Message]) -> Non
             raise RowRefused(f"special_token_in_{'answer' if is_answer else 'prompt'}")
 
 
-def _spans(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+def _find_answer_spans(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Span]]:
     """The rendered conversation, and the span of each answer with its end of turn.
 
     Raises RowRefused unless each answer follows its prompt and contains the message's text.
@@ -142,13 +142,13 @@ def _spans(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Spa
     # `{% generation %}` markers are not used: they mark the same span, or one that inference does
     # not generate (SmolLM3's include the header of the turn).
     turns, text = assistant_turns(messages), form.render(messages, prompt=False)
-    spans = [_span(form, messages, turn, text) for turn in turns]
+    spans = [_find_answer_span(form, messages, turn, text) for turn in turns]
     for turn, (start, end) in zip(turns, spans, strict=True):
         _prove_answer(form, messages[turn]["content"], text[:start], text[start:end])
     return text, spans
 
 
-def _span(form: ChatFormat, messages: Sequence[Message], turn: int, text: str) -> Span:
+def _find_answer_span(form: ChatFormat, messages: Sequence[Message], turn: int, text: str) -> Span:
     before = form.render(messages[:turn], prompt=True)
     if not text.startswith(before):
         if not text.startswith(form.render(messages[:turn], prompt=False)):
@@ -170,23 +170,23 @@ def opens_thinking(prompt: str) -> bool:
 def _prove_answer(form: ChatFormat, content: str, prompt: str, answer: str) -> None:
     """Raises RowRefused unless `answer` is the message's text and the end of turn."""
     rendered = answer.removesuffix(form.end_text)
-    expected = same_text(content)
+    expected = comparable_text(content)
     if opens_thinking(prompt):  # the <think> tag is in the prompt, not in the loss
         if THINK_END not in content:
             raise RowRefused("reasoning_missing")
         expected = expected.removeprefix(THINK)
-    if not same_text(rendered).endswith(expected):
+    if not comparable_text(rendered).endswith(expected):
         if any(token in rendered for token in form.special_texts):
             raise RowRefused("turns_end_otherwise")
         dropped = THINK_END in content and THINK_END not in answer
         raise RowRefused("thinking_dropped" if dropped else "answer_changed")
 
 
-def _label(form: ChatFormat, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+def _label_tokens(form: ChatFormat, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
     """Ids of the conversation up to its last answer, and labels within the spans."""
     # The conversation is tokenised as one text: at the beginning of a text a tokenizer may add
     # something (SentencePiece adds a space), so pieces would get other tokens.
-    ids, places = form.tokens_at(text)
+    ids, places = form.encode_with_offsets(text)
     labels = [IGNORE] * len(ids)
     for start, end in spans:
         for i, (first, last) in enumerate(places):
@@ -211,18 +211,17 @@ def _prove_tokens(
     """Raises RowRefused unless the labels decode to the answers, behind prompts of inference."""
     trained = [label for label in labels if label != IGNORE]
     decoded = form.tokenizer.decode(trained, clean_up_tokenization_spaces=False)
-    if same_text(decoded) != same_text("".join(text[start:end] for start, end in spans)):
+    if comparable_text(decoded) != comparable_text("".join(text[start:end] for start, end in spans)):
         raise RowRefused("answer_not_recoverable")
     begins = [i for i, label in enumerate(labels) if label != IGNORE and labels[i - 1] == IGNORE]
     turns = assistant_turns(messages)
     # Each answer begins directly behind the tokens that inference reads.
     if len(begins) != len(turns) or any(
-        list(ids[:begin]) != form.prompt_ids(messages[:turn])
-        for begin, turn in zip(begins, turns, strict=True)
+        list(ids[:begin]) != form.prompt_ids(messages[:turn]) for begin, turn in zip(begins, turns, strict=True)
     ):
         raise RowRefused("prompt_tokens_differ")
     # One stop token per answer, and no other.
     if trained.count(form.end) < len(spans):
         raise RowRefused("no_end_of_turn")
-    if sum(token in form.stops for token in trained) > len(spans):
+    if sum(token in form.stop_tokens for token in trained) > len(spans):
         raise RowRefused("special_token_in_answer")

@@ -17,7 +17,7 @@ from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import TABLES
 from nexa_distill.storage.tables import check_unique, read_batches
 from nexa_train.data.chat_tokenization import Sample, Skip
-from nexa_train.data.row_checks import Examination
+from nexa_train.data.row_checks import RowChecker
 
 SPLITS = ("train", "val")
 BATCH_ROWS = 1024
@@ -37,11 +37,11 @@ class Dataset:
 
 def load_dataset(path: Path, tokenizer: Any, max_length: int | None) -> Dataset:
     """The dataset of all rows of up to `max_length` tokens, however many are refused."""
-    examination = Examination(tokenizer, max_length)
-    return collect(examined(path, examination, None, quiet=True), examination)
+    examination = RowChecker(tokenizer, max_length)
+    return build_dataset(check_dataset_rows(path, examination, None, quiet=True), examination)
 
 
-def collect(rows: Iterable[tuple[str, Sample | Skip]], examination: Examination) -> Dataset:
+def build_dataset(rows: Iterable[tuple[str, Sample | Skip]], examination: RowChecker) -> Dataset:
     """The samples of `rows`, split by split."""
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     for split, sample in rows:
@@ -51,8 +51,8 @@ def collect(rows: Iterable[tuple[str, Sample | Skip]], examination: Examination)
     return Dataset(**splits, rows=examination.rows, skipped=skipped, sha256=digest)
 
 
-def examined(
-    path: Path, examination: Examination, max_refused_share: float | None, *, quiet: bool
+def check_dataset_rows(
+    path: Path, examination: RowChecker, max_refused_share: float | None, *, quiet: bool
 ) -> Iterator[tuple[str, Sample | Skip]]:
     """(split, encoded row) of the train and val splits; the test split is not read.
 
@@ -63,21 +63,19 @@ def examined(
     keys = pa.concat_tables([empty, *read_batches(path, table, columns=columns[:2])])
     # Duplicate keys are found before the first row is encoded.
     check_unique(path, keys, table.unique)
-    examination.begin()
+    examination.check_tokenizer()
     total = pc.sum(pc.is_in(keys["split"], pa.array(SPLITS))).as_py() or 0
     with nullcontext() if quiet else Progress("preflight", total) as progress:
         for batch in read_batches(path, table, columns=columns, batch_rows=BATCH_ROWS):
             for row in batch.filter(pc.is_in(batch["split"], pa.array(SPLITS))).to_pylist():
-                sample = examination.look(row["split"], row["sample_id"], row["messages"])
+                sample = examination.check_row(row["split"], row["sample_id"], row["messages"])
                 yield row["split"], sample
                 if progress is not None:
                     progress.add()
-    examination.finish(max_refused_share)
+    examination.check_totals(max_refused_share)
 
 
-def epoch_batches(
-    samples: Sequence[Sample], batch_size: int, seed: int, epoch: int
-) -> list[list[Sample]]:
+def epoch_batches(samples: Sequence[Sample], batch_size: int, seed: int, epoch: int) -> list[list[Sample]]:
     """Every sample once, in shuffled batches of samples of similar length.
 
     Batches are the same with and without packing.

@@ -13,11 +13,11 @@ from nexa_distill.errors import InputError
 from nexa_train.data.instructions import KEYS, convert_to_text
 
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-TOP = 10  # the highest level of both scales
+TOP_LEVEL = 10  # the highest level of both scales
 Items = list[dict[str, str]]
 
 
-def rows(source: str, split: str) -> Any:
+def load_rows(source: str, split: str) -> Any:
     """The rows of a hub id, a local folder or a file; `split` may have a slice.
 
     Raises InputError for a source or split that cannot be loaded.
@@ -43,7 +43,7 @@ def rows(source: str, split: str) -> Any:
 
 def instruction_items(source: str, split: str) -> Items:
     """Items of a dataset with `instruction`, `output` and optional `input`. Raises InputError."""
-    data = rows(source, split)
+    data = load_rows(source, split)
     if len(data) and not {"instruction", "output"} <= data[0].keys():
         raise InputError(f"{source}: columns {', '.join(data[0])}, expected instruction and output")
     items = [
@@ -60,11 +60,11 @@ def reasoning_items(source: str, split: str, rv_min: float, cd_min: float) -> It
     """
     for name, level in (("rv_min", rv_min), ("cd_min", cd_min)):
         if level > 1:
-            raise InputError(f"{name} is {level}; levels are 0..1, write {level / TOP:g}")
+            raise InputError(f"{name} is {level}; levels are 0..1, write {level / TOP_LEVEL:g}")
     items = []
-    for row in rows(source, split):
+    for row in load_rows(source, split):
         try:
-            chains = [chain for chain in row["reasoning"] if _reaches(chain, rv_min, cd_min)]
+            chains = [chain for chain in row["reasoning"] if _reaches_levels(chain, rv_min, cd_min)]
             if chains:
                 answer = chains[0]["full_response"]
                 items.append({"instruction": row["question"], "input": "", "output": answer})
@@ -73,7 +73,7 @@ def reasoning_items(source: str, split: str, rv_min: float, cd_min: float) -> It
     return items
 
 
-def _reaches(chain: Mapping[str, Any], rv_min: float, cd_min: float) -> bool:
+def _reaches_levels(chain: Mapping[str, Any], rv_min: float, cd_min: float) -> bool:
     verbosity = chain["Reasoning_Verbosity"]["level"]
     difficulty = chain["Cognitive_Difficulty"]["level"]
-    return verbosity >= rv_min * TOP and difficulty >= cd_min * TOP and bool(chain["full_response"])
+    return verbosity >= rv_min * TOP_LEVEL and difficulty >= cd_min * TOP_LEVEL and bool(chain["full_response"])

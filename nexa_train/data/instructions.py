@@ -50,10 +50,10 @@ def read_items(path: Path) -> list[Item]:
     data = read_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path}: found {type(data).__name__}, expected a list of objects")
-    return [_item(path, number, value) for number, value in enumerate(data)]
+    return [_parse_item(path, number, value) for number, value in enumerate(data)]
 
 
-def _item(path: Path, number: int, value: Any) -> Item:
+def _parse_item(path: Path, number: int, value: Any) -> Item:
     where = f"{path}: item {number}"
     if not isinstance(value, dict):
         raise InputError(f"{where} is {str(value)[:60]!r}, expected an object")
@@ -75,7 +75,7 @@ def convert_to_text(where: str, key: str, value: Any) -> str:
     return str(value)
 
 
-def prompt_file(path: Path) -> Prompt | None:
+def load_prompt(path: Path) -> Prompt | None:
     """The renderer of user messages from the Jinja file at `path`.
 
     None for a file that does not use `instruction`: it renders whole conversations, which the
@@ -94,15 +94,15 @@ def prompt_file(path: Path) -> Prompt | None:
     if unknown := sorted(names - {"instruction", "input"}):
         raise InputError(f"{path}: uses {', '.join(unknown)}; it is given instruction and input")
 
-    def prompt(item: Mapping[str, str]) -> str:
+    def render_prompt(item: Mapping[str, str]) -> str:
         return template.render(instruction=item["instruction"], input=item.get("input", ""))
 
-    return prompt
+    return render_prompt
 
 
 def shipped_prompt(mode: Mode) -> Prompt:
     """The renderer of `prompts/MODE.jinja`. Raises InputError if a user has broken that file."""
-    prompt = prompt_file(PROMPTS / f"{mode}.jinja")
+    prompt = load_prompt(PROMPTS / f"{mode}.jinja")
     if prompt is None:
         raise InputError(f"{PROMPTS / mode}.jinja does not use instruction")
     return prompt
@@ -113,12 +113,12 @@ def format_prompt(instruction: str, input_text: str = "", mode: Mode = "system1"
     return shipped_prompt(mode)({"instruction": instruction, "input": input_text})
 
 
-def key_of(item: Mapping[str, str]) -> str:
+def item_key(item: Mapping[str, str]) -> str:
     """SHA-256 of instruction and input."""
     return sha256_text(compact_json([item["instruction"], item.get("input", "")]))
 
 
-def samples(items: Sequence[Item], prompt: Prompt, model_id: str) -> Iterator[dict[str, Any]]:
+def sft_rows(items: Sequence[Item], prompt: Prompt, model_id: str) -> Iterator[dict[str, Any]]:
     """Rows of contracts.SFT, all in train: one for each item with an output, in order."""
     counts = Counter[str]()
     for item in items:

@@ -21,7 +21,7 @@ from nexa_train.data.chat_tokenization import IGNORE, Sample
 # The registry of attention functions in transformers is global, so the name contains the model's
 # original function: `per_sample_sdpa`, `per_sample_eager`.
 PER_SAMPLE = "per_sample_"
-OWN = ("sdpa", "eager")
+ORIGINAL_ATTENTIONS = ("sdpa", "eager")
 # Relative difference of a token's hidden state. Packed and alone, attention runs on the same
 # shapes, but linear layers get another number of rows and sum in another order: after 30 layers
 # 4e-6 in float32, and 0.02 in bfloat16, which keeps 8 bits (SmolLM2-135M, up to 900 tokens).
@@ -32,14 +32,14 @@ def collate_packed(samples: Sequence[Sample], device: torch.device) -> dict[str,
     """`input_ids`, `position_ids`, `labels`: (1, tokens); `cu_seq_lens_q`: (samples + 1,)."""
     lengths = [len(sample.input_ids) for sample in samples]
 
-    def row(values: list[int]) -> torch.Tensor:
+    def row_tensor(values: list[int]) -> torch.Tensor:
         return torch.tensor([values], device=device)
 
     return {
-        "input_ids": row([token for s in samples for token in s.input_ids]),
-        "position_ids": row([position for length in lengths for position in range(length)]),
+        "input_ids": row_tensor([token for s in samples for token in s.input_ids]),
+        "position_ids": row_tensor([position for length in lengths for position in range(length)]),
         # The token before a sample's first one belongs to another sample.
-        "labels": row([label for s in samples for label in (IGNORE, *s.labels[1:])]),
+        "labels": row_tensor([label for s in samples for label in (IGNORE, *s.labels[1:])]),
         # On the CPU: only Python reads these numbers.
         "cu_seq_lens_q": torch.tensor([0, *accumulate(lengths)]),
     }
@@ -71,16 +71,16 @@ def attend_per_sample(
         raise ValueError(f"{tokens} tokens, and samples that end at {borders[-1]}")
     # The original function per sample keeps soft caps, attention sinks, scaling, dropout, grouped
     # heads and sliding windows; no score between two samples is ever computed.
-    attend, name = _own_attention(module)
+    attend, name = _original_attention(module)
     parts = []
     for start, end in pairwise(borders):
         q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
-        mask = _mask(name, end - start, sliding_window, query)
+        mask = _attention_mask(name, end - start, sliding_window, query)
         parts.append(attend(module, q, k, v, mask, sliding_window=sliding_window, **own)[0])
     return torch.cat(parts, dim=1), None
 
 
-def _own_attention(module: Any) -> tuple[Callable[..., Any], str]:
+def _original_attention(module: Any) -> tuple[Callable[..., Any], str]:
     """The function that the module would call without packing, and its name."""
     name = module.config._attn_implementation.removeprefix(PER_SAMPLE)
     modelling = sys.modules[type(module).__module__]
@@ -88,7 +88,7 @@ def _own_attention(module: Any) -> tuple[Callable[..., Any], str]:
     return modelling.ALL_ATTENTION_FUNCTIONS.get_interface(name, eager), name
 
 
-def _mask(own: str, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+def _attention_mask(own: str, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
     """(1, 1, length, length) for one sample; None if causal sdpa needs no mask."""
     if window is not None and window >= length:
         window = None  # it reaches back to the first token
@@ -99,9 +99,7 @@ def _mask(own: str, length: int, window: int | None, like: torch.Tensor) -> torc
 
 
 @lru_cache(maxsize=16)
-def _square_mask(
-    own: str, size: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
+def _square_mask(own: str, size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The mask of transformers; the mask of a shorter sample is its upper left corner."""
     from transformers import masking_utils
 
@@ -120,35 +118,35 @@ def _square_mask(
     return mask
 
 
-def register(attention: Callable[..., Any]) -> None:
+def register_attention(attention: Callable[..., Any]) -> None:
     """Make `attention` the function of all packed models."""
     from transformers import AttentionInterface
 
-    for own in OWN:
+    for own in ORIGINAL_ATTENTIONS:
         AttentionInterface.register(PER_SAMPLE + own, attention)
 
 
-def enable(model: Any) -> None:
-    """Let the model attend per sample. It has no key-value cache then: see `suspended`.
+def enable_packing(model: Any) -> None:
+    """Let the model attend per sample. It has no key-value cache then: see `suspend_packing`.
 
     Raises InputError for an attention implementation that cannot be split into samples.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     own = model.config._attn_implementation.removeprefix(PER_SAMPLE)
-    if own not in OWN:
+    if own not in ORIGINAL_ATTENTIONS:
         raise InputError(
             f"train.packing: the model asks for {own} attention, and samples can be packed with "
-            f"{' or '.join(OWN)}; take attn_implementation out of its config.json, or set "
+            f"{' or '.join(ORIGINAL_ATTENTIONS)}; take attn_implementation out of its config.json, or set "
             "train.packing: false"
         )
     if PER_SAMPLE + own not in ALL_ATTENTION_FUNCTIONS:  # a compiled model registers its own
-        register(attend_per_sample)
+        register_attention(attend_per_sample)
     model.set_attn_implementation(PER_SAMPLE + own)
 
 
 @contextmanager
-def suspended(model: Any) -> Iterator[None]:
+def suspend_packing(model: Any) -> Iterator[None]:
     """Use the model's original attention within the block: generation needs its cache."""
     packed = model.config._attn_implementation
     model.set_attn_implementation(packed.removeprefix(PER_SAMPLE))
@@ -172,9 +170,9 @@ def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
     model.eval()
     batch = collate_packed(row, device)
     del batch["labels"]
-    packed = _hidden(model, **batch)
-    with suspended(model):
-        parts = [_hidden(model, input_ids=torch.tensor([s.input_ids], device=device)) for s in row]
+    packed = _hidden_states(model, **batch)
+    with suspend_packing(model):
+        parts = [_hidden_states(model, input_ids=torch.tensor([s.input_ids], device=device)) for s in row]
     model.train(was_training)
     alone = torch.cat(parts, dim=1)
     # The largest relative difference over all tokens; NaN fails the test below too.
@@ -188,7 +186,7 @@ def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
         )
 
 
-def _hidden(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
+def _hidden_states(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
     output = model.base_model(**inputs, use_cache=False)
     # A class without an inner model, such as Llama4ForCausalLM, returns logits alone.
     hidden: torch.Tensor = output.get("last_hidden_state", output.get("logits"))

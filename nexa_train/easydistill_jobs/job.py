@@ -9,24 +9,14 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, validated
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, validate_section
 from nexa_train.data.instructions import read_json
 
 JobType = Literal[
-    "kd_black_box_api",
-    "kd_black_box_local",
-    "kd_black_box_train_only",
-    "kd_white_box",
-    "kd_white_box_train_only",
+    "kd_black_box_api", "kd_black_box_local", "kd_black_box_train_only", "kd_white_box", "kd_white_box_train_only"
 ]
 # Settings of other inference engines: accepted, without effect.
-UNUSED = (
-    "enable_chunked_prefill",
-    "gpu_memory_utilization",
-    "enforce_eager",
-    "stream",
-    "max_model_len",
-)
+UNUSED = ("enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "stream", "max_model_len")
 # The required keys of each type of job.
 NEEDS = {
     "kd_black_box_api": ("dataset.instruction_path", "inference.base_url"),
@@ -116,17 +106,17 @@ class Job(Section):
     training: JobTraining
 
     @property
-    def white_box(self) -> bool:
+    def is_white_box(self) -> bool:
         """Whether the student learns from the teacher's probabilities."""
         return self.job_type.startswith("kd_white_box")
 
     @property
-    def labels(self) -> bool:
+    def has_labelling(self) -> bool:
         """Whether the teacher writes outputs before the training."""
         return not self.job_type.endswith("train_only")
 
     @property
-    def unused(self) -> list[str]:
+    def unused_settings(self) -> list[str]:
         """Settings of the file that have no effect here."""
         return [f"inference.{name}" for name in UNUSED if getattr(self.inference, name) is not None]
 
@@ -137,7 +127,7 @@ def load_job(path: Path) -> Job:
     if not isinstance(values, dict):
         raise InputError(f"{path}: found {type(values).__name__}, expected an object")
     _refuse_other_type(path, values.get("job_type"))
-    job = validated(str(path), values, Job)
+    job = validate_section(str(path), values, Job)
     for need in NEEDS[job.job_type]:
         section, name = need.split(".")
         if getattr(getattr(job, section), name) is None:
@@ -149,6 +139,4 @@ def _refuse_other_type(path: Path, job_type: Any) -> None:
     types = get_args(JobType)
     if job_type not in types:
         near = did_you_mean(str(job_type), types)
-        raise InputError(
-            f"{path}: job_type is {job_type!r}{near}; the types that run here: {', '.join(types)}"
-        )
+        raise InputError(f"{path}: job_type is {job_type!r}{near}; the types that run here: {', '.join(types)}")

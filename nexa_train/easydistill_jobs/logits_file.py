@@ -17,28 +17,28 @@ import pyarrow.parquet as pq
 
 from nexa_distill.contracts import TEACHER_LOGITS
 from nexa_distill.errors import InputError
-from nexa_distill.storage.atomic import replacing
+from nexa_distill.storage.atomic import replace_atomically
 from nexa_distill.storage.tables import table_writer
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.training.divergences import SMALLEST
 from nexa_train.training.teacher_cache import tokens_hash
 
-AMONG = 0.5  # least share of trained tokens that are among the teacher's
+MIN_TEACHER_SHARE = 0.5  # least share of trained tokens that are among the teacher's
 # Probabilities are written with six digits.
 SUM_TOLERANCE = 1e-3
-ROWS = 1024
+BATCH_ROWS = 1024
 Position = tuple[np.ndarray, np.ndarray]  # ids and probabilities, the most likely first
 
 
 def write(table: Path, samples: Sequence[str], path: Path) -> None:
     """Write the rows of `table` (contracts.TEACHER_LOGITS) in the order of the sample ids."""
     rows = {row["sample_id"]: row for row in pq.read_table(table).to_pylist()}
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replace_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for name in samples:
-            file.write(json.dumps(_positions(rows.get(name))) + "\n")
+            file.write(json.dumps(_row_positions(rows.get(name))) + "\n")
 
 
-def _positions(row: dict[str, Any] | None) -> list[dict[str, float]]:
+def _row_positions(row: dict[str, Any] | None) -> list[dict[str, float]]:
     if row is None:  # a sample that is not trained on
         return []
     width = len(row["top_ids"]) // row["tokens"]
@@ -50,32 +50,30 @@ def _positions(row: dict[str, Any] | None) -> list[dict[str, float]]:
     ]
 
 
-def read(
-    path: Path, names: Sequence[str], samples: Sequence[Sample], vocabulary: int, table: Path
-) -> None:
+def read(path: Path, names: Sequence[str], samples: Sequence[Sample], vocabulary: int, table: Path) -> None:
     """Write `table` from the file. `names`: the sample of each line. Raises InputError per line."""
     by_name, parsed = {sample.sample_id: sample for sample in samples}, dict[str, list[Position]]()
     total, fits = 0, Counter[str]()
-    for number, line in _lines(path, len(names)):
+    for number, line in _read_lines(path, len(names)):
         sample = by_name.get(names[number])
         if sample is None:  # not trained on
             continue
         where = f"{path}: line {number + 1}"
-        positions = _parse(where, line, sample, vocabulary)
+        positions = _parse_line(where, line, sample, vocabulary)
         trained = [label for label in sample.labels[1:] if label != IGNORE]
-        fits.update(_fits(trained, positions))
+        fits.update(_alignment_scores(trained, positions))
         total += len(trained)
         parsed[sample.sample_id] = positions
     _refuse_misaligned(path, fits, total)
-    width = _width(path, {len(ids) for rows in parsed.values() for ids, _ in rows} or {1})
+    width = _common_width(path, {len(ids) for rows in parsed.values() for ids, _ in rows} or {1})
     with table_writer(table, TEACHER_LOGITS) as out:
-        for start in range(0, len(samples), ROWS):
-            some = samples[start : start + ROWS]
-            rows = [_row(sample, parsed[sample.sample_id], width) for sample in some]
+        for start in range(0, len(samples), BATCH_ROWS):
+            some = samples[start : start + BATCH_ROWS]
+            rows = [_table_row(sample, parsed[sample.sample_id], width) for sample in some]
             out.write(pa.Table.from_pylist(rows, TEACHER_LOGITS))
 
 
-def _width(path: Path, sizes: set[int]) -> int:
+def _common_width(path: Path, sizes: set[int]) -> int:
     """The number of tokens that every position has."""
     # Servers give the k likeliest, and the drawn token if it is not among them.
     if max(sizes) > min(sizes) + 1:
@@ -86,7 +84,7 @@ def _width(path: Path, sizes: set[int]) -> int:
     return min(sizes)
 
 
-def _fits(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, float]:
+def _alignment_scores(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, float]:
     """How well the positions fit the tokens.
 
     `among`: tokens that are among those of their position. `here`, `earlier`, `later`: the sum of
@@ -94,17 +92,14 @@ def _fits(trained: Sequence[int], positions: Sequence[Position]) -> dict[str, fl
     """
     tops = [dict(zip(ids.tolist(), p.tolist(), strict=True)) for ids, p in positions]
     shifts = {"here": (trained, tops), "earlier": (trained[1:], tops), "later": (trained, tops[1:])}
-    fits = {
-        name: sum(top.get(token, 0.0) for token, top in zip(*pair, strict=False))
-        for name, pair in shifts.items()
-    }
+    fits = {name: sum(top.get(token, 0.0) for token, top in zip(*pair, strict=False)) for name, pair in shifts.items()}
     return fits | {"among": sum(token in top for token, top in zip(trained, tops, strict=True))}
 
 
 def _refuse_misaligned(path: Path, fits: Mapping[str, float], total: int) -> None:
     again = "write the file again with a job of type kd_white_box"
     # The file is for other samples or for another tokenizer.
-    if total and fits["among"] < AMONG * total:
+    if total and fits["among"] < MIN_TEACHER_SHARE * total:
         raise InputError(
             f"{path}: only {fits['among']:.0f} of {total} trained tokens are among the teacher's; "
             f"the lines are of other samples or of another tokenizer; {again}"
@@ -118,7 +113,7 @@ def _refuse_misaligned(path: Path, fits: Mapping[str, float], total: int) -> Non
             )
 
 
-def _lines(path: Path, expected: int) -> Iterator[tuple[int, Any]]:
+def _read_lines(path: Path, expected: int) -> Iterator[tuple[int, Any]]:
     number = -1
     with path.open(encoding="utf-8") as file:
         for number, text in enumerate(file):
@@ -130,22 +125,20 @@ def _lines(path: Path, expected: int) -> Iterator[tuple[int, Any]]:
                 raise InputError(f"{path}: line {number + 1} is not JSON ({error})") from None
     if number + 1 != expected:
         count = f"more than {expected}" if number >= expected else str(number + 1)
-        raise InputError(
-            f"{path}: {count} lines, expected {expected}: one for each item with an output"
-        )
+        raise InputError(f"{path}: {count} lines, expected {expected}: one for each item with an output")
 
 
-def _parse(where: str, line: Any, sample: Sample, vocabulary: int) -> list[Position]:
+def _parse_line(where: str, line: Any, sample: Sample, vocabulary: int) -> list[Position]:
     if not isinstance(line, list) or len(line) != sample.trained_tokens:
         actual = f"{len(line)} positions" if isinstance(line, list) else type(line).__name__
         raise InputError(
             f"{where}: {actual}, expected {sample.trained_tokens}: one for each trained token of "
             f"sample {sample.sample_id}, its end of turn included"
         )
-    return [_position(f"{where}, position {i}", value, vocabulary) for i, value in enumerate(line)]
+    return [_parse_position(f"{where}, position {i}", value, vocabulary) for i, value in enumerate(line)]
 
 
-def _position(where: str, value: Any, vocabulary: int) -> Position:
+def _parse_position(where: str, value: Any, vocabulary: int) -> Position:
     try:
         ids = np.array([int(token) for token in value], dtype=np.int64)
         probabilities = np.array(list(value.values()), dtype=np.float64)
@@ -166,7 +159,7 @@ def _position(where: str, value: Any, vocabulary: int) -> Position:
     return ids[order], probabilities[order]
 
 
-def _row(sample: Sample, positions: Sequence[Position], width: int) -> dict[str, Any]:
+def _table_row(sample: Sample, positions: Sequence[Position], width: int) -> dict[str, Any]:
     """A row of the teacher cache: `width` tokens per position; the rest is in the tail."""
     ids = np.stack([ids[:width] for ids, _ in positions])
     kept = np.stack([probabilities[:width] for _, probabilities in positions])

@@ -22,21 +22,21 @@ from nexa_distill.contracts import INPUTS, OUTPUTS
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
-from nexa_train.data.instructions import Item, Prompt, key_of
+from nexa_train.data.instructions import Item, Prompt, item_key
 
 if TYPE_CHECKING:
     from nexa_train.models.replies import Reply
 
-PART = 32  # prompts of a part: the most that a kill can lose
-ANSWER = ["sample_id", "teacher_output", "finish_reason", "answer_flag"]
+PART_PROMPTS = 32  # prompts of a part: the most that a kill can lose
+ANSWER_COLUMNS = ["sample_id", "teacher_output", "finish_reason", "answer_flag"]
 Row = dict[str, Any]
-Answer = Callable[[], None]  # reads storage.raw_dataset, writes storage.collected_dataset
+AskTeacher = Callable[[], None]  # reads storage.raw_dataset, writes storage.collected_dataset
 
 
-def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer) -> list[Item]:
-    """The items with their outputs; `answer` is called if some have none."""
-    src, dst = storage.path("raw_dataset"), storage.path("collected_dataset")
-    lacking = {key_of(item): _input(item, prompt) for item in items if not item["output"].strip()}
+def fill_outputs(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: AskTeacher) -> list[Item]:
+    """The items with their outputs; `ask_api` is called if some have none."""
+    src, dst = storage.path_of("raw_dataset"), storage.path_of("collected_dataset")
+    lacking = {item_key(item): _input_row(item, prompt) for item in items if not item["output"].strip()}
     if not lacking:
         return list(items)
     rows = list(lacking.values())
@@ -44,18 +44,15 @@ def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer
     if not src.exists() or pq.read_table(src).to_pylist() != rows:
         with table_writer(src, INPUTS) as out:
             out.write(pa.Table.from_pylist(rows, INPUTS))
-        StageRun("dedup", storage, inputs=[], settings={}).seal(src, rows_in=len(rows), rejected=0)
+        StageRun("dedup", storage, inputs=[], settings={}).seal_output(src, rows_in=len(rows), rejected=0)
     answer()
-    answers = pq.read_table(dst, columns=ANSWER).to_pylist()
+    answers = pq.read_table(dst, columns=ANSWER_COLUMNS).to_pylist()
     outputs = {
         row["sample_id"]: row["teacher_output"].strip()
         for row in answers
         if row["teacher_output"] and row["finish_reason"] != "length" and row["answer_flag"] is None
     }
-    filled = [
-        item if item["output"].strip() else item | {"output": outputs.get(key_of(item), "")}
-        for item in items
-    ]
+    filled = [item if item["output"].strip() else item | {"output": outputs.get(item_key(item), "")} for item in items]
     cut = sum(row["finish_reason"] == "length" for row in answers)
     count = sum(bool(item["output"].strip()) for item in filled)
     hint = f"; {cut} answers were cut, raise inference.max_new_tokens" if cut else ""
@@ -63,9 +60,9 @@ def fill(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: Answer
     return filled
 
 
-def _input(item: Item, prompt: Prompt) -> Row:
+def _input_row(item: Item, prompt: Prompt) -> Row:
     """A row of contracts.INPUTS; teacher and student get the same prompt."""
-    key = key_of(item)
+    key = item_key(item)
     row = dict.fromkeys(INPUTS.names) | {"sample_id": key, "task_id": "instruction"}
     return row | {
         "template_name": "instruction",
@@ -77,30 +74,30 @@ def _input(item: Item, prompt: Prompt) -> Row:
     }
 
 
-def by_api(configured: Callable[[], DistillConfig]) -> Answer:
+def answer_by_api(configured: Callable[[], DistillConfig]) -> AskTeacher:
     """Ask the provider of the configuration, through the journal; failed requests are retried."""
 
-    def answer() -> None:
+    def ask_api() -> None:
         from nexa_distill import collect_teacher
 
         collect_teacher.run(configured(), retry_failed=True)
 
-    return answer
+    return ask_api
 
 
-def by_model(
+def answer_by_model(
     load: Callable[[], tuple[Any, Any]], settings: Row, storage: Storage, weights: Sequence[Path]
-) -> Answer:
+) -> AskTeacher:
     """Ask a model in this process. `settings`: name, batch_size and sampling of the job."""
 
-    def answer() -> None:
-        src, dst = storage.path("raw_dataset"), storage.path("collected_dataset")
+    def ask_model() -> None:
+        src, dst = storage.path_of("raw_dataset"), storage.path_of("collected_dataset")
         stage = StageRun("teacher", storage, inputs=[src, *weights], settings=settings)
         if stage.is_current(dst):
             print(f"teacher: {dst} is up to date", flush=True)
             return
         # Parts depend on model and settings, not on the items: more items reuse old answers.
-        key = StageRun("teacher", storage, inputs=weights, settings=settings).key
+        key = StageRun("teacher", storage, inputs=weights, settings=settings).resume_key
         folder = dst.with_name(f".{dst.stem}.parts") / key[:16]
         rows = {row["sample_id"]: row for row in pq.read_table(src).to_pylist()}
         done = {
@@ -111,28 +108,26 @@ def by_model(
         }
         missing = [row for name, row in rows.items() if name not in done]
         if missing:
-            for part in _answers(load, missing, settings):
+            for part in _generate_parts(load, missing, settings):
                 number = len(list(folder.glob("*.parquet")))
                 with table_writer(folder / f"{number:06d}.parquet", OUTPUTS) as out:
                     out.write(pa.Table.from_pylist(part, OUTPUTS))
                 done |= {row["sample_id"]: row for row in part}
         with table_writer(dst, OUTPUTS) as out:
             out.write(pa.Table.from_pylist([done[key] for key in rows], OUTPUTS))
-        stage.seal(dst, rows_in=len(rows), rejected=0)
+        stage.seal_output(dst, rows_in=len(rows), rejected=0)
 
-    return answer
+    return ask_model
 
 
-def _answers(
-    load: Callable[[], tuple[Any, Any]], rows: Sequence[Row], settings: Row
-) -> Iterator[list[Row]]:
-    from nexa_train.models.replies import replies
+def _generate_parts(load: Callable[[], tuple[Any, Any]], rows: Sequence[Row], settings: Row) -> Iterator[list[Row]]:
+    from nexa_train.models.replies import generate_replies
 
     model, tokenizer = load()
     with Progress("teacher", len(rows), unit="answers") as progress:
-        for start in range(0, len(rows), PART):
-            some = rows[start : start + PART]
-            answers = replies(
+        for start in range(0, len(rows), PART_PROMPTS):
+            some = rows[start : start + PART_PROMPTS]
+            answers = generate_replies(
                 model,
                 tokenizer,
                 [row["user_prompt"] for row in some],
@@ -141,10 +136,7 @@ def _answers(
                 temperature=settings["temperature"],
                 batch_size=settings["batch_size"],
             )
-            yield [
-                _output_row(row, answer, settings["name"])
-                for row, answer in zip(some, answers, strict=True)
-            ]
+            yield [_output_row(row, answer, settings["name"]) for row, answer in zip(some, answers, strict=True)]
             progress.add(len(some))
 
 

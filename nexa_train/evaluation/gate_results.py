@@ -12,15 +12,15 @@ from nexa_distill.gates import GateFiles
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import load_manifest
 from nexa_distill.storage.tables import read_table
-from nexa_train.evaluation.metrics import ANSWERS, EXECUTED, Exam
+from nexa_train.evaluation.metrics import ANSWER_TABLES, EXEC_CHECKS, HeldOutResults
 
 Json = dict[str, Any]
-JUDGED = ("judge.factuality", "judge.reasoning")
+JUDGE_CHECKS = ("judge.factuality", "judge.reasoning")
 
 
 def gate_files(storage: Storage, model: str) -> GateFiles:
     """The files of the gate results of `teacher`, `before` or `after`."""
-    folder = storage.path("evaluation") / model
+    folder = storage.path_of("evaluation") / model
     return GateFiles(
         checks=folder / "rules.parquet",
         exec_checks=folder / "exec.parquet",
@@ -35,20 +35,18 @@ def gate_files(storage: Storage, model: str) -> GateFiles:
     )
 
 
-def read_exam(config: DistillConfig, name: str, prompts: Sequence[Json], loss: Json | None) -> Exam:
+def load_results(config: DistillConfig, name: str, prompts: Sequence[Json], loss: Json | None) -> HeldOutResults:
     """The results of `teacher`, `before` or `after`. Raises InputError for missing gate results."""
     storage = config.storage
     sample_ids = {row["sample_id"] for row in prompts}
-    files, key = gate_files(storage, name), ANSWERS[name]
+    files, key = gate_files(storage, name), ANSWER_TABLES[name]
     rows = partial(first_attempts, sample_ids=sample_ids)
-    answers = {row["sample_id"]: row for row in rows(storage.path(key), key)}
+    answers = {row["sample_id"]: row for row in rows(storage.path_of(key), key)}
     kept = rows(files.kept, "filtered_dataset")
     reasons: dict[str, list[str]] = {row["sample_id"]: [] for row in kept}
     for row in rows(files.rejections, "rejections"):
         # An answer with a better attempt has passed the gates too.
-        reasons[row["sample_id"]] = [
-            reason for reason in row["rejection_reasons"] if reason != "better_attempt_kept"
-        ]
+        reasons[row["sample_id"]] = [reason for reason in row["rejection_reasons"] if reason != "better_attempt_kept"]
     if reasons.keys() != answers.keys():
         raise InputError(
             f"{files.kept} and {files.rejections} judge {len(reasons)} of {len(answers)} answers; "
@@ -57,11 +55,11 @@ def read_exam(config: DistillConfig, name: str, prompts: Sequence[Json], loss: J
     # Judges and exec gate are optional.
     judged = rows(files.judge_checks, "judge_checks") if files.judge_checks.exists() else []
     judged = [row for row in judged if row["value"] is not None]
-    scores = {check: [r["value"] for r in judged if r["check"] == check] for check in JUDGED}
+    scores = {check: [r["value"] for r in judged if r["check"] == check] for check in JUDGE_CHECKS}
     scores = {check: values for check, values in scores.items() if values}
     checks = rows(files.exec_checks, "exec_checks") if files.exec_checks.exists() else []
     answered = [row for row in prompts if row["sample_id"] in answers]
-    return Exam(answers, reasons, loss, scores, _executed(config, answered, checks))
+    return HeldOutResults(answers, reasons, loss, scores, _execution_checks(config, answered, checks))
 
 
 def first_attempts(path: Path, table: str, sample_ids: Set[str]) -> list[Json]:
@@ -70,7 +68,7 @@ def first_attempts(path: Path, table: str, sample_ids: Set[str]) -> list[Json]:
     return [row for row in rows if row["sample_id"] in sample_ids and row["attempt"] == 0]
 
 
-def _executed(
+def _execution_checks(
     config: DistillConfig, prompts: Sequence[Json], checks: Sequence[Json]
 ) -> dict[str, dict[str, bool | None]]:
     """Per sample the execution checks that apply to it, None for one that was not run."""
@@ -81,10 +79,10 @@ def _executed(
         key, kind = row["sample_id"], kinds.get(row["template_name"])
         if kind is None:
             continue
-        column = exec_gate.KNOWN.get(kind)
+        column = exec_gate.GOLD_COLUMNS.get(kind)
         # Without a gold answer nothing can match.
         comparable = row[column] is not None if column else (key, "exec.matches") in results
-        names = EXECUTED if comparable else EXECUTED[:1]
+        names = EXEC_CHECKS if comparable else EXEC_CHECKS[:1]
         executed[key] = {name: results.get((key, name)) for name in names}
         # A query that matches on this database but not on a changed copy matches by chance.
         if results.get((key, "exec.matches_perturbed"), True) is not True:
@@ -92,7 +90,7 @@ def _executed(
     return executed
 
 
-def gates_settings(storage: Storage) -> list[str | None]:
+def gate_config_hashes(storage: Storage) -> list[str | None]:
     """The settings hash of each gate that the trained student's answers went through."""
     files = gate_files(storage, "after")
     gates = (files.checks, files.exec_checks, files.judge_checks, files.kept)

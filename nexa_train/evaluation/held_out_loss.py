@@ -21,9 +21,9 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_table
-from nexa_train.data.chat_tokenization import Sample, Skip, encode, student_format
+from nexa_train.data.chat_tokenization import Sample, Skip, encode_conversation, student_format
 from nexa_train.models.bundled import BUNDLED, BUNDLED_NAME, resolve_model
-from nexa_train.models.loading import context_of, load_for_inference
+from nexa_train.models.loading import context_length, load_for_inference
 
 Json = dict[str, Any]
 
@@ -37,16 +37,14 @@ class Subject:
     checkpoint: Path | None
 
 
-def path_of(storage: Storage, name: str) -> Path:
+def loss_path(storage: Storage, name: str) -> Path:
     """The loss file of `before`, `after` or `teacher`."""
-    return storage.path("evaluation") / name / "loss.json"
+    return storage.path_of("evaluation") / name / "loss.json"
 
 
-def subjects(
-    student: StudentConfig, storage: Storage, teacher_model_ids: Sequence[str]
-) -> dict[str, Subject]:
+def list_subjects(student: StudentConfig, storage: Storage, teacher_model_ids: Sequence[str]) -> dict[str, Subject]:
     """The models that can be measured; the teacher only if it has the student's tokenizer."""
-    checkpoint = student.checkpoint(storage)
+    checkpoint = student.checkpoint_path(storage)
     models = {
         "before": Subject(student.student, student.keep_layers, None),
         "after": Subject(str(checkpoint), None, checkpoint),
@@ -68,37 +66,33 @@ def settings(student: StudentConfig, subject: Subject) -> Json:
     return {**limits, "model": subject.model, "keep_layers": subject.keep_layers}
 
 
-def measure(name: str, model: Any, samples: Sequence[Sample], pad_id: int) -> list[Json]:
+def measure_losses(name: str, model: Any, samples: Sequence[Sample], pad_id: int) -> list[Json]:
     """`{sample_id, nats, tokens}` per sample; the model is in evaluation mode."""
     import torch
 
-    from nexa_train.data.collate import collate
+    from nexa_train.data.collate import collate_padded
     from nexa_train.training.assistant_loss import AnswerLoss
 
     loss, losses = AnswerLoss(model), []
     with Progress(f"held-out loss of {name}", len(samples), unit="samples") as progress:
         for sample in samples:  # one by one: no figure depends on a batch
             with torch.inference_mode():
-                nats = float(loss(collate([sample], model.device, pad_id=pad_id)))
-            losses.append(
-                {"sample_id": sample.sample_id, "nats": nats, "tokens": sample.trained_tokens}
-            )
+                nats = float(loss(collate_padded([sample], model.device, pad_id=pad_id)))
+            losses.append({"sample_id": sample.sample_id, "nats": nats, "tokens": sample.trained_tokens})
             progress.add()
     return losses
 
 
-def run(
-    config: DistillConfig, student: StudentConfig, teacher_model_ids: Sequence[str]
-) -> dict[str, Path]:
+def run(config: DistillConfig, student: StudentConfig, teacher_model_ids: Sequence[str]) -> dict[str, Path]:
     """Measure every subject that is not up to date; returns the file of each."""
-    models = subjects(student, config.storage, teacher_model_ids)
+    models = list_subjects(student, config.storage, teacher_model_ids)
     for name, subject in models.items():
-        _run_one(config.storage, student, name, subject)
-    return {name: path_of(config.storage, name) for name in models}
+        _measure_subject(config.storage, student, name, subject)
+    return {name: loss_path(config.storage, name) for name in models}
 
 
-def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subject) -> None:
-    src, dst = storage.path("sft_parquet"), path_of(storage, name)
+def _measure_subject(storage: Storage, student: StudentConfig, name: str, subject: Subject) -> None:
+    src, dst = storage.path_of("sft_parquet"), loss_path(storage, name)
     inputs = [src, subject.checkpoint] if subject.checkpoint else [src]
     chosen = settings(student, subject)
     stage = StageRun("evaluation.loss", storage, inputs=inputs, settings=chosen)
@@ -108,10 +102,10 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
     resolved = resolve_model(subject.model, storage)
     model, tokenizer = load_for_inference(resolved, subject.keep_layers, student)
     form = student_format(tokenizer)
-    longest = student.longest(context_of(resolved))
+    longest = student.longest_row(context_length(resolved))
     rows = read_table(src, TABLES["sft_parquet"]).sort_by("sample_id").to_pylist()
     encoded = [
-        encode(form, row["sample_id"], row["messages"], longest)
+        encode_conversation(form, row["sample_id"], row["messages"], longest)
         for row in rows
         if row["split"] == student.generate.split
     ]
@@ -122,9 +116,9 @@ def _run_one(storage: Storage, student: StudentConfig, name: str, subject: Subje
         "precision": str(model.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": model.config.num_hidden_layers,
-        "samples": measure(name, model, samples, tokenizer.pad_token_id or 0),
+        "samples": measure_losses(name, model, samples, tokenizer.pad_token_id or 0),
         "skipped": dict(skipped),
     }
     write_json(dst, measurement)
-    stage.seal(dst, rows_in=len(encoded), rejected=len(encoded) - len(samples), count=len(samples))
+    stage.seal_output(dst, rows_in=len(encoded), rejected=len(encoded) - len(samples), count=len(samples))
     print(f"held-out loss of {name}: {len(samples)} answers -> {dst}")

@@ -10,7 +10,7 @@ from nexa_distill.settings.student import Generation
 Row = dict[str, Any]
 
 
-def held_out(rows: pa.Table, generate: Generation) -> list[Row]:
+def select_held_out(rows: pa.Table, generate: Generation) -> list[Row]:
     """The rows of the held-out split, sorted by `sample_id`: an arbitrary but fixed order."""
     chosen = rows.filter(pc.equal(rows["split"], generate.split)).sort_by("sample_id")
     return list(chosen.slice(0, generate.max_prompts).to_pylist())

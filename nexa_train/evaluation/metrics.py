@@ -12,22 +12,17 @@ from typing import Any
 
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
-from nexa_train.evaluation.significance import (
-    FEWEST_DOCUMENTS,
-    compare_losses,
-    compare_passes,
-    wilson,
-)
+from nexa_train.evaluation.significance import FEWEST_DOCUMENTS, compare_losses, compare_passes, wilson_interval
 
 Json = dict[str, Any]
 # The three models, and the table of their answers.
-ANSWERS = {"teacher": "collected_dataset", "before": "baseline_outputs", "after": "student_outputs"}
-EXAMPLES = 12
-EXECUTED = ("exec.executes", "exec.matches")
+ANSWER_TABLES = {"teacher": "collected_dataset", "before": "baseline_outputs", "after": "student_outputs"}
+EXAMPLE_COUNT = 12
+EXEC_CHECKS = ("exec.executes", "exec.matches")
 
 
 @dataclass(frozen=True)
-class Exam:
+class HeldOutResults:
     """One model's answers to the held-out prompts, by `sample_id`.
 
     `reasons`: the rejection reasons of an answer in order; empty if it passed. `loss`: the
@@ -43,7 +38,7 @@ class Exam:
     executed: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
 
 
-def assess(prompts: Sequence[Json], results: Mapping[str, Exam]) -> Json:
+def compute_metrics(prompts: Sequence[Json], results: Mapping[str, HeldOutResults]) -> Json:
     """`{prompts, models, comparison, outcomes, examples}` of the report.
 
     `prompts` are the held-out rows. Raises InputError unless `before` and `after` answered exactly
@@ -56,18 +51,18 @@ def assess(prompts: Sequence[Json], results: Mapping[str, Exam]) -> Json:
             raise InputError(
                 f"the student {name} training answered {len(ids & expected)} of the "
                 f"{len(expected)} held-out prompts and {len(ids - expected)} others; run "
-                f"`{TABLES[ANSWERS[name]].command}` again"
+                f"`{TABLES[ANSWER_TABLES[name]].command}` again"
             )
     return {
         "prompts": len(prompts),
-        "models": {name: _model(prompts, exam) for name, exam in results.items()},
-        "comparison": _comparison(prompts, results["before"], results["after"]),
-        "outcomes": _outcomes(prompts, results["after"]),
-        "examples": [_example(row, results) for row in prompts[:EXAMPLES]],
+        "models": {name: _model_metrics(prompts, exam) for name, exam in results.items()},
+        "comparison": _compare_students(prompts, results["before"], results["after"]),
+        "outcomes": _prompt_outcomes(prompts, results["after"]),
+        "examples": [_build_example(row, results) for row in prompts[:EXAMPLE_COUNT]],
     }
 
 
-def _model(prompts: Sequence[Json], result: Exam) -> Json:
+def _model_metrics(prompts: Sequence[Json], result: HeldOutResults) -> Json:
     # The teacher may have answered some of the prompts only.
     answered = [row for row in prompts if row["sample_id"] in result.answers]
     answers = [result.answers[row["sample_id"]] for row in answered]
@@ -77,43 +72,43 @@ def _model(prompts: Sequence[Json], result: Exam) -> Json:
         "model_id": ", ".join(sorted({str(answer["model_id"]) for answer in answers})) or None,
         "parameters": result.loss["parameters"] if result.loss else None,
         "layers": result.loss["layers"] if result.loss else None,
-        "gate": _gate(answered, result),
-        "execution": _execution(answered, result),
-        "by_task": _by("template_name", answered, result),
-        "by_domain": _by("domain", answered, result),
+        "gate": _gate_share(answered, result),
+        "execution": _execution_shares(answered, result),
+        "by_task": _group_by_column("template_name", answered, result),
+        "by_domain": _group_by_column("domain", answered, result),
         "reject_reason_counts": dict(first.most_common()),
         "judge": {name: fmean(scores) for name, scores in result.scores.items()} or None,
-        "loss": _loss(result.loss),
-        "answer_tokens": _lengths(answers),
-        "generation": _speed(answers),
+        "loss": _mean_loss(result.loss),
+        "answer_tokens": _answer_lengths(answers),
+        "generation": _generation_speed(answers),
     }
 
 
-def _gate(rows: Sequence[Json], result: Exam) -> Json:
-    return _share(sum(not result.reasons[row["sample_id"]] for row in rows), len(rows))
+def _gate_share(rows: Sequence[Json], result: HeldOutResults) -> Json:
+    return _share_with_interval(sum(not result.reasons[row["sample_id"]] for row in rows), len(rows))
 
 
-def _share(passed: int, total: int) -> Json:
-    low, high = wilson(passed, total) or (None, None)
+def _share_with_interval(passed: int, total: int) -> Json:
+    low, high = wilson_interval(passed, total) or (None, None)
     rate = passed / total if total else None
     return {"passed": passed, "total": total, "rate": rate, "low": low, "high": high}
 
 
-def _execution(rows: Sequence[Json], result: Exam) -> dict[str, Json | None]:
+def _execution_shares(rows: Sequence[Json], result: HeldOutResults) -> dict[str, Json | None]:
     """The share per execution check over the answers that it applies to; None if there are none."""
     shares: dict[str, Json | None] = {}
-    for check in EXECUTED:
+    for check in EXEC_CHECKS:
         results = [result.executed.get(row["sample_id"], {}) for row in rows]
         # None counts as not right: the rules refused the answer, so it was not run.
         values = [checks[check] for checks in results if check in checks]
-        share = _share(values.count(True), len(values)) | {"not_decided": values.count(None)}
+        share = _share_with_interval(values.count(True), len(values)) | {"not_decided": values.count(None)}
         shares[check] = share if values else None
     return shares
 
 
-def _by(column: str, rows: Sequence[Json], result: Exam) -> dict[str, Json]:
+def _group_by_column(column: str, rows: Sequence[Json], result: HeldOutResults) -> dict[str, Json]:
     return {
-        name: _gate(group, result) | {"execution": _execution(group, result)}
+        name: _gate_share(group, result) | {"execution": _execution_shares(group, result)}
         for name, group in _group_rows(column, rows).items()
     }
 
@@ -123,7 +118,7 @@ def _group_rows(column: str, rows: Sequence[Json]) -> dict[str, list[Json]]:
     return {name: [row for row in rows if (row[column] or "not said") == name] for name in names}
 
 
-def _loss(measured: Json | None) -> Json | None:
+def _mean_loss(measured: Json | None) -> Json | None:
     if measured is None or not measured["samples"]:
         return None
     tokens = sum(sample["tokens"] for sample in measured["samples"])
@@ -133,7 +128,7 @@ def _loss(measured: Json | None) -> Json | None:
     return figures | {key: measured[key] for key in ("skipped", "precision")}
 
 
-def _lengths(answers: Sequence[Json]) -> Json | None:
+def _answer_lengths(answers: Sequence[Json]) -> Json | None:
     counts = [a["completion_tokens"] for a in answers if a["completion_tokens"] is not None]
     if not counts:
         return None
@@ -141,7 +136,7 @@ def _lengths(answers: Sequence[Json]) -> Json | None:
     return figures | {"min": min(counts), "max": max(counts), "answers": len(counts)}
 
 
-def _speed(answers: Sequence[Json]) -> Json | None:
+def _generation_speed(answers: Sequence[Json]) -> Json | None:
     """Tokens per second of the answers that were generated locally."""
     # Local latencies add up to elapsed time; those of an API overlap.
     local = [a for a in answers if a["request_key"] is None]
@@ -152,7 +147,7 @@ def _speed(answers: Sequence[Json]) -> Json | None:
     return {"tokens_per_second": tokens / seconds, "tokens": tokens, "seconds": seconds}
 
 
-def _comparison(prompts: Sequence[Json], before: Exam, after: Exam) -> Json:
+def _compare_students(prompts: Sequence[Json], before: HeldOutResults, after: HeldOutResults) -> Json:
     comparison: Json = {"gate": _compare_gate(prompts, before, after)}
     for key, column in (("by_task", "template_name"), ("by_domain", "domain")):
         groups = _group_rows(column, prompts).items()
@@ -161,14 +156,12 @@ def _comparison(prompts: Sequence[Json], before: Exam, after: Exam) -> Json:
     return comparison | {"loss": loss, "fewest_documents": FEWEST_DOCUMENTS}
 
 
-def _compare_gate(prompts: Sequence[Json], before: Exam, after: Exam) -> Json | None:
-    passes = [
-        [not result.reasons[row["sample_id"]] for row in prompts] for result in (before, after)
-    ]
+def _compare_gate(prompts: Sequence[Json], before: HeldOutResults, after: HeldOutResults) -> Json | None:
+    passes = [[not result.reasons[row["sample_id"]] for row in prompts] for result in (before, after)]
     return compare_passes([row["cluster_id"] for row in prompts], *passes)
 
 
-def _outcomes(prompts: Sequence[Json], after: Exam) -> dict[str, Json]:
+def _prompt_outcomes(prompts: Sequence[Json], after: HeldOutResults) -> dict[str, Json]:
     """The trained student's outcome per prompt: a later run is compared with it."""
     losses = _losses_by_sample(after)
     keys = {row["sample_id"]: row["cluster_id"] for row in prompts}
@@ -184,12 +177,12 @@ def _outcomes(prompts: Sequence[Json], after: Exam) -> dict[str, Json]:
     }
 
 
-def _losses_by_sample(result: Exam) -> dict[str, Json]:
+def _losses_by_sample(result: HeldOutResults) -> dict[str, Json]:
     samples = result.loss["samples"] if result.loss else []
     return {sample["sample_id"]: sample for sample in samples}
 
 
-def _example(row: Json, results: Mapping[str, Exam]) -> Json:
+def _build_example(row: Json, results: Mapping[str, HeldOutResults]) -> Json:
     """One prompt and its answers. The order by hash picks the examples, not a human."""
     answers = {}
     for name, result in results.items():

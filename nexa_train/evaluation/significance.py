@@ -39,7 +39,7 @@ class Pairs:
     weights: Sequence[float]
 
 
-def wilson(passed: int, total: int) -> tuple[float, float] | None:
+def wilson_interval(passed: int, total: int) -> tuple[float, float] | None:
     """Wilson's 95 % score interval of a share; None without measurements (1927, JASA 22, 209)."""
     if total == 0:
         return None
@@ -50,7 +50,7 @@ def wilson(passed: int, total: int) -> tuple[float, float] | None:
     return (0.0 if passed == 0 else low, 1.0 if passed == total else high)
 
 
-def mcnemar(only_before: int, only_after: int) -> float:
+def mcnemar_p_value(only_before: int, only_after: int) -> float:
     """McNemar's exact test: two-sided p that a split is this uneven if neither is better."""
     # The binomial test on the discordant pairs (McNemar 1947, Psychometrika 12, 153-157).
     n, least = only_before + only_after, min(only_before, only_after)
@@ -70,13 +70,13 @@ def paired_difference(pairs: Pairs) -> dict[str, Any] | None:
     weight: Floats = np.bincount(group, np.asarray(pairs.weights)).astype(np.float64)
     difference = float(change.sum() / weight.sum())
     enough = len(change) >= FEWEST_DOCUMENTS or not change.any()
-    low, high = _interval(change, weight) if enough else (None, None)
-    interval = {"difference": difference, "low": low, "high": high, "verdict": _verdict(low, high)}
+    low, high = _bootstrap_interval(change, weight) if enough else (None, None)
+    interval = {"difference": difference, "low": low, "high": high, "verdict": _classify_interval(low, high)}
     counts = {"samples": len(pairs.groups), "documents": len(change)}
     return interval | counts | {"resamples": RESAMPLES, "seed": SEED}
 
 
-def _interval(change: Floats, weight: Floats) -> tuple[float, float]:
+def _bootstrap_interval(change: Floats, weight: Floats) -> tuple[float, float]:
     """2.5th and 97.5th percentile over resamples of groups, drawn with replacement."""
     # The paired bootstrap (Efron 1979, Annals of Statistics 7, 1-26; Koehn 2004, EMNLP). It draws
     # whole groups: samples of one source document are not independent.
@@ -89,7 +89,7 @@ def _interval(change: Floats, weight: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _verdict(low: float | None, high: float | None) -> str:
+def _classify_interval(low: float | None, high: float | None) -> str:
     """The verdict on after minus before."""
     if low is None or high is None:
         return "cannot be said"
@@ -116,9 +116,7 @@ def compare_losses(
     return paired_difference(Pairs(groups, first, second, weights))
 
 
-def compare_passes(
-    groups: Sequence[str], before: Sequence[bool], after: Sequence[bool]
-) -> dict[str, Any] | None:
+def compare_passes(groups: Sequence[str], before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any] | None:
     """Two models at one gate: the four kinds of pair, McNemar's p, the difference of shares."""
     weights = [1.0] * len(groups)
     pairs = Pairs(groups, list(map(float, before)), list(map(float, after)), weights)
@@ -127,7 +125,7 @@ def compare_passes(
         return None
     both = sum(b and a for b, a in zip(before, after, strict=True))
     only_before, only_after = sum(before) - both, sum(after) - both
-    p = mcnemar(only_before, only_after)
+    p = mcnemar_p_value(only_before, only_after)
     # Both tests have to agree: the bootstrap of few documents gives intervals that are too narrow.
     if difference["verdict"] in {"higher", "lower"} and p >= SIGNIFICANT:
         difference["verdict"] = NOT_SHOWN

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from nexa_distill.contracts import TABLES
-from nexa_distill.reporting.stage_reports import shown
+from nexa_distill.reporting.stage_reports import format_number
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
@@ -29,9 +29,9 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.storage.tables import read_table
-from nexa_train.evaluation.gate_results import JUDGED, first_attempts, gate_files
-from nexa_train.evaluation.held_out_prompts import held_out
-from nexa_train.evaluation.metrics import ANSWERS
+from nexa_train.evaluation.gate_results import JUDGE_CHECKS, first_attempts, gate_files
+from nexa_train.evaluation.held_out_prompts import select_held_out
+from nexa_train.evaluation.metrics import ANSWER_TABLES
 
 Rows = Sequence[Mapping[str, Any]]
 TOLERANCES = (0.0, 0.05, 0.1, 0.2)
@@ -39,14 +39,12 @@ UNDEFINED = "not defined (no pair of scores, or one side's are all alike)"
 EPSILON = 1e-9  # 0.3 - 0.1 is slightly more than 0.2
 
 
-def scores(
-    answered: Sequence[str], passed_rules: Rows, checks: Rows, kept: Rows
-) -> dict[str, float]:
+def score_answers(answered: Sequence[str], passed_rules: Rows, checks: Rows, kept: Rows) -> dict[str, float]:
     """Score 0..1 per `sample_id`. Rows of first attempts only; `checks` of execution and judges."""
     # Execution's score (1.0 matches, 0.5 executes, 0.0); without execution the mean of the judges'
     # scores; without judges 1.0 for an answer that passes the gates and 0.0 for any other.
     kind = "exec." if any(row["check"] == "exec.score" for row in checks) else "judge."
-    names = ("exec.score",) if kind == "exec." else JUDGED
+    names = ("exec.score",) if kind == "exec." else JUDGE_CHECKS
     measured: dict[str, list[float | None]] = {}
     for row in checks:
         if row["check"] in names:
@@ -62,26 +60,26 @@ def scores(
     return scores
 
 
-def _scores(config: DistillConfig, model: str, sample_ids: set[str]) -> dict[str, float]:
-    files, key = gate_files(config.storage, model), ANSWERS[model]
+def _load_scores(config: DistillConfig, model: str, sample_ids: set[str]) -> dict[str, float]:
+    files, key = gate_files(config.storage, model), ANSWER_TABLES[model]
     rows = partial(first_attempts, sample_ids=sample_ids)
-    answered = [row["sample_id"] for row in rows(config.storage.path(key), key)]
+    answered = [row["sample_id"] for row in rows(config.storage.path_of(key), key)]
     checks = rows(files.exec_checks, "exec_checks") + rows(files.judge_checks, "judge_checks")
     passed, kept = rows(files.passed_rules, "rule_filtered"), rows(files.kept, "filtered_dataset")
-    return scores(answered, passed, checks, kept)
+    return score_answers(answered, passed, checks, kept)
 
 
 def run(config: DistillConfig, student: StudentConfig) -> Path:
     """Write the report unless it has these figures already; returns its path."""
-    prompts = read_table(config.storage.path("raw_dataset"), TABLES["raw_dataset"])
-    sample_ids = {row["sample_id"] for row in held_out(prompts, student.generate)}
+    prompts = read_table(config.storage.path_of("raw_dataset"), TABLES["raw_dataset"])
+    sample_ids = {row["sample_id"] for row in select_held_out(prompts, student.generate)}
     limit = load_yaml(Path(config.filters), FilterConfig).sample_gate.judge_f_threshold
-    teacher, after = (_scores(config, model, sample_ids) for model in ("teacher", "after"))
+    teacher, after = (_load_scores(config, model, sample_ids) for model in ("teacher", "after"))
     figures = score_agreement(teacher, after, limit)
-    path = config.storage.path("reports") / "evaluation" / "score_agreement.json"
+    path = config.storage.path_of("reports") / "evaluation" / "score_agreement.json"
     if not (path.is_file() and figures.items() <= json.loads(path.read_text()).items()):
         write_json(path, {"run_id": run_id(), **figures, "created_at": utc_now()})
-        write_text(path.with_suffix(".md"), markdown(figures))
+        write_text(path.with_suffix(".md"), render_markdown(figures))
     return path
 
 
@@ -93,42 +91,37 @@ def score_agreement(
     `total` counts the teacher's scores, `missing` those without one of the student.
     """
     keys = sorted(teacher.keys() & student.keys())
-    both = pd.DataFrame(
-        {"teacher": [teacher[k] for k in keys], "student": [student[k] for k in keys]}, dtype=float
-    )
+    both = pd.DataFrame({"teacher": [teacher[k] for k in keys], "student": [student[k] for k in keys]}, dtype=float)
     gap = (both["teacher"] - both["student"]).abs()
     passes = both >= pass_threshold
     return {
         "total": len(teacher),
         "matched": len(keys),
         "missing": len(teacher) - len(keys),
-        "teacher_mean": _mean(both["teacher"]),
-        "student_mean": _mean(both["student"]),
-        "mae": _mean(gap),
+        "teacher_mean": _mean_or_none(both["teacher"]),
+        "student_mean": _mean_or_none(both["student"]),
+        "mae": _mean_or_none(gap),
         "rmse": None if gap.empty else float(np.sqrt((gap**2).mean())),
-        **{f"agreement_at_{t}": _mean(gap <= t + EPSILON) for t in TOLERANCES},
-        "pearson": _correlation(both),
-        "spearman": _correlation(both.rank()),  # Pearson's coefficient of ranks, ties at the mean
+        **{f"agreement_at_{t}": _mean_or_none(gap <= t + EPSILON) for t in TOLERANCES},
+        "pearson": _correlation_or_none(both),
+        "spearman": _correlation_or_none(both.rank()),  # Pearson's coefficient of ranks, ties at the mean
         "pass_threshold": pass_threshold,
-        "pass_agreement": _mean(passes["teacher"] == passes["student"]),
+        "pass_agreement": _mean_or_none(passes["teacher"] == passes["student"]),
     }
 
 
-def _mean(values: "pd.Series[Any]") -> float | None:
+def _mean_or_none(values: "pd.Series[Any]") -> float | None:
     return None if values.empty else float(values.mean())
 
 
-def _correlation(both: pd.DataFrame) -> float | None:
+def _correlation_or_none(both: pd.DataFrame) -> float | None:
     if len(both) < 2 or (both.nunique() < 2).any():
         return None
     return float(both["teacher"].corr(both["student"]))
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def render_markdown(report: Mapping[str, Any]) -> str:
     """The report as a Markdown table."""
     lines = ["# Scores of teacher and student", "", "| measure | value |", "|---|---|"]
-    lines += [
-        f"| {name} | {UNDEFINED if value is None else shown(value)} |"
-        for name, value in report.items()
-    ]
+    lines += [f"| {name} | {UNDEFINED if value is None else format_number(value)} |" for name, value in report.items()]
     return "\n".join(lines) + "\n"

@@ -40,15 +40,15 @@ def materialise_bundled_model(dst: Path) -> Path:
     dst.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(dst):
         if dst.is_dir():
-            _end_at_turn_only(dst)
+            _correct_end_tokens(dst)
             return dst
         weights = bundled_weights()
         with complete_folder(dst) as temporary:
-            _convert(weights, temporary)
+            _convert_weights(weights, temporary)
     return dst
 
 
-def _end_at_turn_only(folder: Path) -> None:
+def _correct_end_tokens(folder: Path) -> None:
     """Correct a folder of an earlier version, which ended answers at a line break too."""
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def _end_at_turn_only(folder: Path) -> None:
         write_json(path, settings | {"eos_token_id": end})
 
 
-def _convert(weights: Path, folder: Path) -> None:
+def _convert_weights(weights: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
@@ -90,5 +90,5 @@ def _convert(weights: Path, folder: Path) -> None:
 def resolve_model(name: str, storage: Storage) -> str:
     """The folder of `bundled`, written on first use; a path or a hub id is returned unchanged."""
     if name == BUNDLED:
-        return str(materialise_bundled_model(storage.path("models") / BUNDLED_NAME))
+        return str(materialise_bundled_model(storage.path_of("models") / BUNDLED_NAME))
     return name

@@ -18,7 +18,7 @@ TEMPLATE = (
 )
 
 
-def with_template(tokenizer: Any) -> Any:
+def add_fallback_template(tokenizer: Any) -> Any:
     """The tokenizer, with the fallback template if it has none."""
     if tokenizer.chat_template is None:
         # If the tokenizer puts BOS before a text, the template has to: see FAULTS["no_bos"].
@@ -28,14 +28,14 @@ def with_template(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
+def save_with_fallback_template(model: str, tokenizer: Any, parent: Path) -> str:
     """`model`; without a chat template, a folder in `parent` with its files and the fallback one.
 
     The weights are links. Raises InputError for a model that cannot be loaded.
     """
     if tokenizer.chat_template is not None:
         return model
-    source = _folder(model).resolve()
+    source = _model_folder(model).resolve()
     folder = parent / f"base-{sha256_text(str(source))[:12]}"  # one folder per model
     parent.mkdir(parents=True, exist_ok=True)
     with one_writer(folder):
@@ -47,11 +47,11 @@ def with_template_saved(model: str, tokenizer: Any, parent: Path) -> str:
                 # The tokenizer files are replaced: the template is part of them.
                 for old in temporary.glob("*token*"):
                     old.unlink()
-                with_template(tokenizer).save_pretrained(temporary)
+                add_fallback_template(tokenizer).save_pretrained(temporary)
     return str(folder)
 
 
-def _folder(model: str) -> Path:
+def _model_folder(model: str) -> Path:
     """The folder of a model's files; those of a hub id are downloaded."""
     if Path(model).is_dir():
         return Path(model)

@@ -24,7 +24,7 @@ def complete_folder(final: Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
-            failpoints.hit("checkpoint")
+            failpoints.hit_failpoint("checkpoint")
         except SafetensorError as error:  # only its message contains the system's error
             if "os error 28" in str(error) or "No space" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
@@ -33,11 +33,11 @@ def complete_folder(final: Path) -> Iterator[Path]:
         for file in (path for path in temporary.rglob("*") if path.is_file()):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        failpoints.hit("checkpoint")
+        failpoints.hit_failpoint("checkpoint")
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
-        failpoints.hit("checkpoint")
+        failpoints.hit_failpoint("checkpoint")
         sync_folder(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

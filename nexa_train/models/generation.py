@@ -45,7 +45,7 @@ def new_tokens(
         max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stops, **sampling
     )
     torch.manual_seed(seed)
-    with _only(model, config), torch.inference_mode():
+    with _override_config(model, config), torch.inference_mode():
         out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     new = iter(out[:, width:].tolist())
     return [next(new) if fits else [] for fits in readable]
@@ -59,7 +59,7 @@ def padding_token(model: Any, tokenizer: Any, stops: Sequence[int]) -> int:
 
 
 @contextmanager
-def _only(model: Any, config: Any) -> Iterator[None]:
+def _override_config(model: Any, config: Any) -> Iterator[None]:
     """Replace the model's generation config within the block."""
     # `generate` fills unset values from the model's own config, such as a repetition penalty.
     own, model.generation_config = model.generation_config, config
@@ -69,7 +69,7 @@ def _only(model: Any, config: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def said(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int]) -> tuple[str, int, bool]:
+def decode_answer(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int]) -> tuple[str, int, bool]:
     """Text, token count (a stop token included) and whether a stop token ended one row."""
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     answer = tokens if end is None else tokens[:end]

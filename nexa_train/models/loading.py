@@ -11,7 +11,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.student import StudentConfig
 from nexa_train.data.chat_template import fix_template
 from nexa_train.models.bundled import BUNDLED
-from nexa_train.models.precision import native_bf16
+from nexa_train.models.precision import has_native_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,20 +25,16 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = _config_of(model)
+    config = _load_config(model)
     _refuse_other_kinds(model, config)
     if dtype is None:
         refuse_quantised(model)
     try:
         result: Any = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=dtype or torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+            model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # noqa: BLE001 - other libraries raise any type
-        raise _not_loadable(model, error, _quantisation(config)) from None
+        raise _load_error(model, error, _quantisation_method(config)) from None
     loaded, info = result
     if missing := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
         # transformers would only warn and begin with random weights in their place.
@@ -46,19 +42,16 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
             f"{model}: {len(missing)} weights are missing or of another shape, the first is "
             f"{missing[0]}; the checkpoint is not complete, get it again"
         )
-    return loaded if keep_layers is None else depth_pruned(loaded, keep_layers)
+    return loaded if keep_layers is None else prune_depth(loaded, keep_layers)
 
 
 def refuse_quantised(model: str) -> None:
     """Raises InputError if the weights are quantised; reads the configuration only."""
-    if method := _quantisation(_config_of(model)):
-        raise InputError(
-            f"{model}: a quantised checkpoint ({method}) cannot be trained; take the one in "
-            "bfloat16"
-        )
+    if method := _quantisation_method(_load_config(model)):
+        raise InputError(f"{model}: a quantised checkpoint ({method}) cannot be trained; take the one in bfloat16")
 
 
-def _quantisation(config: Any) -> str | None:
+def _quantisation_method(config: Any) -> str | None:
     for part in (config, config.get_text_config()):
         settings = getattr(part, "quantization_config", None)
         if settings is not None:
@@ -67,13 +60,13 @@ def _quantisation(config: Any) -> str | None:
     return None
 
 
-def _config_of(model: str) -> Any:
+def _load_config(model: str) -> Any:
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - each of hundreds of classes has its own checks
-        raise _not_loadable(model, error) from None
+        raise _load_error(model, error) from None
 
 
 def _refuse_other_kinds(model: str, config: Any) -> None:
@@ -98,14 +91,14 @@ def _refuse_other_kinds(model: str, config: Any) -> None:
     )
 
 
-def context_of(model: str) -> int | None:
+def context_length(model: str) -> int | None:
     """The context length in tokens; None if the configuration has none."""
-    return getattr(_config_of(model).get_text_config(), "max_position_embeddings", None)
+    return getattr(_load_config(model).get_text_config(), "max_position_embeddings", None)
 
 
-def embeddings_of(model: str) -> int | None:
+def embedding_count(model: str) -> int | None:
     """Rows of the input embedding, an upper bound of token ids; None if unknown."""
-    return getattr(_config_of(model).get_text_config(), "vocab_size", None)
+    return getattr(_load_config(model).get_text_config(), "vocab_size", None)
 
 
 def load_student_tokenizer(model: str, student: StudentConfig) -> Any:
@@ -121,10 +114,10 @@ def load_tokenizer(model: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - other libraries raise any type
-        raise _not_loadable(model, error) from None
+        raise _load_error(model, error) from None
 
 
-def _not_loadable(model: str, error: Exception, quantised: str | None = None) -> Exception:
+def _load_error(model: str, error: Exception, quantised: str | None = None) -> Exception:
     """The error for a model that transformers cannot load."""
     import torch
 
@@ -159,7 +152,7 @@ def load_for_inference(
     """
     import torch
 
-    loaded = load_model(model, keep_layers, torch.bfloat16 if native_bf16() else torch.float32)
+    loaded = load_model(model, keep_layers, torch.bfloat16 if has_native_bf16() else torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_student_tokenizer(model, student) if student else load_tokenizer(model)
     return loaded.to(device).eval(), tokenizer
@@ -176,18 +169,14 @@ def load_quantised(model: str) -> tuple[Any, Any]:
     eight_bits = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model,
-            quantization_config=eight_bits,
-            device_map="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
+            model, quantization_config=eight_bits, device_map="auto", use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # noqa: BLE001 - other libraries raise any type
-        raise _not_loadable(model, error, _quantisation(_config_of(model))) from None
+        raise _load_error(model, error, _quantisation_method(_load_config(model))) from None
     return loaded.eval(), load_tokenizer(model)
 
 
-def depth_pruned(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:
+def prune_depth(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:
     """Keep only the decoder layers `keep_layers` (ascending); weights are unchanged.
 
     A loaded model is changed in place. Raises InputError naming the layer.
@@ -200,8 +189,7 @@ def depth_pruned(model_or_path: "PreTrainedModel | str | Path", keep_layers: lis
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None:
         raise InputError(
-            f"keep_layers is set, and {type(model).__name__} has no model.layers to keep; "
-            "write keep_layers: null"
+            f"keep_layers is set, and {type(model).__name__} has no model.layers to keep; write keep_layers: null"
         )
     last = len(layers) - 1
     if not keep_layers or keep_layers != sorted(set(keep_layers)):

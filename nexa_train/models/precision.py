@@ -4,21 +4,19 @@ import os
 
 from nexa_distill.errors import InputError
 
-SWITCH = "NEXA_BF16"
+BF16_VARIABLE = "NEXA_BF16"
 
 
-def native_bf16() -> bool:
+def has_native_bf16() -> bool:
     """Whether to compute in bfloat16.
 
     The environment variable NEXA_BF16 = on | off overrides the hardware; child processes inherit
     it. Raises InputError for another value.
     """
-    value = os.environ.get(SWITCH)
+    value = os.environ.get(BF16_VARIABLE)
     if value is not None:
         if value not in ("on", "off"):
-            raise InputError(
-                f"{SWITCH} is {value!r}, expected on or off; unset it to follow the hardware"
-            )
+            raise InputError(f"{BF16_VARIABLE} is {value!r}, expected on or off; unset it to follow the hardware")
         return value == "on"
     import torch
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from nexa_distill.text.reasoning import split_reasoning
 from nexa_train.data.chat_format import chat_format
-from nexa_train.models.fallback_chat_template import with_template
-from nexa_train.models.generation import new_tokens, prompt_tail, said
+from nexa_train.models.fallback_chat_template import add_fallback_template
+from nexa_train.models.generation import decode_answer, new_tokens, prompt_tail
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Reply:
     full_text: str
 
 
-def replies(
+def generate_replies(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
@@ -39,8 +39,8 @@ def replies(
 
     Raises ChatRefused.
     """
-    form = chat_format(with_template(tokenizer))
-    stops = form.stops
+    form = chat_format(add_fallback_template(tokenizer))
+    stops = form.stop_tokens
     ids = [form.prompt_ids([{"role": "user", "content": text}]) for text in prompts]
     answers: list[Reply] = []
     for start in range(0, len(ids), batch_size):
@@ -56,7 +56,7 @@ def replies(
             seed=seed + start,
         )
         for prompt, row in zip(batch, rows, strict=True):
-            full, count, ended = said(tokenizer, row, stops)
+            full, count, ended = decode_answer(tokenizer, row, stops)
             reasoning, text = split_reasoning(full, prompt_tail(tokenizer, prompt))
             answers.append(Reply((text or "").strip(), ended, count, reasoning, full.strip()))
     return answers

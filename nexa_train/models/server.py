@@ -25,7 +25,7 @@ from pathlib import Path
 
 from nexa_distill.errors import InputMissing, Locked, ProviderUnusable
 from nexa_distill.storage.atomic import write_json
-from nexa_train.models.precision import native_bf16
+from nexa_train.models.precision import has_native_bf16
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -46,9 +46,7 @@ THREADS = {"GOMP_SPINCOUNT": "5000"}
 BATCHING = ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"]
 
 
-def serve(
-    folder: Path, endpoint: Path, *, until: Path | None, port: int, timeout_seconds: float
-) -> None:
+def serve_model(folder: Path, endpoint: Path, *, until: Path | None, port: int, timeout_seconds: float) -> None:
     """Serve the checkpoint in `folder` until the file `until` exists or a signal arrives.
 
     Raises InputMissing (66) if `folder` is no checkpoint, Locked (75) if `endpoint` is served
@@ -56,12 +54,12 @@ def serve(
     """
     if not (folder / "config.json").is_file():
         raise InputMissing(f"{folder}: no config.json here; --model takes a checkpoint folder")
-    _refuse_second(endpoint)
+    _refuse_second_server(endpoint)
     # Chosen before the start, so that a used port is a clear error.
-    port = free_port(port)
+    port = find_free_port(port)
     log = endpoint.with_name(f"{endpoint.name}.log")
     endpoint.parent.mkdir(parents=True, exist_ok=True)
-    with _server(folder, port, log) as server:
+    with _server_process(folder, port, log) as server:
         try:
             _wait_healthy(server, port, log, timeout_seconds)
             base_url = f"http://{HOST}:{port}/v1"
@@ -75,11 +73,11 @@ def serve(
 
 
 @contextmanager
-def _server(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _server_process(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The child process; its whole process group is ended with the block."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder.name]
     command += [*BATCHING, "--host", HOST, "--port", str(port)]
-    if not native_bf16():
+    if not has_native_bf16():
         command += ["--dtype", "float32"]
     with log.open("wb") as output:
         server = subprocess.Popen(
@@ -122,21 +120,19 @@ def _end_group(server: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _wait_healthy(
-    server: subprocess.Popen[bytes], port: int, log: Path, timeout_seconds: float
-) -> None:
+def _wait_healthy(server: subprocess.Popen[bytes], port: int, log: Path, timeout_seconds: float) -> None:
     end = time.monotonic() + timeout_seconds
-    while not _answers(f"http://{HOST}:{port}/health"):
+    while not _is_healthy(f"http://{HOST}:{port}/health"):
         _check_alive(server, log)
         if time.monotonic() > end:
             raise ProviderUnusable(
                 f"the model server did not answer within {timeout_seconds:g} s; give it more with "
-                f"--timeout, or see {log}:\n{_tail(log)}"
+                f"--timeout, or see {log}:\n{_log_tail(log)}"
             )
         time.sleep(POLL_SECONDS)
 
 
-def _answers(url: str) -> bool:
+def _is_healthy(url: str) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
     try:
         with opener.open(url, timeout=5) as response:
@@ -148,16 +144,15 @@ def _answers(url: str) -> bool:
 def _check_alive(server: subprocess.Popen[bytes], log: Path) -> None:
     if server.poll() is not None:
         raise ProviderUnusable(
-            f"the model server ended with status {server.returncode}; its last lines ({log}):\n"
-            f"{_tail(log)}"
+            f"the model server ended with status {server.returncode}; its last lines ({log}):\n{_log_tail(log)}"
         )
 
 
-def _tail(log: Path, lines: int = 12) -> str:
+def _log_tail(log: Path, lines: int = 12) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def free_port(port: int) -> int:
+def find_free_port(port: int) -> int:
     """A port that can be bound now: `port`, or any if it is 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -171,11 +166,11 @@ def free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _refuse_second(endpoint: Path) -> None:
+def _refuse_second_server(endpoint: Path) -> None:
     """Raises Locked if the endpoint file names a server that answers."""
     try:
         endpoint_data = json.loads(endpoint.read_text(encoding="utf-8"))
-        served = _answers(str(endpoint_data["base_url"]).removesuffix("/v1") + "/health")
+        served = _is_healthy(str(endpoint_data["base_url"]).removesuffix("/v1") + "/health")
     except (OSError, ValueError, KeyError, TypeError):
         return
     if served:

@@ -13,8 +13,7 @@ def render_section(title: str, note: str, *body: str) -> str:
 def render_tiles(tiles: Iterable[tuple[str, str, str]]) -> str:
     """A row of tiles: name, figure, and a small text below it."""
     html = "".join(
-        f'<div class="tile"><span>{escape(name)}</span><b>{escape(big)}</b>'
-        f"<small>{escape(small)}</small></div>"
+        f'<div class="tile"><span>{escape(name)}</span><b>{escape(big)}</b><small>{escape(small)}</small></div>'
         for name, big, small in tiles
     )
     return f'<div class="tiles">{html}</div>'

@@ -5,10 +5,10 @@ from html import escape
 from typing import Any
 
 from nexa_distill.reporting import charts
-from nexa_distill.reporting.html import document
-from nexa_distill.reporting.stage_reports import shown
+from nexa_distill.reporting.html import render_document
+from nexa_distill.reporting.stage_reports import format_number
 from nexa_train.reports.page_parts import definition_list, render_section, render_tiles
-from nexa_train.reports.preflight_text import facts, outcome
+from nexa_train.reports.preflight_text import check_outcome, report_facts
 
 Json = Mapping[str, Any]
 # Tokens in the loss are coloured and underlined: paper and some readers lose the colour.
@@ -25,16 +25,16 @@ td code{color:var(--soft);font-size:.8rem}
 </style>"""
 
 
-def page(report: Json) -> str:
+def render_page(report: Json) -> str:
     """The complete document."""
     title = f"Preflight of {report['run_name']}"
-    body = [_head(report), _tiles(report), _checks(report), _lengths(report)]
-    body += [_refused(report), _rows(report)]
-    body.append(render_section("Sources", "", definition_list(facts(report))))
-    return document(title, STYLE + "".join(body))
+    body = [_render_head(report), _render_tiles(report), _render_checks(report), _render_lengths(report)]
+    body += [_render_refused(report), _render_rows(report)]
+    body.append(render_section("Sources", "", definition_list(report_facts(report))))
+    return render_document(title, STYLE + "".join(body))
 
 
-def _head(report: Json) -> str:
+def _render_head(report: Json) -> str:
     failed = report["failed"]
     about = f'<p class="note">Preflight of {escape(report["run_name"])}</p>'
     if not failed:
@@ -48,12 +48,12 @@ def _head(report: Json) -> str:
     )
 
 
-def _tiles(report: Json) -> str:
+def _render_tiles(report: Json) -> str:
     kept = report["trained_on"]
     rows = sum(kept.values())
     refused, allowed = sum(report["refused"].values()), f"{report['max_refused_share']:.1%}"
     splits = f"train {kept.get('train', 0):,}, val {kept.get('val', 0):,}"
-    share = shown(report["trained_share"], share=True)
+    share = format_number(report["trained_share"], share=True)
     tokens = f"{report['trained_tokens']:,} of {report['tokens']:,}"
     length = str(report["max_length"] or "not known")
     tiles = [
@@ -65,11 +65,11 @@ def _tiles(report: Json) -> str:
     return render_tiles(tiles)
 
 
-def _checks(report: Json) -> str:
+def _render_checks(report: Json) -> str:
     # None: the check applied to no row, or the preflight stopped before.
     kind = {True: "good", False: "bad", None: "note"}
     rows = "".join(
-        f'<tr><td><b class="{kind[check["ok"]]}">{escape(outcome(check))}</b></td>'
+        f'<tr><td><b class="{kind[check["ok"]]}">{escape(check_outcome(check))}</b></td>'
         f"<td>{escape(check['says'])} <code>{escape(check['check'])}</code></td>"
         f"<td>{check['rows']:,}</td></tr>"
         for check in report["checks"]
@@ -79,21 +79,21 @@ def _checks(report: Json) -> str:
     return render_section("Checks", "Of every row; the first that fails stops the training.", table)
 
 
-def _lengths(report: Json) -> str:
+def _render_lengths(report: Json) -> str:
     of, limit = report["tokens_per_row"], report["max_length"]
-    bars = [charts.Bar(name, value, shown(value), "after") for name, value in of.items()]
-    bars.append(charts.Bar("max_length", limit, shown(limit)))
-    return render_section("Tokens per row", "Prompt and answer. No row is cut.", charts.bars(bars))
+    bars = [charts.Bar(name, value, format_number(value), "after") for name, value in of.items()]
+    bars.append(charts.Bar("max_length", limit, format_number(limit)))
+    return render_section("Tokens per row", "Prompt and answer. No row is cut.", charts.draw_bars(bars))
 
 
-def _refused(report: Json) -> str:
+def _render_refused(report: Json) -> str:
     if not report["refused"]:
         return ""
     bars = [charts.Bar(name, n, f"{n:,}", "before") for name, n in report["refused"].items()]
-    return render_section("Rows that are not trained on", "By their reason.", charts.bars(bars))
+    return render_section("Rows that are not trained on", "By their reason.", charts.draw_bars(bars))
 
 
-def _rows(report: Json) -> str:
+def _render_rows(report: Json) -> str:
     if not report["shown"]:
         return ""
     legend = (
@@ -103,16 +103,14 @@ def _rows(report: Json) -> str:
     rows = "".join(
         f"<article><h3>{escape(view['split'])} <code>{escape(view['sample_id'][:12])}</code></h3>"
         '<div class="tokens" dir="auto">'
-        f"{''.join(_token(*token) for token in view['tokens'])}</div>"
+        f"{''.join(_render_token(*token) for token in view['tokens'])}</div>"
         "</article>"
         for view in report["shown"]
     )
-    return render_section(
-        "The first rows, token by token", "As the model reads them.", legend + rows
-    )
+    return render_section("The first rows, token by token", "As the model reads them.", legend + rows)
 
 
-def _token(text: str, trained: bool, special: bool) -> str:
+def _render_token(text: str, trained: bool, special: bool) -> str:
     names = " ".join(["in"] * trained + ["mark"] * special)
     shown_text = escape(text).replace("\n", "<u>↵</u>\n")
     return f'<span class="{names}">{shown_text}</span>' if names else f"<span>{shown_text}</span>"

@@ -14,11 +14,11 @@ import torch
 from nexa_train.data import packing
 from nexa_train.data.chat_format import ChatFormat, Message
 from nexa_train.data.chat_tokenization import Sample
-from nexa_train.data.collate import Collate, collate
+from nexa_train.data.collate import Collate, collate_padded
 from nexa_train.models.generation import new_tokens
 from nexa_train.training.assistant_loss import AnswerLoss
 
-TOKENS = 32  # of an answer
+ANSWER_TOKENS = 32  # of an answer
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,18 @@ def row_losses(loss: AnswerLoss, samples: Sequence[Sample], batch_of: Collate) -
     return {sample.sample_id: sums[sample.sample_id] / sample.trained_tokens for sample in samples}
 
 
-def greedy_answers(
-    model: Any, form: ChatFormat, prompts: Mapping[str, Sequence[Message]]
-) -> dict[str, list[int]]:
-    """At most TOKENS ids each, the end token included."""
-    tokenizer, stops, answers = form.tokenizer, form.stops, {}
-    with packing.suspended(model):
+def greedy_answers(model: Any, form: ChatFormat, prompts: Mapping[str, Sequence[Message]]) -> dict[str, list[int]]:
+    """At most ANSWER_TOKENS ids each, the end token included."""
+    tokenizer, stops, answers = form.tokenizer, form.stop_tokens, {}
+    with packing.suspend_packing(model):
         for sample, messages in prompts.items():
             prompt = [form.prompt_ids(messages)]
-            new = new_tokens(model, tokenizer, prompt, max_new_tokens=TOKENS, stops=stops)
+            new = new_tokens(model, tokenizer, prompt, max_new_tokens=ANSWER_TOKENS, stops=stops)
             answers[sample] = new[0]
     return answers
 
 
-def measure(
+def measure_as_trained(
     loss: AnswerLoss,
     samples: Sequence[Sample],
     batch_of: Collate,
@@ -84,7 +82,7 @@ class Differences(NamedTuple):
     choice: float | None
 
 
-def compare(
+def compare_export(
     before: AsTrained,
     exported: Any,
     samples: Sequence[Sample],
@@ -93,14 +91,13 @@ def compare(
 ) -> Differences:
     """Compare `exported`, a model loaded from its folder, with the model as it was trained."""
 
-    def padded(rows: Sequence[Sample], device: torch.device) -> dict[str, torch.Tensor]:
-        return collate(rows, device, pad_id=form.end)
+    def pad_batch(rows: Sequence[Sample], device: torch.device) -> dict[str, torch.Tensor]:
+        return collate_padded(rows, device, pad_id=form.end)
 
-    after = row_losses(AnswerLoss(exported), samples, padded)
+    after = row_losses(AnswerLoss(exported), samples, pad_batch)
     apart = [after[name] - loss for name, loss in before.losses.items()]
     choices = [
-        _below_first_choice(exported, form.prompt_ids(prompts[name]), answer)
-        for name, answer in before.answers.items()
+        _below_first_choice(exported, form.prompt_ids(prompts[name]), answer) for name, answer in before.answers.items()
     ]
     return Differences(
         row=max(map(abs, apart), default=None),

@@ -11,7 +11,7 @@ from nexa_distill.errors import InputError
 from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.collate import Batch, Collate
 
-OWN_WORDS = "on_policy"  # a key in batches of answers that the student generated
+ON_POLICY = "on_policy"  # a key in batches of answers that the student generated
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q")
 
 
@@ -20,7 +20,7 @@ class AnswerLogits:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.plain_head = _plain_head(model)
+        self.plain_head = _has_plain_head(model)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """(labelled tokens, vocabulary): sample by sample, in the order of the tokens."""
@@ -28,26 +28,26 @@ class AnswerLogits:
         if self.plain_head:
             # With a vocabulary of 49,152 the logits of prompt and padding are most of the
             # arithmetic after the last layer, so hidden states are selected first.
-            logits = self.model.get_output_embeddings()(self.hidden(batch))
+            logits = self.model.get_output_embeddings()(self.hidden_states(batch))
         else:
-            inputs, labelled = _inputs(batch)
+            inputs, labelled = _model_inputs(batch)
             logits = self.model(**inputs, use_cache=False).logits[:, :-1][labelled]
         return logits
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
         """(labelled tokens, hidden size): the input of a plain head."""
-        inputs, labelled = _inputs(batch)
+        inputs, labelled = _model_inputs(batch)
         hidden: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return hidden[:, :-1][labelled]
 
 
-def _inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
+def _model_inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     return inputs, batch["labels"][:, 1:] != IGNORE
 
 
 @torch.no_grad()
-def _plain_head(model: Any) -> bool:
+def _has_plain_head(model: Any) -> bool:
     """Whether logits are the output embedding times the hidden state (no scaling, no soft cap)."""
     if model.base_model is model:  # Llama4ForCausalLM: hidden states are not available alone
         return False
@@ -92,7 +92,7 @@ class AnswerLoss(nn.Module):
         """
         if self.fused is None:
             return cross_entropy(self.logits(batch), batch)
-        hidden, targets = self.logits.hidden(batch), _targets(batch)
+        hidden, targets = self.logits.hidden_states(batch), _target_tokens(batch)
         weight = self.model.get_output_embeddings().weight
         loss: torch.Tensor
         if len(targets):
@@ -109,8 +109,7 @@ def fused_cross_entropy() -> Any:
     """
     if not torch.cuda.is_available():
         raise InputError(
-            "train.fused_loss: the kernel needs a GPU, and torch sees none here; set "
-            "train.fused_loss: false"
+            "train.fused_loss: the kernel needs a GPU, and torch sees none here; set train.fused_loss: false"
         )
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -124,18 +123,16 @@ def fused_cross_entropy() -> Any:
 
 def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Sum over the labelled tokens, nats; `logits` from AnswerLogits."""
-    return functional.cross_entropy(logits.float(), _targets(batch), reduction="sum")
+    return functional.cross_entropy(logits.float(), _target_tokens(batch), reduction="sum")
 
 
-def _targets(batch: Batch) -> torch.Tensor:
+def _target_tokens(batch: Batch) -> torch.Tensor:
     targets = batch["labels"][:, 1:]
     return targets[targets != IGNORE]
 
 
 @torch.no_grad()
-def mean_loss(
-    loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, batch_of: Collate
-) -> float | None:
+def mean_loss(loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, batch_of: Collate) -> float | None:
     """Cross entropy per trained token over all samples, nats; None without trained tokens."""
     tokens = sum(sample.trained_tokens for sample in samples)
     if not tokens:

@@ -13,28 +13,20 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.settings.student import Distillation, StudentConfig
 from nexa_train.data.chat_tokenization import Sample
-from nexa_train.data.collate import Batch, Collate, batching
+from nexa_train.data.collate import Batch, Collate, make_collate
 from nexa_train.data.dataset import Dataset
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.models.bundled import resolve_model
 from nexa_train.models.loading import load_for_inference
-from nexa_train.training.assistant_loss import (
-    OWN_WORDS,
-    AnswerLogits,
-    AnswerLoss,
-    cross_entropy,
-    fused_cross_entropy,
-)
-from nexa_train.training.divergences import DIVERGENCES, TopK, dense, from_top_k
+from nexa_train.training.assistant_loss import ON_POLICY, AnswerLogits, AnswerLoss, cross_entropy, fused_cross_entropy
+from nexa_train.training.divergences import DIVERGENCES, TopK, dense_divergence, top_k_divergence
 from nexa_train.training.teacher_cache import CachedTeacher, refuse_other_vocabulary
 
 
 class DistillationLoss(AnswerLoss):
     """Sum over the labelled tokens of a batch, nats. Token ids >= `vocabulary` are padding."""
 
-    def __init__(
-        self, model: Any, settings: Distillation, vocabulary: int, teacher: Any = None
-    ) -> None:
+    def __init__(self, model: Any, settings: Distillation, vocabulary: int, teacher: Any = None) -> None:
         super().__init__(model)
         self.settings, self.vocabulary = settings, vocabulary
         # Not a submodule: its weights must not be trained, saved or sent to other processes.
@@ -45,31 +37,26 @@ class DistillationLoss(AnswerLoss):
         logits = self.logits(batch)
         if words_only:
             return cross_entropy(logits, batch)
-        divergence = self._divergence(logits[:, : self.vocabulary], batch)
+        divergence = self._teacher_divergence(logits[:, : self.vocabulary], batch)
         self.parts = {"divergence": divergence.detach()}
-        if OWN_WORDS in batch:  # generated answers are no targets: the divergence alone counts
+        if ON_POLICY in batch:  # generated answers are no targets: the divergence alone counts
             return divergence
         entropy, ratio = cross_entropy(logits, batch), self.settings.kd_ratio
         self.parts["cross_entropy"] = entropy.detach()
         return (1 - ratio) * entropy + ratio * divergence
 
-    def _divergence(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _teacher_divergence(self, student: torch.Tensor, batch: Batch) -> torch.Tensor:
         chosen, temperature = DIVERGENCES[self.settings.loss], self.settings.temperature
         if self.teacher is None:
             top = TopK(batch["top_ids"].long(), batch["top_log_probs"], batch["tail_log_prob"])
-            return from_top_k(chosen, top, student, temperature)
+            return top_k_divergence(chosen, top, student, temperature)
         with torch.no_grad():
             teacher = self.teacher(batch)[:, : self.vocabulary]
-        return dense(chosen, teacher, student, temperature)
+        return dense_divergence(chosen, teacher, student, temperature)
 
 
-def attach(
-    config: StudentConfig,
-    storage: Storage,
-    model: Any,
-    tokenizer: Any,
-    data: Dataset,
-    batch_of: Collate,
+def build_loss(
+    config: StudentConfig, storage: Storage, model: Any, tokenizer: Any, data: Dataset, batch_of: Collate
 ) -> tuple[AnswerLoss, Collate]:
     """The loss of `distillation:`, and its collate function.
 
@@ -85,15 +72,15 @@ def attach(
             "set it to false, or distillation.loss: none"
         )
     vocabulary = vocabulary_size(tokenizer)
-    if settings.cached:
-        cached = CachedTeacher(storage.path("teacher_logits"), [*data.train, *data.val])
+    if settings.uses_cache:
+        cached = CachedTeacher(storage.path_of("teacher_logits"), [*data.train, *data.val])
 
         def with_teacher(samples: Sequence[Sample], device: torch.device) -> Batch:
-            return batch_of(samples, device) | cached.batch(samples, device)
+            return batch_of(samples, device) | cached.batch_tensors(samples, device)
 
         return DistillationLoss(model, settings, vocabulary), with_teacher
     teacher, theirs = load_for_inference(resolve_model(settings.teacher, storage))
     refuse_other_vocabulary(theirs, tokenizer)
     # The teacher reads the same batches, so packing has to be enabled in it too.
-    batching(teacher, theirs, [*data.train, *data.val], packed=config.train.packing)
+    make_collate(teacher, theirs, [*data.train, *data.val], packed=config.train.packing)
     return DistillationLoss(model, settings, vocabulary, teacher), batch_of

@@ -56,7 +56,7 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
-def dense(
+def dense_divergence(
     divergence: Divergence, teacher: torch.Tensor, student: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """Sum over n tokens; logits (n, vocabulary) of each."""
@@ -66,12 +66,10 @@ def dense(
     return divergence(p, q).sum() * temperature**2
 
 
-def from_top_k(
-    divergence: Divergence, teacher: TopK, student: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def top_k_divergence(divergence: Divergence, teacher: TopK, student: torch.Tensor, temperature: float) -> torch.Tensor:
     """Sum over n tokens, of a teacher at the same `temperature`; student's logits (n, vocabulary).
 
-    A lower bound of `dense`.
+    A lower bound of `dense_divergence`.
     """
     # Both are distributions over k + 1 outcomes: the teacher's k tokens, and all others together
     # (the tail). Joining outcomes never makes a divergence larger.

@@ -32,7 +32,7 @@ from nexa_train.models.generation import padding_token
 from nexa_train.models.loading import load_model, load_tokenizer
 from nexa_train.reports import model_card
 from nexa_train.training import as_trained, folder_notes
-from nexa_train.training.as_trained import TOKENS, AsTrained, Differences
+from nexa_train.training.as_trained import ANSWER_TOKENS, AsTrained, Differences
 
 PROMPTS = 4
 PRECISION = torch.bfloat16
@@ -40,11 +40,7 @@ PRECISION = torch.bfloat16
 # bits of mantissa, which can swap two tokens of nearly equal probability. Measured: see
 # docs/baseline.md, "What rounding changes in an export".
 ALLOWED = {"row": 0.1, "mean": 0.01, "choice": 0.25}
-NATS = {
-    "row": "the loss of a row",
-    "mean": "the mean loss of all rows",
-    "choice": "a token of a greedy answer",
-}
+NATS = {"row": "the loss of a row", "mean": "the mean loss of all rows", "choice": "a token of a greedy answer"}
 Messages = list[dict[str, str]]
 
 
@@ -52,7 +48,7 @@ class ExportRefused(QualityGateMissed):
     """The saved folder is not the model that was trained."""
 
 
-def write(
+def export_student(
     model: Any,
     form: ChatFormat,
     final: Path,
@@ -70,13 +66,13 @@ def write(
     """
     prompts = proof_prompts(dataset, data)
     to_precision(model)
-    set_stops(model, form)
+    set_stop_tokens(model, form)
     with complete_folder(final) as temporary:
         model.save_pretrained(temporary)
         folder_notes.save_tokenizer(form.tokenizer, temporary)
         folder_notes.write_older_names(temporary)
-        differences = prove(temporary, model, form, prompts, before, proof_samples(data))
-        facts = model_card.facts(config, stage, dataset, final.parent) | {
+        differences = prove_export(temporary, model, form, prompts, before, proof_samples(data))
+        facts = model_card.training_facts(config, stage, dataset, final.parent) | {
             "parameters": sum(p.numel() for p in model.parameters()),
             "train_samples": len(data.train),
             "val_samples": len(data.val),
@@ -86,16 +82,16 @@ def write(
             "proof": {
                 "rows": len(before.losses),
                 "prompts": len(prompts),
-                "tokens": TOKENS,
+                "tokens": ANSWER_TOKENS,
                 "precision": "bfloat16",
                 "differences": differences._asdict(),
             },
             "end_of_turn": form.end_text,
             "folds_system": form.folds_system,
-            "notes": folder_notes.notes(temporary),
+            "notes": folder_notes.reader_notes(temporary),
         }
         write_json(temporary / "training.json", facts)
-        write_text(temporary / "README.md", model_card.card(facts, None))
+        write_text(temporary / "README.md", model_card.render_card(facts, None))
 
 
 def to_precision(model: Any) -> None:
@@ -105,14 +101,14 @@ def to_precision(model: Any) -> None:
         parameter.data = parameter.data.to(PRECISION)
 
 
-def set_stops(model: Any, form: ChatFormat) -> None:
+def set_stop_tokens(model: Any, form: ChatFormat) -> None:
     """Make `generate`, and every server of these files, end an answer where the training did."""
     # The list of the base model may name another token (an end of document) or more of them.
-    stops: int | list[int] = form.stops[0] if len(form.stops) == 1 else form.stops
+    stops: int | list[int] = form.stop_tokens[0] if len(form.stop_tokens) == 1 else form.stop_tokens
     own = model.generation_config
     for settings in (own, model.config, model.config.get_text_config()):
         settings.eos_token_id = stops
-    own.pad_token_id = padding_token(model, form.tokenizer, form.stops)
+    own.pad_token_id = padding_token(model, form.tokenizer, form.stop_tokens)
     if not own.do_sample:  # a changed file is validated, and these are for sampling only
         own.temperature = own.top_p = own.top_k = None
 
@@ -133,7 +129,7 @@ def proof_prompts(dataset: Path, data: Dataset) -> dict[str, Messages]:
     }
 
 
-def prove(
+def prove_export(
     folder: Path,
     model: Any,
     form: ChatFormat,
@@ -145,27 +141,27 @@ def prove(
     try:
         loaded, reader = load_model(str(folder), dtype=PRECISION), load_tokenizer(str(folder))
     except InputError as error:
-        raise _refused(f"it cannot be loaded ({error})") from None
+        raise _export_refused(f"it cannot be loaded ({error})") from None
     loaded = loaded.to(next(model.parameters()).device).eval()
     model.eval()
     model.set_attn_implementation(loaded.config._attn_implementation)  # packing replaced it
     # Compared with the saved model: lost or untied weights, another configuration, tokenizer,
     # template or end of turn.
-    for difference in _differences(model, form, loaded, reader, prompts):
-        raise _refused(difference)
+    for difference in _find_differences(model, form, loaded, reader, prompts):
+        raise _export_refused(difference)
     # Compared with the model as it was trained: a wrong merge or cast. In float32 only the rounding
     # of the weights is left as a difference.
-    differences = as_trained.compare(before, loaded.float(), samples, form, prompts)
+    differences = as_trained.compare_export(before, loaded.float(), samples, form, prompts)
     for name, value in differences._asdict().items():
         if value is not None and not value <= ALLOWED[name]:  # true for NaN too
-            raise _refused(
+            raise _export_refused(
                 f"{NATS[name]} is {value:.3f} nats from the model as it was trained, before it was "
                 f"merged and cast; rounding explains at most {ALLOWED[name]:g}"
             )
     return differences
 
 
-def _refused(why: str) -> ExportRefused:
+def _export_refused(why: str) -> ExportRefused:
     return ExportRefused(
         f"the saved checkpoint is not the model that was trained: {why}. Nothing was sealed, and "
         "the step-* checkpoints are intact: run the same command again; if this error repeats, "
@@ -173,16 +169,16 @@ def _refused(why: str) -> ExportRefused:
     )
 
 
-def _differences(
+def _find_differences(
     model: Any, form: ChatFormat, loaded: Any, reader: Any, prompts: Mapping[str, Messages]
 ) -> Iterator[str]:
     """Differences in words, the cheapest first. `loaded` and `reader` are used as users do."""
     stops = loaded.generation_config.eos_token_id
     stops = [stops] if isinstance(stops, int) else sorted(stops or [])
-    if stops != form.stops:
-        yield f"generation_config.json ends an answer with {stops}, the training with {form.stops}"
+    if stops != form.stop_tokens:
+        yield f"generation_config.json ends an answer with {stops}, the training with {form.stop_tokens}"
     for sample, messages in prompts.items():
-        prompt = reader.apply_chat_template(form.plain(messages), add_generation_prompt=True)
+        prompt = reader.apply_chat_template(form.plain_messages(messages), add_generation_prompt=True)
         if list(prompt["input_ids"]) != form.prompt_ids(messages):
             yield f"its tokenizer or chat template reads the prompt of {sample} differently"
     saved = loaded.state_dict()

@@ -2,7 +2,7 @@
 
 transformers 5 renamed some settings. Older readers do not fail without the old names: they take
 10,000 for the base of the rotary embedding (https://github.com/vllm-project/vllm/pull/42624), and
-float32. `write_older_names` adds them; `notes` are for the model card.
+float32. `write_older_names` adds them; `reader_notes` are for the model card.
 """
 
 import json
@@ -18,7 +18,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """As `save_pretrained`, with `legacy` and a class name that transformers 4 knows too."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = _read(path)
+    settings = _read_json(path)
     # Without `legacy` a saved SentencePiece tokenizer reads other tokens.
     if getattr(tokenizer, "legacy", None) is not None:
         settings.setdefault("legacy", tokenizer.legacy)
@@ -29,7 +29,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def write_older_names(folder: Path) -> None:
     """Add `rope_theta`, `rope_scaling` and `torch_dtype` to config.json."""
-    config = _read(folder / "config.json")
+    config = _read_json(folder / "config.json")
     rope = config.get("rope_parameters") or {}
     added = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
     if "rope_theta" in rope:
@@ -40,9 +40,9 @@ def write_older_names(folder: Path) -> None:
     write_json(folder / "config.json", config | added)
 
 
-def notes(folder: Path) -> list[str]:
+def reader_notes(folder: Path) -> list[str]:
     """Sentences on the errors of older readers of the folder."""
-    rope = _read(folder / "config.json").get("rope_parameters") or {}
+    rope = _read_json(folder / "config.json").get("rope_parameters") or {}
     if rope and "rope_theta" not in rope:  # one for each kind of layer (Gemma 3)
         return [
             "Its layers have rotary embeddings of several kinds, which transformers 4 reads under "
@@ -51,6 +51,6 @@ def notes(folder: Path) -> list[str]:
     return []
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return settings

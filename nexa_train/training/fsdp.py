@@ -15,18 +15,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def blocks(model: Any) -> Iterator[nn.Module]:
+def decoder_layers(model: Any) -> Iterator[nn.Module]:
     """The decoder layers, by the class names in the model's `_no_split_modules`."""
     names = set(model._no_split_modules or ())
     return (module for module in model.modules() if type(module).__name__ in names)
 
 
-def shard(loss: Any, device: torch.device, processes: int) -> None:
+def shard_model(loss: Any, device: torch.device, processes: int) -> None:
     """Keep this process's part of `loss.model`, on `device`; all processes call it."""
     # Not accelerate's plugin: it does not support a CPU, and the tests on a CPU have to run the
     # code that runs on GPUs (docs/adr/0016).
     mesh = init_device_mesh(device.type, (processes,))
-    for block in list(blocks(loss.model)):
+    for block in list(decoder_layers(loss.model)):
         fully_shard(block, mesh=mesh)
     fully_shard(loss, mesh=mesh)  # parameters outside the layers: embeddings and the last norm
     for module in loss.modules():
@@ -34,7 +34,7 @@ def shard(loss: Any, device: torch.device, processes: int) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
 
-def whole(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
+def gather_tensors(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
     """The gathered tensors on the CPU, if `keep` is set; every process has to call it."""
     tensors = {}
     for name, tensor in named:
@@ -44,7 +44,7 @@ def whole(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str,
     return tensors
 
 
-def part(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def local_part(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """This process's part of `value`, which belongs to `parameter`, on its device."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:

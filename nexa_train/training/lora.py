@@ -1,7 +1,7 @@
 """LoRA: train small matrices beside the linear layers; the base model's weights do not change.
 
 Hu et al. 2021, https://arxiv.org/abs/2106.09685: W x becomes W x + (alpha / rank) B A x, with B = 0
-at the start. `merge` adds B A to W, so an exported student needs no `peft`.
+at the start. `merge_adapters` adds B A to W, so an exported student needs no `peft`.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.student import Lora
 
 
-def attach(model: Any, lora: Lora | None) -> Any:
+def attach_adapter(model: Any, lora: Lora | None) -> Any:
     """The model with an adapter as its only trainable part; None changes nothing.
 
     Raises InputError if `target_modules` names no layer of the model, or one that shares its
@@ -22,10 +22,7 @@ def attach(model: Any, lora: Lora | None) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
     )
     users = _users_of_weights(model)
     try:
@@ -67,7 +64,7 @@ def _refuse_shared_weights(model: Any, users: list[list[str]]) -> None:
             )
 
 
-def merge(model: Any) -> None:
+def merge_adapters(model: Any) -> None:
     """Add every adapter to the weights of its layer, and remove it from the model."""
     from peft.tuners.lora import LoraLayer
 

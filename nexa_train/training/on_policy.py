@@ -27,11 +27,11 @@ class Student:
     vocabulary: int
     end: int
 
-    def speaks(self, step: int, number: int) -> bool:
+    def is_on_policy(self, step: int, number: int) -> bool:
         """Whether batch `number` of `step` has generated answers; the same on every process."""
-        return _random(self.seed, step, number).random() < self.settings.on_policy
+        return _seeded_random(self.seed, step, number).random() < self.settings.on_policy
 
-    def retold(self, samples: Sequence[Sample], step: int) -> list[Sample]:
+    def resample_answers(self, samples: Sequence[Sample], step: int) -> list[Sample]:
         """The samples with a generated last answer, at most as long as the original one.
 
         Only this answer is trained on. A sample without labels is returned unchanged.
@@ -40,14 +40,12 @@ class Student:
         answered = [(sample, span) for sample, span in spans if span]
         prompts = [sample.input_ids[: span.start] for sample, span in answered]
         # Seed, step and sample decide every draw; the batch does not.
-        draws = [_random(self.seed, step, sample.sample_id) for sample, _ in answered]
-        answers = iter(self._say(prompts, [len(span) for _, span in answered], draws))
-        return [
-            _told(sample, span.start, next(answers)) if span else sample for sample, span in spans
-        ]
+        draws = [_seeded_random(self.seed, step, sample.sample_id) for sample, _ in answered]
+        answers = iter(self._generate_answers(prompts, [len(span) for _, span in answered], draws))
+        return [_with_answer(sample, span.start, next(answers)) if span else sample for sample, span in spans]
 
     @torch.no_grad()
-    def _say(
+    def _generate_answers(
         self, prompts: list[list[int]], limits: list[int], draws: list[random.Random]
     ) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in prompts]
@@ -55,7 +53,7 @@ class Student:
         ids, mask = _left_padded(prompts, self.end, device)
         cache = None
         self.model.eval()
-        with packing.suspended(self.model):
+        with packing.suspend_packing(self.model):
             for _ in range(max(limits, default=0)):
                 # Positions count real tokens: prompts are padded on the left.
                 places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -68,7 +66,7 @@ class Student:
                     logits_to_keep=1,
                 )
                 cache = out.past_key_values
-                tokens = self._draw(out.logits[:, -1], draws)
+                tokens = self._draw_tokens(out.logits[:, -1], draws)
                 is_unfinished = False
                 for answer, limit, token in zip(answers, limits, tokens.tolist(), strict=True):
                     if len(answer) < limit and self.end not in answer[-1:]:
@@ -82,7 +80,7 @@ class Student:
         self.model.train(was_training)
         return answers
 
-    def _draw(self, logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
+    def _draw_tokens(self, logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
         """One token per row, by inverse transform sampling with the row's random number."""
         scaled = logits[:, : self.vocabulary].double() / self.settings.sampling_temperature
         cumulated = scaled.softmax(-1).cumsum(-1)
@@ -93,7 +91,7 @@ class Student:
         return drawn[:, 0].clamp(max=cumulated.shape[1] - 1)
 
 
-def _random(*key: object) -> random.Random:
+def _seeded_random(*key: object) -> random.Random:
     return random.Random(":".join(map(str, key)))  # noqa: S311 - a sample, not a secret
 
 
@@ -108,14 +106,12 @@ def _last_answer(sample: Sample) -> range:
     return range(start, end)
 
 
-def _told(sample: Sample, start: int, answer: list[int]) -> Sample:
+def _with_answer(sample: Sample, start: int, answer: list[int]) -> Sample:
     prompt = sample.input_ids[:start]
     return Sample(sample.sample_id, prompt + answer, [IGNORE] * start + answer)
 
 
-def _left_padded(
-    prompts: list[list[int]], fill: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(prompts: list[list[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(map(len, prompts), default=0)
     ids = [[fill] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]

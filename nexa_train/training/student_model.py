@@ -14,31 +14,29 @@ from nexa_train.models.loading import load_model
 from nexa_train.training import checkpoints, fsdp, lora
 
 
-def build(config: StudentConfig, base: str, checkpoint: Path | None = None) -> Any:
+def build_student(config: StudentConfig, base: str, checkpoint: Path | None = None) -> Any:
     """The base model with `keep_layers` and `train.lora`, and the parameters of `checkpoint`.
 
     In float32, on the CPU, ready to train.
     """
-    model = lora.attach(load_model(base, config.keep_layers), config.train.lora)
+    model = lora.attach_adapter(load_model(base, config.keep_layers), config.train.lora)
     if checkpoint:
-        checkpoints.fill(model, load_file(checkpoint / checkpoints.WEIGHTS))
+        checkpoints.copy_weights(model, load_file(checkpoint / checkpoints.WEIGHTS))
     model.train()
     return model
 
 
-def hasten(model: Any, train: Training) -> None:
+def apply_speed_options(model: Any, train: Training) -> None:
     """Settings that change time and memory but not the result. Raises InputError."""
     if train.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
-            raise InputError(
-                f"train.gradient_checkpointing: {type(model).__name__} has none; set it to false"
-            )
+            raise InputError(f"train.gradient_checkpointing: {type(model).__name__} has none; set it to false")
         model.activation_checkpointing_enable({"use_reentrant": False})
     if train.compile:
-        _compile(model)
+        _compile_layers(model)
 
 
-def _compile(model: Any) -> None:
+def _compile_layers(model: Any) -> None:
     """Compile each decoder layer in place; parameters keep their names."""
     from torch import compiler
 
@@ -47,19 +45,16 @@ def _compile(model: Any) -> None:
             "train.compile: no C++ compiler was found (g++, or what CXX names); run "
             "`apt-get install g++`, or set train.compile: false"
         )
-    layers = list(fsdp.blocks(model))
+    layers = list(fsdp.decoder_layers(model))
     if not layers:
-        raise InputError(
-            f"train.compile: {type(model).__name__} does not name its layers; set train.compile: "
-            "false"
-        )
+        raise InputError(f"train.compile: {type(model).__name__} does not name its layers; set train.compile: false")
     # Packed attention loops over the samples and is not compiled.
-    packing.register(compiler.disable(packing.attend_per_sample))  # type: ignore[no-untyped-call]
+    packing.register_attention(compiler.disable(packing.attend_per_sample))  # type: ignore[no-untyped-call]
     for layer in layers:
         layer.compile(dynamic=True)  # lengths differ from batch to batch
 
 
-def settle(model: Any) -> None:
+def undo_compile(model: Any) -> None:
     """Remove compilation: it rounds differently, and the exported student has none."""
-    for layer in fsdp.blocks(model):
+    for layer in fsdp.decoder_layers(model):
         layer._compiled_call_impl = None

@@ -42,12 +42,8 @@ def refuse_other_vocabulary(teacher: Any, student: Any) -> None:
         )
 
 
-def rows_of(
-    config: StudentConfig,
-    model: Any,
-    samples: Sequence[Sample],
-    batch_of: "Collate",
-    vocabulary: int,
+def logits_rows(
+    config: StudentConfig, model: Any, samples: Sequence[Sample], batch_of: "Collate", vocabulary: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of contracts.TEACHER_LOGITS, one list per batch."""
     import torch
@@ -85,10 +81,7 @@ class CachedTeacher:
         """Raises InputError unless the table has each sample with the same tokens."""
         self.path = path
         table = read_table(path, TABLE)
-        self._columns = {
-            name: table[name].combine_chunks()
-            for name in ("top_ids", "top_log_probs", "tail_log_prob")
-        }
+        self._columns = {name: table[name].combine_chunks() for name in ("top_ids", "top_log_probs", "tail_log_prob")}
         names, hashes = table["sample_id"].to_pylist(), table["tokens_sha256"].to_pylist()
         self._rows = {name: row for row, name in enumerate(names)}
         self.k = len(table["top_ids"][0]) // table["tokens"][0].as_py() if names else 1
@@ -97,11 +90,10 @@ class CachedTeacher:
             if row is None or hashes[row] != tokens_hash(sample):
                 problem = "is missing" if row is None else "was written for other tokens"
                 raise InputError(
-                    f"{path}: sample {sample.sample_id} {problem}; remove the file, then run "
-                    f"`{TABLE.command}`"
+                    f"{path}: sample {sample.sample_id} {problem}; remove the file, then run `{TABLE.command}`"
                 )
 
-    def batch(self, samples: Sequence[Sample], device: Any) -> dict[str, Any]:
+    def batch_tensors(self, samples: Sequence[Sample], device: Any) -> dict[str, Any]:
         """`top_ids`, `top_log_probs`: (trained tokens, k); `tail_log_prob`: (trained tokens, 1)."""
         import numpy as np
         import torch

@@ -25,7 +25,7 @@ from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.collate import Batch, Collate
 from nexa_train.data.dataset import Dataset, epoch_batches
 from nexa_train.training import checkpoints, fsdp, lora, student_model
-from nexa_train.training.assistant_loss import OWN_WORDS, AnswerLoss, mean_loss
+from nexa_train.training.assistant_loss import ON_POLICY, AnswerLoss, mean_loss
 from nexa_train.training.on_policy import Student
 
 
@@ -37,9 +37,7 @@ def learning_rate(step: int, total: int, peak: float, warmup_ratio: float) -> fl
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def plan_steps(
-    config: StudentConfig, samples: list[Sample]
-) -> list[tuple[int, list[list[Sample]]]]:
+def plan_steps(config: StudentConfig, samples: list[Sample]) -> list[tuple[int, list[list[Sample]]]]:
     """(epoch, micro-batches) of every optimizer step of the run, in order."""
     train, steps = config.train, []
     for epoch in range(train.epochs):
@@ -52,7 +50,7 @@ def plan_steps(
 Share = tuple[list[Sample], bool]  # samples of a micro-batch; whether their answers are generated
 
 
-class Count(NamedTuple):
+class TokenCount(NamedTuple):
     """Tokens of a step: trained ones, of these the ones from the data, and all."""
 
     trained: int
@@ -80,7 +78,7 @@ class Metrics:
 
 @dataclass
 class Trainer:
-    """The parts of one run; `train` executes the plan."""
+    """The parts of one run; `train_steps` executes the plan."""
 
     config: StudentConfig
     accelerator: Any
@@ -95,30 +93,28 @@ class Trainer:
     student: Student
 
     @property
-    def bare(self) -> AnswerLoss:
+    def unwrapped_loss(self) -> AnswerLoss:
         """The loss without the wrapper of a distributed run."""
         loss: AnswerLoss = self.accelerator.unwrap_model(self.loss)
         return loss
 
-    def train(self, resumed: int) -> float | None:
+    def train_steps(self, resumed: int) -> float | None:
         """Run all steps after `resumed`; returns the val loss at the end."""
         settings, main = self.config.train, self.accelerator.is_main_process
         plan = plan_steps(self.config, self.data.train)
         metrics = Metrics(self.folder / "metrics.jsonl", resumed, active=main)
         if resumed == 0:
-            metrics.write({"step": 0, "epoch": 0, **self._val_loss(), "time": time.time()})
+            metrics.write({"step": 0, "epoch": 0, **self._measure_val_loss(), "time": time.time()})
         done, started = resumed, time.monotonic()
         row: dict[str, Any] = {}
-        with (
-            Progress("train", len(plan), done=done, unit="steps") if main else nullcontext() as bar
-        ):
+        with Progress("train", len(plan), done=done, unit="steps") if main else nullcontext() as bar:
             for epoch, batches in plan[resumed:]:
                 rate = learning_rate(done, len(plan), settings.learning_rate, settings.warmup_ratio)
-                row = {"step": done + 1, "epoch": epoch, **self._step(batches, rate, done)}
+                row = {"step": done + 1, "epoch": epoch, **self._run_step(batches, rate, done)}
                 done += 1
                 last = done == len(plan)
                 if last or done % settings.eval_every_steps == 0:
-                    row |= self._val_loss()
+                    row |= self._measure_val_loss()
                 row |= {"seconds": round(time.monotonic() - started, 3), "time": time.time()}
                 metrics.write(row)
                 numbers = {k: v for k, v in row.items() if k not in ("step", "time")}
@@ -127,11 +123,11 @@ class Trainer:
                     bar.add(note=f"loss {row['loss']:.3f}")
                 # The last step needs no checkpoint: the export follows.
                 if done % settings.save_every_steps == 0 and not last:
-                    self._save(done)
+                    self._save_checkpoint(done)
                 self.accelerator.wait_for_everyone()
         return row.get("val_loss")
 
-    def _step(self, batches: list[list[Sample]], rate: float, done: int) -> dict[str, Any]:
+    def _run_step(self, batches: list[list[Sample]], rate: float, done: int) -> dict[str, Any]:
         """One optimizer step; the loss is per trained token of the whole step."""
         started = time.monotonic()
         settings = self.config.train
@@ -139,15 +135,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # All shares before the first pass: generated answers change the number of tokens.
-        shares = [self._share(batch, done, number) for number, batch in enumerate(batches)]
-        count = self._count(shares)
+        shares = [self._local_share(batch, done, number) for number, batch in enumerate(batches)]
+        count = self._count_tokens(shares)
         sums: dict[str, torch.Tensor] = {}
-        for batch, sync in self._batches(shares):
+        for batch, sync in self._step_batches(shares):
             with self.accelerator.autocast(), sync:
                 loss = self.loss(batch)
                 # The gradients of a distributed run are averaged; the loss here is a sum.
                 self.accelerator.backward(loss * self.accelerator.num_processes / count.trained)
-            for name, value in {"loss": loss.detach(), **self.bare.parts}.items():
+            for name, value in {"loss": loss.detach(), **self.unwrapped_loss.parts}.items():
                 sums[name] = sums.get(name, 0) + value
         sums = self.accelerator.reduce(sums, "sum")
         self._refuse_nan(float(sums["loss"]), batches)
@@ -163,37 +159,35 @@ class Trainer:
             "tokens_per_s": round(count.tokens / (time.monotonic() - started), 1),
         }
 
-    def _share(self, samples: list[Sample], done: int, number: int) -> Share:
+    def _local_share(self, samples: list[Sample], done: int, number: int) -> Share:
         """This process's part of a micro-batch."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         # Strided: samples are sorted by length, so every process gets similar work.
         mine = samples[rank::world]
         if not mine:  # every process has to take part: a sample without labels counts nothing
             mine = [replace(samples[0], labels=[IGNORE] * len(samples[0].labels))]
-        if not self.student.speaks(done, number):
+        if not self.student.is_on_policy(done, number):
             return mine, False
         with self.accelerator.autocast():
-            return self.student.retold(mine, done), True
+            return self.student.resample_answers(mine, done), True
 
-    def _count(self, shares: list[Share]) -> Count:
+    def _count_tokens(self, shares: list[Share]) -> TokenCount:
         """The tokens of a step, over all processes."""
         mine = [(s, own) for samples, own in shares for s in samples if s.trained_tokens]
-        counts = Count(
+        counts = TokenCount(
             trained=sum(s.trained_tokens for s, _ in mine),
             from_data=sum(s.trained_tokens for s, own in mine if not own),
             tokens=sum(len(s.input_ids) for s, _ in mine),
         )
-        summed = self.accelerator.reduce(
-            torch.tensor(counts, device=self.accelerator.device), "sum"
-        )
-        return Count(*summed.tolist())
+        summed = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum")
+        return TokenCount(*summed.tolist())
 
-    def _batches(self, shares: list[Share]) -> Iterator[tuple[Batch, Any]]:
+    def _step_batches(self, shares: list[Share]) -> Iterator[tuple[Batch, Any]]:
         """The tensors of each share; gradients are exchanged after the last one."""
         for number, (samples, own) in enumerate(shares):
             batch = self.batch_of(samples, self.accelerator.device)
             if own:
-                batch[OWN_WORDS] = torch.ones(1, device=self.accelerator.device)
+                batch[ON_POLICY] = torch.ones(1, device=self.accelerator.device)
             # Gradients accumulate locally until the last micro-batch.
             last = number == len(shares) - 1
             yield batch, nullcontext() if last else self.accelerator.no_sync(self.loss)
@@ -206,17 +200,17 @@ class Trainer:
                 f"of the step: {', '.join(names)}"
             )
 
-    def _val_loss(self) -> dict[str, float]:
+    def _measure_val_loss(self) -> dict[str, float]:
         with self.accelerator.autocast():
             size = self.config.train.batch_size
-            value = mean_loss(self.bare, self.data.val, size, self.batch_of)
+            value = mean_loss(self.unwrapped_loss, self.data.val, size, self.batch_of)
         return {} if value is None else {"val_loss": value}
 
-    def _save(self, step: int) -> None:
+    def _save_checkpoint(self, step: int) -> None:
         if self.shard or self.accelerator.is_main_process:
             checkpoints.save(
                 self.folder,
-                self.bare.model,
+                self.unwrapped_loss.model,
                 self.optimizer,
                 step=step,
                 run_key=self.run_key,
@@ -224,20 +218,20 @@ class Trainer:
                 main=self.accelerator.is_main_process,
             )
 
-    def settle(self) -> None:
+    def gather_weights(self) -> None:
         """Put the trained model into `bare.model`, gathered and with its adapter merged.
 
         Every process of a sharded run has to call it; the main one gets the model.
         """
-        main, model = self.accelerator.is_main_process, self.bare.model
+        main, model = self.accelerator.is_main_process, self.unwrapped_loss.model
         if self.shard:
             # The main process copies the weights into a model that is not sharded.
-            weights = fsdp.whole(checkpoints.trained(model), keep=main)
+            weights = fsdp.gather_tensors(checkpoints.trainable_parameters(model), keep=main)
             if not main:
                 return
-            model = student_model.build(self.config, self.base)
-            checkpoints.fill(model, weights)
+            model = student_model.build_student(self.config, self.base)
+            checkpoints.copy_weights(model, weights)
             self.loss = AnswerLoss(model)
-        student_model.settle(model)
+        student_model.undo_compile(model)
         if self.config.train.lora:
-            lora.merge(model)
+            lora.merge_adapters(model)

@@ -11,10 +11,10 @@ import pytest
 
 from nexa_distill.annotation.annotations import (
     Annotation,
+    agreed_action,
     append,
-    current,
+    latest_decisions,
     read,
-    verdict,
     write_rejected,
 )
 from nexa_distill.errors import InputError
@@ -58,9 +58,7 @@ def test_f32_two_writers_at_once_lose_nothing_and_mix_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("hit", range(1, 7))
-def test_f32_killed_at_any_step_of_a_save_what_was_acknowledged_is_there(
-    tmp_path: Path, hit: int
-) -> None:
+def test_f32_killed_at_any_step_of_a_save_what_was_acknowledged_is_there(tmp_path: Path, hit: int) -> None:
     path = tmp_path / "annotations.jsonl"
     one = writer(path, "a", 2, f"event:{hit}")
     said = one.communicate()[0].split()
@@ -112,12 +110,12 @@ def test_f32_the_last_word_of_each_person_counts_and_a_conflict_is_doubt(tmp_pat
     ):  # fmt: skip
         append(path, one)
     assert len(read(path)) == 9
-    found = current(read(path))
-    assert {key: verdict(people) for key, people in found.items()} == {
+    found = latest_decisions(read(path))
+    assert {key: agreed_action(people) for key, people in found.items()} == {
         ("a", 0): "accept", ("b", 0): None, ("c", 0): None, ("d", 1): "regenerate",
     }  # fmt: skip
     assert [one.annotator for one in found["d", 1]] == ["ann", "bob"]
-    assert verdict([]) is None
+    assert agreed_action([]) is None
 
 
 @pytest.mark.parametrize(
@@ -153,14 +151,14 @@ def test_f32_any_text_is_one_line(tmp_path: Path) -> None:
 def test_the_current_rejections_are_a_file_of_their_own(tmp_path: Path) -> None:
     storage = workspace(tmp_path).load().storage
     write_rejected(storage)
-    assert storage.path("rejected_labels").read_text() == ""
+    assert storage.path_of("rejected_labels").read_text() == ""
     for one in (
         decision("a", "reject"), decision("a"), decision("b", "reject"),
         decision("b", "accept", "bob"), decision("unknown", "regenerate"),
     ):  # fmt: skip
-        append(storage.path("annotations"), one)
+        append(storage.path_of("annotations"), one)
     write_rejected(storage)
-    found = read(storage.path("rejected_labels"))
+    found = read(storage.path_of("rejected_labels"))
     assert [(one.sample_id, one.action) for one in found] == [
         ("b", "reject"), ("unknown", "regenerate"),
     ]  # fmt: skip

@@ -37,10 +37,7 @@ def gated(folder: Path) -> DistillConfig:
 def exported(task: dict[str, Any], action: str, **texts: str) -> dict[str, Any]:
     """What Label Studio gives back of a task that a person has decided."""
     result = [{"from_name": "action", "type": "choices", "value": {"choices": [action]}}]
-    result += [
-        {"from_name": name, "type": "textarea", "value": {"text": [text]}}
-        for name, text in texts.items()
-    ]
+    result += [{"from_name": name, "type": "textarea", "value": {"text": [text]}} for name, text in texts.items()]
     made = {"completed_by": 10, "created_at": "2026-03-09T22:16:08.728353Z", "result": result,
             "was_cancelled": False}  # fmt: skip
     return {"id": 1, "data": task["data"], "annotations": [made], "predictions": []}
@@ -57,7 +54,7 @@ def test_what_is_exported_comes_back_as_decisions_once(tmp_path: Path) -> None:
     (tmp_path / "done.json").write_text(json.dumps(done))
     for new in (2, 2):
         labels.run_import(config, tmp_path / "done.json")
-        found = annotations.read(config.storage.path("annotations"))
+        found = annotations.read(config.storage.path_of("annotations"))
         assert len(found) == new
     first, second = found
     assert (first.sample_id, first.action, first.reason) == (
@@ -70,8 +67,8 @@ def test_what_is_exported_comes_back_as_decisions_once(tmp_path: Path) -> None:
 
 def test_the_labelling_configuration_names_what_is_exported(tmp_path: Path) -> None:
     config = gated(tmp_path)
-    (task, *_) = labels.tasks(config.storage.path("rejections"))
-    named = set(re.findall(r'value="\$(\w+)"', labels.LABELLING))
+    (task, *_) = labels.label_tasks(config.storage.path_of("rejections"))
+    named = set(re.findall(r'value="\$(\w+)"', labels.LABEL_CONFIG))
     assert {"user_prompt", "teacher_output"} <= named <= task["data"].keys()
 
 
@@ -90,25 +87,25 @@ def test_a_task_that_is_not_understood_is_named_and_nothing_is_written(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     config = gated(tmp_path)
-    task = next(labels.tasks(config.storage.path("rejections")))
+    task = next(labels.label_tasks(config.storage.path_of("rejections")))
     good = exported(task, "accept")
     (tmp_path / "done.json").write_text(json.dumps([good, good | change]))
     with pytest.raises(InputError, match=said):
         labels.run_import(config, tmp_path / "done.json")
-    assert not config.storage.path("annotations").exists()
+    assert not config.storage.path_of("annotations").exists()
 
 
 def test_a_cancelled_annotation_is_none_and_lines_are_read_too(tmp_path: Path) -> None:
     config = gated(tmp_path)
-    task = exported(next(labels.tasks(config.storage.path("rejections"))), "accept")
+    task = exported(next(labels.label_tasks(config.storage.path_of("rejections"))), "accept")
     task["annotations"][0]["was_cancelled"] = True
     (tmp_path / "done.jsonl").write_text(json.dumps(task) + "\n")
-    assert labels.decisions(tmp_path / "done.jsonl") == []
+    assert labels.read_decisions(tmp_path / "done.jsonl") == []
     (tmp_path / "torn.json").write_text("[{")
     with pytest.raises(InputError, match="not JSON"):
-        labels.decisions(tmp_path / "torn.json")
+        labels.read_decisions(tmp_path / "torn.json")
     with pytest.raises(InputMissing, match="expected a JSON export"):
-        labels.decisions(tmp_path / "none.json")
+        labels.read_decisions(tmp_path / "none.json")
 
 
 def prefer(config: DistillConfig, row: dict[str, Any], annotator: str, which: str) -> None:
@@ -117,7 +114,7 @@ def prefer(config: DistillConfig, row: dict[str, Any], annotator: str, which: st
         second_output="Two.", preferred=which, annotator=annotator,  # type: ignore[arg-type]
         timestamp="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
-    preferences.append(config.storage.path("preferences"), event)
+    preferences.append(config.storage.path_of("preferences"), event)
 
 
 def test_pairs_are_of_training_prompts_and_of_what_was_rejected_for_its_text(
@@ -131,10 +128,7 @@ def test_pairs_are_of_training_prompts_and_of_what_was_rejected_for_its_text(
     assert pair["chosen"] == [{"role": "assistant", "content": GOOD}]
     assert pair["rejected"] == [{"role": "assistant", "content": "Too short."}]
     assert [message["role"] for message in pair["prompt"]] == ["system", "user"]
-    assert (
-        "1 from attempts, 0 from comparisons; left out: 1 of other splits"
-        in capsys.readouterr().out
-    )
+    assert "1 from attempts, 0 from comparisons; left out: 1 of other splits" in capsys.readouterr().out
     labels.run_preferences(config, tmp_path / "pairs.jsonl", ["train", "test"])
     assert len(lines(tmp_path / "pairs.jsonl")) == 2
 
@@ -159,4 +153,4 @@ def test_a_folder_or_a_binary_file_is_no_export_and_one_line(tmp_path: Path) -> 
     (tmp_path / "export.json").write_bytes(b"\xff\xfe[]")
     for path, said in ((tmp_path, "is a folder"), (tmp_path / "export.json", "not UTF-8")):
         with pytest.raises(NexaError, match=f"{said}.*expected a JSON export"):
-            labels.decisions(path)
+            labels.read_decisions(path)

@@ -42,9 +42,7 @@ def test_answers_are_found_by_either_id_and_what_is_missing_is_said(tmp_path: Pa
     found = answers(made)
     assert [row["teacher_output"] for row in found] == ["zero", "one", ""]
     assert {(row["model_id"], row["finish_reason"]) for row in found} == {("gold", "stop")}
-    assert {row[name] for row in found for name in ("cost_usd", "latency_ms", "created_at")} == {
-        None
-    }
+    assert {row[name] for row in found for name in ("cost_usd", "latency_ms", "created_at")} == {None}
     assert reasons(made) == {rows[3]["sample_id"]: "no_answer_in_file"}
     assert "up to date" in collect(made, *src, "--answers", file)
     assert not made.path("journal").exists()
@@ -64,9 +62,7 @@ def test_answers_are_found_by_either_id_and_what_is_missing_is_said(tmp_path: Pa
         ([], "contains no answers"),
     ],
 )
-def test_a_file_that_cannot_be_meant_is_refused(
-    rows: list[dict[str, Any]], message: str, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_meant_is_refused(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
     made = workspace(tmp_path)
     flags = [*put_prompts(made, 2), "--answers", file_of(tmp_path, *rows)]
     assert message in collect(made, *flags, code=65)
@@ -74,9 +70,7 @@ def test_a_file_that_cannot_be_meant_is_refused(
 
 def test_a_launch_starts_no_teacher_and_other_answers_make_it_stale(tmp_path: Path) -> None:
     raw = tmp_path / "raw.jsonl"
-    raw.write_text(
-        "".join(json.dumps({"id": f"q{n}", "q": f"Count {n}."}) + "\n" for n in range(40))
-    )
+    raw.write_text("".join(json.dumps({"id": f"q{n}", "q": f"Count {n}."}) + "\n" for n in range(40)))
     made = workspace(
         tmp_path, provider="embedded", input={"path": str(raw)},
         defaults={"prompt_column": "q", "task_type": "math"},
@@ -90,7 +84,7 @@ def test_a_launch_starts_no_teacher_and_other_answers_make_it_stale(tmp_path: Pa
     table = pq.read_table(made.path("collected_dataset")).to_pylist()
     assert {row["template_name"] for row in table} == {"math"}
     (teacher,) = [stage for stage in STAGES if stage.name == "teacher"]
-    assert Freshness(request.load()).why_run(teacher) is None
-    assert Freshness(made.load()).why_run(teacher) == "teacher: settings changed"
+    assert Freshness(request.load_settings()).stale_reason(teacher) is None
+    assert Freshness(made.load()).stale_reason(teacher) == "teacher: settings changed"
     file_of(tmp_path, *({"id": f"q{n}", "teacher_output": f"= {n}"} for n in range(40)))
-    assert Freshness(request.load()).why_run(teacher) == f"input changed or gone: {file}"
+    assert Freshness(request.load_settings()).stale_reason(teacher) == f"input changed or gone: {file}"

@@ -12,26 +12,14 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 import pytest
 
-from nexa_distill.collection.batch.files import MAX_LINE_BYTES, lines, read_line, request_line
+from nexa_distill.collection.batch.files import MAX_LINE_BYTES, read_line, read_lines, request_line
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.body import prompt_request
-from nexa_distill.collection.requests.budget import Tally
-from nexa_distill.journal.journal import Ended, Known, Spent
+from nexa_distill.collection.requests.budget import BudgetTracker
+from nexa_distill.journal.journal import Attempt, RequestState, Usage
 from nexa_distill.settings.pipeline import Budget
 from tests.support.workspace import Workspace, workspace
-from tests.teacher.faults import (
-    Run,
-    answers,
-    ask,
-    journal,
-    outcomes,
-    prompts,
-    provide,
-    put,
-    reasons,
-    texts,
-    wait_for,
-)
+from tests.teacher.faults import Run, answers, ask, journal, outcomes, prompts, provide, put, reasons, texts, wait_for
 from tests.teacher.ledger_teacher import Teacher, ledger_teacher
 
 PRICE = {"prompt": 100.0, "completion": 1000.0}  # an answer: 100 and 50 tokens, $0.06
@@ -68,9 +56,7 @@ def looked(teacher: Teacher) -> bool:
 # ---- all goes well
 
 
-def test_batches_write_the_same_table_as_single_requests_for_half_the_price(
-    tmp_path: Path,
-) -> None:
+def test_batches_write_the_same_table_as_single_requests_for_half_the_price(tmp_path: Path) -> None:
     rows = prompts(20)
     rows[3] |= {"user_prompt": f"Odd: {ODD}?"}
     rows[19] |= {"user_prompt": rows[0]["user_prompt"]}
@@ -161,9 +147,7 @@ def test_f22_answers_are_joined_by_their_id_and_only_what_is_missing_is_asked_ag
     assert texts(made).items() <= texts(calm).items()
     assert len(answers(made)) + len(reasons(made)) == 12
     assert len(answers(made)) == ends["answered"]
-    assert select(made, "SELECT sum(cost_usd) FROM usage") == [
-        (pytest.approx(0.03 * ends["answered"]),)
-    ]
+    assert select(made, "SELECT sum(cost_usd) FROM usage") == [(pytest.approx(0.03 * ends["answered"]),)]
     strange = made.path("journal") / "batches/teacher-1.unknown.jsonl"
     assert strange.exists() == (fault == "unknown_id") == (str(strange) in said)
     if fault == "error_file":
@@ -211,9 +195,7 @@ def test_f22_what_batches_never_answer_is_given_up_after_max_attempts(tmp_path: 
 
 
 def test_f22_what_was_refused_is_asked_once_more_on_request(tmp_path: Path) -> None:
-    with ledger_teacher(
-        tmp_path, batch_fault="error_file", batch_delay=0.05, always=True
-    ) as teacher:
+    with ledger_teacher(tmp_path, batch_fault="error_file", batch_delay=0.05, always=True) as teacher:
         made = project(tmp_path, teacher.base_url)
         for batches, flags in ((1, ()), (2, ("--retry-failed",))):
             ask(made, prompts(2), "--batch", *flags)
@@ -233,11 +215,11 @@ def test_f22_what_may_be_billed_is_held_if_that_is_wished(tmp_path: Path) -> Non
 def test_a_request_that_no_batch_ever_begins_is_not_tried_forever(tmp_path: Path) -> None:
     config = project(tmp_path, "http://127.0.0.1:9/v1").load()
     made = Collector("teacher", config, "vllm", "m", lambda _: iter(()), lambda _: [], 0)
-    request, never = prompt_request("s", {}), Ended("not_sent", None, "batch_expired")
+    request, never = prompt_request("s", {}), Attempt("not_sent", None, "batch_expired")
     most = config.collection.max_attempts
-    assert made.settled(request, Known(1, [never] * most, new_attempts=most)) == "asked"
-    assert made.settled(request, Known(1, [never] * most, new_attempts=0)) is None
-    assert made.settled(request, Known(1, under_way=True)) == "under_way"
+    assert made.settled_reason(request, RequestState(1, [never] * most, new_attempts=most)) == "asked"
+    assert made.settled_reason(request, RequestState(1, [never] * most, new_attempts=0)) is None
+    assert made.settled_reason(request, RequestState(1, under_way=True)) == "under_way"
 
 
 # ---- F23: a death at any moment
@@ -248,9 +230,7 @@ def test_a_request_that_no_batch_ever_begins_is_not_tried_forever(tmp_path: Path
     ["replace:1", "replace:3", "after_batch_intent:1", "after_upload:1", "after_create:1",
      "poll:1", "poll:2", "replace:6", "batch_lines:1", "batch_lines:2"],
 )  # fmt: skip
-def test_f23_after_a_death_a_batch_is_found_again_and_not_created_twice(
-    tmp_path: Path, failpoint: str
-) -> None:
+def test_f23_after_a_death_a_batch_is_found_again_and_not_created_twice(tmp_path: Path, failpoint: str) -> None:
     count = 300 if failpoint.startswith("batch_lines") else 5  # more than are stored at a time
     with ledger_teacher(tmp_path, batch_delay=1.2 if failpoint == "poll:2" else 0.05) as teacher:
         made = project(tmp_path, teacher.base_url)
@@ -267,12 +247,8 @@ def test_f23_after_a_death_a_batch_is_found_again_and_not_created_twice(
     assert not list((made.path("journal") / "batches").iterdir())
 
 
-@pytest.mark.parametrize(
-    "failpoint", ["replace:1:ENOSPC", "commit:1:ENOSPC", "commit:4:EIO", "replace:6:ENOSPC"]
-)
-def test_f05_a_full_disk_stops_the_run_and_the_next_one_finds_the_batch_again(
-    tmp_path: Path, failpoint: str
-) -> None:
+@pytest.mark.parametrize("failpoint", ["replace:1:ENOSPC", "commit:1:ENOSPC", "commit:4:EIO", "replace:6:ENOSPC"])
+def test_f05_a_full_disk_stops_the_run_and_the_next_one_finds_the_batch_again(tmp_path: Path, failpoint: str) -> None:
     with ledger_teacher(tmp_path, batch_delay=0.05) as teacher:
         made = project(tmp_path, teacher.base_url)
         said = ask(made, prompts(5), "--batch", failpoint=failpoint, code=74)
@@ -284,9 +260,7 @@ def test_f05_a_full_disk_stops_the_run_and_the_next_one_finds_the_batch_again(
 
 
 @pytest.mark.slow
-def test_f23_a_death_at_any_commit_creates_no_batch_twice_and_bills_nothing_twice(
-    tmp_path: Path,
-) -> None:
+def test_f23_a_death_at_any_commit_creates_no_batch_twice_and_bills_nothing_twice(tmp_path: Path) -> None:
     for n in itertools.count(1):
         folder = tmp_path / str(n)
         with ledger_teacher(folder, batch_delay=0.05) as teacher:
@@ -354,9 +328,7 @@ def test_a_provider_that_is_away_for_a_while_is_waited_for(tmp_path: Path) -> No
 # ---- stopping, and what others do to a batch meanwhile
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
-)
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_f04_a_stop_leaves_the_batch_running_and_the_next_run_collects_it(
     tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
@@ -379,9 +351,7 @@ def test_f04_a_stop_leaves_the_batch_running_and_the_next_run_collects_it(
     assert len(answers(made)) == 8
 
 
-def test_a_batch_that_somebody_cancels_stops_the_run_and_keeps_what_was_answered(
-    tmp_path: Path,
-) -> None:
+def test_a_batch_that_somebody_cancels_stops_the_run_and_keeps_what_was_answered(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, batch_fault="stuck", batch_delay=0.05) as teacher:
         made = project(tmp_path, teacher.base_url)
         run = start(made, 6)
@@ -393,9 +363,7 @@ def test_a_batch_that_somebody_cancels_stops_the_run_and_keeps_what_was_answered
         assert once(teacher, 6)
 
 
-def test_a_batch_that_the_provider_has_lost_is_asked_again_only_on_request(
-    tmp_path: Path,
-) -> None:
+def test_a_batch_that_the_provider_has_lost_is_asked_again_only_on_request(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, batch_delay=30) as teacher:
         made = project(tmp_path, teacher.base_url)
         run = start(made, 3)
@@ -441,9 +409,7 @@ def test_f14_a_refusal_stops_the_run_and_the_next_one_goes_on(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("call", ["* /v1/files", "* /v1/batches"])
-def test_a_provider_without_batches_says_so_and_can_be_asked_singly(
-    tmp_path: Path, call: str
-) -> None:
+def test_a_provider_without_batches_says_so_and_can_be_asked_singly(tmp_path: Path, call: str) -> None:
     with ledger_teacher(tmp_path, api_faults={call: "404"}, always=True) as teacher:
         made = project(tmp_path, teacher.base_url)
         assert "has no batch mode: " in ask(made, prompts(4), "--batch", code=69)
@@ -451,9 +417,7 @@ def test_a_provider_without_batches_says_so_and_can_be_asked_singly(
         assert once(teacher, 4)
 
 
-def test_batches_are_refused_before_any_request_where_the_settings_say_there_are_none(
-    tmp_path: Path,
-) -> None:
+def test_batches_are_refused_before_any_request_where_the_settings_say_there_are_none(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         said = ask(made, prompts(2), "--batch", code=65)
@@ -481,9 +445,7 @@ def test_a_budget_holds_back_what_does_not_fit_and_goes_on_when_raised(tmp_path:
         assert len(teacher.batches()) == 2
 
 
-def test_a_budget_in_dollars_counts_a_batch_as_the_most_it_can_cost_until_it_has_ended(
-    tmp_path: Path,
-) -> None:
+def test_a_budget_in_dollars_counts_a_batch_as_the_most_it_can_cost_until_it_has_ended(tmp_path: Path) -> None:
     """At most $0.13 are reserved for an answer that costs $0.03."""
     with ledger_teacher(tmp_path, batch_delay=0.05) as teacher:
         made = project(tmp_path, teacher.base_url, budget={"max_usd": 0.6})
@@ -495,9 +457,7 @@ def test_a_budget_in_dollars_counts_a_batch_as_the_most_it_can_cost_until_it_has
         assert 0.45 < sum(sizes) * 0.03 <= 0.6
 
 
-def test_an_open_batch_of_an_earlier_run_stays_reserved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_open_batch_of_an_earlier_run_stays_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXA_PROGRESS_FILE", str(tmp_path / "progress.json"))
     with ledger_teacher(tmp_path, batch_delay=2) as teacher:
         made = project(tmp_path, teacher.base_url, budget={"max_requests": 6})
@@ -515,22 +475,20 @@ def test_an_open_batch_of_an_earlier_run_stays_reserved(
 
 
 def test_what_is_under_way_is_reserved_and_not_spent() -> None:
-    tally = Tally(Budget(max_usd=10, max_requests=None, max_tokens=None, target_samples=1),
-                  Spent(6, 600, 8.0))  # fmt: skip
-    tally.hold(Spent(2, 200, 4.0))
+    tally = BudgetTracker(Budget(max_usd=10, max_requests=None, max_tokens=None, target_samples=1),
+                  Usage(6, 600, 8.0))  # fmt: skip
+    tally.reserve_under_way(Usage(2, 200, 4.0))
     assert (tally.requests, tally.tokens, tally.usd) == (4, 400, 4.0)
-    assert not tally.idle
-    assert tally.over(100, 2.5)
+    assert not tally.has_no_reservations
+    assert tally.exceeded_limit(100, 2.5)
     for _ in range(2):
-        tally.release(100, 2.0, billed=(50, 1.0))
+        tally.release_reservation(100, 2.0, billed=(50, 1.0))
     assert (tally.requests, tally.tokens, tally.usd) == (6, 500, 6.0)
-    assert tally.idle
+    assert tally.has_no_reservations
     assert not tally.over(100, 2.5)
 
 
-def test_f37_the_key_is_sent_with_every_call_and_found_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_f37_the_key_is_sent_with_every_call_and_found_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "sk-canary-7f3a91"
     monkeypatch.setenv("CANARY_KEY", key)
     faults = {FILES: "500", LOOK: "401"}  # and the server repeats the key in its refusals
@@ -566,18 +524,14 @@ def test_f25_a_request_is_one_line_for_every_reader(tmp_path: Path) -> None:
         ({"response": None, "error": None}, "uncertain", "neither a response nor an error"),
     ],
 )  # fmt: skip
-def test_f22_a_line_says_how_its_request_ended(
-    line: dict[str, Any], outcome: str, said: str
-) -> None:
+def test_f22_a_line_says_how_its_request_ended(line: dict[str, Any], outcome: str, said: str) -> None:
     read = read_line(json.dumps({"custom_id": "k"} | line).encode())
     assert read
     assert (read.custom_id, read.outcome.outcome) == ("k", outcome)
     assert said in (read.outcome.error or (read.outcome.raw or b"").decode())
 
 
-@pytest.mark.parametrize(
-    "line", [b"no json", b"[]", b"null", b'{"response": {}}', b'{"custom_id": 7}', b"[" * 10**5]
-)
+@pytest.mark.parametrize("line", [b"no json", b"[]", b"null", b'{"response": {}}', b'{"custom_id": 7}', b"[" * 10**5])
 def test_f22_a_line_that_names_no_request_is_none(line: bytes) -> None:
     assert read_line(line) is None
 
@@ -588,7 +542,7 @@ def test_f24_a_line_without_an_end_is_not_read_into_memory_whole(tmp_path: Path)
         file.write(b'{"custom_id": "k"}\n\n')
         file.truncate(2 * MAX_LINE_BYTES)
     with path.open("rb") as file:
-        read = list(lines(file))
+        read = list(read_lines(file))
     assert len(read) == 3
     assert max(map(len, read)) == MAX_LINE_BYTES
 

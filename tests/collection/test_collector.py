@@ -88,9 +88,7 @@ def test_a_dead_provider_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["html", "empty", "no_choices"])
-def test_f19_a_200_that_is_no_answer_is_kept_raw_and_not_asked_again(
-    tmp_path: Path, fault: str
-) -> None:
+def test_f19_a_200_that_is_no_answer_is_kept_raw_and_not_asked_again(tmp_path: Path, fault: str) -> None:
     with ledger_teacher(tmp_path, fault=fault, always=True, share=0.5) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         ask(made, prompts(10))

@@ -49,9 +49,7 @@ SECONDS = {"start-up": 0.25, "asking": 0.12, "draining": 0.04, "writing": 0.1}
 
 
 @pytest.mark.slow
-def test_f01_fifty_kills_lose_nothing_and_pay_twice_only_what_was_on_the_wire(
-    tmp_path: Path,
-) -> None:
+def test_f01_fifty_kills_lose_nothing_and_pay_twice_only_what_was_on_the_wire(tmp_path: Path) -> None:
     chance = sweeps.chance("kills of a collector")
     with ledger_teacher(tmp_path, delay=0.03) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 8})
@@ -117,9 +115,7 @@ def test_f02_a_death_between_the_answer_and_the_journal_costs_that_answer_once_m
         survived(made, teacher, uncertain=[lost])
 
 
-def test_f02_what_was_in_flight_beside_it_is_asked_once_more_and_nothing_else(
-    tmp_path: Path,
-) -> None:
+def test_f02_what_was_in_flight_beside_it_is_asked_once_more_and_nothing_else(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, delay=0.03) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 8})
         ask(made, prompts(40), failpoint="after_recv:21", code=-9)
@@ -133,9 +129,7 @@ def test_f02_what_was_in_flight_beside_it_is_asked_once_more_and_nothing_else(
 
 
 @pytest.mark.parametrize("flags", [["--on-uncertain", "resend"], ["--retry-failed"]])
-def test_f02_what_may_be_billed_is_held_for_a_decision_when_that_is_wished(
-    tmp_path: Path, flags: list[str]
-) -> None:
+def test_f02_what_may_be_billed_is_held_for_a_decision_when_that_is_wished(tmp_path: Path, flags: list[str]) -> None:
     hold = ["--on-uncertain", "hold"]
     with ledger_teacher(tmp_path, delay=0.1) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 4})
@@ -164,12 +158,8 @@ def test_a_kill_counts_against_no_request(tmp_path: Path) -> None:
 # ---- F4: stops
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
-)
-def test_f04_a_stop_lets_answers_in_flight_arrive(
-    tmp_path: Path, sent: signal.Signals, code: int
-) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_f04_a_stop_lets_answers_in_flight_arrive(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     with ledger_teacher(tmp_path, delay=0.3) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 4})
         put(made, prompts(12))
@@ -216,9 +206,7 @@ def _port(teacher: Teacher) -> int:
     ids=["pause", "pause-for-overload", "back-off"],
 )
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_f04_a_stop_during_a_long_wait_is_prompt(
-    tmp_path: Path, script: dict[str, Any], sent: signal.Signals
-) -> None:
+def test_f04_a_stop_during_a_long_wait_is_prompt(tmp_path: Path, script: dict[str, Any], sent: signal.Signals) -> None:
     with ledger_teacher(tmp_path, **script) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 2})
         put(made, prompts(2))
@@ -294,12 +282,8 @@ def test_f10_a_second_collector_is_refused_and_a_dead_ones_lock_is_free(tmp_path
 
 
 @pytest.mark.parametrize("retry_after", ["1", "date:+1"])
-def test_f11_a_clock_that_jumps_changes_no_pause_and_is_named(
-    tmp_path: Path, retry_after: str
-) -> None:
-    with ledger_teacher(
-        tmp_path, delay=0.4, fault="status:429", retry_after=retry_after, share=0.5
-    ) as teacher:
+def test_f11_a_clock_that_jumps_changes_no_pause_and_is_named(tmp_path: Path, retry_after: str) -> None:
+    with ledger_teacher(tmp_path, delay=0.4, fault="status:429", retry_after=retry_after, share=0.5) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         start = time.monotonic()
         said = ask(made, prompts(16), before=_let_the_clock_jump)

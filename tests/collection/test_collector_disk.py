@@ -67,10 +67,7 @@ def test_f03_f06_at_every_step_of_writing_a_reader_sees_a_whole_table(
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         ask(made, prompts(40), before=_small_row_groups)
-        new, folders = (
-            _tables(made),
-            [place(made, "collected_dataset").parent, place(made, "manifests")],
-        )
+        new, folders = (_tables(made), [place(made, "collected_dataset").parent, place(made, "manifests")])
         if old:
             ask(made, prompts(30))
         before, sends = _tables(made) if old else dict.fromkeys(TABLES), len(teacher.sends())
@@ -116,9 +113,7 @@ def _tables(made: Workspace) -> dict[str, bytes | None]:
     return {name: path.read_bytes() if path.exists() else None for name, path in paths.items()}
 
 
-def _each_is_whole(
-    made: Workspace, old: dict[str, bytes | None], new: dict[str, bytes | None]
-) -> None:
+def _each_is_whole(made: Workspace, old: dict[str, bytes | None], new: dict[str, bytes | None]) -> None:
     """Each table is the old or the new one, and is only trusted with the manifest that seals it."""
     for name, found in _tables(made).items():
         assert found in (old[name], new[name])
@@ -221,9 +216,7 @@ def _lose_the_log(where: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 7])
-def test_f07_a_commit_that_fails_ends_the_run_and_is_never_tried_again(
-    tmp_path: Path, number: int
-) -> None:
+def test_f07_a_commit_that_fails_ends_the_run_and_is_never_tried_again(tmp_path: Path, number: int) -> None:
     with ledger_teacher(tmp_path, delay=0.03) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 4})
         said = ask(made, prompts(200), failpoint=f"commit:{number}:EIO", code=74)
@@ -240,9 +233,7 @@ def test_f07_a_commit_that_fails_ends_the_run_and_is_never_tried_again(
 
 
 @pytest.mark.slow
-def test_f08_after_a_power_loss_at_any_byte_the_journal_opens_and_holds_a_prefix(
-    tmp_path: Path,
-) -> None:
+def test_f08_after_a_power_loss_at_any_byte_the_journal_opens_and_holds_a_prefix(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, delay=0.01) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 4})
         ask(made, prompts(200), failpoint="committed:20", code=-9)
@@ -310,9 +301,7 @@ def test_f08_a_request_is_on_disk_before_it_is_sent(tmp_path: Path, point: str) 
     with ledger_teacher(tmp_path) as teacher:
         for number in (1, 2, 3, 5):
             made = workspace(tmp_path / str(number), teacher.base_url)
-            rows = [
-                row | {"user_prompt": f"{number}: {row['user_prompt']}"} for row in prompts(300)
-            ]
+            rows = [row | {"user_prompt": f"{number}: {row['user_prompt']}"} for row in prompts(300)]
             before = len(teacher.sends())
             ask(made, rows, failpoint=f"{point}:{number}", before=_slow_disk, code=-9)
             sent = {send["key"] for send in teacher.sends()[before:]}
@@ -321,22 +310,20 @@ def test_f08_a_request_is_on_disk_before_it_is_sent(tmp_path: Path, point: str) 
 
 
 def _slow_disk() -> None:
-    commit = GroupCommit._commit
+    commit = GroupCommit._commit_groups
 
     def slow(writer: GroupCommit, groups: list[Any]) -> None:
         time.sleep(0.1)
         commit(writer, groups)
 
-    GroupCommit._commit = slow  # type: ignore[method-assign, assignment]
+    GroupCommit._commit_groups = slow  # type: ignore[method-assign, assignment]
 
 
 def _begun(made: Workspace) -> set[str]:
     """The teacher's keys of the requests with an attempt on disk."""
     with journal(made) as db:
         try:
-            rows = db.execute(
-                "SELECT body FROM requests WHERE id IN (SELECT request_id FROM attempts)"
-            )
+            rows = db.execute("SELECT body FROM requests WHERE id IN (SELECT request_id FROM attempts)")
         except sqlite3.OperationalError:
             return set()
         return {hashlib.sha256(body).hexdigest() for (body,) in rows}

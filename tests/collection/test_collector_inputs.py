@@ -138,9 +138,7 @@ def test_f28_a_wrong_column_is_named_before_any_request(
 
 
 @pytest.mark.parametrize("column", [f.name for f in INPUTS if f.nullable])
-def test_f28_a_wrong_type_in_a_column_that_may_be_null_is_named_too(
-    tmp_path: Path, column: str
-) -> None:
+def test_f28_a_wrong_type_in_a_column_that_may_be_null_is_named_too(tmp_path: Path, column: str) -> None:
     path = tmp_path / "bad.parquet"
     table = pa.Table.from_pylist(prompts(3), schema=INPUTS)
     pq.write_table(_of_another_type(table, column), path)
@@ -302,9 +300,7 @@ def _echo(status: int) -> Iterator[str]:
             said = f"Incorrect API key: {self.headers['Authorization']}"
             message = {"role": "assistant", "content": said}
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-            body = json.dumps(
-                {"error": {"message": said}} if status != 200 else {"choices": choices}
-            )
+            body = json.dumps({"error": {"message": said}} if status != 200 else {"choices": choices})
             self.send_response(status, said)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Location", f"/login?{said.replace(' ', '+')}")
@@ -323,9 +319,7 @@ def _echo(status: int) -> Iterator[str]:
         server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(200, 0), (302, 69), (400, 69), (401, 69), (429, 69), (500, 69)]
-)
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (302, 69), (400, 69), (401, 69), (429, 69), (500, 69)])
 def test_f37_a_key_that_the_api_repeats_is_not_kept(tmp_path: Path, status: int, code: int) -> None:
     with _echo(status) as base_url:
         made = workspace(tmp_path, base_url, collection={"max_attempts": 2})
@@ -354,15 +348,11 @@ PRICES = {"ledger-teacher": {"prompt": 100.0, "completion": 1000.0}}
 BILL = {"max_usd": 0.06, "max_tokens": 150, "max_requests": 1}  # of one answer
 
 
-@pytest.mark.parametrize(
-    ("kind", "limit"), [("max_usd", 3.0), ("max_tokens", 6000), ("max_requests", 25)]
-)
+@pytest.mark.parametrize(("kind", "limit"), [("max_usd", 3.0), ("max_tokens", 6000), ("max_requests", 25)])
 def test_a_budget_is_never_exceeded_whatever_dies(tmp_path: Path, kind: str, limit: float) -> None:
     """What may have been billed counts as the most that it can have cost."""
     with ledger_teacher(tmp_path, delay=0.03) as teacher:
-        made = workspace(
-            tmp_path, teacher.base_url, collection={"concurrency": 4}, budget={kind: limit}
-        )
+        made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 4}, budget={kind: limit})
         provide(made, prices=PRICES)
         ask(made, prompts(60), failpoint="after_recv:6", code=-9)
         for _ in range(2):

@@ -50,9 +50,7 @@ def test_f13_a_429_fails_no_row_and_its_retry_after_is_kept_in_every_form(tmp_pa
         for number, (form, seconds) in enumerate(FORMS):
             script: dict[str, Any] = {"delay": 0.8, "fault": "status:429", "share": 0.5, **form}
             teacher = open_.enter_context(ledger_teacher(tmp_path / str(number), **script))
-            made = workspace(
-                tmp_path / str(number), teacher.base_url, collection={"max_attempts": 1}
-            )
+            made = workspace(tmp_path / str(number), teacher.base_url, collection={"max_attempts": 1})
             put(made, prompts(16))
             runs.append((form, seconds, teacher, made, Run(made)))
         for form, seconds, teacher, made, run in runs:
@@ -141,9 +139,7 @@ ERRORS = ["status:500", "status:502", "status:503", "status:529"]
 
 # Without a limit of times, a row whose waits keep step with the waves meets one at each attempt:
 # eleven of twelve were seen in 24 runs, after 132 s.
-@pytest.mark.parametrize(
-    "script", [{"times": 2}, {"times": 4, "waves": 0.8}], ids=["times", "waves"]
-)
+@pytest.mark.parametrize("script", [{"times": 2}, {"times": 4, "waves": 0.8}], ids=["times", "waves"])
 def test_f15_errors_that_pass_fail_no_row(tmp_path: Path, script: dict[str, Any]) -> None:
     with ledger_teacher(tmp_path, fault=ERRORS, share=0.5, **script) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"max_attempts": 12})
@@ -153,9 +149,7 @@ def test_f15_errors_that_pass_fail_no_row(tmp_path: Path, script: dict[str, Any]
         survived(made, teacher)
 
 
-def test_f15_what_is_given_up_is_in_a_table_with_evidence_and_asked_again_on_request(
-    tmp_path: Path,
-) -> None:
+def test_f15_what_is_given_up_is_in_a_table_with_evidence_and_asked_again_on_request(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault=ERRORS, share=0.5, always=True) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"max_attempts": 2})
         said = ask(made, prompts(20))
@@ -186,12 +180,8 @@ def test_a_request_that_the_api_refuses_fails_alone(tmp_path: Path) -> None:
 # ---- F16, F17: an answer that does not arrive
 
 
-@pytest.mark.parametrize(
-    "fault", ["reset_before", "reset_after", "reset_mid", "cut", "cut_chunked", "close"]
-)
-def test_f16_a_broken_connection_is_uncertain_and_never_an_answer(
-    tmp_path: Path, fault: str
-) -> None:
+@pytest.mark.parametrize("fault", ["reset_before", "reset_after", "reset_mid", "cut", "cut_chunked", "close"])
+def test_f16_a_broken_connection_is_uncertain_and_never_an_answer(tmp_path: Path, fault: str) -> None:
     with ledger_teacher(tmp_path, fault=fault, share=0.4) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         said = ask(made, prompts(20))
@@ -208,9 +198,7 @@ def test_f16_a_broken_connection_is_uncertain_and_never_an_answer(
 
 
 @pytest.mark.parametrize("fault", ["hang", "late:1.2", "drip:0.1"])
-def test_f17_f24_an_answer_after_the_deadline_is_uncertain_and_sent_once_more(
-    tmp_path: Path, fault: str
-) -> None:
+def test_f17_f24_an_answer_after_the_deadline_is_uncertain_and_sent_once_more(tmp_path: Path, fault: str) -> None:
     """The deadline is for the whole answer: a byte now and then does not put it off."""
     with ledger_teacher(tmp_path, fault=fault) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"timeout_seconds": 0.8})
@@ -226,16 +214,12 @@ def test_f17_f24_an_answer_after_the_deadline_is_uncertain_and_sent_once_more(
 
 def test_f17_what_never_arrives_is_given_up_after_max_attempts(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault="hang", share=0.5, always=True) as teacher:
-        made = workspace(
-            tmp_path, teacher.base_url, collection={"timeout_seconds": 0.4, "max_attempts": 2}
-        )
+        made = workspace(tmp_path, teacher.base_url, collection={"timeout_seconds": 0.4, "max_attempts": 2})
         ask(made, prompts(8))
         lost = struck(made, teacher)
         assert 0 < len(lost) < 8
         survived(made, teacher, uncertain=lost, unanswered=dict.fromkeys(lost, "provider_failed"))
-        assert bills(made, teacher) == {
-            row["sample_id"]: 1 for row in answers(made)
-        } | dict.fromkeys(lost, 2)
+        assert bills(made, teacher) == {row["sample_id"]: 1 for row in answers(made)} | dict.fromkeys(lost, 2)
 
 
 # ---- F24: too much of an answer
@@ -245,9 +229,7 @@ def test_f17_what_never_arrives_is_given_up_after_max_attempts(tmp_path: Path) -
 @pytest.mark.parametrize("fault", ["large:100", "gzip_bomb:1024"])
 def test_f24_a_flood_is_cut_off_and_memory_is_bounded(tmp_path: Path, fault: str) -> None:
     with ledger_teacher(tmp_path, fault=fault, share=0.3, always=True) as teacher:
-        made = workspace(
-            tmp_path, teacher.base_url, collection={"max_attempts": 1, "concurrency": 2}
-        )
+        made = workspace(tmp_path, teacher.base_url, collection={"max_attempts": 1, "concurrency": 2})
         put(made, prompts(12))
         run = Run(made)
         run.end()

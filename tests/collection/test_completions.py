@@ -26,23 +26,14 @@ from nexa_distill.collection.answers import completions
 from nexa_distill.collection.answers.completions import Answer, output_row, parse_answer
 from nexa_distill.collection.answers.extraction import Cleaner
 from nexa_distill.contracts import ANSWER_FLAGS, OUTPUTS, TABLES
-from nexa_distill.journal.journal import Answered, Asking, Journal, Outcome
+from nexa_distill.journal.journal import Journal, Outcome, PendingRequest, StoredAnswer
 from nexa_distill.settings.pipeline import Price, load_config
 from nexa_distill.storage.tables import read_table, table_writer
-from nexa_distill.text.json_schemas import compiled
+from nexa_distill.text.json_schemas import compile_schemas
 from nexa_distill.text.reasoning import split_reasoning
 from tests.support.answers import answer
 from tests.support.workspace import ROOT, Workspace, workspace
-from tests.teacher.faults import (
-    again_is_free,
-    ask,
-    collect,
-    journal,
-    prompts,
-    provide,
-    reasons,
-    texts,
-)
+from tests.teacher.faults import again_is_free, ask, collect, journal, prompts, provide, reasons, texts
 from tests.teacher.faults import answers as rows_of
 from tests.teacher.ledger_teacher import ODD_TEXT, Teacher, answer_text, ledger_teacher
 from tests.teacher.teacher_answers import ODD_BODIES, completion
@@ -51,8 +42,7 @@ PRICE = {"ledger-teacher": {"prompt": 1.0, "completion": 2.0}}
 # Fault -> the flag, and the reason for which the gates set the answer aside (None: it is kept).
 ODD: dict[str, tuple[str | None, str | None]] = {
     **dict.fromkeys(
-        ["html", "empty", "no_object", "empty_choices", "no_choices", "sse"],
-        ("malformed", "malformed_response"),
+        ["html", "empty", "no_object", "empty_choices", "no_choices", "sse"], ("malformed", "malformed_response")
     ),
     **dict.fromkeys(["no_usage", "nan", "parts", "thinking", "odd_text"], (None, None)),
     "other_model": (None, None),
@@ -133,9 +123,7 @@ def looks_right(row: dict[str, Any], fault: str) -> None:
     assert row["model_id"] == ("another" if other else "ledger-teacher")
 
 
-def test_f19_a_200_without_a_completion_is_asked_again_only_when_a_person_says_so(
-    tmp_path: Path,
-) -> None:
+def test_f19_a_200_without_a_completion_is_asked_again_only_when_a_person_says_so(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault=["html", "no_choices"], share=0.5) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         ask(made, prompts(20))
@@ -161,9 +149,7 @@ def test_f19_an_address_that_answers_200_to_everything_stops_the_run(tmp_path: P
     assert {row["answer_flag"] for row in rows_of(made)} == {None}
 
 
-def test_f20_an_answer_that_was_cut_is_not_asked_again_but_a_longer_one_is_another_request(
-    tmp_path: Path,
-) -> None:
+def test_f20_an_answer_that_was_cut_is_not_asked_again_but_a_longer_one_is_another_request(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault="length:256", always=True) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         ask(made, prompts(10))
@@ -183,9 +169,7 @@ def test_f20_an_answer_that_was_cut_is_not_asked_again_but_a_longer_one_is_anoth
 
 
 @pytest.mark.parametrize("script", [{"swap_after": 6}, {"fault": "other_model", "share": 0.5}])
-def test_f21_a_change_of_the_model_is_recorded_and_said(
-    tmp_path: Path, script: dict[str, Any]
-) -> None:
+def test_f21_a_change_of_the_model_is_recorded_and_said(tmp_path: Path, script: dict[str, Any]) -> None:
     with ledger_teacher(tmp_path, **script) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         said = ask(made, prompts(20))
@@ -196,9 +180,7 @@ def test_f21_a_change_of_the_model_is_recorded_and_said(
     assert f"{served.count(('another', 'fp_2'))} by another (fp_2)" in said
 
 
-def test_f21_a_change_of_the_model_stops_the_run_each_time_until_it_is_allowed(
-    tmp_path: Path,
-) -> None:
+def test_f21_a_change_of_the_model_stops_the_run_each_time_until_it_is_allowed(tmp_path: Path) -> None:
     careful = {"stop_on_model_change": True, "concurrency": 2}
     with ledger_teacher(tmp_path, swap_after=6, delay=0.1) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection=careful)
@@ -231,20 +213,20 @@ def body(text: str, escaped: bool) -> bytes:
     return json.dumps(said, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
 
 
-def stored(folder: Path, bodies: list[bytes]) -> list[Answered]:
+def stored(folder: Path, bodies: list[bytes]) -> list[StoredAnswer]:
     """Written to a journal, and read from it by another connection."""
     keys = [f"k{n}" for n in range(len(bodies))]
 
     async def write(ledger: Journal) -> None:
-        attempts = await ledger.begin([Asking(None, key, key, b"{}", 1, 0.0) for key in keys])
+        attempts = await ledger.begin_attempts([PendingRequest(None, key, key, b"{}", 1, 0.0) for key in keys])
         for attempt, raw in zip(attempts, bodies, strict=True):
-            ledger.end(attempt, Outcome("answered", 200, raw, None, 1.0), lambda _: None)
-        await ledger.on_disk()
+            ledger.record_outcome(attempt, Outcome("answered", 200, raw, None, 1.0), lambda _: None)
+        await ledger.wait_for_disk()
 
     with Journal(folder / "j.sqlite", "run") as ledger:
         asyncio.run(write(ledger))
     with Journal(folder / "j.sqlite", "run") as ledger:
-        found = ledger.answers(keys)
+        found = ledger.newest_answers(keys)
     return [found[key] for key in keys]
 
 
@@ -261,16 +243,14 @@ ODD_TEXTS = st.one_of(ANY_TEXT, st.lists(CLUSTERS, max_size=12).map("".join)).fi
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(ODD_TEXTS, st.booleans()), min_size=1, max_size=60))
-def test_f25_odd_text_survives_journal_parquet_and_jsonl(
-    given_texts: list[tuple[str, bool]],
-) -> None:
+def test_f25_odd_text_survives_journal_parquet_and_jsonl(given_texts: list[tuple[str, bool]]) -> None:
     bodies = [body(text, escaped) for text, escaped in given_texts]
     provider = shipped_provider()
     with tempfile.TemporaryDirectory() as name:
         found = stored(Path(name), bodies)
         assert [one.raw for one in found] == bodies
         rows = [
-            output_row(answer(n), 0, "k", "m", one, provider, compiled({}), Cleaner({}, []))
+            output_row(answer(n), 0, "k", "m", one, provider, compile_schemas({}), Cleaner({}, []))
             for n, one in enumerate(found)
         ]
         path = Path(name) / "a.parquet"
@@ -326,9 +306,7 @@ def mutated(draw: Callable[..., Any]) -> bytes:
     for _ in range(draw(st.integers(0, 3))):
         change(draw, value)
     text = json.dumps(value, ensure_ascii=draw(st.booleans()))
-    raw = text.encode(
-        draw(st.sampled_from(["utf-8", "utf-8", "utf-16", "utf-32"])), "surrogatepass"
-    )
+    raw = text.encode(draw(st.sampled_from(["utf-8", "utf-8", "utf-16", "utf-32"])), "surrogatepass")
     start, end = sorted([draw(st.integers(0, len(raw))), draw(st.integers(0, len(raw)))])
     damaged = [
         raw, raw, raw, raw[:end], raw[start:], b"\xef\xbb\xbf" + raw, raw[:start] + raw[end:],
@@ -357,8 +335,8 @@ RECURSIVE = {"hypothesis": {"anyOf": [{"type": "array", "items": {"$ref": "#"}},
 @settings(max_examples=1000, deadline=None)
 @given(st.one_of(mutated(), st.binary(max_size=60)))
 def test_f19_whatever_the_bytes_are_they_become_a_row_of_the_table(raw: bytes) -> None:
-    found = Answered(raw, 1.0, 0.0)
-    for schemas in (compiled({}), compiled(RECURSIVE)):
+    found = StoredAnswer(raw, 1.0, 0.0)
+    for schemas in (compile_schemas({}), compile_schemas(RECURSIVE)):
         row = output_row(answer(), 0, "k", "m", found, shipped_provider(), schemas, Cleaner({}, []))
         table = pa.Table.from_pylist([row], schema=OUTPUTS)
         table.validate(full=True)
@@ -384,9 +362,7 @@ def test_f19_whatever_the_bytes_are_they_become_a_row_of_the_table(raw: bytes) -
         (4, None, None),
     ],
 )  # fmt: skip
-def test_f20_reasoning_never_stands_in_the_answer(
-    content: object, reasoning: str | None, text: str | None
-) -> None:
+def test_f20_reasoning_never_stands_in_the_answer(content: object, reasoning: str | None, text: str | None) -> None:
     choice = {"message": {"content": content}, "finish_reason": "stop"}
     found = parse_answer(json.dumps({"choices": [choice]}).encode())
     assert (found.reasoning, found.text) == (reasoning, text)
@@ -494,9 +470,7 @@ def test_what_a_repair_was_refused_is_asked_again_when_a_person_says_so(tmp_path
         ask(made, prompts(40))
         rejected = gated(made).keys()
         regenerate_bad.run(made.load())
-        lost = set(rejected) - set(
-            pq.read_table(made.path("regen_dataset"))["sample_id"].to_pylist()
-        )
+        lost = set(rejected) - set(pq.read_table(made.path("regen_dataset"))["sample_id"].to_pylist())
         assert lost
         before = sum(teacher.billed().values())
         regenerate_bad.run(made.load())

@@ -13,20 +13,12 @@ from pathlib import Path
 import pytest
 
 from nexa_distill import collect_teacher
-from nexa_distill.collection.requests.connections import is_this_machine, proxy_of
+from nexa_distill.collection.requests.connections import choose_proxy, is_this_machine
 from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.collection.requests.transport import Transport
 from nexa_distill.errors import ProviderUnusable
 from tests.support.workspace import ROOT
-from tests.teacher.dialect_server import (
-    Asked,
-    Response,
-    collect,
-    completion,
-    refusal,
-    serving,
-    teacher_workspace,
-)
+from tests.teacher.dialect_server import Asked, Response, collect, completion, refusal, serving, teacher_workspace
 from tests.teacher.faults import answers, prompts, put
 
 # ---- 19: connections that were closed meanwhile
@@ -58,9 +50,7 @@ def test_d19_a_server_that_closes_after_each_answer_is_asked_once_each(tmp_path:
     assert summary.usd == pytest.approx(100 * 0.00025)
 
 
-def test_d19_a_reused_connection_lost_at_once_is_sent_again_and_counts_nothing(
-    tmp_path: Path,
-) -> None:
+def test_d19_a_reused_connection_lost_at_once_is_sent_again_and_counts_nothing(tmp_path: Path) -> None:
     """The server reads nothing of the second request on a connection, and closes it."""
     with counting_server(1) as base_url:
         made = teacher_workspace(tmp_path, base_url, collection={"concurrency": 1})
@@ -153,24 +143,22 @@ def endpoint(base_url: str, proxy: str | None = None) -> Endpoint:
 def test_d16_no_proxy_the_setting_and_a_name_and_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://user:word@proxy.test:3128")
     monkeypatch.setenv("no_proxy", "inside.test")
-    found = proxy_of(endpoint("https://api.test/v1"))
+    found = choose_proxy(endpoint("https://api.test/v1"))
     assert str(found.proxy) == "http://proxy.test:3128"
     assert found.proxy_auth is not None
     assert (found.proxy_auth.login, found.proxy_auth.password) == ("user", "word")
-    assert proxy_of(endpoint("https://inside.test/v1")).proxy is None
-    assert proxy_of(endpoint("https://api.test/v1", "")).proxy is None
-    asked = proxy_of(endpoint("http://127.0.0.1:8000/v1", "http://proxy.test:3128"))
+    assert choose_proxy(endpoint("https://inside.test/v1")).proxy is None
+    assert choose_proxy(endpoint("https://api.test/v1", "")).proxy is None
+    asked = choose_proxy(endpoint("http://127.0.0.1:8000/v1", "http://proxy.test:3128"))
     assert str(asked.proxy) == "http://proxy.test:3128"
     with pytest.raises(ProviderUnusable, match="expected http://"):
-        proxy_of(endpoint("https://api.test/v1", "socks5://proxy.test:1080"))
+        choose_proxy(endpoint("https://api.test/v1", "socks5://proxy.test:1080"))
     assert [is_this_machine(h) for h in ("localhost", "127.8.0.1", "::1", "10.0.0.1")] == [
         True, True, True, False,
     ]  # fmt: skip
 
 
-def test_d16_a_proxy_that_does_not_connect_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_d16_a_proxy_that_does_not_connect_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     made = teacher_workspace(tmp_path, "http://teacher.test/v1", collection={"max_attempts": 1})
     with pytest.raises(ProviderUnusable, match="the proxy"):
@@ -188,9 +176,7 @@ def test_d18_a_key_in_the_environment_that_hides_another_in_env_file_is_named(
         return completion() if good else refusal(401, "Incorrect API key: old-key-111111")
 
     with serving(answer) as server:
-        made = teacher_workspace(
-            tmp_path, server.base_url, provider={"api_key_env": "DIALECT_KEY"}
-        ).load()
+        made = teacher_workspace(tmp_path, server.base_url, provider={"api_key_env": "DIALECT_KEY"}).load()
         src = put(teacher_workspace(tmp_path, server.base_url), prompts(2))
         (tmp_path / ".env").write_text("DIALECT_KEY=new-key-222222\n")
         for name in ("nexa_distill", "configs"):
@@ -226,9 +212,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return both
 
 
-def test_d27_an_untrusted_certificate_stops_at_once_with_the_remedy(
-    tmp_path: Path, certificate: Path
-) -> None:
+def test_d27_an_untrusted_certificate_stops_at_once_with_the_remedy(tmp_path: Path, certificate: Path) -> None:
     with serving(lambda _: completion(), certificate=certificate) as server:
         made = teacher_workspace(tmp_path, server.base_url)
         with pytest.raises(ProviderUnusable, match="SSL_CERT_FILE") as stopped:
@@ -245,9 +229,7 @@ def test_d27_an_untrusted_certificate_stops_at_once_with_the_remedy(
 
 def test_d27_https_asked_of_a_plain_server(tmp_path: Path) -> None:
     with serving(lambda _: completion()) as server:
-        made = teacher_workspace(
-            tmp_path, server.base_url.replace("http", "https"), collection={"max_attempts": 1}
-        )
+        made = teacher_workspace(tmp_path, server.base_url.replace("http", "https"), collection={"max_attempts": 1})
         with pytest.raises(ProviderUnusable, match="Try http://"):
             collect(made, 1)
 

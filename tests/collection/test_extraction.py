@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexa_distill.collection.answers.extraction import CLEANERS, Cleaner, clean
+from nexa_distill.collection.answers.extraction import CLEANERS, Cleaner, extract_answer
 from nexa_distill.settings.pipeline import AnswerKind as Kind
 from tests.support.workspace import workspace
 from tests.teacher.faults import answers, ask, prompts
@@ -43,11 +43,7 @@ CASES: list[tuple[Kind, str, str | None]] = [
     ("sql", f"```postgresql\n{SELECT}\n```", SELECT),
     ("python", "```python\nprint(1)\n```", "print(1)"),
     ("python", "1. Do this:\n   ```python\n   a = 1\n   b = 2\n   ```", "a = 1\nb = 2"),
-    (
-        "python",
-        "Output:\n```\n42\n```\nCode:\n```\nprint(6 * 7)\nx = 1\n```",
-        "print(6 * 7)\nx = 1",
-    ),
+    ("python", "Output:\n```\n42\n```\nCode:\n```\nprint(6 * 7)\nx = 1\n```", "print(6 * 7)\nx = 1"),
     ("python", "~~~py\nprint(1)\n~~~", "print(1)"),
     ("python", "Write `def f(x): return x` and call it.", "def f(x): return x"),
     ("json", 'The list [1, 2] becomes:\n```json\n{"a": 1}\n```', '{"a": 1}'),
@@ -71,7 +67,7 @@ CASES: list[tuple[Kind, str, str | None]] = [
 
 @pytest.mark.parametrize(("kind", "said", "answer"), CASES)
 def test_what_is_left_of_an_answer(kind: Kind, said: str, answer: str | None) -> None:
-    assert clean(said, kind) == answer
+    assert extract_answer(said, kind) == answer
 
 
 @pytest.mark.parametrize(
@@ -93,18 +89,18 @@ def test_what_is_left_of_an_answer(kind: Kind, said: str, answer: str | None) ->
     ],
 )
 def test_d30_a_query_in_inline_code_or_behind_a_colon_is_the_answer(said: str) -> None:
-    assert clean(said, "sql") == SELECT
+    assert extract_answer(said, "sql") == SELECT
 
 
 def test_d30_a_sentence_about_selecting_is_no_query() -> None:
-    assert clean("Note: select the best one with care.", "sql") is None
-    assert clean("Use `name` and `state` there.", "sql") is None
+    assert extract_answer("Note: select the best one with care.", "sql") is None
+    assert extract_answer("Use `name` and `state` there.", "sql") is None
 
 
 @given(st.text(st.sampled_from("`\n;'\"-/* sqlSELECT{}[]with()as:="), max_size=60))
 def test_a_cleaner_leaves_a_part_of_what_was_said_and_does_it_once(said: str) -> None:
     for kind in CLEANERS:
-        left = clean(said, kind)
+        left = extract_answer(said, kind)
         if left is not None:
             assert left
             assert kind == "python" or left in said
@@ -119,9 +115,7 @@ def test_what_was_said_stands_beside_what_is_left_of_it() -> None:
     assert cleaner("math", None) == (None, None)
 
 
-def test_a_run_keeps_the_query_and_what_was_said_and_a_new_cleaner_costs_nothing(
-    tmp_path: Path,
-) -> None:
+def test_a_run_keeps_the_query_and_what_was_said_and_a_new_cleaner_costs_nothing(tmp_path: Path) -> None:
     rows = prompts(3)
     for row in rows:
         row["template_name"] = "text2sql"

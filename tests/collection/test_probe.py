@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nexa_distill.collection.capabilities import CAPABILITIES
-from nexa_distill.collection.capability_tests import listed
+from nexa_distill.collection.capability_tests import check_model_listed
 from nexa_distill.orchestration.planning import Request
-from nexa_distill.pipeline import plan
+from nexa_distill.pipeline import describe_plan
 from tests.support.workspace import Workspace, workspace
 from tests.teacher.faults import ask, collect, prompts, provide
 from tests.teacher.ledger_teacher import Teacher, ledger_teacher
@@ -37,7 +37,7 @@ def found(made: Workspace) -> dict[str, bool | None]:
 
 
 def planned(made: Workspace) -> str:
-    (line,) = (line for line in plan(Request(made.config)) if "vllm" in line and "probe" in line)
+    (line,) = (line for line in describe_plan(Request(made.config)) if "vllm" in line and "probe" in line)
     return line
 
 
@@ -75,9 +75,7 @@ def test_a_provider_is_asked_a_few_questions_once_and_again_only_on_request(tmp_
         assert len(paths(teacher)) == 2 * QUESTIONS + 3
         cache(made).unlink()
         probe(made)
-        assert len(paths(teacher)) == 2 * QUESTIONS + 4, (
-            "the newest answers are the ones that count"
-        )
+        assert len(paths(teacher)) == 2 * QUESTIONS + 4, "the newest answers are the ones that count"
 
 
 def test_after_a_refresh_the_newest_answers_count(tmp_path: Path) -> None:
@@ -122,9 +120,7 @@ def test_what_a_provider_cannot_do_is_found(tmp_path: Path, lacking: str) -> Non
         ("refusal", {"json_schema": False}),
     ],
 )
-def test_answers_are_read_for_what_they_show(
-    tmp_path: Path, fault: str, different: dict[str, bool | None]
-) -> None:
+def test_answers_are_read_for_what_they_show(tmp_path: Path, fault: str, different: dict[str, bool | None]) -> None:
     with ledger_teacher(tmp_path, fault=fault, always=True) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         probe(made)
@@ -141,17 +137,13 @@ def test_answers_are_read_for_what_they_show(
         (b"[" * 100_000, None, "GET /models: HTTP 200: [[["),
     ],
 )
-def test_a_list_of_models_says_whether_the_model_is_in_it(
-    body: bytes, has: bool | None, evidence: str
-) -> None:
-    finding = listed((200, body), "m")
+def test_a_list_of_models_says_whether_the_model_is_in_it(body: bytes, has: bool | None, evidence: str) -> None:
+    finding = check_model_listed((200, body), "m")
     assert finding.has is has
     assert finding.evidence.startswith(evidence)
 
 
-def test_a_feature_that_fails_for_another_reason_is_not_known_and_asked_by_the_next_probe(
-    tmp_path: Path,
-) -> None:
+def test_a_feature_that_fails_for_another_reason_is_not_known_and_asked_by_the_next_probe(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         port = port_of(teacher)
         made = workspace(tmp_path, teacher.base_url, budget={"max_requests": 1})
@@ -195,9 +187,7 @@ def test_nobody_there_is_an_error(tmp_path: Path) -> None:
     assert "is the server running?" in probe(workspace(tmp_path), code=69)
 
 
-def test_findings_count_only_for_the_model_and_the_address_that_were_probed(
-    tmp_path: Path,
-) -> None:
+def test_findings_count_only_for_the_model_and_the_address_that_were_probed(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, models=["other"]) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         probe(made)

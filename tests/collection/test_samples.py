@@ -59,9 +59,7 @@ def test_the_gates_keep_the_first_answer_that_passes(tmp_path: Path) -> None:
     assert table(made, "regen_dataset") == [], "each sample has an answer"
 
 
-def test_only_a_sample_of_which_no_answer_was_kept_is_repaired_by_the_attempt_after_them(
-    tmp_path: Path,
-) -> None:
+def test_only_a_sample_of_which_no_answer_was_kept_is_repaired_by_the_attempt_after_them(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault=["html"], times=3, share=0.5) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection=THREE)
         ask(made, prompts(12))
@@ -70,9 +68,7 @@ def test_only_a_sample_of_which_no_answer_was_kept_is_repaired_by_the_attempt_af
         regenerate_bad.run(made.load())
         assert sum(teacher.billed().values()) == 36 + len(without)
         again = table(made, "regen_dataset")
-        assert [(row["sample_id"], row["attempt"]) for row in again] == [
-            (sample, 3) for sample in sorted(without)
-        ]
+        assert [(row["sample_id"], row["attempt"]) for row in again] == [(sample, 3) for sample in sorted(without)]
         kept = gate(made)
         regenerate_bad.run(made.load())
         assert sum(teacher.billed().values()) == 36 + len(without)
@@ -95,9 +91,7 @@ def test_a_sample_whose_first_request_was_refused_is_repaired_too(tmp_path: Path
         assert gate(made) == {}
         regenerate_bad.run(made.load())
         asked = [*table(made, "regen_dataset"), *_unanswered_repairs(made)]
-    assert {(row["sample_id"], row["attempt"]) for row in asked} == {
-        (f"s{n:04}", 3) for n in range(12)
-    }
+    assert {(row["sample_id"], row["attempt"]) for row in asked} == {(f"s{n:04}", 3) for n in range(12)}
 
 
 def _unanswered_repairs(made: Workspace) -> list[dict[str, Any]]:

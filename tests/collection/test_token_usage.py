@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from nexa_distill.collection.answers.token_usage import Usage, read_usage
-from nexa_distill.cost.spending import spending
+from nexa_distill.collection.answers.token_usage import TokenCounts, read_usage
+from nexa_distill.cost.spending import load_spending
 from nexa_distill.errors import BudgetReached
 from tests.teacher.dialect_server import collect, completion, serving, teacher_workspace
 from tests.teacher.faults import answers
@@ -42,9 +42,7 @@ def test_d07_tokens_as_they_are_billed(usage: dict[str, Any], expected: tuple[in
 
 
 def test_d07_reasoning_in_both_forms_is_a_part_of_the_output() -> None:
-    assert read_usage({"prompt_tokens": 1, "completion_tokens": 900, **OPENAI}) == Usage(
-        1, 900, 901, 800
-    )
+    assert read_usage({"prompt_tokens": 1, "completion_tokens": 900, **OPENAI}) == TokenCounts(1, 900, 901, 800)
 
 
 THINKS = {"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 5070}  # $0.05025
@@ -59,7 +57,7 @@ def test_d07_cost_and_budget_count_what_is_only_in_the_total(tmp_path: Path) -> 
         with pytest.raises(BudgetReached):
             collect(made, 4)
         assert len(server.asked) == 3
-        stages, _ = spending(made.load().storage)
+        stages, _ = load_spending(made.load().storage)
         assert stages["teacher"]["usd"] == pytest.approx(3 * 0.05025)
         made.change(budget={"max_usd": 0.3})
         summary = collect(made, 4)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill import collect_teacher, filter_pairs, pipeline, regenerate_bad, sample_gate
-from nexa_distill.cost.cost_report import cost_report, write_cost_report
-from nexa_distill.journal.journal import Asking, Journal, Outcome
+from nexa_distill.cost.cost_report import build_cost_report, write_cost_report
+from nexa_distill.journal.journal import Journal, Outcome, PendingRequest
 from nexa_distill.storage.manifests import StageRun
 from tests import warm
 from tests.cost.test_estimate import GEN, PRICE, collect, priced
@@ -33,9 +33,7 @@ def answered(made: Workspace, rows: list[Row]) -> None:
     put(made, rows).replace(source)
     manifest = made.path("manifests") / "dedup" / "manifest.json"
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    StageRun("dedup", made.load().storage, inputs=[], settings={}).seal(
-        source, rows_in=len(rows), rejected=0
-    )
+    StageRun("dedup", made.load().storage, inputs=[], settings={}).seal_output(source, rows_in=len(rows), rejected=0)
     collect_teacher.run(made.load())
     filtered(made)
 
@@ -56,10 +54,7 @@ def wall_seconds(made: Workspace, stage: str = "teacher") -> float:
 
 def test_the_report_is_what_one_works_out_by_hand(tmp_path: Path) -> None:
     """An answer is 100 + 50 tokens and $0.06, of the regeneration 100 + 50 tokens and $0.0006."""
-    regen = {
-        "regen_model": "regen",
-        "prices": {"ledger-teacher": PRICE, "regen": {"prompt": 1.0, "completion": 10.0}},
-    }
+    regen = {"regen_model": "regen", "prices": {"ledger-teacher": PRICE, "regen": {"prompt": 1.0, "completion": 10.0}}}
     with ledger_teacher(tmp_path, fault="length", share=0.4, always=True) as teacher:
         made = priced(tmp_path, teacher.base_url, **regen)
         made.change(input={"limit": 12}, budget={"target_samples": TARGET})
@@ -141,7 +136,7 @@ def test_what_was_not_measured_is_null_and_said_not_to_be_known(tmp_path: Path) 
     with ledger_teacher(tmp_path, capabilities=["models"]) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         answered(made, prompts(6))
-    report = cost_report(made.load())
+    report = build_cost_report(made.load())
     stage = report["stages"]["teacher"]
     assert (stage["prompt_tokens"], stage["completion_tokens"], stage["usd"]) == (None, None, None)
     assert (stage["answers_without_token_counts"], stage["answers_without_price"]) == (6, 6)
@@ -156,9 +151,7 @@ def test_what_was_not_measured_is_null_and_said_not_to_be_known(tmp_path: Path) 
     text = (made.path("reports") / "cost_report.md").read_text()
     assert "| cost | unpriced |" in text
     assert "| distilled tokens, of the kept answers | not known |" in text
-    assert any(
-        "6 answers of 6 requests, unpriced" in line for line in pipeline.summary(made.load())
-    )
+    assert any("6 answers of 6 requests, unpriced" in line for line in pipeline.describe_summary(made.load()))
 
 
 def test_nothing_asked_is_no_stage_and_no_zero(tmp_path: Path) -> None:
@@ -167,22 +160,22 @@ def test_nothing_asked_is_no_stage_and_no_zero(tmp_path: Path) -> None:
     assert report["stages"] == {}
     assert report["kept"] is None
     assert set(report["total"].values()) == {None}
-    assert not [line for line in pipeline.summary(made.load()) if "answers" in line]
+    assert not [line for line in pipeline.describe_summary(made.load()) if "answers" in line]
 
 
 def test_kept_answers_of_an_earlier_collection_count_for_nothing(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = priced(tmp_path, teacher.base_url)
         answered(made, prompts(4))
-        assert cost_report(made.load())["kept"]["kept_samples"] == 4
+        assert build_cost_report(made.load())["kept"]["kept_samples"] == 4
         made.change(collection={"temperature": 0.9})
         collect_teacher.run(made.load())
-        report = cost_report(made.load())
+        report = build_cost_report(made.load())
         assert report["kept"] is None
         assert set(report["per_kept_sample"].values()) == {None}
         assert report["projection"]["total_usd"] is None
         filtered(made)
-    report = cost_report(made.load())
+    report = build_cost_report(made.load())
     assert report["stages"]["teacher"]["usd"] == pytest.approx(8 * 0.06)
     assert report["per_kept_sample"]["usd"] == pytest.approx(8 * 0.06 / 4)
     assert report["projection"]["total_usd"] == pytest.approx(10_000 * 0.06)
@@ -194,30 +187,26 @@ def test_rows_that_share_an_answer_pay_it_once(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = priced(tmp_path, teacher.base_url)
         answered(made, rows)
-    report = cost_report(made.load())
+    report = build_cost_report(made.load())
     assert (report["stages"]["teacher"]["answered"], report["kept"]["kept_samples"]) == (4, 5)
     assert report["projection"]["requests"] == 8_000
     assert report["projection"]["total_usd"] == pytest.approx(8_000 * 0.06)
 
 
-def test_uncertain_requests_are_counted_with_the_most_that_they_can_have_cost(
-    tmp_path: Path,
-) -> None:
+def test_uncertain_requests_are_counted_with_the_most_that_they_can_have_cost(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault="hang", share=1.0) as teacher:
         made = priced(tmp_path, teacher.base_url)
         made.change(collection={"timeout_seconds": 0.5})
         rows = [row | {"system_prompt": None} for row in prompts(3)]
         collect(made, rows)
         assert sum(teacher.billed().values()) == 6
-    stage = cost_report(made.load())["stages"]["teacher"]
+    stage = build_cost_report(made.load())["stages"]["teacher"]
     assert (stage["requests_sent"], stage["answered"], stage["uncertain"]) == (6, 3, 3)
-    sizes = [
-        len(request.data) // 3 for request in collect_teacher.build_requests(rows, made.load())
-    ]
+    sizes = [len(request.data) // 3 for request in collect_teacher.build_requests(rows, made.load())]
     most = sum(size * 100 + 256 * 1000 for size in sizes) / 1e6
     assert stage["uncertain_usd_at_most"] == pytest.approx(most)
     assert stage["usd"] == pytest.approx(0.18)
-    summary = list(pipeline.summary(made.load()))
+    summary = list(pipeline.describe_summary(made.load()))
     assert any("perhaps billed twice: 3 requests, at most $" in line for line in summary)
 
 
@@ -229,15 +218,13 @@ def test_a_killed_run_lasted_until_its_last_outcome(tmp_path: Path) -> None:
         wait_for(lambda: sum(teacher.billed().values()) >= 12)
         process.kill()
         process.wait()
-        killed = cost_report(made.load())["stages"]["teacher"]
+        killed = build_cost_report(made.load())["stages"]["teacher"]
         idle = 0.7
         time.sleep(idle)
         ask(made, prompts(16))
-    stage = cost_report(made.load())["stages"]["teacher"]
+    stage = build_cost_report(made.load())["stages"]["teacher"]
     with sqlite3.connect(made.path("journal") / "teacher.sqlite") as db:
-        (start, second, end) = db.execute(
-            "SELECT min(started_at), max(started_at), max(ended_at) FROM runs"
-        ).fetchone()
+        (start, second, end) = db.execute("SELECT min(started_at), max(started_at), max(ended_at) FROM runs").fetchone()
     assert killed["uncertain"] > 0
     assert killed["seconds"] is not None
     assert killed["seconds"] > 0.3
@@ -251,12 +238,12 @@ def fake_journal(made: Workspace, stage: str, answers: int, usd: float) -> None:
 
     async def fill(journal: Journal) -> None:
         for number in range(answers):
-            asking = Asking(None, f"{stage}{number}", f"s{number}", b"{}", 100, 1.0)
-            (attempt,) = await journal.begin([asking])
-            journal.end(attempt, Outcome("answered", 200, b"{}", None, 5.0), lambda _: None)
-            await journal.on_disk()
-            journal.bill(attempt, 30, 10, 40, usd)
-            await journal.on_disk()
+            asking = PendingRequest(None, f"{stage}{number}", f"s{number}", b"{}", 100, 1.0)
+            (attempt,) = await journal.begin_attempts([asking])
+            journal.record_outcome(attempt, Outcome("answered", 200, b"{}", None, 5.0), lambda _: None)
+            await journal.wait_for_disk()
+            journal.record_usage(attempt, 30, 10, 40, usd)
+            await journal.wait_for_disk()
 
     with Journal(made.path("journal") / f"{stage}.sqlite", "run") as journal:
         asyncio.run(fill(journal))
@@ -268,7 +255,7 @@ def test_a_judge_is_paid_per_sample_and_a_probe_once(tmp_path: Path) -> None:
         answered(made, prompts(4))
     fake_journal(made, "judge", 8, 0.01)
     fake_journal(made, "probe", 3, 0.5)
-    report = cost_report(made.load())
+    report = build_cost_report(made.load())
     assert list(report["stages"]) == ["teacher", "judge", "probe"]
     assert report["total"]["usd"] == pytest.approx(4 * 0.06 + 8 * 0.01 + 3 * 0.5)
     assert report["total"]["teacher_tokens"] == 600
@@ -279,9 +266,7 @@ def test_a_judge_is_paid_per_sample_and_a_probe_once(tmp_path: Path) -> None:
     assert projected["teacher_tokens"] == 600 * 2500
 
 
-def test_a_journal_that_cannot_be_read_is_noted_and_the_others_are_reported(
-    tmp_path: Path,
-) -> None:
+def test_a_journal_that_cannot_be_read_is_noted_and_the_others_are_reported(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = priced(tmp_path, teacher.base_url)
         answered(made, prompts(2))
@@ -304,7 +289,7 @@ def test_refused_requests_are_sends_and_ask_for_more_when_projected(tmp_path: Pa
         made = priced(tmp_path, teacher.base_url)
         answered(made, prompts(20))
         billed = sum(teacher.billed().values())
-    report = cost_report(made.load())
+    report = build_cost_report(made.load())
     stage = report["stages"]["teacher"]
     assert 0 < billed < 20
     assert (stage["requests_sent"], stage["answered"]) == (20, billed)
@@ -319,8 +304,8 @@ def test_repairs_that_no_gate_has_seen_leave_the_kept_unknown(tmp_path: Path) ->
     with ledger_teacher(tmp_path, fault="length", share=0.5, always=True) as teacher:
         made = priced(tmp_path, teacher.base_url)
         answered(made, prompts(12))
-        before = cost_report(made.load())["kept"]["kept_samples"]
+        before = build_cost_report(made.load())["kept"]["kept_samples"]
         regenerate_bad.run(made.load())
-        assert cost_report(made.load())["kept"] is None
+        assert build_cost_report(made.load())["kept"] is None
         filtered(made)
-    assert cost_report(made.load())["kept"]["kept_samples"] >= before
+    assert build_cost_report(made.load())["kept"]["kept_samples"] >= before

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from nexa_distill import collect_teacher, regenerate_bad
-from nexa_distill.collection.requests.budget import Tally, dollars
-from nexa_distill.cost.cost_report import cost_report
-from nexa_distill.cost.estimate import Estimate, estimate
+from nexa_distill.collection.requests.budget import BudgetTracker, format_usd
+from nexa_distill.cost.cost_report import build_cost_report
+from nexa_distill.cost.estimate import Estimate, estimate_collection
 from nexa_distill.cost.estimate_text import estimate_lines
-from nexa_distill.journal.journal import Journal, Spent
+from nexa_distill.journal.journal import Journal, Usage
 from nexa_distill.settings.pipeline import Budget
 from tests import warm
 from tests.support.workspace import ROOT, Workspace, workspace
@@ -44,11 +44,11 @@ def collect(made: Workspace, rows: list[Row], *, retry_failed: bool = False) -> 
 
 def look(made: Workspace, rows: list[Row], *, retry_failed: bool = False) -> Estimate:
     source = put(made, rows)
-    return estimate(collect_teacher.collector_of(made.load(), source, retry_failed=retry_failed))
+    return estimate_collection(collect_teacher.build_collector(made.load(), source, retry_failed=retry_failed))
 
 
 def said(made: Workspace, rows: list[Row]) -> str:
-    return "\n".join(estimate_lines(collect_teacher.collector_of(made.load(), put(made, rows))))
+    return "\n".join(estimate_lines(collect_teacher.build_collector(made.load(), put(made, rows))))
 
 
 def sent(teacher: Teacher) -> int:
@@ -122,7 +122,7 @@ def test_f30_d32_what_changed_is_named_and_the_old_answers_stay(tmp_path: Path) 
         made.change(collection={"concurrency": 3, "timeout_seconds": 9.0})
         moved = tmp_path / "elsewhere.parquet"
         put(made, rows).rename(moved)
-        found = estimate(collect_teacher.collector_of(made.load(), moved))
+        found = estimate_collection(collect_teacher.build_collector(made.load(), moved))
         assert (found.send, found.answered) == (0, 6)
         assert sum(teacher.billed().values()) == 6
 
@@ -151,9 +151,7 @@ def test_f30_two_rows_that_share_a_request_are_both_known_after_a_change(tmp_pat
     assert found.why == {"changed: temperature 0.2 -> 0.9": 2}
 
 
-def test_f02_a_killed_collectors_requests_are_estimated_as_the_next_run_finds_them(
-    tmp_path: Path,
-) -> None:
+def test_f02_a_killed_collectors_requests_are_estimated_as_the_next_run_finds_them(tmp_path: Path) -> None:
     rows = prompts(5)
     with ledger_teacher(tmp_path, delay=1.0) as teacher:
         made = priced(tmp_path, teacher.base_url)
@@ -199,7 +197,7 @@ def test_batches_cost_the_discount_and_what_is_in_one_is_not_asked_again(tmp_pat
         assert (found.send, found.answered, found.not_sent) == (2, 20, {"under_way": 10})
         assert found.spent.requests == 30
         assert "10 not sent: in a batch at the provider" in said(made, equals(32))
-    stage = cost_report(made.load())["stages"]["teacher"]
+    stage = build_cost_report(made.load())["stages"]["teacher"]
     assert (stage["under_way"], stage["requests_sent"], stage["uncertain"]) == (10, 20, 0)
 
 
@@ -304,18 +302,11 @@ def test_tokens_and_dollars_are_those_that_were_billed_per_byte(tmp_path: Path) 
     made.change(budget={"max_usd": 4.0, "max_requests": 30})
     shown = said(made, equals(40)).splitlines()
     may_stop, nothing = "it may stop before its end", "nothing more is sent"
-    assert (
-        f"budget.max_usd 4.00, spent 1.80, this run at most 2.66; {may_stop} (exit code 77)"
-        in shown
-    )
-    assert (
-        f"budget.max_requests 30, spent 30, this run at most 10; {nothing} (exit code 77)" in shown
-    )
+    assert f"budget.max_usd 4.00, spent 1.80, this run at most 2.66; {may_stop} (exit code 77)" in shown
+    assert f"budget.max_requests 30, spent 30, this run at most 10; {nothing} (exit code 77)" in shown
 
 
-def test_fewer_than_20_answers_measure_no_prompts_and_other_models_measure_nothing(
-    tmp_path: Path,
-) -> None:
+def test_fewer_than_20_answers_measure_no_prompts_and_other_models_measure_nothing(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = priced(tmp_path, teacher.base_url)
         collect(made, equals(19))
@@ -365,8 +356,7 @@ def test_wall_time_follows_from_the_last_run_and_the_providers_limits(tmp_path: 
         many = look(made, equals(50))
         with sqlite3.connect(made.path("journal") / "teacher.sqlite") as db:
             rows = db.execute(
-                "SELECT a.run, o.ended_at, o.latency_ms / 1000 FROM outcomes o "
-                "JOIN attempts a ON a.id = o.attempt_id"
+                "SELECT a.run, o.ended_at, o.latency_ms / 1000 FROM outcomes o JOIN attempts a ON a.id = o.attempt_id"
             ).fetchall()
     first = [latency for run, _, latency in rows if run == 1]
     assert few.seconds == pytest.approx(3 * sum(first) / 5)  # 10 requests, 4 at a time
@@ -409,11 +399,11 @@ def test_the_progress_line_says_what_is_spent_of_the_budget(tmp_path: Path) -> N
 
 def test_spend_reads_well_with_and_without_a_budget() -> None:
     free = Budget(max_usd=None, max_requests=None, max_tokens=None, target_samples=1)
-    tally = Tally(free, Spent(0, 0, 0.0))
-    assert tally.spend == ""
-    assert Tally(free, Spent(1, 1, 1.23456)).spend == "$1.2346"
-    limited = Tally(free.model_copy(update={"max_usd": 5.0}), Spent(1, 1, 1.2345))
-    assert limited.spend == "$1.2345 of $5.00"
+    tally = BudgetTracker(free, Usage(0, 0, 0.0))
+    assert tally.spend_text == ""
+    assert BudgetTracker(free, Usage(1, 1, 1.23456)).spend_text == "$1.2346"
+    limited = BudgetTracker(free.model_copy(update={"max_usd": 5.0}), Usage(1, 1, 1.2345))
+    assert limited.spend_text == "$1.2345 of $5.00"
     amounts = {0.0: "0.00", 5: "5.00", 1.2: "1.20", 0.0123: "0.0123", 4e-5: "0.00004"}
-    assert {value: dollars(value) for value in amounts} == amounts
-    assert dollars(12345.678) == "12,345.68"
+    assert {value: format_usd(value) for value in amounts} == amounts
+    assert format_usd(12345.678) == "12,345.68"

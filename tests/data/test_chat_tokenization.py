@@ -5,14 +5,7 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from nexa_train.data.chat_format import FAULTS, ChatRefused
-from nexa_train.data.chat_tokenization import (
-    IGNORE,
-    ROW_REASONS,
-    Sample,
-    Skip,
-    encode,
-    student_format,
-)
+from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Sample, Skip, encode_conversation, student_format
 from tests.support.tiny_model import CHATML, tokenizer
 
 ASK = {"role": "user", "content": "How many?"}
@@ -30,7 +23,7 @@ def encoded(messages: list[dict[str, str]], tok: Any = None) -> Sample:
 
 
 def made_of(messages: list[dict[str, str]], tok: Any = None, limit: int = 512) -> Sample | Skip:
-    return encode(student_format(tok or tokenizer()), "s", messages, limit)
+    return encode_conversation(student_format(tok or tokenizer()), "s", messages, limit)
 
 
 def test_the_loss_is_on_the_answer_and_its_end_of_turn_and_nothing_else() -> None:
@@ -151,9 +144,7 @@ def with_eos_that_is_no_token() -> Any:
 EVIL = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 
 
-THINKS = CHATML.replace(
-    "<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\n<think>\n' }}{% endif %}"
-)
+THINKS = CHATML.replace("<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\n<think>\n' }}{% endif %}")
 # Tokenizers and templates that fail with every row.
 BROKEN: list[tuple[Any, str]] = [
     (tokenizer(EVIL + CHATML), "template_fails"),
@@ -187,9 +178,7 @@ def test_every_reason_to_refuse_a_tokenizer_has_a_case() -> None:
     assert {reason for _tok, reason in BROKEN} == set(FAULTS)
 
 
-DROPS_THINKING = CHATML.replace(
-    "message['content'] +", "message['content'].split('</think>')[-1] +"
-)
+DROPS_THINKING = CHATML.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
 UPPER_CASES_X = CHATML.replace("message['content'] +", "message['content'].replace('x', 'X') +")
 # Rows that fail with a tokenizer or template with which others pass.
 ROWS: list[tuple[Any, list[dict[str, str]], str]] = [
@@ -200,9 +189,7 @@ ROWS: list[tuple[Any, list[dict[str, str]], str]] = [
 
 
 @pytest.mark.parametrize(("tok", "messages", "reason"), ROWS)
-def test_t05_a_fault_of_one_row_costs_that_row(
-    tok: Any, messages: list[dict[str, str]], reason: str
-) -> None:
+def test_t05_a_fault_of_one_row_costs_that_row(tok: Any, messages: list[dict[str, str]], reason: str) -> None:
     assert made_of(messages, tok) == Skip("s", reason)
     assert reason in ROW_REASONS
     assert isinstance(made_of([ASK, {"role": "assistant", "content": "7 of 9"}], tok), Sample)
@@ -231,20 +218,16 @@ SYSTEM_IN_THE_LAST_TURN = (  # as Mistral v0.3: into the last user turn, while n
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
-DROPS_SYSTEM = CHATML.replace(
-    "{{'<|im_start|>'", "{% if message.role != 'system' %}{{'<|im_start|>'"
-)
+DROPS_SYSTEM = CHATML.replace("{{'<|im_start|>'", "{% if message.role != 'system' %}{{'<|im_start|>'")
 DROPS_SYSTEM = DROPS_SYSTEM.replace("'\n'}}{% endfor %}", "'\n'}}{% endif %}{% endfor %}")
 
 
 @pytest.mark.parametrize("template", [SYSTEM_IN_THE_LAST_TURN, NO_SYSTEM, DROPS_SYSTEM])
-def test_t14_without_a_system_role_the_system_text_begins_the_first_user_turn(
-    template: str,
-) -> None:
+def test_t14_without_a_system_role_the_system_text_begins_the_first_user_turn(template: str) -> None:
     form = student_format(tokenizer(template))
     assert form.folds_system
     system = {"role": "system", "content": "Be brief."}
-    made = encode(form, "s", [system, ASK, SAY, ASK, SAY], None)
+    made = encode_conversation(form, "s", [system, ASK, SAY, ASK, SAY], None)
     assert isinstance(made, Sample)
     text = form.tokenizer.decode(made.input_ids)
     assert text.count("user\nBe brief.\n\nHow many?<|im_end|>") == 1

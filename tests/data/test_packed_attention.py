@@ -19,7 +19,7 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train.data import packing
 from nexa_train.data.chat_tokenization import IGNORE, Sample
-from nexa_train.data.collate import batching
+from nexa_train.data.collate import make_collate
 from nexa_train.data.dataset import load_dataset
 from nexa_train.training import student_model
 from nexa_train.training.assistant_loss import AnswerLoss
@@ -112,7 +112,7 @@ def save(model: Any, folder: Path) -> None:
 
 
 def loss_and_gradients(model: Any, *, packed: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    batch_of = batching(model, tokenizer(), SAMPLES, packed=packed)
+    batch_of = make_collate(model, tokenizer(), SAMPLES, packed=packed)
     model.train()
     loss = AnswerLoss(model)(batch_of(SAMPLES, CPU)) / sum(s.trained_tokens for s in SAMPLES)
     loss.backward()
@@ -146,13 +146,11 @@ def test_t10_gradient_checkpointing_keeps_the_models_own_attention() -> None:
 def test_t10_compiled_layers_keep_the_models_own_attention(tmp_path: Path) -> None:
     changed = {"num_hidden_layers": 1, "layer_types": LAYERS[:1]}
     padded = model_of("gemma2", **changed).eval()
-    expected = AnswerLoss(padded)(
-        batching(padded, tokenizer(), SAMPLES, packed=False)(SAMPLES, CPU)
-    )
+    expected = AnswerLoss(padded)(make_collate(padded, tokenizer(), SAMPLES, packed=False)(SAMPLES, CPU))
     model = model_of("gemma2", **changed).eval()
     settings = load_yaml(Run(tmp_path).config, StudentConfig).train
-    student_model.hasten(model, settings.model_copy(update={"compile": True}))
-    found = AnswerLoss(model)(batching(model, tokenizer(), SAMPLES, packed=True)(SAMPLES, CPU))
+    student_model.apply_speed_options(model, settings.model_copy(update={"compile": True}))
+    found = AnswerLoss(model)(make_collate(model, tokenizer(), SAMPLES, packed=True)(SAMPLES, CPU))
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -160,12 +158,12 @@ def test_t10_compiled_layers_keep_the_models_own_attention(tmp_path: Path) -> No
 def test_suspended_gives_back_the_attention_that_was_there(name: str) -> None:
     model = model_of(name)
     own = model.config._attn_implementation
-    with packing.suspended(model):
+    with packing.suspend_packing(model):
         assert model.config._attn_implementation == own
     assert model.config._attn_implementation == own
-    packing.enable(model)
+    packing.enable_packing(model)
     packed = model.config._attn_implementation
-    with packing.suspended(model):
+    with packing.suspend_packing(model):
         assert model.config._attn_implementation == own
     assert model.config._attn_implementation == packed != own
 
@@ -174,15 +172,13 @@ def test_attention_that_cannot_be_cut_into_samples_is_refused() -> None:
     model = model_of("llama")
     model.set_attn_implementation("flex_attention")
     with pytest.raises(InputError, match=r"flex_attention.*sdpa or eager.*train\.packing: false"):
-        packing.enable(model)
+        packing.enable_packing(model)
 
 
 @pytest.mark.parametrize("name", ["bidirectional", "llama4", "qwen2_moe", "mamba2"])
-def test_layers_that_look_at_tokens_in_another_way_are_refused_before_the_first_step(
-    name: str,
-) -> None:
+def test_layers_that_look_at_tokens_in_another_way_are_refused_before_the_first_step(name: str) -> None:
     with pytest.raises(InputError, match=r"differs by.*train\.packing: false"):
-        batching(model_of(name), tokenizer(), SAMPLES, packed=True)
+        make_collate(model_of(name), tokenizer(), SAMPLES, packed=True)
 
 
 @pytest.mark.parametrize("name", ["llama4", "qwen2_moe"])
@@ -190,14 +186,12 @@ def test_a_chunk_or_window_that_no_sample_exceeds_is_no_reason_to_refuse(name: s
     short, totals = [sample(length, length) for length in (3, 16, 9)], []
     for packed in (True, False):
         model = model_of(name)
-        batch = batching(model, tokenizer(), short, packed=packed)(short, CPU)
+        batch = make_collate(model, tokenizer(), short, packed=packed)(short, CPU)
         totals.append(float(AnswerLoss(model)(batch).detach()))
     assert totals[0] == pytest.approx(totals[1], rel=1e-6)
 
 
-def test_a_validation_sample_longer_than_any_for_training_is_part_of_the_proof(
-    tmp_path: Path,
-) -> None:
+def test_a_validation_sample_longer_than_any_for_training_is_part_of_the_proof(tmp_path: Path) -> None:
     run = Run(tmp_path)
     save_dataset(run.dataset, train=4)  # the fifth sample, of the validation split, is the longest
     data = load_dataset(run.dataset, tokenizer(), 256)
@@ -222,7 +216,7 @@ def without(**named: Any) -> Callable[[Any, pytest.MonkeyPatch], None]:
     """Packed attention that replaces an argument of the model."""
 
     def apply(_model: Any, _monkeypatch: pytest.MonkeyPatch) -> None:
-        packing.register(lambda *given, **own: packing.attend_per_sample(*given, **(own | named)))
+        packing.register_attention(lambda *given, **own: packing.attend_per_sample(*given, **(own | named)))
 
     return apply
 
@@ -242,7 +236,7 @@ def with_input(**named: Callable[[torch.Tensor], Any]) -> Callable[[Any, pytest.
 
 
 def with_plain_attention(_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_own_attention", lambda _: (eager_attention_forward, "eager"))
+    monkeypatch.setattr(packing, "_original_attention", lambda _: (eager_attention_forward, "eager"))
 
 
 def causal_mask(ids: torch.Tensor) -> torch.Tensor:
@@ -286,17 +280,15 @@ MUTATIONS = {
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     yield
-    packing.register(packing.attend_per_sample)
+    packing.register_attention(packing.attend_per_sample)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_t10_the_proof_finds(
-    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_t10_the_proof_finds(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation = MUTATIONS[name]
     model = model_of(mutation.model).to(dtype)
-    packing.enable(model)
+    packing.enable_packing(model)
     packing.prove_isolation(model, SAMPLES)  # nothing is refused before the mutation
     mutation.apply(model, monkeypatch)
     with pytest.raises(InputError, match=r"train\.packing: false"):
@@ -309,9 +301,7 @@ def gemma2_run(made: Run) -> Run:
     return made
 
 
-def test_t10_what_is_measured_in_training_is_what_the_exported_model_computes(
-    tmp_path: Path,
-) -> None:
+def test_t10_what_is_measured_in_training_is_what_the_exported_model_computes(tmp_path: Path) -> None:
     run = gemma2_run(Run(tmp_path, epochs=1))
     assert run.here(tmp_path / "out")
     packed = metrics(tmp_path / "out")[-1]["val_loss"]
@@ -323,13 +313,11 @@ def test_t10_what_is_measured_in_training_is_what_the_exported_model_computes(
 def test_t10b_a_gemma_2_student_answers_on_policy_and_is_packed(tmp_path: Path) -> None:
     run = gemma2_run(OnPolicy(tmp_path, {"epochs": 1}))
     assert run.here(tmp_path / "out")
-    model = student_model.build(load_yaml(run.config, StudentConfig), str(run.model))
+    model = student_model.build_student(load_yaml(run.config, StudentConfig), str(run.model))
     assert model.config._attn_implementation == "eager"
 
 
-def test_t10_an_online_teacher_with_soft_caps_teaches_the_same_packed_and_padded(
-    tmp_path: Path,
-) -> None:
+def test_t10_an_online_teacher_with_soft_caps_teaches_the_same_packed_and_padded(tmp_path: Path) -> None:
     curves = []
     for packed in (True, False):
         train = {"epochs": 1, "packing": packed}

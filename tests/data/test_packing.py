@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from nexa_distill.errors import InputError
 from nexa_train.data import packing
 from nexa_train.data.chat_tokenization import IGNORE, Sample
-from nexa_train.data.collate import collate
+from nexa_train.data.collate import collate_padded
 from nexa_train.data.dataset import load_dataset
 from nexa_train.models.loading import load_model
 from nexa_train.training.assistant_loss import AnswerLoss
@@ -33,7 +33,7 @@ SAMPLES = [sample(length, seed) for seed, length in enumerate(LENGTHS)]
 @pytest.fixture
 def model(tmp_path: Path) -> Any:
     made = load_model(str(save_model(tmp_path / "model"))).eval()
-    packing.enable(made)
+    packing.enable_packing(made)
     return made
 
 
@@ -78,10 +78,10 @@ def test_loss_and_gradients_are_those_of_padded_batches(tmp_path: Path) -> None:
     for packed in (False, True):
         model = load_model(path)
         if packed:
-            packing.enable(model)
+            packing.enable_packing(model)
             batch = packing.collate_packed(data.train[:6], CPU)
         else:
-            batch = collate(data.train[:6], CPU, pad_id=2)
+            batch = collate_padded(data.train[:6], CPU, pad_id=2)
         loss = AnswerLoss(model)(batch)
         loss.backward()
         found.append((float(loss.detach()), [p.grad for p in model.parameters()]))
@@ -120,8 +120,7 @@ def test_a_model_whose_samples_would_mix_is_refused(model: Any, dtype: torch.dty
     packing.prove_isolation(model, SAMPLES)
     model.set_attn_implementation("eager")  # knows nothing of the samples' borders
     model.base_model.register_forward_pre_hook(
-        lambda _, given, named: (given, named | {"position_ids": None, "cu_seq_lens_q": None}),
-        with_kwargs=True,
+        lambda _, given, named: (given, named | {"position_ids": None, "cu_seq_lens_q": None}), with_kwargs=True
     )
     with pytest.raises(InputError, match=r"train\.packing: false"):
         packing.prove_isolation(model, SAMPLES)

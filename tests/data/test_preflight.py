@@ -20,7 +20,7 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train import preflight, train_sft
 from nexa_train.data.chat_format import FAULTS
 from nexa_train.data.chat_tokenization import IGNORE, Sample
-from nexa_train.data.row_checks import CHECKS, OF_FAULT, CheckFailed, Examination
+from nexa_train.data.row_checks import CHECK_OF_FAULT, CHECKS, CheckFailed, RowChecker
 from nexa_train.models import bundled
 from nexa_train.reports import preflight_html, preflight_text
 from tests import warm
@@ -98,15 +98,15 @@ def test_f41_the_command_refuses_each_broken_tokenizer_with_its_own_reason(
     assert refused.value.exit_code == 65
     assert FAULTS[reason] in str(refused.value)
     failed = student.report()["failed"]
-    assert failed["check"] == OF_FAULT[reason]
+    assert failed["check"] == CHECK_OF_FAULT[reason]
     assert FAULTS[reason] in failed["found"]
     assert CHECKS[failed["check"]] == failed["expected"]
-    assert outcomes(student.report())[OF_FAULT[reason]] is False
+    assert outcomes(student.report())[CHECK_OF_FAULT[reason]] is False
 
 
 def test_every_fault_belongs_to_a_check() -> None:
-    assert set(OF_FAULT) == set(FAULTS)
-    assert set(OF_FAULT.values()) <= set(CHECKS)
+    assert set(CHECK_OF_FAULT) == set(FAULTS)
+    assert set(CHECK_OF_FAULT.values()) <= set(CHECKS)
 
 
 def test_f41_training_does_not_begin_when_the_preflight_fails(tmp_path: Path) -> None:
@@ -186,11 +186,7 @@ DEFECTS: list[tuple[Callable[[Sample], Sample], tuple[str, ...], str]] = [
     (second_bos, ("one_bos",), "A second BOS token at the beginning."),
     (bos_inside, ("one_bos",), "A BOS token inside the row."),
     (other_words, ("recoverable", "thinking_kept"), "The labels are other words than the answer."),
-    (
-        token_without_embedding,
-        ("in_vocabulary",),
-        "A token id that the model has no embedding for.",
-    ),
+    (token_without_embedding, ("in_vocabulary",), "A token id that the model has no embedding for."),
 ]
 
 
@@ -198,8 +194,8 @@ DEFECTS: list[tuple[Callable[[Sample], Sample], tuple[str, ...], str]] = [
 def test_f41_a_defect_in_the_masks_is_seen(
     defect: Callable[[Sample], Sample], checks: tuple[str, ...], _sentence: str
 ) -> None:
-    examination = Examination(tokenizer(), None, embeddings=300)
-    made = examination.look("train", "s", [ASK, THINK])
+    examination = RowChecker(tokenizer(), None, embeddings=300)
+    made = examination.check_row("train", "s", [ASK, THINK])
     assert isinstance(made, Sample)
     for check in checks:
         assert examination.checks[check](made, [ASK, THINK]) == ""
@@ -207,13 +203,13 @@ def test_f41_a_defect_in_the_masks_is_seen(
 
 
 def test_f41_a_row_that_a_check_refuses_stops_the_examination() -> None:
-    examination = Examination(tokenizer(), None)
-    examination.look("train", "before", [ASK, SAY])
+    examination = RowChecker(tokenizer(), None)
+    examination.check_row("train", "before", [ASK, SAY])
     examination.checks["labelled"] = lambda _made, _messages: "a finding"
     with pytest.raises(CheckFailed, match="labelled: found in sample s: a finding; expected: each"):
-        examination.look("train", "s", [ASK, SAY])
-    assert examination.record()["failed"]["sample_id"] == "s"
-    asked = outcomes(examination.record())
+        examination.check_row("train", "s", [ASK, SAY])
+    assert examination.to_record()["failed"]["sample_id"] == "s"
+    asked = outcomes(examination.to_record())
     assert asked.pop("labelled") is False
     assert set(asked.values()) == {None}, "what was not asked of all rows is no pass"
 
@@ -221,9 +217,7 @@ def test_f41_a_row_that_a_check_refuses_stops_the_examination() -> None:
 # Lengths.
 
 
-def test_max_length_is_chosen_so_that_nothing_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_max_length_is_chosen_so_that_nothing_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student = Student(tmp_path, [long_answer(n) for n in range(1, 61)], max_length=None)
     report = student.preflight(monkeypatch)
     most = report["tokens_per_row"]["max"]
@@ -322,16 +316,16 @@ def test_the_refused_share_is_no_setting_that_decides_the_checkpoint(tmp_path: P
 def test_the_bundled_model_is_trained_where_it_speaks() -> None:
     weights = bundled.bundled_weights()
     tok = AutoTokenizer.from_pretrained(str(weights.parent), gguf_file=weights.name)
-    examination = Examination(tok, 8192)
-    examination.begin()
-    made = examination.look("train", "s", [ASK, THINK, ASK, SAY])
+    examination = RowChecker(tok, 8192)
+    examination.check_tokenizer()
+    made = examination.check_row("train", "s", [ASK, THINK, ASK, SAY])
     assert isinstance(made, Sample)
     said = tok.decode([label for label in made.labels if label != IGNORE])
     assert said == "<think>3 + 4</think>Seven.<|im_end|>Seven.<|im_end|>"
-    asked = examination.format.prompt_ids([ASK])
+    asked = examination.chat_format.prompt_ids([ASK])
     assert made.input_ids[: len(asked)] == asked
-    examination.finish(0.0)
-    asked_of = outcomes(examination.record())
+    examination.check_totals(0.0)
+    asked_of = outcomes(examination.to_record())
     assert asked_of.pop("in_vocabulary") is None, "the size of the embedding was not given"
     assert set(asked_of.values()) == {True}
 
@@ -363,9 +357,9 @@ def test_what_a_model_wrote_is_text_on_the_page_and_on_the_terminal(
     report = student.preflight(monkeypatch)
     view = report["shown"][0]
     for colour in (False, True):
-        assert "\x1b[2J" not in preflight_text.sample(view, colour=colour)
+        assert "\x1b[2J" not in preflight_text.format_sample(view, colour=colour)
     assert "<script" not in student.page.read_text().replace("</span><span", "")
-    joined = "".join(preflight_html._token(*token) for token in view["tokens"])
+    joined = "".join(preflight_html._render_token(*token) for token in view["tokens"])
     assert "<script" not in joined.replace('</span><span class="in">', "")
     assert "~~~~~" in student.page.with_suffix(".md").read_text()
 
@@ -394,7 +388,7 @@ def test_f39_code_in_a_tokenizer_a_template_or_the_settings_is_not_run(
 
 def test_an_unsealed_dataset_is_refused(tmp_path: Path) -> None:
     student = Student(tmp_path)
-    stored = load_config(student.pipeline).storage.path("sft_parquet")
+    stored = load_config(student.pipeline).storage.path_of("sft_parquet")
     stored.parent.mkdir(parents=True)
     stored.write_bytes(student.dataset.read_bytes())
     student.dataset = stored

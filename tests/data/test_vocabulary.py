@@ -55,13 +55,11 @@ def test_t16_a_student_learns_from_probabilities_alone_to_end_its_answers(
     run.dataset = teacher / "run/training/sft_dataset.parquet"
     run.here(tmp_path / "out")
     model, tok = load_for_inference(str(tmp_path / "out/final"))
-    said = replies.replies(model, tok, ["Say 1.", "Say 2.\n\nNow."], max_new_tokens=20)
+    said = replies.generate_replies(model, tok, ["Say 1.", "Say 2.\n\nNow."], max_new_tokens=20)
     assert [(reply.text, reply.ended) for reply in said] == [("all ok", True)] * 2
 
 
-def test_t16_a_file_of_probabilities_may_name_the_largest_ids(
-    teacher: Path, tmp_path: Path
-) -> None:
+def test_t16_a_file_of_probabilities_may_name_the_largest_ids(teacher: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "student", gaps=True)
     write_json(tmp_path / "labeled.json", ITEMS)
     easydistill.run(load_job(white_box(tmp_path, teacher)))
@@ -76,7 +74,7 @@ def test_t16_a_student_that_answers_itself_can_draw_its_end(tmp_path: Path) -> N
     run = Run(tmp_path)
     save_model(run.model, gaps=True)
     config = load_yaml(run.config, StudentConfig)
-    trainer, _, _ = train_sft._prepare(
+    trainer, _, _ = train_sft._prepare_trainer(
         config, run.storage(), str(run.model), run.dataset, tmp_path / "out", "key", shard=False
     )
     assert trainer.student.vocabulary == END + 1

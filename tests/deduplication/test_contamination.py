@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from nexa_distill.deduplication import contamination, contamination_report
-from nexa_distill.deduplication.contamination import find
-from nexa_distill.deduplication.minhash_store import Sketches, sketched
+from nexa_distill.deduplication.contamination import find_contamination
+from nexa_distill.deduplication.minhash_store import SketchStore, sketch_batch
 from nexa_distill.errors import InputError, InputMissing
 from tests.deduplication.test_splits import side_of
 from tests.support.near_texts import deduped, rejected, text
@@ -29,14 +29,14 @@ def with_run(family: int, run: str = RUN) -> str:
 
 def doc(side: str, start: int, run: str = RUN) -> dict[str, str]:
     """A document that holds the run and stands on this side."""
-    from nexa_distill.deduplication.splits import split_of
+    from nexa_distill.deduplication.splits import split_of_cluster
     from nexa_distill.settings.pipeline import Split
     from nexa_distill.text.hashing import sha256_text
-    from nexa_distill.text.ngrams import fold
+    from nexa_distill.text.ngrams import normalize_document
 
     for family in range(start, start + 200):
         made = with_run(family, run)
-        if split_of(sha256_text(fold(made)), Split(**SPLIT)) == side:  # type: ignore[arg-type]
+        if split_of_cluster(sha256_text(normalize_document(made)), Split(**SPLIT)) == side:  # type: ignore[arg-type]
             return {"id": f"{side}{family}", "text": made}
     raise AssertionError(side)
 
@@ -48,9 +48,7 @@ def report(made: Workspace) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_training_row_goes_whatever_the_order_and_the_span_is_shown(
-    tmp_path: Path, order: int
-) -> None:
+def test_the_training_row_goes_whatever_the_order_and_the_span_is_shown(tmp_path: Path, order: int) -> None:
     train, test = doc("train", 5000), doc("test", 6000)
     other = {"id": "other", "text": text(7)}
     made, kept = deduped(tmp_path, [train, other, test][::order], **LOOK)
@@ -67,9 +65,7 @@ def test_the_training_row_goes_whatever_the_order_and_the_span_is_shown(
     assert train["id"] in page
 
 
-def test_the_report_lists_the_first_rows_and_the_table_has_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_lists_the_first_rows_and_the_table_has_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contamination_report, "LISTED", 2)
     monkeypatch.setattr(contamination_report, "SHOWN", 1)
     rows = [doc("train", 5000 + 300 * n) for n in range(4)] + [doc("test", 9000)]
@@ -163,22 +159,22 @@ def test_what_was_not_looked_for_is_null(tmp_path: Path) -> None:
 
 def test_many_parts_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [with_run(n) for n in range(5)] + [text(n) for n in range(40)] + [RUN, text(3)[:200]]
-    store = Sketches(tmp_path / "s", None)
-    store.add(sketched(pa.array(texts), None))
+    store = SketchStore(tmp_path / "s", None)
+    store.add(sketch_batch(pa.array(texts), None))
     store.close()
     held = np.array([0, 10, 46])
     training = np.array([n for n in range(46) if n not in held])
-    one = find(store, training, held, None, 13, 10)
+    one = find_contamination(store, training, held, None, 13, 10)
     monkeypatch.setattr(contamination, "BUDGET", 40)
-    many = find(store, training, held, None, 13, 10)
+    many = find_contamination(store, training, held, None, 13, 10)
     assert one.texts.tolist() == [1, 2, 3, 4, 5, 8, 45]
     for name in ("texts", "starts", "lengths"):
         assert getattr(one, name).tolist() == getattr(many, name).tolist()
 
 
 def test_a_short_text_counts_as_a_whole(tmp_path: Path) -> None:
-    store = Sketches(tmp_path / "s", None)
-    store.add(sketched(pa.array(["Who is it?", "who is IT", "who is it then"]), None))
+    store = SketchStore(tmp_path / "s", None)
+    store.add(sketch_batch(pa.array(["Who is it?", "who is IT", "who is it then"]), None))
     store.close()
-    found = find(store, np.array([1, 2]), np.array([0]), None, 13, 10)
+    found = find_contamination(store, np.array([1, 2]), np.array([0]), None, 13, 10)
     assert (found.texts.tolist(), found.lengths.tolist()) == ([1], [3])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nexa_distill import canonicalize, dedup
 from nexa_distill.contracts import CANONICAL
-from nexa_distill.dedup import split_of
+from nexa_distill.deduplication.splits import split_of_cluster
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.settings.pipeline import Split
@@ -60,18 +60,16 @@ def test_f34_no_row_moves_when_rows_are_added_or_shuffled(tmp_path: Path) -> Non
 @given(st.text(min_size=1), st.integers())
 def test_split_is_a_function_of_the_cluster_and_the_seed(cluster: str, seed: int) -> None:
     split = Split(val=0.1, test=0.2, seed=seed)
-    assert split_of(cluster, split) == split_of(cluster, split) in {"train", "val", "test"}
+    assert split_of_cluster(cluster, split) == split_of_cluster(cluster, split) in {"train", "val", "test"}
 
 
 def test_shares_are_as_asked() -> None:
-    found = [split_of(f"cluster {n}", SPLIT) for n in range(20_000)]
+    found = [split_of_cluster(f"cluster {n}", SPLIT) for n in range(20_000)]
     assert found.count("test") / 20_000 == pytest.approx(0.2, abs=0.01)
     assert found.count("val") / 20_000 == pytest.approx(0.1, abs=0.01)
 
 
-def test_input_without_a_held_out_document_is_refused_before_anything_is_asked(
-    tmp_path: Path,
-) -> None:
+def test_input_without_a_held_out_document_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     made, kept = inputs(tmp_path, [{"text": "Eins."}])
     side = kept[0]["split"]
     missing = "test" if side == "train" else "train"

@@ -12,26 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexa_distill.deduplication.assignment import own_texts
-from nexa_distill.deduplication.minhash import Likeness, families
-from nexa_distill.deduplication.minhash_store import Sketches, Sketching, sketch, sketched
-from nexa_distill.text.ngrams import ngrams, tokens, words_of
+from nexa_distill.deduplication.minhash import PairSimilarity, cluster_texts
+from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchStore, compute_signatures, sketch_batch
+from nexa_distill.text.ngrams import hash_ngrams, hash_words, words_of
 from tests.support.near_texts import deduped, jaccard, kept, rejected, rows_of, shingles, text
 
-HOW = Sketching(0.8, 3, 128)
+HOW = MinHashSettings(0.8, 3, 128)
 
 
-def filled(folder: Path, texts: list[str], how: Sketching = HOW) -> Sketches:
-    made = Sketches(folder / "sketches", how)
+def filled(folder: Path, texts: list[str], how: MinHashSettings = HOW) -> SketchStore:
+    made = SketchStore(folder / "sketches", how)
     for start in range(0, len(texts), 64):
-        made.add(sketched(pa.array(texts[start : start + 64], pa.string()), how))
+        made.add(sketch_batch(pa.array(texts[start : start + 64], pa.string()), how))
     made.close()
     return made
 
 
-def labels(folder: Path, texts: list[str], how: Sketching = HOW) -> list[int]:
+def labels(folder: Path, texts: list[str], how: MinHashSettings = HOW) -> list[int]:
     made = filled(folder, texts, how)
     count = len(made)
-    found = families(made, np.arange(count), np.zeros(count, np.uint64), how)
+    found = cluster_texts(made, np.arange(count), np.zeros(count, np.uint64), how)
     return [int(label) for label in found]
 
 
@@ -49,9 +49,9 @@ def planted(count: int, seed: int = 5) -> list[str]:
 
 
 def test_recall_at_the_threshold_is_what_the_formula_says() -> None:
-    assert (HOW.rows, HOW.bands) == (7, 18)
-    assert HOW.recall(7) == pytest.approx(1 - (1 - 0.8**7) ** 18)
-    assert HOW.recall(7) >= 0.98 > HOW.recall(8)
+    assert (HOW.rows_per_band, HOW.band_count) == (7, 18)
+    assert HOW.recall_with(7) == pytest.approx(1 - (1 - 0.8**7) ** 18)
+    assert HOW.recall_with(7) >= 0.98 > HOW.recall_with(8)
 
 
 def test_pairs_found_are_those_of_brute_force(tmp_path: Path) -> None:
@@ -68,13 +68,13 @@ def test_pairs_found_are_those_of_brute_force(tmp_path: Path) -> None:
 def test_similarity_agrees_with_datasketch_and_with_plain_sets(tmp_path: Path) -> None:
     texts = [text(1, variant) for variant in range(7)]
     made = filled(tmp_path, texts)
-    likeness = Likeness(made, HOW)
+    likeness = PairSimilarity(made, HOW)
     oracle = []
     for each in texts:
         oracle.append(MinHash(num_perm=512))
         oracle[-1].update_batch([" ".join(gram).encode() for gram in shingles(each)])
     for a, b in itertools.combinations(range(7), 2):
-        found = likeness.jaccard(np.array([a]), np.array([b]))[0]
+        found = likeness.jaccard_similarity(np.array([a]), np.array([b]))[0]
         assert found == pytest.approx(jaccard(texts[a], texts[b]))
         assert found == pytest.approx(oracle[a].jaccard(oracle[b]), abs=0.08)
 
@@ -92,12 +92,12 @@ def test_a_great_bucket_of_equal_and_of_similar_texts_is_one_family(tmp_path: Pa
 @settings(deadline=None)  # the first call builds a table
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=8), st.integers(1, 14))
 def test_ngrams_of_a_batch_are_those_of_each_text(texts: list[str], n: int) -> None:
-    together = tokens(pa.array(texts, pa.string()))
-    hashes, starts, _ = ngrams(together, n)
+    together = hash_words(pa.array(texts, pa.string()))
+    hashes, starts, _ = hash_ngrams(together, n)
     for number, each in enumerate(texts):
         words = words_of(each)
         assert together.starts[number + 1] - together.starts[number] == len(words)
-        alone, _, _ = ngrams(tokens(pa.array([each], pa.string())), n)
+        alone, _, _ = hash_ngrams(hash_words(pa.array([each], pa.string())), n)
         assert hashes[starts[number] : starts[number + 1]].tolist() == alone.tolist()
         assert len(alone) >= max(len(words) - 6 * n + 1, 1)
 
@@ -116,13 +116,13 @@ def test_ngrams_of_a_batch_are_those_of_each_text(texts: list[str], n: int) -> N
     ],
 )
 def test_what_counts_as_the_same_words(a: str, b: str, same: bool) -> None:
-    first, second = (tokens(pa.array([each])).words.tolist() for each in (a, b))
+    first, second = (hash_words(pa.array([each])).words.tolist() for each in (a, b))
     assert (first == second) == same
 
 
 def test_sketches_are_the_same_in_every_run_and_batch() -> None:
-    one = sketch(tokens(pa.array([text(1), text(2)])), HOW)
-    other = sketch(tokens(pa.array([text(2)])), HOW)
+    one = compute_signatures(hash_words(pa.array([text(1), text(2)])), HOW)
+    other = compute_signatures(hash_words(pa.array([text(2)])), HOW)
     assert one[1][1].tolist() == other[1][0].tolist()
     assert other[1][0][0] == BAND_OF_TEXT_2
 
@@ -130,9 +130,7 @@ def test_sketches_are_the_same_in_every_run_and_batch() -> None:
 BAND_OF_TEXT_2 = 16325142296788430337
 
 
-def row(
-    prompt: str, context: str | None = None, schema: str | None = None
-) -> dict[str, str | None]:
+def row(prompt: str, context: str | None = None, schema: str | None = None) -> dict[str, str | None]:
     return {"user_prompt": prompt, "context": context, "schema": schema}
 
 
@@ -146,9 +144,7 @@ def row(
         (row("How many?", ""), "How many?", ""),
     ],
 )
-def test_what_of_a_row_is_compared(
-    given_row: dict[str, str | None], subject: str, question: str
-) -> None:
+def test_what_of_a_row_is_compared(given_row: dict[str, str | None], subject: str, question: str) -> None:
     assert own_texts(given_row) == (subject, question)
 
 
@@ -196,10 +192,7 @@ def test_questions_about_one_text_are_compared_by_their_words(tmp_path: Path) ->
 def test_a_schema_in_every_prompt_makes_no_near_duplicates(tmp_path: Path) -> None:
     schema = "CREATE TABLE t (" + ", ".join(f"column_{n} int" for n in range(80)) + ");"
     asked = ["How many rivers are in Texas?", "Name the largest city of all.", "Who?"]
-    rows = [
-        {"id": str(n), "schema": schema, "user_prompt": f"{schema}\n\nQuestion: {q}"}
-        for n, q in enumerate(asked)
-    ]
+    rows = [{"id": str(n), "schema": schema, "user_prompt": f"{schema}\n\nQuestion: {q}"} for n, q in enumerate(asked)]
     assert len(deduped(tmp_path, rows)[1]) == 3
 
 

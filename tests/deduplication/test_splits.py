@@ -13,24 +13,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nexa_distill import dedup
-from nexa_distill.deduplication.splits import split_of
+from nexa_distill.deduplication.splits import split_of_cluster
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import STAGES
 from nexa_distill.storage.manifests import sha256_path
 from nexa_distill.text.hashing import sha256_text
-from nexa_distill.text.ngrams import fold
+from nexa_distill.text.ngrams import normalize_document
 from tests.support.near_texts import Doc, deduped, kept, leaks, rejected, rows_of, sides, text
 from tests.support.workspace import Workspace
 from tests.sweeps import some
 
 SPLIT = {"val": 0.3, "test": 0.3, "seed": 7}
 NO_SHRINKING = (Phase.explicit, Phase.generate)  # each example is several runs of the stage
-DOCS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 6)), unique=True, min_size=1, max_size=14
-)
-FEW = settings(
-    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=NO_SHRINKING
-)
+DOCS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), unique=True, min_size=1, max_size=14)
+FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=NO_SHRINKING)
 
 
 def side_of(family: int, variant: int) -> str:
@@ -38,7 +34,7 @@ def side_of(family: int, variant: int) -> str:
     from nexa_distill.settings.pipeline import Split
 
     split = Split(val=0.3, test=0.3, seed=7)
-    return split_of(sha256_text(fold(text(family, variant))), split)
+    return split_of_cluster(sha256_text(normalize_document(text(family, variant))), split)
 
 
 def apart() -> tuple[int, int, int]:
@@ -56,9 +52,7 @@ def clusters(made: Workspace) -> dict[str, str]:
 
 @FEW
 @given(DOCS, st.randoms(use_true_random=False))
-def test_f34_from_scratch_clusters_and_sides_do_not_depend_on_the_order(
-    docs: list[Doc], draw: random.Random
-) -> None:
+def test_f34_from_scratch_clusters_and_sides_do_not_depend_on_the_order(docs: list[Doc], draw: random.Random) -> None:
     shuffled = draw.sample(docs, len(docs))
     with tempfile.TemporaryDirectory() as name:
         first, _ = deduped(Path(name) / "a", rows_of(docs, 3), split=SPLIT)
@@ -112,9 +106,7 @@ def test_f34_a_new_row_between_two_clusters_of_one_side_takes_nothing_away(tmp_p
     assert rejected(made)[f"f{family}v0"]["rejection_reason"] == "near_duplicate"
 
 
-def test_f34_a_row_that_comes_back_where_its_near_duplicate_stands_is_rejected(
-    tmp_path: Path,
-) -> None:
+def test_f34_a_row_that_comes_back_where_its_near_duplicate_stands_is_rejected(tmp_path: Path) -> None:
     family = next(f for f in range(90, 130) if side_of(f, 0) != side_of(f, 1))
     deduped(tmp_path, rows_of([(family, 0), (1, 0)]), split=SPLIT)
     _, alone = deduped(tmp_path, rows_of([(family, 1), (1, 0)]))
@@ -123,9 +115,7 @@ def test_f34_a_row_that_comes_back_where_its_near_duplicate_stands_is_rejected(
     assert rejected(made)[f"f{family}v0"]["rejection_reason"] == "joins_splits"
 
 
-def test_the_row_that_was_kept_before_stays_when_a_near_duplicate_comes_before_it(
-    tmp_path: Path,
-) -> None:
+def test_the_row_that_was_kept_before_stays_when_a_near_duplicate_comes_before_it(tmp_path: Path) -> None:
     _, before = deduped(tmp_path, rows_of([(1, 2)]), split=SPLIT)
     made, after = deduped(tmp_path, rows_of([(1, 0), (1, 2)]))
     assert after.keys() == before.keys()
@@ -173,9 +163,9 @@ def test_a_finished_stage_changes_no_byte_and_is_fresh(tmp_path: Path) -> None:
     assert [sha256_path(folder) for folder in folders] == state
     assert times == {p: p.stat().st_mtime_ns for p in times}
     stage = next(stage for stage in STAGES if stage.name == "dedup")
-    assert Freshness(made.load()).why_run(stage) is None
+    assert Freshness(made.load()).stale_reason(stage) is None
     made.change(dedup={"jaccard": 0.9})
-    assert "settings changed" in str(Freshness(made.load()).why_run(stage))
+    assert "settings changed" in str(Freshness(made.load()).stale_reason(stage))
 
 
 def test_f34_a_kill_at_any_step_moves_no_row(tmp_path: Path) -> None:

@@ -13,18 +13,10 @@ import pytest
 from nexa_distill.collection.requests import busy_notice, startup
 from nexa_distill.collection.requests.response_body import hidden_error
 from nexa_distill.collection.requests.retry_policy import is_out_of_quota
-from nexa_distill.collection.requests.transport import pause_in_words
+from nexa_distill.collection.requests.transport import pause_in_body
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Outcome
-from tests.teacher.dialect_server import (
-    Asked,
-    Response,
-    collect,
-    completion,
-    refusal,
-    serving,
-    teacher_workspace,
-)
+from tests.teacher.dialect_server import Asked, Response, collect, completion, refusal, serving, teacher_workspace
 from tests.teacher.faults import answers, reasons
 
 # ---- 9: an error inside a 200
@@ -85,9 +77,7 @@ def test_d09_an_error_inside_a_200_that_passes_is_asked_again(tmp_path: Path, na
         ({"error": {"type": "not_found_error", "message": "model: x"}}, 404),
     ],
 )
-def test_d09_an_error_inside_a_200_that_does_not_pass_stops_the_run(
-    tmp_path: Path, body: Any, status: int
-) -> None:
+def test_d09_an_error_inside_a_200_that_does_not_pass_stops_the_run(tmp_path: Path, body: Any, status: int) -> None:
     with serving(lambda _: Response(200, body)) as server:
         made = teacher_workspace(tmp_path, server.base_url, collection={"concurrency": 2})
         with pytest.raises(ProviderUnusable, match=f"refuses with HTTP {status}"):
@@ -186,9 +176,7 @@ BUSY = [
 
 
 @pytest.mark.parametrize(("status", "error"), QUOTA)
-def test_d08_a_used_up_quota_in_any_words_stops_the_run(
-    tmp_path: Path, status: int, error: Any
-) -> None:
+def test_d08_a_used_up_quota_in_any_words_stops_the_run(tmp_path: Path, status: int, error: Any) -> None:
     def answer(asked: Asked) -> Response:
         """A run that takes it for a busy minute ends too, without an error."""
         if asked.number < 4:
@@ -224,9 +212,7 @@ def test_d08_a_429_that_never_ends_is_said(
 
     def answer(asked: Asked) -> Response:
         if asked.seconds < 0.8:
-            return Response(
-                429, {"error": {"message": "please slow down"}}, headers={"retry-after-ms": "100"}
-            )
+            return Response(429, {"error": {"message": "please slow down"}}, headers={"retry-after-ms": "100"})
         return completion()
 
     with serving(answer) as server:
@@ -254,7 +240,7 @@ def test_d08_a_429_that_never_ends_is_said(
     ],
 )
 def test_d08_a_pause_in_words(raw: bytes, seconds: float | None) -> None:
-    assert pause_in_words(raw) == (None if seconds is None else pytest.approx(seconds))
+    assert pause_in_body(raw) == (None if seconds is None else pytest.approx(seconds))
 
 
 # ---- 20: a server that is still loading
@@ -329,9 +315,7 @@ def test_d20_a_server_that_does_not_listen_yet_is_waited_for(tmp_path: Path) -> 
     thread = threading.Thread(target=listen_later)
     thread.start()
     try:
-        made = teacher_workspace(
-            tmp_path, f"http://127.0.0.1:{port}/v1", provider={"startup_wait_seconds": 30.0}
-        )
+        made = teacher_workspace(tmp_path, f"http://127.0.0.1:{port}/v1", provider={"startup_wait_seconds": 30.0})
         summary = collect(made, 2)
     finally:
         done.set()

@@ -10,9 +10,9 @@ import pytest
 
 from nexa_distill import dialects
 from nexa_distill.collection.answers.completions import parse_answer
-from nexa_distill.collection.requests.body import messages
-from nexa_distill.dialects import DIALECTS, Dialect, avoiding, by_host
-from nexa_distill.dialects.table import GUIDE, with_table
+from nexa_distill.collection.requests.body import build_messages
+from nexa_distill.dialects import DIALECTS, Dialect, dialect_avoiding, dialect_of_host
+from nexa_distill.dialects.table import GUIDE, replace_table
 from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.settings.pipeline import Provider
 from tests.teacher.dialect_server import (
@@ -35,9 +35,7 @@ def strict(dialect: Dialect) -> Callable[[Asked], Response]:
     def answer(asked: Asked) -> Response:
         body, roles = asked.body, [message["role"] for message in asked.body["messages"]]
         key = asked.headers.get(dialect.key_header, "")
-        wanted_roles = {"user": ["user"], "none": ["user"]}.get(
-            dialect.system_role, [dialect.system_role, "user"]
-        )
+        wanted_roles = {"user": ["user"], "none": ["user"]}.get(dialect.system_role, [dialect.system_role, "user"])
         faults = {
             "key": key != f"{dialect.key_prefix}secret-key-1",
             "query": any(f"{n}={v}" not in asked.path for n, v in dialect.query.items()),
@@ -77,12 +75,12 @@ def test_a_dialect_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "DIALECT = Dialect('mine', 'a server of mine', finish_reasons={'fin': 'stop'})\n"
     )
     monkeypatch.setattr(dialects, "__path__", [*dialects.__path__, str(tmp_path)])
-    assert "mine" in {dialect.name for dialect in dialects._load()}
+    assert "mine" in {dialect.name for dialect in dialects._load_dialects()}
 
 
 def test_the_guide_has_the_table_of_the_dialects_that_there_are() -> None:
     guide = GUIDE.read_text(encoding="utf-8")
-    assert with_table(guide) == guide, "run python -m nexa_distill.dialects.table --write"
+    assert replace_table(guide) == guide, "run python -m nexa_distill.dialects.table --write"
     assert all(f"| `{name}` |" in guide for name in DIALECTS)
 
 
@@ -96,7 +94,7 @@ def test_the_guide_has_the_table_of_the_dialects_that_there_are() -> None:
     ],
 )
 def test_d15_where_the_system_prompt_is(role: Any, expected: list[tuple[str, str]]) -> None:
-    found = messages("Be brief.", "Why?", role)
+    found = build_messages("Be brief.", "Why?", role)
     assert [(message["role"], message["content"]) for message in found] == expected
 
 
@@ -113,7 +111,7 @@ def test_d15_where_the_system_prompt_is(role: Any, expected: list[tuple[str, str
     ],
 )
 def test_d17_the_host_names_the_dialect(host: str, name: str) -> None:
-    assert by_host(host).name == name
+    assert dialect_of_host(host).name == name
 
 
 @pytest.mark.parametrize(
@@ -133,10 +131,8 @@ def test_d17_the_host_names_the_dialect(host: str, name: str) -> None:
         ("The engine is overloaded", None),
     ],
 )  # fmt: skip
-def test_d14_d15_a_refusal_names_the_dialect_that_would_avoid_it(
-    words: str, name: str | None
-) -> None:
-    assert avoiding(words, "openai") == name
+def test_d14_d15_a_refusal_names_the_dialect_that_would_avoid_it(words: str, name: str | None) -> None:
+    assert dialect_avoiding(words, "openai") == name
 
 
 def test_d15_the_first_refusals_stop_the_run_with_the_setting_to_change(tmp_path: Path) -> None:
@@ -162,7 +158,7 @@ def test_refusals_of_single_prompts_stop_nothing(tmp_path: Path) -> None:
         made = teacher_workspace(tmp_path, server.base_url, collection={"concurrency": 1})
         summary = collect(made, 24)
     assert summary is not None
-    assert (summary.answered, summary.unanswered) == (4, 20)
+    assert (summary.answered, summary.unanswered_count) == (4, 20)
 
 
 def test_d17_a_query_in_the_address_and_headers_of_ones_own_are_sent(tmp_path: Path) -> None:
@@ -217,9 +213,7 @@ def test_d17_an_address_that_is_none_is_a_line(tmp_path: Path, address: str) -> 
 
 def test_d17_a_version_that_yaml_reads_as_a_date_is_text(tmp_path: Path) -> None:
     made = teacher_workspace(tmp_path, "http://127.0.0.1:9/v1")
-    values = made.config.read_text().replace(
-        "base_url:", "query: {api-version: 2024-10-21, tier: 7}\n    base_url:"
-    )
+    values = made.config.read_text().replace("base_url:", "query: {api-version: 2024-10-21, tier: 7}\n    base_url:")
     made.config.write_text(values)
     query = made.load().chosen_provider()[1].query
     assert query == {"api-version": "2024-10-21", "tier": "7"}
@@ -236,7 +230,7 @@ def test_the_plain_dialect_sends_what_it_always_sent(tmp_path: Path) -> None:
     made = teacher_workspace(tmp_path, "http://127.0.0.1:9/v1").load()
     provider = made.chosen_provider()[1]
     assert isinstance(provider, Provider)
-    assert provider.sending == {}
+    assert provider.dialect_changes == {}
     with serving(lambda _: completion()) as server:
         made_ = teacher_workspace(tmp_path, server.base_url)
         collect(made_, 1)
@@ -321,9 +315,7 @@ def test_d14_a_stream_that_ends_in_an_error_is_no_answer(tmp_path: Path, cut: Re
     assert len(summary.uncertain) == (b"Ye" in cut.body)  # what had begun may be billed
 
 
-@pytest.mark.parametrize(
-    "form", ["\ufeffdata: {}\n\ndata: {}\n\n", "data: {}\ndata: {}\ndata: [DONE]\n"]
-)
+@pytest.mark.parametrize("form", ["\ufeffdata: {}\n\ndata: {}\n\n", "data: {}\ndata: {}\ndata: [DONE]\n"])
 def test_d14_a_stream_with_a_mark_of_its_encoding_or_without_empty_lines(form: str) -> None:
     events = [json.dumps(delta(content="A")), json.dumps(delta("stop", content="B"))]
     raw = form.replace("{}", "%s") % tuple(events)

@@ -9,17 +9,10 @@ import pytest
 
 from nexa_distill import filter_pairs, regenerate_bad, sample_gate
 from nexa_distill.collection.answers.completions import parse_answer
-from nexa_distill.dialects import finish_reason
+from nexa_distill.dialects import normal_finish_reason
 from tests.support.answers import GOOD
 from tests.support.workspace import Workspace
-from tests.teacher.dialect_server import (
-    Asked,
-    Response,
-    collect,
-    completion,
-    serving,
-    teacher_workspace,
-)
+from tests.teacher.dialect_server import Asked, Response, collect, completion, serving, teacher_workspace
 from tests.teacher.faults import answers
 
 
@@ -38,7 +31,7 @@ from tests.teacher.faults import answers
     ],
 )  # fmt: skip
 def test_d10_words_of_other_servers(words: str, normal: str) -> None:
-    assert {finish_reason(word) for word in words.split()} == {normal}
+    assert {normal_finish_reason(word) for word in words.split()} == {normal}
 
 
 def gated(made: Workspace) -> set[str]:
@@ -84,9 +77,7 @@ THOUGHT = "Okay, let me think about this step by step. " * 30
 
 def body(content: str | None, finish: str = "length", **fields: Any) -> bytes:
     message = {"role": "assistant", "content": content, **fields.pop("message", {})}
-    return json.dumps(
-        {"choices": [{"message": message, "finish_reason": finish}], **fields}
-    ).encode()
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}], **fields}).encode()
 
 
 HIDDEN = {"prompt_tokens": 9, "completion_tokens": 256,
@@ -107,9 +98,7 @@ HIDDEN = {"prompt_tokens": 9, "completion_tokens": 256,
         (body("Yes.", "stop", message={"reasoning_content": THOUGHT}), None),
     ],
 )
-def test_d34_an_answer_that_its_reasoning_cut_is_told_from_a_long_one(
-    raw: bytes, flag: str | None
-) -> None:
+def test_d34_an_answer_that_its_reasoning_cut_is_told_from_a_long_one(raw: bytes, flag: str | None) -> None:
     assert parse_answer(raw).flag == flag
 
 
@@ -121,9 +110,7 @@ def thinking(asked: Asked) -> Response:
     return completion(f"{GOOD} Sample {asked.number}.", message={"reasoning_content": THOUGHT})
 
 
-def test_d34_its_repair_asks_for_more_tokens(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_d34_its_repair_asks_for_more_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(thinking) as server:
         made = teacher_workspace(tmp_path, server.base_url)
         collect(made, 3)
@@ -140,9 +127,7 @@ def test_d34_its_repair_asks_for_more_tokens(
 
 def test_d34_no_repair_is_bought_with_the_same_limit(tmp_path: Path) -> None:
     with serving(thinking) as server:
-        made = teacher_workspace(
-            tmp_path, server.base_url, regeneration={"reasoning_max_tokens": None}
-        )
+        made = teacher_workspace(tmp_path, server.base_url, regeneration={"reasoning_max_tokens": None})
         collect(made, 3)
         gated(made)
         regenerate_bad.run(made.load())

@@ -12,7 +12,7 @@ import distill_app as app
 from nexa_distill.errors import InputError
 from nexa_train.data.instructions import read_items
 from nexa_train.easydistill_jobs.job import load_job
-from nexa_train.models.replies import replies
+from nexa_train.models.replies import generate_replies
 from tests.support.tiny_model import save_model
 
 LABELED = "data/train_labeled.json"
@@ -77,12 +77,10 @@ def test_a_student_replies_and_nothing_else(students: Path) -> None:
     said = app.infer_student(*two, "Say 3.", mode="system2", max_new_tokens=40)
     assert said == "<think>so</think> all ok"
     asked = [app.format_prompt("Say 3.", mode="system2")]
-    reply = replies(*two, asked, max_new_tokens=40)[0]
+    reply = generate_replies(*two, asked, max_new_tokens=40)[0]
     assert (reply.reasoning, reply.text) == ("so", "all ok")
     item = [{"instruction": "Say 3.", "input": ""}]
-    labelled = app.label_with_teacher(
-        *two, item, max_new_tokens=40, temperature=0.0, mode="system2"
-    )
+    labelled = app.label_with_teacher(*two, item, max_new_tokens=40, temperature=0.0, mode="system2")
     assert labelled[0]["output"] == "<think>\nso\n</think>\n\nall ok"
 
 
@@ -101,7 +99,7 @@ def test_models_are_compared_and_what_is_not_there_is_skipped(
     assert "System 1 student: all ok" in said
     assert "System 2" not in said
     teacher = next(line for line in said.splitlines() if line.startswith("Teacher: "))
-    assert len(teacher) <= len("Teacher: ") + app.SHOWN + len(" ...")
+    assert len(teacher) <= len("Teacher: ") + app.SHOWN_CHARACTERS + len(" ...")
 
 
 def test_a_teacher_labels_items_in_their_order(students: Path) -> None:
@@ -122,9 +120,7 @@ def test_a_model_that_is_nowhere_is_an_error_of_loading(here: Path) -> None:
             load(str(here / "nowhere"))
 
 
-@pytest.mark.parametrize(
-    ("distill", "key"), [("distill_system1", "labeled_path"), ("distill_system2", "cot_path")]
-)
+@pytest.mark.parametrize(("distill", "key"), [("distill_system1", "labeled_path"), ("distill_system2", "cot_path")])
 def test_what_cannot_be_distilled_is_said(
     students: Path, capsys: pytest.CaptureFixture[str], distill: str, key: str
 ) -> None:
@@ -141,9 +137,7 @@ def test_what_cannot_be_distilled_is_said(
         run({"studnt": base})
 
 
-def test_a_training_that_fails_gives_no_folder(
-    students: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_training_that_fails_gives_no_folder(students: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app.save_json("unanswered.json", [{"instruction": "Say 1.", "input": "", "output": ""}])
     base = str(students / "base")
     assert app.distill_system2({"student_model": base, "cot_path": "unanswered.json"}) is None
@@ -176,9 +170,7 @@ def test_json_is_readable_utf8(here: Path) -> None:
     assert app.read_json("deep/a.json") == {"é": "日本"}
 
 
-def test_system1_data_from_a_dataset_on_this_disk(
-    students: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_system1_data_from_a_dataset_on_this_disk(students: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(6)]
     Path("set").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), "set/train.parquet")
@@ -204,9 +196,7 @@ def test_system1_data_from_a_dataset_on_this_disk(
         ("set.csv", "instruction,output\n1+0,0\n2,1\nnone,\n"),
     ],
 )  # fmt: skip
-def test_t19_numbers_are_text_that_the_next_command_reads(
-    here: Path, name: str, content: str
-) -> None:
+def test_t19_numbers_are_text_that_the_next_command_reads(here: Path, name: str, content: str) -> None:
     Path(name).write_text(content)
     app.prepare_system1_dataset("train", source=name)
     found = [(item["instruction"], item["output"]) for item in read_items(Path(LABELED))]
@@ -224,9 +214,7 @@ def chain(verbosity: int, difficulty: int, text: str) -> dict[str, Any]:
             {"level": difficulty}, "full_response": text}  # fmt: skip
 
 
-def test_system2_data_is_chosen_by_verbosity_and_difficulty(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_system2_data_is_chosen_by_verbosity_and_difficulty(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"question": "a", "reasoning": [chain(3, 9, "short"), chain(7, 7, "long")]},
         {"question": "b", "reasoning": [chain(9, 2, "easy")]},

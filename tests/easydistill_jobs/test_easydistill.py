@@ -72,7 +72,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_a_black_box_student_learns_the_answers_and_where_they_end(speaking: Path) -> None:
     model, tok = load_for_inference(str(speaking))
-    said = replies.replies(model, tok, ["Say 1.", "Say 2.\n\nNow."], max_new_tokens=20)
+    said = replies.generate_replies(model, tok, ["Say 1.", "Say 2.\n\nNow."], max_new_tokens=20)
     assert [reply.text for reply in said] == ["all ok", "all ok"]
     assert all(reply.ended for reply in said)
 
@@ -119,13 +119,13 @@ def test_t07_variables_of_both_chat_templates_are_settings_of_the_job(
     folder: Path, speaking: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    by_model = teacher_labels.by_model
+    by_model = teacher_labels.answer_by_model
 
     def seen(load: Any, settings: Any, *rest: Any) -> Any:
         made.extend([load()[1], settings])
         return by_model(load, settings, *rest)
 
-    monkeypatch.setattr(teacher_labels, "by_model", seen)
+    monkeypatch.setattr(teacher_labels, "answer_by_model", seen)
     write_json(folder / "asked.json", [{"instruction": "Say 1."}])
     path = job(folder, job_type="kd_black_box_local", models={"teacher": str(speaking)},
                dataset={"instruction_path": str(folder / "asked.json")},
@@ -146,13 +146,11 @@ def test_what_is_known_already_stays_and_repeated_questions_keep_their_answers()
 
     known = [said("a", "first"), said("a", "second"), said("elsewhere", "kept"), said("b")]
     asked = [said("a"), said("b", "not the teacher's"), said("a"), said("a")]
-    found = [item["output"] for item in easydistill.merged(asked, known)]
+    found = [item["output"] for item in easydistill.merge_outputs(asked, known)]
     assert found == ["first", "", "second", "", "kept"]
 
 
-def test_a_labelled_file_that_is_its_own_instruction_file_is_only_filled(
-    folder: Path, speaking: Path
-) -> None:
+def test_a_labelled_file_that_is_its_own_instruction_file_is_only_filled(folder: Path, speaking: Path) -> None:
     items = [{"instruction": "Say 0.", "input": "", "output": "one way", "id": 7},
              {"instruction": "Say 0.", "input": "", "output": "another", "id": 8},
              {"instruction": "Say 1.", "input": "", "output": " ", "id": 9}]  # fmt: skip
@@ -177,7 +175,7 @@ def test_a_new_template_is_a_new_question(folder: Path, speaking: Path) -> None:
         (folder / "n.json").unlink(missing_ok=True)
         easydistill.run(load_job(job(folder, dataset={**data, **more}, **shared)))
     config = easydistill.pipeline_config(load_job(folder / "job.json"))
-    answered = pq.read_table(config.storage.path("collected_dataset")).to_pylist()
+    answered = pq.read_table(config.storage.path_of("collected_dataset")).to_pylist()
     assert [row["user_prompt"] for row in answered] == ["Well. Say 1."]
 
 
@@ -195,9 +193,7 @@ def test_another_student_in_the_same_folder_replaces_the_first_one_whole(tmp_pat
     assert not left_over.exists()
 
 
-def test_a_copy_that_is_cut_short_does_not_look_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_is_cut_short_does_not_look_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     final, output = tmp_path / "final", tmp_path / "out"
     for folder, text in ((final, "new"), (output, "old")):
         folder.mkdir()
@@ -206,10 +202,10 @@ def test_a_copy_that_is_cut_short_does_not_look_complete(
     (output / "model-00001-of-00002.safetensors").touch()
     monkeypatch.setattr("shutil.copy2", _full_disk)
     with pytest.raises(OSError, match="No space"):
-        easydistill.publish(final, output)
+        easydistill.publish_student(final, output)
     assert not (output / "config.json").exists()
     monkeypatch.undo()
-    easydistill.publish(final, output)
+    easydistill.publish_student(final, output)
     assert {file.name: file.read_text() for file in output.iterdir()} == {
         "config.json": "new", "model.safetensors": "new"}  # fmt: skip
 
@@ -296,9 +292,7 @@ def test_a_white_box_job_writes_probabilities_that_another_job_trains_on(
     assert losses(with_logits / "again") == pytest.approx(losses(with_logits), rel=2e-3)
 
 
-def test_t01_both_divergences_end_with_a_student(
-    folder: Path, speaking: Path, precision: str
-) -> None:
+def test_t01_both_divergences_end_with_a_student(folder: Path, speaking: Path, precision: str) -> None:
     for kind in ("forward_kld", "reverse_kld"):
         path = white_box(folder, speaking, training={"output_dir": str(folder / kind / "out")})
         values = json.loads(path.read_text())
@@ -333,9 +327,7 @@ def _shift(lines: list[str]) -> list[str]:
         (lambda lines: [json.dumps([{"5": 1.5}] * 7), *lines[1:]], "add up to 1.5"),
     ],
 )  # fmt: skip
-def test_misaligned_probabilities_are_refused(
-    with_logits: Path, speaking: Path, change: Any, said: str
-) -> None:
+def test_misaligned_probabilities_are_refused(with_logits: Path, speaking: Path, change: Any, said: str) -> None:
     path = with_logits / "logits.jsonl"
     path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
     made = white_box(with_logits, speaking, "kd_white_box_train_only",
@@ -345,9 +337,7 @@ def test_misaligned_probabilities_are_refused(
     assert not (with_logits / "again/out/config.json").exists()
 
 
-def test_a_model_without_a_chat_template_trains_and_answers_in_the_plain_one(
-    tmp_path: Path,
-) -> None:
+def test_a_model_without_a_chat_template_trains_and_answers_in_the_plain_one(tmp_path: Path) -> None:
     save_model(tmp_path / "student")
     (tmp_path / "student/chat_template.jinja").unlink()
     write_json(tmp_path / "labeled.json", ITEMS)
@@ -357,13 +347,11 @@ def test_a_model_without_a_chat_template_trains_and_answers_in_the_plain_one(
     asked = tok.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False,
                                     add_generation_prompt=True)  # fmt: skip
     assert asked == "User: Hi\nAssistant:"
-    said = replies.replies(model, tok, ["Say 2."], max_new_tokens=20)[0]
+    said = replies.generate_replies(model, tok, ["Say 2."], max_new_tokens=20)[0]
     assert (said.text, said.ended) == ("all ok", True)
 
 
-def test_a_template_of_whole_conversations_is_not_used(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_template_of_whole_conversations_is_not_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = folder / "chat_template_kd.jinja"
     theirs.write_text("{{ message.content }}{% if add_output %}{{ message.output }}{% endif %}")
     easydistill.run(load_job(job(folder, dataset={"template": str(theirs)})))

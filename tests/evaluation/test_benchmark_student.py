@@ -25,7 +25,7 @@ RESULTS = {
 
 
 def test_each_figure_carries_its_error_its_samples_and_the_version_of_its_task() -> None:
-    assert benchmark_student.summary(RESULTS)["capitals"] == {
+    assert benchmark_student.summarize_results(RESULTS)["capitals"] == {
         "version": 1.0, "n_shot": 2, "samples": 8, "samples_of_task": 16,
         "higher_is_better": {"exact_match": True},
         "metrics": {
@@ -35,9 +35,7 @@ def test_each_figure_carries_its_error_its_samples_and_the_version_of_its_task()
     }  # fmt: skip
 
 
-def test_without_the_harness_the_command_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_the_harness_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(_name: str) -> str:
         raise PackageNotFoundError
 

@@ -15,8 +15,8 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.storage.manifests import StageRun, sealed_hash
 from nexa_train import evaluate_student, train_sft
 from nexa_train.evaluation import held_out_loss, teacher_agreement
-from nexa_train.evaluation.metrics import Exam, assess
-from nexa_train.reports.evaluation_text import headline
+from nexa_train.evaluation.metrics import HeldOutResults, compute_metrics
+from nexa_train.reports.evaluation_text import headline_sentences
 from tests import warm
 from tests.support.answers import REPOSITORY
 from tests.support.exam import prepare, rows, save_untrained
@@ -37,7 +37,7 @@ def evaluate(config: DistillConfig) -> subprocess.CompletedProcess[str]:
 
 
 def report_of(config: DistillConfig) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(config.storage.path("evaluation_report").read_text())
+    found: dict[str, Any] = json.loads(config.storage.path_of("evaluation_report").read_text())
     return found
 
 
@@ -50,8 +50,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, St
     )  # fmt: skip
     torch.set_num_threads(1)  # of a model this small, more threads only wait for each other
     storage = config.storage
-    folder = storage.path("students") / student.run_name
-    train_sft.run(student, storage, storage.path("sft_parquet"), folder)
+    folder = storage.path_of("students") / student.run_name
+    train_sft.run(student, storage, storage.path_of("sft_parquet"), folder)
     return config, student, evaluate(config).stdout
 
 
@@ -81,7 +81,7 @@ def test_a_student_that_learned_comes_out_better_in_gate_and_loss(trained: Train
 
 def test_the_scores_of_teacher_and_student_are_compared(trained: Trained) -> None:
     config = trained[0]
-    path = config.storage.path("reports") / "evaluation" / "score_agreement.json"
+    path = config.storage.path_of("reports") / "evaluation" / "score_agreement.json"
     report, before = json.loads(path.read_text()), path.stat()
     passed = report_of(config)["models"]["after"]["gate"]["passed"]
     assert (report["total"], report["matched"], report["missing"]) == (12, 12, 0)
@@ -95,22 +95,20 @@ def test_the_scores_of_teacher_and_student_are_compared(trained: Trained) -> Non
 
 def test_the_script_prints_the_headline_and_where_the_page_is(trained: Trained) -> None:
     config, _, printed = trained
-    page = config.storage.path("evaluation_report").with_suffix(".html")
+    page = config.storage.path_of("evaluation_report").with_suffix(".html")
     assert "\n".join(report_of(config)["headline"]) in printed
     assert str(page) in printed
     assert page.read_text().startswith("<!doctype html>")
     assert "## Side by side" in page.with_suffix(".md").read_text()
 
 
-def test_the_card_of_the_student_has_its_scores_and_the_seal_of_the_checkpoint(
-    trained: Trained,
-) -> None:
+def test_the_card_of_the_student_has_its_scores_and_the_seal_of_the_checkpoint(trained: Trained) -> None:
     config, student, _ = trained
-    text = (config.storage.path("evaluation") / "model_card.md").read_text()
+    text = (config.storage.path_of("evaluation") / "model_card.md").read_text()
     assert text.startswith("---\n")
     assert all(sentence in text for sentence in report_of(config)["headline"])
     assert report_of(config)["facts"]["checkpoint_sha256"] in text
-    final = student.checkpoint(config.storage)
+    final = student.checkpoint_path(config.storage)
     assert "Not evaluated yet" in (final / "README.md").read_text()
     sealed_hash(final, config.storage)
 
@@ -156,7 +154,7 @@ def test_a_model_compared_with_itself_comes_out_equal(untrained: dict[str, Any])
 
 def test_without_judges_the_report_says_so_rather_than_a_number(trained: Trained) -> None:
     assert {model["judge"] for model in report_of(trained[0])["models"].values()} == {None}
-    text = trained[0].storage.path("evaluation_report").with_suffix(".md").read_text()
+    text = trained[0].storage.path_of("evaluation_report").with_suffix(".md").read_text()
     assert text.count("judge: not run") == 6
 
 
@@ -176,9 +174,9 @@ def test_the_student_takes_the_judges_exam_too(tmp_path: Path) -> None:
     assert models["teacher"]["judge"]["judge.factuality"] == pytest.approx(0.9)
     assert 0 < models["teacher"]["judge"]["judge.reasoning"] < 1
     assert models["before"]["judge"] is None  # none of its answers passes the rules
-    text = config.storage.path("evaluation_report").with_suffix(".md").read_text()
+    text = config.storage.path_of("evaluation_report").with_suffix(".md").read_text()
     assert "judge: not run" not in text
-    gate = config.storage.path("evaluation") / "teacher/sample_gate/gate_report.json"
+    gate = config.storage.path_of("evaluation") / "teacher/sample_gate/gate_report.json"
     assert json.loads(gate.read_text())["families"]["judge"] is True
 
 
@@ -191,38 +189,38 @@ def test_examples_are_the_first_by_sample_id(untrained: dict[str, Any]) -> None:
     assert ids == sorted(row["sample_id"] for row in rows() if row["split"] == "test")
 
 
-def exam(prompts: list[dict[str, Any]], *, passing: bool = True, loss: Any = None) -> Exam:
+def exam(prompts: list[dict[str, Any]], *, passing: bool = True, loss: Any = None) -> HeldOutResults:
     reasons = {row["sample_id"]: [] if passing else ["too_short"] for row in prompts}
-    return Exam({row["sample_id"]: row for row in prompts}, reasons, loss)
+    return HeldOutResults({row["sample_id"]: row for row in prompts}, reasons, loss)
 
 
 def test_without_any_loss_the_headline_says_so() -> None:
     prompts = rows(4)
-    found = assess(prompts, {n: exam(prompts) for n in ("teacher", "before", "after")})
+    found = compute_metrics(prompts, {n: exam(prompts) for n in ("teacher", "before", "after")})
     assert found["comparison"]["loss"] is None
-    assert "not measured" in headline(found)[2]
+    assert "not measured" in headline_sentences(found)[2]
 
 
 def test_a_student_that_got_worse_is_called_worse() -> None:
     prompts = rows(20)
     exams = {n: exam(prompts, passing=n != "after") for n in ("teacher", "before", "after")}
-    assert "made the student worse" in headline(assess(prompts, exams))[0]
+    assert "made the student worse" in headline_sentences(compute_metrics(prompts, exams))[0]
 
 
 def test_the_same_model_drawn_with_another_seed_is_no_different() -> None:
     prompts = rows(200)
     chances = [random.Random(number).random() for number in range(200)]
 
-    def drawn(seed: int) -> Exam:
+    def drawn(seed: int) -> HeldOutResults:
         dice = random.Random(seed)
         reasons = {
             row["sample_id"]: [] if dice.random() < chance else ["too_short"]
             for row, chance in zip(prompts, chances, strict=True)
         }
-        return Exam({row["sample_id"]: row for row in prompts}, reasons, None)
+        return HeldOutResults({row["sample_id"]: row for row in prompts}, reasons, None)
 
     exams = {"teacher": drawn(0), "before": drawn(1), "after": drawn(2)}
-    gate = assess(prompts, exams)["comparison"]["gate"]
+    gate = compute_metrics(prompts, exams)["comparison"]["gate"]
     assert gate["only_before"] > 20
     assert gate["only_after"] > 20
     assert gate["low"] <= 0 <= gate["high"]
@@ -232,7 +230,7 @@ def test_the_same_model_drawn_with_another_seed_is_no_different() -> None:
 def test_a_teacher_that_did_not_answer_has_fewer_answers_not_zeros() -> None:
     prompts = rows(4)
     exams = {n: exam(prompts) for n in ("before", "after")} | {"teacher": exam(prompts[:3])}
-    found = assess(prompts, exams)
+    found = compute_metrics(prompts, exams)
     assert found["models"]["teacher"]["gate"]["total"] == 3
     assert found["examples"][3]["answers"]["teacher"] is None
 
@@ -241,7 +239,7 @@ def test_students_that_answered_other_prompts_are_not_compared() -> None:
     prompts = rows(4)
     exams = {n: exam(prompts) for n in ("teacher", "before")} | {"after": exam(prompts[:3])}
     with pytest.raises(InputError, match="answered 3 of the 4 held-out prompts"):
-        assess(prompts, exams)
+        compute_metrics(prompts, exams)
 
 
 def test_answers_that_no_gate_judged_stop_the_evaluation(tmp_path: Path) -> None:
@@ -271,7 +269,7 @@ def test_the_loss_curve_of_the_training_is_on_the_page(trained: Trained) -> None
     losses = [row["loss"] for row in curve if "loss" in row]
     assert len(losses) == 90
     assert losses[-1] < losses[0]
-    page = trained[0].storage.path("evaluation_report").with_suffix(".html").read_text()
+    page = trained[0].storage.path_of("evaluation_report").with_suffix(".html").read_text()
     assert "<polyline" in page
 
 
@@ -279,12 +277,10 @@ def test_a_new_training_leaves_the_loss_before_training_alone(tmp_path: Path) ->
     config, student = prepare(tmp_path)
     final = save_untrained(config, student)
     held_out_loss.run(config, student, ["teacher-1"])
-    paths = {n: held_out_loss.path_of(config.storage, n) for n in ("before", "after")}
+    paths = {n: held_out_loss.loss_path(config.storage, n) for n in ("before", "after")}
     times = {name: path.stat().st_mtime_ns for name, path in paths.items()}
     (final / "note.txt").write_text("another checkpoint")
-    StageRun("train", config.storage, inputs=[], settings={}).seal(
-        final, rows_in=0, rejected=0, count=0
-    )
+    StageRun("train", config.storage, inputs=[], settings={}).seal_output(final, rows_in=0, rejected=0, count=0)
     held_out_loss.run(config, student, ["teacher-1"])
     assert paths["before"].stat().st_mtime_ns == times["before"]
     assert paths["after"].stat().st_mtime_ns > times["after"]
@@ -294,6 +290,6 @@ def test_only_the_bundled_teacher_of_a_bundled_student_is_measured(tmp_path: Pat
     config, student = prepare(tmp_path)
     bundled = student.model_copy(update={"student": "bundled"})
     served = ["SmolLM2-135M-Instruct@main"]
-    assert "teacher" in held_out_loss.subjects(bundled, config.storage, served)
-    assert "teacher" not in held_out_loss.subjects(student, config.storage, served)
-    assert "teacher" not in held_out_loss.subjects(bundled, config.storage, ["gpt-4o-mini"])
+    assert "teacher" in held_out_loss.list_subjects(bundled, config.storage, served)
+    assert "teacher" not in held_out_loss.list_subjects(student, config.storage, served)
+    assert "teacher" not in held_out_loss.list_subjects(bundled, config.storage, ["gpt-4o-mini"])

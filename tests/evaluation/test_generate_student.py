@@ -15,7 +15,7 @@ from nexa_distill.storage.tables import read_table
 from nexa_train import generate_student
 from nexa_train.data import chat_tokenization
 from nexa_train.data.chat_format import chat_format
-from nexa_train.generate_student import Prompt, batches, messages
+from nexa_train.generate_student import Prompt, batch_prompts, student_messages
 from nexa_train.models.generation import new_tokens
 from nexa_train.models.loading import load_for_inference
 from tests.support.exam import prepare, rows, save_untrained
@@ -32,24 +32,24 @@ def prompt(key: str, length: int) -> Prompt:
 
 
 def test_batches_hold_prompts_of_similar_length_longest_first() -> None:
-    made = batches([prompt("a", 5), prompt("b", 9), prompt("c", 5), prompt("d", 8)], 2)
+    made = batch_prompts([prompt("a", 5), prompt("b", 9), prompt("c", 5), prompt("d", 8)], 2)
     assert [[p.row["sample_id"] for p in batch] for batch in made] == [["b", "d"], ["a", "c"]]
 
 
 def test_a_row_without_a_system_prompt_gets_the_collections() -> None:
     row = {"system_prompt": None, "user_prompt": "Why?"}
-    assert messages(row, "Be exact.")[0] == {"role": "system", "content": "Be exact."}
-    assert messages(row | {"system_prompt": "Own."}, "Be exact.")[0]["content"] == "Own."
+    assert student_messages(row, "Be exact.")[0] == {"role": "system", "content": "Be exact."}
+    assert student_messages(row | {"system_prompt": "Own."}, "Be exact.")[0]["content"] == "Own."
 
 
 def test_the_prompt_is_what_training_put_before_the_answer(tmp_path: Path) -> None:
     _, student = prepare(tmp_path)
     _, tokenizer = load_for_inference(student.student)
     row = rows(1)[0]
-    asked = messages(row, "unused")
+    asked = student_messages(row, "unused")
     answered = [*asked, {"role": "assistant", "content": row["teacher_output"]}]
     form = chat_format(tokenizer)
-    sample = chat_tokenization.encode(form, "a", answered, 500)
+    sample = chat_tokenization.encode_conversation(form, "a", answered, 500)
     assert isinstance(sample, chat_tokenization.Sample)
     start = next(i for i, label in enumerate(sample.labels) if label != chat_tokenization.IGNORE)
     assert form.prompt_ids(asked) == sample.input_ids[:start]
@@ -72,11 +72,8 @@ def test_every_held_out_prompt_is_answered_once_by_both_students(tmp_path: Path)
     save_untrained(config, student)
     generate_student.run(config, student)
     wanted = sorted(row["sample_id"] for row in rows() if row["split"] == "test")
-    for key, model_id in {
-        "student_outputs": "baseline",
-        "baseline_outputs": "baseline (before training)",
-    }.items():
-        table = read_table(config.storage.path(key), TABLES[key])
+    for key, model_id in {"student_outputs": "baseline", "baseline_outputs": "baseline (before training)"}.items():
+        table = read_table(config.storage.path_of(key), TABLES[key])
         assert table.schema.names == OUTPUTS.names
         found = table.to_pylist()
         assert [row["sample_id"] for row in found] == wanted
@@ -94,11 +91,11 @@ def test_left_padding_does_not_change_an_answer(tmp_path: Path) -> None:
     model = model.float()  # in bfloat16 a tie between two tokens may fall either way
     found = [row | {"user_prompt": "Count " + "1" * n} for n, row in enumerate(rows(3))]
     form = chat_format(tokenizer)
-    asked = [Prompt(row, form.prompt_ids(messages(row, ""))) for row in found]
+    asked = [Prompt(row, form.prompt_ids(student_messages(row, ""))) for row in found]
 
     def texts(size: int) -> dict[str, Any]:
         generate = student.generate.model_copy(update={"batch_size": size})
-        made = generate_student.answer(model, form, asked, generate, "m", Cleaner({}, []))
+        made = generate_student.answer_prompts(model, form, asked, generate, "m", Cleaner({}, []))
         return {row["sample_id"]: row["teacher_output"] for row in made}
 
     assert texts(3) == texts(1)
@@ -108,11 +105,11 @@ def test_sampling_is_the_same_on_every_run(tmp_path: Path) -> None:
     _, student = prepare(tmp_path)
     model, tokenizer = load_for_inference(student.student)
     form = chat_format(tokenizer)
-    asked = [Prompt(row, form.prompt_ids(messages(row, ""))) for row in rows(4)]
+    asked = [Prompt(row, form.prompt_ids(student_messages(row, ""))) for row in rows(4)]
     generate = student.generate.model_copy(update={"temperature": 1.0})
 
     def texts() -> list[Any]:
-        made = generate_student.answer(model, form, asked, generate, "m", Cleaner({}, []))
+        made = generate_student.answer_prompts(model, form, asked, generate, "m", Cleaner({}, []))
         return [row["teacher_output"] for row in made]
 
     first = texts()
@@ -124,13 +121,13 @@ def test_sampling_is_the_same_on_every_run(tmp_path: Path) -> None:
 def test_an_answer_ends_at_the_end_of_turn_and_the_token_is_counted(tmp_path: Path) -> None:
     _, student = prepare(tmp_path)
     _, tokenizer = load_for_inference(student.student)
-    stops = chat_format(tokenizer).stops
+    stops = chat_format(tokenizer).stop_tokens
     assert stops == [2]
     said = [*tokenizer("Yes.", add_special_tokens=False)["input_ids"], 2, 2, 2]
-    row = generate_student._row(tokenizer, prompt("a", 10), said, stops, "m", 1.0)
+    row = generate_student._output_row(tokenizer, prompt("a", 10), said, stops, "m", 1.0)
     assert (row["teacher_output"], row["finish_reason"]) == ("Yes.", "stop")
     assert (row["completion_tokens"], row["total_tokens"]) == (5, 15)
-    silent = generate_student._row(tokenizer, prompt("a", 10), [2, 2], stops, "m", 1.0)
+    silent = generate_student._output_row(tokenizer, prompt("a", 10), [2, 2], stops, "m", 1.0)
     assert (silent["teacher_output"], silent["completion_tokens"]) == (None, 1)
 
 
@@ -140,15 +137,15 @@ def test_a_new_checkpoint_regenerates_only_the_trained_answers(
     config, student = prepare(tmp_path)
     save_untrained(config, student)
     generate_student.run(config, student)
-    baseline = config.storage.path("baseline_outputs").read_bytes()
-    (student.checkpoint(config.storage) / "model.safetensors").unlink()
+    baseline = config.storage.path_of("baseline_outputs").read_bytes()
+    (student.checkpoint_path(config.storage) / "model.safetensors").unlink()
     with pytest.raises(InputMissing, match="train_sft"):
         generate_student.run(config, student)
     save_untrained(config, student)
     capsys.readouterr()
     generate_student.run(config, student)
     assert capsys.readouterr().out.count("up to date") == 2
-    assert config.storage.path("baseline_outputs").read_bytes() == baseline
+    assert config.storage.path_of("baseline_outputs").read_bytes() == baseline
 
 
 def test_a_split_without_prompts_says_what_to_do(tmp_path: Path) -> None:
@@ -163,7 +160,7 @@ def test_another_checkpoint_goes_to_another_file(tmp_path: Path) -> None:
     dst = tmp_path / "other.parquet"
     generate_student.run(config, student, checkpoint=Path(student.student), dst=dst)
     assert pq.ParquetFile(dst).metadata.num_rows == 12
-    assert not config.storage.path("baseline_outputs").exists()
+    assert not config.storage.path_of("baseline_outputs").exists()
 
 
 def test_help_answers_without_loading_torch() -> None:
@@ -177,16 +174,15 @@ def test_help_answers_without_loading_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("opened", "written"),
-    [("", "<think>\nHm.\n</think>\n\nFour."), ("<think>\n", "Hm. </think> Four.")],
+    ("opened", "written"), [("", "<think>\nHm.\n</think>\n\nFour."), ("<think>\n", "Hm. </think> Four.")]
 )
 def test_t06_a_students_reasoning_is_not_in_its_answer(opened: str, written: str) -> None:
     tok = tokenizer()
     asked = Prompt({"sample_id": "a"}, tok(f"<|im_start|>assistant\n{opened}")["input_ids"])
     new = tok(f"{written}<|im_end|>")["input_ids"]
-    row = generate_student._row(tok, asked, new, [tok.eos_token_id], "m", 1.0)
+    row = generate_student._output_row(tok, asked, new, [tok.eos_token_id], "m", 1.0)
     assert (row["reasoning_output"], row["teacher_output"]) == ("Hm.", "Four.")
     assert (row["finish_reason"], row["completion_tokens"]) == ("stop", len(new))
-    row = generate_student._row(tok, asked, new[:4], [tok.eos_token_id], "m", 1.0)
+    row = generate_student._output_row(tok, asked, new[:4], [tok.eos_token_id], "m", 1.0)
     assert row["finish_reason"] == "length"
     assert (row["teacher_output"] is None) == bool(opened), "a cut reasoning has no answer"

@@ -11,7 +11,7 @@ from nexa_distill.settings.filters import RegressionGate
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_train import regression
 from nexa_train.evaluation import gate_results
-from nexa_train.reports.evaluation_text import regression as in_words
+from nexa_train.reports.evaluation_text import regression_paragraph as in_words
 from tests import warm
 from tests.support.answers import REPOSITORY, answer, project
 from tests.support.exam import prepare, save_untrained
@@ -31,7 +31,7 @@ def run(passes: str, nats: float = 10.0, **changed: Any) -> dict[str, Any]:
 
 
 def test_a_run_beside_itself_is_no_different_and_passes() -> None:
-    found = regression.compare(run("++--"), run("++--"), STRICT)
+    found = regression.compare_runs(run("++--"), run("++--"), STRICT)
     for pair in (found["gate"], found["loss"]):
         assert (pair["difference"], pair["low"], pair["high"]) == (0, 0, 0)
         assert pair["verdict"] == "no difference"
@@ -40,24 +40,24 @@ def test_a_run_beside_itself_is_no_different_and_passes() -> None:
 
 def test_a_student_that_is_worse_misses_and_one_that_could_be_by_chance_does_not() -> None:
     good = run("+" * 20)
-    assert regression.compare(good, run("+" * 19 + "-"), STRICT)["misses"] == []
-    (missed,) = regression.compare(good, run("-" * 12 + "+" * 8), STRICT)["misses"]
+    assert regression.compare_runs(good, run("+" * 19 + "-"), STRICT)["misses"] == []
+    (missed,) = regression.compare_runs(good, run("-" * 12 + "+" * 8), STRICT)["misses"]
     assert missed.startswith("gate pass rate -0.6000")
-    assert regression.compare(run("-" * 20), good, STRICT)["misses"] == []
+    assert regression.compare_runs(run("-" * 20), good, STRICT)["misses"] == []
 
 
 def test_the_margin_is_what_may_be_lost() -> None:
     good, worse = run("+" * 20), run("-" * 12 + "+" * 8, nats=11.0)
     for gate, count in [((0.0, 0.05), 2), ((0.9, 0.05), 1), ((0.9, 0.2), 0), ((None, None), 0)]:
         limits = RegressionGate(max_pass_rate_drop=gate[0], max_loss_rise=gate[1])
-        assert len(regression.compare(good, worse, limits)["misses"]) == count
+        assert len(regression.compare_runs(good, worse, limits)["misses"]) == count
 
 
 def test_what_few_documents_say_neither_misses_nor_is_called_no_worse() -> None:
-    found = regression.compare(run("+++++"), run("-----", nats=12.0), STRICT)
+    found = regression.compare_runs(run("+++++"), run("-----", nats=12.0), STRICT)
     assert found["misses"] == []
     assert "Too few documents to tell" in in_words(found)
-    found = regression.compare(run("+" * 8), run("-" * 5 + "+" * 3), STRICT)
+    found = regression.compare_runs(run("+" * 8), run("-" * 5 + "+" * 3), STRICT)
     assert found["gate"]["high"] < 0  # by the interval alone it would be worse
     assert found["misses"] == []
 
@@ -65,16 +65,16 @@ def test_what_few_documents_say_neither_misses_nor_is_called_no_worse() -> None:
 def test_other_prompts_or_other_gates_are_not_compared_and_do_not_pass() -> None:
     other = run("+" * 4, prompts_sha256="q")
     other["outcomes"] = {f"new-{k}" if k != "0" else k: v for k, v in other["outcomes"].items()}
-    found = regression.compare(run("+" * 4), other, STRICT)
+    found = regression.compare_runs(run("+" * 4), other, STRICT)
     assert found["gate"] is None
     assert found["misses"] == ["not the same prompts: 1 of its 4 prompts are in this run too"]
-    found = regression.compare(run("+" * 4), run("+" * 4, gates_sha256="h"), STRICT)
+    found = regression.compare_runs(run("+" * 4), run("+" * 4, gates_sha256="h"), STRICT)
     assert found["gate"] is None
     assert found["misses"][0].startswith("not the same gates")
 
 
 def test_without_an_accepted_run_it_says_so_and_passes() -> None:
-    found = regression.compare(None, run("++"), STRICT)
+    found = regression.compare_runs(None, run("++"), STRICT)
     assert found["misses"] == []
     assert "No run has been accepted yet" in in_words(found)
 
@@ -82,7 +82,7 @@ def test_without_an_accepted_run_it_says_so_and_passes() -> None:
 def test_losses_of_another_tokenizer_are_not_compared() -> None:
     now = run("++++")
     now["outcomes"]["1"]["tokens"] = 11
-    assert regression.compare(run("++++"), now, STRICT)["loss"] is None
+    assert regression.compare_runs(run("++++"), now, STRICT)["loss"] is None
 
 
 def script(config: DistillConfig, *words: str) -> subprocess.CompletedProcess[str]:
@@ -96,9 +96,7 @@ def script(config: DistillConfig, *words: str) -> subprocess.CompletedProcess[st
 EVALUATE = "scripts/python/evaluation/run_evaluation.py"
 
 
-def test_an_evaluation_stops_with_3_for_a_worse_student_until_that_one_is_accepted(
-    tmp_path: Path,
-) -> None:
+def test_an_evaluation_stops_with_3_for_a_worse_student_until_that_one_is_accepted(tmp_path: Path) -> None:
     config, student = prepare(tmp_path)
     save_untrained(config, student)
     first = script(config, EVALUATE)
@@ -109,7 +107,7 @@ def test_an_evaluation_stops_with_3_for_a_worse_student_until_that_one_is_accept
     same = script(config, EVALUATE)
     assert same.returncode == 0, same.stderr
     assert "difference 0 points" in same.stdout
-    path = regression.path_of(config.storage)
+    path = regression.accepted_path(config.storage)
     better = json.loads(path.read_text())  # as if a student had been accepted that passes
     for outcome in better["outcomes"].values():
         outcome["passes"] = True
@@ -120,10 +118,10 @@ def test_an_evaluation_stops_with_3_for_a_worse_student_until_that_one_is_accept
         assert worse.returncode == 3, worse.stderr
         assert "gate pass rate -1.0000" in worse.stderr
         assert "nexa_train.regression accept" in worse.stderr
-    page = config.storage.path("evaluation_report").with_suffix(".html").read_text()
+    page = config.storage.path_of("evaluation_report").with_suffix(".html").read_text()
     assert "Worse than allowed" in page
     with pytest.raises(QualityGateMissed):
-        regression.enforce(config)
+        regression.enforce_gate(config)
     assert script(config, *accepting).returncode == 0
     assert script(config, EVALUATE).returncode == 0
     assert len(path.read_text().splitlines()) == 3
@@ -131,11 +129,11 @@ def test_an_evaluation_stops_with_3_for_a_worse_student_until_that_one_is_accept
 
 def test_a_damaged_line_of_accepted_runs_is_named(tmp_path: Path) -> None:
     config = project(tmp_path)
-    path = regression.path_of(config.storage)
+    path = regression.accepted_path(config.storage)
     path.parent.mkdir(parents=True)
     path.write_text("nonsense\n{}\n")
     with pytest.raises(InputError, match="line 1"):
-        regression.accepted(config.storage)
+        regression.load_accepted(config.storage)
 
 
 def test_a_lucky_match_is_not_right_and_what_was_not_run_is_not_decided(tmp_path: Path) -> None:
@@ -152,7 +150,7 @@ def test_a_lucky_match_is_not_right_and_what_was_not_run_is_not_decided(tmp_path
         {"sample_id": ids[0], "check": "exec.matches", "ok": True},
         {"sample_id": ids[0], "check": "exec.matches_perturbed", "ok": False},
     ]
-    found = gate_results._executed(config, prompts, checks)
+    found = gate_results._execution_checks(config, prompts, checks)
     assert found[ids[0]] == {"exec.executes": True, "exec.matches": False}
     assert found[ids[1]] == {"exec.executes": None, "exec.matches": None}
     assert found[ids[2]] == {"exec.executes": None}  # no known answer to compare with

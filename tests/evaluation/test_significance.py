@@ -5,40 +5,32 @@ import pytest
 from nexa_train.evaluation.significance import (
     Pairs,
     compare_passes,
-    mcnemar,
+    mcnemar_p_value,
     paired_difference,
-    wilson,
+    wilson_interval,
 )
 
 
 @pytest.mark.parametrize(
     ("passed", "total", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (50, 100, 0.4038, 0.5962),
-    ],
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)],
 )
-def test_wilsons_interval_is_the_published_one(
-    passed: int, total: int, low: float, high: float
-) -> None:
-    found = wilson(passed, total)
+def test_wilsons_interval_is_the_published_one(passed: int, total: int, low: float, high: float) -> None:
+    found = wilson_interval(passed, total)
     assert found is not None
     assert found == pytest.approx((low, high), abs=5e-5)
 
 
 def test_nothing_measured_has_no_interval_and_no_difference() -> None:
-    assert wilson(0, 0) is None
+    assert wilson_interval(0, 0) is None
     assert paired_difference(Pairs([], [], [], [])) is None
 
 
 @pytest.mark.parametrize(
-    ("only_before", "only_after", "p"),
-    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 22 / 1024), (9, 1, 22 / 1024)],
+    ("only_before", "only_after", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 22 / 1024), (9, 1, 22 / 1024)]
 )
 def test_mcnemar_is_the_exact_binomial_test(only_before: int, only_after: int, p: float) -> None:
-    assert isclose(mcnemar(only_before, only_after), p)
+    assert isclose(mcnemar_p_value(only_before, only_after), p)
 
 
 def test_the_same_figures_give_exactly_no_difference() -> None:
@@ -85,9 +77,7 @@ def test_an_interval_that_mcnemar_does_not_confirm_is_no_difference() -> None:
 
 
 def test_the_four_kinds_of_pair_add_up() -> None:
-    found = compare_passes(
-        list("abcde"), [True, True, False, False, False], [True, False, True, True, False]
-    )
+    found = compare_passes(list("abcde"), [True, True, False, False, False], [True, False, True, True, False])
     assert found is not None
     kinds = [found[name] for name in ("both", "only_before", "only_after", "neither")]
     assert kinds == [1, 1, 2, 1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexa_train.evaluation.teacher_agreement import markdown, score_agreement, scores
+from nexa_train.evaluation.teacher_agreement import render_markdown, score_agreement, score_answers
 
 
 def rows(*samples: str) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def check(sample: str, name: str, value: float | None) -> dict[str, Any]:
 
 
 def test_without_execution_and_judges_the_gates_decide() -> None:
-    assert scores(["a", "b"], rows("a"), [], rows("a")) == {"a": 1.0, "b": 0.0}
+    assert score_answers(["a", "b"], rows("a"), [], rows("a")) == {"a": 1.0, "b": 0.0}
 
 
 def test_execution_has_the_first_word_and_the_undecided_has_no_score() -> None:
@@ -29,7 +29,7 @@ def test_execution_has_the_first_word_and_the_undecided_has_no_score() -> None:
         check("a", "exec.score", 1.0), check("b", "exec.score", 0.5),
         check("c", "exec.score", None), check("b", "judge.factuality", 1.0),
     ]  # fmt: skip
-    found = scores(["a", "b", "c", "d"], rows("a", "b", "c"), checks, rows("a"))
+    found = score_answers(["a", "b", "c", "d"], rows("a", "b", "c"), checks, rows("a"))
     assert found == {"a": 1.0, "b": 0.5, "d": 0.0}  # d did not pass the rules
 
 
@@ -39,7 +39,7 @@ def test_judges_count_where_nothing_was_executed_and_a_half_judged_answer_does_n
         check("b", "judge.factuality", None), check("b", "judge.reasoning", 1.0),
         check("a", "judge.safety", 0.0),
     ]  # fmt: skip
-    found = scores(["a", "b", "c"], rows("a", "b", "c"), checks, rows("a"))
+    found = score_answers(["a", "b", "c"], rows("a", "b", "c"), checks, rows("a"))
     assert found == {"a": 0.7}
 
 
@@ -60,16 +60,14 @@ def test_figures_of_a_case_worked_by_hand() -> None:
     assert found["pass_agreement"] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("teacher", "student"), [({}, {}), ({"a": 1.0}, {"b": 1.0}), ({"a": 1.0, "b": 1.0},) * 2]
-)
+@pytest.mark.parametrize(("teacher", "student"), [({}, {}), ({"a": 1.0}, {"b": 1.0}), ({"a": 1.0, "b": 1.0},) * 2])
 def test_what_is_not_defined_is_null(teacher: dict[str, float], student: dict[str, float]) -> None:
     found = score_agreement(teacher, student, 0.7)
     assert found["pearson"] is None
     assert found["spearman"] is None
     assert (found["mae"] is None) == (found["matched"] == 0)
     json.dumps(found, allow_nan=False)
-    assert "| pearson | not defined (" in markdown(found)
+    assert "| pearson | not defined (" in render_markdown(found)
 
 
 SCORES = st.floats(0, 1, width=16)

@@ -10,7 +10,7 @@ from nexa_distill.execution import sandbox, seccomp
 from nexa_distill.execution.checks import Job
 from nexa_distill.execution.math_and_json_checks import JsonChecks, MathChecks
 from nexa_distill.execution.python_checks import PythonChecks
-from nexa_distill.text.json_schemas import compiled
+from nexa_distill.text.json_schemas import compile_schemas
 from tests.support.databases import LIMITS, said
 
 WORKED = "There are 3 apples and 2 more.\n3 + 2 = <<3+2=5>>5\n#### 5"
@@ -47,7 +47,7 @@ def maths() -> MathChecks:
 def test_a_final_answer_is_found_and_compared(
     maths: MathChecks, answer: str, reference: str | None, expected: str
 ) -> None:
-    assert said(maths.check(Job("math", answer, reference))) == expected
+    assert said(maths.check_answer(Job("math", answer, reference))) == expected
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,8 @@ def test_a_final_answer_is_found_and_compared(
         ("", None, "executes: invalid_json"),
     ],
 )
-def test_json_is_parsed_as_a_whole_and_satisfies_its_schema(
-    answer: str, task: str | None, expected: str
-) -> None:
-    assert (
-        said(JsonChecks(compiled({"person": PERSON})).check(Job("json", answer, task))) == expected
-    )
+def test_json_is_parsed_as_a_whole_and_satisfies_its_schema(answer: str, task: str | None, expected: str) -> None:
+    assert said(JsonChecks(compile_schemas({"person": PERSON})).check_answer(Job("json", answer, task))) == expected
 
 
 # Python.
@@ -113,31 +109,29 @@ FIBONACCI = "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n"
 def test_a_program_is_loaded_and_passes_its_tests(
     python: PythonChecks, program: str, tests: str | None, expected: str
 ) -> None:
-    found = python.check(Job("python", program, tests))
+    found = python.check_answer(Job("python", program, tests))
     assert said(found) == expected, found
 
 
-def test_without_the_sandbox_nothing_is_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sandbox.command.cache_clear()
+def test_without_the_sandbox_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.sandbox_command.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(sandbox.SandboxUnavailable, match="apt-get install bubblewrap") as stop:
-        sandbox.require(LIMITS)
+        sandbox.require_sandbox(LIMITS)
     assert stop.value.exit_code == 69
     fake = tmp_path / "bwrap"
     fake.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(sandbox.SandboxUnavailable, match="cannot be isolated here"):
-        sandbox.require(LIMITS)
-    sandbox.command.cache_clear()
+        sandbox.require_sandbox(LIMITS)
+    sandbox.sandbox_command.cache_clear()
 
 
 def test_the_filter_is_well_formed_on_both_processors() -> None:
     for machine in seccomp.ARCHITECTURES:
-        program = seccomp.program(machine)
+        program = seccomp.build_filter(machine)
         assert program is not None
         assert len(program) % 8 == 0
         assert 40 < len(program) // 8 < 4096
-    assert seccomp.program("riscv64") is None
+    assert seccomp.build_filter("riscv64") is None

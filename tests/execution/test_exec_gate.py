@@ -60,9 +60,7 @@ def prepared(folder: Path, rows: list[dict[str, Any]], **execution: Any) -> Dist
 
 
 def rows_of(config: DistillConfig) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_table(
-        config.storage.path("exec_checks"), TABLES["exec_checks"]
-    ).to_pylist()
+    found: list[dict[str, Any]] = read_table(config.storage.path_of("exec_checks"), TABLES["exec_checks"]).to_pylist()
     return found
 
 
@@ -112,7 +110,7 @@ def test_each_kind_of_answer_is_measured_and_others_are_left_alone(tmp_path: Pat
     }  # fmt: skip
     assert report["exec_error_counts"] == {"not_a_query": 1}
     assert (report["exec_pass_rate"], report["gold_match_rate"]) == (6 / 7, 3 / 6)
-    manifest = load_manifest(config.storage.path("exec_checks"), config.storage)
+    manifest = load_manifest(config.storage.path_of("exec_checks"), config.storage)
     assert manifest is not None
     assert (manifest["rows_in"], manifest["kept"], manifest["rejected"]) == (8, 5, 3)
 
@@ -133,7 +131,7 @@ def test_nothing_to_execute_is_an_empty_sealed_table_and_one_line(
     exec_gate.run(config)
     assert rows_of(config) == []
     assert "nothing to execute among 2 answers" in capsys.readouterr().out
-    assert Freshness(config).why_run(EXEC) is None
+    assert Freshness(config).stale_reason(EXEC) is None
 
 
 def test_the_shipped_run_imports_no_parser_and_starts_no_worker(tmp_path: Path) -> None:
@@ -145,18 +143,14 @@ def test_the_shipped_run_imports_no_parser_and_starts_no_worker(tmp_path: Path) 
         "heavy = {'sqlglot', 'sympy', 'math_verify', 'jsonschema', 'torch'}\n"
         "print(heavy & {name.split('.')[0] for name in sys.modules})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.splitlines()[-1] == "set()"
 
 
 # Up to date, and not.
 
 
-def test_a_finished_stage_does_nothing_and_changes_no_byte(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_stage_does_nothing_and_changes_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = prepared(tmp_path, [sql(0, GOLD)])
     exec_gate.run(config)
     before = {p: sha256_path(p) for p in (tmp_path / "processed").rglob("*") if p.is_file()}
@@ -177,10 +171,8 @@ def test_what_decides_a_verdict_makes_it_stale_and_nothing_else(
 ) -> None:
     config = prepared(tmp_path, [sql(0, GOLD)])
     exec_gate.run(config)
-    changed = config.model_copy(
-        update={"execution": config.execution.model_copy(update=dict(execution))}
-    )
-    assert (Freshness(changed).why_run(EXEC) is not None) == stale
+    changed = config.model_copy(update={"execution": config.execution.model_copy(update=dict(execution))})
+    assert (Freshness(changed).stale_reason(EXEC) is not None) == stale
     assert (exec_gate.run(changed) is not None) == stale
 
 
@@ -191,9 +183,9 @@ def test_a_changed_database_makes_the_checks_stale(tmp_path: Path) -> None:
     with sqlite3.connect(path) as base:
         base.execute("DELETE FROM goods WHERE name = 'tea'")
     base.close()
-    assert Freshness(config).why_run(EXEC) == f"input changed or gone: {path}"
+    assert Freshness(config).stale_reason(EXEC) == f"input changed or gone: {path}"
     assert exec_gate.run(config) is not None
-    assert Freshness(config).why_run(EXEC) is None
+    assert Freshness(config).stale_reason(EXEC) is None
 
 
 def test_verify_covers_the_databases(tmp_path: Path) -> None:
@@ -203,7 +195,7 @@ def test_verify_covers_the_databases(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="canonicalize"):  # the raw data is not in this project
         list(links)
     path = tmp_path / "databases/shops.sqlite"
-    manifest = load_manifest(config.storage.path("exec_checks"), config.storage)
+    manifest = load_manifest(config.storage.path_of("exec_checks"), config.storage)
     assert manifest is not None
     assert {"path": str(path), "sha256": sha256_path(path)} in manifest["inputs"]
 
@@ -249,13 +241,13 @@ def test_without_a_folder_the_database_stands_beside_the_raw_data(tmp_path: Path
     config = prepared(tmp_path, [sql(0, GOLD)], databases=None)
     with pytest.raises(InputMissing, match=r"raw: holds no database shops .*--databases DIR"):
         exec_gate.run(config)  # data/raw is what the shipped configuration reads
-    assert not config.storage.path("exec_checks").exists()
+    assert not config.storage.path_of("exec_checks").exists()
     raw = tmp_path / "databases" / "questions.jsonl"
-    canonical = config.storage.path("canonical")
+    canonical = config.storage.path_of("canonical")
     write_answers(canonical, [])
     raw.write_text("{}\n")
     stage = StageRun("canonicalize", config.storage, inputs=[raw], settings={})
-    stage.seal(canonical, rows_in=0, rejected=0)
+    stage.seal_output(canonical, rows_in=0, rejected=0)
     summary = exec_gate.run(config)
     assert summary
     assert summary.passed["exec.matches"] == 1
@@ -303,26 +295,21 @@ def test_a_missing_broken_or_unfinished_database_is_named(tmp_path: Path) -> Non
         exec_gate.run(config)
 
 
-def test_programs_are_not_run_without_isolation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_are_not_run_without_isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = answer(0, "x = 1", template_name="python", tests="assert x == 1")
     config = prepared(tmp_path, [row])
     monkeypatch.setenv("PATH", str(tmp_path))
-    sandbox.command.cache_clear()
+    sandbox.sandbox_command.cache_clear()
     with pytest.raises(sandbox.SandboxUnavailable):
         exec_gate.run(config)
-    sandbox.command.cache_clear()
-    assert not config.storage.path("exec_checks").exists()
+    sandbox.sandbox_command.cache_clear()
+    assert not config.storage.path_of("exec_checks").exists()
 
 
 def test_programs_are_run_where_they_can_be_isolated(tmp_path: Path) -> None:
     if shutil.which("bwrap") is None and not os.environ.get("CI"):
         pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
-    rows = [
-        answer(i, code, template_name="python", tests="assert x == 1")
-        for i, code in enumerate(["x = 1", "x = 2"])
-    ]
+    rows = [answer(i, code, template_name="python", tests="assert x == 1") for i, code in enumerate(["x = 1", "x = 2"])]
     config = prepared(tmp_path, rows)
     exec_gate.run(config)
     assert [told(config)[n]["matches"][0] for n in "01"] == [True, False]
@@ -349,10 +336,8 @@ def test_the_command_takes_answers_checks_and_databases(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "1 of 1 answers execute, 1 of 1 match" in done.stdout
     assert read_table(tmp_path / "c.parquet", TABLES["exec_checks"]).num_rows == 4
-    assert not config.storage.path("exec_checks").exists()
-    refused = subprocess.run(
-        command[:-2], capture_output=True, text=True, check=False, cwd=REPOSITORY
-    )
+    assert not config.storage.path_of("exec_checks").exists()
+    refused = subprocess.run(command[:-2], capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert (refused.returncode, "holds no database shops" in refused.stderr) == (66, True)
 
 
@@ -361,25 +346,19 @@ def test_filtering_runs_it_between_the_rules_and_sample_gate(tmp_path: Path) -> 
     script = REPOSITORY / "scripts/python/data_processing/run_filtering.py"
     command = [warm.python(), str(script), "--config", f"{tmp_path}/config.yaml"]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
-    (kept,) = read_table(
-        config.storage.path("filtered_dataset"), TABLES["filtered_dataset"]
-    ).to_pylist()
+    (kept,) = read_table(config.storage.path_of("filtered_dataset"), TABLES["filtered_dataset"]).to_pylist()
     assert kept["teacher_output"] == GOLD
-    assert all(Freshness(config).why_run(s) is None for s in STAGES if s.session == "filtering")
+    assert all(Freshness(config).stale_reason(s) is None for s in STAGES if s.session == "filtering")
 
 
 def test_ctrl_c_leaves_no_process_and_no_half_table(tmp_path: Path) -> None:
     bomb = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"
-    config = prepared(
-        tmp_path, [sql(i, bomb) for i in range(40)], timeout_seconds=60.0, max_sql_steps=10**12
-    )
+    config = prepared(tmp_path, [sql(i, bomb) for i in range(40)], timeout_seconds=60.0, max_sql_steps=10**12)
     command = [
         warm.python(), "-m", "nexa_distill.exec_gate", "--config", str(tmp_path / "config.yaml"),
     ]  # fmt: skip
     before = processes()
-    run = subprocess.Popen(
-        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
-    )
+    run = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
     deadline = time.monotonic() + 20
     while not processes() - before and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -388,7 +367,7 @@ def test_ctrl_c_leaves_no_process_and_no_half_table(tmp_path: Path) -> None:
     _, said = run.communicate(timeout=20)
     assert (run.returncode, "stopped by Ctrl-C" in said) == (130, True)
     assert processes() - before == set()
-    assert not list(config.storage.path("exec_checks").parent.glob("*exec*"))
+    assert not list(config.storage.path_of("exec_checks").parent.glob("*exec*"))
 
 
 @pytest.mark.alone

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nexa_distill.execution.result_sets import holds_nothing
+from nexa_distill.execution.result_sets import is_empty_result
 from nexa_distill.execution.sql import Clock, Database
 from nexa_distill.execution.sql_checks import SqlChecks
 from nexa_distill.storage.manifests import sha256_path
@@ -28,7 +28,7 @@ def test_every_gold_query_matches_itself_or_is_not_decidable(checker: SqlChecks)
     real = Database(geography(), LIMITS)
     told: Counter[str] = Counter()
     for query in gold_queries():
-        empty = holds_nothing(real.rows(query, Clock(LIMITS.timeout_seconds)))
+        empty = is_empty_result(real.fetch_rows(query, Clock(LIMITS.timeout_seconds)))
         found = said(verdict(checker, query, query))
         assert found == ("matches: not_decidable" if empty else "matches_perturbed"), query
         told[found] += 1
@@ -36,9 +36,7 @@ def test_every_gold_query_matches_itself_or_is_not_decidable(checker: SqlChecks)
 
 
 @pytest.mark.parametrize(("why", "gold", "answer"), LUCKY, ids=[why for why, _, _ in LUCKY])
-def test_a_wrong_query_that_is_right_by_luck_is_caught(
-    checker: SqlChecks, why: str, gold: str, answer: str
-) -> None:
+def test_a_wrong_query_that_is_right_by_luck_is_caught(checker: SqlChecks, why: str, gold: str, answer: str) -> None:
     found = verdict(checker, answer, gold)
     assert [c.ok for c in found] == [True, True, False], found
     assert found[-1].reason == "lucky_match"
@@ -51,9 +49,7 @@ def test_what_is_not_caught_is_known(checker: SqlChecks, why: str, gold: str, an
 
 
 @pytest.mark.parametrize(("gold", "answer"), RIGHT)
-def test_a_right_query_stays_right_on_changed_data(
-    checker: SqlChecks, gold: str, answer: str
-) -> None:
+def test_a_right_query_stays_right_on_changed_data(checker: SqlChecks, gold: str, answer: str) -> None:
     assert said(verdict(checker, answer, gold)) == "matches_perturbed"
 
 

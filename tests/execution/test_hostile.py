@@ -13,8 +13,8 @@ import pytest
 
 from nexa_distill.execution import sandbox
 from nexa_distill.execution.checks import Check, Job
-from nexa_distill.execution.database_perturbation import perturbed
-from nexa_distill.execution.pool import Pool
+from nexa_distill.execution.database_perturbation import write_perturbed_copies
+from nexa_distill.execution.pool import WorkerPool
 from nexa_distill.storage.manifests import sha256_path
 from tests.execution.hostile_answers import MATHS, PYTHON, RIGHT, SQL
 from tests.support.databases import LIMITS, make_shops
@@ -43,11 +43,11 @@ def processes() -> set[int]:
     return own
 
 
-def pool(kind: str, databases: dict[str, list[str]] | None = None) -> Pool:
+def pool(kind: str, databases: dict[str, list[str]] | None = None) -> WorkerPool:
     setting: dict[str, Any] = {"limits": asdict(LIMITS), "kinds": [kind], "schemas": {}}
     if kind == "math":
         setting["limits"]["memory_mb"] = 512
-    return Pool(setting | {"databases": databases or {}}, 1)
+    return WorkerPool(setting | {"databases": databases or {}}, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -63,24 +63,24 @@ def _nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 * 1024  # kB
 
 
-def judged(run: Pool, job: Job) -> list[Check]:
+def judged(run: WorkerPool, job: Job) -> list[Check]:
     """The checks of one answer, which must come within the limit and one second."""
     started = time.monotonic()
-    (found,) = run.map([job])
+    (found,) = run.map_jobs([job])
     seconds = time.monotonic() - started
     assert seconds < LIMITS.timeout_seconds + 1, f"{seconds:.1f} s for {job.answer!r:.80}"
     assert CANARY not in repr(found)
     return found
 
 
-def verdicts(cases: list[tuple[str, str]], right: Job, run: Pool) -> str:
+def verdicts(cases: list[tuple[str, str]], right: Job, run: WorkerPool) -> str:
     """What is wrong with the verdicts, a line for each; "" = all are right.
 
     Before each, and after the last, the same pool finds a right answer right.
     """
     wrong = []
     for answer, reason in [*cases, (right.answer or "", "")]:
-        (found,) = run.map([right])
+        (found,) = run.map_jobs([right])
         assert all(c.ok for c in found), found
         checks = {c.check: c for c in judged(run, right._replace(answer=answer))}
         matches, score = checks["exec.matches"], checks["exec.score"].value
@@ -96,7 +96,7 @@ def test_f35_the_corpus_has_at_least_sixty_cases() -> None:
 
 def test_f35_hostile_sql_is_rejected_and_changes_nothing(tmp_path: Path) -> None:
     source = make_shops(tmp_path / "shops.sqlite")
-    paths = [source, *perturbed(source, tmp_path, "00")]
+    paths = [source, *write_perturbed_copies(source, tmp_path, "00")]
     before = {path: sha256_path(path) for path in paths}
     with pool("sql", {"shops": [str(path) for path in paths]}) as run:
         assert verdicts(SQL, Job("sql", GOLD, GOLD, "shops"), run) == ""
@@ -106,7 +106,7 @@ def test_f35_hostile_sql_is_rejected_and_changes_nothing(tmp_path: Path) -> None
 
 def test_f35_hostile_programs_are_rejected_and_leave_nothing() -> None:
     isolated()
-    sandbox.require(LIMITS)
+    sandbox.require_sandbox(LIMITS)
     with pool("python") as run:
         assert verdicts(PYTHON, Job("python", RIGHT, TESTS), run) == ""
 

@@ -12,8 +12,7 @@ from tests.support.databases import LIMITS, said
 RIGHT = "def square(x):\n    return x * x\n"
 WRONG = "def square(x):\n    return 0\n"
 HUMANEVAL = (
-    "METADATA = {'author': 'x'}\n\ndef check(candidate):\n    assert candidate(2) == 4\n"
-    "    assert candidate(3) == 9\n"
+    "METADATA = {'author': 'x'}\n\ndef check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
 )
 CASE = (
     "import unittest\nclass TestSquare(unittest.TestCase):\n    def test_two(self):\n"
@@ -55,8 +54,8 @@ def python() -> PythonChecks:
     ],
 )
 def test_d35_tests_of_every_shape_are_called(python: PythonChecks, tests: str) -> None:
-    assert said(python.check(Job("python", RIGHT, tests))) == "matches"
-    assert said(python.check(Job("python", WRONG, tests))) == "matches: tests_failed"
+    assert said(python.check_answer(Job("python", RIGHT, tests))) == "matches"
+    assert said(python.check_answer(Job("python", WRONG, tests))) == "matches: tests_failed"
 
 
 @pytest.mark.parametrize(
@@ -77,10 +76,8 @@ def test_d35_tests_of_every_shape_are_called(python: PythonChecks, tests: str) -
     ],
 )
 @pytest.mark.parametrize("program", [RIGHT, WRONG])
-def test_d35_tests_that_never_call_the_program_decide_nothing(
-    python: PythonChecks, tests: str, program: str
-) -> None:
-    assert said(python.check(Job("python", program, tests))) == UNDECIDED
+def test_d35_tests_that_never_call_the_program_decide_nothing(python: PythonChecks, tests: str, program: str) -> None:
+    assert said(python.check_answer(Job("python", program, tests))) == UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -98,7 +95,5 @@ def test_d35_tests_that_never_call_the_program_decide_nothing(
         ("def square(x):\n    return", "matches: tests_failed"),
     ],
 )
-def test_d35_check_is_called_with_the_function_under_test(
-    python: PythonChecks, program: str, expected: str
-) -> None:
-    assert said(python.check(Job("python", program, HUMANEVAL))) == expected
+def test_d35_check_is_called_with_the_function_under_test(python: PythonChecks, program: str, expected: str) -> None:
+    assert said(python.check_answer(Job("python", program, HUMANEVAL))) == expected

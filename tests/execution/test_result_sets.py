@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nexa_distill.execution.result_sets import holds_nothing, same_result
+from nexa_distill.execution.result_sets import is_empty_result, is_same_result
 
 A, B = ("a", 1), ("b", 2)
 
@@ -41,19 +41,18 @@ A, B = ("a", 1), ("b", 2)
     ],
 )  # fmt: skip
 def test_rows_are_compared_as_a_multiset(found: Any, known: Any, *, same: bool) -> None:
-    assert same_result(found, known, ordered=False) is same
-    assert same_result(known, found, ordered=False) is same
+    assert is_same_result(found, known, ordered=False) is same
+    assert is_same_result(known, found, ordered=False) is same
 
 
 def test_the_order_counts_where_the_known_query_orders() -> None:
-    assert not same_result([B, A], [A, B], ordered=True)
-    assert same_result([A, B], [A, B], ordered=True)
-    assert same_result([("a", 1.0), B], [A, ("b", 2.0000001)], ordered=True)
+    assert not is_same_result([B, A], [A, B], ordered=True)
+    assert is_same_result([A, B], [A, B], ordered=True)
+    assert is_same_result([("a", 1.0), B], [A, ("b", 2.0000001)], ordered=True)
 
 
 @pytest.mark.parametrize(
-    ("rows", "nothing"),
-    [([], True), ([(None,)], True), ([(None, None)] * 2, True), ([(0,)], False), ([("",)], False)],
+    ("rows", "nothing"), [([], True), ([(None,)], True), ([(None, None)] * 2, True), ([(0,)], False), ([("",)], False)]
 )
 def test_no_row_and_nothing_but_null_hold_nothing(rows: Any, *, nothing: bool) -> None:
-    assert holds_nothing(rows) is nothing
+    assert is_empty_result(rows) is nothing

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nexa_distill.execution.database_perturbation import VARIANTS, perturbed
+from nexa_distill.execution.database_perturbation import VARIANTS, write_perturbed_copies
 from nexa_distill.execution.sql import Database, Limits
 from nexa_distill.execution.sql_checks import SqlChecks
-from nexa_distill.execution.sql_text import normal_form, shape
+from nexa_distill.execution.sql_text import normal_form, read_shape
 from nexa_distill.storage.manifests import sha256_path
 from tests.support.databases import LIMITS, checks, make_shops, said, verdict
 
@@ -79,9 +79,7 @@ LUCKY = [
 
 
 @pytest.mark.parametrize(("gold", "answer"), LUCKY)
-def test_a_match_by_luck_is_unmasked_by_a_changed_database(
-    shops: SqlChecks, gold: str, answer: str
-) -> None:
+def test_a_match_by_luck_is_unmasked_by_a_changed_database(shops: SqlChecks, gold: str, answer: str) -> None:
     found = verdict(shops, answer, gold)
     assert [c.ok for c in found] == [True, True, False], found
     assert found[-1].reason == "lucky_match"
@@ -123,7 +121,7 @@ def test_a_changed_database_depends_on_the_content_alone(tmp_path: Path) -> None
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     first, second = (
-        [sha256_path(p) for p in perturbed(source, tmp_path / name, "00")] for name in ("a", "b")
+        [sha256_path(p) for p in write_perturbed_copies(source, tmp_path / name, "00")] for name in ("a", "b")
     )
     assert first == second
     assert len({sha256_path(source), *first}) == len(VARIANTS) + 1
@@ -134,7 +132,7 @@ def test_a_changed_database_keeps_schema_types_keys_and_texts(tmp_path: Path) ->
     with sqlite3.connect(source) as base:
         schema = base.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
         shops = base.execute("SELECT shop_id, name FROM shop").fetchall()
-    for path in perturbed(source, tmp_path, "00"):
+    for path in write_perturbed_copies(source, tmp_path, "00"):
         with sqlite3.connect(path) as copy:
             assert copy.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() == schema
             assert copy.execute("SELECT shop_id, name FROM shop").fetchall() == shops
@@ -162,7 +160,7 @@ def test_triggers_generated_columns_and_tables_without_rowid_do_not_disturb(tmp_
             """
         )
     base.close()
-    for path in perturbed(source, tmp_path, "00"):
+    for path in write_perturbed_copies(source, tmp_path, "00"):
         with sqlite3.connect(path) as copy:
             assert copy.execute("SELECT count(*) FROM k").fetchone() == (2,)
             assert copy.execute('SELECT count(*) FROM "a ""b" WHERE y <> x * 2').fetchone() == (0,)
@@ -183,10 +181,8 @@ def test_triggers_generated_columns_and_tables_without_rowid_do_not_disturb(tmp_
         ("WITH x AS (SELECT a FROM t ORDER BY a) SELECT * FROM x", False, True),
     ],
 )
-def test_only_an_order_of_the_whole_result_counts(
-    query: str, *, ordered: bool, picks: bool
-) -> None:
-    found = shape(query)
+def test_only_an_order_of_the_whole_result_counts(query: str, *, ordered: bool, picks: bool) -> None:
+    found = read_shape(query)
     assert (found.ordered, found.picks) == (ordered, picks)
 
 
@@ -202,12 +198,9 @@ FOREVER = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELEC
 
 
 @pytest.mark.parametrize(
-    ("limits", "limit"),
-    [(LIMITS, "steps"), (replace(LIMITS, timeout_seconds=0.2, max_sql_steps=10**12), "time")],
+    ("limits", "limit"), [(LIMITS, "steps"), (replace(LIMITS, timeout_seconds=0.2, max_sql_steps=10**12), "time")]
 )
-def test_an_endless_query_is_stopped_by_steps_and_by_time(
-    tmp_path: Path, limits: Limits, limit: str
-) -> None:
+def test_an_endless_query_is_stopped_by_steps_and_by_time(tmp_path: Path, limits: Limits, limit: str) -> None:
     checker = checks(tmp_path, make_shops(tmp_path / "shops.sqlite"), limits, changed=False)
     (found,) = verdict(checker, FOREVER)
     assert (found.reason, found.detail) == (

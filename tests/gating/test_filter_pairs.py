@@ -12,20 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.filtering.reference import (
-    Reference,
-    repeated_share,
-    spaced,
-    token_count,
-    window_starts,
-)
+from benchmarks.filtering.reference import Reference, repeated_share, spaced, token_count, window_starts
 from nexa_distill import filter_pairs
 from nexa_distill.contracts import ANSWER_FLAGS, CHECKS, OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.tables import read_table, table_writer
-from nexa_distill.text.repetition import Tokens, _code, repetition
+from nexa_distill.text.repetition import TokenizedTexts, _character_code, repetition_shares
 from tests import warm
 from tests.support.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
@@ -82,9 +76,7 @@ def reasons_of(row: dict[str, Any], config: FilterConfig, tmp_path: Path) -> lis
         (answer(answer_flag="schema_mismatch"), "schema_mismatch"),
     ],
 )
-def test_each_fault_of_an_answer_has_its_reason(
-    row: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_each_fault_of_an_answer_has_its_reason(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
     assert reason in reasons_of(row, shipped(), tmp_path)
 
 
@@ -153,7 +145,7 @@ def test_each_flag_is_counted_under_its_own_reason(tmp_path: Path) -> None:
     summary = filter_pairs.run(config)
     assert summary is not None
     assert summary.reasons == {"malformed_response": 2, "refusal": 1, "schema_mismatch": 1}
-    checks = read_table(config.storage.path("rules_checks"), TABLES["rules_checks"]).to_pylist()
+    checks = read_table(config.storage.path_of("rules_checks"), TABLES["rules_checks"]).to_pylist()
     found = [c["reason"] for c in checks if c["check"] == "rules.answer_flag"]
     expected = ["malformed_response", None, "refusal", "malformed_response", "schema_mismatch"]
     assert found == [*expected, None]
@@ -226,20 +218,16 @@ def test_the_fast_rules_keep_exactly_what_the_plain_reference_keeps(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(PIECES, max_size=12).map(lambda parts: "".join(parts) * 2), max_size=300))
-def test_tokens_and_repetition_are_measured_as_the_reference_measures_them(
-    texts: list[str],
-) -> None:
-    tokens = Tokens(pa.array(texts, pa.string()))
+def test_tokens_and_repetition_are_measured_as_the_reference_measures_them(texts: list[str]) -> None:
+    tokens = TokenizedTexts(pa.array(texts, pa.string()))
     expected = [window_starts(spaced(text)) for text in texts]
     assert tokens.counts.tolist() == [token_count(text) for text in texts]
     assert tokens.per_text.tolist() == [len(starts) for starts in expected]
-    shares = [
-        repeated_share(spaced(text), starts) for text, starts in zip(texts, expected, strict=True)
-    ]
+    shares = [repeated_share(spaced(text), starts) for text, starts in zip(texts, expected, strict=True)]
     # Beyond ASCII 63 characters of a kind have a byte each; those that share one count as equal.
     others = {char for text in texts for char in text if not char.isascii()}
-    if len({_code(char) for char in others}) == len(others):
-        assert repetition(tokens).tolist() == shares
+    if len({_character_code(char) for char in others}) == len(others):
+        assert repetition_shares(tokens).tolist() == shares
 
 
 def test_apply_filters_keeps_index_and_columns_and_names_a_missing_column() -> None:
@@ -251,9 +239,7 @@ def test_apply_filters_keeps_index_and_columns_and_names_a_missing_column() -> N
         7, 9,
     ]  # fmt: skip
     with pytest.raises(InputError, match=r"teacher_output is missing.*teacher_outputs"):
-        filter_pairs.apply_filters(
-            frame.rename(columns={"teacher_output": "teacher_outputs"}), shipped()
-        )
+        filter_pairs.apply_filters(frame.rename(columns={"teacher_output": "teacher_outputs"}), shipped())
 
 
 def test_rows_are_conserved_and_every_answer_has_one_row_per_rule(tmp_path: Path) -> None:
@@ -264,9 +250,9 @@ def test_rows_are_conserved_and_every_answer_has_one_row_per_rule(tmp_path: Path
     assert summary is not None
     assert (summary.total, summary.kept) == (20_000, sum(bool(i % 3) for i in range(20_000)))
     assert summary.kept + summary.reasons.total() == summary.total
-    kept = read_table(config.storage.path("rule_filtered"), TABLES["rule_filtered"])
+    kept = read_table(config.storage.path_of("rule_filtered"), TABLES["rule_filtered"])
     assert kept.to_pylist()[:3] == [r for r in rows if r["teacher_output"] == GOOD][:3]
-    checks = read_table(config.storage.path("rules_checks"), TABLES["rules_checks"])
+    checks = read_table(config.storage.path_of("rules_checks"), TABLES["rules_checks"])
     assert checks.schema.equals(CHECKS)
     names = checks["check"].unique().to_pylist()
     assert checks["check"].to_pylist() == names * 20_000
@@ -291,9 +277,7 @@ def test_a_second_run_changes_no_byte_and_a_new_threshold_runs_again(tmp_path: P
     assert filter_pairs.run(config) is None
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files} == before
     assert filter_pairs.run(config, filters=shipped(max_repetition=0.5)) is not None
-    again = filter_pairs.run(
-        config, filters=shipped(max_repetition=0.5, sample_gate={"judge_f_threshold": 0.9})
-    )
+    again = filter_pairs.run(config, filters=shipped(max_repetition=0.5, sample_gate={"judge_f_threshold": 0.9}))
     assert again is None, "SampleGate's thresholds decide no check"
 
 
@@ -329,9 +313,7 @@ def test_f25_text_that_is_not_utf8_is_refused_with_the_sample(tmp_path: Path) ->
     with table_writer(tmp_path / "a.parquet", OUTPUTS) as out:
         out.write(row.set_column(place, OUTPUTS.field("teacher_output"), broken))
     with pytest.raises(InputError, match=f"sample_id {answer(0)['sample_id']}.*not UTF-8"):
-        filter_pairs.run(
-            project(tmp_path), src=[tmp_path / "a.parquet"], dst=tmp_path / "k.parquet"
-        )
+        filter_pairs.run(project(tmp_path), src=[tmp_path / "a.parquet"], dst=tmp_path / "k.parquet")
 
 
 @pytest.mark.parametrize(
@@ -350,9 +332,7 @@ def test_f25_text_that_is_not_utf8_is_refused_with_the_sample(tmp_path: Path) ->
         ({"reject_flags": ["truncated"]}, "reject_flags.0 is .truncated.: no answer_flag that"),
     ],
 )  # fmt: skip
-def test_a_wrong_setting_names_its_key_and_says_what_to_write(
-    changes: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_setting_names_its_key_and_says_what_to_write(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         shipped(**changes)
 
@@ -369,5 +349,5 @@ def test_the_documented_command_takes_the_filters_file(tmp_path: Path) -> None:
                "--pipeline-config", str(tmp_path / "config.yaml")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stdout[:26]) == (0, "rules: 1 of 2 answers pass")
-    report = json.loads((config.storage.path("reports") / "rules/quality_report.json").read_text())
+    report = json.loads((config.storage.path_of("reports") / "rules/quality_report.json").read_text())
     assert report["reject_reason_counts"] == {"too_short": 1}

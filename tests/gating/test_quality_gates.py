@@ -11,7 +11,7 @@ import yaml
 
 from nexa_distill import filter_pairs, sample_gate, to_sft
 from nexa_distill.errors import InputMissing, QualityGateMissed
-from nexa_distill.gating.quality_gates import enforce, misses
+from nexa_distill.gating.quality_gates import enforce_gates, missed_gates
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import STAGES
 from nexa_distill.settings.filters import QualityGates
@@ -38,10 +38,8 @@ REPORT = {
         ("min_judge_mean", 0.1, "judge_mean not measured < min_judge_mean 0.1000"),
     ],
 )
-def test_a_gate_is_missed_below_it_or_without_a_figure(
-    gate: str, least: float, line: str | None
-) -> None:
-    assert list(misses(REPORT, QualityGates(**OFF | {gate: least}))) == ([line] if line else [])
+def test_a_gate_is_missed_below_it_or_without_a_figure(gate: str, least: float, line: str | None) -> None:
+    assert list(missed_gates(REPORT, QualityGates(**OFF | {gate: least}))) == ([line] if line else [])
 
 
 def with_gates(folder: Path, **gates: float) -> DistillConfig:
@@ -61,39 +59,37 @@ def test_packaging_stops_at_a_miss_and_names_it(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(QualityGateMissed, match=r"keep_rate 0\.7500 < min_keep_rate 0\.8000"):
             to_sft.run(config)
-    assert not config.storage.path("sft_parquet").exists()
+    assert not config.storage.path_of("sft_parquet").exists()
 
 
 def test_a_gate_that_is_raised_after_packaging_makes_it_stale_and_stops_it(tmp_path: Path) -> None:
     config = with_gates(tmp_path, min_keep_rate=0.7)
     to_sft.run(config)
     (packaging,) = [stage for stage in STAGES if stage.name == "packaging"]
-    assert Freshness(config).why_run(packaging) is None
+    assert Freshness(config).stale_reason(packaging) is None
     config = with_gates(tmp_path, min_keep_rate=0.8)
-    assert Freshness(config).why_run(packaging) == "packaging: settings changed"
+    assert Freshness(config).stale_reason(packaging) == "packaging: settings changed"
     with pytest.raises(QualityGateMissed):
         to_sft.run(config)
 
 
 def test_a_report_of_other_answers_is_refused(tmp_path: Path) -> None:
     config = with_gates(tmp_path, min_keep_rate=0.1)
-    report = config.storage.path("reports") / "sample_gate" / "quality_report.json"
+    report = config.storage.path_of("reports") / "sample_gate" / "quality_report.json"
     found = json.loads(report.read_text())
     report.write_text(json.dumps(found | {"total": 5}))
     with pytest.raises(InputMissing, match=r"run_filtering\.py"):
-        enforce(config)
+        enforce_gates(config)
     report.unlink()
     with pytest.raises(InputMissing, match=r"quality_report\.json"):
-        enforce(config)
+        enforce_gates(config)
 
 
 def test_the_filtering_script_ends_with_3_and_what_it_kept_stands(tmp_path: Path) -> None:
     config = with_gates(tmp_path, min_exec_pass_rate=0.5)
     script = "scripts/python/data_processing/run_filtering.py"
     command = [warm.python(), script, "--config", str(tmp_path / "config.yaml")]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=os.environ
-    )
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 3
     assert "exec_pass_rate not measured < min_exec_pass_rate 0.5000" in done.stderr
-    assert config.storage.path("filtered_dataset").exists()
+    assert config.storage.path_of("filtered_dataset").exists()

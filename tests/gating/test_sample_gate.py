@@ -31,9 +31,7 @@ def gate(**changes: Any) -> GateConfig:
     return GATE.model_copy(update=changes)
 
 
-def check(
-    row: Mapping[str, Any], name: str = "rules.x", ok: bool | None = True, **more: Any
-) -> Any:
+def check(row: Mapping[str, Any], name: str = "rules.x", ok: bool | None = True, **more: Any) -> Any:
     empty = {"value": None, "reason": None, "detail": None}
     key = {"sample_id": row["sample_id"], "attempt": row["attempt"]}
     return {**key, "check": name, "ok": ok, **empty, **more}
@@ -45,10 +43,7 @@ def judged(row: Mapping[str, Any], factuality: float | None, reasoning: float | 
 
 
 def decide(
-    folder: Path,
-    rows: Sequence[Mapping[str, Any]],
-    checks: Sequence[Any],
-    config: GateConfig = GATE,
+    folder: Path, rows: Sequence[Mapping[str, Any]], checks: Sequence[Any], config: GateConfig = GATE
 ) -> tuple[FilterStats, dict[tuple[str, int], list[str]]]:
     """SampleGate on files; the reasons of every answer, [] for a kept one."""
     src = write_answers(folder / "answers.parquet", rows)
@@ -121,11 +116,7 @@ def test_the_best_judged_attempt_is_kept_and_of_equals_the_earliest(tmp_path: Pa
     for row, score in zip(rows, scores, strict=True):
         checks += judged(row, score, score) if score else []
     _, found = decide(tmp_path, rows, checks)
-    kept = [
-        (row["sample_id"], row["attempt"])
-        for row in rows
-        if found[row["sample_id"], row["attempt"]] == []
-    ]
+    kept = [(row["sample_id"], row["attempt"]) for row in rows if found[row["sample_id"], row["attempt"]] == []]
     assert set(kept) == {(rows[1]["sample_id"], 1), (rows[4]["sample_id"], 1)}
     assert found[rows[2]["sample_id"], 2] == ["better_attempt_kept"]
 
@@ -160,7 +151,7 @@ def test_rows_are_conserved_and_one_passing_attempt_per_sample_is_kept(
     names = {c["check"] for c in checks}
     stats, found = decide(tmp_path_factory.mktemp("gate"), rows, checks)
     assert stats.total == len(rows) == len(found)
-    assert stats.kept + stats.rejected == stats.total == stats.kept + stats.reasons.total()
+    assert stats.kept + stats.rejected_count == stats.total == stats.kept + stats.reasons.total()
     passing: dict[str, list[int]] = {}
     for row, both in zip(rows, outcomes.values(), strict=True):
         made = [o for i, o in enumerate(both) if f"rules.{i}" in names]
@@ -182,7 +173,7 @@ def test_the_stage_writes_tables_and_reports_and_then_has_nothing_to_do(tmp_path
     stats = sample_gate.run(config)
     assert stats is not None
     assert (stats.total, stats.kept, stats.reasons) == (3, 2, {"too_short": 1})
-    folder = config.storage.path("reports") / "sample_gate"
+    folder = config.storage.path_of("reports") / "sample_gate"
     text = (folder / "gate_report.md").read_text()
     assert "judge: not run" in text
     assert "| physics | 1 | 1 | 100.0% |" in text
@@ -244,7 +235,7 @@ def test_the_filtering_script_runs_both_gates_and_prints_the_funnel(tmp_path: Pa
     assert "| - too_short | 1 | 1 |" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.count("is up to date") == 4  # and the judge is not run
-    page = project(tmp_path).storage.path("reports") / "sample_gate" / "gate_report.html"
+    page = project(tmp_path).storage.path_of("reports") / "sample_gate" / "gate_report.html"
     assert "too_short" in page.read_text()
     page.unlink()
     subprocess.run(command, capture_output=True, check=True)

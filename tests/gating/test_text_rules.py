@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from nexa_distill.errors import InputError
-from nexa_distill.gating.rules import Measured, Rules
+from nexa_distill.gating.rules import RuleResult, Rules
 from nexa_distill.repair.prompts import INSTRUCTIONS
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.yaml_loading import load_yaml
@@ -16,7 +16,7 @@ from tests.support.answers import REPOSITORY
 FILTERS = REPOSITORY / "configs/filters.yaml"
 
 
-def measure(texts: list[str], filters: str = "filters.yaml", **changes: Any) -> dict[str, Measured]:
+def measure(texts: list[str], filters: str = "filters.yaml", **changes: Any) -> dict[str, RuleResult]:
     config = load_yaml(REPOSITORY / "configs" / filters, FilterConfig, changes)
     rows = pa.table(
         {
@@ -26,11 +26,11 @@ def measure(texts: list[str], filters: str = "filters.yaml", **changes: Any) -> 
             "answer_flag": pa.array([None] * len(texts), pa.string()),
         }
     )
-    return {m.check: m for m in Rules(config).measure(rows)}
+    return {m.check: m for m in Rules(config).measure_batch(rows)}
 
 
 def passes(check: str, text: str, **changes: Any) -> bool:
-    return bool(measure([text], **changes)[check].passed[0])
+    return bool(measure([text], **changes)[check].passed_rows[0])
 
 
 @pytest.mark.parametrize("quote", ["'", "’", "‘", "ʼ", "＇", "´"])
@@ -58,9 +58,7 @@ def test_d05_words_of_a_refusal_in_a_quotation_or_a_story_are_none(text: str) ->
     assert passes("rules.refusal", text)
 
 
-@pytest.mark.parametrize(
-    "text", ["Read a[0] first.", "In the range [0, 1].", "Spring (march 2019)."]
-)
+@pytest.mark.parametrize("text", ["Read a[0] first.", "In the range [0, 1].", "Spring (march 2019)."])
 def test_d05_an_index_a_range_and_a_date_are_no_citations(text: str) -> None:
     assert passes("rules.citations", text)
 
@@ -73,7 +71,7 @@ def test_d05_a_citation_behind_something_that_only_looks_like_one_is_found() -> 
 @pytest.mark.parametrize("text", [r"So \boxed{\frac{3}{4}}.", r"\frac{1}{\sqrt{2}}", "#### 15"])
 def test_d03_the_recipe_of_maths_keeps_latex(text: str) -> None:
     found = measure([f"The sum of both parts is what we look for. {text}"], "math_filters.yaml")
-    assert [m.check for m in found.values() if not m.passed[0]] == []
+    assert [m.check for m in found.values() if not m.passed_rows[0]] == []
 
 
 def test_d03_the_instruction_of_a_repair_does_not_forbid_braces() -> None:
@@ -86,9 +84,9 @@ def test_d06_a_card_is_flagged_and_lists_of_numbers_are_none() -> None:
     found = measure([heights, "Pay by 4111 1111 1111 1111."])["safety.pii_card"]
     assert found.value is not None
     assert found.value.tolist() == [0, 1]
-    assert found.passed.all()
+    assert found.passed_rows.all()
     rejected = measure(["Pay by 4111 1111 1111 1111."], pii={"card": "reject"})
-    assert not rejected["safety.pii_card"].passed[0]
+    assert not rejected["safety.pii_card"].passed_rows[0]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +120,7 @@ LANGUAGES = {
 @pytest.mark.parametrize(("language", "text"), LANGUAGES.items())
 def test_d23_english_verbs_are_not_asked_of_other_languages(language: str, text: str) -> None:
     verb = measure([text])["rules.action_verb"]
-    assert verb.passed[0]
+    assert verb.passed_rows[0]
     assert not verb.known[0]
     assert verb.not_applied == {0: language}
 
@@ -141,18 +139,15 @@ def test_d23_a_list_per_language_is_applied_to_that_language_only() -> None:
         "我们测量速率。", "天空是蓝色的。", "The sky is blue and the grass is green in June.",
     ]  # fmt: skip
     found = measure(texts, allowed_action_verbs=verbs)["rules.action_verb"]
-    assert found.passed.tolist() == [True, False, True, False, False]
+    assert found.passed_rows.tolist() == [True, False, True, False, False]
     assert not found.not_applied
 
 
 def test_d23_a_plain_list_of_an_older_file_is_english() -> None:
-    changes: dict[str, Any] = {
-        "refusal_patterns": [r"\bi shall not\b"],
-        "allowed_action_verbs": ["measure"],
-    }
+    changes: dict[str, Any] = {"refusal_patterns": [r"\bi shall not\b"], "allowed_action_verbs": ["measure"]}
     texts = ["I shall not say what it is that you have there.", LANGUAGES["zh"]]
     refusal = measure(texts, **changes)["rules.refusal"]
-    assert refusal.passed.tolist() == [False, True]
+    assert refusal.passed_rows.tolist() == [False, True]
     assert refusal.not_applied == {1: "zh"}
 
 

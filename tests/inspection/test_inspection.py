@@ -16,14 +16,14 @@ from nexa_distill.annotation.annotations import Annotation, append
 from nexa_distill.annotation.preferences import Preference
 from nexa_distill.contracts import CHECKS, REJECTIONS
 from nexa_distill.inspection import held_out_answers, row_filters, run_data
-from nexa_distill.inspection.annotation_view import Decisions
-from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, Filters
-from nexa_distill.inspection.table_view import Answers, Checks
-from nexa_distill.inspection.word_diff import differences
+from nexa_distill.inspection.annotation_view import AnnotationFollower
+from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, RowFilters
+from nexa_distill.inspection.table_view import AnswerTable, ChecksFile
+from nexa_distill.inspection.word_diff import diff_words
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.tables import table_writer
 from nexa_train.data.chat_tokenization import ROW_REASONS, student_format
-from nexa_train.token_view import tokens, view
+from nexa_train.token_view import decode_tokens, view_sample
 from tests.support.answers import GOOD, answer, collect, project
 from tests.support.tiny_model import tokenizer
 
@@ -31,14 +31,14 @@ SPLITS = ("train", "val", "test")
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> AnswerTable:
     """Thirty rejections in row groups of seven."""
     path = tmp_path_factory.mktemp("rows") / "rejections.parquet"
     with table_writer(path, REJECTIONS) as out:
         for start in range(0, 30, 7):
             rows = [rejected(number) for number in range(start, min(start + 7, 30))]
             out.write(pa.Table.from_pylist(rows, schema=REJECTIONS))
-    return Answers(path)
+    return AnswerTable(path)
 
 
 def rejected(number: int) -> dict[str, Any]:
@@ -47,21 +47,21 @@ def rejected(number: int) -> dict[str, Any]:
     return row | {"rejection_reason": reasons[0], "rejection_reasons": reasons}
 
 
-def matching(answers: Answers, **wanted: Any) -> list[int]:
+def matching(answers: AnswerTable, **wanted: Any) -> list[int]:
     given = {"values": {}, "reasons": [], "checks": [], "decisions": [], "text": ""} | wanted
-    return list(row_filters.matching(answers, [], {}, Filters(**given)).tolist())
+    return list(row_filters.matching_rows(answers, [], {}, RowFilters(**given)).tolist())
 
 
-def test_every_row_is_read_from_its_row_group(answers: Answers) -> None:
+def test_every_row_is_read_from_its_row_group(answers: AnswerTable) -> None:
     assert len(answers) == 30
     for number in (0, 6, 7, 13, 14, 29):
-        assert answers.row(number)["teacher_output"] == f"Answer {number}"
-        assert answers.number_of(answers.key(number)) == number
+        assert answers.read_row(number)["teacher_output"] == f"Answer {number}"
+        assert answers.number_of(answers.key_at(number)) == number
     assert answers.number_of(("unknown", 0)) is None
     assert answers.numbers_of("unknown").tolist() == []
 
 
-def test_filters_are_joined(answers: Answers) -> None:
+def test_filters_are_joined(answers: AnswerTable) -> None:
     assert matching(answers) == list(range(30))
     assert matching(answers, values={"split": ["val"]}) == list(range(1, 30, 3))
     assert matching(answers, values={"domain": ["biology"]}) == []
@@ -74,42 +74,38 @@ def test_filters_are_joined(answers: Answers) -> None:
 
 def test_rows_are_walked_in_their_order() -> None:
     rows = np.array([2, 5, 9])
-    assert [row_filters.after(rows, n) for n in (0, 2, 5, 9)] == [2, 5, 9, None]
-    assert [row_filters.before(rows, n) for n in (2, 3, 9, 20)] == [None, 2, 5, 9]
+    assert [row_filters.next_row(rows, n) for n in (0, 2, 5, 9)] == [2, 5, 9, None]
+    assert [row_filters.previous_row(rows, n) for n in (2, 3, 9, 20)] == [None, 2, 5, 9]
 
 
-def decide(path: Path, answers: Answers, number: int, action: str, annotator: str) -> None:
-    sample, attempt = answers.key(number)
+def decide(path: Path, answers: AnswerTable, number: int, action: str, annotator: str) -> None:
+    sample, attempt = answers.key_at(number)
     event = {"sample_id": sample, "attempt": attempt, "action": action, "annotator": annotator}
     append(path, Annotation.model_validate(event))
 
 
-def test_decisions_are_followed_as_they_are_made(answers: Answers, tmp_path: Path) -> None:
+def test_decisions_are_followed_as_they_are_made(answers: AnswerTable, tmp_path: Path) -> None:
     path = tmp_path / "annotations.jsonl"
-    decisions = Decisions(path)
-    assert decisions.current() == {}
+    decisions = AnnotationFollower(path)
+    assert decisions.current_decisions() == {}
     decide(path, answers, 3, "accept", "ann")
     decide(path, answers, 4, "reject", "ann")
     decide(path, answers, 4, "accept", "bob")
-    decided = decisions.current()
-    wanted = Filters({}, [], [], [CONFLICT], "")
-    assert row_filters.matching(answers, [], decided, wanted).tolist() == [4]
-    wanted = Filters({}, [], [], ["accept", UNDECIDED], "")
-    assert row_filters.matching(answers, [], decided, wanted).tolist() == [
-        n for n in range(30) if n != 4
-    ]
+    decided = decisions.current_decisions()
+    wanted = RowFilters({}, [], [], [CONFLICT], "")
+    assert row_filters.matching_rows(answers, [], decided, wanted).tolist() == [4]
+    wanted = RowFilters({}, [], [], ["accept", UNDECIDED], "")
+    assert row_filters.matching_rows(answers, [], decided, wanted).tolist() == [n for n in range(30) if n != 4]
     decide(path, answers, 4, "reject", "bob")
-    assert row_filters.said(decisions.current()[answers.key(4)]) == "reject"
+    assert row_filters.decision_label(decisions.current_decisions()[answers.key_at(4)]) == "reject"
     path.write_text("")  # another file stands here
-    assert decisions.current() == {}
+    assert decisions.current_decisions() == {}
 
 
-def test_f32_a_decision_on_an_answer_that_is_not_there_marks_no_row(
-    answers: Answers, tmp_path: Path
-) -> None:
+def test_f32_a_decision_on_an_answer_that_is_not_there_marks_no_row(answers: AnswerTable, tmp_path: Path) -> None:
     path = tmp_path / "annotations.jsonl"
     append(path, Annotation(sample_id="gone", attempt=0, action="reject"))
-    assert not row_filters.decided_rows(answers, Decisions(path).current()).any()
+    assert not row_filters.decided_rows(answers, AnnotationFollower(path).current_decisions()).any()
 
 
 def test_checks_are_found_by_answer(tmp_path: Path) -> None:
@@ -122,24 +118,24 @@ def test_checks_are_found_by_answer(tmp_path: Path) -> None:
     with table_writer(tmp_path / "checks.parquet", CHECKS) as out:
         for start in range(0, len(made), 9):
             out.write(pa.Table.from_pylist(made[start : start + 9], schema=CHECKS))
-    checks = Checks(tmp_path / "checks.parquet")
-    assert [row["detail"] for row in checks.of(("s7", 1))] == ["7 1", "7 1"]
-    assert checks.of(("none", 0)) == []
-    assert checks.names == ["rules.a", "rules.b"]
+    checks = ChecksFile(tmp_path / "checks.parquet")
+    assert [row["detail"] for row in checks.rows_of_answer(("s7", 1))] == ["7 1", "7 1"]
+    assert checks.rows_of_answer(("none", 0)) == []
+    assert checks.check_names == ["rules.a", "rules.b"]
     assert checks.not_passed(["rules.b"]) == {("s3", 0), ("s3", 1), ("s4", 0), ("s4", 1)}
 
 
 @given(st.text("ab \n.", max_size=40), st.text("ab \n.", max_size=40))
 def test_the_spans_of_a_difference_are_both_texts(old: str, new: str) -> None:
-    spans = differences(old, new)
+    spans = diff_words(old, new)
     assert "".join(text for text, kind in spans if kind != "new") == old
     assert "".join(text for text, kind in spans if kind != "gone") == new
 
 
 def test_a_difference_is_by_words_and_long_texts_are_compared_whole() -> None:
-    assert differences("one two", "one 2") == [("one ", "same"), ("two", "gone"), ("2", "new")]
+    assert diff_words("one two", "one 2") == [("one ", "same"), ("two", "gone"), ("2", "new")]
     long = "x " * 5000
-    assert [kind for _, kind in differences(long, f"{long}y")] == ["gone", "new"]
+    assert [kind for _, kind in diff_words(long, f"{long}y")] == ["gone", "new"]
 
 
 def run_of(folder: Path) -> DistillConfig:
@@ -152,20 +148,20 @@ def run_of(folder: Path) -> DistillConfig:
 
 def test_figures_of_a_run_are_those_of_its_files(tmp_path: Path) -> None:
     config = run_of(tmp_path)
-    steps = {row["step"]: row["rows"] for row in run_data.funnel(config.storage)}
+    steps = {row["step"]: row["rows"] for row in run_data.count_funnel(config.storage)}
     assert (steps["answered"], steps["pass the rules"], steps["kept by SampleGate"]) == (6, 3, 3)
     assert "packaged" not in steps
-    assert sum(row["answers"] for row in run_data.reasons(config.storage)) == 3
-    assert [row["stage"] for row in run_data.timing(config)][-1] == "sample_gate"
-    assert run_data.costs(config.storage) is None
-    assert run_data.sessions(config) == (None, [])
+    assert sum(row["answers"] for row in run_data.count_reasons(config.storage)) == 3
+    assert [row["stage"] for row in run_data.stage_timings(config)][-1] == "sample_gate"
+    assert run_data.load_cost_report(config.storage) is None
+    assert run_data.latest_sessions(config) == (None, [])
 
 
 def test_a_half_written_metrics_line_waits_and_a_missing_loss_is_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert run_data.curve(path) == []
+    assert run_data.load_loss_curve(path) == []
     path.write_text('{"step": 0, "val_loss": 3.0}\n{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    assert run_data.curve(path) == [
+    assert run_data.load_loss_curve(path) == [
         {"step": 0, "kind": "validation", "loss": 3.0},
         {"step": 1, "kind": "training", "loss": 2.5},
     ]
@@ -183,17 +179,15 @@ def compared(folder: Path) -> DistillConfig:
 
 
 def test_held_out_answers_stand_side_by_side(tmp_path: Path) -> None:
-    assert held_out_answers.load(project(tmp_path).storage) == []
-    first, second = held_out_answers.load(compared(tmp_path).storage)
+    assert held_out_answers.load_prompts(project(tmp_path).storage) == []
+    first, second = held_out_answers.load_prompts(compared(tmp_path).storage)
     assert first.answers == {"teacher": "T0", "before": "B0", "after": "S0"}
     assert second.reasons == {}
 
 
 def test_the_blind_order_is_by_chance_and_the_same_again() -> None:
     orders = [held_out_answers.blind_order(f"s{n}", "ann", ("before", "after")) for n in range(200)]
-    assert orders == [
-        held_out_answers.blind_order(f"s{n}", "ann", ("before", "after")) for n in range(200)
-    ]
+    assert orders == [held_out_answers.blind_order(f"s{n}", "ann", ("before", "after")) for n in range(200)]
     assert 60 < orders.count(("before", "after")) < 140
 
 
@@ -207,15 +201,13 @@ def preference(sample: str, annotator: str, preferred: str, first: str = "before
     )  # fmt: skip
 
 
-def test_the_last_preference_of_a_person_counts_in_whichever_order_the_texts_stood(
-    tmp_path: Path,
-) -> None:
+def test_the_last_preference_of_a_person_counts_in_whichever_order_the_texts_stood(tmp_path: Path) -> None:
     path = tmp_path / "preferences.jsonl"
     assert preferences.read(path) == []
     for one in (preference("a", "ann", "first"), preference("a", "ann", "first", "after"),
                 preference("a", "bob", "tie"), preference("b", "ann", "second")):  # fmt: skip
         preferences.append(path, one)
-    assert preferences.tally(preferences.read(path)) == {"after": 2, "tie": 1}
+    assert preferences.count_preferences(preferences.read(path)) == {"after": 2, "tie": 1}
     with path.open("a") as file:
         file.write(json.dumps({"sample_id": "a"}) + "\n")
     with pytest.raises(Exception, match="line 5: not a preference"):
@@ -225,15 +217,12 @@ def test_the_last_preference_of_a_person_counts_in_whichever_order_the_texts_sto
 def test_tokens_join_to_the_text_and_the_answer_is_trained() -> None:
     made = student_format(tokenizer())
     messages = [{"role": "user", "content": "Über?"}, {"role": "assistant", "content": "Ja, ü."}]
-    shown = view(made, "s", messages, 200)["tokens"]
+    shown = view_sample(made, "s", messages, 200)["tokens"]
     text = "".join(token for token, _, _ in shown)
     assert text.endswith("<|im_start|>assistant\nJa, ü.<|im_end|>")
     trained = "".join(token for token, counts, _ in shown if counts)
     assert trained == "Ja, ü.<|im_end|>"
     assert [token for token, _, special in shown if special][-1] == "<|im_end|>"
-    refused = view(made, "s", messages, 5)
-    assert (refused["skipped"], refused["why"]) == (
-        "over_max_length",
-        ROW_REASONS["over_max_length"],
-    )
-    assert tokens(made.tokenizer, [], []) == []
+    refused = view_sample(made, "s", messages, 5)
+    assert (refused["skipped"], refused["why"]) == ("over_max_length", ROW_REASONS["over_max_length"])
+    assert decode_tokens(made.tokenizer, [], []) == []

@@ -12,10 +12,10 @@ from playwright.sync_api import Page, expect
 from nexa_distill import filter_pairs, sample_gate, to_sft
 from nexa_distill.annotation import annotations, preferences
 from nexa_distill.errors import UsageError
-from nexa_distill.inspection.session import allowed
-from nexa_distill.inspection.tab_state import Desk
+from nexa_distill.inspection.session import require_inside
+from nexa_distill.inspection.tab_state import TabState
 from nexa_distill.storage.manifests import StageRun
-from nexa_distill.ui_inspect import open_room
+from nexa_distill.ui_inspect import load_context
 from tests.inspection.test_inspection import compared
 from tests.support.answers import answer, project, write_answers
 from tests.support.browser import inspector, pages
@@ -108,16 +108,14 @@ def test_f32_ten_rows_by_keyboard_a_reload_a_second_tab_and_a_kill_lose_and_doub
         expect(page.get_by_text(f"{len(after_kill)} decided")).to_be_visible()
         press(page, "u")
         decide(page, path, "a")
-    keys = [one.key for one in events(path)]
+    keys = [one.answer_key for one in events(path)]
     assert len(set(keys)) == len(keys) == len(after_kill) + 1
 
 
-def test_f32_an_edit_a_reason_and_a_disagreement_are_shown(
-    made: Workspace, page: Page, tmp_path: Path
-) -> None:
+def test_f32_an_edit_a_reason_and_a_disagreement_are_shown(made: Workspace, page: Page, tmp_path: Path) -> None:
     path = tmp_path / "annotations.jsonl"
-    room = open_room(["--config", str(made.config), "--annotator", "bob"])
-    key = room.answers().key(0)
+    room = load_context(["--config", str(made.config), "--annotator", "bob"])
+    key = room.load_answers().key_at(0)
     first = {"sample_id": key[0], "attempt": key[1], "action": "accept", "annotator": "bob"}
     annotations.append(path, annotations.Annotation.model_validate(first))
     flags = ("--config", made.config, "--label-path", path, "--annotator", "ann")
@@ -138,9 +136,7 @@ def test_f32_an_edit_a_reason_and_a_disagreement_are_shown(
     assert (last.action, last.edited_output, last.note) == ("edit", "Better.", "too *short*")
 
 
-def test_f32_a_key_that_is_pressed_twice_decides_no_row_twice(
-    made: Workspace, page: Page, tmp_path: Path
-) -> None:
+def test_f32_a_key_that_is_pressed_twice_decides_no_row_twice(made: Workspace, page: Page, tmp_path: Path) -> None:
     """The second press comes while the browser still shows the row of the first one."""
     path = tmp_path / "annotations.jsonl"
     flags = ("--config", made.config, "--label-path", path, "--annotator", "ann")
@@ -151,33 +147,33 @@ def test_f32_a_key_that_is_pressed_twice_decides_no_row_twice(
             page.keyboard.press("a")
             page.keyboard.press("a")
         settled(page)
-    keys = [one.key for one in events(path)]
+    keys = [one.answer_key for one in events(path)]
     assert len(keys) >= 6
     assert len(set(keys)) == len(keys)
 
 
 def test_f32_only_what_was_drawn_last_is_written_and_once() -> None:
-    desk, written = Desk(), list[str]()
-    desk.draw("a")
+    desk, written = TabState(), list[str]()
+    desk.mark_drawn("a")
     for name in ("a", "a", "b"):
-        desk.once(name, lambda name=name: written.append(name), 7)  # type: ignore[misc]
-    desk.draw("b")
-    desk.once("a", lambda: written.append("stale"), 9)
+        desk.commit_once(name, lambda name=name: written.append(name), 7)  # type: ignore[misc]
+    desk.mark_drawn("b")
+    desk.commit_once("a", lambda: written.append("stale"), 9)
     assert (written, desk.at) == (["a"], 7)
 
 
 def test_f32_where_writing_fails_the_press_may_be_repeated() -> None:
-    desk, written = Desk(), list[str]()
-    desk.go(3)
-    desk.draw("a")
+    desk, written = TabState(), list[str]()
+    desk.move_to(3)
+    desk.mark_drawn("a")
 
     def full() -> None:
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        desk.once("a", full, 4)
+        desk.commit_once("a", full, 4)
     assert desk.at == 3
-    desk.once("a", lambda: written.append("a"), 4)
+    desk.commit_once("a", lambda: written.append("a"), 4)
     assert (written, desk.at) == (["a"], 4)
 
 
@@ -219,20 +215,18 @@ def test_f38_a_file_outside_the_project_is_refused_on_the_page_and_the_server_is
         assert own == [f"127.0.0.1:{server.port}"]
 
 
-def test_f38_src_is_allowed_in_the_project_below_the_storage_or_when_it_is_meant(
-    tmp_path: Path,
-) -> None:
+def test_f38_src_is_allowed_in_the_project_below_the_storage_or_when_it_is_meant(tmp_path: Path) -> None:
     config = project(tmp_path)
     inside = tmp_path / "processed" / "a.parquet"
-    assert allowed(inside, config, outside=False) == inside
-    assert allowed(Path("data/a.parquet"), config, outside=False) == Path("data/a.parquet")
+    assert require_inside(inside, config, outside=False) == inside
+    assert require_inside(Path("data/a.parquet"), config, outside=False) == Path("data/a.parquet")
     link = tmp_path / "processed" / "link.parquet"
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to("/etc/passwd")
     for other in (link, Path("/etc/passwd"), Path("data/../../a.parquet")):
         with pytest.raises(UsageError, match="--allow-outside"):
-            allowed(other, config, outside=False)
-        assert allowed(other, config, outside=True) == other
+            require_inside(other, config, outside=False)
+        assert require_inside(other, config, outside=True) == other
 
 
 def test_every_page_draws_a_run_and_says_what_was_not_run(made: Workspace, page: Page) -> None:
@@ -245,11 +239,9 @@ def test_every_page_draws_a_run_and_says_what_was_not_run(made: Workspace, page:
         assert "Traceback" not in server.log.read_text()
 
 
-def test_a_blind_preference_is_written_once_and_compare_moves_by_keyboard(
-    page: Page, tmp_path: Path
-) -> None:
+def test_a_blind_preference_is_written_once_and_compare_moves_by_keyboard(page: Page, tmp_path: Path) -> None:
     config = compared(tmp_path)
-    path = config.storage.path("preferences")
+    path = config.storage.path_of("preferences")
     with inspector(tmp_path / "log", "--config", tmp_path / "config.yaml") as server:
         page.goto(f"{server.url}/compare")
         expect(page.get_by_text("Prompt 1 of 2")).to_be_visible()
@@ -275,10 +267,10 @@ def test_a_blind_preference_is_written_once_and_compare_moves_by_keyboard(
 def test_the_training_view_shows_what_is_trained(page: Page, tmp_path: Path) -> None:
     student = save_config(tmp_path / "student.yaml", save_model(tmp_path / "model"))
     config = project(tmp_path, student=str(student))
-    path = config.storage.path("sft_parquet")
+    path = config.storage.path_of("sft_parquet")
     path.parent.mkdir(parents=True)
     save_dataset(path, train=2, val=1)
-    StageRun("packaging", config.storage, inputs=[], settings={}).seal(path, rows_in=3, rejected=0)
+    StageRun("packaging", config.storage, inputs=[], settings={}).seal_output(path, rows_in=3, rejected=0)
     with inspector(tmp_path / "log", "--config", tmp_path / "config.yaml") as server:
         page.goto(f"{server.url}/training")
         expect(page.get_by_text("Sample 1 of 3")).to_be_visible(timeout=60_000)
@@ -301,13 +293,11 @@ def test_without_chromium_the_tests_say_so_and_under_ci_they_fail(tmp_path: Path
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(file)]
     for ci, code in (("", 0), ("true", 1)):
         env = os.environ | {"PATH": str(tmp_path), "CI": ci}
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout
         assert "apt-get install chromium" in done.stdout
 
 
 def test_a_bad_flag_is_an_instruction() -> None:
     with pytest.raises(UsageError, match="flags follow `--`"):
-        open_room(["--srcc", "x"])
+        load_context(["--srcc", "x"])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nexa_distill.errors import StorageFailed
-from nexa_distill.journal.in_flight import HEADER_BYTES, InFlight, left_behind
-from nexa_distill.journal.journal import DIED, Asking, Journal, Outcome, Spent, spent_elsewhere
+from nexa_distill.journal.in_flight import HEADER_BYTES, InFlight, load_orphaned_ids
+from nexa_distill.journal.journal import PROCESS_DIED, Journal, Outcome, PendingRequest, Usage, usage_elsewhere
 
 OLD_SCHEMA = """
 CREATE TABLE requests (request_key TEXT PRIMARY KEY, body BLOB NOT NULL);
@@ -24,21 +24,21 @@ INSERT INTO attempts VALUES (4, 'c', 'r2', 'in_flight', NULL, NULL, NULL, NULL, 
 """
 
 
-def asking(key: str, tokens: int = 100, usd: float = 1.0) -> Asking:
-    return Asking(None, key, f"sample-{key}", b'{"model":"m"}', tokens, usd)
+def asking(key: str, tokens: int = 100, usd: float = 1.0) -> PendingRequest:
+    return PendingRequest(None, key, f"sample-{key}", b'{"model":"m"}', tokens, usd)
 
 
 def record(journal: Journal, *ends: tuple[str, Outcome | None], sent: bool = True) -> list[int]:
     """Begin each key, and end it where an outcome is given. Returns the attempts."""
 
     async def write() -> list[int]:
-        attempts = await journal.begin([asking(key) for key, _ in ends])
+        attempts = await journal.begin_attempts([asking(key) for key, _ in ends])
         for attempt, (_, outcome) in zip(attempts, ends, strict=True):
             if sent:
-                journal.in_flight.add(attempt)
+                journal.in_flight.add_attempt(attempt)
             if outcome:
-                journal.end(attempt, outcome, lambda _: None)
-        await journal.on_disk()
+                journal.record_outcome(attempt, outcome, lambda _: None)
+        await journal.wait_for_disk()
         return attempts
 
     return asyncio.run(write())
@@ -50,29 +50,27 @@ ANSWER = Outcome("answered", 200, b"{}", None, 12.5)
 def test_what_was_recorded_comes_back(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite", "run") as journal:
         record(journal, ("a", ANSWER), ("b", Outcome("rejected", 400, b"too long")), ("c", None))
-        known = journal.known(["a", "b", "c", "never"])
+        known = journal.load_states(["a", "b", "c", "never"])
         assert sorted(known) == ["a", "b", "c"]
-        assert known["a"].answered
+        assert known["a"].has_answer
         assert known["b"].attempts[0].status == 400
         assert known["c"].attempts == []
         assert known["c"].asked_now
-        assert journal.answers(["a", "b"])["a"].latency_ms == 12.5
-        assert journal.evidence("b") == "HTTP 400: too long"
+        assert journal.newest_answers(["a", "b"])["a"].latency_ms == 12.5
+        assert journal.last_response_text("b") == "HTTP 400: too long"
 
 
-def test_f02_after_a_death_what_was_on_the_wire_is_uncertain_and_the_rest_was_not_sent(
-    tmp_path: Path,
-) -> None:
+def test_f02_after_a_death_what_was_on_the_wire_is_uncertain_and_the_rest_was_not_sent(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     with Journal(path, "run") as journal:
         record(journal, ("sent", None))
         record(journal, ("queued", None), sent=False)
     with Journal(path, "run") as journal:
-        ends = {key: known.attempts[0] for key, known in journal.known(["sent", "queued"]).items()}
-        assert (ends["sent"].outcome, ends["sent"].error) == ("uncertain", DIED)
+        ends = {key: known.attempts[0] for key, known in journal.load_states(["sent", "queued"]).items()}
+        assert (ends["sent"].outcome, ends["sent"].error) == ("uncertain", PROCESS_DIED)
         assert ends["queued"].outcome == "not_sent"
-        assert journal.uncertain() == ["sent"]
-        assert not journal.known(["sent"])["sent"].asked_now
+        assert journal.uncertain_keys() == ["sent"]
+        assert not journal.load_states(["sent"])["sent"].asked_now
 
 
 def test_f08_after_a_power_loss_all_that_was_begun_is_uncertain(tmp_path: Path) -> None:
@@ -82,7 +80,7 @@ def test_f08_after_a_power_loss_all_that_was_begun_is_uncertain(tmp_path: Path) 
     wire = path.with_suffix(".inflight")
     wire.write_bytes(b"another boot".ljust(HEADER_BYTES, b"\0") + wire.read_bytes()[HEADER_BYTES:])
     with Journal(path, "run") as journal:
-        assert journal.uncertain() == ["queued"]
+        assert journal.uncertain_keys() == ["queued"]
 
 
 def test_spent_counts_what_may_have_been_billed_as_its_reservation(tmp_path: Path) -> None:
@@ -91,34 +89,34 @@ def test_spent_counts_what_may_have_been_billed_as_its_reservation(tmp_path: Pat
         attempts = record(journal, ("a", ANSWER), ("b", ANSWER), ("c", lost), ("d", bad))
 
         async def bill() -> None:
-            journal.bill(attempts[0], 5, 10, 15, 0.25)
-            await journal.on_disk()
+            journal.record_usage(attempts[0], 5, 10, 15, 0.25)
+            await journal.wait_for_disk()
 
         asyncio.run(bill())
-        assert journal.spent() == Spent(3, 15 + 100 + 100, 0.25 + 1.0 + 1.0)
-        assert journal.unbilled("m") == [(attempts[1], b"{}", 1.0)]
-        assert journal.unbilled("another") == []  # it has a price of its own
+        assert journal.total_usage() == Usage(3, 15 + 100 + 100, 0.25 + 1.0 + 1.0)
+        assert journal.unbilled_answers("m") == [(attempts[1], b"{}", 1.0)]
+        assert journal.unbilled_answers("another") == []  # it has a price of its own
     with Journal(tmp_path / "b.sqlite", "run") as journal:
-        assert spent_elsewhere(tmp_path, journal.path) == Spent(3, 215, 2.25)
-        assert journal.spent() == Spent(0, 0, 0.0)
+        assert usage_elsewhere(tmp_path, journal.path) == Usage(3, 215, 2.25)
+        assert journal.total_usage() == Usage(0, 0, 0.0)
 
 
 def test_a_journal_that_cannot_be_read_is_not_counted_as_nothing_spent(tmp_path: Path) -> None:
     (tmp_path / "torn.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(StorageFailed, match=r"torn\.sqlite"):
-        spent_elsewhere(tmp_path, tmp_path / "teacher.sqlite")
+        usage_elsewhere(tmp_path, tmp_path / "teacher.sqlite")
     (tmp_path / "torn.sqlite").unlink()
     with sqlite3.connect(tmp_path / "old.sqlite") as db:
         db.executescript(OLD_SCHEMA)
     db.close()
-    assert spent_elsewhere(tmp_path, tmp_path / "teacher.sqlite").requests == 3
+    assert usage_elsewhere(tmp_path, tmp_path / "teacher.sqlite").requests == 3
 
 
 def test_the_slowest_commit_is_counted_from_a_row_and_not_from_idleness(tmp_path: Path) -> None:
     async def write(journal: Journal) -> None:
-        await journal.on_disk()
+        await journal.wait_for_disk()
         await asyncio.sleep(0.3)
-        await journal.on_disk()
+        await journal.wait_for_disk()
 
     path = tmp_path / "j.sqlite"
     with Journal(path, "run") as journal:
@@ -134,11 +132,11 @@ def test_the_journal_of_the_first_release_is_taken_over(tmp_path: Path) -> None:
         db.executescript(OLD_SCHEMA)
     db.close()
     with Journal(path, "run") as journal:
-        assert journal.answers(["a", "b"])["a"].raw == b"A"
-        assert [end.outcome for end in journal.known(["a"])["a"].attempts] == [
+        assert journal.newest_answers(["a", "b"])["a"].raw == b"A"
+        assert [end.outcome for end in journal.load_states(["a"])["a"].attempts] == [
             "uncertain", "answered",
         ]  # fmt: skip
-        assert journal.uncertain() == ["a", "c"]
+        assert journal.uncertain_keys() == ["a", "c"]
         assert record(journal, ("d", ANSWER)) == [5]
 
 
@@ -154,10 +152,10 @@ def test_a_journal_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 def test_the_wire_forgets_what_has_ended(tmp_path: Path) -> None:
     wire = InFlight(tmp_path / "w", 2)
-    wire.add(7)
-    wire.add(8)
-    assert wire.full
-    wire.remove(7)
-    assert left_behind(tmp_path / "w") == {8}
+    wire.add_attempt(7)
+    wire.add_attempt(8)
+    assert wire.is_full
+    wire.remove_attempt(7)
+    assert load_orphaned_ids(tmp_path / "w") == {8}
     wire.close()
-    assert left_behind(tmp_path / "none") is None
+    assert load_orphaned_ids(tmp_path / "none") is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nexa_distill.journal import key_index
-from nexa_distill.journal.journal import Asking, Journal, ReadOnlyJournal
+from nexa_distill.journal.journal import Journal, PendingRequest, ReadOnlyJournal
 from nexa_distill.journal.key_index import KeyIndex
 from nexa_distill.text.hashing import sha256_text
 
@@ -17,7 +17,7 @@ def begin(journal: Journal, keys: Sequence[str]) -> None:
     async def write() -> None:
         for start in range(0, len(keys), 64):
             part = keys[start : start + 64]
-            await journal.begin([Asking(None, key, key, b"{}", 1, 0.0) for key in part])
+            await journal.begin_attempts([PendingRequest(None, key, key, b"{}", 1, 0.0) for key in part])
 
     asyncio.run(write())
 
@@ -34,18 +34,18 @@ def upto(path: Path) -> int:
 def test_every_request_is_found_whether_the_index_has_reached_it_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeyIndex.write, "__defaults__", (200,))
+    monkeypatch.setattr(KeyIndex.catch_up, "__defaults__", (200,))
     path, keys = tmp_path / "j.sqlite", [sha256_text(str(n)) for n in range(1000)]
     with Journal(path, "run") as journal:
         begin(journal, keys)
         assert len(journal._keys._behind) < 1000  # it does not grow with the rows
-        assert [known.id for known in journal.known(keys).values()] == list(range(1, 1001))
+        assert [known.id for known in journal.load_states(keys).values()] == list(range(1, 1001))
         with ReadOnlyJournal(path) as reader:
-            assert reader.known(keys).keys() == set(keys)
-        assert not journal.known([sha256_text("never")])
+            assert reader.load_states(keys).keys() == set(keys)
+        assert not journal.load_states([sha256_text("never")])
     assert 200 <= upto(path) <= 1000
     with Journal(path, "run") as journal:
-        assert journal.known(keys).keys() == set(keys)
+        assert journal.load_states(keys).keys() == set(keys)
     assert upto(path) == 1000
 
 
@@ -54,8 +54,8 @@ def test_keys_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite", "run") as journal:
         begin(journal, keys)
     with Journal(tmp_path / "j.sqlite", "run") as journal:
-        assert journal.known(keys[:1]).keys() == {keys[0]}
-        assert journal.known(keys).keys() == set(keys)
+        assert journal.load_states(keys[:1]).keys() == {keys[0]}
+        assert journal.load_states(keys).keys() == set(keys)
 
 
 def test_a_request_that_is_there_already_is_not_begun_again(tmp_path: Path) -> None:
@@ -71,5 +71,5 @@ def test_a_reader_whose_index_moves_on_still_finds_all(tmp_path: Path) -> None:
         begin(journal, keys[:150])
         with ReadOnlyJournal(path) as reader:
             begin(journal, keys[150:])
-            key_index.complete(sqlite3.connect(path, isolation_level=None))
-            assert reader.known(keys).keys() == set(keys)
+            key_index.index_all_keys(sqlite3.connect(path, isolation_level=None))
+            assert reader.load_states(keys).keys() == set(keys)

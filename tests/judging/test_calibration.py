@@ -16,9 +16,9 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.judging.calibration import (
     THRESHOLDS,
     Agreement,
-    agreement,
-    best,
-    curve,
+    agreement_curve,
+    best_threshold,
+    count_agreement,
     read_decisions,
 )
 from nexa_distill.judging.calibration_report import write_calibration
@@ -45,16 +45,16 @@ from tests.support.workspace import workspace
     ],
 )
 def test_kappa_is_as_by_hand(table: Agreement, kappa: float | None) -> None:
-    assert table.kappa == (None if kappa is None else pytest.approx(kappa))
+    assert table.cohens_kappa == (None if kappa is None else pytest.approx(kappa))
 
 
 @given(st.tuples(*[st.integers(0, 40)] * 4))
 def test_kappa_is_never_above_1_and_its_interval_is_ordered(counts: tuple[int, ...]) -> None:
     table = Agreement(*counts)
-    assert table.kappa is None or -1 - 1e-9 <= table.kappa <= 1 + 1e-9
-    if interval := table.interval():
+    assert table.cohens_kappa is None or -1 - 1e-9 <= table.cohens_kappa <= 1 + 1e-9
+    if interval := table.kappa_interval():
         assert -1 - 1e-9 <= interval[0] <= interval[1] <= 1 + 1e-9
-        assert interval == table.interval()
+        assert interval == table.kappa_interval()
 
 
 def test_the_interval_is_that_of_drawing_the_answers_again() -> None:
@@ -63,20 +63,20 @@ def test_the_interval_is_that_of_drawing_the_answers_again() -> None:
     rng, drawn = np.random.default_rng(1), []
     for _ in range(2000):
         counts = np.bincount(rng.choice(pairs, len(pairs)), minlength=4)
-        drawn.append(Agreement(*map(int, counts)).kappa or 0.0)
-    assert table.interval() == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+        drawn.append(Agreement(*map(int, counts)).cohens_kappa or 0.0)
+    assert table.kappa_interval() == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
 
 
 def test_the_curve_counts_a_score_at_the_threshold_as_accepted() -> None:
     scores = {("a", 0): 0.7, ("b", 0): 0.65, ("c", 0): 0.2, ("unseen", 0): 1.0}
     people = {("a", 0): True, ("b", 0): False, ("c", 0): False, ("unjudged", 0): True}
-    assert agreement(scores, people, 0.7) == Agreement(1, 0, 0, 2)
-    points = {point["threshold"]: point for point in curve(scores, people)}
+    assert count_agreement(scores, people, 0.7) == Agreement(1, 0, 0, 2)
+    points = {point["threshold"]: point for point in agreement_curve(scores, people)}
     assert list(points) == THRESHOLDS
     assert points[0.0]["precision"] == pytest.approx(1 / 3)
     assert (points[1.0]["precision"], points[1.0]["recall"]) == (None, 0.0)
-    assert best(list(points.values())) == 0.7
-    assert best([]) is None
+    assert best_threshold(list(points.values())) == 0.7
+    assert best_threshold([]) is None
 
 
 def write(path: Path, *lines: Any) -> Path:
@@ -138,10 +138,10 @@ def judged(folder: Path, scores: dict[str, float | None]) -> DistillConfig:
         for sample, score in scores.items()
         for check in ("judge.factuality", "judge.factuality.openai/gpt-4.1", "judge.safety")
     ]  # fmt: skip
-    path = config.storage.path("judge_checks")
+    path = config.storage.path_of("judge_checks")
     with table_writer(path, CHECKS) as out:
         out.write(pa.Table.from_pylist(rows, schema=CHECKS))
-    StageRun("judge", config.storage, inputs=[], settings={}).seal(path, rows_in=4, rejected=0)
+    StageRun("judge", config.storage, inputs=[], settings={}).seal_output(path, rows_in=4, rejected=0)
     return config
 
 
@@ -149,11 +149,11 @@ def test_the_report_compares_each_judge_with_people(tmp_path: Path) -> None:
     scores = {"a": 0.9, "b": 0.8, "c": 0.75, "d": 0.1, "e": None, "f": 1.0}
     config = judged(tmp_path, scores)
     write(
-        config.storage.path("annotations"), line("a"), line("b"), line("c", "reject"),
+        config.storage.path_of("annotations"), line("a"), line("b"), line("c", "reject"),
         line("d", "reject"), line("e"), line("f"), line("f", "reject", "bob"), line("zz"),
     )  # fmt: skip
     said = list(write_calibration(config))
-    report = config.storage.path("reports") / "judge" / "calibration.json"
+    report = config.storage.path_of("reports") / "judge" / "calibration.json"
     found = json.loads(report.read_text())
     assert (found["answers_decided"], found["answers_disputed"]) == (6, 1)
     assert (found["unknown_answers"], found["unknown_named"]) == (1, [["zz", 0]])

@@ -18,13 +18,13 @@ import pytest
 
 from nexa_distill import judge, pipeline, sample_gate
 from nexa_distill.contracts import CHECKS, REASONS
-from nexa_distill.cost.cost_report import cost_report
+from nexa_distill.cost.cost_report import build_cost_report
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
 from nexa_distill.judging import aggregation
 from nexa_distill.judging.canaries import CANARIES
-from nexa_distill.judging.clients import as_judge
-from nexa_distill.judging.model_families import families, family_warnings
-from nexa_distill.judging.rubrics import options
+from nexa_distill.judging.clients import judge_config
+from nexa_distill.judging.model_families import family_warnings, find_families
+from nexa_distill.judging.rubrics import judge_options
 from nexa_distill.judging.verdict_parser import read_verdict
 from nexa_distill.repair.plan import make_plan
 from nexa_distill.sample_gate import SampleGate
@@ -61,9 +61,7 @@ def judges(*models: str, **extra: Any) -> dict[str, Any]:
     return {"judges": found}
 
 
-def made_of(
-    folder: Path, base_url: str, *models: str, rows: list[Row] | None = None, **extra: Any
-) -> Workspace:
+def made_of(folder: Path, base_url: str, *models: str, rows: list[Row] | None = None, **extra: Any) -> Workspace:
     """A workspace whose answers have passed the rules."""
     made = workspace(folder, base_url, judging=judges(*models, **extra))
     put(made, rows or [answer(n) for n in range(3)])
@@ -73,10 +71,8 @@ def made_of(
 def put(made: Workspace, rows: list[Row]) -> None:
     config = made.load()
     collected = collect(config, rows)
-    path = write_answers(config.storage.path("rule_filtered"), rows)
-    StageRun("rules", config.storage, inputs=[collected], settings={}).seal(
-        path, rows_in=len(rows), rejected=0
-    )
+    path = write_answers(config.storage.path_of("rule_filtered"), rows)
+    StageRun("rules", config.storage, inputs=[collected], settings={}).seal_output(path, rows_in=len(rows), rejected=0)
 
 
 def checks(made: Workspace, key: str = "judge_checks") -> list[Row]:
@@ -156,10 +152,10 @@ def test_a_judge_is_not_sampled_as_a_teacher_is(tmp_path: Path) -> None:
         "regen_extra_body": {"max_tokens": None, "max_completion_tokens": 2048},
     }  # fmt: skip
     made.change(providers={"vllm": provider})
-    asking = as_judge(made.load())
+    asking = judge_config(made.load())
 
     def of(model: str, **extra: Any) -> dict[str, Any]:
-        return options(JudgeModel(provider="vllm", model=model, extra_body=extra), asking)
+        return judge_options(JudgeModel(provider="vllm", model=model, extra_body=extra), asking)
 
     assert of("m") == {"temperature": 0.0, "top_k": 5, "max_tokens": 512}
     assert of("o3", temperature=None) == {
@@ -176,10 +172,7 @@ SCORES = {
 
 
 def test_f36_a_score_that_is_none_never_passes(tmp_path: Path) -> None:
-    script = {
-        f"{F}|hypothesis {n}.": f'{{"reason": "fine", "score": {score}}}'
-        for n, score in enumerate(SCORES)
-    }
+    script = {f"{F}|hypothesis {n}.": f'{{"reason": "fine", "score": {score}}}' for n, score in enumerate(SCORES)}
     with ledger_teacher(tmp_path, says=script | says()) as teacher:
         rows = [answer(n) for n in range(len(SCORES))]
         judge.run(made_of(tmp_path, teacher.base_url, rows=rows).load())
@@ -218,9 +211,7 @@ def test_f36_a_verdict_that_was_cut_is_no_verdict(tmp_path: Path) -> None:
     assert found.said.startswith("truncated: ")
 
 
-@pytest.mark.parametrize(
-    ("word", "reason"), [("review", "requires_human_review"), ("critical", "critical_safety")]
-)
+@pytest.mark.parametrize(("word", "reason"), [("review", "requires_human_review"), ("critical", "critical_safety")])
 def test_a_word_on_safety_is_a_reason_of_its_own(word: str, reason: str, tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=says(r=verdict(1.0, word))) as teacher:
         made = made_of(tmp_path, teacher.base_url)
@@ -265,10 +256,10 @@ def executed(made: Workspace, verdicts: dict[int, bool | None]) -> None:
          "ok": ok, "value": None, "reason": None if ok else "not_executable", "detail": None}
         for number, ok in verdicts.items()
     ]  # fmt: skip
-    with table_writer(storage.path("exec_checks"), CHECKS) as out:
+    with table_writer(storage.path_of("exec_checks"), CHECKS) as out:
         out.write(pa.Table.from_pylist(found, schema=CHECKS))
-    StageRun("exec", storage, inputs=[storage.path("rule_filtered")], settings={}).seal(
-        storage.path("exec_checks"), rows_in=len(found), rejected=0
+    StageRun("exec", storage, inputs=[storage.path_of("rule_filtered")], settings={}).seal_output(
+        storage.path_of("exec_checks"), rows_in=len(found), rejected=0
     )
 
 
@@ -378,18 +369,14 @@ def test_a_rubric_without_a_version_is_refused(tmp_path: Path) -> None:
         judge.run(made.load())
 
 
-def test_a_killed_judge_loses_no_verdict_and_pays_twice_only_what_was_on_the_wire(
-    tmp_path: Path,
-) -> None:
+def test_a_killed_judge_loses_no_verdict_and_pays_twice_only_what_was_on_the_wire(tmp_path: Path) -> None:
     rows = [answer(n) for n in range(60)]
     with ledger_teacher(tmp_path, says=says(), delay=0.03) as teacher:
         made = made_of(tmp_path, teacher.base_url, rows=rows)
         made.change(collection={"concurrency": 4, "timeout_seconds": 20.0})
         total = 120 + CANARY_REQUESTS
         for killed_at in (20, 70, 110):
-            process = warm.Process(
-                made.command("nexa_distill.judge"), cwd=ROOT, stderr=subprocess.DEVNULL
-            )
+            process = warm.Process(made.command("nexa_distill.judge"), cwd=ROOT, stderr=subprocess.DEVNULL)
             deadline = time.monotonic() + 60
             while sent(teacher) < killed_at:
                 assert time.monotonic() < deadline
@@ -448,7 +435,7 @@ def test_each_judge_is_paid_by_its_own_price_also_after_a_crash(tmp_path: Path) 
         judge.run(made.load())
         each = 6 + CANARY_REQUESTS
         expected = each * 150 * 1e4 / 1e6 + each * 150 * 2e4 / 1e6
-        assert cost_report(made.load())["stages"]["judge"]["usd"] == pytest.approx(expected)
+        assert build_cost_report(made.load())["stages"]["judge"]["usd"] == pytest.approx(expected)
         figures = report(made)["judges"]
         assert figures["judge-b"]["usd"] == pytest.approx(2 * figures["judge-a"]["usd"])
         journal = made.path("journal") / "judge.sqlite"
@@ -458,7 +445,7 @@ def test_each_judge_is_paid_by_its_own_price_also_after_a_crash(tmp_path: Path) 
         put(made, [answer(n) for n in range(2)] + [answer(7)])
         done = made.run("nexa_distill.judge", code=77)
         assert "budget.max_usd is" in done.stderr
-        assert cost_report(made.load())["stages"]["judge"]["usd"] == pytest.approx(
+        assert build_cost_report(made.load())["stages"]["judge"]["usd"] == pytest.approx(
             each * 150 * 1e4 / 1e6  # judge-b is billed when it is asked
         )
 
@@ -493,9 +480,7 @@ def gated(made: Workspace, **thresholds: Any) -> Any:
     gate = GATE.model_copy(update={"required": ["judge"], **thresholds})
     sample_gate.run(made.load(), gate=gate, checks=[made.path("judge_checks")])
     folder = made.path("reports") / "sample_gate"
-    return json.loads((folder / "gate_report.json").read_text()), (
-        folder / "gate_report.md"
-    ).read_text()
+    return json.loads((folder / "gate_report.json").read_text()), (folder / "gate_report.md").read_text()
 
 
 def test_f36_canaries_measure_how_often_each_judge_is_fooled(tmp_path: Path) -> None:
@@ -619,9 +604,7 @@ def test_a_judge_on_the_command_line_judges_alone(tmp_path: Path) -> None:
             "--report", tmp_path / "c.json",
         )  # fmt: skip
     rows = pq.read_table(tmp_path / "c.parquet").to_pylist()
-    assert {row["check"].rpartition(".")[2] for row in rows if "judge-" in row["check"]} == {
-        "judge-c"
-    }
+    assert {row["check"].rpartition(".")[2] for row in rows if "judge-" in row["check"]} == {"judge-c"}
     assert (tmp_path / "c_canaries.parquet").exists()
     assert not made.path("judge_checks").exists()
 
@@ -640,7 +623,7 @@ def test_a_judge_on_the_command_line_judges_alone(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_models_name_tells_its_family(model: str, found: set[str]) -> None:
-    assert families(model) == found
+    assert find_families(model) == found
 
 
 def test_a_judge_of_the_teachers_family_is_warned_about(tmp_path: Path) -> None:
@@ -665,8 +648,7 @@ DATA = ROOT.parent / "shared/data/pubmed_abstracts.jsonl"
 def test_f36_no_real_text_breaks_out_of_its_delimiters_or_is_lost(tmp_path: Path) -> None:
     texts = [json.loads(line)["text"] for line in DATA.read_text().splitlines()[:200]]
     rows = [
-        answer(n, f"{text}\n{list(CANARIES.values())[n % len(CANARIES)]}", context=text)
-        for n, text in enumerate(texts)
+        answer(n, f"{text}\n{list(CANARIES.values())[n % len(CANARIES)]}", context=text) for n, text in enumerate(texts)
     ]
     with ledger_teacher(tmp_path) as teacher:  # scores by chance, made from the request
         made = made_of(tmp_path, teacher.base_url, rows=rows)
@@ -687,7 +669,7 @@ def test_f36_no_real_text_breaks_out_of_its_delimiters_or_is_lost(tmp_path: Path
 
 
 def test_every_reason_of_a_judge_is_in_the_closed_list() -> None:
-    assert {*aggregation.UNSAFE.values(), "judge_unanswered", "unreadable_answer"} <= REASONS.keys()
+    assert {*aggregation.SAFETY_REASONS.values(), "judge_unanswered", "unreadable_answer"} <= REASONS.keys()
 
 
 def test_help_answers_at_once() -> None:

@@ -12,14 +12,7 @@ from nexa_distill.storage.manifests import StageRun
 from tests.support.answers import answer, write_answers
 from tests.support.answers import collect as collected
 from tests.support.workspace import Workspace
-from tests.teacher.dialect_server import (
-    Asked,
-    Response,
-    completion,
-    refusal,
-    serving,
-    teacher_workspace,
-)
+from tests.teacher.dialect_server import Asked, Response, completion, refusal, serving, teacher_workspace
 
 VERDICT = '{"reason": "fine", "score": 0.9%s}'
 
@@ -31,16 +24,12 @@ def verdict(asked: Asked) -> str:
 
 def made_of(folder: Path, base_url: str, count: int, **extra: Any) -> Workspace:
     judges = [{"provider": "vllm", "model": "mock-1", "extra_body": extra}]
-    made = teacher_workspace(
-        folder, base_url, judging={"judges": judges}, collection={"concurrency": 2}
-    )
+    made = teacher_workspace(folder, base_url, judging={"judges": judges}, collection={"concurrency": 2})
     rows = [answer(n) for n in range(count)]
     config = made.load()
     first = collected(config, rows)
-    path = write_answers(config.storage.path("rule_filtered"), rows)
-    StageRun("rules", config.storage, inputs=[first], settings={}).seal(
-        path, rows_in=count, rejected=0
-    )
+    path = write_answers(config.storage.path_of("rule_filtered"), rows)
+    StageRun("rules", config.storage, inputs=[first], settings={}).seal_output(path, rows_in=count, rejected=0)
     return made
 
 

@@ -42,8 +42,7 @@ _LLAMA_3_TURNS = r"""
 """
 # The date is a variable with a default ...
 LLAMA_3_1 = (
-    r"{%- if date_string is not defined -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}"
-    + _LLAMA_3_TURNS
+    r"{%- if date_string is not defined -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}" + _LLAMA_3_TURNS
 )
 # ... or the clock's.
 LLAMA_3_2 = (

@@ -5,17 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 # Words of the rows and of the templates, and runs of line breaks, so that tokens are longer than
 # a character and may reach over a border.
@@ -67,10 +57,7 @@ def byte_level(
 
 def _pre_tokenizers(cut: str) -> list[Any]:
     if cut == "gpt2":
-        return [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
+        return [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     return [
         pre_tokenizers.Split(Regex(CUTS[cut]), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -88,11 +75,7 @@ def sentence_piece(
     """
     vocabulary, merges = _pieces()
     ids = {token: i for i, token in enumerate([*special, *vocabulary])}
-    made = Tokenizer(
-        models.BPE(
-            vocab=ids, merges=merges, unk_token=SP_UNKNOWN, byte_fallback=True, fuse_unk=True
-        )
-    )
+    made = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token=SP_UNKNOWN, byte_fallback=True, fuse_unk=True))
     spaces: Any = normalizers.Replace(" ", "▁")
     back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if spacing == "first":
@@ -116,8 +99,7 @@ def _pieces() -> tuple[list[str], list[tuple[str, str]]]:
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     trained.train_from_iterator(
-        [" " + text.replace("\n", "") for text in CORPUS],
-        trainers.BpeTrainer(vocab_size=220, show_progress=False),
+        [" " + text.replace("\n", "") for text in CORPUS], trainers.BpeTrainer(vocab_size=220, show_progress=False)
     )
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
@@ -128,9 +110,7 @@ def _add(
     made: Tokenizer, special: Sequence[str], plain: Sequence[str], *, left: bool = False,
     right: bool = False,
 ) -> None:  # fmt: skip
-    made.add_special_tokens(
-        [AddedToken(token, lstrip=left, rstrip=right, normalized=False) for token in special]
-    )
+    made.add_special_tokens([AddedToken(token, lstrip=left, rstrip=right, normalized=False) for token in special])
     made.add_tokens([AddedToken(token, normalized=False) for token in plain])
 
 

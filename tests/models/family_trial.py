@@ -26,7 +26,7 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.tables import read_table
 from nexa_train import generate_student, train_sft
 from nexa_train.data.chat_format import FAULTS, ChatFormat, ChatRefused, Message, chat_format
-from nexa_train.data.chat_tokenization import IGNORE, Sample, encode, same_text, student_format
+from nexa_train.data.chat_tokenization import IGNORE, Sample, comparable_text, encode_conversation, student_format
 from nexa_train.models.loading import load_student_tokenizer, load_tokenizer
 from tests.families import Family
 from tests.support import exam
@@ -76,7 +76,7 @@ class Trial:
     @property
     def final(self) -> Path:
         """The exported checkpoint."""
-        return self.student.checkpoint(self.config.storage)
+        return self.student.checkpoint_path(self.config.storage)
 
     @cached_property
     def base(self) -> Any:
@@ -99,34 +99,27 @@ class Trial:
 
     def sample(self, question: str) -> Sample:
         """The row as it was trained on."""
-        made = encode(
-            self.format, question, conversation(question, reasoned=self.family.reasoned), None
-        )
+        made = encode_conversation(self.format, question, conversation(question, reasoned=self.family.reasoned), None)
         assert isinstance(made, Sample), made
         return made
 
     def reason(self, messages: Sequence[Message]) -> str:
         """Why such a row is refused; "" = it is trained on."""
-        made = encode(self.format, "row", messages, None)
+        made = encode_conversation(self.format, "row", messages, None)
         return "" if isinstance(made, Sample) else made.reason
 
     @cached_property
     def preflight(self) -> dict[str, Any]:
         """The report."""
-        path = self.config.storage.path("reports") / "training" / "preflight.json"
+        path = self.config.storage.path_of("reports") / "training" / "preflight.json"
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
     def answers(self) -> dict[str, dict[str, Any]]:
         """By question, the rows of `generate_student`."""
         out = self.folder / "answers.parquet"
-        generate_student.run(
-            self.config, self.student, only="trained", checkpoint=self.final, dst=out
-        )
-        return {
-            row["user_prompt"]: row
-            for row in read_table(out, TABLES["student_outputs"]).to_pylist()
-        }
+        generate_student.run(self.config, self.student, only="trained", checkpoint=self.final, dst=out)
+        return {row["user_prompt"]: row for row in read_table(out, TABLES["student_outputs"]).to_pylist()}
 
 
 def try_family(family: Family, folder: Path) -> Trial:
@@ -142,7 +135,7 @@ def try_family(family: Family, folder: Path) -> Trial:
     start = time.perf_counter()
     refused = None
     try:
-        train_sft.run(student, config.storage, dataset, student.checkpoint(config.storage).parent)
+        train_sft.run(student, config.storage, dataset, student.checkpoint_path(config.storage).parent)
     except NexaError as error:
         refused = error
     return Trial(family, folder, config, student, refused, time.perf_counter() - start)
@@ -260,9 +253,9 @@ def line(trial: Trial) -> str:
 def lead_of(trial: Trial, question: str) -> str:
     """What the loss has before the words of the answer, white space aside."""
     trained = [label for label in trial.sample(question).labels if label != IGNORE]
-    text = same_text(trial.format.tokenizer.decode(trained))
-    thought = same_text(THOUGHT).removeprefix("<think>") if trial.family.reasoned else ""
-    words = same_text(ANSWERS[question])
+    text = comparable_text(trial.format.tokenizer.decode(trained))
+    thought = comparable_text(THOUGHT).removeprefix("<think>") if trial.family.reasoned else ""
+    words = comparable_text(ANSWERS[question])
     return text.partition(words)[0].removeprefix(thought)
 
 
@@ -280,7 +273,7 @@ def _model(name: str) -> str:
 
 def _other_stops(trial: Trial) -> str:
     form = trial.format
-    others = [stop for stop in form.stops if stop != form.end]
+    others = [stop for stop in form.stop_tokens if stop != form.end]
     return ", ".join(_code(form.tokenizer.convert_ids_to_tokens(stop)) for stop in others) or NONE
 
 
@@ -314,5 +307,5 @@ def _changes_with_clock(trial: Trial, messages: Sequence[Message]) -> bool:
     texts = set()
     for zone in ZONES:
         with in_zone(zone):
-            texts.add(trial.base.apply_chat_template(trial.format.plain(messages), tokenize=False))
+            texts.add(trial.base.apply_chat_template(trial.format.plain_messages(messages), tokenize=False))
     return len(texts) > 1

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nexa_train.data.chat_format import FAULTS
-from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Sample, encode, same_text
+from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Sample, comparable_text, encode_conversation
 from nexa_train.data.row_checks import CheckFailed
 from tests.families import FAMILIES, Family
 from tests.models.family_trial import (
@@ -68,11 +68,7 @@ def named(name: str) -> Family:
 
 def border(sample: Sample) -> int:
     """How many tokens the prompt of its last answer has."""
-    return max(
-        i + 1
-        for i in range(len(sample.labels) - 1)
-        if sample.labels[i] == IGNORE != sample.labels[i + 1]
-    )
+    return max(i + 1 for i in range(len(sample.labels) - 1) if sample.labels[i] == IGNORE != sample.labels[i + 1])
 
 
 @each_trained
@@ -97,9 +93,9 @@ def test_the_loss_is_on_the_answer_and_its_end_and_on_nothing_of_the_prompt(trai
         sample, decode = trained.sample(question), trained.format.tokenizer.decode
         begin = border(sample)
         assert sample.labels == [IGNORE] * begin + sample.input_ids[begin:]
-        said = same_text(decode(sample.labels[begin:]))
-        assert said.endswith(same_text(ANSWERS[question] + trained.format.end_text))
-        assert same_text(question) in same_text(decode(sample.input_ids[:begin]))
+        said = comparable_text(decode(sample.labels[begin:]))
+        assert said.endswith(comparable_text(ANSWERS[question] + trained.format.end_text))
+        assert comparable_text(question) in comparable_text(decode(sample.input_ids[:begin]))
         assert SYSTEM["content"].split()[0] in decode(sample.input_ids[:begin])
         assert lead_of(trained, question) == trained.family.lead
 
@@ -122,7 +118,7 @@ def test_the_exported_folder_gives_the_prompt_of_the_training_on_any_day(trained
     for zone in ZONES:
         with in_zone(zone):
             read: Any = reader.apply_chat_template(
-                trained.format.plain(ask(QUESTIONS[0])), add_generation_prompt=True
+                trained.format.plain_messages(ask(QUESTIONS[0])), add_generation_prompt=True
             )
         sample = trained.sample(QUESTIONS[0])
         assert list(read["input_ids"]) == sample.input_ids[: border(sample)]
@@ -134,18 +130,18 @@ def test_the_student_answers_with_the_text_and_stops(trained: Trial) -> None:
     assert sorted(answers) == sorted(QUESTIONS)
     for question, row in answers.items():
         assert row["finish_reason"] == "stop"
-        assert same_text(row["teacher_output"]) == same_text(ANSWERS[question])
+        assert comparable_text(row["teacher_output"]) == comparable_text(ANSWERS[question])
 
 
 @each_trained
 def test_a_row_of_two_turns_is_trained_with_both_or_refused_with_the_reason(trained: Trial) -> None:
     turns = conversation(GREETING, QUESTIONS[0], reasoned=trained.family.reasoned)
-    made = encode(trained.format, "turns", turns, None)
+    made = encode_conversation(trained.format, "turns", turns, None)
     if isinstance(made, Sample):
         assert trained.preflight["refused"] == {}
         said = trained.format.tokenizer.decode([label for label in made.labels if label != IGNORE])
-        first, second = (same_text(ANSWERS[q]) for q in (GREETING, QUESTIONS[0]))
-        assert first in same_text(said).partition(second)[0]
+        first, second = (comparable_text(ANSWERS[q]) for q in (GREETING, QUESTIONS[0]))
+        assert first in comparable_text(said).partition(second)[0]
         assert made.labels.count(trained.format.end) == 2
         assert trained.family.turns == ""
     else:
@@ -156,9 +152,7 @@ def test_a_row_of_two_turns_is_trained_with_both_or_refused_with_the_reason(trai
 
 @each_family
 def test_the_table_of_the_docs_says_what_happens(trial: Trial) -> None:
-    assert line(trial) in TABLE.read_text(), (
-        "run `python -m tests.families > docs/model-families.md`"
-    )
+    assert line(trial) in TABLE.read_text(), "run `python -m tests.families > docs/model-families.md`"
 
 
 def test_the_table_of_the_docs_has_all_families_and_no_other() -> None:
@@ -174,9 +168,9 @@ def test_t08_a_row_has_the_tokens_that_the_template_gives_for_it(trial: Trial) -
     form = trial.format
     turns = conversation(GREETING, QUESTIONS[0])
     for messages in (turns, conversation(QUESTIONS[1])):
-        made = encode(form, "row", messages, None)
+        made = encode_conversation(form, "row", messages, None)
         assert isinstance(made, Sample)
-        whole = form.tokenizer.apply_chat_template(form.plain(messages))["input_ids"]
+        whole = form.tokenizer.apply_chat_template(form.plain_messages(messages))["input_ids"]
         assert made.input_ids == list(whole)[: len(made.input_ids)]
 
 
@@ -190,10 +184,8 @@ def test_t13_a_token_after_the_last_turn_is_no_rewritten_turn(trial: Trial) -> N
 
 
 @pytest.mark.parametrize("family", [named("Gemma 2"), named("Gemma 3")], ids=lambda f: f.name)
-def test_t14_gemma_as_shipped_ends_where_its_template_does_and_reads_the_system_text(
-    trial: Trial,
-) -> None:
-    assert trial.format.stops != [trial.base.eos_token_id]
+def test_t14_gemma_as_shipped_ends_where_its_template_does_and_reads_the_system_text(trial: Trial) -> None:
+    assert trial.format.stop_tokens != [trial.base.eos_token_id]
     assert trial.format.end_text == "<end_of_turn>"
     ids = trial.base.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
     model = AutoModelForCausalLM.from_pretrained(trial.final)

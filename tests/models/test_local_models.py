@@ -20,9 +20,7 @@ from tests.support.tiny_model import ROOT, save_model
 from tests.sweeps import some
 
 
-def serve(
-    endpoint: Path, model: Path, *flags: str, python: str = sys.executable
-) -> subprocess.Popen[str]:
+def serve(endpoint: Path, model: Path, *flags: str, python: str = sys.executable) -> subprocess.Popen[str]:
     command = [python, "-m", "nexa_train.local_models", "serve"]
     command += ["--endpoint-file", str(endpoint), "--model", str(model), *flags]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -81,12 +79,8 @@ ENDS = [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 SERVER = "each starts one more model server, which takes ten seconds"
 
 
-@pytest.mark.parametrize(
-    ("signal_number", "code"), some("ends of a model server", ENDS, 1, why=SERVER)
-)
-def test_no_orphan_however_it_is_ended(
-    tmp_path: Path, signal_number: signal.Signals, code: int
-) -> None:
+@pytest.mark.parametrize(("signal_number", "code"), some("ends of a model server", ENDS, 1, why=SERVER))
+def test_no_orphan_however_it_is_ended(tmp_path: Path, signal_number: signal.Signals, code: int) -> None:
     model = save_model(tmp_path / f"tiny-{os.getpid()}-{signal_number.name}")
     endpoint = tmp_path / "endpoint.json"
     server = serve(endpoint, model)
@@ -131,7 +125,7 @@ def test_a_folder_without_checkpoint_is_missing_input(tmp_path: Path) -> None:
 
 
 def test_the_pruned_model_generates_as_its_own_copy_on_disk_does(tmp_path: Path) -> None:
-    pruned = loading.depth_pruned(save_model(tmp_path / "model", layers=6), [0, 2, 5])
+    pruned = loading.prune_depth(save_model(tmp_path / "model", layers=6), [0, 2, 5])
     assert [layer.self_attn.layer_idx for layer in pruned.model.layers] == [0, 1, 2]
     assert pruned.config.num_hidden_layers == 3
     pruned.save_pretrained(tmp_path / "pruned")
@@ -146,7 +140,7 @@ def test_the_pruned_model_generates_as_its_own_copy_on_disk_does(tmp_path: Path)
 @pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [-1, 0], [0, 4]])
 def test_layers_that_the_model_has_not_are_refused(tmp_path: Path, layers: list[int]) -> None:
     with pytest.raises(InputError, match="keep_layers"):
-        loading.depth_pruned(save_model(tmp_path / "model"), layers)
+        loading.prune_depth(save_model(tmp_path / "model"), layers)
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +181,7 @@ def test_t02_a_bundled_model_of_an_earlier_version_is_corrected(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(
-    bundled_folder: Path, tmp_path: Path
-) -> None:
+def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(bundled_folder: Path, tmp_path: Path) -> None:
     """The settings that ship, against a real server of the bundled model."""
     endpoint = tmp_path / "endpoint.json"
     asked = {

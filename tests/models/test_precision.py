@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nexa_distill.errors import InputError
-from nexa_train.models.precision import native_bf16
+from nexa_train.models.precision import has_native_bf16
 from tests.support.tiny_model import ROOT
 
 
@@ -16,21 +16,17 @@ def test_the_environment_decides_it_here_and_in_child_processes(
     monkeypatch: pytest.MonkeyPatch, value: str, wanted: bool
 ) -> None:
     monkeypatch.setenv("NEXA_BF16", value)
-    assert native_bf16() is wanted
+    assert has_native_bf16() is wanted
     program = "from nexa_train.models.precision import native_bf16; print(native_bf16())"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(wanted)
 
 
 @pytest.mark.parametrize("value", ["", "1", "ON", "bf16"])
-def test_another_value_is_refused_and_the_two_are_named(
-    monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_another_value_is_refused_and_the_two_are_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NEXA_BF16", value)
     with pytest.raises(InputError, match=f"NEXA_BF16 is '{value}', expected on or off"):
-        native_bf16()
+        has_native_bf16()
 
 
 def test_without_it_the_hardware_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,4 +34,4 @@ def test_without_it_the_hardware_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for able, wanted in (({"amx_bf16": True}, True), ({"avx2": True, "amx_bf16": False}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert native_bf16() is wanted
+        assert has_native_bf16() is wanted

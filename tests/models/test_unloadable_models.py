@@ -67,9 +67,7 @@ def test_t15_a_training_of_a_quantised_student_ends_in_one_line(tmp_path: Path) 
         {"quant_method": "awq", "bits": 4},
     ],
 )
-def test_t15_a_quantised_teacher_whose_library_is_not_there_is_one_line(
-    model: Path, settings: dict[str, Any]
-) -> None:
+def test_t15_a_quantised_teacher_whose_library_is_not_there_is_one_line(model: Path, settings: dict[str, Any]) -> None:
     change(model, quantization_config=settings)
     with pytest.raises(InputError, match=r"(?s)^(?!.*\n).*cannot be loaded here.*install"):
         loading.load_for_inference(str(model))
@@ -88,9 +86,7 @@ def test_t15_a_quantised_teacher_whose_library_is_not_there_is_one_line(
         ('{"model_type": "llama", "hidden_size": 33, "num_attention_heads": 4}', "hidden"),
     ],
 )
-def test_a_configuration_that_is_none_is_one_line(
-    model: Path, config: str | None, expected: str
-) -> None:
+def test_a_configuration_that_is_none_is_one_line(model: Path, config: str | None, expected: str) -> None:
     (model / "config.json").unlink()
     if config:
         (model / "config.json").write_text(config)
@@ -131,9 +127,7 @@ def test_a_model_of_another_kind_is_one_line(
         loading.load_model(str(tmp_path), dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()]
-)
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 def test_a_full_disk_or_memory_and_ctrl_c_stay_what_they_are(
     model: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,9 +37,7 @@ def project() -> Iterator[TinyProject]:
 
 
 def started(project: TinyProject, session: str) -> bool:
-    return (project.root / "logs/latest" / f"{session}.started").exists() and (
-        "working" in project.log(session)
-    )
+    return (project.root / "logs/latest" / f"{session}.started").exists() and ("working" in project.log(session))
 
 
 def is_running(pid: int) -> bool:
@@ -122,17 +120,13 @@ def test_a_stage_waits_for_the_file_of_its_server_and_not_for_an_older_one(tmp_p
 # The whole, in tmux.
 
 
-def test_a_failing_stage_stops_those_after_it_and_the_launcher_says_where(
-    project: TinyProject,
-) -> None:
+def test_a_failing_stage_stops_those_after_it_and_the_launcher_says_where(project: TinyProject) -> None:
     project.does("filtering", "import sys\nsys.exit('error: column text is missing')\n")
     done = project.launch(check=1)
     assert [project.exit_code(s) for s in ("data_gen", "filtering", "packaging", "evaluation")] == [
         0, 1, 75, 75,
     ]  # fmt: skip
-    assert f"filtering ended with code 1; its log: logs/{project.run_dir.name}/filtering.log" in (
-        done.stdout
-    )
+    assert f"filtering ended with code 1; its log: logs/{project.run_dir.name}/filtering.log" in (done.stdout)
     assert "error: column text is missing" in done.stdout
     assert "packaging ended" not in done.stdout
     said = project.log("regeneration")
@@ -141,9 +135,7 @@ def test_a_failing_stage_stops_those_after_it_and_the_launcher_says_where(
     assert "packaging is not started: regeneration ended with code 75" in said
 
 
-def test_the_pane_of_a_stage_that_ends_at_once_stays_and_is_replaced_by_the_next_launch(
-    project: TinyProject,
-) -> None:
+def test_the_pane_of_a_stage_that_ends_at_once_stays_and_is_replaced_by_the_next_launch(project: TinyProject) -> None:
     for _ in range(2):
         project.launch("--only", "filtering", check=0)
         pane = project.tmux("capture-pane", "-p", "-S", "-", "-t", "=filtering:")
@@ -151,14 +143,10 @@ def test_the_pane_of_a_stage_that_ends_at_once_stays_and_is_replaced_by_the_next
         assert "filtering is done" in pane
     assert project.sessions() == ["filtering"]
     assert len(project.runs()) == 2
-    assert project.tmux("display-message", "-p", "-t", "=filtering:", "#{@nexa_run}").strip() == (
-        str(project.run_dir)
-    )
+    assert project.tmux("display-message", "-p", "-t", "=filtering:", "#{@nexa_run}").strip() == (str(project.run_dir))
 
 
-def test_f10_a_second_launch_is_refused_and_stop_ends_only_our_sessions(
-    project: TinyProject,
-) -> None:
+def test_f10_a_second_launch_is_refused_and_stop_ends_only_our_sessions(project: TinyProject) -> None:
     project.tmux("new-session", "-d", "-s", "training_eval", "sleep 60")
     project.does("data_gen", WAITS)
     done = project.launch("--detach", check=0)
@@ -179,9 +167,7 @@ def test_f10_a_second_launch_is_refused_and_stop_ends_only_our_sessions(
     assert "data_gen     stopped" in project.launch("--status").stdout
 
 
-def test_only_inspect_starts_the_inspection_room_on_this_machine_and_stop_ends_it(
-    project: TinyProject,
-) -> None:
+def test_only_inspect_starts_the_inspection_room_on_this_machine_and_stop_ends_it(project: TinyProject) -> None:
     (project.root / "nexa_distill").symlink_to(ROOT / "nexa_distill")
     done = project.launch("--only", "inspect", "--detach", check=0)
     assert "tmux attach -t inspect" in done.stdout
@@ -216,9 +202,7 @@ def test_a_foreign_session_of_the_same_name_is_refused_and_left_alone(project: T
     assert project.runs() == []
 
 
-def test_a_session_whose_name_begins_like_ours_is_neither_a_clash_nor_stopped(
-    project: TinyProject,
-) -> None:
+def test_a_session_whose_name_begins_like_ours_is_neither_a_clash_nor_stopped(project: TinyProject) -> None:
     project.tmux("new-session", "-d", "-s", "training_eval", "sleep 60")
     project.launch("--only", "training", check=0)
     assert project.sessions() == ["training", "training_eval"]
@@ -226,9 +210,7 @@ def test_a_session_whose_name_begins_like_ours_is_neither_a_clash_nor_stopped(
     assert project.sessions() == ["training_eval"]
 
 
-def test_f4_ctrl_c_leaves_the_sessions_running_and_says_how_to_come_back(
-    project: TinyProject,
-) -> None:
+def test_f4_ctrl_c_leaves_the_sessions_running_and_says_how_to_come_back(project: TinyProject) -> None:
     project.does("data_gen", WAITS)
     launcher = project.start()
     wait_until(lambda: started(project, "data_gen"), "data_gen works")
@@ -274,13 +256,9 @@ def test_f12_a_killed_stage_fails_the_run_with_137(project: TinyProject) -> None
     assert "filtering ended with code 137" in done.stdout
 
 
-def test_f12_a_killed_wrapper_is_noticed_and_does_not_block_the_next_launch(
-    project: TinyProject,
-) -> None:
+def test_f12_a_killed_wrapper_is_noticed_and_does_not_block_the_next_launch(project: TinyProject) -> None:
     """The stage ignores the hang-up, so that something is left to clean up."""
-    project.does(
-        "filtering", "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + WAITS
-    )
+    project.does("filtering", "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + WAITS)
     launcher = project.start()
     wait_until(lambda: started(project, "filtering"), "filtering works")
     left = stage_pid(project, "filtering")
@@ -348,9 +326,7 @@ def path_without_tmux(folder: Path) -> str:
     return str(folder)
 
 
-def test_without_tmux_the_launcher_says_how_to_install_it_and_offers_no_tmux(
-    project: TinyProject,
-) -> None:
+def test_without_tmux_the_launcher_says_how_to_install_it_and_offers_no_tmux(project: TinyProject) -> None:
     project.env["PATH"] = path_without_tmux(project.root / "bin")
     done = project.launch(check=69)
     assert "apt-get install tmux" in done.stdout
@@ -371,14 +347,7 @@ def test_no_tmux_starts_and_ends_the_teacher_beside_data_gen() -> None:
     root = Path(tempfile.mkdtemp(prefix="nx-"))
     project = TinyProject(root, provider="embedded")
     try:
-        for session in (
-            "data_gen",
-            "filtering",
-            "regeneration",
-            "packaging",
-            "training",
-            "evaluation",
-        ):
+        for session in ("data_gen", "filtering", "regeneration", "packaging", "training", "evaluation"):
             project.does(session, QUIET)
         project.launch("--no-tmux", check=0)
         assert (project.exit_code("teacher"), project.exit_code("data_gen")) == (0, 0)
@@ -388,9 +357,7 @@ def test_no_tmux_starts_and_ends_the_teacher_beside_data_gen() -> None:
         shutil.rmtree(root)
 
 
-def test_f4_no_tmux_stops_on_ctrl_c_with_130_and_leaves_nothing_behind(
-    project: TinyProject,
-) -> None:
+def test_f4_no_tmux_stops_on_ctrl_c_with_130_and_leaves_nothing_behind(project: TinyProject) -> None:
     project.does("data_gen", WAITS)
     launcher = project.start("--no-tmux")
     wait_until(lambda: started(project, "data_gen"), "data_gen works")

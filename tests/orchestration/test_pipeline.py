@@ -18,13 +18,13 @@ from nexa_distill.errors import InputMissing, Locked, UsageError
 from nexa_distill.orchestration.freshness import verify_chain
 from nexa_distill.orchestration.planning import Request, Step, make_plan
 from nexa_distill.orchestration.run_folder import (
+    describe_failures,
     exit_code,
-    failures,
     planned_sessions,
     read_session,
     write_plan,
 )
-from nexa_distill.orchestration.stages import CHECKPOINT, RAW, SESSIONS, STAGES, locate, session_of
+from nexa_distill.orchestration.stages import CHECKPOINT, RAW, SESSIONS, STAGES, locate_path, session_of
 from nexa_distill.storage.manifests import FILES, StageRun, manifest_path, sha256_path
 from tests import warm
 from tests.support.tiny_project import ROOT, TinyProject
@@ -61,16 +61,14 @@ def change_config(project: TinyProject, **changes: object) -> None:
 
 
 def output(key: str) -> Path:
-    return locate(key, Request(CONFIG).load())
+    return locate_path(key, Request(CONFIG).load_settings())
 
 
 # The table.
 
 
 def test_stages_agree_with_the_contracts_on_who_writes_what() -> None:
-    owners = {key: table.stage for key, table in TABLES.items()} | {
-        k: v[0] for k, v in FILES.items()
-    }
+    owners = {key: table.stage for key, table in TABLES.items()} | {k: v[0] for k, v in FILES.items()}
     for stage in STAGES:
         for key in stage.outputs:
             assert key == CHECKPOINT or owners[key].split(".")[0] == stage.name.split(".")[0]
@@ -125,21 +123,14 @@ def test_a_changed_learning_rate_runs_training_and_evaluation_only(finished: Tin
     student["train"]["learning_rate"] = 0.01
     finished.write("configs/student.yaml", yaml.safe_dump(student))
     found = plan()
-    assert [name for name in SESSIONS if found[name].startswith("run")] == [
-        "training",
-        "evaluation",
-    ]
+    assert [name for name in SESSIONS if found[name].startswith("run")] == ["training", "evaluation"]
     assert found["training"] == "run: train: settings changed"
 
 
-def test_where_the_data_is_and_how_fast_it_is_asked_for_changes_nothing(
-    finished: TinyProject,
-) -> None:
+def test_where_the_data_is_and_how_fast_it_is_asked_for_changes_nothing(finished: TinyProject) -> None:
     (finished.root / "raw.jsonl").rename(finished.root / "moved.jsonl")
     collection = yaml.safe_load((finished.root / CONFIG).read_text())["collection"]
-    change_config(
-        finished, input={"path": "moved.jsonl"}, collection=collection | {"concurrency": 3}
-    )
+    change_config(finished, input={"path": "moved.jsonl"}, collection=collection | {"concurrency": 3})
     assert plan() == dict.fromkeys(SESSIONS, "skip: up to date")
 
 
@@ -148,12 +139,10 @@ def test_where_the_data_is_and_how_fast_it_is_asked_for_changes_nothing(
     [
         (lambda p: p.unlink(), "is gone"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "does not match its manifest"),
-        (lambda p: manifest_path(p, Request(CONFIG).load().storage).unlink(), "has no manifest"),
+        (lambda p: manifest_path(p, Request(CONFIG).load_settings().storage).unlink(), "has no manifest"),
     ],
 )
-def test_doubt_about_an_output_runs_its_stage(
-    finished: TinyProject, damage: object, why: str
-) -> None:
+def test_doubt_about_an_output_runs_its_stage(finished: TinyProject, damage: object, why: str) -> None:
     damage(output("filtered_dataset"))  # type: ignore[operator]
     assert plan()["data_gen"] == "skip: up to date"
     assert plan()["filtering"].endswith(why)
@@ -166,17 +155,15 @@ def test_other_repairs_are_a_new_input_of_filtering(finished: TinyProject) -> No
     assert found["filtering"] == "skip: up to date", "a file without its seal counts for nothing"
     assert found["regeneration"].endswith("does not match its manifest")
     pq.write_table(pa.table({"sample_id": ["x"]}), path)
-    config = Request(CONFIG).load()
-    StageRun("regenerate", config.storage, inputs=[output("collected_dataset")], settings={}).seal(
+    config = Request(CONFIG).load_settings()
+    StageRun("regenerate", config.storage, inputs=[output("collected_dataset")], settings={}).seal_output(
         path, rows_in=1, rejected=0
     )
     assert plan()["filtering"].startswith("run: input changed")
 
 
 def test_from_and_only_leave_the_others_alone(project: TinyProject) -> None:
-    assert [n for n, why in plan(first="rules").items() if why.startswith("run")] == list(
-        SESSIONS[1:]
-    )
+    assert [n for n, why in plan(first="rules").items() if why.startswith("run")] == list(SESSIONS[1:])
     assert [n for n, why in plan(only="training").items() if why.startswith("run")] == ["training"]
     steps = make_plan(Request(CONFIG, only="training"), Path("logs/run"))
     assert [step.after for step in steps if step.runs] == [""]
@@ -199,9 +186,7 @@ def test_each_session_waits_for_the_one_before_it_that_runs(project: TinyProject
     ]  # fmt: skip
 
 
-def test_the_teacher_starts_only_for_a_provider_with_a_server_and_data_gen_to_do(
-    project: TinyProject,
-) -> None:
+def test_the_teacher_starts_only_for_a_provider_with_a_server_and_data_gen_to_do(project: TinyProject) -> None:
     assert "teacher" not in plan()
     steps = make_plan(Request(CONFIG, provider="embedded"), Path("logs/run"))
     teacher, data_gen = steps[:2]
@@ -246,24 +231,20 @@ def test_a_plan_survives_any_word(tmp_path: Path) -> None:
     assert planned_sessions(tmp_path / "run") == ["a", "c"]
 
 
-def test_prepare_refuses_while_a_run_goes_on_and_not_after_its_wrapper_was_killed(
-    project: TinyProject,
-) -> None:
-    first = pipeline.prepare(Request(CONFIG))
+def test_prepare_refuses_while_a_run_goes_on_and_not_after_its_wrapper_was_killed(project: TinyProject) -> None:
+    first = pipeline.prepare_run(Request(CONFIG))
     assert first is not None
     (project.root / "logs/latest").symlink_to(first.name)
     for name in planned_sessions(first):
         (first / f"{name}.exit").write_text("0\n")
     (first / "training.exit").unlink()
-    with subprocess.Popen(
-        ["bash", "-c", "sleep 60; :", "run_stage.sh", "training", str(first)]
-    ) as w:
+    with subprocess.Popen(["bash", "-c", "sleep 60; :", "run_stage.sh", "training", str(first)]) as w:
         (first / "training.pid").write_text(str(w.pid))
         with pytest.raises(Locked, match="training"):
-            pipeline.prepare(Request(CONFIG))
+            pipeline.prepare_run(Request(CONFIG))
         w.kill()
     time.sleep(1)  # a run's name is its second and the launcher's pid
-    assert pipeline.prepare(Request(CONFIG)) != first
+    assert pipeline.prepare_run(Request(CONFIG)) != first
     assert (first / "training.exit").read_text() == "137\n"
 
 
@@ -276,19 +257,12 @@ def test_a_pid_that_another_program_has_now_is_not_taken_for_the_wrapper(tmp_pat
 def test_a_line_shows_rows_rate_elapsed_and_estimate(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_plan(run, [Step("data_gen", True, "", ["true"])])
-    assert "waiting" in read_session(run, "data_gen").line()
+    assert "waiting" in read_session(run, "data_gen").status_line()
     (run / "data_gen.started").touch()
     os.utime(run / "data_gen.started", (time.time() - 62, time.time() - 62))
-    state = {
-        "step": "teacher",
-        "done": 34,
-        "total": 128,
-        "rate": 2.0,
-        "note": "$0.01",
-        "updated": 0,
-    }
+    state = {"step": "teacher", "done": 34, "total": 128, "rate": 2.0, "note": "$0.01", "updated": 0}
     (run / "data_gen.progress").write_text(json.dumps(state))
-    line = read_session(run, "data_gen").line()
+    line = read_session(run, "data_gen").status_line()
     assert line.split() == ["data_gen", "running", "1:02", "teacher", "34/128", "2.0/s",
                             "about", "0:47", "left", "$0.01"]  # fmt: skip
 
@@ -302,23 +276,21 @@ def test_a_torn_progress_file_costs_only_the_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("codes", "code"), [((0, 0, 0), 0), ((0, 65, 75), 65), ((0, 137, 75), 137), ((69, 75, 75), 69)]
 )
-def test_the_runs_code_is_the_first_failing_sessions(
-    tmp_path: Path, codes: tuple[int, ...], code: int
-) -> None:
+def test_the_runs_code_is_the_first_failing_sessions(tmp_path: Path, codes: tuple[int, ...], code: int) -> None:
     names = ["a", "b", "c"]
     write_plan(tmp_path / "run", [Step(name, True, "", ["true"]) for name in names])
     for name, each in zip(names, codes, strict=True):
         (tmp_path / f"run/{name}.exit").write_text(f"{each}\n")
     states = [read_session(tmp_path / "run", name) for name in names]
     assert exit_code(states) == code
-    assert len(list(failures(tmp_path / "run", states))) == (code != 0)
+    assert len(list(describe_failures(tmp_path / "run", states))) == (code != 0)
 
 
 # Verify, status, summary.
 
 
 def test_a_whole_chain_is_named_link_by_link(finished: TinyProject) -> None:
-    lines = list(verify_chain(Request(CONFIG).load()))
+    lines = list(verify_chain(Request(CONFIG).load_settings()))
     assert len(lines) == sum(len(stage.outputs) for stage in STAGES)
     assert "raw.jsonl" in lines[0]
 
@@ -335,35 +307,33 @@ def test_one_changed_byte_breaks_its_link(finished: TinyProject, key: str, link:
         file = next(file.iterdir())
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(InputMissing, match=f"broken link at {link}:") as stop:
-        list(verify_chain(Request(CONFIG).load()))
+        list(verify_chain(Request(CONFIG).load_settings()))
     assert stop.value.exit_code == 66
 
 
-def test_an_upstream_made_again_breaks_the_link_of_what_was_made_from_it(
-    finished: TinyProject,
-) -> None:
+def test_an_upstream_made_again_breaks_the_link_of_what_was_made_from_it(finished: TinyProject) -> None:
     finished.write("raw.jsonl", '{"text": "b"}\n')
     seal_session("data_gen")
     path = output("collected_dataset")
     path.write_bytes(path.read_bytes() + b" ")
-    manifest = manifest_path(path, Request(CONFIG).load().storage)
+    manifest = manifest_path(path, Request(CONFIG).load_settings().storage)
     sealed = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(sealed | {"sha256": sha256_path(path)}))
     with pytest.raises(InputMissing, match="broken link at rules"):
-        list(verify_chain(Request(CONFIG).load()))
+        list(verify_chain(Request(CONFIG).load_settings()))
 
 
 def test_an_unfinished_chain_is_not_whole(project: TinyProject) -> None:
     for session in ("data_gen", "filtering", "regeneration", "packaging"):
         seal_session(session)
     with pytest.raises(InputMissing, match=r"broken link at train: .*final is missing"):
-        list(verify_chain(Request(CONFIG).load()))
+        list(verify_chain(Request(CONFIG).load_settings()))
     seal_session("training")
-    assert list(verify_chain(Request(CONFIG).load()))
+    assert list(verify_chain(Request(CONFIG).load_settings()))
 
 
 def test_status_answers_when_nothing_has_run(project: TinyProject) -> None:
-    lines = list(pipeline.status(Request(CONFIG).load()))
+    lines = list(pipeline.describe_status(Request(CONFIG).load_settings()))
     assert lines[0].startswith("Nothing has run yet")
     assert sum("not made yet" in line for line in lines) == len(STAGES)
 
@@ -381,7 +351,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(project: TinyProject) -
 
 
 def test_the_summary_gives_rows_per_stage_and_the_reports_headline(finished: TinyProject) -> None:
-    lines = list(pipeline.summary(Request(CONFIG).load()))
+    lines = list(pipeline.describe_summary(Request(CONFIG).load_settings()))
     assert lines[1].split()[:4] == ["canonicalize", "3", "2", "1"]
     assert "better than before" in lines
     assert lines[-1].startswith("Report: data/processed/evaluation/report.json")
@@ -397,9 +367,7 @@ def test_help_is_quick_and_the_data_side_imports_neither_torch_nor_the_student_s
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     before = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "nexa_distill.pipeline", "--help"], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "nexa_distill.pipeline", "--help"], check=True, capture_output=True)
     assert time.monotonic() - before < 3  # well under 1 s on a machine that does nothing else
 
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexa_distill import canonicalize
-from nexa_distill.canonicalize import canonical_rows, chunks
+from nexa_distill.canonicalize import canonical_rows, split_chunks
 from nexa_distill.errors import InputError
 from nexa_distill.raw_data.files import RawRow
 from nexa_distill.settings.pipeline import Chunking
-from nexa_distill.text.ngrams import fold
+from nexa_distill.text.ngrams import normalize_document
 from tests.support.workspace import Workspace, workspace
 
 CHUNKING = Chunking(max_tokens=400, overlap_tokens=40)
@@ -71,9 +71,7 @@ def test_f26_the_same_id_with_other_content_is_refused(tmp_path: Path) -> None:
         ({"text": "half \ud800"}, "half of a surrogate pair at character 5"),
     ],
 )
-def test_f28_a_bad_row_is_named_with_its_column(
-    tmp_path: Path, row: dict[str, Any], expected: str
-) -> None:
+def test_f28_a_bad_row_is_named_with_its_column(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match="row 0") as error:
         canonical(row, folder=tmp_path)
     assert expected in str(error.value)
@@ -82,7 +80,7 @@ def test_f28_a_bad_row_is_named_with_its_column(
 @given(st.lists(st.text("ab\u00a0é", min_size=1, max_size=3), min_size=1, max_size=60))
 def test_chunks_cover_every_word_in_order_and_overlap_as_asked(words: list[str]) -> None:
     text = " ".join(words)
-    pieces = chunks(text, Chunking(max_tokens=7, overlap_tokens=2))
+    pieces = split_chunks(text, Chunking(max_tokens=7, overlap_tokens=2))
     cut = [piece.split() for piece in pieces]
     assert all(len(piece) <= 7 for piece in cut) or len(pieces) == 1
     joined = cut[0] + [word for piece in cut[1:] for word in piece[2:]]
@@ -90,7 +88,7 @@ def test_chunks_cover_every_word_in_order_and_overlap_as_asked(words: list[str])
 
 
 def test_folding_hides_case_spacing_and_unicode_form() -> None:
-    assert fold("\uff26ine\n  Straße") == fold("fine strasse ")
+    assert normalize_document("\uff26ine\n  Straße") == normalize_document("fine strasse ")
 
 
 def written(made: Workspace) -> list[dict[str, Any]]:
@@ -99,9 +97,7 @@ def written(made: Workspace) -> list[dict[str, Any]]:
     return rows
 
 
-def test_limit_counts_raw_rows_and_a_rerun_changes_no_byte(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_limit_counts_raw_rows_and_a_rerun_changes_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = workspace(tmp_path, input={"limit": 3})
     assert len(written(made)) == 6
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files(tmp_path)}

@@ -20,24 +20,18 @@ def project(folder: Path, *rows: dict[str, Any], **defaults: Any) -> Workspace:
     return workspace(folder, input={"path": str(raw)}, defaults=defaults)
 
 
-def prompts(
-    made: Workspace, capsys: pytest.CaptureFixture[str]
-) -> tuple[list[dict[str, Any]], list[str]]:
+def prompts(made: Workspace, capsys: pytest.CaptureFixture[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The canonical rows, and what was said about the columns."""
     canonicalize.run(made.load())
     said = [line.removeprefix("canonicalize: ") for line in capsys.readouterr().out.splitlines()]
     return pq.read_table(made.path("canonical")).to_pylist(), said[:-1]
 
 
-def test_da02_a_question_is_asked_about_its_context(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da02_a_question_is_asked_about_its_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"context": f"Town {n} has a mill.", "question": f"What has town {n}?", "answer": "?"}
             for n in range(3)]  # fmt: skip
     found, said = prompts(project(tmp_path, *rows), capsys)
-    assert [row["user_prompt"] for row in found] == [
-        f"Town {n} has a mill.\n\nWhat has town {n}?" for n in range(3)
-    ]
+    assert [row["user_prompt"] for row in found] == [f"Town {n} has a mill.\n\nWhat has town {n}?" for n in range(3)]
     assert [row["context"] for row in found] == [f"Town {n} has a mill." for n in range(3)]
     assert said == [
         "the prompt is column question, behind the text of column context (defaults.prompt_column "
@@ -68,20 +62,15 @@ def test_da02_a_column_that_looks_like_prompts_is_used_and_named(
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["question_id", "prompt_tokens", "system_prompt", "question type", "queries_url", "title"],
+    "name", ["question_id", "prompt_tokens", "system_prompt", "question type", "queries_url", "title"]
 )
-def test_da02_a_column_about_prompts_is_none(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da02_a_column_about_prompts_is_none(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     found, said = prompts(project(tmp_path, {name: "x", "text": "Ice floats."}), capsys)
     assert {row["context"] for row in found} == {"Ice floats."}
     assert said == []
 
 
-def test_da02_numbers_of_questions_are_no_prompts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da02_numbers_of_questions_are_no_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = prompts(project(tmp_path, {"question": 3, "text": "Ice floats."}), capsys)
     assert {row["context"] for row in found} == {"Ice floats."}
 
@@ -120,9 +109,7 @@ def test_da02_two_readings_are_refused_with_the_settings_to_write(
         assert part in str(error.value)
 
 
-def test_da02_the_settings_of_the_refusal_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da02_the_settings_of_the_refusal_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = project(tmp_path, {"question": "Why?", "text": "Ice."}, prompt_column="question")
     assert [row["user_prompt"] for row in prompts(made, capsys)[0]] == ["Why?"]
     made.change(defaults={"context_column": "text", "prompt_template": "{context}\n\n{prompt}"})
@@ -131,17 +118,13 @@ def test_da02_the_settings_of_the_refusal_work(
     assert {row["context"] for row in prompts(made, capsys)[0]} == {"Ice."}
 
 
-def test_da02_what_a_configured_prompt_leaves_out_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da02_what_a_configured_prompt_leaves_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"user_prompt": "Why?", "question": "How?", "context": "Ice floats."}
     (found,), said = prompts(project(tmp_path, row), capsys)
     assert found["user_prompt"] == "Why?"
     assert said == [
-        "column question looks like prompts too and is not read: defaults.prompt_column is "
-        "user_prompt",
-        "column context is carried along and not shown to the teacher: defaults.prompt_template "
-        "has no {context}",
+        "column question looks like prompts too and is not read: defaults.prompt_column is user_prompt",
+        "column context is carried along and not shown to the teacher: defaults.prompt_template has no {context}",
     ]
     made = project(tmp_path, row | {"user_prompt": "Ice floats. Why?"})
     assert "carried along" not in " ".join(prompts(made, capsys)[1])
@@ -168,9 +151,7 @@ def test_da12_both_parts_of_an_alpaca_row_are_the_prompt(
     assert "with column input behind it" in said[0]
 
 
-def test_da12_a_template_can_place_any_column(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da12_a_template_can_place_any_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = project(tmp_path, ALPACA[0], prompt_column="instruction",
                    prompt_template="<{input}> {prompt}")  # fmt: skip
     found, said = prompts(made, capsys)
@@ -178,9 +159,7 @@ def test_da12_a_template_can_place_any_column(
     assert said == []
 
 
-def test_da12_a_number_is_a_known_answer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da12_a_number_is_a_known_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = [5, 5.0, 0.1, -3, 2**60, 1e300, float("nan"), None]
     rows = [{"instruction": f"Add {n}.", "answer": value, "domain": n}
             for n, value in enumerate(numbers)]  # fmt: skip
@@ -212,9 +191,7 @@ def test_da12_an_id_of_a_document_is_refused_with_the_setting_that_takes_it(
 
 
 @pytest.mark.parametrize("column", ["text", "user_prompt"])
-def test_an_id_that_nobody_gave_is_never_named(
-    tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_id_that_nobody_gave_is_never_named(tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{column: "Ice floats.", "domain": domain, "url": url} for domain, url in
             [("physics", "a"), ("chemistry", "a"), ("physics", "b")]]  # fmt: skip
     found, _ = prompts(project(tmp_path, *rows), capsys)
@@ -223,16 +200,13 @@ def test_an_id_that_nobody_gave_is_never_named(
     assert len({row["sample_id"] for row in found}) == 2 * tasks  # the address is no content
 
 
-def test_an_id_is_needed_once_for_the_same_content(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_id_is_needed_once_for_the_same_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": 7, "text": "Ice.", "url": url} for url in "ab"]
     assert len({row["sample_id"] for row in prompts(project(tmp_path, *rows), capsys)[0]}) == 2
 
 
 @pytest.mark.parametrize(
-    "place",
-    ["shops", "shops.sqlite", "shops.db", "shops.sqlite3", "shops/shops.sqlite", "shops/shops.db"],
+    "place", ["shops", "shops.sqlite", "shops.db", "shops.sqlite3", "shops/shops.sqlite", "shops/shops.db"]
 )
 def test_d29_a_database_is_found_before_any_answer_is_bought(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
@@ -267,8 +241,6 @@ def test_d29_an_sql_task_without_a_database_is_refused_before_any_answer_is_boug
         {"prompt": '[\n {"from": "human", "value": "Why?"}]'},
     ],
 )
-def test_d13_a_conversation_is_refused_with_the_columns_to_write(
-    tmp_path: Path, turns: dict[str, Any]
-) -> None:
+def test_d13_a_conversation_is_refused_with_the_columns_to_write(tmp_path: Path, turns: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"a conversation is not read; .* user_prompt"):
         canonicalize.run(project(tmp_path, turns).load())

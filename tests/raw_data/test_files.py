@@ -59,9 +59,7 @@ def test_a_folder_gives_one_row_per_text_file_in_name_order(tmp_path: Path) -> N
         ("raw.docx", b"", "cannot tell the format"),
     ],
 )
-def test_a_file_that_cannot_be_read_names_the_place(
-    tmp_path: Path, name: str, content: bytes, expected: str
-) -> None:
+def test_a_file_that_cannot_be_read_names_the_place(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=expected) as error:
         list(read_raw(tmp_path / name))

@@ -95,9 +95,7 @@ def test_da05_files_of_one_stem_keep_their_ending(tmp_path: Path) -> None:
     assert told == []
 
 
-def test_da05_texts_without_a_word_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da05_texts_without_a_word_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fill(tmp_path / "notes", a_md="Glaciers.", b_md="", c_md="---\ntitle: x\n---\n\n")
     made = workspace(tmp_path, input={"path": str(folder)}, defaults={"tasks": ["hypothesis"]})
     canonicalize.run(made.load())
@@ -158,9 +156,7 @@ def test_da05_what_is_hidden_does_not_make_the_input_stale(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("files", [{}, {"a_pdf": "%PDF"}])
-def test_da05_a_folder_without_data_says_what_is_in_it(
-    tmp_path: Path, files: dict[str, Any]
-) -> None:
+def test_da05_a_folder_without_data_says_what_is_in_it(tmp_path: Path, files: dict[str, Any]) -> None:
     fill(tmp_path, **files)
     with pytest.raises(InputError, match=r"holds no \.txt.*found: (nothing|.*a\.pdf)"):
         read(tmp_path)

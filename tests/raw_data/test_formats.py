@@ -32,13 +32,9 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "delimiter"), [*(("rows.csv", mark) for mark in ",;\t|"), ("rows.tsv", "\t")]
-)
+@pytest.mark.parametrize(("name", "delimiter"), [*(("rows.csv", mark) for mark in ",;\t|"), ("rows.tsv", "\t")])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_d28_the_separator_of_a_csv_is_found(
-    tmp_path: Path, delimiter: str, name: str, end: str
-) -> None:
+def test_d28_the_separator_of_a_csv_is_found(tmp_path: Path, delimiter: str, name: str, end: str) -> None:
     path = tmp_path / name
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, list(ROWS[0]), delimiter=delimiter, lineterminator=end)
@@ -60,9 +56,7 @@ def test_d28_the_separator_of_a_csv_is_found(
         ("\n\nq;n\n\na;1\n", [{"q": "a", "n": "1"}]),
     ],
 )  # fmt: skip
-def test_d28_the_header_decides_and_not_the_text(
-    tmp_path: Path, text: str, expected: list[dict[str, Any]]
-) -> None:
+def test_d28_the_header_decides_and_not_the_text(tmp_path: Path, text: str, expected: list[dict[str, Any]]) -> None:
     assert values(written(tmp_path / "rows.csv", text)) == expected
 
 
@@ -75,9 +69,7 @@ def test_d28_the_header_decides_and_not_the_text(
         ('q\n"two\nlines"\none\n', ["two\nlines", "one"]),
     ],
 )
-def test_d28_quotes_in_a_tsv_are_text_where_they_close_nothing(
-    tmp_path: Path, text: str, expected: list[str]
-) -> None:
+def test_d28_quotes_in_a_tsv_are_text_where_they_close_nothing(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert [row["q"] for row in values(written(tmp_path / "rows.tsv", text))] == expected
 
 
@@ -140,9 +132,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in TWO)
         ("lines.ndjson", LINES),
     ],
 )
-def test_d28_json_of_another_shape_gives_the_same_rows(
-    tmp_path: Path, name: str, text: str
-) -> None:
+def test_d28_json_of_another_shape_gives_the_same_rows(tmp_path: Path, name: str, text: str) -> None:
     assert values(written(tmp_path / name, text)) == TWO
 
 
@@ -157,9 +147,7 @@ def test_d28_json_of_another_shape_gives_the_same_rows(
         ("[" * 100_000, "not valid JSON"),
     ],
 )
-def test_d28_json_that_can_be_read_in_two_ways_is_refused(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_d28_json_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         values(written(tmp_path / "rows.json", text))
 
@@ -182,9 +170,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("packed", list(PACKED))
 @pytest.mark.parametrize("ending", list(PLAIN))
-def test_d28_a_compressed_file_is_read_like_the_plain_one(
-    tmp_path: Path, ending: str, packed: str
-) -> None:
+def test_d28_a_compressed_file_is_read_like_the_plain_one(tmp_path: Path, ending: str, packed: str) -> None:
     path = tmp_path / f"rows{ending}{packed.upper()}"
     path.write_bytes(PACKED[packed](PLAIN[ending].encode("utf-8-sig")))
     found = [{**row, "n": int(row["n"])} for row in values(path)]
@@ -218,9 +204,7 @@ def test_d28_a_file_of_another_format_is_refused(tmp_path: Path, name: str, mess
         values(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "encoding", ["utf-16", "utf-16-le", "utf-32-be", "cp1252", "koi8-r", "gb18030", "shift_jis"]
-)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "cp1252", "koi8-r", "gb18030", "shift_jis"])
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.txt"])
 def test_d28_another_encoding_is_refused_by_name(tmp_path: Path, name: str, encoding: str) -> None:
     text = {"cp1252": "Überfällig", "koi8-r": "Привет"}.get(encoding, "日本語")

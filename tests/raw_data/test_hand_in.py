@@ -85,9 +85,7 @@ def test_stages_take_a_table_without_nullable_columns(tmp_path: Path) -> None:
     summary = filter_pairs.run(config, src=[src], **out)
     assert summary is not None
     assert summary.kept == 3
-    counts = to_sft.run(
-        config, src=src, dst_jsonl=tmp_path / "s.jsonl", dst_parquet=tmp_path / "s.parquet"
-    )
+    counts = to_sft.run(config, src=src, dst_jsonl=tmp_path / "s.jsonl", dst_parquet=tmp_path / "s.parquet")
     assert counts is not None
     assert counts["train"] == 3
 
@@ -108,12 +106,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "column"),
-    [("a.parquet", "user_prompt"), ("a.parquet", "question"), ("a.csv", "user_prompt")],
+    ("name", "column"), [("a.parquet", "user_prompt"), ("a.parquet", "question"), ("a.csv", "user_prompt")]
 )
-def test_a_file_of_prompts_alone_is_asked_with_the_ids_of_canonicalize(
-    tmp_path: Path, name: str, column: str
-) -> None:
+def test_a_file_of_prompts_alone_is_asked_with_the_ids_of_canonicalize(tmp_path: Path, name: str, column: str) -> None:
     src = write(tmp_path / name, [{column: text} for text in QUESTIONS])
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url, input={"path": str(src)})

@@ -22,7 +22,7 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.repair import prompts as repair_prompts
 from nexa_distill.repair.plan import make_plan
 from nexa_distill.repair.prompts import INSTRUCTIONS, NOT_REPAIRED, Fault, repair_prompt
-from nexa_distill.repair.report import repair_report
+from nexa_distill.repair.report import repair_figures
 from tests import warm
 from tests.support.answers import GOOD
 from tests.support.workspace import ROOT, Workspace, workspace
@@ -64,9 +64,7 @@ def billed(teacher: Teacher) -> int:
 def decide(made: Workspace, sample: str, attempt: int, action: str, **more: Any) -> None:
     at = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
     given = {"annotator": "ann", "timestamp": at} | more
-    one = Annotation.model_validate(
-        {"sample_id": sample, "attempt": attempt, "action": action} | given
-    )
+    one = Annotation.model_validate({"sample_id": sample, "attempt": attempt, "action": action} | given)
     annotations.append(made.path("annotations"), one)
 
 
@@ -79,22 +77,20 @@ def bodies(made: Workspace) -> list[str]:
                 for (body,) in db.execute("SELECT body FROM requests")]  # fmt: skip
 
 
-def test_f33_one_round_repairs_what_the_reason_can_repair_and_abandons_the_rest(
-    tmp_path: Path,
-) -> None:
+def test_f33_one_round_repairs_what_the_reason_can_repair_and_abandons_the_rest(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert billed(teacher) == 6 + 4
         before = files(made)
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert billed(teacher) == 10, "pressed twice, paid once"
         assert files(made) == before
     assert kept(made) == {"s0000": 1, "s0001": 1, "s0004": 0, "s0005": 0}
     lineage = {row["sample_id"]: row["repaired_reason"] for row in rows(made, "filtered_dataset")}
     assert lineage == {"s0000": "too_short", "s0001": "banned_citation", "s0004": None,
                        "s0005": None}  # fmt: skip
-    report = repair_report(made.load())
+    report = repair_figures(made.load())
     counts = [report[n] for n in ("first_pass", "repaired", "edited", "abandoned", "unanswered")]
     assert counts == [2, 2, 0, 2, 0]
     assert sum(counts) == report["samples"] == 6
@@ -104,37 +100,29 @@ def test_f33_one_round_repairs_what_the_reason_can_repair_and_abandons_the_rest(
     assert (one["answered"], one["kept"]) == (4, 2)
 
 
-def test_f33_rounds_are_bounded_and_each_tells_the_reason_of_the_one_before(
-    tmp_path: Path,
-) -> None:
+def test_f33_rounds_are_bounded_and_each_tells_the_reason_of_the_one_before(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url, regeneration={"rounds": 3}))
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert billed(teacher) == 6 + 4 + 2 + 1
         before = files(made)
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert (billed(teacher), files(made)) == (13, before)
     assert kept(made) == {"s0000": 1, "s0001": 1, "s0003": 2, "s0004": 0, "s0005": 0}
     assert Counter(row["attempt"] for row in rows(made, "regen_dataset")) == {1: 4, 2: 2, 3: 1}
-    assert {row["sample_id"] for row in rows(made, "rejections") if row["attempt"] == 3} == {
-        "s0002"
-    }
+    assert {row["sample_id"] for row in rows(made, "rejections") if row["attempt"] == 3} == {"s0002"}
 
 
 def test_f33_each_round_asks_its_own_model(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS, models=["big", "bigger"]) as teacher:
-        made = workspace(
-            tmp_path, teacher.base_url, regeneration={"rounds": 3, "models": ["big", "bigger"]}
-        )
-        gates.repair(collected(made).load())
+        made = workspace(tmp_path, teacher.base_url, regeneration={"rounds": 3, "models": ["big", "bigger"]})
+        gates.run_repair_loop(collected(made).load())
     models = {row["attempt"]: row["model_id"] for row in rows(made, "regen_dataset")}
     assert models == {1: "big", 2: "bigger", 3: "bigger"}
-    assert repair_report(made.load())["usd_per_repaired_sample"] is None, "unpriced"
+    assert repair_figures(made.load())["usd_per_repaired_sample"] is None, "unpriced"
 
 
-def test_f33_a_kill_in_the_middle_of_a_round_pays_at_most_what_was_on_the_wire(
-    tmp_path: Path,
-) -> None:
+def test_f33_a_kill_in_the_middle_of_a_round_pays_at_most_what_was_on_the_wire(tmp_path: Path) -> None:
     says = {f"Question {n}?|Say more": GOOD for n in range(24)} | {"Question": SHORT}
     with ledger_teacher(tmp_path, says=says, delay=0.15) as teacher:
         made = workspace(tmp_path, teacher.base_url, collection={"concurrency": 2})
@@ -161,12 +149,12 @@ def test_f33_a_kill_in_the_middle_of_a_round_pays_at_most_what_was_on_the_wire(
 def test_a_kill_between_the_repairs_and_their_seal_does_not_stop_the_gates(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         whole = kept(made)
         (made.path("manifests") / "regenerate/manifest.json").unlink()
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         assert set(kept(made).values()) == {0}
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert billed(teacher) == 10
     assert kept(made) == whole
 
@@ -174,13 +162,13 @@ def test_a_kill_between_the_repairs_and_their_seal_does_not_stop_the_gates(tmp_p
 def test_repairs_of_other_answers_are_left_out(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         ask(made, prompts(5))
         with pytest.raises(InputMissing, match="run_filtering"):
             regenerate_bad.run(made.load())
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         assert set(kept(made).values()) == {0}
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert billed(teacher) == 10, "the same repairs, from the journal"
     assert kept(made) == {"s0000": 1, "s0001": 1, "s0004": 0}
 
@@ -200,10 +188,10 @@ def test_no_teacher_is_asked_where_answers_come_from_a_file(tmp_path: Path) -> N
 def test_a_person_rejects_a_kept_answer_and_their_words_are_told(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says={"names no outcome": GOOD}) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url), 3)
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         for _ in range(2):  # pressed twice
             decide(made, "s0001", 0, "reject", note="names no outcome")
-            gates.repair(made.load())
+            gates.run_repair_loop(made.load())
         assert billed(teacher) == 4
     assert kept(made) == {"s0000": 0, "s0001": 1, "s0002": 0}
     (rejected,) = rows(made, "rejections")
@@ -214,13 +202,13 @@ def test_a_person_rejects_a_kept_answer_and_their_words_are_told(tmp_path: Path)
 def test_f33_regenerate_asks_once_more_beyond_the_rounds(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         for _ in range(2):
             decide(made, "s0002", 1, "regenerate", note="try again")
-            gates.repair(made.load())
+            gates.run_repair_loop(made.load())
         assert billed(teacher) == 11
         decide(made, "s0002", 2, "reject")
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert billed(teacher) == 11
     assert [row["attempt"] for row in rows(made, "regen_dataset") if row["sample_id"] == "s0002"
             ] == [1, 2]  # fmt: skip
@@ -229,11 +217,11 @@ def test_f33_regenerate_asks_once_more_beyond_the_rounds(tmp_path: Path) -> None
 def test_annotators_who_disagree_are_doubt_and_an_accept_overrides_no_gate(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url, regeneration={"rounds": 0}))
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         decide(made, "s0004", 0, "accept")
         decide(made, "s0004", 0, "reject", annotator="bob")
         decide(made, "s0002", 0, "accept")
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         assert billed(teacher) == 6
     assert set(kept(made)) == {"s0005"}
     against = {row["sample_id"]: row["rejection_reasons"] for row in rows(made, "rejections")}
@@ -241,32 +229,26 @@ def test_annotators_who_disagree_are_doubt_and_an_accept_overrides_no_gate(tmp_p
     assert "too_short" in against["s0002"]
 
 
-def test_an_edited_answer_is_an_attempt_by_a_person_and_passes_the_same_gates(
-    tmp_path: Path,
-) -> None:
+def test_an_edited_answer_is_an_attempt_by_a_person_and_passes_the_same_gates(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         decide(made, "s0002", 0, "edit", edited_output=GOOD)
         decide(made, "s0005", 0, "edit", edited_output="Nothing.")
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         asked = billed(teacher)
         assert asked == 6 + 3 + 1, "a good edit asks nobody, a bad one is repaired"
         before = files(made)
         decide(made, "s0002", 0, "edit", edited_output=GOOD)  # pressed twice
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
         after = files(made)
         assert billed(teacher) == asked
-    assert kept(made)["s0002"] == decisions.EDITS_FROM
+    assert kept(made)["s0002"] == decisions.FIRST_EDIT_ATTEMPT
     assert kept(made)["s0005"] == 1
     (edit,) = [row for row in rows(made, "filtered_dataset") if row["sample_id"] == "s0002"]
-    assert (edit["model_id"], edit["cost_usd"], edit["finish_reason"]) == (
-        "person:ann",
-        0.0,
-        "stop",
-    )
+    assert (edit["model_id"], edit["cost_usd"], edit["finish_reason"]) == ("person:ann", 0.0, "stop")
     assert edit["repaired_reason"] == "rejected_by_person"
-    assert repair_report(made.load())["edited"] == 1
+    assert repair_figures(made.load())["edited"] == 1
     tables = [name for name in before if name.endswith("filtered_v1.parquet")]
     assert all(before[name][1] == after[name][1] for name in tables)
 
@@ -276,16 +258,16 @@ def test_a_decision_that_is_older_than_the_answer_does_not_count(tmp_path: Path)
         made = workspace(tmp_path, teacher.base_url)
         decide(made, "s0000", 0, "reject", timestamp="2020-01-01T00:00:00+00:00")
         decide(made, "gone", 0, "reject")
-        gates.pass_gates(collected(made, 2).load())
+        gates.run_gates(collected(made, 2).load())
     assert len(kept(made)) == 2
-    assert decisions.standing(made.load()).left_out == 2
+    assert decisions.load_valid_decisions(made.load()).left_out == 2
 
 
 def test_seeds_name_a_row_or_a_sample_and_are_recorded_once(tmp_path: Path) -> None:
     seeds = tmp_path / "seeds.jsonl"
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url, regeneration={"rounds": 0}))
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         third = rows(made, "rejections")[2]["sample_id"]
         lines: list[dict[str, Any]] = [{"index": 2, "action": "regenerate"},
                                        {"sample_id": "s0000", "action": "regenerate"}]  # fmt: skip
@@ -309,12 +291,10 @@ def test_seeds_name_a_row_or_a_sample_and_are_recorded_once(tmp_path: Path) -> N
         ({"action": "reject"}, "expected {sample_id or index, action"),
     ],
 )
-def test_a_line_that_is_no_decision_is_named(
-    tmp_path: Path, line: dict[str, Any], said: str
-) -> None:
+def test_a_line_that_is_no_decision_is_named(tmp_path: Path, line: dict[str, Any], said: str) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-    gates.pass_gates(made.load())
+    gates.run_gates(made.load())
     (tmp_path / "seeds.jsonl").write_text(f"\n{json.dumps(line)}\n")
     with pytest.raises(InputError, match="line 2: ") as error:
         regenerate_bad.run(made.load(), annotations=tmp_path / "seeds.jsonl")
@@ -322,13 +302,11 @@ def test_a_line_that_is_no_decision_is_named(
     assert not made.path("annotations").exists()
 
 
-def test_a_file_elsewhere_gets_the_decided_answers_alone_and_nothing_is_recorded(
-    tmp_path: Path,
-) -> None:
+def test_a_file_elsewhere_gets_the_decided_answers_alone_and_nothing_is_recorded(tmp_path: Path) -> None:
     seeds, dst = tmp_path / "seeds.jsonl", tmp_path / "regen.parquet"
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-        gates.pass_gates(made.load())
+        gates.run_gates(made.load())
         seeds.write_text('{"sample_id": "s0001", "action": "regenerate"}\n')
         for _ in range(2):
             made.run("nexa_distill.regenerate_bad", "--annotations", seeds, "--dst", dst)
@@ -345,7 +323,7 @@ def test_a_file_elsewhere_gets_the_decided_answers_alone_and_nothing_is_recorded
 def test_every_reason_has_an_instruction_or_is_left_out_on_purpose() -> None:
     assert not INSTRUCTIONS.keys() & NOT_REPAIRED
     assert INSTRUCTIONS.keys() | NOT_REPAIRED == REASONS.keys()
-    shown = repair_prompts.WITH_EVIDENCE | repair_prompts.JUDGED | repair_prompts.NOT_SHOWN
+    shown = repair_prompts.WITH_EVIDENCE | repair_prompts.JUDGE_REASONS | repair_prompts.NOT_SHOWN
     assert shown <= INSTRUCTIONS.keys()
 
 
@@ -381,10 +359,10 @@ def test_a_dangerous_or_personal_answer_is_not_shown_again() -> None:
 def test_the_repaired_answer_is_packaged_with_its_lineage(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, says=SAYS) as teacher:
         made = collected(workspace(tmp_path, teacher.base_url))
-        gates.repair(made.load())
+        gates.run_repair_loop(made.load())
     to_sft.run(made.load())
     packed = {row["sample_id"]: row for row in rows(made, "sft_parquet")}
     assert packed["s0000"]["repaired_reason"] == "too_short"
     assert packed["s0000"]["attempt"] == 1
     assert packed["s0004"]["repaired_reason"] is None
-    assert make_plan(made.load()).digest == make_plan(made.load()).digest
+    assert make_plan(made.load()).plan_digest == make_plan(made.load()).plan_digest

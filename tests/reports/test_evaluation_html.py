@@ -7,9 +7,9 @@ import pytest
 from nexa_distill.reporting import charts
 from nexa_distill.settings.filters import RegressionGate
 from nexa_train import regression
-from nexa_train.evaluation.metrics import Exam, assess
-from nexa_train.reports.evaluation_html import inline, page
-from nexa_train.reports.evaluation_text import headline, markdown
+from nexa_train.evaluation.metrics import HeldOutResults, compute_metrics
+from nexa_train.reports.evaluation_html import inline_code, render_page
+from nexa_train.reports.evaluation_text import headline_sentences, render_markdown
 from tests.support.answers import answer
 
 GATE = RegressionGate(max_pass_rate_drop=0.0, max_loss_rise=0.0)
@@ -22,16 +22,16 @@ def report(text: str = "An answer.", *, curve: bool = True, **columns: Any) -> d
     keys = [row["sample_id"] for row in prompts]
     answers = dict(zip(keys, prompts, strict=True))
     exams = {
-        "teacher": Exam(answers, {key: [] for key in keys}, None),
-        "before": Exam(answers, {key: ["too_short", "refusal"] for key in keys}, None),
-        "after": Exam(answers, {key: [] for key in keys}, None),
+        "teacher": HeldOutResults(answers, {key: [] for key in keys}, None),
+        "before": HeldOutResults(answers, {key: ["too_short", "refusal"] for key in keys}, None),
+        "after": HeldOutResults(answers, {key: [] for key in keys}, None),
     }
-    found = assess(prompts, exams)
+    found = compute_metrics(prompts, exams)
     rows = [{"step": 0, "val_loss": 2.0}, {"step": 1, "loss": 2.1}, {"step": 2, "loss": 1.9}]
     return {
-        "headline": headline(found), "run_id": "run-1", "run_name": text, "split": "test", **found,
+        "headline": headline_sentences(found), "run_id": "run-1", "run_name": text, "split": "test", **found,
         "funnel": [{"step": text, "count": 9}, {"step": "packaged", "count": None}],
-        "regression": regression.compare(None, {}, GATE),
+        "regression": regression.compare_runs(None, {}, GATE),
         "training_curve": rows if curve else [],
         "facts": {
             "student": text, "keep_layers": None, "train": {"seed": 7},
@@ -72,38 +72,38 @@ class Reader(HTMLParser):
 
 
 def test_model_text_cannot_become_markup() -> None:
-    read = Reader(page(report(ATTACK, domain=ATTACK, template_name=ATTACK, model_id=ATTACK)))
+    read = Reader(render_page(report(ATTACK, domain=ATTACK, template_name=ATTACK, model_id=ATTACK)))
     assert not {"script", "img"} & set(read.tags)
     assert "onerror" not in read.attributes
     assert ATTACK in read.text
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    text = page(report())
+    text = render_page(report())
     assert not re.findall(r"https?://|src=|@import|url\(|<link", text)
 
 
 def test_every_tag_is_closed() -> None:
-    read = Reader(page(report()))
+    read = Reader(render_page(report()))
     assert read.open == []
     assert {"h1", "svg", "table", "article"} <= set(read.tags)
 
 
 def test_what_was_not_measured_is_said_and_never_zero() -> None:
     found = report(completion_tokens=None, latency_ms=None)
-    read = Reader(page(found))
+    read = Reader(render_page(found))
     assert "not measured" in read.text
     assert "training not measured" in read.text
-    assert not re.search(r"\bNone\b|\bnan\b", read.text + markdown(found))
+    assert not re.search(r"\bNone\b|\bnan\b", read.text + render_markdown(found))
     assert found["models"]["after"]["answer_tokens"] is None
 
 
 def test_without_a_training_curve_there_is_no_empty_plot() -> None:
-    assert "<svg" not in page(report(curve=False))
+    assert "<svg" not in render_page(report(curve=False))
 
 
 def test_reasons_and_outcomes_stand_beside_the_answers() -> None:
-    text = Reader(page(report())).text
+    text = Reader(render_page(report())).text
     assert "rejected: too_short, refusal" in text
     assert "only after 3" in text
     pair = "cannot be said: difference +100 points, no interval from 3 documents; McNemar p = 0.250"
@@ -113,21 +113,19 @@ def test_reasons_and_outcomes_stand_beside_the_answers() -> None:
 def test_three_prompts_do_not_say_whether_training_helped() -> None:
     found = report()
     assert found["comparison"]["gate"]["difference"] == 1
-    assert found["headline"][0] == (
-        "Whether training helped cannot be said from 3 documents: at least 6 are needed."
-    )
+    assert found["headline"][0] == ("Whether training helped cannot be said from 3 documents: at least 6 are needed.")
     assert "no interval from 3 documents" in found["headline"][1]
 
 
 def test_commands_are_code_on_the_page_and_names_in_them_are_text() -> None:
-    text = page(report())
+    text = render_page(report())
     assert "<code>python -m nexa_train.regression accept</code>" in text
     assert "`" not in text
-    assert inline("``a ` <b>`` c") == "<code>a ` &lt;b&gt;</code> c"
+    assert inline_code("``a ` <b>`` c") == "<code>a ` &lt;b&gt;</code> c"
 
 
 def test_markdown_keeps_model_text_in_its_quotation() -> None:
-    text = markdown(report("# not a heading\n<b>bold</b>"))
+    text = render_markdown(report("# not a heading\n<b>bold</b>"))
     assert "\n# not a heading" not in text.split("## Side by side")[1]
     assert "<b>" not in text.split("## Side by side")[1]
 
@@ -141,13 +139,11 @@ def test_markdown_keeps_model_text_in_its_quotation() -> None:
         (0, 1, True, [0, 1]),
     ],
 )
-def test_ticks_are_round_and_enclose_the_data(
-    low: float, high: float, whole: bool, expected: list[float]
-) -> None:
-    assert charts.ticks(low, high, whole=whole) == expected
+def test_ticks_are_round_and_enclose_the_data(low: float, high: float, whole: bool, expected: list[float]) -> None:
+    assert charts.choose_ticks(low, high, whole=whole) == expected
 
 
 def test_a_line_of_one_point_is_a_dot() -> None:
-    drawn = charts.lines([charts.Line("a", [(3, 1.0)], "after")], x_label="x", y_label="y")
+    drawn = charts.draw_lines([charts.Line("a", [(3, 1.0)], "after")], x_label="x", y_label="y")
     assert "<circle" in drawn
     assert "<polyline" not in drawn

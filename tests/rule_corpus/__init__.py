@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import yaml
 
-from nexa_distill.gating.rules import Measured, Rules
+from nexa_distill.gating.rules import RuleResult, Rules
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 
@@ -75,9 +75,7 @@ def _written_out(entry: str | Mapping[str, Any]) -> str:
 def measure(check: str) -> Figures:
     """The shipped rule on all texts of its file."""
     texts = read_texts(check)
-    config = load_yaml(
-        ROOT / "configs/filters.yaml", FilterConfig, {"require_json_for": [JSON_TASK]}
-    )
+    config = load_yaml(ROOT / "configs/filters.yaml", FilterConfig, {"require_json_for": [JSON_TASK]})
     rows = pa.table(
         {
             "teacher_output": pa.array([text.text for text in texts], pa.string()),
@@ -86,7 +84,7 @@ def measure(check: str) -> Figures:
             "answer_flag": pa.array([None] * len(texts), pa.string()),
         }
     )
-    (measured,) = [m for m in Rules(config).measure(rows) if m.check == check]
+    (measured,) = [m for m in Rules(config).measure_batch(rows) if m.check == check]
     stopped = list(_stopped(measured))
     return Figures(
         texts,
@@ -95,18 +93,17 @@ def measure(check: str) -> Figures:
     )
 
 
-def _stopped(measured: Measured) -> Iterator[bool]:
+def _stopped(measured: RuleResult) -> Iterator[bool]:
     """Whether the rule has something against a row; personal data that is only flagged counts."""
     found = measured.value if measured.check.startswith("safety.pii_") else None
-    for row, passed in enumerate(measured.passed.tolist()):
+    for row, passed in enumerate(measured.passed_rows.tolist()):
         yield bool(found[row]) if found is not None else not passed
 
 
 def table() -> str:
     """The figures as Markdown."""
     lines = [
-        "| check | languages | sound texts | stopped of them | faults | missed of them "
-        "| precision | recall |",
+        "| check | languages | sound texts | stopped of them | faults | missed of them | precision | recall |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for check in CHECKS:

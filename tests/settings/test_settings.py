@@ -37,9 +37,7 @@ def test_the_shipped_configuration_loads_and_offers_five_providers() -> None:
         ({"storage": {"raw_data": "x"}}, 'storage.raw_data (did you mean "raw_dataset"?)'),
     ],
 )
-def test_a_bad_key_or_value_names_itself(
-    tmp_path: Path, change: dict[str, Any], expected: str
-) -> None:
+def test_a_bad_key_or_value_names_itself(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"extends": str(SHIPPED), **change}))
     with pytest.raises(InputError) as error:
@@ -56,9 +54,7 @@ def test_every_bad_key_is_reported_at_once(tmp_path: Path) -> None:
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_a_missing_key_is_an_error_that_names_extends_because_yaml_is_the_only_home_of_defaults(
-    tmp_path: Path,
-) -> None:
+def test_a_missing_key_is_an_error_that_names_extends_because_yaml_is_the_only_home_of_defaults(tmp_path: Path) -> None:
     values = yaml.safe_load(SHIPPED.read_text())
     del values["chunking"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"extends": None}))
@@ -66,9 +62,7 @@ def test_a_missing_key_is_an_error_that_names_extends_because_yaml_is_the_only_h
         load_config(tmp_path / "mine.yaml")
 
 
-def test_a_file_without_extends_takes_what_it_does_not_name_from_the_shipped_one(
-    tmp_path: Path,
-) -> None:
+def test_a_file_without_extends_takes_what_it_does_not_name_from_the_shipped_one(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("chunking: {max_tokens: 50}")
     config = load_config(tmp_path / "mine.yaml")
     assert config == with_flags(load_config(SHIPPED), {"chunking": {"max_tokens": 50}})
@@ -78,9 +72,7 @@ def test_a_file_without_extends_takes_what_it_does_not_name_from_the_shipped_one
     assert load_yaml(tmp_path / "student.yaml", StudentConfig).run_name == "mine"
 
 
-def test_a_complete_file_is_not_completed_and_extends_finds_the_shipped_file_by_name(
-    tmp_path: Path,
-) -> None:
+def test_a_complete_file_is_not_completed_and_extends_finds_the_shipped_file_by_name(tmp_path: Path) -> None:
     values = yaml.safe_load(SHIPPED.read_text())
     values["providers"] = {"embedded": values["providers"]["embedded"]}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(values))
@@ -98,9 +90,7 @@ def test_a_complete_file_is_not_completed_and_extends_finds_the_shipped_file_by_
         ({"a.yaml": "extends: b.yaml"}, "b.yaml: no such configuration file"),
     ],
 )
-def test_extends_that_leads_nowhere_is_one_line(
-    tmp_path: Path, files: dict[str, str], said: str
-) -> None:
+def test_extends_that_leads_nowhere_is_one_line(tmp_path: Path, files: dict[str, str], said: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(NexaError, match=said):
@@ -119,9 +109,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
         load_config(tmp_path / "mine.yaml")
 
 
-def test_a_file_that_extends_another_keeps_its_values_and_overrides_its_own(
-    tmp_path: Path,
-) -> None:
+def test_a_file_that_extends_another_keeps_its_values_and_overrides_its_own(tmp_path: Path) -> None:
     config = workspace(tmp_path, collection={"concurrency": 3}).load()
     assert config.collection.concurrency == 3
     assert config.collection.max_tokens == load_config(SHIPPED).collection.max_tokens

@@ -10,13 +10,7 @@ from nexa_distill.contracts import INPUTS
 from nexa_distill.errors import InputMissing
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.atomic import write_text
-from nexa_distill.storage.manifests import (
-    StageRun,
-    load_manifest,
-    manifest_path,
-    sealed_hash,
-    sha256_path,
-)
+from nexa_distill.storage.manifests import StageRun, load_manifest, manifest_path, sealed_hash, sha256_path
 from nexa_distill.storage.tables import table_writer
 from nexa_distill.text.hashing import sha256_text
 from tests.support.workspace import workspace
@@ -33,17 +27,17 @@ def sealed(folder: Path, source: str = "raw", limit: int = 1) -> tuple[Storage, 
     storage = workspace(folder).load().storage
     raw = folder / "raw.txt"
     raw.write_text(source)
-    path = storage.path("raw_dataset")
+    path = storage.path_of("raw_dataset")
     run = StageRun("dedup", storage, inputs=[raw], settings={"limit": limit})
     with table_writer(path, INPUTS) as out:
         out.write(pa.Table.from_pylist(prompts(3), schema=INPUTS))
-    run.seal(path, rows_in=5, rejected=2)
+    run.seal_output(path, rows_in=5, rejected=2)
     return storage, path, run
 
 
 def test_a_manifest_has_exactly_the_promised_fields(tmp_path: Path) -> None:
     storage, path, _ = sealed(tmp_path)
-    where = storage.path("manifests") / "dedup" / "manifest.json"
+    where = storage.path_of("manifests") / "dedup" / "manifest.json"
     manifest = json.loads(where.read_text())
     assert list(manifest) == FIELDS
     assert (manifest["rows_in"], manifest["kept"], manifest["rejected"]) == (5, 3, 2)

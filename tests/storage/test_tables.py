@@ -10,7 +10,7 @@ import pytest
 
 from nexa_distill.contracts import CHECKS, Table
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.storage.atomic import replacing, write_text
+from nexa_distill.storage.atomic import replace_atomically, write_text
 from nexa_distill.storage.tables import read_batches, read_table, table_writer
 from tests.support.workspace import ROOT
 
@@ -87,7 +87,7 @@ def test_f03_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path) -> Non
 
 def test_two_writers_of_one_path_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         temporary.write_text("outer")
         other = "from pathlib import Path\nfrom nexa_distill.storage.atomic import write_text\n"
         other += f"write_text(Path({str(path)!r}), 'other')\n"

@@ -70,13 +70,9 @@ def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def collect(
-    config: DistillConfig, rows: Sequence[Mapping[str, Any]], key: str = "collected_dataset"
-) -> Path:
+def collect(config: DistillConfig, rows: Sequence[Mapping[str, Any]], key: str = "collected_dataset") -> Path:
     """Write rows at their `storage:` path and seal them, as the collecting stage would."""
-    path = write_answers(config.storage.path(key), rows)
-    repaired = [config.storage.path("collected_dataset")] if key == "regen_dataset" else []
-    StageRun("teacher", config.storage, inputs=repaired, settings={}).seal(
-        path, rows_in=len(rows), rejected=0
-    )
+    path = write_answers(config.storage.path_of(key), rows)
+    repaired = [config.storage.path_of("collected_dataset")] if key == "regen_dataset" else []
+    StageRun("teacher", config.storage, inputs=repaired, settings={}).seal_output(path, rows_in=len(rows), rejected=0)
     return path

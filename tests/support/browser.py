@@ -17,9 +17,7 @@ from playwright.sync_api import Page, Request, sync_playwright
 from tests import warm
 from tests.support.workspace import ROOT
 
-MISSING = (
-    "Chromium is not installed, so the pages are not tested in a browser: apt-get install chromium"
-)
+MISSING = "Chromium is not installed, so the pages are not tested in a browser: apt-get install chromium"
 
 
 def chromium() -> str:
@@ -41,9 +39,7 @@ def pages(requests: list[str] | None = None) -> Iterator[Page]:
             requests.append(request.url)
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         context.on("request", note)
         context.set_default_timeout(30_000)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nexa_distill.execution.checks import Check, Job
-from nexa_distill.execution.database_perturbation import perturbed
-from nexa_distill.execution.job_timer import FORM, Stopwatch
+from nexa_distill.execution.database_perturbation import write_perturbed_copies
+from nexa_distill.execution.job_timer import TIMER_FORMAT, JobTimer
 from nexa_distill.execution.sql import Limits
 from nexa_distill.execution.sql_checks import SqlChecks
 from nexa_distill.storage.manifests import sha256_path
@@ -38,14 +38,10 @@ def make_shops(path: Path) -> Path:
         )
         for i, name in enumerate(SHOPS):
             town = ("Aar", "Bree", "Aar", "Cley", "Bree", "Aar")[i]
-            base.execute(
-                "INSERT INTO shop VALUES (?,?,?,?)", (i + 1, name, town, str(1900 + 7 * i))
-            )
+            base.execute("INSERT INTO shop VALUES (?,?,?,?)", (i + 1, name, town, str(1900 + 7 * i)))
         for i, name in enumerate(GOODS):
             stock = None if name == "rope" else 5 + 13 * i % 47
-            base.execute(
-                "INSERT INTO goods VALUES (?,?,?)", (name, 0.5 + 1.25 * (i * 7 % 10), stock)
-            )
+            base.execute("INSERT INTO goods VALUES (?,?,?)", (name, 0.5 + 1.25 * (i * 7 % 10), stock))
         for i in range(80):
             row = (1 + i * 5 % 6, GOODS[i * 3 % 10], 1 + i * 11 % 19, 0.25 * (1 + i * 17 % 83))
             base.execute("INSERT INTO sale VALUES (?,?,?,?)", row)
@@ -53,20 +49,18 @@ def make_shops(path: Path) -> Path:
     return path
 
 
-def checks(
-    folder: Path, database: Path, limits: Limits = LIMITS, *, changed: bool = True
-) -> SqlChecks:
+def checks(folder: Path, database: Path, limits: Limits = LIMITS, *, changed: bool = True) -> SqlChecks:
     """The checks on one database, which rows call `shops`."""
-    copies = perturbed(database, folder, sha256_path(database)) if changed else []
+    copies = write_perturbed_copies(database, folder, sha256_path(database)) if changed else []
     paths = [str(path) for path in (database, *copies)]
     with tempfile.TemporaryFile() as shared:
-        shared.truncate(FORM.size)
-        return SqlChecks({"shops": paths}, limits, Stopwatch(shared.fileno()))
+        shared.truncate(TIMER_FORMAT.size)
+        return SqlChecks({"shops": paths}, limits, JobTimer(shared.fileno()))
 
 
 def verdict(checker: SqlChecks, answer: str, gold: str | None = None) -> list[Check]:
     """The checks of one answer."""
-    return checker.check(Job("sql", answer, gold, "shops"))
+    return checker.check_answer(Job("sql", answer, gold, "shops"))
 
 
 def said(found: Sequence[Check]) -> str:

@@ -37,11 +37,11 @@ def rows(count: int = 24, held_out: int = 12) -> list[dict[str, Any]]:
 
 def write(config: DistillConfig, key: str, schema: pa.Schema, found: Sequence[Any]) -> Path:
     """Write and seal a table at its place."""
-    path = config.storage.path(key)
+    path = config.storage.path_of(key)
     with table_writer(path, schema) as out:
         out.write(pa.Table.from_pylist(list(found), schema))
     stage = StageRun("test", config.storage, inputs=[], settings={})
-    stage.seal(path, rows_in=len(found), rejected=0)
+    stage.seal_output(path, rows_in=len(found), rejected=0)
     return path
 
 
@@ -74,9 +74,9 @@ def prepare(folder: Path, **train: Any) -> tuple[DistillConfig, StudentConfig]:
 
 def save_untrained(config: DistillConfig, student: StudentConfig) -> Path:
     """A checkpoint at the trained student's place that learned nothing."""
-    final = student.checkpoint(config.storage)
+    final = student.checkpoint_path(config.storage)
     load_model(student.student, student.keep_layers).save_pretrained(final)
     tokenizer().save_pretrained(final)
     stage = StageRun("train", config.storage, inputs=[], settings={})
-    stage.seal(final, rows_in=0, rejected=0, count=0)
+    stage.seal_output(final, rows_in=0, rejected=0, count=0)
     return final

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 from accelerate.state import AcceleratorState
 
-from nexa_train.models.precision import SWITCH
+from nexa_train.models.precision import BF16_VARIABLE
 
 PRECISIONS = {"float32": "off", "bfloat16": "on"}
 # For a test that is about something else, over a fixture that is made in each precision.
@@ -24,7 +24,7 @@ in_float32 = pytest.mark.parametrize("precision", ["float32"], indirect=True)
 def computing_in(name: str) -> Iterator[None]:
     """All trainings in this process and in those it starts, of one of PRECISIONS."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(SWITCH, PRECISIONS[name])
+        environment.setenv(BF16_VARIABLE, PRECISIONS[name])
         AcceleratorState._reset_state()  # a process keeps the precision of its first training
         yield
     AcceleratorState._reset_state()

@@ -79,10 +79,7 @@ class TinyProject:
         shutil.copytree(ROOT / "scripts/shell/orchestration", root / "scripts/shell/orchestration")
         shutil.copy(ROOT / "launch_pipeline.sh", root)
         self.write("scripts/shell/setup/environment.sh", "exit 0\n")  # has tests of its own
-        self.write(
-            "scripts/shell/training/run_training.sh",
-            "exec python scripts/shell/training/train.py\n",
-        )
+        self.write("scripts/shell/training/run_training.sh", "exec python scripts/shell/training/train.py\n")
         # The launcher's own commands; a stage is a process of its own, in its terminal.
         of_launcher = f'[ "$2" = nexa_distill.pipeline ] && exec {warm.python()} "$@"'
         shim = f'#!/bin/sh\n{of_launcher}\nexec {sys.executable} "$@"\n'
@@ -150,9 +147,7 @@ class TinyProject:
 
     def tmux(self, *words: str) -> str:
         """The output of a tmux command on the project's own server; "" when it fails."""
-        done = subprocess.run(
-            [TMUX, *words], env=self.env, text=True, capture_output=True, check=False
-        )
+        done = subprocess.run([TMUX, *words], env=self.env, text=True, capture_output=True, check=False)
         return done.stdout
 
     def sessions(self) -> list[str]:

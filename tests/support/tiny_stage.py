@@ -5,10 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from nexa_distill.orchestration.planning import Request
-from nexa_distill.orchestration.stages import STAGES, Stage, locate, settings
+from nexa_distill.orchestration.stages import STAGES, Stage, locate_path, stage_settings
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.atomic import write_text
-from nexa_distill.storage.manifests import StageRun, repairs
+from nexa_distill.storage.manifests import StageRun, valid_regenerations
 from nexa_distill.storage.tables import table_writer
 
 REPORT = '{"headline": ["better than before"]}'
@@ -19,30 +19,27 @@ def seal_session(session: str, config_file: Path = Path("configs/distill_config.
 
     After repairs the gates are passed again, as by the real session.
     """
-    config = Request(config_file).load()
+    config = Request(config_file).load_settings()
     for stage in STAGES:
         if stage.session != session:
             continue
         run = StageRun(
-            stage.name,
-            config.storage,
-            inputs=_inputs(stage, config),
-            settings=settings(stage, config) or {},
+            stage.name, config.storage, inputs=_inputs(stage, config), settings=stage_settings(stage, config) or {}
         )
         for key in stage.outputs:
-            path = locate(key, config)
+            path = locate_path(key, config)
             _write(path)
-            run.seal(path, rows_in=3, rejected=1, count=2)
+            run.seal_output(path, rows_in=3, rejected=1, count=2)
         print("sealed", stage.name)
     if session == "regeneration":
         seal_session("filtering", config_file)
 
 
 def _inputs(stage: Stage, config: DistillConfig) -> list[Path]:
-    there = {key: locate(key, config) for key in stage.optional}
-    if not repairs(config.storage):
+    there = {key: locate_path(key, config) for key in stage.optional}
+    if not valid_regenerations(config.storage):
         there.pop("regen_dataset", None)
-    needed = [locate(key, config) for key in stage.inputs]
+    needed = [locate_path(key, config) for key in stage.inputs]
     return needed + [path for path in there.values() if path.exists()]
 
 

@@ -24,7 +24,7 @@ class Workspace:
         return load_config(self.config)
 
     def path(self, key: str) -> Path:
-        return self.load().storage.path(key)
+        return self.load().storage.path_of(key)
 
     def change(self, **sections: Any) -> None:
         """Lay settings over the workspace's configuration."""
@@ -42,9 +42,7 @@ class Workspace:
         start = [first] if first.endswith(".py") else ["-m", first]
         return [warm.python(), *start, "--config", str(self.config), *rest]
 
-    def run(
-        self, *arguments: object, code: int | None = 0, **options: Any
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end and check its exit code (None = any)."""
         done = subprocess.run(
             self.command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240,
@@ -61,13 +59,7 @@ def workspace(folder: Path, base_url: str = "http://127.0.0.1:9/v1", **changes: 
     values = {
         "extends": str(ROOT / "configs/distill_config.yaml"),
         "provider": "vllm",
-        "providers": {
-            "vllm": {
-                "base_url": base_url,
-                "model": "ledger-teacher",
-                "startup_wait_seconds": 0.0,
-            },
-        },
+        "providers": {"vllm": {"base_url": base_url, "model": "ledger-teacher", "startup_wait_seconds": 0.0}},
         "storage": {"root": str(folder / "processed"), "logs": str(folder / "logs")},
         "collection": {"timeout_seconds": 20.0},
     }

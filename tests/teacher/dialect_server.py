@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nexa_distill import collect_teacher
-from nexa_distill.collection.collector import Summary
+from nexa_distill.collection.collector import CollectionSummary
 from tests.support.workspace import Workspace, workspace
 from tests.teacher.faults import prompts, put
 
@@ -148,16 +148,14 @@ def serving(
         server.server_close()
 
 
-def teacher_workspace(
-    folder: Path, base_url: str, *, provider: Json | None = None, **changes: Any
-) -> Workspace:
+def teacher_workspace(folder: Path, base_url: str, *, provider: Json | None = None, **changes: Any) -> Workspace:
     """A workspace whose provider `vllm` is the server at `base_url`."""
     settings = {"base_url": base_url, "model": "mock-1", "regen_model": "mock-1",
                 "startup_wait_seconds": 0.0, "prices": PRICES, **(provider or {})}  # fmt: skip
     return workspace(folder, providers={"vllm": settings}, **changes)
 
 
-def collect(made: Workspace, count: int = 4, **options: Any) -> Summary | None:
+def collect(made: Workspace, count: int = 4, **options: Any) -> CollectionSummary | None:
     """The teacher stage in this process, over `count` prompts."""
     return collect_teacher.run(made.load(), put(made, prompts(count)), **options)
 

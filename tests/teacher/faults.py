@@ -29,7 +29,7 @@ import yaml
 from nexa_distill import collect_teacher
 from nexa_distill.console import cli
 from nexa_distill.contracts import INPUTS
-from nexa_distill.journal.in_flight import left_behind
+from nexa_distill.journal.in_flight import load_orphaned_ids
 from nexa_distill.settings.pipeline import Storage, load_config
 from nexa_distill.storage import failpoints
 from tests.support.workspace import ROOT, Workspace, workspace
@@ -41,9 +41,7 @@ OF_THE_CLOCK = ["latency_ms", "created_at"]  # all that may differ from an undis
 MANNERS = {"concurrency", "timeout_seconds", "max_attempts", "batch_size", "on_uncertain"}
 MOST_PROMPTS = 1500  # one undisturbed run for all tests that ask `prompts(n)`
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["tests.teacher.faults", "pytest", "pandas"]
-)  # pyarrow imports it late
+FORKS.set_forkserver_preload(["tests.teacher.faults", "pytest", "pandas"])  # pyarrow imports it late
 
 Row = dict[str, Any]
 
@@ -142,9 +140,7 @@ def _work(
     cli.run(collect_teacher.main)
 
 
-def collect(
-    made: Workspace, *flags: str, code: int = 0, seconds: float = 60, **options: Any
-) -> str:
+def collect(made: Workspace, *flags: str, code: int = 0, seconds: float = 60, **options: Any) -> str:
     """The stage from its start to its end; what it said."""
     return Run(made, *flags, **options).end(code, seconds)
 
@@ -173,7 +169,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 15, every: float 
 
 def place(made: Workspace, key: str) -> Path:
     """As `Workspace.path`; the configuration is read once, for that takes 30 ms."""
-    return _storage(made.config).path(key)
+    return _storage(made.config).path_of(key)
 
 
 @functools.cache
@@ -198,7 +194,7 @@ def reasons(made: Workspace) -> dict[str, str]:
 
 def on_the_wire(made: Workspace) -> set[int]:
     """The attempts that are, or were at a kill, on their way."""
-    return left_behind(place(made, "journal") / "teacher.inflight") or set()
+    return load_orphaned_ids(place(made, "journal") / "teacher.inflight") or set()
 
 
 @contextmanager
@@ -346,9 +342,7 @@ def undisturbed(made: Workspace) -> pa.Table:
     rows = pq.read_table(made.folder / "prompts.parquet").to_pylist()
     usual = prompts(max(MOST_PROMPTS, len(rows)))
     given = [{name: value for name, value in row.items() if value is not None} for row in rows]
-    calm = _calm(
-        json.dumps(usual if given == usual[: len(rows)] else rows), json.dumps([collection, prices])
-    )
+    calm = _calm(json.dumps(usual if given == usual[: len(rows)] else rows), json.dumps([collection, prices]))
     return calm.slice(0, len(rows))
 
 

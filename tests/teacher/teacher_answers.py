@@ -28,9 +28,7 @@ def answer_text(prompt: str, words: int = 110) -> str:
     return "We will measure this. " + " ".join(f"{text.capitalize()}." for text in sentences)
 
 
-def completion(
-    body: Json, key: str, capabilities: Collection[str], says: Mapping[str, str] = NOTHING
-) -> Json:
+def completion(body: Json, key: str, capabilities: Collection[str], says: Mapping[str, str] = NOTHING) -> Json:
     """One choice of 50 tokens for each of `n`; nothing in it depends on time or order."""
     texts = [_scripted(body, says) or _text(body, index) for index in range(choice_count(body))]
     choices: list[Json] = [

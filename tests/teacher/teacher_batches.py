@@ -56,10 +56,7 @@ def _failed(line: Json, n: int) -> Json:
     return _line(line, (status, {"error": {"message": f"scripted {status}", "code": None}}))
 
 
-LEFT_OVER: dict[str, Callable[[Json, int], Json]] = {
-    "half_expired": _expired,
-    "error_file": _failed,
-}
+LEFT_OVER: dict[str, Callable[[Json, int], Json]] = {"half_expired": _expired, "error_file": _failed}
 
 
 def _line(asked: Json, response: tuple[int, Json] | None, error: Json | None = None) -> Json:

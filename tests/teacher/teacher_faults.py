@@ -98,9 +98,7 @@ async def large(request: web.Request, body: bytes, value: str) -> web.StreamResp
 async def gzip_bomb(request: web.Request, body: bytes, value: str) -> web.StreamResponse:
     """A complete answer that inflates to `value` megabytes (1024), a thousandth of that sent."""
     packed = await asyncio.to_thread(bomb, int(value or 1024))
-    return web.Response(
-        body=packed, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"}
-    )
+    return web.Response(body=packed, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
 
 
 @functools.cache
@@ -116,11 +114,7 @@ def bomb(megabytes: int) -> bytes:
         check = zlib.crc32(MEGABYTE, check)
     size = (len(HEAD) + len(MEGABYTE) * megabytes + len(TAIL)) % 2**32
     blocks = deflated(HEAD) + deflated(MEGABYTE) * megabytes + deflated(TAIL, zlib.Z_FINISH)
-    return (
-        bytes.fromhex("1f8b0800000000000003")
-        + blocks
-        + struct.pack("<II", zlib.crc32(TAIL, check), size)
-    )
+    return bytes.fromhex("1f8b0800000000000003") + blocks + struct.pack("<II", zlib.crc32(TAIL, check), size)
 
 
 async def sse(request: web.Request, body: bytes, value: str) -> web.StreamResponse:

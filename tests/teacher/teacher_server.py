@@ -18,15 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.teacher.teacher_answers import (
-    ODD_BODIES,
-    OTHER_MODEL,
-    Json,
-    choice_count,
-    completion,
-    encode,
-    unsupported,
-)
+from tests.teacher.teacher_answers import ODD_BODIES, OTHER_MODEL, Json, choice_count, completion, encode, unsupported
 from tests.teacher.teacher_batches import Batches, refused
 from tests.teacher.teacher_faults import DELIVERIES, NO_STATUS, Bucket, reset, retry_headers, whole
 from tests.teacher.teacher_script import Fault, Script, parse
@@ -163,9 +155,7 @@ class Server:
         headers = self._record(request, key, fault, str(max(1, math.ceil(wait))))
         return _refusal(fault, "too many requests", "rate_limit_exceeded", headers)
 
-    def _record(
-        self, request: web.Request, key: str | None, fault: Fault, auto: str = "0"
-    ) -> dict[str, str]:
+    def _record(self, request: web.Request, key: str | None, fault: Fault, auto: str = "0") -> dict[str, str]:
         """Write down what is about to happen; the headers of a refusal."""
         script, headers = self.script, {}
         if fault.kind in ("status", "rate"):

@@ -98,10 +98,7 @@ def test_a_fault_of_the_connection_strikes_once(
         assert raised.type is ended
         assert billed(teacher) == bills
         assert choice(post(teacher)[2])["message"]["content"] == answer_text(PROMPT)
-        assert [(s["fault"], s["status"]) for s in teacher.sends()] == [
-            (fault, status),
-            ("none", 200),
-        ]
+        assert [(s["fault"], s["status"]) for s in teacher.sends()] == [(fault, status), ("none", 200)]
 
 
 @pytest.mark.parametrize(
@@ -112,9 +109,7 @@ def test_a_fault_of_the_connection_strikes_once(
         ("reset_mid", 300, ConnectionResetError),
     ],
 )
-def test_what_was_sent_before_a_cut_arrives(
-    tmp_path: Path, fault: str, expected: int, ended: type[Exception]
-) -> None:
+def test_what_was_sent_before_a_cut_arrives(tmp_path: Path, fault: str, expected: int, ended: type[Exception]) -> None:
     with ledger_teacher(tmp_path, fault=fault) as teacher:
         connection = http.client.HTTPConnection(urlsplit(teacher.base_url).netloc, timeout=5)
         body = {"model": "m", "messages": [{"role": "user", "content": PROMPT}]}
@@ -206,9 +201,7 @@ ODD: dict[str, Check] = {
     "refusal": _message(lambda said, _: said["content"] is None and said["refusal"]),
     "reasoning": _message(lambda said, _: said["content"] is None and said["reasoning_content"]),
     "thinking": _message(lambda said, text: said["content"] == text and said["reasoning_content"]),
-    "tool_calls": _message(
-        lambda said, _: json.loads(said["tool_calls"][0]["function"]["arguments"]), "tool_calls"
-    ),
+    "tool_calls": _message(lambda said, _: json.loads(said["tool_calls"][0]["function"]["arguments"]), "tool_calls"),
     "odd_text": _message(lambda said, text: said["content"] == ODD_TEXT + text + ODD_TEXT),
     "other_model": lambda raw, _: (
         (json.loads(raw)["model"], json.loads(raw)["system_fingerprint"]) == ("another", "fp_2")
@@ -411,9 +404,7 @@ def wait(client: openai.OpenAI, batch: openai.types.Batch, *until: str) -> opena
 
 
 def read(client: openai.OpenAI, file: str | None) -> list[Json]:
-    return (
-        [json.loads(line) for line in client.files.content(file).text.splitlines()] if file else []
-    )
+    return [json.loads(line) for line in client.files.content(file).text.splitlines()] if file else []
 
 
 def ids(lines: list[Json]) -> list[str]:
@@ -511,11 +502,7 @@ def test_batches_are_listed_newest_first_by_pages(tmp_path: Path) -> None:
         made = [submit(client, lines_of(1), number=str(n)).id for n in range(5)]
         page = client.batches.list(limit=2)
         assert ([batch.id for batch in page.data], page.has_more) == (made[:2:-1], True)
-        assert (
-            [batch.id for batch in client.batches.list(limit=2)]
-            == made[::-1]
-            == (teacher.batches()[::-1])
-        )
+        assert [batch.id for batch in client.batches.list(limit=2)] == made[::-1] == (teacher.batches()[::-1])
 
 
 @pytest.mark.parametrize(
@@ -526,9 +513,7 @@ def test_batches_are_listed_newest_first_by_pages(tmp_path: Path) -> None:
         (lines_of(1, url="/v1/embeddings"), "invalid_url"),
     ],
 )
-def test_an_input_file_that_is_wrong_fails_the_batch(
-    tmp_path: Path, content: bytes, code: str
-) -> None:
+def test_an_input_file_that_is_wrong_fails_the_batch(tmp_path: Path, content: bytes, code: str) -> None:
     with ledger_teacher(tmp_path, batch_delay=0.05) as teacher:
         client = client_of(teacher)
         done = wait(client, submit(client, content))

@@ -1,4 +1,4 @@
-# ruff: noqa: E501, RUF001
+# ruff: noqa: RUF001
 """The same forty questions in ten languages, with four lead phrases that occur ten times each."""
 
 from typing import NamedTuple
@@ -16,8 +16,7 @@ class Language(NamedTuple):
     def questions(self) -> list[str]:
         leads, topics, tails = (part.strip().split("|") for part in self[:3])
         return [
-            f"{leads[(i + i // 20) % 4]}{self.between}{topics[i % 20]}{self.after}{tails[i // 10]}"
-            for i in range(40)
+            f"{leads[(i + i // 20) % 4]}{self.between}{topics[i % 20]}{self.after}{tails[i // 10]}" for i in range(40)
         ]
 
 

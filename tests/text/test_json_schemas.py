@@ -50,9 +50,7 @@ def bodies(made: Workspace, stage: str = "teacher") -> list[dict[str, Any]]:
         return [json.loads(body) for (body,) in db.execute("SELECT body FROM requests")]
 
 
-def test_only_the_rows_of_a_task_with_a_schema_are_asked_anew_and_their_answers_keep_to_it(
-    tmp_path: Path,
-) -> None:
+def test_only_the_rows_of_a_task_with_a_schema_are_asked_anew_and_their_answers_keep_to_it(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         ask(made, mixed(12))
@@ -76,9 +74,7 @@ def test_only_the_rows_of_a_task_with_a_schema_are_asked_anew_and_their_answers_
         assert sum(teacher.billed().values()) == 12 + 6 + 6, "a changed schema asks anew"
 
 
-def test_an_answer_that_does_not_keep_to_its_schema_is_flagged_rejected_and_not_asked_again(
-    tmp_path: Path,
-) -> None:
+def test_an_answer_that_does_not_keep_to_its_schema_is_flagged_rejected_and_not_asked_again(tmp_path: Path) -> None:
     with ledger_teacher(tmp_path, fault=["odd_text", "length"], share=0.6, always=True) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         with_schema(made)
@@ -156,9 +152,7 @@ def test_a_schema_for_a_task_that_no_prompt_has_is_said(tmp_path: Path) -> None:
         ({"$ref": "#"}, 65, "a $ref leads back to itself"),
     ],
 )  # fmt: skip
-def test_a_bad_schema_file_is_named_with_the_place(
-    tmp_path: Path, schema: object, code: int, expected: str
-) -> None:
+def test_a_bad_schema_file_is_named_with_the_place(tmp_path: Path, schema: object, code: int, expected: str) -> None:
     path = tmp_path / "s.json"
     if schema is not None:
         path.write_text(schema if isinstance(schema, str) else json.dumps(schema))
@@ -170,9 +164,7 @@ def test_a_bad_schema_file_is_named_with_the_place(
 
 
 @pytest.mark.parametrize(("schema", "code"), [("{", 65), (None, 66)])
-def test_a_bad_schema_stops_the_stage_before_any_request(
-    tmp_path: Path, schema: str | None, code: int
-) -> None:
+def test_a_bad_schema_stops_the_stage_before_any_request(tmp_path: Path, schema: str | None, code: int) -> None:
     with ledger_teacher(tmp_path) as teacher:
         made = workspace(tmp_path, teacher.base_url)
         path = with_schema(made, "{}")
@@ -195,14 +187,12 @@ def test_a_bad_schema_stops_the_stage_before_any_request(
         ("", False),
     ],
 )
-def test_an_answer_keeps_to_its_schema_or_does_not_whatever_it_is(
-    tmp_path: Path, text: str, expected: bool
-) -> None:
+def test_an_answer_keeps_to_its_schema_or_does_not_whatever_it_is(tmp_path: Path, text: str, expected: bool) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps(SCHEMA))
     schemas = load_schemas({"task": str(path)})
-    assert schemas.satisfied("task", text) is expected
-    assert schemas.satisfied("another", text)
+    assert schemas.is_satisfied("task", text) is expected
+    assert schemas.is_satisfied("another", text)
 
 
 def test_a_schema_may_use_itself_and_an_older_dialect(tmp_path: Path) -> None:
@@ -210,5 +200,5 @@ def test_a_schema_may_use_itself_and_an_older_dialect(tmp_path: Path) -> None:
             "items": {"$ref": "#"}}  # fmt: skip
     (tmp_path / "s.json").write_text(json.dumps(tree))
     schemas = load_schemas({"task": str(tmp_path / "s.json")})
-    assert schemas.satisfied("task", "[[], [[]]]")
-    assert not schemas.satisfied("task", "[[], [1]]")
+    assert schemas.is_satisfied("task", "[[], [[]]]")
+    assert not schemas.is_satisfied("task", "[[], [1]]")

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from nexa_distill.text.pii import SCREEN, Kind, find, luhn, redact
+from nexa_distill.text.pii import SCREEN, Kind, find_spans, passes_luhn, redact_text
 
 FOUND: list[tuple[Kind, str]] = [
     ("email", "jane.doe+lab@example.co.uk"),
@@ -43,22 +43,22 @@ NOT_FOUND: list[tuple[Kind, str]] = [
 @pytest.mark.parametrize(("kind", "text"), FOUND)
 def test_it_is_found_whole_and_passes_the_screen(kind: Kind, text: str) -> None:
     said = f"Write to {text}, please."
-    assert [said[start:end] for start, end in find(said, kind)] == [text]
-    assert redact(said, [kind]) == f"Write to [{kind}], please."
+    assert [said[start:end] for start, end in find_spans(said, kind)] == [text]
+    assert redact_text(said, [kind]) == f"Write to [{kind}], please."
     assert pc.match_substring_regex(pa.array([said.lower()]), SCREEN[kind]).to_pylist() == [True]
 
 
 @pytest.mark.parametrize(("kind", "text"), NOT_FOUND)
 def test_what_only_looks_like_it_is_left_alone(kind: Kind, text: str) -> None:
-    assert not list(find(f"see {text} there", kind))
+    assert not list(find_spans(f"see {text} there", kind))
 
 
 def test_of_two_that_overlap_the_longer_is_redacted_and_nothing_is_left_of_it() -> None:
     both = "sk-" + "a" * 24 + "@example.org"
-    assert redact(f"{both} and c@d.org", ["email", "secret"]) == "[email] and [email]"
-    assert redact(both, []) == both
+    assert redact_text(f"{both} and c@d.org", ["email", "secret"]) == "[email] and [email]"
+    assert redact_text(both, []) == both
 
 
 def test_luhn() -> None:
-    assert luhn("79927398713")
-    assert not luhn("79927398710")
+    assert passes_luhn("79927398713")
+    assert not passes_luhn("79927398710")

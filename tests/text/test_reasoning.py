@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nexa_distill.text.reasoning import BLOCKS, join_reasoning, reasoning_marks, split_reasoning
-from nexa_train.models.generation import said
+from nexa_train.models.generation import decode_answer
 
 HARMONY = (
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary"
@@ -28,8 +28,7 @@ FORMATS = {
     "Hunyuan": "<think>\nHm.\n</think>\n<answer>\nFour.\n</answer>",
     "response": "<thinking>Hm.</thinking>\n<response>Four.</response>",
     "a cut wrapper": "<think>Hm.</think><answer>Four.",
-    "Sky-T1": "<|begin_of_thought|>\nHm.\n<|end_of_thought|>\n\n"
-    "<|begin_of_solution|>\nFour.\n<|end_of_solution|>",
+    "Sky-T1": "<|begin_of_thought|>\nHm.\n<|end_of_thought|>\n\n<|begin_of_solution|>\nFour.\n<|end_of_solution|>",
     "gpt-oss without its tokens": "analysisHm.assistantfinalFour.",
     "MedGemma": "<unused94>thought\nHm.<unused95>Four.",
     "Granite": "Here is my thought process: Hm. Here is my response: Four.",
@@ -84,13 +83,7 @@ def test_t06_a_reasoning_that_was_cut_has_no_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt",
-    [
-        "<|assistant|><think>\n",
-        "[/INST][THINK]",
-        "<|channel|>analysis<|message|>",
-        "<|channel>thought\n",
-    ],
+    "prompt", ["<|assistant|><think>\n", "[/INST][THINK]", "<|channel|>analysis<|message|>", "<|channel>thought\n"]
 )
 def test_t06_a_mark_that_the_prompt_opened_counts(prompt: str) -> None:
     assert split_reasoning("Hm, it was", prompt) == ("Hm, it was", None)
@@ -161,12 +154,12 @@ def test_t06_decoding_keeps_the_special_tokens_that_tell_reasoning_from_answer(
     special: tuple[str, ...], text: str
 ) -> None:
     tok = tokenizer(*special)
-    decoded, _, _ = said(tok, tok(text)["input_ids"], [])
+    decoded, _, _ = decode_answer(tok, tok(text)["input_ids"], [])
     assert "</s>" not in decoded
     assert split_reasoning(decoded) == ("Hm.", "Four.")
 
 
 def test_t06_other_special_tokens_are_dropped() -> None:
     tok = tokenizer("<|end|>", "<s>")
-    assert said(tok, tok("<s> Four. <|end|>")["input_ids"], [])[0].strip() == "Four."
+    assert decode_answer(tok, tok("<s> Four. <|end|>")["input_ids"], [])[0].strip() == "Four."
     assert reasoning_marks(["<|end|>", "<s>"]) == set()

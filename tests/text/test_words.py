@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from nexa_distill import canonicalize, dedup
-from nexa_distill.canonicalize import chunks
-from nexa_distill.deduplication.contamination import find
-from nexa_distill.deduplication.minhash_store import Sketches, sketched
+from nexa_distill.canonicalize import split_chunks
+from nexa_distill.deduplication.contamination import find_contamination
+from nexa_distill.deduplication.minhash_store import SketchStore, sketch_batch
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Chunking
-from nexa_distill.text.ngrams import joined, tokens, words_of
-from nexa_distill.text.repetition import Tokens, repetition
+from nexa_distill.text.ngrams import hash_words, join_words, words_of
+from nexa_distill.text.repetition import TokenizedTexts, repetition_shares
 from nexa_distill.text.words import word_spans
 from tests.support.near_texts import deduped, rejected
 from tests.support.workspace import Workspace, workspace
@@ -63,7 +63,7 @@ def test_d01_a_long_document_is_cut_into_chunks_of_comparable_length(language: s
     """The same document in each language gives 9 to 14 chunks; English gives 11."""
     text = " ".join(LANGUAGES[language].questions() * 5)
     chunking = Chunking(max_tokens=400, overlap_tokens=40)
-    pieces = chunks(text, chunking)
+    pieces = split_chunks(text, chunking)
     assert 7 <= len(pieces) <= 15
     assert all(len(words(piece)) <= 400 for piece in pieces)
     assert "".join(pieces[0].split()) in "".join(text.split())
@@ -71,16 +71,14 @@ def test_d01_a_long_document_is_cut_into_chunks_of_comparable_length(language: s
 
 
 def test_d01_chinese_without_any_mark_is_cut_too() -> None:
-    pieces = chunks("潮汐是怎样形成的" * 2600, Chunking(max_tokens=400, overlap_tokens=40))
+    pieces = split_chunks("潮汐是怎样形成的" * 2600, Chunking(max_tokens=400, overlap_tokens=40))
     assert len(pieces) > 25
     assert max(map(len, pieces)) < 1200
 
 
 @pytest.mark.parametrize("run", ["QUJDREVGR0hJ" * 3000, '{"a":1,"b":"x"},' * 2000, "🙂" * 30000])
 def test_d01_what_no_space_cuts_is_cut_too(run: str) -> None:
-    pieces = chunks(
-        f"Decode this: {run} and say what it is.", Chunking(max_tokens=400, overlap_tokens=40)
-    )
+    pieces = split_chunks(f"Decode this: {run} and say what it is.", Chunking(max_tokens=400, overlap_tokens=40))
     assert len(pieces) > 10
     assert max(map(len, pieces)) <= 400 * 6 + 50
     assert pieces[0].startswith("Decode this: ")
@@ -89,7 +87,7 @@ def test_d01_what_no_space_cuts_is_cut_too(run: str) -> None:
 
 def test_d01_a_long_address_is_a_word() -> None:
     address = "https://example.org/" + "a/" * 100
-    assert len(chunks(f"{address} " * 390, Chunking(max_tokens=400, overlap_tokens=40))) == 1
+    assert len(split_chunks(f"{address} " * 390, Chunking(max_tokens=400, overlap_tokens=40))) == 1
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -103,12 +101,10 @@ def test_d02_syllables_with_spaces_between_them_are_less_than_words(tmp_path: Pa
     _, rows = deduped(tmp_path, texts_of(VIETNAMESE.questions()), **LOOK)
     assert len(rows) == 40
     assert Counter(row["split"] for row in rows.values())["train"] > 20
-    assert joined(words_of("Thủy triều là gì?")) == "thủy triều là gì"
+    assert join_words(words_of("Thủy triều là gì?")) == "thủy triều là gì"
 
 
-def test_d02_what_took_the_training_side_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_d02_what_took_the_training_side_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = " ".join(f"word{number}" for number in range(20))
     prompts = [f"{run} {' '.join(f'own{n}and{k}' for k in range(30))}" for n in range(8)]
     made, rows = deduped(tmp_path, texts_of(prompts), **LOOK)
@@ -131,16 +127,14 @@ COPIES = {
 
 
 @pytest.mark.parametrize("language", COPIES)
-def test_d02_a_copy_inside_a_longer_text_is_found_in_every_script(
-    tmp_path: Path, language: str
-) -> None:
+def test_d02_a_copy_inside_a_longer_text_is_found_in_every_script(tmp_path: Path, language: str) -> None:
     before, copy, after = COPIES[language]
     space = " " if language in ("en", "hi") else ""
     longer = f"{before}{space}{copy}{space}{after}"
-    store = Sketches(tmp_path / "s", None)
-    store.add(sketched(pa.array([copy.swapcase(), longer, f"{before}{space}{after}"]), None))
+    store = SketchStore(tmp_path / "s", None)
+    store.add(sketch_batch(pa.array([copy.swapcase(), longer, f"{before}{space}{after}"]), None))
     store.close()
-    found = find(store, np.array([1, 2]), np.array([0]), None, 13, 10)
+    found = find_contamination(store, np.array([1, 2]), np.array([0]), None, 13, 10)
     assert found.texts.tolist() == [1]
     span = words_of(longer)[found.starts[0] : found.starts[0] + found.lengths[0]]
     assert set(words_of(copy)) == set(span)
@@ -183,17 +177,15 @@ EQUAL = [
 
 
 @pytest.mark.parametrize(("first", "second"), DIFFERENT)
-def test_d22_operators_case_of_symbols_and_superscripts_make_another_prompt(
-    first: str, second: str
-) -> None:
-    left, right = (tokens(pa.array([text])) for text in (first, second))
-    assert left.symbols().tolist() != right.symbols().tolist()
+def test_d22_operators_case_of_symbols_and_superscripts_make_another_prompt(first: str, second: str) -> None:
+    left, right = (hash_words(pa.array([text])) for text in (first, second))
+    assert left.symbol_hashes().tolist() != right.symbol_hashes().tolist()
     assert left.words.tolist() != right.words.tolist()
 
 
 @pytest.mark.parametrize(("first", "second"), EQUAL)
 def test_d22_what_only_typing_changes_is_the_same_prompt(first: str, second: str) -> None:
-    left, right = (tokens(pa.array([text])) for text in (first, second))
+    left, right = (hash_words(pa.array([text])) for text in (first, second))
     assert left.words.tolist() == right.words.tolist()
 
 
@@ -207,23 +199,21 @@ def test_d22_short_prompts_that_differ_in_a_symbol_are_all_kept(tmp_path: Path) 
 def test_d23_lengths_and_repetition_mean_the_same_in_every_script(language: str) -> None:
     """Of 40 different questions little is said again; of the same ones twice, half."""
     text = " ".join(LANGUAGES[language].questions())
-    found = Tokens(pa.array([text, f"{text} {text}", "x"]))
+    found = TokenizedTexts(pa.array([text, f"{text} {text}", "x"]))
     english = len(" ".join(LANGUAGES["en"].questions()).split())
     assert 0.6 < found.counts[0] / english < 1.8
-    once, twice, _ = repetition(found)
+    once, twice, _ = repetition_shares(found)
     assert once < 0.8
     assert twice > 0.5 + once / 2 - 0.02
-    fresh = Tokens(pa.array([LANGUAGES[language].questions()[0]]))
-    assert repetition(fresh).tolist() == [0]
+    fresh = TokenizedTexts(pa.array([LANGUAGES[language].questions()[0]]))
+    assert repetition_shares(fresh).tolist() == [0]
 
 
 def one_side(made: Workspace) -> set[str]:
     return set(pq.read_table(made.path("raw_dataset"))["split"].to_pylist())
 
 
-def test_da17_a_context_that_all_rows_have_is_no_document(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_da17_a_context_that_all_rows_have_is_no_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     context = "You are the assistant of a small library. Be kind and short."
     rows = [row | {"context": context} for row in texts_of(LANGUAGES["en"].questions())]
     made, kept = deduped(tmp_path, rows, **LOOK)
@@ -234,9 +224,7 @@ def test_da17_a_context_that_all_rows_have_is_no_document(
                "context": f"Shelf {n} holds {n * n} books of {n + 7} kinds."}
               for n in range(100)]  # fmt: skip
     _, later = deduped(tmp_path, [*rows, *others])
-    assert {key: later[key]["split"] for key in kept} == {
-        key: row["split"] for key, row in kept.items()
-    }
+    assert {key: later[key]["split"] for key in kept} == {key: row["split"] for key, row in kept.items()}
 
 
 REVIEWS = ["The soup was cold.", "Lovely staff, great view.", "Fine, nothing special.",
@@ -250,9 +238,7 @@ LONG_INSTRUCTION = (
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_da18_prompts_that_share_a_long_instruction_are_all_kept(
-    tmp_path: Path, before: bool
-) -> None:
+def test_da18_prompts_that_share_a_long_instruction_are_all_kept(tmp_path: Path, before: bool) -> None:
     parts = [f"Review: {review}" for review in REVIEWS]
     prompts = [f"{LONG_INSTRUCTION}\n{p}" if before else f"{p}\n{LONG_INSTRUCTION}" for p in parts]
     made, rows = deduped(tmp_path, texts_of([*prompts, prompts[0].lower()]), **LOOK)
@@ -261,9 +247,7 @@ def test_da18_prompts_that_share_a_long_instruction_are_all_kept(
     assert rejected(made)["q9"]["rejection_reason"] == "near_duplicate"
 
 
-def test_da18_a_shared_passage_stays_on_one_side_and_its_questions_are_kept(
-    tmp_path: Path,
-) -> None:
+def test_da18_a_shared_passage_stays_on_one_side_and_its_questions_are_kept(tmp_path: Path) -> None:
     passages = [" ".join(f"word{n}of{k} is here" for k in range(25)) + "." for n in range(8)]
     asked = ["Who lived there?", "What was lost?", "When did it end?", "Where is it now?",
              "Why did they leave?"]  # fmt: skip
@@ -286,14 +270,10 @@ def test_da18_a_passage_that_comes_later_moves_and_removes_no_row(tmp_path: Path
     _, before = deduped(tmp_path, texts_of(prompts[:4]), **look)
     _, after = deduped(tmp_path, texts_of(prompts))
     assert len({row["split"] for row in before.values()}) > 1
-    assert {key: after[key]["split"] for key in before} == {
-        key: row["split"] for key, row in before.items()
-    }
+    assert {key: after[key]["split"] for key in before} == {key: row["split"] for key, row in before.items()}
 
 
-def test_da18_a_test_question_behind_the_shared_instruction_is_still_found(
-    tmp_path: Path,
-) -> None:
+def test_da18_a_test_question_behind_the_shared_instruction_is_still_found(tmp_path: Path) -> None:
     prompts = [f"{LONG_INSTRUCTION}\nReview: {review}" for review in REVIEWS]
     (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": prompts[3].upper()[:60] +
                                                       prompts[3][60:]}) + "\n")  # fmt: skip

@@ -54,8 +54,7 @@ def stopped(whole: Run, output: Path, monkeypatch: pytest.MonkeyPatch, hit: int)
 
 @in_float32
 @pytest.mark.parametrize(
-    "hit",
-    some("full disks in a save", [1, 2, 3, 9, 10], 2, why="each is at another step of a save"),
+    "hit", some("full disks in a save", [1, 2, 3, 9, 10], 2, why="each is at another step of a save")
 )
 def test_f40_a_full_disk_in_a_save_costs_the_steps_since_the_last_one(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: int, precision: str
@@ -116,8 +115,8 @@ def test_a_checkpoint_of_another_run_is_not_continued(tmp_path: Path) -> None:
     made = tmp_path / "step-000003"
     made.mkdir()
     (made / checkpoints.STATE).write_text('{"step": 3, "run_key": "other", "files": {}}')
-    assert checkpoints.latest(tmp_path, "other") == made
-    assert checkpoints.latest(tmp_path, "this") is None
+    assert checkpoints.latest_checkpoint(tmp_path, "other") == made
+    assert checkpoints.latest_checkpoint(tmp_path, "this") is None
 
 
 def test_t21_changed_settings_are_named_and_what_becomes_of_the_checkpoints(
@@ -169,4 +168,4 @@ def test_checkpoints_of_another_run_do_not_push_out_this_ones(tmp_path: Path) ->
         checkpoints.save(tmp_path, model, optimizer, step=step, run_key="this", settings={})
     there = sorted(path.name for path in tmp_path.glob("step-*"))
     assert there == ["step-000040", "step-000060"]
-    assert checkpoints.latest(tmp_path, "this") == tmp_path / "step-000060"
+    assert checkpoints.latest_checkpoint(tmp_path, "this") == tmp_path / "step-000060"

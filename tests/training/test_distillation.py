@@ -24,7 +24,7 @@ from nexa_train.data.dataset import load_dataset
 from nexa_train.models.loading import load_model
 from nexa_train.training import teacher_cache
 from nexa_train.training.assistant_loss import AnswerLogits, AnswerLoss
-from nexa_train.training.distillation import DistillationLoss, attach
+from nexa_train.training.distillation import DistillationLoss, build_loss
 from nexa_train.training.teacher_cache import CachedTeacher
 from tests import warm
 from tests.support.precision import SAME_DIVERGENCE, SAME_LOSS
@@ -57,10 +57,8 @@ def loss_of(run: Distilled, samples: slice = slice(0, 6)) -> float:
     """Of the untrained student on some training samples, per `distillation:`."""
     data = load_dataset(run.dataset, tokenizer(), 256)
     model = load_model(str(run.model), [0, 1, 3])
-    packing.enable(model)
-    loss, batch_of = attach(
-        run.settings, run.storage(), model, tokenizer(), data, packing.collate_packed
-    )
+    packing.enable_packing(model)
+    loss, batch_of = build_loss(run.settings, run.storage(), model, tokenizer(), data, packing.collate_packed)
     with torch.no_grad():
         return float(loss(batch_of(data.train[samples], CPU)))
 
@@ -75,14 +73,12 @@ def test_the_cache_of_every_token_is_the_teacher_itself(tmp_path: Path, loss: st
 
 
 def test_the_ratio_weighs_words_against_probabilities(tmp_path: Path) -> None:
-    found = [
-        loss_of(Distilled(tmp_path, source="online", kd_ratio=ratio)) for ratio in (0.0, 0.3, 1.0)
-    ]
+    found = [loss_of(Distilled(tmp_path, source="online", kd_ratio=ratio)) for ratio in (0.0, 0.3, 1.0)]
     words, mixed, probabilities = found
     assert mixed == pytest.approx(0.7 * words + 0.3 * probabilities, rel=1e-5)
     data = load_dataset(tmp_path / "sft.parquet", tokenizer(), 256)
     model = load_model(str(tmp_path / "model"), [0, 1, 3])
-    packing.enable(model)
+    packing.enable_packing(model)
     alone = AnswerLoss(model)(packing.collate_packed(data.train[:6], CPU))
     assert words == pytest.approx(float(alone.detach()), rel=1e-5)
 
@@ -149,13 +145,13 @@ def test_rows_that_are_added_or_changed_are_the_only_ones_computed_again(
     rows = pq.read_table(run.dataset).to_pylist()
     rows[3]["messages"][1]["content"] = "other words"
     pq.write_table(pa.Table.from_pylist(rows, SFT), run.dataset)
-    original = teacher_cache.rows_of
+    original = teacher_cache.logits_rows
 
     def counted(config: Any, model: Any, samples: Any, *rest: Any) -> Any:
         asked.extend(sample.sample_id for sample in samples)
         return original(config, model, samples, *rest)
 
-    monkeypatch.setattr(teacher_logits, "rows_of", counted)
+    monkeypatch.setattr(teacher_logits, "logits_rows", counted)
     made = read_table(run.cache(), TABLES["teacher_logits"]).to_pylist()
     assert asked == ["sample-3", *(f"sample-{i}" for i in range(28, 34))]
     run.cache().unlink()
@@ -163,9 +159,7 @@ def test_rows_that_are_added_or_changed_are_the_only_ones_computed_again(
     assert len(asked) == 7 + 34
     key = itemgetter("sample_id")
     for one, other in zip(sorted(made, key=key), sorted(fresh, key=key), strict=True):
-        assert [one[n] for n in ("sample_id", "tokens_sha256")] == [
-            other[n] for n in ("sample_id", "tokens_sha256")
-        ]
+        assert [one[n] for n in ("sample_id", "tokens_sha256")] == [other[n] for n in ("sample_id", "tokens_sha256")]
         assert one["tail_log_prob"] == pytest.approx(other["tail_log_prob"], abs=0.02)
 
 
@@ -177,7 +171,7 @@ def test_a_teacher_that_cannot_be_packed_reads_padded_batches_and_says_the_same(
     def refuse(_: Any) -> None:
         raise InputError("cannot be packed")
 
-    monkeypatch.setattr(packing, "enable", refuse)
+    monkeypatch.setattr(packing, "enable_packing", refuse)
     with pytest.raises(InputError, match="cannot be packed"):
         Distilled(tmp_path / "b").cache()
     path = Distilled(tmp_path / "b", {"packing": False}).cache()
@@ -195,7 +189,7 @@ def test_a_killed_cache_goes_on_where_it_was(tmp_path: Path) -> None:
     save_dataset(run.dataset, train=400)
     command = [warm.python(), "-m", "nexa_train.teacher_logits", "--config", str(run.config),
                "--pipeline-config", str(run.pipeline), "--dataset", str(run.dataset)]  # fmt: skip
-    path = run.storage().path("teacher_logits")
+    path = run.storage().path_of("teacher_logits")
     process = warm.Process(command, env=environment())
     while not (done := list(path.parent.glob(".*.parts/*/*.parquet"))):
         assert process.poll() is None
@@ -242,12 +236,12 @@ def test_rows_of_the_cache_follow_the_samples_not_their_place(tmp_path: Path) ->
     data = load_dataset(run.dataset, tokenizer(), 256)
     cached = CachedTeacher(run.cache(), data.train)
     some = [data.train[9], data.train[2], data.train[17]]
-    together = cached.batch(some, CPU)
-    alone = [cached.batch([sample], CPU) for sample in some]
+    together = cached.batch_tensors(some, CPU)
+    alone = [cached.batch_tensors([sample], CPU) for sample in some]
     for name, values in together.items():
         assert torch.equal(values, torch.cat([one[name] for one in alone]))
     teacher = load_model(str(run.teacher)).eval()
-    packing.enable(teacher)
+    packing.enable_packing(teacher)
     with torch.no_grad():
         best = AnswerLogits(teacher)(packing.collate_packed(some, CPU)).argmax(-1)
     assert torch.equal(together["top_ids"][:, 0].long(), best)
@@ -259,7 +253,7 @@ def test_a_padded_vocabulary_is_no_other_one(tmp_path: Path) -> None:
     run = Distilled(tmp_path, source="online")
     data = load_dataset(run.dataset, tokenizer(), 256)
     loss = DistillationLoss(model, run.settings.distillation, len(tokenizer()), model)
-    packing.enable(model)
+    packing.enable_packing(model)
     assert loss.vocabulary == 256 + len(MARKS)
     with torch.no_grad():
         words = AnswerLoss(model)(packing.collate_packed(data.train[:2], CPU))

@@ -9,12 +9,12 @@ from torch.nn import functional
 from nexa_train.training.divergences import (
     DIVERGENCES,
     TopK,
-    dense,
+    dense_divergence,
     forward_kl,
-    from_top_k,
     jensen_shannon,
     reverse_kl,
     top_k,
+    top_k_divergence,
 )
 
 TOKENS, VOCABULARY = 7, 50
@@ -32,9 +32,7 @@ def test_two_outcomes_are_as_by_hand() -> None:
     p, q = (torch.tensor([[a, 1 - a]]).log() for a in (0.75, 0.5))
     by_hand = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert float(forward_kl(p, q)) == pytest.approx(by_hand, rel=1e-5)
-    assert float(reverse_kl(p, q)) == pytest.approx(
-        0.5 * math.log(2 / 3) + 0.5 * math.log(2), rel=1e-5
-    )
+    assert float(reverse_kl(p, q)) == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2), rel=1e-5)
     m = torch.tensor([[0.625, 0.375]]).log()
     assert float(jensen_shannon(p, q)) == pytest.approx(
         0.5 * float(forward_kl(p, m)) + 0.5 * float(forward_kl(q, m)), rel=1e-5
@@ -67,7 +65,7 @@ def test_the_gradient_is_that_of_differences(name: str, temperature: float) -> N
         p, q = (functional.log_softmax(y / temperature, -1) for y in (teacher, x))
         return float(DIVERGENCES[name](p, q).sum() * temperature**2)
 
-    dense(DIVERGENCES[name], teacher, student, temperature).backward()  # type: ignore[no-untyped-call]
+    dense_divergence(DIVERGENCES[name], teacher, student, temperature).backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None
     for place in ((0, 0), (1, 3)):
         step = torch.zeros_like(teacher)
@@ -78,25 +76,21 @@ def test_the_gradient_is_that_of_differences(name: str, temperature: float) -> N
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_all_tokens_known_is_dense_and_fewer_are_a_lower_bound(
-    name: str, temperature: float
-) -> None:
-    whole = float(dense(DIVERGENCES[name], TEACHER, STUDENT, temperature))
+def test_all_tokens_known_is_dense_and_fewer_are_a_lower_bound(name: str, temperature: float) -> None:
+    whole = float(dense_divergence(DIVERGENCES[name], TEACHER, STUDENT, temperature))
     bounds = []
     for k in (1, 5, 20, VOCABULARY):
         known = top_k(TEACHER, k, temperature)
         assert torch.allclose(known.log_probs.exp().sum(-1) + known.tail.exp().squeeze(-1),
                               torch.ones(TOKENS), atol=1e-5)  # fmt: skip
-        bounds.append(float(from_top_k(DIVERGENCES[name], known, STUDENT, temperature)))
+        bounds.append(float(top_k_divergence(DIVERGENCES[name], known, STUDENT, temperature)))
     assert bounds == sorted(bounds)
     assert 0 < bounds[0] < bounds[2] < whole + 1e-4
     assert bounds[-1] == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_t01_under_autocast_to_bfloat16_what_is_stored_narrow_is_compared_in_float32(
-    name: str,
-) -> None:
+def test_t01_under_autocast_to_bfloat16_what_is_stored_narrow_is_compared_in_float32(name: str) -> None:
     """To the last bit: bfloat16 would leave 8 bits of mantissa, an error of about 1e-2."""
     known = top_k(TEACHER, 8, 2.0)
     stored = TopK(known.ids, known.log_probs.half(), known.tail.half())
@@ -105,8 +99,8 @@ def test_t01_under_autocast_to_bfloat16_what_is_stored_narrow_is_compared_in_flo
         student = STUDENT.bfloat16().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             sums = [
-                dense(DIVERGENCES[name], narrow, student, 2.0),
-                from_top_k(DIVERGENCES[name], stored, student, 2.0),
+                dense_divergence(DIVERGENCES[name], narrow, student, 2.0),
+                top_k_divergence(DIVERGENCES[name], stored, student, 2.0),
             ]
             torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
         assert student.grad is not None
@@ -120,22 +114,18 @@ def test_t01_under_autocast_to_bfloat16_what_is_stored_narrow_is_compared_in_flo
 
 def test_equal_distributions_are_not_apart() -> None:
     for name, divergence in DIVERGENCES.items():
-        assert float(dense(divergence, TEACHER, TEACHER + 3.0, 2.0)) == pytest.approx(
-            0, abs=1e-4
-        ), name
+        assert float(dense_divergence(divergence, TEACHER, TEACHER + 3.0, 2.0)) == pytest.approx(0, abs=1e-4), name
         known = top_k(TEACHER, 8, 2.0)
-        assert float(from_top_k(divergence, known, TEACHER, 2.0)) == pytest.approx(0, abs=1e-4), (
-            name
-        )
+        assert float(top_k_divergence(divergence, known, TEACHER, 2.0)) == pytest.approx(0, abs=1e-4), name
 
 
 def test_what_pads_a_vocabulary_is_left_out() -> None:
     padded = torch.cat([TEACHER, torch.full((TOKENS, 14), 30.0)], dim=-1)
-    same = float(dense(forward_kl, TEACHER, STUDENT, 1.0))
-    assert float(dense(forward_kl, padded, STUDENT, 1.0)) == pytest.approx(same)
-    assert float(
-        dense(forward_kl, TEACHER, torch.cat([STUDENT, padded[:, 50:]], -1), 1.0)
-    ) == pytest.approx(same)
+    same = float(dense_divergence(forward_kl, TEACHER, STUDENT, 1.0))
+    assert float(dense_divergence(forward_kl, padded, STUDENT, 1.0)) == pytest.approx(same)
+    assert float(dense_divergence(forward_kl, TEACHER, torch.cat([STUDENT, padded[:, 50:]], -1), 1.0)) == pytest.approx(
+        same
+    )
 
 
 def test_a_teacher_that_is_sure_leaves_a_finite_tail() -> None:
@@ -144,7 +134,7 @@ def test_a_teacher_that_is_sure_leaves_a_finite_tail() -> None:
     known = top_k(sure, 4, 1.0)
     assert bool(torch.isfinite(known.tail.half()).all())
     student = STUDENT[:1].clone().requires_grad_()
-    from_top_k(forward_kl, known, student, 1.0).backward()  # type: ignore[no-untyped-call]
+    top_k_divergence(forward_kl, known, student, 1.0).backward()  # type: ignore[no-untyped-call]
     assert bool(torch.isfinite(student.grad).all())  # type: ignore[arg-type]
     certain = TopK(known.ids, known.log_probs, known.tail)
-    assert float(from_top_k(forward_kl, certain, sure, 1.0)) == pytest.approx(0, abs=1e-3)
+    assert float(top_k_divergence(forward_kl, certain, sure, 1.0)) == pytest.approx(0, abs=1e-3)

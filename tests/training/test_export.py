@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from nexa_train.data.chat_format import chat_format
-from nexa_train.data.collate import collate
+from nexa_train.data.collate import collate_padded
 from nexa_train.data.dataset import load_dataset
 from nexa_train.models.loading import load_model, load_tokenizer
 from nexa_train.reports import model_card
@@ -82,13 +82,13 @@ def test_a_damaged_save_is_refused_and_nothing_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], found: str,
     _sentence: str,
 ) -> None:  # fmt: skip
-    run, prove = Run(tmp_path, epochs=1), export.prove
+    run, prove = Run(tmp_path, epochs=1), export.prove_export
 
     def damaged(folder: Path, *rest: Any) -> None:
         damage(folder)
         prove(folder, *rest)
 
-    monkeypatch.setattr(export, "prove", damaged)
+    monkeypatch.setattr(export, "prove_export", damaged)
     with pytest.raises(ExportRefused, match=found) as refused:
         run.here(tmp_path / "output")
     assert "run the same command again" in str(refused.value)
@@ -108,7 +108,7 @@ def merge_into_a_shared_weight(patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_the_adapter_out(patch: pytest.MonkeyPatch) -> None:
-    merge = adapters.merge
+    merge = adapters.merge_adapters
 
     def without(model: Any) -> None:
         for name, weight in model.named_parameters():
@@ -116,11 +116,11 @@ def leave_the_adapter_out(patch: pytest.MonkeyPatch) -> None:
                 weight.data.zero_()
         merge(model)
 
-    patch.setattr(adapters, "merge", without)
+    patch.setattr(adapters, "merge_adapters", without)
 
 
 def merge_twice(patch: pytest.MonkeyPatch) -> None:
-    merge = adapters.merge
+    merge = adapters.merge_adapters
 
     def double(model: Any) -> None:
         for name, weight in model.named_parameters():
@@ -128,7 +128,7 @@ def merge_twice(patch: pytest.MonkeyPatch) -> None:
                 weight.data.mul_(2)
         merge(model)
 
-    patch.setattr(adapters, "merge", double)
+    patch.setattr(adapters, "merge_adapters", double)
 
 
 def cast_too_narrow(patch: pytest.MonkeyPatch) -> None:
@@ -143,13 +143,13 @@ def cast_too_narrow(patch: pytest.MonkeyPatch) -> None:
 
 
 def change_a_layer(patch: pytest.MonkeyPatch) -> None:
-    settle = student_model.settle
+    settle = student_model.undo_compile
 
     def other(model: Any) -> None:
         settle(model)
         model.model.layers[0].mlp.down_proj.weight.data.mul_(-1)
 
-    patch.setattr(student_model, "settle", other)
+    patch.setattr(student_model, "undo_compile", other)
 
 
 LORA = {"rank": 8, "alpha": 64, "dropout": 0.0}
@@ -177,17 +177,13 @@ def test_t03_the_export_is_compared_with_the_model_as_it_was_trained(
 
 
 @pytest.mark.parametrize("lora", [None, ALL])
-def test_t03_what_was_measured_in_training_is_what_the_folder_does(
-    tmp_path: Path, lora: Any
-) -> None:
+def test_t03_what_was_measured_in_training_is_what_the_folder_does(tmp_path: Path, lora: Any) -> None:
     run = Run(tmp_path, epochs=4, learning_rate=0.02, lora=lora)
     assert run.here(tmp_path / "output")
     recorded = metrics(tmp_path / "output")[-1]["val_loss"]
     final = str(tmp_path / "output/final")
     data = load_dataset(run.dataset, load_tokenizer(final), 256)
-    after = as_trained.row_losses(
-        AnswerLoss(load_model(final)), data.val, partial(collate, pad_id=2)
-    )
+    after = as_trained.row_losses(AnswerLoss(load_model(final)), data.val, partial(collate_padded, pad_id=2))
     tokens = {sample.sample_id: sample.trained_tokens for sample in data.val}
     mean = sum(after[name] * count for name, count in tokens.items()) / sum(tokens.values())
     assert mean == pytest.approx(recorded, abs=export.ALLOWED["mean"])
@@ -202,7 +198,7 @@ def test_what_is_saved_answers_as_the_model_in_memory(tmp_path: Path) -> None:
     tokenizer.save_pretrained(copy)
     form = chat_format(tokenizer)
     prompts = {"a": [{"role": "user", "content": "Count 1."}]}
-    found = export.prove(copy, model, form, prompts, AsTrained({}, {}), [])
+    found = export.prove_export(copy, model, form, prompts, AsTrained({}, {}), [])
     assert set(found) == {None}, "what was not compared is no zero"
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
@@ -223,9 +219,7 @@ def front_matter(text: str) -> dict[str, Any]:
     return found
 
 
-def test_the_card_says_what_is_known_and_that_nothing_was_scored(
-    trained: tuple[Run, Path],
-) -> None:
+def test_the_card_says_what_is_known_and_that_nothing_was_scored(trained: tuple[Run, Path]) -> None:
     run, final = trained
     text = (final / "README.md").read_text()
     head = front_matter(text)
@@ -244,16 +238,16 @@ def test_a_licence_is_taken_from_the_base_models_card_and_never_guessed(tmp_path
     readme = tmp_path / "README.md"
     for said, expected in [("license: mit", "mit"), ("license: [a, b]", None), ("a: [", None)]:
         readme.write_text(f"---\n{said}\n---\ntext\n")
-        assert model_card._license(readme) == expected
-    assert model_card._origin("bundled")["license"] == "apache-2.0"
-    assert model_card._origin("org/model") == {"base_model": "org/model", "license": None}
+        assert model_card._read_license(readme) == expected
+    assert model_card._base_model_facts("bundled")["license"] == "apache-2.0"
+    assert model_card._base_model_facts("org/model") == {"base_model": "org/model", "license": None}
 
 
 def test_names_from_data_cannot_become_markdown(trained: tuple[Run, Path]) -> None:
     facts = json.loads((trained[1] / "training.json").read_text())
     for key in ("domain", "template_name", "model_id"):
         facts["dataset"][key] = {ATTACK: 3}
-    text = model_card.card(facts | {"run_name": ATTACK}, None)
+    text = model_card.render_card(facts | {"run_name": ATTACK}, None)
     assert front_matter(text)["library_name"] == "transformers"
     assert "\n# heading" not in text
     rows = [line for line in text.splitlines() if "onerror" in line and line.startswith("|")]

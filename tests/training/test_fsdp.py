@@ -41,9 +41,7 @@ def whole(precision: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_t31_the_losses_and_the_export_are_those_of_one_process(
-    whole: Run, tmp_path: Path, precision: str
-) -> None:
+def test_t31_the_losses_and_the_export_are_those_of_one_process(whole: Run, tmp_path: Path, precision: str) -> None:
     done = train(whole, tmp_path / "parts", "fsdp")
     assert done.returncode == 0, done.stderr
     same(tmp_path / "parts", whole.folder / "one", precision)
@@ -93,11 +91,7 @@ def test_two_machines_train_as_one(whole: Run, tmp_path: Path, precision: str) -
         address = {"NEXA_MAIN_ADDRESS": "127.0.0.1", "NEXA_MAIN_PORT": "29517"}
         command = ["bash", "scripts/shell/training/run_training.sh", str(whole.config), "fsdp"]
         machines.append(
-            subprocess.Popen(
-                [*command, *whole.flags(tmp_path / "two")],
-                cwd=ROOT,
-                env=environment() | nodes | address,
-            )
+            subprocess.Popen([*command, *whole.flags(tmp_path / "two")], cwd=ROOT, env=environment() | nodes | address)
         )
     try:
         assert [machine.wait(timeout=200) for machine in machines] == [0, 0]

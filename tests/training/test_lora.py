@@ -29,7 +29,7 @@ LORA = {"rank": 4, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
 
 
 def built(run: Run) -> Any:
-    return student_model.build(load_yaml(run.config, StudentConfig), str(run.model))
+    return student_model.build_student(load_yaml(run.config, StudentConfig), str(run.model))
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -54,15 +54,15 @@ def finished(precision: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_step_changes_the_adapter_and_nothing_else(run: Run) -> None:
     model = built(run)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    optimizer = torch.optim.AdamW([p for _, p in checkpoints.trained(model)], lr=0.1)
+    optimizer = torch.optim.AdamW([p for _, p in checkpoints.trainable_parameters(model)], lr=0.1)
     data = load_dataset(run.dataset, tokenizer(), 256)
-    packing.enable(model)
+    packing.enable_packing(model)
     for _ in range(2):  # A has no gradient before B has moved
         AnswerLoss(model)(packing.collate_packed(data.train[:4], CPU)).backward()
         optimizer.step()
         optimizer.zero_grad()
     changed = {n for n, tensor in model.named_parameters() if not torch.equal(tensor, before[n])}
-    assert changed == {name for name, _ in checkpoints.trained(model)}
+    assert changed == {name for name, _ in checkpoints.trainable_parameters(model)}
     assert all("lora_" in name for name in changed)
     assert len(changed) == 2 * 7 * 3  # A and B of seven linear layers in three decoder layers
 
@@ -70,19 +70,19 @@ def test_a_step_changes_the_adapter_and_nothing_else(run: Run) -> None:
 def test_a_fresh_adapter_changes_nothing_and_a_merged_one_says_what_it_said(run: Run) -> None:
     model, plain = built(run), load_model(str(run.model), [0, 1, 3])
     assert torch.equal(logits(model), logits(plain))
-    for name, tensor in checkpoints.trained(model):
+    for name, tensor in checkpoints.trainable_parameters(model):
         if "lora_B" in name:
             torch.nn.init.normal_(tensor, std=0.3)
     before = logits(model)
     assert not torch.allclose(before, logits(plain), atol=1e-2)
-    lora.merge(model)
+    lora.merge_adapters(model)
     assert torch.allclose(before, logits(model), atol=1e-5)
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
 
 
 def test_dropout_does_not_hide_a_plain_head(tmp_path: Path) -> None:
     model = built(Run(tmp_path, lora=LORA | {"dropout": 0.5}))
-    for name, tensor in checkpoints.trained(model):
+    for name, tensor in checkpoints.trainable_parameters(model):
         if "lora_B" in name:
             torch.nn.init.normal_(tensor, std=0.3)
     assert model.training
@@ -91,9 +91,7 @@ def test_dropout_does_not_hide_a_plain_head(tmp_path: Path) -> None:
 
 
 @in_float32
-def test_t26_the_export_needs_no_peft_and_keeps_what_was_learnt(
-    finished: Run, precision: str
-) -> None:
+def test_t26_the_export_needs_no_peft_and_keeps_what_was_learnt(finished: Run, precision: str) -> None:
     out = finished.folder / "out"
     rows = metrics(out)
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
@@ -102,12 +100,10 @@ def test_t26_the_export_needs_no_peft_and_keeps_what_was_learnt(
         "from nexa_train.models.loading import load_model\n"
         f"print(load_model({str(out / 'final')!r}).config.num_hidden_layers)"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "3"
     model = load_model(str(out / "final"))
-    packing.enable(model)
+    packing.enable_packing(model)
     val = load_dataset(finished.dataset, tokenizer(), 256).val
     with torch.no_grad():
         nats = float(AnswerLoss(model.eval())(packing.collate_packed(val, CPU)))
@@ -122,14 +118,12 @@ def test_f40_t27_a_full_disk_in_a_save_of_an_adapter(
     run.here(tmp_path / "out")
     stopped(run, tmp_path / "again", monkeypatch, 7)
     saved = load_file(tmp_path / "again/step-000006" / checkpoints.WEIGHTS)
-    assert saved.keys() == {name for name, _ in checkpoints.trained(built(run))}
+    assert saved.keys() == {name for name, _ in checkpoints.trainable_parameters(built(run))}
     run.here(tmp_path / "again")
     ends_as(run, tmp_path / "again")
 
 
-def test_packed_or_padded_the_losses_are_the_same(
-    finished: Run, tmp_path: Path, precision: str
-) -> None:
+def test_packed_or_padded_the_losses_are_the_same(finished: Run, tmp_path: Path, precision: str) -> None:
     padded = Run(tmp_path, packing=False, lora=LORA)
     padded.here(tmp_path / "out")
     follow(tmp_path / "out", finished.folder / "out", precision)

@@ -19,15 +19,8 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train import teacher_logits, token_view, train_sft
 from nexa_train.data.chat_template import fix_template
-from nexa_train.data.chat_tokenization import (
-    IGNORE,
-    ROW_REASONS,
-    Sample,
-    Skip,
-    encode,
-    student_format,
-)
-from nexa_train.data.row_checks import CheckFailed, Examination
+from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Sample, Skip, encode_conversation, student_format
+from nexa_train.data.row_checks import CheckFailed, RowChecker
 from nexa_train.models.generation import new_tokens
 from nexa_train.models.loading import load_for_inference
 from tests.data.test_chat_tokenization import ASK, SAY, made_of
@@ -73,9 +66,7 @@ def users_answer(folder: Path, question: str) -> str:
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student that knows an answer of three lines by heart. Its base model, as the bundled one
     was, stops at line breaks; its configuration names another end, as a base model's does."""
-    student = Student(
-        tmp_path_factory.mktemp("lines"), [chat(f"Solve {i}.", LINES) for i in range(8)], **BY_HEART
-    )
+    student = Student(tmp_path_factory.mktemp("lines"), [chat(f"Solve {i}.", LINES) for i in range(8)], **BY_HEART)
     line_break = tokenizer()("\n", add_special_tokens=False)["input_ids"]
     change_json(student.model / "generation_config.json", eos_token_id=[0, *line_break])
     change_json(student.model / "config.json", eos_token_id=0)
@@ -85,10 +76,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_t02_a_student_stops_where_its_template_ends_a_turn_and_nowhere_else(learned: Path) -> None:
     model, tok = load_for_inference(str(learned))
     form = student_format(tok)
-    assert form.stops == [tok.convert_tokens_to_ids("<|im_end|>")]
+    assert form.stop_tokens == [tok.convert_tokens_to_ids("<|im_end|>")]
     prompt = form.prompt_ids([{"role": "user", "content": "Solve 3."}])
     (said,) = new_tokens(model, tok, [prompt], max_new_tokens=60, temperature=0.0, top_k=0,
-                         top_p=1.0, stops=form.stops, seed=0)  # fmt: skip
+                         top_p=1.0, stops=form.stop_tokens, seed=0)  # fmt: skip
     assert tok.decode(said) == f"{LINES}<|im_end|>"
 
 
@@ -105,7 +96,7 @@ def test_t09_an_eos_token_that_is_not_the_end_of_a_turn_ends_no_turn() -> None:
     tok.eos_token = "<|endoftext|>"  # noqa: S105
     form = student_format(tok)
     assert form.end_text == "<|im_end|>"
-    assert form.stops == [0, 2]
+    assert form.stop_tokens == [0, 2]
     made = made_of([ASK, SAY], tok)
     assert isinstance(made, Sample)
     assert made.labels[-1] == 2
@@ -114,7 +105,7 @@ def test_t09_an_eos_token_that_is_not_the_end_of_a_turn_ends_no_turn() -> None:
 def test_a_tokenizer_without_an_eos_token_is_trained() -> None:
     tok = tokenizer()
     tok.eos_token = None
-    assert student_format(tok).stops == [2]
+    assert student_format(tok).stop_tokens == [2]
 
 
 def nfc() -> Any:
@@ -125,8 +116,7 @@ def nfc() -> Any:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["5 \u2126", "cafe\u0301", "1.5 \u212b", "\u0958", "\uf900", "e\u0323\u0302", "\u1100\u1161"],
+    "text", ["5 \u2126", "cafe\u0301", "1.5 \u212b", "\u0958", "\uf900", "e\u0323\u0302", "\u1100\u1161"]
 )
 def test_t04_canonically_equal_text_is_the_same_text(text: str) -> None:
     assert isinstance(made_of(chat("How much?", f"It is {text} here."), nfc()), Sample)
@@ -173,9 +163,7 @@ def days_apart(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
 
 
-def test_t07_a_template_with_the_date_renders_the_same_on_every_day(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_t07_a_template_with_the_date_renders_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
     days_apart(monkeypatch, 400)
     plain = tokenizer(DATED).apply_chat_template([ASK], tokenize=False)
     days_apart(monkeypatch, 0)
@@ -199,10 +187,7 @@ def test_t07_a_cache_is_used_the_next_day_and_the_export_needs_no_clock(
     settings = yaml.safe_load(student.config.read_text())["distillation"]
     teacher = {"loss": "forward_kl", "source": "cache", "teacher": str(student.model)}
     set_values(student, distillation=settings | teacher)
-    config, storage = (
-        load_yaml(student.config, StudentConfig),
-        load_config(student.pipeline).storage,
-    )
+    config, storage = (load_yaml(student.config, StudentConfig), load_config(student.pipeline).storage)
     first = student.preflight(monkeypatch)["samples_sha256"]
     table = teacher_logits.run(config, storage, student.dataset)
     made = table.stat().st_mtime_ns
@@ -252,9 +237,7 @@ def test_t12_a_token_without_an_embedding_is_found_before_the_first_step(
     student, tok = Student(tmp_path, rows), tokenizer()
     tok.add_tokens([f"<pad{i}>" for i in range(300 - len(tok))] + ["<answer>", "</answer>"])
     student.save(tok)
-    with pytest.raises(
-        CheckFailed, match=r"in sample row-3: token id 301 \('</answer>'\).*has 300"
-    ):
+    with pytest.raises(CheckFailed, match=r"in sample row-3: token id 301 \('</answer>'\).*has 300"):
         student.preflight(monkeypatch)
     student.write(rows[:3])
     assert student.preflight(monkeypatch)["trained_on"] == {"train": 3}, "unused ones do no harm"
@@ -273,9 +256,7 @@ def test_t12_padding_that_the_model_has_no_embedding_for_is_not_used(tmp_path: P
         assert json.loads((final / "generation_config.json").read_text())["pad_token_id"] == 2
 
 
-def test_t15_the_preflight_refuses_a_quantised_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_t15_the_preflight_refuses_a_quantised_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student = Student(tmp_path, [[ASK, SAY]])
     change_json(student.model / "config.json", quantization_config={"quant_method": "fp8"})
     with pytest.raises(InputError, match=r"a quantised checkpoint \(fp8\) cannot be trained"):
@@ -301,18 +282,14 @@ def test_t17_a_tokens_text_in_another_tokenizer_is_text() -> None:
     assert isinstance(made_of(chat("What is </s>?", "It ends [INST] and <s>.")), Sample)
 
 
-def test_t18_several_templates_without_a_default_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_t18_several_templates_without_a_default_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student = Student(tmp_path, [[ASK, SAY]])
     student.save(tokenizer({"tool_use": CHATML, "rag": CHATML}))
     with pytest.raises(CheckFailed, match=r"none of them named default.*(tool_use|rag)"):
         student.preflight(monkeypatch)
 
 
-def test_t20_a_prompt_that_leaves_no_room_has_no_answer_and_its_neighbours_have_theirs(
-    tmp_path: Path,
-) -> None:
+def test_t20_a_prompt_that_leaves_no_room_has_no_answer_and_its_neighbours_have_theirs(tmp_path: Path) -> None:
     student = Student(tmp_path)
     change_json(student.model / "config.json", max_position_embeddings=64)
     model, tok = load_for_inference(str(student.model))
@@ -324,9 +301,7 @@ def test_t20_a_prompt_that_leaves_no_room_has_no_answer_and_its_neighbours_have_
 
 def test_t22_a_base_models_contradictory_sampling_settings_do_no_harm(tmp_path: Path) -> None:
     student = Student(tmp_path, epochs=1)
-    change_json(
-        student.model / "generation_config.json", do_sample=False, temperature=0.9, top_p=0.6
-    )
+    change_json(student.model / "generation_config.json", do_sample=False, temperature=0.9, top_p=0.6)
     found = json.loads((train(student) / "generation_config.json").read_text())
     assert found["eos_token_id"] == 2
     assert "temperature" not in found
@@ -354,9 +329,7 @@ def test_t25_a_learning_rate_that_yaml_reads_as_text_says_how_to_write_it(tmp_pa
         load_yaml(student.config, StudentConfig)
 
 
-def test_t28_another_max_length_is_another_run_and_a_failed_one_leaves_the_last(
-    tmp_path: Path,
-) -> None:
+def test_t28_another_max_length_is_another_run_and_a_failed_one_leaves_the_last(tmp_path: Path) -> None:
     student = Student(tmp_path, epochs=1)
     final = train(student)
     before = (final / "model.safetensors").stat().st_mtime_ns
@@ -378,15 +351,15 @@ def test_t08_the_shown_tokens_keep_their_spaces() -> None:
     plain.decoder = decoders.Metaspace()
     tok: Any = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>")  # type: ignore[no-untyped-call]  # noqa: S106
     ids = tok("the sky is blue")["input_ids"]
-    shown = token_view.tokens(tok, ids, [True] * len(ids))
+    shown = token_view.decode_tokens(tok, ids, [True] * len(ids))
     assert "".join(text for text, _, _ in shown) == "the sky is blue"
 
 
 def test_every_turn_follows_what_inference_reads() -> None:
     """The check asks of each answer, not of the first alone."""
-    examination = Examination(tokenizer(), None)
+    examination = RowChecker(tokenizer(), None)
     talk = [ASK, SAY, ASK, {"role": "assistant", "content": "Eight."}]
-    made = encode(examination.format, "s", talk, None)
+    made = encode_conversation(examination.chat_format, "s", talk, None)
     assert isinstance(made, Sample)
     check = examination.checks["template_equal"]
     assert check(made, talk) == ""

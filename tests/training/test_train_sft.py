@@ -20,7 +20,7 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.manifests import sha256_path
 from nexa_train import train_sft
 from nexa_train.data.chat_tokenization import IGNORE
-from nexa_train.data.collate import collate
+from nexa_train.data.collate import collate_padded
 from nexa_train.data.dataset import epoch_batches, load_dataset
 from nexa_train.models.loading import load_model
 from nexa_train.training import fsdp, student_model
@@ -79,9 +79,7 @@ def follow(output: Path, other: Path, precision: str) -> None:
     """Assert that two runs compute the same, but for the order of their sums."""
     assert losses(output) == pytest.approx(losses(other), rel=SAME_LOSS[precision])
     # AdamW forgives a wrong scale of the gradients, clipping and this do not.
-    norms = [
-        [row["grad_norm"] for row in metrics(o) if "grad_norm" in row] for o in (output, other)
-    ]
+    norms = [[row["grad_norm"] for row in metrics(o) if "grad_norm" in row] for o in (output, other)]
     assert norms[0] == pytest.approx(norms[1], rel=SAME_NORM[precision])
     ends = [metrics(o)[-1].get("val_loss") for o in (output, other)]
     assert ends[0] == pytest.approx(ends[1], rel=SAME_VAL_LOSS[precision])
@@ -104,9 +102,7 @@ def finished(precision: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return run, output
 
 
-def test_the_student_learns_and_leaves_a_loadable_smaller_model(
-    finished: tuple[Run, Path],
-) -> None:
+def test_the_student_learns_and_leaves_a_loadable_smaller_model(finished: tuple[Run, Path]) -> None:
     _, output = finished
     rows = metrics(output)
     assert rows[0]["step"] == 0
@@ -175,17 +171,13 @@ def test_a_training_in_bfloat16_is_not_one_in_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("distributed", ["false", "true"])
-def test_a_student_that_is_none_is_bad_input_with_one_process_or_many(
-    tmp_path: Path, distributed: str
-) -> None:
+def test_a_student_that_is_none_is_bad_input_with_one_process_or_many(tmp_path: Path, distributed: str) -> None:
     run = Run(tmp_path)
     config = yaml.safe_load(run.config.read_text()) | {"student": str(tmp_path)}
     run.config.write_text(yaml.safe_dump(config))
     script = "scripts/shell/training/run_training.sh"
     command = ["bash", script, str(run.config), distributed, *run.flags(tmp_path / "out")]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 65, done.stderr
     assert f"{tmp_path}: not a model that can be loaded" in done.stderr
 
@@ -193,7 +185,7 @@ def test_a_student_that_is_none_is_bad_input_with_one_process_or_many(
 def test_the_loss_is_that_of_the_whole_logits(tmp_path: Path) -> None:
     model = load_model(str(save_model(tmp_path / "model")))
     data = load_dataset(save_dataset(tmp_path / "sft.parquet"), tokenizer(), 256)
-    batch = collate(data.train[:4], torch.device("cpu"), pad_id=2)
+    batch = collate_padded(data.train[:4], torch.device("cpu"), pad_id=2)
     whole = model(**batch).loss * sum(s.trained_tokens for s in data.train[:4])
     loss = AnswerLoss(model)
     assert float(loss(batch).detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
@@ -211,14 +203,13 @@ def test_gradient_accumulation_weighs_by_tokens(tmp_path: Path) -> None:
     first = next(iter(losses(parts.folder / "output").values()))
     model = load_model(str(parts.model), [0, 1, 3])
     data = load_dataset(parts.dataset, tokenizer(), 256)
-    total = float(AnswerLoss(model)(collate(data.train, torch.device("cpu"), pad_id=2)))
+    total = float(AnswerLoss(model)(collate_padded(data.train, torch.device("cpu"), pad_id=2)))
     assert first == pytest.approx(total / sum(s.trained_tokens for s in data.train), rel=0.01)
     assert len(losses(whole.folder / "output")) == 3
 
 
 @pytest.mark.parametrize(
-    ("setting", "packing"),
-    [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)],
+    ("setting", "packing"), [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)]
 )
 def test_what_hastens_a_training_leaves_its_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, packing: bool
@@ -239,16 +230,16 @@ def test_what_hastens_a_training_leaves_its_losses(
 def layers_run(run: Run) -> int:
     """How often layers compute in one forward and backward pass."""
     config = load_yaml(run.config, StudentConfig)
-    model = student_model.build(config, str(run.model))
-    student_model.hasten(model, config.train)
+    model = student_model.build_student(config, str(run.model))
+    student_model.apply_speed_options(model, config.train)
     ran: list[int] = []
-    for layer in fsdp.blocks(model):
+    for layer in fsdp.decoder_layers(model):
         mlp: Any = layer.mlp
         mlp.register_forward_pre_hook(lambda *_: ran.append(1))
     data = load_dataset(run.dataset, tokenizer(), 256)
     loss = AnswerLoss(model)
     ran.clear()
-    loss(collate(data.train[:4], torch.device("cpu"), pad_id=2)).backward()
+    loss(collate_padded(data.train[:4], torch.device("cpu"), pad_id=2)).backward()
     return len(ran)
 
 
@@ -257,33 +248,27 @@ def test_layers_are_computed_again_instead_of_kept(tmp_path: Path) -> None:
     assert layers_run(Run(tmp_path / "b", gradient_checkpointing=True)) == 6
 
 
-def test_every_layer_is_compiled_and_without_a_compiler_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_layer_is_compiled_and_without_a_compiler_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, compile=True)
     config = load_yaml(run.config, StudentConfig)
-    model = student_model.build(config, str(run.model))
+    model = student_model.build_student(config, str(run.model))
     before = [name for name, _ in model.named_parameters()]
-    student_model.hasten(model, config.train)
-    assert all(layer._compiled_call_impl is not None for layer in fsdp.blocks(model))
+    student_model.apply_speed_options(model, config.train)
+    assert all(layer._compiled_call_impl is not None for layer in fsdp.decoder_layers(model))
     assert [name for name, _ in model.named_parameters()] == before
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     with pytest.raises(InputError, match="apt-get install g"):
-        student_model.hasten(model, config.train)
+        student_model.apply_speed_options(model, config.train)
 
 
-def test_a_fused_loss_without_a_gpu_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fused_loss_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, fused_loss=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"needs a GPU.*train\.fused_loss: false"):
         run.here(tmp_path / "out")
 
 
-def test_how_fast_it_is_computed_does_not_make_a_finished_run_stale(
-    finished: tuple[Run, Path],
-) -> None:
+def test_how_fast_it_is_computed_does_not_make_a_finished_run_stale(finished: tuple[Run, Path]) -> None:
     run, output = finished
     before = run.config.read_text()
     values = yaml.safe_load(before)
@@ -293,9 +278,7 @@ def test_how_fast_it_is_computed_does_not_make_a_finished_run_stale(
     run.config.write_text(before)
 
 
-def test_an_epoch_has_every_sample_once_and_depends_on_seed_and_epoch_only(
-    tmp_path: Path,
-) -> None:
+def test_an_epoch_has_every_sample_once_and_depends_on_seed_and_epoch_only(tmp_path: Path) -> None:
     data = load_dataset(save_dataset(tmp_path / "sft.parquet", train=37), tokenizer(), 256)
     batches = epoch_batches(data.train, 4, 7, 0)
     names = [sample.sample_id for batch in batches for sample in batch]
@@ -329,9 +312,7 @@ def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
 
 
 def test_the_documented_configuration_path_resolves() -> None:
-    assert (ROOT / "nexa_train/configs/baseline_distill.yaml").samefile(
-        ROOT / "configs/baseline_distill.yaml"
-    )
+    assert (ROOT / "nexa_train/configs/baseline_distill.yaml").samefile(ROOT / "configs/baseline_distill.yaml")
     wrong = ["bash", "scripts/shell/training/run_training.sh", "no-such.yaml"]
     seen = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True, check=False)
     assert seen.returncode == 66

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from nexa_distill.collection.answers.extraction import Cleaner
-from nexa_distill.collection.answers.token_usage import Usage, read_usage
-from nexa_distill.collection.requests.response_body import error_of, read_body
-from nexa_distill.dialects import REASONING_FIELDS, finish_reason
-from nexa_distill.journal.journal import Answered
+from nexa_distill.collection.answers.token_usage import TokenCounts, read_usage
+from nexa_distill.collection.requests.response_body import find_error, read_body
+from nexa_distill.dialects import REASONING_FIELDS, normal_finish_reason
+from nexa_distill.journal.journal import StoredAnswer
 from nexa_distill.settings.pipeline import Price, Provider
 from nexa_distill.text.json_schemas import ResponseSchemas
 from nexa_distill.text.reasoning import split_reasoning
@@ -43,24 +43,24 @@ def parse_answer(raw: bytes) -> Answer:
     body = read_body(raw)
     if not body:
         return Answer(flag="malformed")
-    usage = read_usage(_mapping(body.get("usage")))
+    usage = read_usage(_as_mapping(body.get("usage")))
     choices = body.get("choices")
-    choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
-    message = {} if error_of(body) else _mapping(choice.get("message"))
+    choice = _as_mapping(choices[0] if isinstance(choices, list) and choices else None)
+    message = {} if find_error(body) else _as_mapping(choice.get("message"))
     # A server without a reasoning parser leaves the reasoning in tags before the answer.
     thought, text = split_reasoning(message_text(message) or "")
     field = _reasoning_field(message)
     # A server's parser may have extracted only a part of it; text in both is written once.
     parts = [field, thought if thought and thought not in (field or "") else None]
     reasoning = "\n\n".join(filter(None, parts)) or None
-    finish = finish_reason(_text(choice.get("finish_reason")))
+    finish = normal_finish_reason(_as_text(choice.get("finish_reason")))
     return Answer(
         text=text,
         reasoning=reasoning,
         finish_reason=finish,
-        model=_text(body.get("model")),
-        fingerprint=_text(body.get("system_fingerprint")),
-        flag=_flag(finish, message, text, _is_cut_by_reasoning(finish, text, reasoning, usage)),
+        model=_as_text(body.get("model")),
+        fingerprint=_as_text(body.get("system_fingerprint")),
+        flag=_answer_flag(finish, message, text, _is_cut_by_reasoning(finish, text, reasoning, usage)),
         prompt_tokens=usage.prompt,
         completion_tokens=usage.completion,
         total_tokens=usage.total,
@@ -79,7 +79,7 @@ def cost_usd(answer: Answer, price: Price | None, discount: float = 1.0) -> floa
     """US dollars of an answer; None if its tokens or the model's price are not known."""
     if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
         return None
-    return discount * price.cost(answer.prompt_tokens, answer.completion_tokens)
+    return discount * price.answer_cost(answer.prompt_tokens, answer.completion_tokens)
 
 
 def output_row(
@@ -87,7 +87,7 @@ def output_row(
     attempt: int,
     key: str,
     model: str,
-    stored: Answered,
+    stored: StoredAnswer,
     provider: Provider,
     schemas: ResponseSchemas,
     cleaner: Cleaner,
@@ -104,7 +104,7 @@ def output_row(
         # A server that we start reports a path on this machine as its model.
         "model_id": model if provider.start else answer.model or model,
         "finish_reason": answer.finish_reason,
-        "answer_flag": _with_schema(answer.flag, text, schemas, row["template_name"]),
+        "answer_flag": _flag_with_schema(answer.flag, text, schemas, row["template_name"]),
         "system_fingerprint": answer.fingerprint,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
@@ -116,7 +116,7 @@ def output_row(
     }
 
 
-def _flag(
+def _answer_flag(
     finish: str | None, message: Mapping[str, Any], text: str | None, cut_by_reasoning: bool
 ) -> str | None:
     signs = {  # the most severe first
@@ -131,9 +131,7 @@ def _flag(
     return next((flag for flag, holds in signs.items() if holds), None)
 
 
-def _is_cut_by_reasoning(
-    finish: str | None, text: str | None, reasoning: str | None, usage: Usage
-) -> bool:
+def _is_cut_by_reasoning(finish: str | None, text: str | None, reasoning: str | None, usage: TokenCounts) -> bool:
     if finish != "length":
         return False
     if usage.reasoning and usage.completion:  # some providers count it without showing it
@@ -142,15 +140,13 @@ def _is_cut_by_reasoning(
     return thought > 0 and thought >= REASONING_SHARE * (thought + len((text or "").strip()))
 
 
-def _with_schema(
-    flag: str | None, text: str | None, schemas: ResponseSchemas, task: str
-) -> str | None:
+def _flag_with_schema(flag: str | None, text: str | None, schemas: ResponseSchemas, task: str) -> str | None:
     if text is None or flag not in (None, "truncated", "tool_calls"):  # more severe: it stays
         return flag
-    return flag if schemas.satisfied(task, text) else "schema_mismatch"
+    return flag if schemas.is_satisfied(task, text) else "schema_mismatch"
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _as_mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
@@ -158,18 +154,18 @@ def message_text(message: Mapping[str, Any]) -> str | None:
     """The content, or the text parts of a list of parts (others contain reasoning or images)."""
     value = message.get("content")
     if isinstance(value, list):
-        parts = [part for part in map(_mapping, value) if part.get("type", "text") in TEXT_PARTS]
-        return "".join(_text(part.get("text")) or "" for part in parts) or None
-    return _text(value) or None
+        parts = [part for part in map(_as_mapping, value) if part.get("type", "text") in TEXT_PARTS]
+        return "".join(_as_text(part.get("text")) or "" for part in parts) or None
+    return _as_text(value) or None
 
 
 def _reasoning_field(message: Mapping[str, Any]) -> str | None:
     """The reasoning in its own field, or in the thinking parts of the content (Mistral)."""
     for name in REASONING_FIELDS:
-        if text := _text(message.get(name)):
+        if text := _as_text(message.get(name)):
             return text
     value = message.get("content")
-    parts = map(_mapping, value if isinstance(value, list) else ())
+    parts = map(_as_mapping, value if isinstance(value, list) else ())
     thinking = [part.get("thinking") for part in parts if part.get("type") in THINKING_PARTS]
     return "".join(text for part in thinking for text in _inner_texts(part)) or None
 
@@ -177,10 +173,10 @@ def _reasoning_field(message: Mapping[str, Any]) -> str | None:
 def _inner_texts(thinking: object) -> list[str]:
     """The text of a part, or the texts of the parts inside it."""
     inner = thinking if isinstance(thinking, list) else [{"text": thinking}]
-    return [text for part in inner if (text := _text(_mapping(part).get("text")))]
+    return [text for part in inner if (text := _as_text(_as_mapping(part).get("text")))]
 
 
-def _text(value: object) -> str | None:
+def _as_text(value: object) -> str | None:
     """A string that UTF-8 can carry (a lone surrogate becomes U+FFFD), or None."""
     if not isinstance(value, str):
         return None

@@ -27,7 +27,7 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.text import pii
 
 SQL_WORDS = ("sql", "sqlite", "sqlite3", "postgresql", "postgres", "mysql", "tsql", "plsql")
-MOST_STARTS = 100  # brackets at which JSON is looked for: each try may read the whole text
+MAX_JSON_STARTS = 100  # brackets at which JSON is looked for: each try may read the whole text
 
 # An opening fence, its word, and its inside up to the closing fence or, if cut off, to the end.
 # Three or more backticks or tildes (CommonMark 0.31), also behind other words on the line.
@@ -44,19 +44,14 @@ WITH_TABLE = (
     r"with\s+(?:recursive\s+)?[\w\"`\[\]]+\s*(?:\([^)]*\)\s*)?"
     r"as\s+(?:not\s+)?(?:materialized\s*)?\("
 )
-VERBS = (
-    "select|insert|update|delete|create|drop|alter|pragma|attach|detach|explain|replace|vacuum|"
-    "values"
-)
+VERBS = "select|insert|update|delete|create|drop|alter|pragma|attach|detach|explain|replace|vacuum|values"
 STATEMENT = re.compile(
     rf"^[ \t]*(?:\W{{0,3}}(?:sql|sqlite|query|sql ?query|answer)\W{{0,3}}[:=][ \t*]*)?"
     rf"(?P<sql>\(*(?:{WITH_TABLE}|(?:{VERBS})\b))",
     re.IGNORECASE | re.MULTILINE,
 )
 # In the middle of a line, where only capitals tell a statement from a sentence; also full width.
-AFTER_COLON = re.compile(
-    rf"[:\uff1a][ \t*]*(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*)"
-)
+AFTER_COLON = re.compile(rf"[:\uff1a][ \t*]*(?P<sql>(?:SELECT\b|{WITH_TABLE.replace('with', 'WITH', 1)})[^\n]*)")
 # A whole line in bold, in quotation marks, in a tag, in a quotation or a list.
 WRAPPED = re.compile(
     r"^[ \t]*(?:>|[-*+]|\d{1,2}[.)])?[ \t]*(?:<sql(?:_?query)?>|(?P<mark>\*\*|[\"'\u201c]?))\s*"
@@ -64,18 +59,11 @@ WRAPPED = re.compile(
     r"(?:</sql(?:_?query)?>|(?P=mark)|\u201d)[.;]?[ \t]*$",
     re.MULTILINE,
 )
-LABEL = re.compile(
-    r"^\W{0,3}(?:sql|sqlite|query|sql ?query|answer)\W{0,3}[:=][ \t*]*", re.IGNORECASE
-)
+LABEL = re.compile(r"^\W{0,3}(?:sql|sqlite|query|sql ?query|answer)\W{0,3}[:=][ \t*]*", re.IGNORECASE)
 PROSE = re.compile(r"\n(?=[ \t]*\n|\W{0,3}(?:explanation|note|this|the|here)\b)", re.IGNORECASE)
-CODE = re.compile(
-    r"^(?:def |class |import |from \w[\w.]* import |@\w|async def |[A-Za-z_]\w* *= *\S)",
-    re.MULTILINE,
-)
+CODE = re.compile(r"^(?:def |class |import |from \w[\w.]* import |@\w|async def |[A-Za-z_]\w* *= *\S)", re.MULTILINE)
 # Quoted text, comments, and the end of a statement; an unclosed quote extends to the end.
-TOKENS = re.compile(
-    r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;", re.DOTALL
-)
+TOKENS = re.compile(r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;", re.DOTALL)
 
 
 class Cleaner:
@@ -87,29 +75,29 @@ class Cleaner:
     def __call__(self, task: str, raw_text: str | None) -> tuple[str | None, str | None]:
         """(teacher_output, raw_output) of contracts.OUTPUTS."""
         kind = self._kinds.get(task)
-        text = clean(raw_text, kind) if raw_text and kind else raw_text
+        text = extract_answer(raw_text, kind) if raw_text and kind else raw_text
         if text and self._redacted:
-            text = pii.redact(text, self._redacted)
+            text = pii.redact_text(text, self._redacted)
         return text, raw_text if text != raw_text else None
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def relevant_settings(self) -> dict[str, Any]:
         """The settings that the result depends on."""
         return {"cleaners": dict(self._kinds), "redact": self._redacted}
 
 
-def cleaner_of(config: DistillConfig) -> Cleaner:
+def build_cleaner(config: DistillConfig) -> Cleaner:
     """A cleaner with the settings `cleaners:` and, in the filters file, `pii:`."""
     filters = load_yaml(Path(config.filters), FilterConfig)
-    return Cleaner(config.cleaners, filters.pii.of("redact"))
+    return Cleaner(config.cleaners, filters.pii.kinds_with("redact"))
 
 
-def clean(text: str, kind: AnswerKind) -> str | None:
+def extract_answer(text: str, kind: AnswerKind) -> str | None:
     """The answer of this kind in `text`, stripped; None if there is none."""
     return (CLEANERS[kind](text) or "").strip() or None
 
 
-def _fences(text: str, kind: re.Pattern[str], *words: str) -> list[str]:
+def _fenced_blocks(text: str, kind: re.Pattern[str], *words: str) -> list[str]:
     """Insides of the fences marked with one of these words; else the first of the kind, or any."""
     every = [(match["word"].lower(), match["inside"]) for match in FENCE.finditer(text)]
     marked = [inside for word, inside in every if word in words]
@@ -117,26 +105,26 @@ def _fences(text: str, kind: re.Pattern[str], *words: str) -> list[str]:
     return marked or likely[:1] or [inside for _, inside in every[:1]]
 
 
-def _inline(text: str, kind: re.Pattern[str]) -> str | None:
+def _longest_inline(text: str, kind: re.Pattern[str]) -> str | None:
     """The longest code of this kind in backticks."""
     codes = [match["code"].strip() for match in INLINE.finditer(text)]
     return max((code for code in codes if kind.match(code)), key=len, default=None)
 
 
-def _sql(text: str) -> str | None:
-    fenced = _fences(text, STATEMENT, *SQL_WORDS)
+def _extract_sql(text: str) -> str | None:
+    fenced = _fenced_blocks(text, STATEMENT, *SQL_WORDS)
     if fenced:
         return LABEL.sub("", fenced[0].strip())
     match = STATEMENT.search(text)
-    if not match and (inline := _inline(text, STATEMENT)):
+    if not match and (inline := _longest_inline(text, STATEMENT)):
         return LABEL.sub("", inline)
     if not match and (wrapped := WRAPPED.search(text)):
         return wrapped["sql"]
     match = match or AFTER_COLON.search(text)
-    return _without_explanation(text[match.start("sql") :]) if match else None
+    return _cut_explanation(text[match.start("sql") :]) if match else None
 
 
-def _without_explanation(text: str) -> str:
+def _cut_explanation(text: str) -> str:
     """The text up to the first `;` without a statement after it, else up to the prose."""
     for match in TOKENS.finditer(text):
         if match[0] == ";" and not STATEMENT.match(text[match.end() :].lstrip()):
@@ -144,15 +132,15 @@ def _without_explanation(text: str) -> str:
     return PROSE.split(text, maxsplit=1)[0]
 
 
-def _python(text: str) -> str | None:
-    fenced = _fences(text, CODE, "python", "py", "python3", "py3", "ipython")
+def _extract_python(text: str) -> str | None:
+    fenced = _fenced_blocks(text, CODE, "python", "py", "python3", "py3", "ipython")
     if fenced:
         return "\n".join(map(textwrap.dedent, fenced))
     match = CODE.search(text)
-    return text[match.start() :] if match else _inline(text, CODE)
+    return text[match.start() :] if match else _longest_inline(text, CODE)
 
 
-def _json(text: str) -> str | None:
+def _extract_json(text: str) -> str | None:
     fenced = [match["inside"] for match in FENCE.finditer(text) if match["word"].lower() == "json"]
     inline = [m["code"] for m in INLINE.finditer(text) if m["code"].lstrip().startswith("{")]
     values = (value for part in (*fenced, *inline, text) for value in _json_values(part))
@@ -162,7 +150,7 @@ def _json(text: str) -> str | None:
 def _json_values(text: str) -> Iterator[str]:
     """Objects and arrays of the text in order, as written."""
     decoder = json.JSONDecoder()
-    for match in itertools.islice(re.finditer(r"[{\[]", text), MOST_STARTS):
+    for match in itertools.islice(re.finditer(r"[{\[]", text), MAX_JSON_STARTS):
         try:
             _, end = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
@@ -170,14 +158,14 @@ def _json_values(text: str) -> Iterator[str]:
         yield text[match.start() : end]
 
 
-def _fenced(text: str) -> str:
+def _strip_fence(text: str) -> str:
     whole = FENCE.fullmatch(text.strip())
     return whole["inside"] if whole else text
 
 
 CLEANERS: dict[AnswerKind, Callable[[str], str | None]] = {
-    "sql": _sql,
-    "python": _python,
-    "json": _json,
-    "fenced": _fenced,
+    "sql": _extract_sql,
+    "python": _extract_python,
+    "json": _extract_json,
+    "fenced": _strip_fence,
 }

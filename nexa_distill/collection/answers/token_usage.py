@@ -11,10 +11,10 @@ REASONING_NAMES = (
     "thoughtsTokenCount",
 )
 CACHE_NAMES = ("cache_read_input_tokens", "cache_creation_input_tokens")  # not in input_tokens
-MOST_TOKENS = 2**31  # a larger number is not a token count
+MAX_TOKENS = 2**31  # a larger number is not a token count
 
 
-class Usage(NamedTuple):
+class TokenCounts(NamedTuple):
     """Token counts; None = not reported. `reasoning` is a part of `completion`."""
 
     prompt: int | None = None
@@ -23,13 +23,13 @@ class Usage(NamedTuple):
     reasoning: int | None = None
 
 
-def read_usage(usage: Mapping[str, Any]) -> Usage:
+def read_usage(usage: Mapping[str, Any]) -> TokenCounts:
     """Counts of a usage object, with the names of chat completions or of the newer APIs."""
     prompt = _first_count(usage, "prompt_tokens", "input_tokens")
     reported = completion = _first_count(usage, "completion_tokens", "output_tokens")
     if prompt is not None and "prompt_tokens" not in usage and "total_tokens" not in usage:
         prompt += sum(token_count(usage.get(name)) or 0 for name in CACHE_NAMES)
-    total, reasoning = token_count(usage.get("total_tokens")), _reasoning(usage)
+    total, reasoning = token_count(usage.get("total_tokens")), _reasoning_tokens(usage)
     if prompt is None and reported is not None and total is not None:
         prompt = max(0, total - reported)
     if reported is not None and reasoning is not None and reasoning > reported:
@@ -41,10 +41,10 @@ def read_usage(usage: Mapping[str, Any]) -> Usage:
         completion = rest if completion is None else max(completion, rest)
     if prompt is not None and completion is not None:
         total = prompt + completion
-    return Usage(prompt, completion, total, reasoning)
+    return TokenCounts(prompt, completion, total, reasoning)
 
 
-def _reasoning(usage: Mapping[str, Any]) -> int | None:
+def _reasoning_tokens(usage: Mapping[str, Any]) -> int | None:
     """In the details (OpenAI), or beside the other counts."""
     for name in ("completion_tokens_details", "output_tokens_details"):
         details = usage.get(name)
@@ -65,4 +65,4 @@ def token_count(value: object) -> int | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
-    return value if 0 <= value < MOST_TOKENS else None
+    return value if 0 <= value < MAX_TOKENS else None

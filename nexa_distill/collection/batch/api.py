@@ -18,18 +18,18 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 
-from nexa_distill.collection.batch.files import URL
+from nexa_distill.collection.batch.files import ENDPOINT_PATH
 from nexa_distill.collection.requests import retry_policy
-from nexa_distill.collection.requests.connections import open_session, proxy_of
+from nexa_distill.collection.requests.connections import choose_proxy, open_session
 from nexa_distill.collection.requests.endpoint import Endpoint
-from nexa_distill.collection.requests.transport import DEFAULT_PAUSE_SECONDS, pause_asked
+from nexa_distill.collection.requests.transport import DEFAULT_PAUSE_SECONDS, retry_after_seconds
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Outcome
-from nexa_distill.storage.atomic import replacing
+from nexa_distill.storage.atomic import replace_atomically
 
 Json = dict[str, Any]
 T = TypeVar("T")
-Take = Callable[[aiohttp.ClientResponse], Awaitable[T]]
+ReadBody = Callable[[aiohttp.ClientResponse], Awaitable[T]]
 
 TRANSFER_SECONDS = 3600.0  # for a whole file
 PAGE = 100
@@ -37,11 +37,11 @@ MAX_OBJECT_BYTES = 16 * 2**20
 NO_BATCH_MODE = {404, 405, 501}  # from the addresses that every batch needs
 
 
-class Refused(ProviderUnusable):
+class CallRefused(ProviderUnusable):
     """The provider refused the call: nothing happened there."""
 
 
-class NotFound(Refused):
+class NotFound(CallRefused):
     """The provider does not know this file or batch."""
 
 
@@ -54,7 +54,7 @@ class BatchApi:
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float, max_attempts: int) -> None:
         self.endpoint, self.max_attempts = endpoint, max_attempts
-        self._proxy = proxy_of(endpoint)._asdict()
+        self._proxy = choose_proxy(endpoint)._asdict()
         self._short = aiohttp.ClientTimeout(total=timeout_seconds)
         self._long = aiohttp.ClientTimeout(
             total=TRANSFER_SECONDS, sock_connect=timeout_seconds, sock_read=timeout_seconds
@@ -67,35 +67,35 @@ class BatchApi:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def upload(self, path: Path) -> str:
+    async def upload_file(self, path: Path) -> str:
         """Upload a file; returns its id. A repeated upload makes a second file, free of charge."""
 
-        async def send(take: Take[str]) -> str:
+        async def send_form(take: ReadBody[str]) -> str:
             with path.open("rb") as file:  # read in chunks while it is sent
                 form = aiohttp.FormData({"purpose": "batch"})
                 form.add_field("file", file, filename=path.name, content_type="application/jsonl")
-                return await self._send("POST", "/files", take, data=form, timeout=self._long)
+                return await self._send_request("POST", "/files", take, data=form, timeout=self._long)
 
-        return await self._call("POST /files", lambda: send(_id))
+        return await self._call_with_retries("POST /files", lambda: send_form(_read_id))
 
-    async def create(self, file: str, metadata: dict[str, str]) -> str:
+    async def create_batch(self, file: str, metadata: dict[str, str]) -> str:
         """Create a batch; returns its id. Raises CallRefused if it was certainly not created."""
-        body: Json = {"input_file_id": file, "endpoint": URL, "completion_window": "24h"}
+        body: Json = {"input_file_id": file, "endpoint": ENDPOINT_PATH, "completion_window": "24h"}
         body["metadata"] = metadata
         # The only call that must not be repeated blindly: one whose response was lost may have
         # taken effect, so the batch is looked up by its metadata first.
-        return await self._call(
+        return await self._call_with_retries(
             "POST /batches",
-            lambda: self._send("POST", "/batches", _id, json=body),
-            lambda: self.find(metadata),
+            lambda: self._send_request("POST", "/batches", _read_id, json=body),
+            lambda: self.find_batch(metadata),
         )
 
-    async def find(self, metadata: dict[str, str]) -> str | None:
+    async def find_batch(self, metadata: dict[str, str]) -> str | None:
         """The id of the batch with this metadata, or None; reads the whole list of batches."""
         after: str | None = None
         while True:
             query = f"?limit={PAGE}" + (f"&after={after}" if after else "")
-            page = await self._get(f"/batches{query}")
+            page = await self._get_object(f"/batches{query}")
             batches = page.get("data") or []
             for batch in batches:
                 if (batch.get("metadata") or {}).items() >= metadata.items():
@@ -104,43 +104,42 @@ class BatchApi:
                 return None
             after = batches[-1]["id"]
 
-    async def batch(self, id_: str) -> Json:
+    async def get_batch(self, id_: str) -> Json:
         """The batch's current JSON object."""
-        return await self._get(f"/batches/{id_}")
+        return await self._get_object(f"/batches/{id_}")
 
-    async def download(self, file: str, path: Path) -> None:
+    async def download_file(self, file: str, path: Path) -> None:
         """Download a file to `path`, completely or not at all."""
 
-        async def take(response: aiohttp.ClientResponse) -> None:
-            with replacing(path) as temporary, temporary.open("wb") as out:
+        async def save_body(response: aiohttp.ClientResponse) -> None:
+            with replace_atomically(path) as temporary, temporary.open("wb") as out:
                 async for part in response.content.iter_any():
                     out.write(part)
 
         where = f"/files/{file}/content"
-        await self._call(f"GET {where}", lambda: self._send("GET", where, take, timeout=self._long))
+        await self._call_with_retries(
+            f"GET {where}", lambda: self._send_request("GET", where, save_body, timeout=self._long)
+        )
 
-    async def _get(self, path: str) -> Json:
-        return await self._call(f"GET {path}", lambda: self._send("GET", path, _object))
+    async def _get_object(self, path: str) -> Json:
+        return await self._call_with_retries(f"GET {path}", lambda: self._send_request("GET", path, _read_object))
 
-    async def _send(self, method: str, path: str, take: Take[T], **options: Any) -> T:
-        url, options = self.endpoint.url(path), options | self._proxy
+    async def _send_request(self, method: str, path: str, take: ReadBody[T], **options: Any) -> T:
+        url, options = self.endpoint.build_url(path), options | self._proxy
         async with self._session.request(method, url, allow_redirects=False, **options) as response:
             if response.status == 200:
                 return await take(response)
-            raise await self._refusal(f"{method} {path}", response)
+            raise await self._read_error(f"{method} {path}", response)
 
-    async def _call(
-        self,
-        name: str,
-        send: Callable[[], Awaitable[T]],
-        happened: Callable[[], Awaitable[T | None]] | None = None,
+    async def _call_with_retries(
+        self, name: str, send: Callable[[], Awaitable[T]], happened: Callable[[], Awaitable[T | None]] | None = None
     ) -> T:
         """Send with retries; `happened` looks up the result of a call without a response."""
         tries = 0
         while True:
             try:
                 return await send()
-            except _Later as error:
+            except _RetryLater as error:
                 tries, pause, message = tries + error.counts, error.pause, str(error)
             except (aiohttp.ClientError, TimeoutError, ConnectionError, ValueError) as error:
                 tries, pause, message = tries + 1, 0.0, f"{type(error).__name__}: {error}"
@@ -150,7 +149,7 @@ class BatchApi:
             try:
                 if happened and (result := await happened()):
                     return result
-            except Refused as error:  # a refused look-up is not a refusal of this call
+            except CallRefused as error:  # a refused look-up is not a refusal of this call
                 raise Unavailable(str(error)) from None
             if last:
                 raise Unavailable(
@@ -158,27 +157,27 @@ class BatchApi:
                     f"{tries} times, last with {message}; run the same command again to continue"
                 )
 
-    async def _refusal(self, name: str, response: aiohttp.ClientResponse) -> Exception:
+    async def _read_error(self, name: str, response: aiohttp.ClientResponse) -> Exception:
         status = response.status
         raw = self.endpoint.without_key(await response.content.read(2000))
         outcome = Outcome("rejected", status, raw)
         if status in NO_BATCH_MODE and name.partition("?")[0].endswith(("/files", "/batches")):
-            return Refused(
+            return CallRefused(
                 f"provider {self.endpoint.provider} ({self.endpoint.base_url}) has no batch mode: "
                 f"the response to {name} is HTTP {status}. Run without --batch, with "
                 "collection.batch_api: false, or check base_url"
             )
         if status == 404:
-            return NotFound(f"{retry_policy.refused(self.endpoint, outcome)} ({name})")
-        if retry_policy.is_fatal(outcome) or not (status == 429 or retry_policy.again(status)):
-            return Refused(f"{retry_policy.refused(self.endpoint, outcome)} ({name})")
-        pause = pause_asked(response.headers)
+            return NotFound(f"{retry_policy.refusal_error(self.endpoint, outcome)} ({name})")
+        if retry_policy.is_fatal(outcome) or not (status == 429 or retry_policy.is_retryable(status)):
+            return CallRefused(f"{retry_policy.refusal_error(self.endpoint, outcome)} ({name})")
+        pause = retry_after_seconds(response.headers)
         if status == 429:
-            return _Later("HTTP 429", DEFAULT_PAUSE_SECONDS if pause is None else pause, 0)
-        return _Later(f"HTTP {status}: {raw.decode('utf-8', 'replace')[:200]}", pause or 0.0, 1)
+            return _RetryLater("HTTP 429", DEFAULT_PAUSE_SECONDS if pause is None else pause, 0)
+        return _RetryLater(f"HTTP {status}: {raw.decode('utf-8', 'replace')[:200]}", pause or 0.0, 1)
 
 
-class _Later(Exception):
+class _RetryLater(Exception):
     """Retry after `pause` seconds; `counts` is 1 if the failure counts as an attempt, else 0."""
 
     def __init__(self, message: str, pause: float, counts: int) -> None:
@@ -186,7 +185,7 @@ class _Later(Exception):
         self.pause, self.counts = pause, counts
 
 
-async def _object(response: aiohttp.ClientResponse) -> Json:
+async def _read_object(response: aiohttp.ClientResponse) -> Json:
     """Raises ValueError for anything but a JSON object of at most MAX_OBJECT_BYTES."""
     raw = bytearray()
     async for part in response.content.iter_any():
@@ -199,8 +198,8 @@ async def _object(response: aiohttp.ClientResponse) -> Json:
     return body
 
 
-async def _id(response: aiohttp.ClientResponse) -> str:
-    id_ = (await _object(response)).get("id")
+async def _read_id(response: aiohttp.ClientResponse) -> str:
+    id_ = (await _read_object(response)).get("id")
     if not isinstance(id_, str):
         raise ValueError("HTTP 200 without an id")
     return id_

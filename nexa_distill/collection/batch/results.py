@@ -8,11 +8,11 @@ import itertools
 from pathlib import Path
 
 from nexa_distill.collection.answers.billing import settle_attempt
-from nexa_distill.collection.batch.files import lines, read_line
+from nexa_distill.collection.batch.files import read_line, read_lines
 from nexa_distill.collection.requests import retry_policy
-from nexa_distill.collection.requests.budget import Tally
+from nexa_distill.collection.requests.budget import BudgetTracker
 from nexa_distill.console.progress import Progress
-from nexa_distill.journal.batches import Asked, Batch
+from nexa_distill.journal.batches import Batch, BatchAttempt
 from nexa_distill.journal.journal import Journal, Outcome
 from nexa_distill.settings.pipeline import Price
 from nexa_distill.storage import failpoints
@@ -20,37 +20,35 @@ from nexa_distill.storage import failpoints
 CHUNK_LINES = 256  # stored together
 
 
-class Results:
+class BatchResults:
     """Stores the results of one run's batches."""
 
-    def __init__(
-        self, journal: Journal, tally: Tally, price: Price | None, progress: Progress
-    ) -> None:
+    def __init__(self, journal: Journal, tally: BudgetTracker, price: Price | None, progress: Progress) -> None:
         self.journal, self.tally, self.price, self.progress = journal, tally, price, progress
 
-    async def take(self, batch: Batch, answers: Path, unknown: Path) -> list[Outcome]:
+    async def store_answers(self, batch: Batch, answers: Path, unknown: Path) -> list[Outcome]:
         """Store the lines of `answers`; those for no request of the batch go to `unknown`.
 
         Returns the refusals that stop the run.
         """
         fatal: list[Outcome] = []
         with answers.open("rb") as file:
-            while chunk := list(itertools.islice(lines(file), CHUNK_LINES)):
-                failpoints.hit("batch_lines")
-                fatal += await self._store(batch, chunk, unknown)
+            while chunk := list(itertools.islice(read_lines(file), CHUNK_LINES)):
+                failpoints.hit_failpoint("batch_lines")
+                fatal += await self._store_chunk(batch, chunk, unknown)
         return fatal
 
-    async def close(self, batch: Batch, word: str, rest: Outcome) -> None:
+    async def close_batch(self, batch: Batch, word: str, rest: Outcome) -> None:
         """End the batch with the status `word`; requests without an outcome get `rest`."""
-        for attempts in self.journal.batches.rest(batch.id, CHUNK_LINES):
-            await self._end(batch, [(attempt, rest) for attempt in attempts])
-        await self.journal.batches.step(batch.id, "ended", word)
+        for attempts in self.journal.batches.unended_attempts(batch.id, CHUNK_LINES):
+            await self._record_outcomes(batch, [(attempt, rest) for attempt in attempts])
+        await self.journal.batches.record_step(batch.id, "ended", word)
 
-    async def _store(self, batch: Batch, chunk: list[bytes], unknown: Path) -> list[Outcome]:
+    async def _store_chunk(self, batch: Batch, chunk: list[bytes], unknown: Path) -> list[Outcome]:
         lines = [read_line(line) for line in chunk]
         keys = {line.custom_id for line in lines if line}
-        attempts = self.journal.batches.asked(batch.id, keys)
-        ended: list[tuple[Asked, Outcome]] = []
+        attempts = self.journal.batches.find_attempts(batch.id, keys)
+        ended: list[tuple[BatchAttempt, Outcome]] = []
         for line, text in zip(lines, chunk, strict=True):
             if line is None or line.custom_id not in attempts:
                 with unknown.open("ab") as file:
@@ -58,22 +56,14 @@ class Results:
             elif not (attempt := attempts[line.custom_id]).ended:
                 attempts[line.custom_id] = attempt._replace(ended=1)
                 ended.append((attempt, line.outcome))
-        await self._end(batch, ended)
+        await self._record_outcomes(batch, ended)
         return [outcome for _, outcome in ended if retry_policy.is_fatal(outcome)]
 
-    async def _end(self, batch: Batch, ended: list[tuple[Asked, Outcome]]) -> None:
+    async def _record_outcomes(self, batch: Batch, ended: list[tuple[BatchAttempt, Outcome]]) -> None:
         for attempt, outcome in ended:
-            self.journal.end(attempt.attempt, outcome, lambda _: None)
-        await self.journal.on_disk()  # answers are parsed after that; raises if a write failed
+            self.journal.record_outcome(attempt.attempt, outcome, lambda _: None)
+        await self.journal.wait_for_disk()  # answers are parsed after that; raises if a write failed
         for attempt, outcome in ended:
-            settle_attempt(
-                self.journal,
-                self.tally,
-                self.price,
-                attempt.attempt,
-                attempt,
-                outcome,
-                batch.discount,
-            )
+            settle_attempt(self.journal, self.tally, self.price, attempt.attempt, attempt, outcome, batch.discount)
             if outcome.outcome == "answered":
-                self.progress.add(1, self.tally.spend)
+                self.progress.add(1, self.tally.spend_text)

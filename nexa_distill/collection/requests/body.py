@@ -33,18 +33,13 @@ def prompt_request(
 
 
 def request_body(
-    system: str,
-    prompt: str,
-    model: str,
-    config: DistillConfig,
-    provider: Provider,
-    extra: Mapping[str, Any],
+    system: str, prompt: str, model: str, config: DistillConfig, provider: Provider, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A chat completion's JSON, in the provider's dialect. A null in `extra` removes its key."""
-    dialect, stream = provider.spoken, provider.stream
+    dialect, stream = provider.active_dialect, provider.stream
     body = {
         "model": model,
-        "messages": messages(system, prompt, provider.system_role or dialect.system_role),
+        "messages": build_messages(system, prompt, provider.system_role or dialect.system_role),
         dialect.limit_key: config.collection.max_tokens,
         "temperature": config.collection.temperature if dialect.sends_temperature else None,
         **dialect.body,
@@ -56,7 +51,7 @@ def request_body(
     return {key: value for key, value in body.items() if value is not None}
 
 
-def messages(system: str, prompt: str, role: SystemRole) -> list[dict[str, str]]:
+def build_messages(system: str, prompt: str, role: SystemRole) -> list[dict[str, str]]:
     """The conversation to send; `role` is the place of the system prompt."""
     if role == "user":
         prompt = "\n\n".join(filter(None, [system, prompt]))

@@ -1,11 +1,11 @@
 """Count the spending, and decide whether the budget allows one more request."""
 
 from nexa_distill.errors import BudgetReached, InputError
-from nexa_distill.journal.journal import Spent
+from nexa_distill.journal.journal import Usage
 from nexa_distill.settings.pipeline import Budget, Provider
 
 
-def dollars(usd: float) -> str:
+def format_usd(usd: float) -> str:
     """`1.20`, `0.0123`: at least two decimals, at most four; six below a cent, two from $100."""
     decimals = 2 if usd >= 100 else 4 if usd >= 0.01 else 6
     whole, _, cents = f"{usd:,.{decimals}f}".partition(".")
@@ -21,32 +21,32 @@ def refuse_unpriced(budget: Budget, name: str, provider: Provider, model: str) -
         )
 
 
-class Tally:
+class BudgetTracker:
     """Usage of all runs (`before` is that of earlier ones), and reservations for open requests.
 
     Tokens and dollars as billed; an attempt that is perhaps billed counts as its reservation.
     """
 
-    def __init__(self, budget: Budget, before: Spent) -> None:
+    def __init__(self, budget: Budget, before: Usage) -> None:
         self.budget = budget
         self.requests, self.tokens, self.usd = before
         self.sent = self.answered = 0  # of this run
         self._reserved_tokens, self._reserved_usd, self._reservations = 0, 0.0, 0
 
     @property
-    def spend(self) -> str:
+    def spend_text(self) -> str:
         """For the progress line: `$1.2345 of $5.00`; empty without prices."""
         limit = self.budget.max_usd
         if limit is None:
             return f"${self.usd:.4f}" if self.usd else ""
-        return f"${self.usd:.4f} of ${dollars(limit)}"
+        return f"${self.usd:.4f} of ${format_usd(limit)}"
 
     @property
-    def idle(self) -> bool:
+    def has_no_reservations(self) -> bool:
         """Whether nothing is reserved: waiting will not free any budget."""
         return not self._reservations
 
-    def over(self, tokens: int, usd: float) -> str | None:
+    def exceeded_limit(self, tokens: int, usd: float) -> str | None:
         """The limit that one more request of at most `tokens` and `usd` could exceed, or None."""
         limits = self.budget
         would_be = (
@@ -66,14 +66,14 @@ class Tally:
             "the limit and run the same command to continue"
         )
 
-    def reserve(self, tokens: int, usd: float) -> None:
+    def reserve_request(self, tokens: int, usd: float) -> None:
         """Reserve the maximum of a request before it is sent."""
         self.sent += 1
         self._reservations += 1
         self._reserved_tokens += tokens
         self._reserved_usd += usd
 
-    def hold(self, part: Spent) -> None:
+    def reserve_under_way(self, part: Usage) -> None:
         """Count a part of `before` as reserved instead of spent: it is still under way."""
         self.requests -= part.requests
         self.tokens -= part.tokens
@@ -82,7 +82,7 @@ class Tally:
         self._reserved_tokens += part.tokens
         self._reserved_usd += part.usd
 
-    def release(self, tokens: int, usd: float, *, billed: tuple[int, float] | None) -> None:
+    def release_reservation(self, tokens: int, usd: float, *, billed: tuple[int, float] | None) -> None:
         """End a reservation; `billed` is the actual or possible usage, None if not billed."""
         self._reservations -= 1
         self._reserved_tokens -= tokens

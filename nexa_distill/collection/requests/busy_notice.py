@@ -16,7 +16,7 @@ class BusyNotice:
         self._since: float | None = None
         self._next = FIRST_NOTICE_SECONDS
 
-    def add(self, now: float, outcome: Outcome, pause: float, progress: Progress) -> None:
+    def note_refusal(self, now: float, outcome: Outcome, pause: float, progress: Progress) -> None:
         """Note a 429, after which the run waits `pause` seconds."""
         if self._since is None:
             self._since = now
@@ -24,15 +24,15 @@ class BusyNotice:
         if seconds + pause < self._next:
             return
         self._next = 2 * max(self._next, seconds)
-        progress.say("HTTP 429")
-        progress.tell(
+        progress.set_note("HTTP 429")
+        progress.print_line(
             f"provider {self.endpoint.provider} ({self.endpoint.base_url}) has answered nothing "
-            f"but HTTP 429 for {seconds:.0f} s: {retry_policy.said_by(outcome)}; the next request "
+            f"but HTTP 429 for {seconds:.0f} s: {retry_policy.provider_message(outcome)}; the next request "
             f"is sent in {pause:.0f} s, and so on. Ctrl-C stops; what was answered is stored"
         )
 
-    def end(self, progress: Progress) -> None:
+    def note_answer(self, progress: Progress) -> None:
         """Note an answer: the provider serves again."""
         if self._next > FIRST_NOTICE_SECONDS:
-            progress.say("")
+            progress.set_note("")
         self._since, self._next = None, FIRST_NOTICE_SECONDS

@@ -23,11 +23,11 @@ KEEP_ALIVE_SECONDS = 0.75
 # 2. The first connections are watched after their first answer, before any is reused: a server that
 #    closes each of them gets a new connection for every request.
 WATCH_SECONDS = 0.05
-WATCHED = 16  # connections
+WATCHED_CONNECTIONS = 16  # connections
 # 3. A reused connection that is closed so soon without one byte did not serve the request. It is
 #    longer than a round trip around the world and shorter than an answer takes.
 LOST_SECONDS = 0.25
-MOST_LOST = 3  # after so many lost connections none is reused
+MAX_LOST = 3  # after so many lost connections none is reused
 
 
 class LostConnection(aiohttp.ClientConnectionError):
@@ -73,7 +73,7 @@ class _Connector(aiohttp.TCPConnector):
         """Note the start of a response on this connection."""
         protocol.has_answered = True
         # Only good responses are watched: servers often close a connection after a refusal.
-        if is_good and len(self._watched) < WATCHED and not self.may_reuse:
+        if is_good and len(self._watched) < WATCHED_CONNECTIONS and not self.may_reuse:
             if not self._watched:
                 asyncio.get_running_loop().call_later(WATCH_SECONDS, self._end_watch)
             self._watched.append(protocol)
@@ -82,13 +82,13 @@ class _Connector(aiohttp.TCPConnector):
         # A server that closed most of the first connections closes them all.
         opened = sum(protocol.is_connected() for protocol in self._watched)
         self.may_reuse = opened * 2 > len(self._watched)
-        self._watched = self._watched[:0] if self.may_reuse else [None] * WATCHED
+        self._watched = self._watched[:0] if self.may_reuse else [None] * WATCHED_CONNECTIONS
 
     def note_lost(self) -> None:
         """Note that a reused connection was closed under a request."""
         self._lost += 1
-        if self._lost >= MOST_LOST:
-            self.may_reuse, self._watched = False, [None] * WATCHED
+        if self._lost >= MAX_LOST:
+            self.may_reuse, self._watched = False, [None] * WATCHED_CONNECTIONS
 
 
 class ProxyChoice(NamedTuple):
@@ -98,7 +98,7 @@ class ProxyChoice(NamedTuple):
     proxy_auth: aiohttp.BasicAuth | None = None
 
 
-def proxy_of(endpoint: Endpoint) -> ProxyChoice:
+def choose_proxy(endpoint: Endpoint) -> ProxyChoice:
     """The provider's `proxy`, else the environment's; never one for this machine itself."""
     # Not aiohttp's `trust_env`, which reads the environment and ~/.netrc for every request.
     text = endpoint.proxy

@@ -45,7 +45,7 @@ class Endpoint:
     proxy: str | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)  # of address, query and headers
 
-    def url(self, path: str) -> URL:
+    def build_url(self, path: str) -> URL:
         """The address of a path below `base_url`; the path may have its own query."""
         return URL(f"{self.base_url}{path}").extend_query(self.query)
 
@@ -63,7 +63,7 @@ def api_key(provider: str, settings: Provider) -> str | None:
     name = settings.api_key_env
     if name is None:
         return None
-    key = (os.environ.get(name) or _in_file(name)).strip()
+    key = (os.environ.get(name) or _key_in_file(name)).strip()
     if not key or not key.isprintable():
         raise ProviderUnusable(
             f"provider {provider}: {name} is not set to a key; write {name}=... into .env "
@@ -72,13 +72,13 @@ def api_key(provider: str, settings: Provider) -> str | None:
     return key
 
 
-def _in_file(name: str) -> str:
+def _key_in_file(name: str) -> str:
     return dotenv_values(".env").get(name) or ""
 
 
 def shadowed_key_note(name: str | None) -> str:
     """A hint for a refused key if the environment's key hides another one in .env, or ""."""
-    used, other = os.environ.get(name or "", "").strip(), _in_file(name or "").strip()
+    used, other = os.environ.get(name or "", "").strip(), _key_in_file(name or "").strip()
     if not used or not other or used == other:
         return ""
     return (
@@ -87,8 +87,8 @@ def shadowed_key_note(name: str | None) -> str:
     )
 
 
-def _endpoint(provider: str, settings: Provider, base_url: str, model: str) -> Endpoint:
-    key, dialect = api_key(provider, settings), settings.spoken
+def _build_endpoint(provider: str, settings: Provider, base_url: str, model: str) -> Endpoint:
+    key, dialect = api_key(provider, settings), settings.active_dialect
     try:
         address = URL(base_url)
     except ValueError as error:
@@ -126,7 +126,7 @@ def _collect_secrets(address: URL, parameters: Mapping[str, str]) -> Iterator[st
 
 
 @contextmanager
-def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
+def open_endpoint(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
     """The provider's endpoint, with its local server running if it has one (`start:`).
 
     A server that already runs (the launcher's `teacher` session) is used and keeps running; a
@@ -138,18 +138,17 @@ def reach(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
             raise ProviderUnusable(f"provider {provider}: set base_url (or pass --base-url)")
         if not settings.base_url.startswith(("http://", "https://")):
             raise ProviderUnusable(
-                f"provider {provider}: base_url is {settings.base_url!r}, expected http://... or "
-                "https://..."
+                f"provider {provider}: base_url is {settings.base_url!r}, expected http://... or https://..."
             )
-        yield _endpoint(provider, settings, settings.base_url, model)
+        yield _build_endpoint(provider, settings, settings.base_url, model)
         return
     if not settings.endpoint_file:
         raise ProviderUnusable(f"provider {provider}: start needs an endpoint_file beside it")
     file = Path(settings.endpoint_file)
-    running = _running(file)
-    with nullcontext(running) if running else _server(provider, settings, file) as server:
+    running = _find_running(file)
+    with nullcontext(running) if running else _run_server(provider, settings, file) as server:
         _refuse_other_model(provider, settings, model, server["model"])
-        yield _endpoint(provider, settings, server["base_url"], server["model"])
+        yield _build_endpoint(provider, settings, server["base_url"], server["model"])
 
 
 def _refuse_other_model(provider: str, settings: Provider, model: str, served: str) -> None:
@@ -166,7 +165,7 @@ def _refuse_other_model(provider: str, settings: Provider, model: str, served: s
 
 
 @contextmanager
-def _server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str, Any]]:
+def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str, Any]]:
     command = [*(settings.start or []), "--endpoint-file", str(file)]
     if command[0] == "python":
         command[0] = sys.executable
@@ -175,11 +174,10 @@ def _server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str,
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise ProviderUnusable(
-            f"provider {provider}: cannot run {command[0]} ({error.strerror}); see its start: "
-            "in the configuration"
+            f"provider {provider}: cannot run {command[0]} ({error.strerror}); see its start: in the configuration"
         ) from None
     try:
-        yield _wait(provider, server, file, settings.start_timeout_seconds)
+        yield _wait_for_server(provider, server, file, settings.start_timeout_seconds)
     finally:
         server.terminate()
         try:
@@ -188,12 +186,10 @@ def _server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str,
             server.kill()
 
 
-def _wait(
-    provider: str, server: subprocess.Popen[bytes], file: Path, seconds: float
-) -> dict[str, Any]:
+def _wait_for_server(provider: str, server: subprocess.Popen[bytes], file: Path, seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if running := _running(file):
+        if running := _find_running(file):
             return running
         if server.poll() is not None:
             raise ProviderUnusable(
@@ -204,16 +200,16 @@ def _wait(
     raise ProviderUnusable(f"provider {provider}: its server was not ready within {seconds:.0f} s")
 
 
-def _running(file: Path) -> dict[str, Any] | None:
+def _find_running(file: Path) -> dict[str, Any] | None:
     """The content of the endpoint file, if a server answers at its address."""
     try:
         server: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return server if _answers(f"{server['base_url']}/models") else None
+        return server if _is_answering(f"{server['base_url']}/models") else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _answers(url: str) -> bool:
+def _is_answering(url: str) -> bool:
     """Whether an HTTP server answers there, also with a refusal. Never through a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -20,15 +20,15 @@ def is_event_stream(raw: bytes) -> bool:
     return raw[:64].removeprefix(BOM).lstrip().startswith(STARTS)
 
 
-def assemble(raw: bytes) -> Json:
+def assemble_body(raw: bytes) -> Json:
     """The chat completion of the events; an `error` of any event becomes its `error`."""
     body: Json = {}
     message: Json = {"role": "assistant"}
     finish, done = None, False
-    for event, data in _events(raw.removeprefix(BOM)):
+    for event, data in _event_data(raw.removeprefix(BOM)):
         done = done or data.endswith("[DONE]")
         for chunk in _parse_chunks(data):
-            finish = _add(chunk, body, message) or finish
+            finish = _add_chunk(chunk, body, message) or finish
             if event == "error":
                 body.setdefault("error", chunk)
         if event == "error":
@@ -51,7 +51,7 @@ def _parse_chunks(data: str) -> list[Json]:
     return [value for value in values if isinstance(value, dict)]
 
 
-def _events(raw: bytes) -> Iterator[tuple[str, str]]:
+def _event_data(raw: bytes) -> Iterator[tuple[str, str]]:
     """Name and data of each event; data lines of the same event are joined by a line break."""
     name, lines = "", list[str]()
     for line in re.split(r"\r\n|\n|\r", raw.decode("utf-8", "replace")):
@@ -67,7 +67,7 @@ def _events(raw: bytes) -> Iterator[tuple[str, str]]:
         yield name, "\n".join(lines)
 
 
-def _add(chunk: Json, body: Json, message: Json) -> str | None:
+def _add_chunk(chunk: Json, body: Json, message: Json) -> str | None:
     """Add a chunk's fields to `body` and `message`; returns its finish_reason."""
     for name in ("id", "model", "system_fingerprint", "usage", "error", "base_resp"):
         if chunk.get(name):

@@ -20,14 +20,14 @@ MEASURE_SECONDS = 3.0  # the served rate is that of the answers of the last seco
 LATENCY_SHARE = 0.1  # weight of the newest answer in the running mean
 
 
-class Bucket:
+class TokenBucket:
     """At most `per_minute` of something, one second's worth at once; None = no limit."""
 
     def __init__(self, per_minute: float | None) -> None:
         self.rate = per_minute / 60 if per_minute else math.inf
         self._level, self._at = self.rate, -math.inf
 
-    def wait(self, now: float) -> float:
+    def wait_seconds(self, now: float) -> float:
         """Seconds until the next send. It may overdraw the bucket, however large it is."""
         if self.rate == math.inf:
             return 0.0
@@ -35,50 +35,47 @@ class Bucket:
         self._at = now
         return max(0.0, min(1.0, self.rate) - self._level) / self.rate
 
-    def take(self, amount: float) -> None:
+    def take_amount(self, amount: float) -> None:
         """Count a send."""
         if self.rate != math.inf:
             self._level -= amount
 
 
-class Pacer:
+class RateLimiter:
     """The rate limiter of one provider. `window` is in requests."""
 
     def __init__(
-        self,
-        concurrency: int,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
+        self, concurrency: int, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
     ) -> None:
         self.concurrency = concurrency
         self.window = float(min(FIRST_WINDOW, concurrency))
         self.cuts = 0
-        self._requests, self._tokens = Bucket(requests_per_minute), Bucket(tokens_per_minute)
+        self._requests, self._tokens = (TokenBucket(requests_per_minute), TokenBucket(tokens_per_minute))
         self._pause_until = self._next_at = -math.inf
         self._cut_at: float | None = None  # None: no refusal yet, or the last one is long ago
         self._plateau = self._left = 0.0
         self._latency: float | None = None
         self._answers: deque[float] = deque()  # times, of the last MEASURE_SECONDS, after a cut
 
-    def wait(self, now: float, in_flight: int) -> float:
+    def wait_seconds(self, now: float, in_flight: int) -> float:
         """Seconds until the next send; 0 = now; infinity = after one in flight has ended."""
         if self._cut_at is not None:
-            self._grow(now, self._cut_at)
+            self._grow_window(now, self._cut_at)
         if in_flight >= max(1, math.ceil(self.window)):
             return math.inf
         next_at = max(self._pause_until, self._next_at)
-        return max(0.0, next_at - now, self._requests.wait(now), self._tokens.wait(now))
+        return max(0.0, next_at - now, self._requests.wait_seconds(now), self._tokens.wait_seconds(now))
 
-    def sent(self, now: float, tokens: int) -> None:
+    def note_sent(self, now: float, tokens: int) -> None:
         """Note the send of a request of at most `tokens` tokens (prompt and answer)."""
-        self._requests.take(1)
-        self._tokens.take(tokens)
+        self._requests.take_amount(1)
+        self._tokens.take_amount(tokens)
         # After a cut, sends are also spaced evenly: for slow limits a window of whole requests is
         # too coarse.
         if self._cut_at is not None:
-            self._next_at = max(self._next_at, now - self._interval()) + self._interval()
+            self._next_at = max(self._next_at, now - self._send_interval()) + self._send_interval()
 
-    def served(self, now: float, latency: float) -> None:
+    def note_answer(self, now: float, latency: float) -> None:
         """Note an answer, `latency` seconds after its send."""
         before = latency if self._latency is None else self._latency
         self._latency = before + LATENCY_SHARE * (latency - before)
@@ -89,11 +86,11 @@ class Pacer:
         elif self.window < self.concurrency:
             self.window += 1
 
-    def pause(self, now: float, seconds: float) -> None:
+    def pause_sends(self, now: float, seconds: float) -> None:
         """Send nothing for `seconds`."""
         self._pause_until = max(self._pause_until, now + seconds)
 
-    def refused(self, now: float, sent_at: float) -> None:
+    def note_refusal(self, now: float, sent_at: float) -> None:
         """Note a refusal for load (429, 503, 529) of a request sent at `sent_at`."""
         if self._cut_at is not None and sent_at <= self._cut_at:
             return  # one cut per burst: it was sent before the last cut
@@ -106,23 +103,23 @@ class Pacer:
             limit = min(rate * self._latency, self.window)
             rest = max(limit * LEAST_CUT, rest)
         self._plateau = max(limit, rest)
-        self.window = self._left = max(rest, self._slowest())
+        self.window = self._left = max(rest, self._min_window())
         self._cut_at, self.cuts = now, self.cuts + 1
 
-    def _grow(self, now: float, cut_at: float) -> None:
+    def _grow_window(self, now: float, cut_at: float) -> None:
         depth = 1 - self._left / self._plateau
         past = now - cut_at - PLATEAU_SECONDS
         if past < 0:
             curve = 1 - depth * (-past / PLATEAU_SECONDS) ** 3
         else:
             curve = 1 + (1 - LEAST_CUT) * (past / PROBE_SECONDS) ** 3
-        self.window = max(self._plateau * curve, self._slowest())
+        self.window = max(self._plateau * curve, self._min_window())
         if self.window >= self.concurrency:
             self.window, self._cut_at, self._next_at = float(self.concurrency), None, -math.inf
 
-    def _interval(self) -> float:
+    def _send_interval(self) -> float:
         return (self._latency or 1.0) / self.window
 
-    def _slowest(self) -> float:
+    def _min_window(self) -> float:
         """The window of one request a minute, the minimum after any refusals."""
         return (self._latency or 1.0) / 60

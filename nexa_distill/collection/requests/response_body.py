@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nexa_distill.collection.requests.event_stream import PARTIAL, assemble, is_event_stream
-from nexa_distill.dialects import ERROR_STATUSES, FINISH_REASONS, finish_reason
+from nexa_distill.collection.requests.event_stream import PARTIAL, assemble_body, is_event_stream
+from nexa_distill.dialects import ERROR_STATUSES, FINISH_REASONS, normal_finish_reason
 
-BRIEF = 200  # characters of a message
+BRIEF_CHARACTERS = 200  # characters of a message
 UNKNOWN_ERROR = 502  # for an error without a status: the server failed, and is asked again
 SUCCESS = {"0", "200", "20000", "ok", "success", "none", ""}
 FAILURES = {"error", "failed", "failure", "fail"}
@@ -48,7 +48,7 @@ class HiddenError(NamedTuple):
 def read_body(raw: bytes) -> Mapping[str, Any]:
     """The JSON object of a body or of a stream of events; empty if there is none."""
     if is_event_stream(raw):
-        return assemble(raw)
+        return assemble_body(raw)
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -63,10 +63,10 @@ def hidden_error(raw: bytes) -> HiddenError | None:
     is_whole = not is_event_stream(raw) or b"[DONE]" in raw[-64:]
     if is_whole and _HAS_CHOICES.search(raw) and not _SIGNS.search(raw):
         return None
-    return error_of(read_body(raw))
+    return find_error(read_body(raw))
 
 
-def error_of(body: Mapping[str, Any]) -> HiddenError | None:
+def find_error(body: Mapping[str, Any]) -> HiddenError | None:
     """The error inside a body's JSON object, or None."""
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -76,29 +76,29 @@ def error_of(body: Mapping[str, Any]) -> HiddenError | None:
     is_billed = (isinstance(tokens, int) and tokens > 0) or PARTIAL in body
     if error := body.get("error") or choice.get("error"):  # in the choice: OpenRouter
         error = error if isinstance(error, str | dict) else body
-        return HiddenError(_status(error), _words(error), is_billed)
+        return HiddenError(_error_status(error), _error_text(error), is_billed)
     base = body.get("base_resp")  # MiniMax
     if isinstance(base, dict) and str(base.get("status_code", 0)) not in SUCCESS:
         status = ERROR_STATUSES.get(f"base_resp.{base['status_code']}")
-        return HiddenError(status or _status(base), _words(base), is_billed)
+        return HiddenError(status or _error_status(base), _error_text(base), is_billed)
     word = choice.get("finish_reason")
-    if isinstance(word, str) and finish_reason(word) == "error":
+    if isinstance(word, str) and normal_finish_reason(word) == "error":
         status = 503 if "resource" in word.lower() else UNKNOWN_ERROR
         return HiddenError(status, f"finish_reason {word}", is_billed)
-    return None if choices else _without_choices(body)
+    return None if choices else _top_level_error(body)
 
 
-def brief_words(raw: bytes) -> str:
+def brief_message(raw: bytes) -> str:
     """Code and beginning of the message of an error body, without its details."""
     body = read_body(raw)
     error = body.get("error") or body.get("base_resp") or body
     if not isinstance(error, dict):
-        return str(error)[:BRIEF]
+        return str(error)[:BRIEF_CHARACTERS]
     names = ("code", "type", "status", "status_code", "message", "msg", "status_msg", "detail")
-    return " ".join(str(error[name])[:BRIEF] for name in names if error.get(name))
+    return " ".join(str(error[name])[:BRIEF_CHARACTERS] for name in names if error.get(name))
 
 
-def _without_choices(body: Mapping[str, Any]) -> HiddenError | None:
+def _top_level_error(body: Mapping[str, Any]) -> HiddenError | None:
     """An error with its fields at the top level or in an object there, or None."""
     fields = {name.lower(): value for name, value in body.items()}
     # Zhipu, Baidu, iFlow: a code or status other than success.
@@ -109,15 +109,15 @@ def _without_choices(body: Mapping[str, Any]) -> HiddenError | None:
     failed = failed or "detail" in fields or status in FAILURES
     failed = failed or (status.isdigit() and int(status) >= 400)
     if (code is not None and str(code).lower() not in SUCCESS) or (failed and message):
-        return HiddenError(_status(fields), _words(body), False)
+        return HiddenError(_error_status(fields), _error_text(body), False)
     for name in _HOLDERS:  # Cloudflare, Apigee, Tencent
         holder = fields.get(name)
         holder = holder[0] if isinstance(holder, list) and holder else holder
-        if isinstance(holder, dict) and (error := _without_choices(holder)):
+        if isinstance(holder, dict) and (error := _top_level_error(holder)):
             return error
     # AWS: only the message tells that it is an error.
     if isinstance(message, str) and (known_status := _status_by_words(message)):
-        return HiddenError(known_status, _words(body), False)
+        return HiddenError(known_status, _error_text(body), False)
     return None
 
 
@@ -125,7 +125,7 @@ def _status_by_words(words: str) -> int | None:
     return next((status for status, pattern in _PATTERNS if pattern.search(words)), None)
 
 
-def _status(error: object) -> int:
+def _error_status(error: object) -> int:
     """The HTTP status of an error object: by its number, its code or its message."""
     if isinstance(error, dict):
         names = ("code", "status", "status_code", "http_code", "error_code", "errcode", "type")
@@ -136,9 +136,9 @@ def _status(error: object) -> int:
                 return ERROR_STATUSES[code]
             if code.isdigit() and 400 <= int(code) < 600:
                 return int(code)
-    return _status_by_words(_words(error)) or UNKNOWN_ERROR
+    return _status_by_words(_error_text(error)) or UNKNOWN_ERROR
 
 
-def _words(error: object) -> str:
+def _error_text(error: object) -> str:
     text = error if isinstance(error, str) else json.dumps(error, ensure_ascii=False)
     return " ".join(text.split())[:2000]

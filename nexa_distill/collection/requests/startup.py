@@ -41,30 +41,28 @@ class Startup:
         if outcome.status in NOT_READY and not is_hidden:
             return True
         may_load = outcome.status >= 500 or outcome.status == 425
-        return may_load and dialects.is_loading(retry_policy.words_of(outcome))
+        return may_load and dialects.is_loading(retry_policy.failure_text(outcome))
 
-    def wait(self, now: float, outcome: Outcome, pause: float | None, progress: Progress) -> float:
+    def next_poll_seconds(self, now: float, outcome: Outcome, pause: float | None, progress: Progress) -> float:
         """Seconds until the next poll. Raises ProviderUnusable at the end of the wait."""
-        message = retry_policy.said_by(outcome, 120)
+        message = retry_policy.provider_message(outcome, 120)
         if self._since is None:
             self._since = now
-            progress.tell(
+            progress.print_line(
                 f"provider {self.endpoint.provider} ({self.endpoint.base_url}) is not ready "
                 f"({message}); waiting up to {self.seconds:.0f} s for it "
                 f"(providers.{self.endpoint.provider}.startup_wait_seconds)"
             )
         rest = self._since + self.seconds - now
         if rest <= 0:
-            raise retry_policy.never_ready(self.endpoint, self.seconds, message)
-        progress.say(f"waiting for the server, {now - self._since:.0f} s")
+            raise retry_policy.never_ready_error(self.endpoint, self.seconds, message)
+        progress.set_note(f"waiting for the server, {now - self._since:.0f} s")
         poll, self._poll = self._poll, min(self._poll * POLL_GROWTH, LAST_POLL_SECONDS)
         return min(max(poll, pause or 0.0), rest)
 
-    def end(self, now: float, progress: Progress) -> None:
+    def note_answer(self, now: float, progress: Progress) -> None:
         """Note an answer: the server is ready."""
         if self._since is not None:
-            progress.tell(
-                f"provider {self.endpoint.provider} is ready after {now - self._since:.0f} s"
-            )
-            progress.say("")
+            progress.print_line(f"provider {self.endpoint.provider} is ready after {now - self._since:.0f} s")
+            progress.set_note("")
         self._has_served, self._since = True, None

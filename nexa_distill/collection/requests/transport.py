@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from nexa_distill.collection.requests.connections import LostConnection, open_session, proxy_of
+from nexa_distill.collection.requests.connections import LostConnection, choose_proxy, open_session
 from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.collection.requests.response_body import hidden_error
 from nexa_distill.journal.journal import Outcome
@@ -25,11 +25,7 @@ REFUSED_CONNECTION = "connection refused"
 MAX_BODY_BYTES = 64 * 2**20  # after decompression
 DEFAULT_PAUSE_SECONDS = 2.0
 MAX_PAUSE_SECONDS = 600.0
-NOT_CONNECTED = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.ClientHttpProxyError,
-)
+NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 LOST_SENDS = 8  # connections lost in a row before the server counts as unreachable
 # A pause in the body: Gemini's retryDelay, Hugging Face's estimated_time, "Please try again in
 # 1m7.5s", "retry after 20 seconds", "in 2 minutes". Groups: field in seconds; h, m, ms or s, of
@@ -44,7 +40,7 @@ _PAUSE = re.compile(
 )
 
 
-class Reply(NamedTuple):
+class SendResult(NamedTuple):
     """The result of one send."""
 
     outcome: Outcome
@@ -56,58 +52,54 @@ class Transport:
     """Connections to one endpoint. Use as an async context manager."""
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
-        self.endpoint, self.url = endpoint, endpoint.url("/chat/completions")
+        self.endpoint, self.url = endpoint, endpoint.build_url("/chat/completions")
         self._limit = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._proxy = proxy_of(endpoint)._asdict()
+        self._proxy = choose_proxy(endpoint)._asdict()
 
     async def __aenter__(self) -> "Transport":
-        self._session = open_session(
-            self.endpoint, self._limit, {"Content-Type": "application/json"}
-        )
+        self._session = open_session(self.endpoint, self._limit, {"Content-Type": "application/json"})
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def post(self, data: bytes) -> Reply:
+    async def post_request(self, data: bytes) -> SendResult:
         """Send `data`. Never raises: a cancelled send is uncertain."""
         # Only sends over a connection that the server had closed are repeated here: they were
         # certainly not served (`connections.py`).
         for _ in range(LOST_SENDS):
             try:
-                return await self._post(data)
+                return await self._post_once(data)
             except LostConnection as error:
                 lost = f"{type(error).__name__}: {error}"
             except NOT_CONNECTED as error:
-                return Reply(Outcome("not_sent", error=_connection_error(error)))
+                return SendResult(Outcome("not_sent", error=_connection_error(error)))
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-                return Reply(Outcome("uncertain", error=f"{type(error).__name__}: {error}"))
+                return SendResult(Outcome("uncertain", error=f"{type(error).__name__}: {error}"))
             except asyncio.CancelledError:
-                return Reply(Outcome("uncertain", error=ABANDONED))
-        return Reply(Outcome("not_sent", error=lost))
+                return SendResult(Outcome("uncertain", error=ABANDONED))
+        return SendResult(Outcome("not_sent", error=lost))
 
-    async def _post(self, data: bytes) -> Reply:
+    async def _post_once(self, data: bytes) -> SendResult:
         start = time.monotonic()
-        async with self._session.post(
-            self.url, data=data, allow_redirects=False, **self._proxy
-        ) as response:
-            raw = await _body(response)
+        async with self._session.post(self.url, data=data, allow_redirects=False, **self._proxy) as response:
+            raw = await _read_body(response)
             elapsed = (time.monotonic() - start) * 1000
-            return self._reply(response, raw, elapsed)
+            return self._read_result(response, raw, elapsed)
 
-    def _reply(self, response: aiohttp.ClientResponse, raw: bytes | None, elapsed: float) -> Reply:
+    def _read_result(self, response: aiohttp.ClientResponse, raw: bytes | None, elapsed: float) -> SendResult:
         status = response.status
         if raw is None:
-            return Reply(Outcome("uncertain", status, error=f"body over {MAX_BODY_BYTES} bytes"))
+            return SendResult(Outcome("uncertain", status, error=f"body over {MAX_BODY_BYTES} bytes"))
         raw = self.endpoint.without_key(raw)
-        outcome = outcome_of(status, raw, elapsed)
+        outcome = classify_response(status, raw, elapsed)
         if outcome.outcome == "answered":
-            return Reply(outcome)
-        pause = pause_asked(response.headers)
-        return Reply(outcome, pause_in_words(raw) if pause is None else pause, status == 200)
+            return SendResult(outcome)
+        pause = retry_after_seconds(response.headers)
+        return SendResult(outcome, pause_in_body(raw) if pause is None else pause, status == 200)
 
 
-def outcome_of(status: int | None, raw: bytes, elapsed: float | None = None) -> Outcome:
+def classify_response(status: int | None, raw: bytes, elapsed: float | None = None) -> Outcome:
     """The outcome of a complete response. An error after a part of an answer may be billed."""
     if status != 200:
         return Outcome("rejected", status, raw, None, elapsed)
@@ -127,7 +119,7 @@ def _connection_error(error: Exception) -> str:
     return f"{REFUSED_CONNECTION}: {kind}" if refused else kind
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes | None:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
     """The body as received, or None if it is larger than MAX_BODY_BYTES."""
     length = response.content_length
     if length is not None and "Content-Encoding" not in response.headers:
@@ -141,7 +133,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes | None:
     return b"".join(parts)
 
 
-def pause_asked(headers: Mapping[str, str]) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by `retry-after-ms` (OpenAI) or `Retry-After` (RFC 9110 10.2.3), or None.
 
     Negative or invalid values give `DEFAULT_PAUSE_SECONDS`; at most `MAX_PAUSE_SECONDS`.
@@ -152,13 +144,13 @@ def pause_asked(headers: Mapping[str, str]) -> float | None:
     try:
         seconds = float(value or "") if milliseconds is None else float(milliseconds) / 1000
     except ValueError:
-        seconds = _until(value or "", headers.get("Date"))
+        seconds = _seconds_until(value or "", headers.get("Date"))
     if not 0 <= seconds < math.inf:
         seconds = DEFAULT_PAUSE_SECONDS
     return min(seconds, MAX_PAUSE_SECONDS)
 
 
-def pause_in_words(raw: bytes) -> float | None:
+def pause_in_body(raw: bytes) -> float | None:
     """Seconds to wait by the body of a refusal, or None; at most `MAX_PAUSE_SECONDS`."""
     match = _PAUSE.search(raw[:4000].decode("utf-8", "replace"))
     if match is None:
@@ -168,7 +160,7 @@ def pause_in_words(raw: bytes) -> float | None:
     return min(seconds + 3600 * int(hours or 0) + 60 * int(minutes or 0), MAX_PAUSE_SECONDS)
 
 
-def _until(date: str, now: str | None) -> float:
+def _seconds_until(date: str, now: str | None) -> float:
     """Seconds from one HTTP date to another; -1 if `date` is invalid."""
     try:
         end = email.utils.parsedate_to_datetime(date).timestamp()

@@ -17,10 +17,7 @@ DIALECT = Dialect(
             429: "throttling throttling.ratequota",
         }
     ),
-    quota=(
-        r"arrearage|account is in good standing|AllocationQuota|FreeTierOnly",
-        r"throttling\.allocationquota",
-    ),
+    quota=(r"arrearage|account is in good standing|AllocationQuota|FreeTierOnly", r"throttling\.allocationquota"),
     refusals=(
         r"non-?stream(?:ing)? (?:calls?|requests?|mode)|only supports? (?:the )?stream",
         r"stream(?:ing)? (?:mode )?(?:is )?(?:required|only)|must (?:use |set |be )?'?stream",

@@ -13,10 +13,8 @@ DIALECT = Dialect(
     finish_reasons=invert_groups(
         {
             "tool_calls": "function_call",
-            "length": "max_output_tokens max_length max_new_tokens token_limit context_length "
-            "time_limit",
-            "stop": "completed finished done end eot stop_str stop_token eos_token_id <|im_end|> "
-            "<|eot_id|>",
+            "length": "max_output_tokens max_length max_new_tokens token_limit context_length time_limit",
+            "stop": "completed finished done end eot stop_str stop_token eos_token_id <|im_end|> <|eot_id|>",
             "error": "cancelled timeout",
         }
     ),

@@ -8,11 +8,7 @@ DIALECT = Dialect(
     "llama.cpp",
     "llama.cpp's server, llama-swap, LM Studio, KoboldCpp",
     finish_reasons=invert_groups(
-        {
-            "stop": "eosfound",
-            "length": "maxpredictedtokensreached limit",
-            "error": "userstopped modelunloaded",
-        }
+        {"stop": "eosfound", "length": "maxpredictedtokensreached limit", "error": "userstopped modelunloaded"}
     ),
     loading=(r"loading model|no slot available while loading|swapping model",),
 )

@@ -8,19 +8,16 @@ import streamlit as st
 from nexa_distill.annotation import preferences
 from nexa_distill.annotation.preferences import Preference
 from nexa_distill.inspection import components, held_out_answers
-from nexa_distill.inspection.held_out_answers import TITLES, HeldOut
-from nexa_distill.inspection.session import Room
-from nexa_distill.inspection.tab_state import desk, draw_navigation
+from nexa_distill.inspection.held_out_answers import TITLES, HeldOutPrompt
+from nexa_distill.inspection.session import PageContext
+from nexa_distill.inspection.tab_state import draw_navigation, get_tab_state
 
-PAIRS = {
-    "before and after training": ("before", "after"),
-    "trained student and teacher": ("after", "teacher"),
-}
+PAIRS = {"before and after training": ("before", "after"), "trained student and teacher": ("after", "teacher")}
 
 
-def draw_page(room: Room) -> None:
+def draw_page(room: PageContext) -> None:
     """Draw the current prompt."""
-    prompts = held_out_answers.load(room.config.storage)
+    prompts = held_out_answers.load_prompts(room.config.storage)
     if not prompts:
         st.info("The student has not answered held-out prompts yet: the evaluation was not run.")
         return
@@ -28,74 +25,72 @@ def draw_page(room: Room) -> None:
         blind = st.toggle("Blind", help="Names and scores are hidden; your preference is kept.")
         pair = PAIRS[st.radio("Compare", list(PAIRS), disabled=not blind)]
     if blind:
-        _blind(room, prompts, pair)
+        _draw_blind(room, prompts, pair)
     else:
-        _open(prompts)
+        _draw_open(prompts)
 
 
-def _open(prompts: Sequence[HeldOut]) -> None:
+def _draw_open(prompts: Sequence[HeldOutPrompt]) -> None:
     prompt = prompts[draw_navigation("Prompt", "compared", len(prompts))]
-    components.text(prompt.user_prompt, "prompt", "quiet")
+    components.show_text(prompt.user_prompt, "prompt", "quiet")
     for column, source in zip(st.columns(len(TITLES)), TITLES, strict=True):
         with column:
             st.markdown(f"##### {TITLES[source]}")
-            st.markdown(_verdict(prompt, source))
+            st.markdown(_gate_verdict(prompt, source))
             if source in prompt.answers:
-                components.text(prompt.answers[source], f"answer-{source}")
+                components.show_text(prompt.answers[source], f"answer-{source}")
             else:
                 st.caption("not run")
 
 
-def _verdict(prompt: HeldOut, source: str) -> str:
+def _gate_verdict(prompt: HeldOutPrompt, source: str) -> str:
     """The gates' reasons and the judges' scores, as Markdown."""
     against = prompt.reasons.get(source)
     words = ":gray[gates: not run]" if against is None else ":green[passes the gates]"
     if against:
-        words = f":red[{', '.join(map(components.plain, against))}]"
+        words = f":red[{', '.join(map(components.escape_markdown, against))}]"
     scores = prompt.scores.get(source, {})
-    return " · ".join(
-        [words, *(f"{name.split('.')[1]} {value:.2f}" for name, value in scores.items())]
-    )
+    return " · ".join([words, *(f"{name.split('.')[1]} {value:.2f}" for name, value in scores.items())])
 
 
-def _blind(room: Room, prompts: Sequence[HeldOut], pair: tuple[str, str]) -> None:
-    path = room.config.storage.path("preferences")
+def _draw_blind(room: PageContext, prompts: Sequence[HeldOutPrompt], pair: tuple[str, str]) -> None:
+    path = room.config.storage.path_of("preferences")
     own = [
         event
-        for event in preferences.current(preferences.read(path))
+        for event in preferences.latest_preferences(preferences.read(path))
         if {event.first, event.second} == set(pair) and event.annotator == room.annotator
     ]
     answered = [p for p in prompts if all(p.answers.get(source) for source in pair)]
     compared = {frozenset((event.first_output, event.second_output)) for event in own}
-    remaining = [p for p in answered if _texts(p, pair) not in compared]
+    remaining = [p for p in answered if _text_pair(p, pair) not in compared]
     if not answered:
         st.info("No prompt was answered by both.")
         return
     done = len(answered) - len(remaining)
     st.progress(done / len(answered), f"{done} of {len(answered)} compared")
     if not remaining:
-        _result(own, pair)
+        _draw_result(own, pair)
         return
     prompt = remaining[0]
     order = held_out_answers.blind_order(prompt.sample_id, room.annotator, pair)
-    _choice(room, prompt, order)
-    components.text(prompt.user_prompt, "prompt", "quiet")
+    _draw_choice(room, prompt, order)
+    components.show_text(prompt.user_prompt, "prompt", "quiet")
     for column, source, title in zip(st.columns(2), order, ("Left", "Right"), strict=True):
         with column:
             st.markdown(f"##### {title}")
-            components.text(prompt.answers[source], f"blind-{title}")
+            components.show_text(prompt.answers[source], f"blind-{title}")
 
 
-def _texts(prompt: HeldOut, pair: tuple[str, str]) -> frozenset[str]:
+def _text_pair(prompt: HeldOutPrompt, pair: tuple[str, str]) -> frozenset[str]:
     return frozenset(str(prompt.answers[source]) for source in pair)
 
 
-def _choice(room: Room, prompt: HeldOut, order: tuple[str, str]) -> None:
+def _draw_choice(room: PageContext, prompt: HeldOutPrompt, order: tuple[str, str]) -> None:
     name = f"{prompt.sample_id}-{'-'.join(order)}"
-    here = desk("compare")
-    here.draw(name)
+    here = get_tab_state("compare")
+    here.mark_drawn(name)
 
-    def prefer(choice: str) -> None:
+    def save_preference(choice: str) -> None:
         event = {
             "sample_id": prompt.sample_id,
             "first": order[0],
@@ -106,9 +101,9 @@ def _choice(room: Room, prompt: HeldOut, order: tuple[str, str]) -> None:
             "annotator": room.annotator,
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        path = room.config.storage.path("preferences")
+        path = room.config.storage.path_of("preferences")
         preference = Preference.model_validate(event)
-        here.once(name, lambda: preferences.append(path, preference), None)
+        here.commit_once(name, lambda: preferences.append(path, preference), None)
 
     with st.container(horizontal=True):
         for label, letter, choice in (
@@ -117,16 +112,12 @@ def _choice(room: Room, prompt: HeldOut, order: tuple[str, str]) -> None:
             ("No difference", "0", "tie"),
         ):
             st.button(
-                label,
-                key=f"{choice}-{prompt.sample_id}",
-                shortcut=letter,
-                on_click=prefer,
-                args=(choice,),
+                label, key=f"{choice}-{prompt.sample_id}", shortcut=letter, on_click=save_preference, args=(choice,)
             )
 
 
-def _result(own: Sequence[Preference], pair: tuple[str, str]) -> None:
+def _draw_result(own: Sequence[Preference], pair: tuple[str, str]) -> None:
     st.success("You have compared all of them. Your preferences:")
-    counts = preferences.tally(own)
+    counts = preferences.count_preferences(own)
     for column, source in zip(st.columns(3), (*pair, "tie"), strict=True):
         column.metric(TITLES.get(source, "No difference"), counts[source])

@@ -9,11 +9,11 @@ import streamlit as st
 from nexa_distill.annotation.annotations import ACTIONS, Annotation, Key
 from nexa_distill.contracts import NOT_APPLIED, REASONS
 from nexa_distill.inspection import components, row_filters
-from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, Filters, after, before
-from nexa_distill.inspection.session import Room
-from nexa_distill.inspection.tab_state import Desk, desk
-from nexa_distill.inspection.table_view import Answers, Checks, Mask, Row, Rows
-from nexa_distill.inspection.word_diff import differences
+from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, RowFilters, next_row, previous_row
+from nexa_distill.inspection.session import PageContext
+from nexa_distill.inspection.tab_state import TabState, get_tab_state
+from nexa_distill.inspection.table_view import AnswerTable, ChecksFile, Mask, Row, Rows
+from nexa_distill.inspection.word_diff import diff_words
 
 # Suggested reasons. The repair prompt contains the chosen one.
 FAULTS = (
@@ -25,92 +25,82 @@ FAULTS = (
     "it is unsafe",
 )
 TITLES = {"split": "Split", "domain": "Domain", "template_name": "Task type"}
-ICONS = {
-    "accept": "✓",
-    "reject": "✗",
-    "regenerate": "↻",
-    "edit": "✎",
-    CONFLICT: "⚡",
-    UNDECIDED: "·",
-}
+ICONS = {"accept": "✓", "reject": "✗", "regenerate": "↻", "edit": "✎", CONFLICT: "⚡", UNDECIDED: "·"}
 CODE_TASKS = ("text2sql", "python", "json")
-AT = "row"  # URL parameter: the row number in the file
+ROW_PARAMETER = "row"  # URL parameter: the row number in the file
 
 
-def draw_page(room: Room) -> None:
+def draw_page(room: PageContext) -> None:
     """Draw the current row."""
-    answers, checks, decided = room.answers(), room.checks(), room.decided()
-    rows = row_filters.matching(answers, checks, decided, _choose_filters(answers, checks, room))
+    answers, checks, decided = room.load_answers(), room.load_checks(), room.load_decisions()
+    rows = row_filters.matching_rows(answers, checks, decided, _choose_filters(answers, checks, room))
     if not len(answers):
         st.info("This file contains no answers.")
         return
-    here = desk("inspect")
-    number = _position(here, answers, room)
+    here = get_tab_state("inspect")
+    number = _current_row(here, answers, room)
     if not len(rows):
         st.info("No answer passes these filters.")
         return
     if number not in rows:
-        following = after(rows, number)
+        following = next_row(rows, number)
         number = int(rows[-1]) if following is None else following
-        here.go(number)
-    if st.query_params.get(AT) != str(number):
-        st.query_params[AT] = str(number)
-    row, key = answers.row(number), answers.key(number)
+        here.move_to(number)
+    if st.query_params.get(ROW_PARAMETER) != str(number):
+        st.query_params[ROW_PARAMETER] = str(number)
+    row, key = answers.read_row(number), answers.key_at(number)
     people, done = decided.get(key, []), row_filters.decided_rows(answers, decided)[rows]
     onward = _next_undecided(rows, done, number)
-    _progress(here, answers, rows, number, int(done.sum()), onward)
-    _buttons(here, room, answers, number, onward if onward is not None else after(rows, number))
+    _draw_progress(here, answers, rows, number, int(done.sum()), onward)
+    _draw_buttons(here, room, answers, number, onward if onward is not None else next_row(rows, number))
     left, right = st.columns([5, 4], gap="large")
     with left:
-        _answer(row, key)
+        _draw_answer(row, key)
     with right:
-        _decisions(people)
-        _checks(checks, key, row)
-        _attempts(room, row, key)
+        _draw_decisions(people)
+        _draw_checks(checks, key, row)
+        _draw_attempts(room, row, key)
 
 
-def _choose_filters(answers: Answers, checks: Sequence[Checks], room: Room) -> Filters:
+def _choose_filters(answers: AnswerTable, checks: Sequence[ChecksFile], room: PageContext) -> RowFilters:
     with st.sidebar:
         st.caption(
-            f"{components.plain(room.src.name)} · decisions by {components.plain(room.annotator)}"
+            f"{components.escape_markdown(room.src.name)} · decisions by {components.escape_markdown(room.annotator)}"
         )
         decisions = st.multiselect("Decision", [UNDECIDED, *ACTIONS, CONFLICT])
-        values = {
-            column: st.multiselect(title, answers.values(column))
-            for column, title in TITLES.items()
-        }
+        values = {column: st.multiselect(title, answers.values(column)) for column, title in TITLES.items()}
         reasons = st.multiselect(
             "Rejected for",
             answers.values("rejection_reasons"),
             help="Reasons of the gates.",
             disabled="rejection_reasons" not in answers.small.column_names,
         )
-        names = sorted({name for file in checks for name in file.names})
+        names = sorted({name for file in checks for name in file.check_names})
         failed = st.multiselect("Check not passed", names)
         text = st.text_input("Text in prompt, context or answer")
-    return Filters(values, reasons, failed, decisions, text)
+    return RowFilters(values, reasons, failed, decisions, text)
 
 
-def _position(here: Desk, answers: Answers, room: Room) -> int:
+def _current_row(here: TabState, answers: AnswerTable, room: PageContext) -> int:
     """The tab's row; a new tab starts at the row in its URL."""
     if here.at is None:
-        value = str(st.query_params.get(AT, room.start))
+        value = str(st.query_params.get(ROW_PARAMETER, room.start))
         here.at = int(value) if value.isdecimal() else room.start
     here.at = min(max(0, here.at), len(answers) - 1)
     return here.at
 
 
-def _progress(
-    here: Desk, answers: Answers, rows: Rows, number: int, done: int, onward: int | None
+def _draw_progress(
+    here: TabState, answers: AnswerTable, rows: Rows, number: int, done: int, onward: int | None
 ) -> None:
     place = int(np.searchsorted(rows, number)) + 1
     filtered = "" if len(rows) == len(answers) else f" (of {len(answers):,} in the file)"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"Answer **{place:,}** of {len(rows):,}{filtered} · **{done:,}** decided")
         st.space("stretch")
-        _move(here, "Previous", "k", before(rows, number))
-        _move(here, "Next", "j", after(rows, number))
-        _move(here, "Next undecided", "u", onward)
+        _draw_move_button(here, "Previous", "k", previous_row(rows, number))
+        _draw_move_button(here, "Next", "j", next_row(rows, number))
+        _draw_move_button(here, "Next undecided", "u", onward)
     st.progress(done / len(rows))
 
 
@@ -118,24 +108,24 @@ def _next_undecided(rows: Rows, done: Mask, number: int) -> int | None:
     """The next of `rows` that is not `done`; after the last one, the first."""
     undecided = rows[~done]
     undecided = undecided[undecided != number]
-    following = after(undecided, number)
+    following = next_row(undecided, number)
     if following is None and len(undecided):
         return int(undecided[0])
     return following
 
 
-def _buttons(here: Desk, room: Room, answers: Answers, number: int, onward: int | None) -> None:
+def _draw_buttons(here: TabState, room: PageContext, answers: AnswerTable, number: int, onward: int | None) -> None:
     """The buttons to decide on the current row."""
-    key = answers.key(number)
+    key = answers.key_at(number)
     name = f"{key[0]}-{key[1]}"
-    here.draw(name)
+    here.mark_drawn(name)
 
-    def decide(action: str) -> None:
-        reason, note = _said(name)
+    def save_decision(action: str) -> None:
+        reason, note = _reason_and_note(name)
         comments = {"reason": None if action == "accept" else reason, "note": note}
-        here.once(name, lambda: room.decide(key, action, **comments), onward)
+        here.commit_once(name, lambda: room.write_decision(key, action, **comments), onward)
 
-    def edit() -> None:
+    def open_editor() -> None:
         here.editing = name
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -145,10 +135,10 @@ def _buttons(here: Desk, room: Room, answers: Answers, number: int, onward: int 
                 key=f"{action}-{name}",
                 shortcut=letter,
                 type="primary" if action == "accept" else "secondary",
-                on_click=decide,
+                on_click=save_decision,
                 args=(action,),
             )
-        st.button("Edit", key=f"edit-{name}", shortcut="e", on_click=edit)
+        st.button("Edit", key=f"edit-{name}", shortcut="e", on_click=open_editor)
         st.selectbox(
             "Reason",
             FAULTS,
@@ -160,33 +150,22 @@ def _buttons(here: Desk, room: Room, answers: Answers, number: int, onward: int 
             label_visibility="collapsed",
         )
         st.text_input(
-            "Note",
-            key=f"note-{name}",
-            placeholder="note (optional)",
-            width=220,
-            label_visibility="collapsed",
+            "Note", key=f"note-{name}", placeholder="note (optional)", width=220, label_visibility="collapsed"
         )
     if here.editing == name:
-        _editor(here, room, answers.row(number), key, name, onward)
+        _draw_editor(here, room, answers.read_row(number), key, name, onward)
 
 
-def _said(name: str) -> tuple[str | None, str | None]:
+def _reason_and_note(name: str) -> tuple[str | None, str | None]:
     """Reason and note beside the buttons."""
     return st.session_state.get(f"reason-{name}"), st.session_state.get(f"note-{name}") or None
 
 
-def _move(here: Desk, label: str, letter: str, to: int | None) -> None:
-    st.button(
-        label,
-        key=f"move-{letter}",
-        shortcut=letter,
-        disabled=to is None,
-        on_click=here.go,
-        args=(to or 0,),
-    )
+def _draw_move_button(here: TabState, label: str, letter: str, to: int | None) -> None:
+    st.button(label, key=f"move-{letter}", shortcut=letter, disabled=to is None, on_click=here.move_to, args=(to or 0,))
 
 
-def _editor(here: Desk, room: Room, row: Row, key: Key, name: str, onward: int | None) -> None:
+def _draw_editor(here: TabState, room: PageContext, row: Row, key: Key, name: str, onward: int | None) -> None:
     whole = row["teacher_output"] or ""
     if components.hidden_characters(whole):
         st.warning("This answer is too long to be edited here.")
@@ -194,25 +173,25 @@ def _editor(here: Desk, room: Room, row: Row, key: Key, name: str, onward: int |
     with st.form(f"editor-{name}"):
         edited = st.text_area("The answer as it should be", whole, height=260)
         if st.form_submit_button("Save the edit", type="primary"):
-            reason, note = _said(name)
+            reason, note = _reason_and_note(name)
             comments = {"reason": reason, "note": note, "edited_output": edited}
-            here.once(name, lambda: room.decide(key, "edit", **comments), onward)
+            here.commit_once(name, lambda: room.write_decision(key, "edit", **comments), onward)
             here.editing = None
             st.rerun()
 
 
-def _answer(row: Row, key: Key) -> None:
+def _draw_answer(row: Row, key: Key) -> None:
     look = "mono" if row["template_name"] in CODE_TASKS else ""
     facts = [row[name] for name in ("template_name", "domain", "split", "model_id")]
     facts += [f"attempt {key[1]}", row["finish_reason"], row["answer_flag"]]
     st.markdown("##### Prompt")
-    st.caption(" · ".join(components.plain(fact) for fact in facts if fact))
-    components.text(row["user_prompt"], "prompt", "quiet")
+    st.caption(" · ".join(components.escape_markdown(fact) for fact in facts if fact))
+    components.show_text(row["user_prompt"], "prompt", "quiet")
     if row["context"] and row["context"] not in row["user_prompt"]:
         st.markdown("##### Context")
-        components.text(row["context"], "context", "quiet")
+        components.show_text(row["context"], "context", "quiet")
     st.markdown("##### Answer")
-    components.text(row["teacher_output"], "answer", look)
+    components.show_text(row["teacher_output"], "answer", look)
     for title, column in (
         ("Reasoning", "reasoning_output"),
         ("Known answer", "reference"),
@@ -220,38 +199,38 @@ def _answer(row: Row, key: Key) -> None:
     ):
         if row[column]:
             with st.expander(title, expanded=column == "gold_sql"):
-                components.text(row[column], column, f"{look} quiet")
+                components.show_text(row[column], column, f"{look} quiet")
     if row["raw_output"]:
         with st.expander("Before cleaning"):
-            components.text(row["raw_output"], "raw", "quiet")
+            components.show_text(row["raw_output"], "raw", "quiet")
     st.caption(f"sample\\_id {row['sample_id']}")
 
 
-def _decisions(people: Sequence[Annotation]) -> None:
+def _draw_decisions(people: Sequence[Annotation]) -> None:
     st.markdown("##### Decision")
-    word = row_filters.said(people)
+    word = row_filters.decision_label(people)
     if word == CONFLICT:
         st.warning("The annotators disagree. Until they agree this counts as a rejection.")
     if not people:
         st.caption("No decision yet.")
     for event in people:
-        comments = " · ".join(components.plain(t) for t in (event.reason, event.note) if t)
+        comments = " · ".join(components.escape_markdown(t) for t in (event.reason, event.note) if t)
         st.markdown(
-            f"{ICONS[event.action]} **{event.action}** by {components.plain(event.annotator)}"
+            f"{ICONS[event.action]} **{event.action}** by {components.escape_markdown(event.annotator)}"
             + (f": {comments}" if comments else "")
         )
         if event.edited_output is not None:
             with st.expander("The edited answer"):
-                components.text(event.edited_output, f"edited-{event.annotator}")
+                components.show_text(event.edited_output, f"edited-{event.annotator}")
 
 
-def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
-    lines = [line for file in checks for line in file.of(key)]
+def _draw_checks(checks: Sequence[ChecksFile], key: Key, row: Row) -> None:
+    lines = [line for file in checks for line in file.rows_of_answer(key)]
     failed = [line for line in lines if not line["ok"] and line["reason"] != NOT_APPLIED]
-    st.markdown("##### Checks")
+    st.markdown("##### ChecksFile")
     for reason in row.get("rejection_reasons") or []:
         st.markdown(
-            f":red[✗] **{components.plain(reason)}**: {components.plain(REASONS.get(reason, ''))}"
+            f":red[✗] **{components.escape_markdown(reason)}**: {components.escape_markdown(REASONS.get(reason, ''))}"
         )
     if not lines:
         st.caption("This answer has no checks.")
@@ -265,33 +244,33 @@ def _checks(checks: Sequence[Checks], key: Key, row: Row) -> None:
             [
                 line["check"],
                 words[line["ok"]],
-                _number(line["value"]),
-                components.cut(" ".join(filter(None, (line["reason"], line["detail"]))))[:300],
+                _format_value(line["value"]),
+                components.cut_text(" ".join(filter(None, (line["reason"], line["detail"]))))[:300],
             ],
         )
         for line in order
     ]
-    components.table(("check", "result", "value", "why"), rows, "checks")
+    components.show_table(("check", "result", "value", "why"), rows, "checks")
 
 
-def _number(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 
-def _attempts(room: Room, row: Row, key: Key) -> None:
+def _draw_attempts(room: PageContext, row: Row, key: Key) -> None:
     others = room.other_attempts(key)
     if not others:
         return
     st.markdown("##### Other attempts")
     for path, number in others:
-        _attempt(room, row, path, number)
+        _draw_attempt(room, row, path, number)
 
 
-def _attempt(room: Room, row: Row, path: Path, number: int) -> None:
-    other = room.answers(path).row(number)
-    with st.expander(f"Attempt {other['attempt']} by {components.plain(other['model_id'])}"):
+def _draw_attempt(room: PageContext, row: Row, path: Path, number: int) -> None:
+    other = room.load_answers(path).read_row(number)
+    with st.expander(f"Attempt {other['attempt']} by {components.escape_markdown(other['model_id'])}"):
         st.caption("Words only in this attempt are green, words only in the shown answer are red.")
-        texts = [components.cut(answer["teacher_output"] or "") for answer in (row, other)]
-        components.spans(differences(*texts), f"attempt-{other['attempt']}")
+        texts = [components.cut_text(answer["teacher_output"] or "") for answer in (row, other)]
+        components.show_spans(diff_words(*texts), f"attempt-{other['attempt']}")

@@ -15,7 +15,7 @@ import streamlit as st
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.inspection import components
-from nexa_distill.inspection.session import File, Room, look, sealed_once
+from nexa_distill.inspection.session import FileState, PageContext, check_seal_once, file_state
 from nexa_distill.inspection.tab_state import draw_navigation
 from nexa_distill.storage.tables import open_table
 
@@ -23,35 +23,34 @@ SAMPLES = 25  # per call of token_view
 SECONDS = 120
 
 
-def draw_page(room: Room) -> None:
+def draw_page(room: PageContext) -> None:
     """Draw the current sample."""
-    path = room.config.storage.path("sft_parquet")
+    path = room.config.storage.path_of("sft_parquet")
     if not path.exists():
         st.info("There is no training set yet: packaging was not run.")
         return
-    file = look(path)
-    sealed_once(file, room.config)
-    count = _open(file).metadata.num_rows
+    file = file_state(path)
+    check_seal_once(file, room.config)
+    count = _open_samples(file).metadata.num_rows
     if not count:
         st.info("The training set is empty.")
         return
     place = draw_navigation("Sample", "sample", count)
     block = place // SAMPLES * SAMPLES
-    samples = _samples(file, block)
+    samples = _load_samples(file, block)
     with st.spinner("The student's tokenizer is loading ..."):
-        views = _views(file, block, room)
+        views = _load_token_views(file, block, room)
     sample, view = samples[place - block], views[place - block]
     st.caption(
-        f"{sample['split']} · {components.plain(sample['template_name'])} · sample\\_id "
-        f"{sample['sample_id']}"
+        f"{sample['split']} · {components.escape_markdown(sample['template_name'])} · sample\\_id {sample['sample_id']}"
     )
     if "skipped" in view:
-        st.warning(f"This sample is not trained on: {components.plain(view['why'])}.")
+        st.warning(f"This sample is not trained on: {components.escape_markdown(view['why'])}.")
         return
-    _tokens(view["tokens"])
+    _draw_tokens(view["tokens"])
 
 
-def _tokens(tokens: list[Any]) -> None:
+def _draw_tokens(tokens: list[Any]) -> None:
     # No token predicts the first one.
     trained = sum(counts for _text, counts, _special in tokens[1:])
     for column, (label, value) in zip(
@@ -68,27 +67,24 @@ def _tokens(tokens: list[Any]) -> None:
         ":green-background[Green] tokens are in the loss. Grey ones are only read. "
         "A frame marks a token of the chat template."
     )
-    components.spans(
-        [
-            (text, ("trained" if counts else "masked") + " special" * special)
-            for text, counts, special in tokens
-        ],
+    components.show_spans(
+        [(text, ("trained" if counts else "masked") + " special" * special) for text, counts, special in tokens],
         "tokens",
         "tall",
     )
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _open(file: File) -> pq.ParquetFile:
+def _open_samples(file: FileState) -> pq.ParquetFile:
     return open_table(file.path, TABLES["sft_parquet"], complete=True)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _samples(file: File, start: int) -> list[dict[str, Any]]:
+def _load_samples(file: FileState, start: int) -> list[dict[str, Any]]:
     """Rows `start` to `start + SAMPLES`."""
     rows: list[dict[str, Any]] = []
     skipped = 0
-    for batch in _open(file).iter_batches(4096):
+    for batch in _open_samples(file).iter_batches(4096):
         if skipped + batch.num_rows > start:
             rows += batch.slice(max(0, start - skipped), SAMPLES - len(rows)).to_pylist()
         skipped += batch.num_rows
@@ -98,9 +94,9 @@ def _samples(file: File, start: int) -> list[dict[str, Any]]:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _views(file: File, start: int, _room: Room) -> list[dict[str, Any]]:
+def _load_token_views(file: FileState, start: int, _room: PageContext) -> list[dict[str, Any]]:
     """The output of `nexa_train.token_view` for these rows. Raises InputError with its error."""
-    samples = _samples(file, start)
+    samples = _load_samples(file, start)
     names = ("sample_id", "messages")
     lines = "".join(json.dumps({n: sample[n] for n in names}) + "\n" for sample in samples)
     done = subprocess.run(

@@ -15,18 +15,18 @@ from nexa_distill.settings.pipeline import load_config
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--filters", type=Path, metavar="FILE", help="default: filters:")
     args = parser.parse_args()
     config = load_config(args.config)
     if args.filters:
         config = config.model_copy(update={"filters": str(args.filters)})
-    gates.pass_gates(config)
-    stage_reports.timing_report(config.storage)
+    gates.run_gates(config)
+    stage_reports.write_timing_report(config.storage)
     write_cost_report(config)
-    funnel = config.storage.path("reports") / "sample_gate" / "gate_report.md"
+    funnel = config.storage.path_of("reports") / "sample_gate" / "gate_report.md"
     print(f"\n{funnel.read_text(encoding='utf-8')}")
-    quality_gates.enforce(config)
+    quality_gates.enforce_gates(config)
     return 0
 
 

@@ -12,9 +12,9 @@ from nexa_distill.settings.pipeline import load_config, with_flags
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--input", metavar="PATH", help="raw data (default: input.path)")
-    parser.add_argument("--limit", type=cli.count, metavar="N", help="first N raw rows")
+    parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
     parser.add_argument("--answers", metavar="FILE", help="existing answers, in place of a teacher")
     args = parser.parse_args()
@@ -23,7 +23,7 @@ def main() -> int:
         "provider": args.provider,
         "answers": {"path": args.answers},
     }
-    gates.collect(with_flags(load_config(args.config), flags))
+    gates.run_data_gen(with_flags(load_config(args.config), flags))
     return 0
 
 

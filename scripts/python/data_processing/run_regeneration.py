@@ -15,17 +15,17 @@ from nexa_distill.settings.pipeline import load_config, with_flags
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="human decisions")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
     parser.add_argument("--answers", metavar="FILE", help="existing answers, in place of requests")
     args = parser.parse_args()
     flags = {"provider": args.provider, "answers": {"path": args.answers}}
     config = with_flags(load_config(args.config), flags)
-    gates.repair(config, args.annotations)
-    stage_reports.timing_report(config.storage)
+    gates.run_repair_loop(config, args.annotations)
+    stage_reports.write_timing_report(config.storage)
     write_cost_report(config)
-    quality_gates.enforce(config)
+    quality_gates.enforce_gates(config)
     return 0
 
 

@@ -17,7 +17,7 @@ def main() -> int:
     if args.src is None:
         gates.apply_decisions(config)
     to_sft.run_packaging(args)
-    stage_reports.timing_report(config.storage)
+    stage_reports.write_timing_report(config.storage)
     write_cost_report(config)
     return 0
 

@@ -19,26 +19,26 @@ from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_train import evaluate_student, generate_student, regression
 from nexa_train.evaluation import gate_results, teacher_agreement
-from nexa_train.evaluation.metrics import ANSWERS
+from nexa_train.evaluation.metrics import ANSWER_TABLES
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.parser(__doc__)
+    parser = cli.build_parser(__doc__)
     parser.add_argument("--student", type=Path, metavar="FILE", help="default: config's student")
     args = parser.parse_args()
     config = load_config(args.config)
     student = load_yaml(args.student or Path(config.student), StudentConfig)
     generate_student.run(config, student)
-    for model, table in ANSWERS.items():
+    for model, table in ANSWER_TABLES.items():
         files = gate_results.gate_files(config.storage, model)
-        gates.examine(config, config.storage.path(table), files)
+        gates.run_gates_on(config, config.storage.path_of(table), files)
     page = evaluate_student.run(config, student)
     teacher_agreement.run(config, student)
-    stage_reports.timing_report(config.storage)
-    report = json.loads(config.storage.path("evaluation_report").read_text(encoding="utf-8"))
+    stage_reports.write_timing_report(config.storage)
+    report = json.loads(config.storage.path_of("evaluation_report").read_text(encoding="utf-8"))
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
-    print(regression.enforce(config))
+    print(regression.enforce_gate(config))
     return 0
 
 

@@ -27,14 +27,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete rows of `metrics.jsonl`. Raises InputMissing (66)."""
     if not path.is_file():
         raise InputMissing(
-            f"{path}: no metrics yet; start `bash scripts/shell/training/run_training.sh` or pass "
-            "--metrics FILE"
+            f"{path}: no metrics yet; start `bash scripts/shell/training/run_training.sh` or pass --metrics FILE"
         )
     complete = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in complete if line]
 
 
-def curve(values: Sequence[float]) -> list[str]:
+def plot_curve(values: Sequence[float]) -> list[str]:
     """Lines of a block plot, highest value at the top; at most WIDTH columns, each a mean."""
     columns = min(WIDTH, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
@@ -53,7 +52,7 @@ def curve(values: Sequence[float]) -> list[str]:
     return lines
 
 
-def render(rows: Sequence[dict[str, Any]]) -> str:
+def render_page(rows: Sequence[dict[str, Any]]) -> str:
     """The page: last step, loss curve, val losses; a missing value is left out."""
     steps = [row for row in rows if "loss" in row]
     if not steps:
@@ -63,23 +62,23 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     names += ["tokens_per_s", "seconds"]
     facts = [f"{name} {last[name]:.6g}" for name in names if name in last]
     val = [f"{row['val_loss']:.3f} (step {row['step']})" for row in rows if "val_loss" in row]
-    page = ["  ".join(facts), "loss per trained token, nats", *curve([r["loss"] for r in steps])]
+    page = ["  ".join(facts), "loss per trained token, nats", *plot_curve([r["loss"] for r in steps])]
     return "\n".join([*page, f"val loss: {' -> '.join(val)}"] if val else page)
 
 
 def main() -> int:
     """Command line."""
-    parser = cli.student_parser(__doc__)
+    parser = cli.build_student_parser(__doc__)
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="default: the config's run")
     parser.add_argument("--once", action="store_true", help="print once and end")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two updates")
     args = parser.parse_args()
     path = args.metrics
     if path is None:
-        students = load_config(args.pipeline_config).storage.path("students")
+        students = load_config(args.pipeline_config).storage.path_of("students")
         path = students / load_yaml(args.config, StudentConfig).run_name / "metrics.jsonl"
     while True:
-        page = render(read_metrics(path))
+        page = render_page(read_metrics(path))
         print(page if args.once else f"\033[H\033[2J{page}\n(Ctrl-C ends the view)", flush=True)
         if args.once:
             return 0
