@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from nexa_distill.reporting.markdown import as_code
 
@@ -26,7 +26,7 @@ def _environment(folder: Path) -> Environment:
     environment = Environment(
         loader=FileSystemLoader([folder, SHARED]),
         undefined=StrictUndefined,
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        autoescape=select_autoescape(("html.j2",)),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
