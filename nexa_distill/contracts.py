@@ -6,6 +6,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -222,6 +223,42 @@ CLUSTERS_TABLE = Table(
     "clusters", "dedup", CLUSTERS, "one document with its cluster", "python -m nexa_distill.dedup", ("document_id",)
 )
 
+
+class Rubric(NamedTuple):
+    """A score of 0..1 that every judge gives; all code that names a rubric reads RUBRICS."""
+
+    name: str  # its file is `judging.rubrics.NAME`
+    reason: str  # against an answer whose score is too low
+    threshold: str  # the key of `sample_gate:`
+    instruction: str  # for the repair of such an answer
+    title: str  # of the mean score in the evaluation report
+    rates_safety: bool = False  # its reply has a safety label too
+
+    @property
+    def check(self) -> str:
+        return f"judge.{self.name}"
+
+
+RUBRICS = (
+    Rubric(
+        name="factuality",
+        reason="low_factuality",
+        threshold="judge_f_threshold",
+        instruction="State only what the given text supports.",
+        title="judged factual",
+    ),
+    Rubric(
+        name="reasoning",
+        reason="low_reasoning",
+        threshold="judge_r_threshold",
+        instruction="Give the reasons step by step, each following from the one before.",
+        title="judged well reasoned",
+        rates_safety=True,
+    ),
+)
+SCORE_REASONS = {rubric.check: rubric.reason for rubric in RUBRICS}
+
+
 # Why a row was rejected. Closed: a reason that is not here cannot be written (`check_reasons`).
 REASONS: dict[str, str] = {
     "duplicate": "a kept row has the same content",
@@ -255,8 +292,7 @@ REASONS: dict[str, str] = {
     "safety_flag": "one of the safety patterns occurs",
     "personal_data": "an e-mail address, phone or card number, which `pii:` does not allow",
     "secret": "a key, token or private key",
-    "low_factuality": "judge.factuality is below judge_f_threshold",
-    "low_reasoning": "judge.reasoning is below judge_r_threshold",
+    **{r.reason: f"{r.check} is below {r.threshold}" for r in RUBRICS},
     "not_executable": "it does not run: a syntax error, an unknown name, an exception, an early exit",
     "not_a_query": "not exactly one SELECT (or WITH ... SELECT) statement",
     "forbidden_operation": "it tried a forbidden operation: a write, a pragma, a process, the network",

@@ -54,7 +54,7 @@ from nexa_distill.deduplication.assignment import (
 )
 from nexa_distill.deduplication.contamination import EvalTexts
 from nexa_distill.deduplication.contamination_report import ContaminationEvidence
-from nexa_distill.deduplication.minhash_store import map_in_order, scratch_folder
+from nexa_distill.deduplication.minhash_store import scratch_folder
 from nexa_distill.deduplication.shared_text import COLUMNS as SHARED_COLUMNS
 from nexa_distill.deduplication.shared_text import SharedText, find_shared_text
 from nexa_distill.deduplication.splits import SPLITS, are_remembered, load_clusters, load_shared_text, save_clusters
@@ -64,6 +64,7 @@ from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
+from nexa_distill.storage.thread_pool import map_in_order
 from nexa_distill.text.hashing import digest_ids, digest_keys
 from nexa_distill.text.words import VERSION
 

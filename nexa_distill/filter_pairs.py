@@ -14,12 +14,11 @@ The rules are described in `nexa_distill/gating/rules.py`.
 """
 
 import argparse
-import os
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +38,7 @@ from nexa_distill.settings.yaml_loading import load_yaml, read_yaml
 from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.manifests import StageRun, valid_regenerations
 from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
+from nexa_distill.storage.thread_pool import map_in_order
 from nexa_distill.text.words import VERSION
 
 if TYPE_CHECKING:
@@ -130,19 +130,6 @@ def _check_batch(rules: Rules, rows: pa.Table) -> BatchResult:
     return BatchResult(measured, checks_table(rows, measured), kept)
 
 
-def _in_order(rules: Rules, batches: Iterator[pa.Table]) -> Iterator[BatchResult]:
-    """Check batches on every core, a few at a time, and give them back in order."""
-    workers = max(os.cpu_count() or 1, 1)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[BatchResult]] = deque()
-        for rows in batches:
-            waiting.append(pool.submit(_check_batch, rules, rows))
-            if len(waiting) > workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def _write_results(rules: Rules, src: list[Path], checks: TableWriter, kept: TableWriter) -> RuleSummary:
     summary = RuleSummary()
     total = sum(open_table(path, SOURCE).metadata.num_rows for path in src)
@@ -151,7 +138,7 @@ def _write_results(rules: Rules, src: list[Path], checks: TableWriter, kept: Tab
     AnswerIndex(src)  # raises for a duplicate answer
     batches = (b for path in src for b in read_batches(path, SOURCE, batch_rows=BATCH_ROWS))
     with Progress("rules", total) as progress:
-        for done in _in_order(rules, batches):
+        for done in map_in_order(partial(_check_batch, rules), batches):
             checks.write(done.checks)
             kept.write(done.kept)
             _count_batch(summary, done.measured)

@@ -29,13 +29,14 @@ from typing import Any
 from nexa_distill.annotation import annotations, preferences
 from nexa_distill.annotation.annotations import ACTIONS, Annotation
 from nexa_distill.annotation.decisions import record_decisions
+from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.console import cli
 from nexa_distill.contracts import DOUBT_REASONS, TABLES
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
 from nexa_distill.storage.atomic import read_text, replace_atomically
 from nexa_distill.storage.tables import open_table, read_batches
-from nexa_distill.to_sft import assistant_message, json_line, prompt_messages
+from nexa_distill.to_sft import assistant_message, json_line
 
 Json = dict[str, Any]
 ANSWERS = TABLES["collected_dataset"]
@@ -139,7 +140,7 @@ def preference_pairs(config: DistillConfig, splits: Iterable[str], counts: Count
             seen.add(key)
             counts[source] += 1
             yield {
-                "prompt": prompt_messages(row, system_prompt),
+                "prompt": row_messages(row, system_prompt),
                 "chosen": [assistant_message(chosen)],
                 "rejected": [assistant_message(rejected)],
                 "sample_id": row["sample_id"],

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, REJECTIONS, TABLES, check_reasons
+from nexa_distill.contracts import OUTPUTS, REJECTIONS, RUBRICS, SCORE_REASONS, TABLES, check_reasons
 from nexa_distill.errors import InputError
 from nexa_distill.gating.check_summary import AnswerChecks, CheckOutcome, CheckSummary
 from nexa_distill.gating.gate_report import FilterStats, count_funnel, render_markdown, render_page
@@ -46,7 +46,6 @@ from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.hashing import Indexes
 
 SOURCE = TABLES["collected_dataset"]
-SCORE_REASONS = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
 KEPT_ANOTHER = "better_attempt_kept"
 CHECK_FILES = ["rules_checks", "exec_checks", "judge_checks", "person_checks"]
 
@@ -77,13 +76,9 @@ class SampleGate:
 
     def _low_scores(self, scores: Mapping[str, float]) -> list[str]:
         """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
-        low = [SCORE_REASONS[name] for name, value in scores.items() if not self._is_enough(name, value)]
+        limits = self.config.thresholds
+        low = [SCORE_REASONS[name] for name, value in scores.items() if not limits[name] <= value <= 1]
         return low if self.config.require_both or len(low) == len(scores) else []
-
-    def _is_enough(self, name: str, score: float) -> bool:
-        factual = name == "judge.factuality"
-        limit = self.config.judge_f_threshold if factual else self.config.judge_r_threshold
-        return limit <= score <= 1
 
     def filter_dataset(self, src: Sequence[Path], checks: Sequence[Path], dst: Path, rejections: Path) -> FilterStats:
         """Write every answer of `src` to either `dst` or `rejections`.
@@ -236,12 +231,12 @@ def main() -> int:
     parser.add_argument("--dst", type=Path, help="answers that are kept")
     parser.add_argument("--rejections", type=Path, help="answers that are not, with reasons")
     parser.add_argument("--report", type=Path, help="funnel (JSON; Markdown beside it)")
-    parser.add_argument("--judge-f-threshold", type=float, metavar="0..1")
-    parser.add_argument("--judge-r-threshold", type=float, metavar="0..1")
+    for rubric in RUBRICS:
+        parser.add_argument(f"--{rubric.threshold.replace('_', '-')}", type=float, metavar="0..1")
     parser.add_argument("--require-both", action=argparse.BooleanOptionalAction, default=None)
     args = parser.parse_args()
     config = load_config(args.config)
-    names = ("judge_f_threshold", "judge_r_threshold", "require_both")
+    names = [*(rubric.threshold for rubric in RUBRICS), "require_both"]
     flags = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     filters = load_yaml(Path(config.filters), FilterConfig, {"sample_gate": flags})
     run(

@@ -28,6 +28,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import REASONS, SFT, TABLES
@@ -59,7 +60,7 @@ def build_record(row: Mapping[str, Any], system_prompt: str | None, reasoning: R
     if row["teacher_output"] is None:
         raise InputError(f"sample_id {row['sample_id']}: no answer to train on; run the rules on it")
     target = row["teacher_output"] if reasoning == "drop" else with_reasoning(row)
-    messages = [*prompt_messages(row, system_prompt), assistant_message(target)]
+    messages = [*row_messages(row, system_prompt), assistant_message(target)]
     names = ("split", "template_name", "domain", "model_id", "attempt", "repaired_reason")
     return {"sample_id": row["sample_id"], "messages": messages} | {n: row[n] for n in names}
 
@@ -71,13 +72,6 @@ def with_reasoning(row: Mapping[str, Any]) -> str:
     thought, answer = (row["reasoning_output"] or "").strip(), str(row["teacher_output"]).strip()
     target = join_reasoning(thought, answer)
     return target if split_reasoning(target) == (thought, answer) else answer
-
-
-def prompt_messages(row: Mapping[str, Any], system_prompt: str | None) -> list[dict[str, str]]:
-    """The messages before the answer; `system_prompt` as in `build_record`."""
-    system = row["system_prompt"] or system_prompt
-    messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": row["user_prompt"]}]
 
 
 def assistant_message(text: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ Run: python -m nexa_train.generate_student [--config configs/baseline_distill.ya
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from nexa_distill.collection.answers.extraction import Cleaner, build_cleaner
+from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES
@@ -52,17 +53,9 @@ class Prompt:
     ids: list[int]
 
 
-def student_messages(row: Mapping[str, Any], system: str) -> list[dict[str, str]]:
-    """The messages of a row, as in training; `system` is used for a row without a system prompt."""
-    return [
-        {"role": "system", "content": row["system_prompt"] or system},
-        {"role": "user", "content": row["user_prompt"]},
-    ]
-
-
 def _encode_prompt(form: ChatFormat, row: Row, system: str) -> Prompt:
     try:
-        return Prompt(row, form.prompt_ids(student_messages(row, system)))
+        return Prompt(row, form.prompt_ids(row_messages(row, system)))
     except RowRefused:
         return Prompt(row, [])  # no ids, no answer
 

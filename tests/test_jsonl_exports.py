@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from nexa_distill import labels, to_sft
+from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.contracts import REJECTIONS
 from nexa_distill.storage.tables import table_writer
 from tests.support.answers import answer, collect, project
@@ -100,7 +101,7 @@ def test_d21_tasks_for_annotators_open_too(tmp_path: Path) -> None:
 def test_d21_preference_pairs_open_with_and_without_a_system_message(tmp_path: Path) -> None:
     config = project(tmp_path)
     pairs = [
-        {"prompt": to_sft.prompt_messages(ORDERS["nulls first"](n), None),
+        {"prompt": row_messages(ORDERS["nulls first"](n), None),
          "chosen": [to_sft.assistant_message("Yes. " * 9)],
          "rejected": [to_sft.assistant_message("No. " * 9)],
          "sample_id": str(n), "source": "attempts"}

@@ -21,7 +21,8 @@ from rensa import RMinHash, RMinHashLSH
 
 from benchmarks.dedup.corpus import read, shingles
 from nexa_distill.deduplication.minhash import cluster_texts, union_labels
-from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchStore, map_in_order, sketch_batch
+from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchStore, sketch_batch
+from nexa_distill.storage.thread_pool import map_in_order
 
 BANDS, ROWS, VALUES, THRESHOLD = 18, 7, 128, 0.8
 

@@ -8,9 +8,7 @@ removes the folder.
 import itertools
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,19 +181,6 @@ class SketchStore:
             end = max(int(last), first + 1)
             yield first, min(end, self._count)
             first = end
-
-
-def map_in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Run `work` on each item, on every core and a few items ahead; yield results in order."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class CheckSummary:
         read = rows.select(["check", "ok", "value", "reason"]).to_pylist()
         for row, position in zip(read, positions.tolist(), strict=True):
             seen = self._seen.values[self._seen_of[position]]
-            self._seen_of[position] = self._seen(seen.add(row, self._judges))
+            self._seen_of[position] = self._seen(seen.with_check(row, self._judges))
             if row["check"] in self._judges and row["value"] is not None:
                 self._scores[row["value"]] += 1
 

@@ -11,12 +11,10 @@ Not covered: irregular verb forms, and loops without spaces that are shorter tha
 is one word, which the minimum of tokens rejects).
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +27,7 @@ from nexa_distill.gating.text_rules import Suspect, TextRule, cut_bytes, pattern
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_pattern, fold_texts
+from nexa_distill.text.json_schemas import parse_json
 from nexa_distill.text.language import ANY, LETTERS, UNKNOWN, identify_prose, may_be_language
 from nexa_distill.text.regions import has_open_fence
 from nexa_distill.text.repetition import TokenizedTexts, repetition_shares
@@ -321,14 +320,10 @@ class Rules:
 def json_error(text: str) -> str | None:
     """The reason why `text` is not one JSON value (NaN and Infinity are not JSON), or None."""
     try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        parse_json(text)
+    except ValueError as error:
         return str(error)[:EVIDENCE_BYTES]
     return None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _listed_suspects(

@@ -8,13 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import SCORE_REASONS, TABLES
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.tables import read_batches, read_table
 
 SOURCES = {"teacher": "collected_dataset", "before": "baseline_outputs", "after": "student_outputs"}
 TITLES = {"teacher": "Teacher", "before": "Student before training", "after": "Student after training"}
-SCORE_CHECKS = ("judge.factuality", "judge.reasoning")
 
 
 @dataclass
@@ -71,7 +70,7 @@ def _load_gate_results(folder: Path, source: str, prompts: dict[str, HeldOutProm
         prompts[row["sample_id"]].reasons[source] = row["rejection_reasons"]
     columns = [*key, "check", "value"]
     for row in _load_first_answers(folder / "judge.parquet", "judge_checks", prompts, columns):
-        if row["check"] in SCORE_CHECKS and row["value"] is not None:
+        if row["check"] in SCORE_REASONS and row["value"] is not None:
             prompts[row["sample_id"]].scores.setdefault(source, {})[row["check"]] = row["value"]
 
 

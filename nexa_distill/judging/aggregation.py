@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.body import PromptRequest
 from nexa_distill.journal.journal import ReadOnlyJournal, StoredAnswer
-from nexa_distill.judging.rubrics import FIELDS, Rubric
+from nexa_distill.judging.rubrics import FIELDS, RubricText
 from nexa_distill.judging.verdict_parser import Verdict, no_verdict, read_verdict
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ class Panel:
     """`judges` in the configuration's order; each sends a row's rubrics in their order."""
 
     judges: Sequence[Collector]
-    rubrics: Sequence[Rubric]
+    rubrics: Sequence[RubricText]
 
     def read_verdicts(self, rows: Sequence[Row], journal: ReadOnlyJournal) -> list[list[RubricVerdict]]:
         """Per row the verdicts of all judges; empty for a row that is not sent to them."""
@@ -63,7 +63,7 @@ class Panel:
 
 def _rubric_verdict(
     judge: Collector,
-    rubric: Rubric,
+    rubric: RubricText,
     request: PromptRequest,
     stored: Mapping[str, StoredAnswer],
     journal: ReadOnlyJournal,
@@ -97,7 +97,7 @@ def aggregate_checks(verdicts: Sequence[RubricVerdict]) -> Iterator[Row]:
 
 def empty_answer_checks() -> Iterator[Row]:
     """The same for an answer without text, which is not sent to the judges."""
-    for name in ("factuality", "reasoning", "safety"):
+    for name in (*FIELDS, "safety"):
         yield _check_row(None, None, "empty_output", None) | {"check": f"judge.{name}"}
 
 

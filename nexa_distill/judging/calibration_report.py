@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.annotation.annotations import Key
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import RUBRICS, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.judging import calibration
 from nexa_distill.judging.calibration import HumanDecisions
@@ -45,7 +45,7 @@ def write_calibration(
     report = report or storage.path_of("reports") / "judge" / "calibration.json"
     decided = calibration.read_decisions(annotations)
     gate = load_yaml(Path(config.filters), FilterConfig).sample_gate
-    limits = {"factuality": gate.judge_f_threshold, "reasoning": gate.judge_r_threshold}
+    limits = {rubric.name: gate.thresholds[rubric.check] for rubric in RUBRICS}
     figures = _calibration_figures(decided, _load_scores(checks), limits, annotations, checks)
     write_json(report, figures)
     write_text(report.with_suffix(".md"), render_markdown(figures))

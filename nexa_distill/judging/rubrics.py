@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexa_distill.collection.requests.body import PromptRequest, prompt_request, request_body
+from nexa_distill.contracts import RUBRICS
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, load_system_prompt
 from nexa_distill.text.hashing import compact_json, sha256_text
@@ -21,8 +22,8 @@ _SCORED: dict[str, dict[str, Any]] = {
 }
 # By rubric: the fields of the reply. The reason comes first, so that the score follows from it.
 FIELDS: dict[str, dict[str, dict[str, Any]]] = {
-    "factuality": _SCORED,
-    "reasoning": _SCORED | {"safety": {"type": "string", "enum": list(SAFETY)}},
+    rubric.name: _SCORED | ({"safety": {"type": "string", "enum": list(SAFETY)}} if rubric.rates_safety else {})
+    for rubric in RUBRICS
 }
 _SCHEMAS = compile_schemas(
     {
@@ -43,7 +44,7 @@ PROMPT_SECTIONS = {
 
 
 @dataclass(frozen=True)
-class Rubric:
+class RubricText:
     """`text` is the system prompt, including its first line with name and version."""
 
     name: str
@@ -51,13 +52,12 @@ class Rubric:
     text: str
 
 
-def load_rubrics(config: DistillConfig) -> list[Rubric]:
+def load_rubrics(config: DistillConfig) -> list[RubricText]:
     """The rubrics of `judging.rubrics`. Raises InputError naming the file without a version."""
-    files: dict[str, str] = config.judging.rubrics.model_dump()
-    return [_load_rubric(name, path) for name, path in files.items()]
+    return [_load_rubric(name, config.judging.rubrics[name]) for name in FIELDS]
 
 
-def _load_rubric(name: str, path: str) -> Rubric:
+def _load_rubric(name: str, path: str) -> RubricText:
     text = load_system_prompt(path)
     first = text.partition("\n")[0]
     match = re.fullmatch(rf"Rubric: {name}, version (\S+)", first.strip())
@@ -66,10 +66,10 @@ def _load_rubric(name: str, path: str) -> Rubric:
             f'{path} (judging.rubrics.{name}): line 1 is {first[:60]!r}, expected "Rubric: {name}, '
             'version 1"; give a changed rubric another version'
         )
-    return Rubric(name, match[1], text)
+    return RubricText(name, match[1], text)
 
 
-def judge_request(row: Row, rubric: Rubric, judge: JudgeModel, config: DistillConfig) -> PromptRequest:
+def judge_request(row: Row, rubric: RubricText, judge: JudgeModel, config: DistillConfig) -> PromptRequest:
     """One rubric, one answer. `config.collection` has max_tokens and temperature of a verdict."""
     extra = _SCHEMAS.request_options(rubric.name) | judge_options(judge, config)
     provider = config.providers[judge.provider]

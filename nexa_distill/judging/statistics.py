@@ -9,6 +9,7 @@ from typing import Any
 
 from nexa_distill.collection.answers.completions import cost_usd, parse_answer
 from nexa_distill.judging.aggregation import Panel, RubricVerdict
+from nexa_distill.judging.rubrics import FIELDS
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import Price
 
@@ -58,8 +59,7 @@ class JudgeStatistics:
             "asked": self.verdicts.total(),
             "verdicts": self.verdicts[None],
             **{fault: self.verdicts[fault] for fault in FAULTS},
-            "mean_factuality": means.get("factuality"),
-            "mean_reasoning": means.get("reasoning"),
+            **{f"mean_{name}": means.get(name) for name in FIELDS},
             "usd": self.usd,
             "canary_scores": self.canaries,
         }

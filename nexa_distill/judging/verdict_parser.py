@@ -5,11 +5,11 @@ is searched for in prose and nothing is repaired: no code fence, no second objec
 number in quotes, no NaN. Parsing never raises, whatever the bytes are.
 """
 
-import json
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from nexa_distill.collection.answers.completions import Answer, parse_answer
 from nexa_distill.judging.rubrics import FIELDS, SAFETY
+from nexa_distill.text.json_schemas import parse_json
 
 UNREADABLE = (
     "Its verdicts must be one JSON object each, with nothing around it. Give the judge "
@@ -43,16 +43,16 @@ def read_verdict(raw: bytes, rubric: str) -> Verdict:
 def is_json_object(answer: Answer) -> bool:
     """Whether a reply is one JSON object, as every rubric requires."""
     try:
-        return isinstance(json.loads(answer.text or ""), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(answer.text or ""), dict)
+    except ValueError:
         return False
 
 
 def parse_verdict(text: str, rubric: str) -> Verdict:
     """The verdict in a reply's text."""
     try:
-        reply = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        reply = parse_json(text, _unique_pairs)
+    except ValueError:
         return no_verdict("judge_unparseable", text)
     if not isinstance(reply, dict) or reply.keys() != FIELDS[rubric].keys():
         return no_verdict("judge_unparseable", text)
@@ -82,7 +82,3 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError("duplicate key")
     return values
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from nexa_distill.annotation.annotations import Annotation
 from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT, Edit, Key, ValidDecisions, load_valid_decisions
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import SCORE_REASONS, TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.repair.prompts import INSTRUCTIONS, JUDGE_REASONS, Fault
 from nexa_distill.settings.pipeline import DistillConfig, Storage
@@ -230,13 +230,12 @@ def _load_evidence(path: Path, keys: Collection[Key]) -> Iterator[tuple[Key, str
     columns = ["sample_id", "attempt", "check", "ok", "reason", "detail"]
     ids = pa.array(sorted({sample for sample, _ in keys}), pa.string())
     # A judge's score has no reason in the checks: SampleGate gives it one, by a threshold.
-    scores = {"judge.factuality": "low_factuality", "judge.reasoning": "low_reasoning"}
-    names = pa.array(list(scores))
+    names = pa.array(list(SCORE_REASONS))
     for rows in read_batches(path, TABLES["rules_checks"], columns=columns):
         failed = pc.or_(pc.invert(pc.fill_null(rows["ok"], False)), pc.is_in(rows["check"], names))
         has_detail = pc.and_(pc.is_in(rows["sample_id"], ids), rows["detail"].is_valid())
         for row in rows.filter(pc.and_(failed, has_detail)).to_pylist():
-            at, reason = (row["sample_id"], row["attempt"]), scores.get(row["check"], row["reason"])
+            at, reason = (row["sample_id"], row["attempt"]), SCORE_REASONS.get(row["check"], row["reason"])
             by_one_judge = reason in JUDGE_REASONS and row["check"].count(".") > 1
             if at in keys and reason and not by_one_judge:
                 yield at, reason, row["detail"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nexa_distill.contracts import DOUBT_REASONS
+from nexa_distill.contracts import DOUBT_REASONS, RUBRICS, SCORE_REASONS
 
 EVIDENCE_CHARS = 300
 GOLD_COLUMNS = ("gold_sql", "reference", "tests")  # columns that the model must not see
@@ -40,8 +40,7 @@ INSTRUCTIONS: dict[str, str] = {
     "safety_flag": "Leave out personal identifiers of any kind.",
     "personal_data": "Leave out e-mail addresses, phone numbers and card numbers.",
     "secret": "Leave out keys, tokens and passwords.",
-    "low_factuality": "State only what the given text supports.",
-    "low_reasoning": "Give the reasons step by step, each following from the one before.",
+    **{rubric.reason: rubric.instruction for rubric in RUBRICS},
     "not_executable": "It must run without an error, on the given names only.",
     "not_a_query": "Give exactly one SELECT statement.",
     "forbidden_operation": "Only compute the answer: write nothing, start nothing.",
@@ -76,7 +75,7 @@ NOT_REPAIRED = DOUBT_REASONS | {
 
 # Reasons whose evidence is about the answer alone.
 WITH_EVIDENCE = {"forbidden_pattern", "invalid_json", "not_executable", "not_a_query", "forbidden_operation"}
-JUDGE_REASONS = {"low_factuality", "low_reasoning", "critical_safety", "requires_human_review"}
+JUDGE_REASONS = {*SCORE_REASONS.values(), "critical_safety", "requires_human_review"}
 # Answers that must not be quoted in the new prompt.
 NOT_SHOWN = {
     "malformed_response",

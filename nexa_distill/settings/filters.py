@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from nexa_distill.contracts import FLAG_REASONS
+from nexa_distill.contracts import FLAG_REASONS, RUBRICS
 from nexa_distill.errors import did_you_mean
 from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
 from nexa_distill.text import pii
@@ -106,6 +106,11 @@ class GateConfig(Section):
     judge_f_threshold: Share
     judge_r_threshold: Share
     require_both: bool
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By judge check, the lowest score (0..1) that passes."""
+        return {rubric.check: getattr(self, rubric.threshold) for rubric in RUBRICS}
 
 
 class QualityGates(Section):

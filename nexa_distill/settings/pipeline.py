@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from nexa_distill.contracts import RUBRICS
 from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, dialect_of_host
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, load_yaml, merge_settings, validate_section
@@ -316,11 +317,11 @@ class JudgeModel(Section):
     extra_body: dict[str, Any]
 
 
-class Rubrics(Section):
-    """Text files; the first line of each is the name and version of the rubric."""
-
-    factuality: str
-    reasoning: str
+def _check_rubrics(files: dict[str, str]) -> dict[str, str]:
+    names = [rubric.name for rubric in RUBRICS]
+    if sorted(files) != sorted(names):
+        raise ValueError(f"expected one file for each of {', '.join(names)}, found {', '.join(files) or 'none'}")
+    return files
 
 
 class Packaging(Section):
@@ -336,7 +337,7 @@ class Judging(Section):
     """
 
     judges: list[JudgeModel]
-    rubrics: Rubrics
+    rubrics: Annotated[dict[str, str], AfterValidator(_check_rubrics)]
     max_tokens: Count
     temperature: float = Field(ge=0, le=2)
     canary_prompts: Count

@@ -11,7 +11,7 @@ dialect. Formats ("date", "email") are not checked; a `$ref` to a file or an add
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from referencing.jsonschema import DRAFT202012
 from nexa_distill.errors import InputError, InputMissing
 
 NAME_LENGTH = 64  # of a schema in a request; letters, digits, _ and -
+PairsHook = Callable[[list[tuple[str, Any]]], object]
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,13 @@ class ResponseSchemas:
             return False
 
 
-def parse_json(text: str) -> object:
-    """Parse a text that is one JSON value. Raises ValueError, also for NaN and Infinity."""
+def parse_json(text: str, pairs_hook: PairsHook | None = None) -> object:
+    """Parse a text that is one JSON value. Raises ValueError, also for NaN and Infinity.
+
+    `pairs_hook`: makes the value of each object from its (key, value) pairs.
+    """
     try:
-        value: object = json.loads(text, parse_constant=_reject_constant)
+        value: object = json.loads(text, parse_constant=_reject_constant, object_pairs_hook=pairs_hook)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
@@ -83,8 +87,8 @@ def _load_schema(task: str, path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputMissing(f"{where}: no such file; expected a JSON schema")
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
-    except (OSError, ValueError, RecursionError) as error:
+        schema = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{where}: not JSON: {error}") from None
     if not isinstance(schema, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(schema).__name__}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill import exec_gate
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import SCORE_REASONS, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.gates import GateFiles
 from nexa_distill.settings.pipeline import DistillConfig, Storage
@@ -15,7 +15,6 @@ from nexa_distill.storage.tables import read_table
 from nexa_train.evaluation.metrics import ANSWER_TABLES, EXEC_CHECKS, HeldOutResults
 
 Json = dict[str, Any]
-JUDGE_CHECKS = ("judge.factuality", "judge.reasoning")
 
 
 def gate_files(storage: Storage, model: str) -> GateFiles:
@@ -55,7 +54,7 @@ def load_results(config: DistillConfig, name: str, prompts: Sequence[Json], loss
     # Judges and exec gate are optional.
     judged = rows(files.judge_checks, "judge_checks") if files.judge_checks.exists() else []
     judged = [row for row in judged if row["value"] is not None]
-    scores = {check: [r["value"] for r in judged if r["check"] == check] for check in JUDGE_CHECKS}
+    scores = {check: [r["value"] for r in judged if r["check"] == check] for check in SCORE_REASONS}
     scores = {check: values for check, values in scores.items() if values}
     checks = rows(files.exec_checks, "exec_checks") if files.exec_checks.exists() else []
     answered = [row for row in prompts if row["sample_id"] in answers]

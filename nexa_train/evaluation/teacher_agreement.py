@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import SCORE_REASONS, TABLES
 from nexa_distill.reporting.stage_reports import format_number
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
@@ -29,7 +29,7 @@ from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.storage.tables import read_table
-from nexa_train.evaluation.gate_results import JUDGE_CHECKS, first_attempts, gate_files
+from nexa_train.evaluation.gate_results import first_attempts, gate_files
 from nexa_train.evaluation.held_out_prompts import select_held_out
 from nexa_train.evaluation.metrics import ANSWER_TABLES
 
@@ -44,7 +44,7 @@ def score_answers(answered: Sequence[str], passed_rules: Rows, checks: Rows, kep
     # Execution's score (1.0 matches, 0.5 executes, 0.0); without execution the mean of the judges'
     # scores; without judges 1.0 for an answer that passes the gates and 0.0 for any other.
     kind = "exec." if any(row["check"] == "exec.score" for row in checks) else "judge."
-    names = ("exec.score",) if kind == "exec." else JUDGE_CHECKS
+    names = ("exec.score",) if kind == "exec." else tuple(SCORE_REASONS)
     measured: dict[str, list[float | None]] = {}
     for row in checks:
         if row["check"] in names:

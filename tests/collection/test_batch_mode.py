@@ -485,7 +485,7 @@ def test_what_is_under_way_is_reserved_and_not_spent() -> None:
         tally.release_reservation(100, 2.0, billed=(50, 1.0))
     assert (tally.requests, tally.tokens, tally.usd) == (6, 500, 6.0)
     assert tally.has_no_reservations
-    assert not tally.over(100, 2.5)
+    assert not tally.exceeded_limit(100, 2.5)
 
 
 def test_f37_the_key_is_sent_with_every_call_and_found_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from nexa_distill.collection.answers.extraction import Cleaner
+from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.contracts import OUTPUTS, TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.storage.tables import read_table
 from nexa_train import generate_student
 from nexa_train.data import chat_tokenization
 from nexa_train.data.chat_format import chat_format
-from nexa_train.generate_student import Prompt, batch_prompts, student_messages
+from nexa_train.generate_student import Prompt, batch_prompts
 from nexa_train.models.generation import new_tokens
 from nexa_train.models.loading import load_for_inference
 from tests.support.exam import prepare, rows, save_untrained
@@ -38,15 +39,15 @@ def test_batches_hold_prompts_of_similar_length_longest_first() -> None:
 
 def test_a_row_without_a_system_prompt_gets_the_collections() -> None:
     row = {"system_prompt": None, "user_prompt": "Why?"}
-    assert student_messages(row, "Be exact.")[0] == {"role": "system", "content": "Be exact."}
-    assert student_messages(row | {"system_prompt": "Own."}, "Be exact.")[0]["content"] == "Own."
+    assert row_messages(row, "Be exact.")[0] == {"role": "system", "content": "Be exact."}
+    assert row_messages(row | {"system_prompt": "Own."}, "Be exact.")[0]["content"] == "Own."
 
 
 def test_the_prompt_is_what_training_put_before_the_answer(tmp_path: Path) -> None:
     _, student = prepare(tmp_path)
     _, tokenizer = load_for_inference(student.student)
     row = rows(1)[0]
-    asked = student_messages(row, "unused")
+    asked = row_messages(row, "unused")
     answered = [*asked, {"role": "assistant", "content": row["teacher_output"]}]
     form = chat_format(tokenizer)
     sample = chat_tokenization.encode_conversation(form, "a", answered, 500)
@@ -91,7 +92,7 @@ def test_left_padding_does_not_change_an_answer(tmp_path: Path) -> None:
     model = model.float()  # in bfloat16 a tie between two tokens may fall either way
     found = [row | {"user_prompt": "Count " + "1" * n} for n, row in enumerate(rows(3))]
     form = chat_format(tokenizer)
-    asked = [Prompt(row, form.prompt_ids(student_messages(row, ""))) for row in found]
+    asked = [Prompt(row, form.prompt_ids(row_messages(row, ""))) for row in found]
 
     def texts(size: int) -> dict[str, Any]:
         generate = student.generate.model_copy(update={"batch_size": size})
@@ -105,7 +106,7 @@ def test_sampling_is_the_same_on_every_run(tmp_path: Path) -> None:
     _, student = prepare(tmp_path)
     model, tokenizer = load_for_inference(student.student)
     form = chat_format(tokenizer)
-    asked = [Prompt(row, form.prompt_ids(student_messages(row, ""))) for row in rows(4)]
+    asked = [Prompt(row, form.prompt_ids(row_messages(row, ""))) for row in rows(4)]
     generate = student.generate.model_copy(update={"temperature": 1.0})
 
     def texts() -> list[Any]:

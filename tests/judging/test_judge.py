@@ -348,7 +348,7 @@ def test_only_what_is_new_is_asked(tmp_path: Path) -> None:
         assert again(made, teacher) == 10 + CANARY_REQUESTS
         made.change(judging=judges("judge-b"))
         assert again(made, teacher) == 0
-        rubrics = {**made.load().judging.rubrics.model_dump(), "factuality": str(rubric)}
+        rubrics = {**made.load().judging.rubrics, "factuality": str(rubric)}
         made.change(judging={"rubrics": rubrics})
         assert again(made, teacher) == 5 + CANARY_REQUESTS / 2
         assert report(made)["notes"][0] == "rubric factuality, version 2"
@@ -363,7 +363,7 @@ def test_a_rubric_without_a_version_is_refused(tmp_path: Path) -> None:
     rubric = tmp_path / "factuality.txt"
     rubric.write_text("Grade the answer.")
     made = made_of(tmp_path, "http://127.0.0.1:9/v1")
-    rubrics = {**made.load().judging.rubrics.model_dump(), "factuality": str(rubric)}
+    rubrics = {**made.load().judging.rubrics, "factuality": str(rubric)}
     made.change(judging={"rubrics": rubrics})
     with pytest.raises(InputError, match=r"line 1 is 'Grade the answer.', expected .Rubric: fact"):
         judge.run(made.load())

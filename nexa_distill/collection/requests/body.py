@@ -51,6 +51,15 @@ def request_body(
     return {key: value for key, value in body.items() if value is not None}
 
 
+def row_messages(row: Mapping[str, Any], system: str | None) -> list[dict[str, str]]:
+    """The messages before the answer, in training, packaging and evaluation alike.
+
+    `system` is the collection's system prompt; the row's own takes precedence. Without either there
+    is no system message.
+    """
+    return build_messages(row["system_prompt"] or system or "", row["user_prompt"], "system")
+
+
 def build_messages(system: str, prompt: str, role: SystemRole) -> list[dict[str, str]]:
     """The conversation to send; `role` is the place of the system prompt."""
     if role == "user":
