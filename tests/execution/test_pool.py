@@ -114,9 +114,9 @@ import sys, time
 from pathlib import Path
 from tests.execution.test_pool import jobs, pool, NAMES, HANGS
 with pool(Path({str(tmp_path)!r}), timeout_seconds=60.0) as run:
-    list(run.map(jobs(NAMES)))
+    list(run.map_jobs(jobs(NAMES)))
     print(*[w._process.pid for w in run._all], flush=True)
-    list(run.map(jobs(HANGS)))
+    list(run.map_jobs(jobs(HANGS)))
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

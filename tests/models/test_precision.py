@@ -17,7 +17,7 @@ def test_the_environment_decides_it_here_and_in_child_processes(
 ) -> None:
     monkeypatch.setenv("NEXA_BF16", value)
     assert has_native_bf16() is wanted
-    program = "from nexa_train.models.precision import native_bf16; print(native_bf16())"
+    program = "from nexa_train.models.precision import has_native_bf16; print(has_native_bf16())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(wanted)
 

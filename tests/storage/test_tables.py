@@ -73,8 +73,8 @@ def test_f03_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path) -> Non
     write_text(path, "old")
     script = (
         "import os, signal\nfrom pathlib import Path\n"
-        "from nexa_distill.storage.atomic import replacing\n"
-        f"with replacing(Path({str(path)!r})) as temporary:\n"
+        "from nexa_distill.storage.atomic import replace_atomically\n"
+        f"with replace_atomically(Path({str(path)!r})) as temporary:\n"
         "    temporary.write_text('new')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
