@@ -83,6 +83,7 @@ def sandbox_command() -> list[str]:
     words += ["--cap-drop", "ALL"]
     for path in [*(path for path in shared if Path(path).exists()), stdlib, python]:
         words += ["--ro-bind", path, path]
+    # Installed packages are hidden: a program has the standard library only.
     for packages in Path(stdlib).glob("*-packages"):
         words += ["--tmpfs", str(packages), "--remount-ro", str(packages)]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
@@ -125,11 +126,13 @@ def run_program(program: str, tests: str | None, limits: Limits) -> SandboxResul
             pass_fds=(rules, writing),
         )
     finally:
+        # The child has its own: ours would keep the pipe of the report open for ever.
         for descriptor in (source, rules, writing):
             os.close(descriptor)
     try:
         output, report, stopped = _read_output(child, reading, wall, limits.max_output_bytes)
     finally:
+        # bwrap is killed, and with it (--die-with-parent) all that it started.
         child.kill()
         code = child.wait()
         os.close(reading)
@@ -139,7 +142,6 @@ def run_program(program: str, tests: str | None, limits: Limits) -> SandboxResul
 
 
 def _memory_file(content: bytes) -> int:
-    """A descriptor that reads `content`."""
     descriptor = os.memfd_create("nexa")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
@@ -148,6 +150,7 @@ def _memory_file(content: bytes) -> int:
 
 
 def _encode_input(program: str, tests: str | None, token: str, limits: Limits) -> bytes:
+    # The CPU limit has whole seconds, so it is above the time limit.
     memory, seconds = limits.memory_mb * 2**20, int(limits.timeout_seconds) + 1
     allowed = {"AS": memory, "CPU": seconds, "FSIZE": HOME_BYTES, "CORE": 0, "NOFILE": 64}
     parts = ({"program": program, "limits": allowed}, {"tests": tests, "token": token})

@@ -138,6 +138,7 @@ class CheckSummary:
         # Both numbers in one integer, so that `unique` finds the distinct pairs.
         both = self._seen_of.astype(np.uint64) << np.uint64(32) | self._made_of
         codes, place = np.unique(both, return_inverse=True)
+        # A required check that occurs in no file is missing for every answer.
         lacking = [bool(self._absent) or not self._required <= m for m in self._made.values]
         cases = [CheckOutcome(self._seen.values[code >> 32], lacking[code & 0xFFFFFFFF]) for code in codes.tolist()]
         return cases, place

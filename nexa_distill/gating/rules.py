@@ -64,7 +64,6 @@ class RuleResult:
 
     @property
     def passed_rows(self) -> Flags:
-        """Rows that pass the rule or to which it is not applied."""
         passed = self.ok & self.known
         passed[list(self.not_applied)] = True
         return passed
@@ -101,7 +100,6 @@ class AnswerBatch:
 
     @cached_property
     def _foreign_letters(self) -> npt.NDArray[np.int64]:
-        """Rows with letters that folding does not convert to ASCII."""
         rows: npt.NDArray[np.int64] = np.flatnonzero(~_to_flags(pc.string_is_ascii(self.low)))
         return rows
 
@@ -115,13 +113,11 @@ class AnswerBatch:
         return unsure[np.array(near, np.bool_)]
 
     def language_of(self, row: int) -> str:
-        """The language of the answer's prose."""
         if row not in self._languages:
             self._languages[row] = identify_prose(self.text[row].as_py())
         return self._languages[row]
 
     def suspect_at(self, row: int) -> Suspect:
-        """One answer with its folded text and positions."""
         to_source = partial(self.folded.find_source_position, row)
         return Suspect(row, self.low[row].as_py(), self.text[row].as_py(), to_source)
 
@@ -166,6 +162,7 @@ class Rules:
         }
         listed = [pattern for rule in rules for pattern in rule.patterns.values()]
         try:
+            # RE2 compiles within a fixed memory: a pattern that is too large fails here, not in the run.
             for pattern in (self.screen, *listed, *self.verbs.values()):
                 pc.match_substring_regex(pa.array([""]), pattern)
         except pa.ArrowInvalid as error:
@@ -241,6 +238,7 @@ class Rules:
         not_applied = {}
         for row in np.flatnonzero(unsure).tolist():
             language = answers.language_of(row)
+            # In a text of no known language, a verb of any list counts.
             lists = set(self.verbs) if language == UNKNOWN else {language, ANY} & self.verbs.keys()
             looked_for = lists & {"en", ANY} if ok[row] else set[str]()
             ok[row] = bool(looked_for) or any(self._has_verb(answers, row, name) for name in lists - {"en", ANY})
@@ -266,7 +264,7 @@ class Rules:
         return RuleResult("rules.json", "invalid_json", ok, answers.known, None, errors)
 
     def _check_patterns(self, answers: AnswerBatch) -> list[RuleResult]:
-        """One scan for all patterns; each rule then examines only the answers that match it."""
+        # One scan for all patterns; each rule then examines only the answers that match it.
         suspects = _matching_rows(answers.low, self.screen) if self.screen else np.zeros(0, np.int64)
         low = answers.low.take(pa.array(suspects))
         results = []
@@ -346,7 +344,6 @@ def _listed_suspects(
 
 
 def _matching_rows(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.int64]:
-    """The rows on which the pattern matches."""
     if not len(texts):  # compiling a pattern takes longer than searching many texts with it
         return np.zeros(0, np.int64)
     rows: npt.NDArray[np.int64] = np.flatnonzero(_to_flags(pc.match_substring_regex(texts, pattern)))

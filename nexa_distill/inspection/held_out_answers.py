@@ -50,19 +50,18 @@ def load_prompts(storage: Storage) -> list[HeldOutPrompt]:
 def _load_first_answers(
     path: Path, key: str, prompts: dict[str, HeldOutPrompt], columns: list[str]
 ) -> list[dict[str, Any]]:
-    """The first answers to these prompts; none without the file."""
     if not path.exists():
         return []
     samples = pa.array(prompts, pa.string())
     first_answers: list[dict[str, Any]] = []
     for rows in read_batches(path, TABLES[key], columns=columns):
+        # Repaired answers have higher attempts: teacher and student are compared on the first.
         mask = pc.and_(pc.is_in(rows["sample_id"], samples), pc.equal(rows["attempt"], 0))
         first_answers += rows.filter(mask).to_pylist()
     return first_answers
 
 
 def _load_gate_results(folder: Path, source: str, prompts: dict[str, HeldOutPrompt]) -> None:
-    """Add the gate results of this source's answers, written by the evaluation."""
     key = ["sample_id", "attempt"]
     for row in _load_first_answers(folder / "kept.parquet", "filtered_dataset", prompts, key):
         prompts[row["sample_id"]].reasons[source] = []

@@ -26,7 +26,6 @@ class RowFilters:
 def matching_rows(
     answers: AnswerTable, checks: Sequence[ChecksFile], decided: DecisionsByKey, filters: RowFilters
 ) -> Rows:
-    """Numbers of the rows that pass, ascending."""
     mask: Mask = np.ones(len(answers), np.bool_)
     for column, values in filters.values.items():
         if values:
@@ -54,22 +53,18 @@ def _mask_of_decisions(answers: AnswerTable, decided: DecisionsByKey, labels: Se
 
 
 def decided_rows(answers: AnswerTable, decided: DecisionsByKey) -> Mask:
-    """The rows that have a human decision."""
     return _mask_of_keys(answers, set(decided))
 
 
 def decision_label(events: Sequence[Annotation]) -> str:
-    """The agreed action, UNDECIDED or CONFLICT."""
     return (agreed_action(events) or CONFLICT) if events else UNDECIDED
 
 
 def next_row(rows: Rows, number: int) -> int | None:
-    """The next row after `number`, or None at the end."""
     place = int(np.searchsorted(rows, number, side="right"))
     return int(rows[place]) if place < len(rows) else None
 
 
 def previous_row(rows: Rows, number: int) -> int | None:
-    """The row before `number`, or None at the beginning."""
     place = int(np.searchsorted(rows, number, side="left")) - 1
     return int(rows[place]) if place >= 0 else None

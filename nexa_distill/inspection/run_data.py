@@ -33,7 +33,6 @@ def read_json(path: Path) -> Json | None:
 
 
 def count_funnel(storage: Storage) -> list[Json]:
-    """Row counts after each finished step, from the manifests."""
     manifests = ((step, load_manifest(storage.path_of(key), storage)) for step, key in FUNNEL_STEPS.items())
     return [{"step": step, "rows": manifest["count"]} for step, manifest in manifests if manifest]
 
@@ -47,17 +46,14 @@ def count_reasons(storage: Storage) -> list[Json]:
 
 
 def load_gate_report(storage: Storage) -> Json | None:
-    """SampleGate's report."""
     return read_json(storage.path_of("reports") / "sample_gate" / "gate_report.json")
 
 
 def load_cost_report(storage: Storage) -> Json | None:
-    """The cost report."""
     return read_json(storage.path_of("reports") / "cost_report.json")
 
 
 def stage_timings(config: DistillConfig) -> list[Json]:
-    """Rows, seconds and cost of each sealed stage, in the order of the stages."""
     rows = []
     for stage in STAGES:
         manifest = load_manifest(locate_path(stage.outputs[0], config), config.storage)
@@ -69,7 +65,6 @@ def stage_timings(config: DistillConfig) -> list[Json]:
 
 
 def metrics_path(config: DistillConfig) -> Path:
-    """The metrics file of the configured student's training."""
     student = load_yaml(Path(config.student), StudentConfig)
     return config.storage.path_of("students") / student.run_name / "metrics.jsonl"
 

@@ -16,7 +16,6 @@ PAIRS = {"before and after training": ("before", "after"), "trained student and 
 
 
 def draw_page(room: PageContext) -> None:
-    """Draw the current prompt."""
     prompts = held_out_answers.load_prompts(room.config.storage)
     if not prompts:
         st.info("The student has not answered held-out prompts yet: the evaluation was not run.")
@@ -44,7 +43,6 @@ def _draw_open(prompts: Sequence[HeldOutPrompt]) -> None:
 
 
 def _gate_verdict(prompt: HeldOutPrompt, source: str) -> str:
-    """The gates' reasons and the judges' scores, as Markdown."""
     against = prompt.reasons.get(source)
     words = ":gray[gates: not run]" if against is None else ":green[passes the gates]"
     if against:

@@ -31,7 +31,6 @@ ROW_PARAMETER = "row"  # URL parameter: the row number in the file
 
 
 def draw_page(room: PageContext) -> None:
-    """Draw the current row."""
     answers, checks, decided = room.load_answers(), room.load_checks(), room.load_decisions()
     rows = row_filters.matching_rows(answers, checks, decided, _choose_filters(answers, checks, room))
     if not len(answers):
@@ -42,6 +41,7 @@ def draw_page(room: PageContext) -> None:
     if not len(rows):
         st.info("No answer passes these filters.")
         return
+    # A decision may take its row out of the filter: then the next one is shown.
     if number not in rows:
         following = next_row(rows, number)
         number = int(rows[-1]) if following is None else following
@@ -115,7 +115,6 @@ def _next_undecided(rows: Rows, done: Mask, number: int) -> int | None:
 
 
 def _draw_buttons(here: TabState, room: PageContext, answers: AnswerTable, number: int, onward: int | None) -> None:
-    """The buttons to decide on the current row."""
     key = answers.key_at(number)
     name = f"{key[0]}-{key[1]}"
     here.mark_drawn(name)
@@ -157,7 +156,6 @@ def _draw_buttons(here: TabState, room: PageContext, answers: AnswerTable, numbe
 
 
 def _reason_and_note(name: str) -> tuple[str | None, str | None]:
-    """Reason and note beside the buttons."""
     return st.session_state.get(f"reason-{name}"), st.session_state.get(f"note-{name}") or None
 
 

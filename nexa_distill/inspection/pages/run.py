@@ -16,7 +16,7 @@ LABELS = {"done": ":green[done]", "running": ":blue[running]", "waiting": ":gray
 
 
 def draw_page(room: PageContext) -> None:
-    """Draw the page; the fragment redraws itself."""
+    """The fragment redraws itself, without the rest of the page."""
     st.fragment(run_every=EVERY_SECONDS)(_draw_live)(room)
 
 
