@@ -4,10 +4,10 @@ One SQLite file per stage (WAL, synchronous=FULL). Rows are only ever added. An 
 before its request is sent, and an answer is on disk before it is parsed (`group_commit.py`).
 
 Outcomes of an attempt:
-  `has_answer`  a complete 200 body is stored; this request is never sent again
+  `answered`  a complete 200 body is stored; this request is never sent again
   `rejected`  the API refused (a status other than 200, or an error inside a 200): not billed
   `not_sent`  no connection, or stopped before the send: not billed
-  `uncertain_keys` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
+  `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
 """
 
 import contextlib

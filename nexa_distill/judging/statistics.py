@@ -20,7 +20,7 @@ FAULTS = ("judge_unparseable", "judge_out_of_range", "judge_unanswered", "unread
 class JudgeStatistics:
     """Of one judge. `verdicts` counts its replies to real answers by fault, None = a verdict.
 
-    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `total_usd` includes
+    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `usd` includes
     canaries; None while no reply has a known cost. `silence`: why the last missing reply is
     missing; `unreadable`: the start of the last reply that could not be parsed.
     """

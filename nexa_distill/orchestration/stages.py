@@ -24,7 +24,7 @@ TEACHER = "teacher"
 class Stage:
     """One stage. `optional` inputs count if they exist.
 
-    `module`: the module of `nexa_distill` whose `stage_settings(config)` determine the output. A student
+    `module`: the module of `nexa_distill` whose `settings(config)` determine the output. A student
     stage has `student` instead; without either only the inputs determine it.
     """
 
