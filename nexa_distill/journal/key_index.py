@@ -52,7 +52,6 @@ class KeyIndex:
         self._behind[key] = self._newest = id_
 
     def find_ids(self, keys: Iterable[str]) -> list[int]:
-        """Ids of the requests that have one of these keys, in no order."""
         keys = list(keys)
         behind = [self._behind[key] for key in keys if key in self._behind]
         indexed = {id_ for _, id_ in self._db.execute(_FIND, (json.dumps(keys),))}

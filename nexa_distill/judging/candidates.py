@@ -51,7 +51,6 @@ class Candidates:
             yield self.canaries
 
     def answer_tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """The answers that were not rejected, in file order."""
         start = 0
         for batch in read_batches(self.path, SOURCE, batch_rows=BATCH_ROWS, columns=columns):
             end = start + batch.num_rows
@@ -60,7 +59,6 @@ class Candidates:
 
 
 def has_text(row: Row) -> bool:
-    """Whether the answer is not blank."""
     return bool(row["teacher_output"] and row["teacher_output"].strip())
 
 

@@ -34,7 +34,6 @@ class JudgeStatistics:
     unreadable: str = ""
 
     def add_verdict(self, judged: RubricVerdict, canary: str | None) -> None:
-        """Count one reply."""
         verdict = judged.verdict
         if canary:
             by_rubric = self.canaries.setdefault(canary, {})
@@ -47,12 +46,12 @@ class JudgeStatistics:
             self.unreadable = verdict.said
         if judged.stored is None:
             self.silence = verdict.said
+        # Such a reply raises in the parser, and would raise here again.
         elif verdict.fault != "unreadable_answer":
             cost = cost_usd(parse_answer(judged.stored.raw), self.price)
             self.usd = self.usd if cost is None else (self.usd or 0.0) + cost
 
     def to_report(self) -> Row:
-        """The report's entry; a mean without values is null."""
         means = {name: fmean(scores) for name, scores in self.scores.items() if scores}
         return {
             "asked": self.verdicts.total(),
@@ -78,7 +77,6 @@ class JudgeSummary:
 
     @classmethod
     def for_panel(cls, panel: Panel) -> "JudgeSummary":
-        """An empty summary for these judges."""
         return cls({judge.model: JudgeStatistics(judge.model_price) for judge in panel.judges})
 
     @property
@@ -88,7 +86,6 @@ class JudgeSummary:
         return sum(costs) if costs else None
 
     def add_answer(self, verdicts: Sequence[RubricVerdict], checks: Iterable[Row], canary: str | None) -> None:
-        """Count one answer or canary."""
         for judged in verdicts:
             self.judges[judged.judge].add_verdict(judged, canary)
         if canary:

@@ -32,7 +32,6 @@ class Verdict(NamedTuple):
 
 
 def read_verdict(raw: bytes, rubric: str) -> Verdict:
-    """The verdict in the raw bytes of a chat completion."""
     answer = parse_answer(raw)
     if answer.flag or answer.text is None:
         text = answer.text or raw.decode("utf-8", "replace")
@@ -41,7 +40,6 @@ def read_verdict(raw: bytes, rubric: str) -> Verdict:
 
 
 def is_json_object(answer: Answer) -> bool:
-    """Whether a reply is one JSON object, as every rubric requires."""
     try:
         return isinstance(json.loads(answer.text or ""), dict)
     except (ValueError, RecursionError):
@@ -49,7 +47,6 @@ def is_json_object(answer: Answer) -> bool:
 
 
 def parse_verdict(text: str, rubric: str) -> Verdict:
-    """The verdict in a reply's text."""
     try:
         reply = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -58,6 +55,7 @@ def parse_verdict(text: str, rubric: str) -> Verdict:
         return no_verdict("judge_unparseable", text)
     reason, score, safety = reply["reason"], reply["score"], reply.get("safety")
     has_label = "safety" not in reply or (isinstance(safety, str) and safety in SAFETY)
+    # True is an int in Python, and no score.
     has_score = isinstance(score, int | float) and not isinstance(score, bool)
     if not (isinstance(reason, str) and has_score and has_label):
         return no_verdict("judge_unparseable", text)
@@ -67,7 +65,6 @@ def parse_verdict(text: str, rubric: str) -> Verdict:
 
 
 def no_verdict(fault: str, text: str) -> Verdict:
-    """A missing verdict with its reason."""
     return Verdict(None, None, fault, _shorten_text(text))
 
 
@@ -78,6 +75,7 @@ def _shorten_text(text: str) -> str:
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of two equal keys: a reply could show one score and count with another.
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("duplicate key")

@@ -36,6 +36,7 @@ def stop_orphans(logs: Path, grace_seconds: float = 30.0) -> int:
     pids = find_orphans(logs)
     _send_signal(pids, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
+    # Looked up again, because a pid may belong to another process by now.
     while (remaining := find_orphans(logs)) and time.monotonic() < deadline:
         time.sleep(0.1)
     _send_signal(remaining, signal.SIGKILL)

@@ -25,7 +25,6 @@ class Request:
     answers: Path | None = None
 
     def load_settings(self) -> DistillConfig:
-        """The configuration, overridden by the flags."""
         over: dict[str, Any] = {"input": {}}
         if self.input is not None:
             over["input"]["path"] = str(self.input)
@@ -73,9 +72,11 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
         step = Step(session, why.runs, why.text, command, upstream)
         if session == "data_gen" and provider.start is not None and not config.answers.path:
             endpoint = str(provider.endpoint_file)
+            # Not needed by a data_gen that is only requested by name: up to date, it sends nothing.
             steps.append(_teacher_step(why.stale, provider.start, endpoint, run_dir / "data_gen.exit"))
             if why.stale:
                 step = replace(step, ready_by=TEACHER, ready_file=endpoint)
+        # After a skipped session, the next one waits for the last that runs.
         upstream = session if step.runs else upstream
         steps.append(step)
     return steps
@@ -111,7 +112,6 @@ def _teacher_step(needed: bool, start: list[str], endpoint: str, until: Path) ->
 
 
 def session_command(session: str, config: DistillConfig, request: Request) -> list[str]:
-    """The command that runs a session's stages, as a user would type it."""
     with_config = ["--config", str(request.config)]
     match session:
         case "data_gen":
@@ -161,7 +161,6 @@ def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
 
 
 def plan_lines(steps: list[Step], *, commands: bool = True) -> list[str]:
-    """The plan as text, two lines per session that runs."""
     lines = []
     for step in steps:
         lines.append(f"{step.session:<11} {'run ' if step.runs else 'skip'}  {step.why}")

@@ -81,7 +81,6 @@ INSPECT = "inspect"  # a session for annotators: writes no table, runs only if r
 
 
 def locate_path(key: str, config: DistillConfig) -> Path:
-    """The path of a `storage:` key, of `RAW` or of `CHECKPOINT`."""
     if key == RAW:
         return Path(config.input.path)
     if key == CHECKPOINT:
@@ -90,11 +89,11 @@ def locate_path(key: str, config: DistillConfig) -> Path:
 
 
 def stage_settings(stage: Stage, config: DistillConfig) -> dict[str, Any] | None:
-    """The values that determine the stage's output, besides its inputs."""
     if stage.student is not None:
         return stage.student(config, load_yaml(Path(config.student), StudentConfig))
     if stage.module is None:
         return None
+    # By name, because a stage's module is above this one, and imports only go down.
     values: dict[str, Any] = import_module(f"nexa_distill.{stage.module}").settings(config)
     return values
 

@@ -52,9 +52,9 @@ class ColumnLayout:
 
 
 def looks_like_prompts(name: str) -> bool:
-    """Whether a column of this name contains prompts."""
     plain = _normalize_name(name)
     words = set(plain.split("_"))
+    # `question` contains prompts, `question_id` does not.
     return plain in WHOLE_NAMES or bool(words & PROMPT_WORDS and not words & OTHER_WORDS)
 
 

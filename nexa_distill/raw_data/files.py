@@ -25,7 +25,6 @@ class RawRow:
     values: dict[str, Any]
 
     def describe_location(self) -> str:
-        """File and row, for messages."""
         return f"{self.file}, row {self.row} (0-based)"
 
 

@@ -168,6 +168,7 @@ class FilterConfig(Section):
     @classmethod
     def _above_minimum(cls, value: int | None, info: ValidationInfo) -> int | None:
         lower = str(info.field_name).replace("max", "min")
+        # Fields are validated in order, so the minimum is there already.
         least = info.data.get(lower)
         if value is not None and least is not None and value < least:
             text = f"below {lower} ({least}), so no answer could pass"

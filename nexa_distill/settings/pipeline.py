@@ -62,12 +62,10 @@ class Storage(Section):
     reports: str
 
     def path_of(self, key: str) -> Path:
-        """The path of a `storage:` key."""
         root, path = Path(self.root), Path(str(getattr(self, key)))
         return path if path.is_relative_to(root) else root / path
 
     def key_of(self, path: Path) -> str | None:
-        """The `storage:` key with this path, or None for a file from elsewhere."""
         keys = (key for key in type(self).model_fields if key not in ("root", "logs"))
         return next((key for key in keys if self.path_of(key).resolve() == path.resolve()), None)
 
@@ -83,6 +81,7 @@ class Storage(Section):
         by_path: dict[Path, str] = {}
         for key in type(self).model_fields.keys() - {"root", "logs"}:
             path = self.path_of(key)
+            # By name alone: the files may not exist yet, so links cannot be followed.
             first = by_path.setdefault(Path(os.path.normpath(path)), key)
             if first != key:
                 names = " and ".join(sorted((first, key)))
@@ -233,7 +232,6 @@ class Provider(Section):
 
     @property
     def active_dialect(self) -> Dialect:
-        """The dialect of requests to this server."""
         return DIALECTS[self.dialect] if self.dialect else _dialect_at(self.base_url or "")
 
     @property
@@ -298,7 +296,7 @@ class Regeneration(Section):
 
 
 class ExistingAnswers(Section):
-    """`answers:` a file of answers in place of a teacher; `path_of` null = request from the provider.
+    """`answers:` a file of answers in place of a teacher; `path` null = request from the provider.
 
     `column` contains the answers, `model_id` is recorded as their source.
     """
@@ -446,6 +444,7 @@ def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig
 
     Example: `{"input": {"limit": 60}}`.
     """
+    # Validated again as a whole, because a flag may contradict a setting.
     values = merge_settings(config.model_dump(), _drop_unset(flags))
     return validate_section("command line", values, DistillConfig)
 

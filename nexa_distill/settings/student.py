@@ -85,7 +85,6 @@ class Distillation(Section):
 
     @property
     def uses_cache(self) -> bool:
-        """Whether the teacher's probabilities come from `storage.teacher_logits`."""
         return self.loss != "none" and self.source == "cache"
 
 
@@ -174,5 +173,4 @@ class StudentConfig(Section):
         return None
 
     def checkpoint_path(self, storage: Storage) -> Path:
-        """The folder of the finished checkpoint."""
         return storage.path_of("students") / self.run_name / "final"

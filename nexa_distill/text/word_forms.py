@@ -47,6 +47,7 @@ def normalize_text(text: str) -> str:
         return text
     pattern, table = _compatibility_table()
     text = pattern.sub(lambda match: table[match[0]], unicodedata.normalize("NFC", text))
+    # A second time, because a replacement may itself be in the table.
     return unicodedata.normalize("NFC", pattern.sub(lambda match: table[match[0]], text))
 
 
