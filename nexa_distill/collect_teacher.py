@@ -176,6 +176,7 @@ def _validate_rows(src: Path, config: DistillConfig, renamed: Mapping[str, str])
             too_large |= zip(ids, sizes.filter(large).to_pylist(), strict=True)
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(batch["user_prompt"])), 0)
         if pc.any(blank).as_py():
+            # Raises, naming the sample.
             resolve_prompt(batch.filter(blank).slice(0, 1).to_pylist()[0])
         keys.add(batch["sample_id"])
         tasks.update(batch["template_name"].unique().to_pylist())

@@ -160,6 +160,7 @@ def _decide_rows(
     labels = cluster_subjects(rows)
     settled = load_clusters(rows.documents, memory, _decision_settings(config))
     stood = _was_in_output(rows, dst)
+    # Without a last output, every stored document counts as one of its documents.
     rows.documents.stood[:] = rows.documents.known
     if stood is not None:
         rows.documents.stood[:] = np.isin(np.arange(len(rows.documents.ids)), rows.document[stood])
@@ -233,7 +234,6 @@ def _first_rows(src: Path, limit: int | None, columns: list[str] | None = None) 
 
 
 def _number_batches(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    """(number of the first row, batch)."""
     start = 0
     for batch in batches:
         yield start, batch

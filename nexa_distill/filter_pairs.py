@@ -98,7 +98,6 @@ def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":
 
 
 def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
-    """Add one batch's rows to the summary."""
     open_rows = np.ones(len(measured[0].ok), np.bool_)
     summary.total += len(open_rows)
     for m in measured:
@@ -106,6 +105,7 @@ def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
         if m.not_applied:
             summary.not_applied.setdefault(m.check, Counter()).update(m.not_applied.values())
         summary.reasons += Counter(check_missing=int(missing.sum())) + m.count_reasons(failed)
+        # Only the first reason of an answer is counted.
         open_rows &= m.passed_rows
     summary.kept += int(open_rows.sum())
 
@@ -121,6 +121,7 @@ class BatchResult:
 
 def _check_batch(rules: Rules, rows: pa.Table) -> BatchResult:
     try:
+        # Arrow does not check UTF-8 when it reads, and the rules cut texts by bytes.
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
         first, last = rows["sample_id"][0], rows["sample_id"][-1]
@@ -131,9 +132,9 @@ def _check_batch(rules: Rules, rows: pa.Table) -> BatchResult:
 
 
 def _in_order(rules: Rules, batches: Iterator[pa.Table]) -> Iterator[BatchResult]:
-    """Check batches on every core, a few at a time, and give them back in order."""
     workers = max(os.cpu_count() or 1, 1)
     with ThreadPoolExecutor(workers) as pool:
+        # A few ahead: work for every core, without all answers in memory.
         waiting: deque[Future[BatchResult]] = deque()
         for rows in batches:
             waiting.append(pool.submit(_check_batch, rules, rows))
@@ -205,7 +206,6 @@ def run(
 
 
 def answer_files(config: DistillConfig) -> list[Path]:
-    """The storage's answers: the first attempts, and the repairs if there are any."""
     return [config.storage.path_of("collected_dataset"), *valid_regenerations(config.storage)]
 
 

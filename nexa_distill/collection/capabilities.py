@@ -67,7 +67,6 @@ def save_capabilities(config: DistillConfig, capabilities: Capabilities) -> Path
 
 
 def load_capabilities(config: DistillConfig, provider: str, model: str) -> Capabilities | None:
-    """The findings about this model at this address, or None."""
     try:
         stored = json.loads(capabilities_path(config, provider).read_text(encoding="utf-8"))
         findings = {name: Finding(**finding) for name, finding in stored.pop("found").items()}

@@ -65,7 +65,6 @@ def collect_findings(replies: Mapping[str, ProbeReply]) -> dict[str, Finding]:
 
 
 def check_model_listed(models: tuple[int | None, bytes], model: str) -> Finding:
-    """Whether the status and body of GET /models list the model."""
     status, body = models
     try:
         names = [str(entry["id"]) for entry in json.loads(body)["data"]]

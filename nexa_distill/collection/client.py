@@ -165,10 +165,10 @@ class ApiClient:
         return None if self._seconds_until_send(now, self._ready[0].asking) else self._dispatch_next(now)
 
     async def _wait_for_next(self) -> _QueuedRequest | None:
-        """Wait until the next request may be sent and return it; None if there are no more."""
         async with self._dispatch_lock:  # one worker waits; the others queue here
             while not self._stop.is_set():
                 if not self._ready:
+                    # Nothing is queued, in flight or to be retried: no further request can come.
                     if self._filled and not self._flying and not self._retries:
                         return None
                     await self._wait_for_change()
@@ -194,12 +194,12 @@ class ApiClient:
         return math.inf if limit else 0.0
 
     def _dispatch_next(self, now: float) -> _QueuedRequest:
-        """Take the next request from the queue; from now on it counts as sent."""
         sending = self._ready.popleft()
         if len(self._ready) < self._ahead:
             self._queue_has_space.set()
         asking = sending.asking
         sending.sent_at = now
+        # From here on it counts as sent, and a crash leaves it perhaps billed.
         self._flying += 1
         self.journal.in_flight.add_attempt(sending.attempt)
         self.tally.reserve_request(asking.most_tokens, asking.most_usd)
@@ -295,7 +295,6 @@ class ApiClient:
     # ---- outcomes on disk
 
     def _on_stored(self, sending: _QueuedRequest, outcome: Outcome, error: StorageFailed | None) -> None:
-        """Callback after the commit of an outcome, with the error if it failed."""
         try:
             if error:
                 raise error

@@ -382,7 +382,6 @@ class Collector:
         return rows, missing
 
     def _output_row(self, row: Row, request: PromptRequest, stored: StoredAnswer) -> Row | str:
-        """The row, or a traceback: a bug in the parser rejects that row only."""
         source = (row, request.attempt, request.key, self.model, stored)
         try:
             return output_row(*source, self.provider_settings, self.response_schemas, self.answer_cleaner)

@@ -60,7 +60,6 @@ def why_sent(request: PromptRequest, known: RequestState | None, earlier: Earlie
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys that differ; for single values also the old and the new one."""
     changes = list[str]()
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "model", key)):
         before, after = old.get(key), new.get(key)

@@ -88,7 +88,6 @@ def _sum_stages(stages: dict[str, Figures]) -> Figures:
 
 
 def _count_kept(storage: Storage) -> Figures | None:
-    """Figures of the current kept answers; None if they are missing or outdated."""
     path, answers = storage.path_of("filtered_dataset"), storage.path_of("collected_dataset")
     manifest = load_manifest(path, storage)
     sources = [load_manifest(source, storage) for source in (answers, *valid_regenerations(storage))]
@@ -119,12 +118,12 @@ def _read_columns(path: Path, key: str, columns: list[str]) -> pa.Table:
 
 
 def _project_costs(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:
-    """Cost of `budget.target_samples` kept samples if the rest is like the current ones."""
     target, parts = config.budget.target_samples, dict[str, Figures]()
     for name, figures in stages.items():
         if name in PER_SAMPLE and samples:
             now = _current_answers(name, figures, config.storage)
             if now.requests:
+                # As if each further sample cost what the current ones did.
                 parts[name] = _scale_stage(now, figures["answers_per_second"], target / samples)
     return {
         "target_samples": target,

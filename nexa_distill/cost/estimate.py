@@ -124,7 +124,7 @@ def _count_tokens(plan: Estimate, sizes: _RequestSizes, rates: Throughput, colle
 
 
 def _tokens_per_byte(sizes: _RequestSizes, rates: Throughput, config: DistillConfig) -> tuple[float, str]:
-    """(tokens per byte of a request, source of that number)."""
+    # From the best measure to the roughest.
     if rates.tokens_per_byte is not None:
         return rates.tokens_per_byte, f"as billed for {rates.answers:,} stored answers"
     if (tokens := _count_by_tokenizer(sizes.texts, config)) is not None:

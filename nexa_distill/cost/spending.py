@@ -77,10 +77,10 @@ def stage_spending(journal: ReadOnlyJournal) -> Figures:
 
 
 def _wall_seconds(journal: ReadOnlyJournal) -> float | None:
-    """Wall time of all runs; a killed run counts until its last outcome."""
     runs = "SELECT id, started_at, ended_at, lead(started_at) OVER (ORDER BY id) FROM runs"
     lasted = list[float | None]()
     for id_, started, ended, following in journal.read_rows(runs).fetchall():
+        # A killed run counts until its last outcome.
         if ended is None:
             (ended,) = journal.read_rows(_LAST_OUTCOME, id_, following or math.inf, PROCESS_DIED).fetchone()
         # Not negative: the clock may have been set back meanwhile.

@@ -59,8 +59,8 @@ class EvalTexts:
 
 
 def _iterate_texts(value: Any, column: str) -> Iterator[tuple[str, str]]:
-    """Every text in a row, at any depth, with the name of its column."""
     if isinstance(value, str) and value.strip():
+        # A lone surrogate cannot be put into an Arrow array.
         yield column, value.encode("utf-8", "replace").decode()
     elif isinstance(value, Mapping):
         for name, inner in value.items():

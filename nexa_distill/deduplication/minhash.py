@@ -123,9 +123,9 @@ class PairSimilarity:
         return good & ~self._differ_in_symbols(a, b, np.flatnonzero(good))
 
     def _differ_in_symbols(self, a: Indexes, b: Indexes, among: Indexes) -> npt.NDArray[np.bool_]:
-        """Per short pair, whether digits, symbols or meaningful capitals differ."""
         starts, differs = self._sketches.starts, np.zeros(len(a), np.bool_)
         longer = np.maximum(*(starts[side[among] + 1] - starts[side[among]] for side in (a, b)))
+        # In a longer text, one other digit or symbol makes no other text.
         among = among[longer < SHORT]
         for start in range(0, len(among), _EXACT):
             part = among[start : start + _EXACT]

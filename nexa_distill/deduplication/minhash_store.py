@@ -176,7 +176,6 @@ class SketchStore:
         return HashedWords(self._word_file.read_pieces(first, lengths), starts)
 
     def text_blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
-        """Ranges of texts with about `words` words each."""
         first = 0
         while first < self._count:
             last = np.searchsorted(self.starts, self.starts[first] + words, "right") - 1

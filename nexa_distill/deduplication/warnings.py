@@ -55,7 +55,6 @@ def require_both_sides(config: DistillConfig) -> None:
 
 
 def _why_no_training_rows(config: DistillConfig) -> str | None:
-    """The reason, with the settings to change; None if contamination is not the reason."""
     path = config.storage.path_of("rejected_inputs")
     batches = read_batches(path, TABLES["rejected_inputs"], columns=["rejection_reason"])
     lost = sum(batch["rejection_reason"].to_pylist().count("contaminated") for batch in batches)

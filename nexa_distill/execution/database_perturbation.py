@@ -149,11 +149,11 @@ def _scale_values(values: Values, draw: random.Random) -> Values:
 
 
 def _match_form(value: Any, number: float) -> Any:
-    """The number in the type of the value: int, float or text."""
     if isinstance(value, float):
         return number
     if isinstance(value, int):
         return round(number)
+    # A number in a text keeps its form, with a point or without.
     return str(number if "." in value else round(number))
 
 

@@ -105,6 +105,7 @@ def _split_jobs(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     part, size = list[Job](), 0
     for job in jobs:
         length = sum(len(text or "") for text in job)
+        # By characters too: one part of long answers would occupy a worker while others wait.
         if part and (len(part) == JOBS_AT_ONCE or size + length > CHARACTERS_AT_ONCE):
             yield part
             part, size = [], 0
@@ -137,6 +138,7 @@ class _Worker:
 
     def start(self, setting: Mapping[str, Any]) -> None:
         """Wait until it is ready. Raises NexaError if it does not start."""
+        # In the future, so that the start has a limit of its own.
         self._sent = time.monotonic() + START_SECONDS
         self._socket.settimeout(START_SECONDS)
         try:
@@ -185,7 +187,7 @@ class _Worker:
         return line
 
     def _seconds_left(self) -> float:
-        """Seconds until the limit of the current job, or of the jobs sent since."""
+        # Until the worker starts a job, the time of the job runs from its sending.
         return max(self._watch.read()[0], self._sent) + self._wall - time.monotonic()
 
     def kill_group(self) -> None:

@@ -34,11 +34,11 @@ def is_same_result(actual: Sequence[Row], known: Sequence[Row], *, ordered: bool
 
 
 def _group_rows(rows: Sequence[Row]) -> dict[Row, list[Row]]:
-    """The rows' numbers, grouped by their other cells, which are compared exactly."""
     groups: dict[Row, list[Row]] = defaultdict(list)
     for row in rows:
         # `...` keeps the place of each number.
         exact = tuple(... if isinstance(cell, int | float) else cell for cell in row)
+        # Only numbers have a tolerance: all other cells must be equal, so they are the key.
         groups[exact].append(tuple(cell for cell in row if isinstance(cell, int | float)))
     return groups
 

@@ -166,6 +166,7 @@ def _read_output(
     output = printed.fileno()
     received = {output: bytearray(), reading: bytearray()}
     sizes = {output: max_bytes, reading: REPORT_BYTES}
+    # Both pipes at once: a full one would stop the program.
     with selectors.DefaultSelector() as ready, printed:
         for descriptor in received:
             ready.register(descriptor, selectors.EVENT_READ)
@@ -186,9 +187,9 @@ def _read_output(
 
 
 def _parse_report(raw: bytes, token: str) -> tuple[str | None, str | None]:
-    """(step, error) of a report with the token, else (None, None)."""
     try:
         report = json.loads(raw)
+        # A report without the token was written by the program.
         if secrets.compare_digest(report["token"], token) and report["step"] in ("load", "tests"):
             return report["step"], None if report["error"] is None else str(report["error"])
     except (ValueError, TypeError, KeyError, RecursionError):

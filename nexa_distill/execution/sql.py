@@ -153,9 +153,9 @@ class Database:
         return sqlite3.SQLITE_DENY
 
     def _may_read(self, table: str, column: str | None) -> bool:
-        """Whether it is a table of the database, or names a subquery (no column is read of it)."""
         if table.startswith(("sqlite_", "pragma_")):
             return False
+        # Without a column it is the name of a subquery, of which nothing is read.
         return table in self._tables or table in TABLE_FUNCTIONS or not column
 
 

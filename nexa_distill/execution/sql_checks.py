@@ -58,7 +58,6 @@ class GoldQuery:
         return rows
 
     def has_superlative(self, answer: str) -> bool:
-        """Whether one of the two queries asks for a maximum or minimum, which may be tied."""
         return SUPERLATIVE.search(self._query) is not None or SUPERLATIVE.search(answer) is not None
 
     def is_same_query(self, answer: str) -> bool:

@@ -144,7 +144,6 @@ class CheckSummary:
         return cases, place
 
     def exec_errors(self) -> dict[str, int] | None:
-        """Failed executions by reason; None if nothing was executed."""
         return dict(self._tally["errors"]) if "errors" in self._tally else None
 
     def judge_scores(self) -> dict[str, float] | None:

@@ -225,7 +225,6 @@ class Rules:
         return results
 
     def _check_action_verb(self, answers: AnswerBatch) -> RuleResult:
-        """English first, for all answers; the language is identified only if that is unclear."""
         count, known = len(answers.low), answers.known.copy()
         ok = np.zeros(count, np.bool_)
         if english := self.verbs.get("en") or self.verbs.get(ANY):
@@ -332,10 +331,10 @@ def _refuse_constant(name: str) -> NoReturn:
 def _listed_suspects(
     rule: TextRule, answers: AnswerBatch, suspects: npt.NDArray[np.int64], low: pa.StringArray
 ) -> dict[str, set[int]]:
-    """By language, the rows on which its list matches; English is searched in all `suspects`."""
     rows = {}
     for language, pattern in rule.patterns.items():
         among, texts = suspects, low
+        # English is looked for in all suspects, another list only where it can match.
         if language != "en":
             among = answers.language_candidates(language)
             texts = answers.low.take(pa.array(among))

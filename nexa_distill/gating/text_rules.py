@@ -80,7 +80,6 @@ class TextRule:
         return {row: by_row[row].source_position(start) for row, start in places.items()}
 
     def _true_matches(self, pattern: str, suspects: Mapping[int, Suspect], views: dict[int, str]) -> dict[int, int]:
-        """By row, the character position of the first match that is not a false one."""
         places: dict[int, int] = {}
         # Each round blanks the false matches and searches the rest of these texts again.
         for _ in range(MOST_FALSE_MATCHES if views else 0):

@@ -38,7 +38,6 @@ def count_funnel(storage: Storage) -> list[Json]:
 
 
 def count_reasons(storage: Storage) -> list[Json]:
-    """Rejected prompts and answers by their first reason, the most frequent first."""
     report = load_gate_report(storage)
     counts = report["reject_reason_counts"] if report else {}
     rows = [{"reason": reason, "answers": count} for reason, count in counts.items()]
@@ -84,7 +83,6 @@ def load_loss_curve(path: Path) -> list[Json]:
 
 
 def latest_sessions(config: DistillConfig) -> tuple[str | None, list[SessionState]]:
-    """The newest run's name and its sessions; (None, []) without a run."""
     try:
         run_dir = latest_run(Path(config.storage.logs).resolve())
         if run_dir is None:

@@ -58,6 +58,7 @@ class PageContext:
             "timestamp": now,
         }
         annotations.append(self.labels, Annotation.model_validate(event))
+        # After the decision, from which the other file is made.
         self.refresh_rejected()
 
     def refresh_rejected(self) -> None:
@@ -67,7 +68,6 @@ class PageContext:
             annotations.write_rejected(storage, self.load_decisions())
 
     def other_attempts(self, key: Key) -> list[tuple[Path, int]]:
-        """(file, row) of every other answer to the same prompt."""
         places = []
         for path in dict.fromkeys([self.src, *map(self.config.storage.path_of, ATTEMPTS)]):
             if path.exists():

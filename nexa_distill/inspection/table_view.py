@@ -34,6 +34,7 @@ class ParquetRows:
         self._parquet = parquet
         counts = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
+        # Neighbouring rows are in one row group, so moving on mostly reads nothing.
         self._group = lru_cache(CACHED_GROUPS)(parquet.read_row_group)
 
     def read_row(self, number: int) -> Row:
@@ -80,7 +81,6 @@ class AnswerTable:
         return self._by_key.get(key)
 
     def _frequent_values(self, column: str) -> list[str]:
-        """The values in a column, the most frequent first; all reasons of all rows."""
         if column == "rejection_reasons":
             if column not in self.small.column_names:
                 return []
@@ -131,7 +131,6 @@ class ChecksFile:
         self._small = small
 
     def rows_of_answer(self, key: Key) -> list[Row]:
-        """The rows about one answer, in the order of the file."""
         code = pc.index(self._samples.dictionary, key[0]).as_py()
         if code < 0:
             return []
@@ -143,7 +142,6 @@ class ChecksFile:
         return sorted(self._small["check"].unique().to_pylist())
 
     def not_passed(self, names: Sequence[str]) -> set[Key]:
-        """The answers that failed one of these checks, or could not be checked."""
         mask = pc.and_(
             pc.is_in(self._small["check"].cast(pa.string()), pa.array(names)),
             pc.invert(pc.fill_null(self._small["ok"], False)),

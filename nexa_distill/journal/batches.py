@@ -114,7 +114,6 @@ class BatchLedger:
         return under_way_usage(self._db)
 
     def find_attempts(self, batch: int, keys: Iterable[str]) -> dict[str, BatchAttempt]:
-        """The batch's attempts by request key; keys that it does not contain are left out."""
         sql = (
             "SELECT r.request_key, a.id, a.most_tokens, a.most_usd, o.outcome IS NOT NULL "
             "FROM requests r JOIN attempts a ON a.request_id = r.id "

@@ -120,7 +120,7 @@ class GroupCommit:
                 self.broken = self._failed(error)
 
     def _take_groups(self) -> Iterator[tuple[_Group, asyncio.AbstractEventLoop]]:
-        """All groups handed over so far, at least one; nothing after `close`."""
+        # Waits for the first group; all that was handed over meanwhile joins its commit.
         item = self._groups.get()
         while item is not None:
             yield item

@@ -63,8 +63,8 @@ def load_orphaned_ids(path: Path) -> set[int] | None:
 
 
 def _read_boot_id() -> bytes:
-    """Changes with every boot of the machine; empty if the system has none (macOS)."""
     try:
+        # Another one after every boot; macOS has none.
         return BOOT_ID.read_bytes().strip()
     except OSError:
         return b""

@@ -165,7 +165,6 @@ class ReadOnlyJournal:
         return {key: StoredAnswer(*answer) for key, *answer in rows}
 
     def answers_of_model(self, model: str) -> Iterator[bytes]:
-        """Bodies of the answers to requests for this model, oldest first."""
         sql = (
             "SELECT o.raw FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id "
@@ -237,6 +236,7 @@ class Journal(ReadOnlyJournal):
         try:
             # Opened here, used by the thread of `GroupCommit`: never by both at a time.
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, cached_statements=512)
+            # Readers see what is committed while the collector writes.
             self._db.execute("PRAGMA journal_mode=WAL")
             # An fsync at each commit: after a power loss, too, no paid answer is missing.
             self._db.execute("PRAGMA synchronous=FULL")
@@ -252,6 +252,7 @@ class Journal(ReadOnlyJournal):
             self._next_attempt = self._newest_id("attempts") + 1
         except sqlite3.Error as error:
             raise _write_failure(path, error) from None
+        # Only now: until here the old file told which attempts a dead process had sent.
         self.in_flight = InFlight(ids_path, places)
         self._writer = GroupCommit(
             self._db,

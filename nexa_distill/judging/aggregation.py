@@ -78,7 +78,6 @@ def _rubric_verdict(
 
 
 def _read_safely(raw: bytes, rubric: str) -> Verdict:
-    """The verdict. A bug in the parser affects this answer only; the next run reads it again."""
     try:
         return read_verdict(raw, rubric)
     except Exception:  # noqa: BLE001  the reply is paid and stored

@@ -120,4 +120,5 @@ def _curve_point(counts: Agreement, threshold: float) -> dict[str, Any]:
 def best_threshold(points: Sequence[Mapping[str, Any]]) -> float | None:
     """The threshold with the highest kappa, ties to the strictest; None if none is defined."""
     defined = [(p["kappa"], p["threshold"]) for p in points if p["kappa"] is not None]
+    # Pairs are compared, so that of equal kappas the higher threshold is chosen.
     return max(defined)[1] if defined else None

@@ -85,6 +85,7 @@ def _find_rejected(path: Path, execution: Path | None) -> Flags:
     rejected = np.zeros(len(answers), np.bool_)
     columns = ["sample_id", "attempt", "ok"]
     for rows in read_batches(execution, CHECKED, columns=columns) if execution else ():
+        # A check that could not be made never passes.
         failed = rows.filter(pc.invert(pc.fill_null(rows["ok"], False)))
         positions = answers.find_positions(failed)
         rejected[positions[positions >= 0]] = True

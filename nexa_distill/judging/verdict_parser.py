@@ -33,6 +33,7 @@ class Verdict(NamedTuple):
 
 def read_verdict(raw: bytes, rubric: str) -> Verdict:
     answer = parse_answer(raw)
+    # A cut or filtered reply may still look complete.
     if answer.flag or answer.text is None:
         text = answer.text or raw.decode("utf-8", "replace")
         return no_verdict("judge_unparseable", f"{answer.flag}: {text}")

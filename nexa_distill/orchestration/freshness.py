@@ -49,7 +49,7 @@ class Freshness:
             yield f"{stage.name}: settings changed"
 
     def _is_relevant_input(self, key: str) -> bool:
-        """Whether an optional input is used: repairs of other answers are not."""
+        # Repairs of other answers are in no output.
         return key != "regen_dataset" or bool(valid_regenerations(self.config.storage))
 
     def _changed_inputs(self, stage: Stage, recorded: list[dict[str, str]]) -> Iterator[str]:

@@ -15,6 +15,7 @@ PROGRESS_VARIABLE = "NEXA_PROGRESS_FILE"
 
 def find_orphans(logs: Path) -> list[int]:
     """The pids of processes of a run in `logs`, except this process and its parent."""
+    # Stages inherit the variable; its path tells runs of this project from others.
     prefix = f"{PROGRESS_VARIABLE}={logs.resolve()}/".encode()
     return [
         int(folder.name)

@@ -106,7 +106,7 @@ def _decide_step(
 
 
 def _teacher_step(needed: bool, start: list[str], endpoint: str, until: Path) -> Step:
-    """The server that data_gen uses. It ends with data_gen, whatever the exit code."""
+    # The server ends when data_gen has an exit file, whatever the code in it.
     command = [*start, "--endpoint-file", endpoint, "--until", str(until)]
     return Step(TEACHER, needed, f"data_gen {'needs' if needed else 'does not need'} it", command)
 

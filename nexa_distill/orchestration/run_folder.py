@@ -145,7 +145,6 @@ def _read_progress(file: Path) -> dict[str, Any]:
 
 
 def _is_alive(run_dir: Path, name: str) -> bool:
-    """Whether the wrapper runs: its pid exists and is still that command, not a later process."""
     try:
         pid = int((run_dir / f"{name}.pid").read_text())
     except (OSError, ValueError):
@@ -155,6 +154,7 @@ def _is_alive(run_dir: Path, name: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    # A later process may have the same pid.
     return f"{name} {run_dir.resolve()}" in _command_line(pid)
 
 
@@ -191,12 +191,12 @@ def describe_failures(run_dir: Path, states: list[SessionState]) -> Iterator[str
 
 
 def _last_error(log: Path) -> list[str]:
-    """The last line that begins with `error:`, or else the stage's last line."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     own = [line for line in lines if line.strip() and not line.startswith("[nexa]")]
+    # Without a line of ours, the last words of the stage.
     return ([line for line in own if line.startswith("error:")] or own)[-1:]
 
 

@@ -84,7 +84,6 @@ def _is_prompt(name: str, value: Any, columns: Columns) -> bool:
 
 
 def _configured_layout(columns: Columns, others: list[str]) -> ColumnLayout:
-    """The row has `defaults.prompt_column`, which is then the prompt."""
     prompt = str(columns.prompt_column)
     addition = _find_addition(prompt, others, columns)
     shown = set(PLACEHOLDER.findall(columns.prompt_template))
@@ -100,7 +99,6 @@ def _configured_layout(columns: Columns, others: list[str]) -> ColumnLayout:
 
 
 def _recognized_layout(values: Mapping[str, Any], columns: Columns, prompts: list[str], where: str) -> ColumnLayout:
-    """The prompt column has a name that is not configured."""
     addition = next((a for p in prompts if (a := _find_addition(p, prompts, columns))), None)
     candidates = [name for name in prompts if name != addition]
     context = columns.context_column if columns.context_column in values else None
@@ -129,9 +127,9 @@ def _passage_columns(values: Mapping[str, Any]) -> list[str]:
 
 
 def _find_addition(prompt: str, others: Sequence[str], columns: Columns) -> str | None:
-    """The column with the second part of an Alpaca instruction, unless the template names it."""
     is_instruction = {"instruction", "instructions"} & set(_normalize_name(prompt).split("_"))
     name = next((name for name in others if _normalize_name(name) == "input"), None)
+    # Alpaca's `input` is the second part of its `instruction`, unless the template places it.
     return name if is_instruction and f"{{{name}}}" not in columns.prompt_template else None
 
 

@@ -40,9 +40,9 @@ def read_records(path: Path, file: TextIO, delimiter: str | None = None) -> Iter
 
 
 def _complete_lines(sample: str, file: TextIO) -> Iterator[str]:
-    """The lines of the sample; the last line is completed from `file`."""
     lines = io.StringIO(sample, newline="").readlines()
     if lines and not lines[-1].endswith("\n"):
+        # The sample ends within a line, whose rest is still in the file.
         lines[-1] += file.readline()
     return iter(lines)
 

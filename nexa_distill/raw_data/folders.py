@@ -93,7 +93,7 @@ def _is_hidden(name: Path) -> bool:
 
 
 def _natural_order(folder: Path, path: Path) -> list[tuple[int, int | str]]:
-    """Sort key by name, with numbers by value: part-9 comes before part-10."""
+    # Numbers by value: part-9 comes before part-10.
     pieces = re.split(r"(\d+)", str(path.relative_to(folder)))
     # Pairs, because a number cannot be compared with a text.
     return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces if piece]

@@ -87,10 +87,12 @@ def plan_from_decisions(config: DistillConfig, decisions: Iterable[Annotation]) 
         decided.by.setdefault(decision.answer_key, []).append(decision)
     keys = [key for key in decided.by if decided.is_accepted(key) is False]
     src, against = config.storage.path_of("rejections"), ReasonsByAttempt()
+    # Without results of the gates, the model is told the decisions alone.
     if src.exists() and config.storage.path_of("filtered_dataset").exists():
         against = _load_reasons(config.storage, src, {sample for sample, _ in keys})
     wanted = dict[str, PlannedRepair]()
     for sample, attempt in sorted(keys):
+        # An edit has no round of its own: its repair is the first.
         before = 0 if attempt >= FIRST_EDIT_ATTEMPT else max(0, attempt - config.collection.samples + 1)
         reasons = _repairable_reasons(against.get(sample, {}).get(attempt, []))
         told = tuple(dict.fromkeys([*reasons, REJECTED_BY_PERSON]))
@@ -226,7 +228,6 @@ def load_faults(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[
 
 
 def _load_evidence(path: Path, keys: Collection[Key]) -> Iterator[tuple[Key, str, str]]:
-    """(answer, reason, evidence) of the checks against these answers."""
     columns = ["sample_id", "attempt", "check", "ok", "reason", "detail"]
     ids = pa.array(sorted({sample for sample, _ in keys}), pa.string())
     # A judge's score has no reason in the checks: SampleGate gives it one, by a threshold.

@@ -135,7 +135,7 @@ def _evidence_text(row: Mapping[str, Any], fault: Fault) -> str:
 
 
 def _quotes_gold(row: Mapping[str, Any], text: str) -> bool:
-    """Whether a known answer occurs in the text, ignoring case and spaces."""
+    # A model may write a known answer with other spaces and capitals.
     folded = _fold_text(text)
     return any(_fold_text(row[name]) in folded for name in GOLD_COLUMNS if row[name])
 

@@ -159,7 +159,6 @@ class Price(Section):
     completion: NonNegative
 
     def answer_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """US dollars of one answer."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
     def with_discount(self, discount: float) -> "Price":

@@ -99,7 +99,6 @@ def _resolve_extends(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[di
 
 
 def _find_base(path: Path, name: str) -> Path:
-    """The file that `path` extends: beside it, or in `configs/`."""
     beside, shipped = path.parent / name, CONFIGS / name
     # A user's distill_config.yaml may extend the shipped file of the same name.
     is_other = beside.is_file() and beside.resolve() != path.resolve()

@@ -20,7 +20,7 @@ def digest_ids(ids: Iterable[str]) -> Digests:
 
 
 def _decode_all(ids: list[str]) -> bytes | None:
-    """Decode all ids in one call, ten times as fast, if every id is a SHA-256 in hex."""
+    # One call for all ids takes a tenth of the time of one for each.
     if set(map(len, ids)) != {64}:
         return None
     try:

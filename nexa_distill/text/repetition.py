@@ -140,7 +140,6 @@ def _space_words(text: str) -> str:
 
 
 def _character_code(character: str) -> int:
-    """The byte of a character that is not ASCII."""
     kind = unicodedata.category(character)
     if character.isspace() or character == ZERO_WIDTH_SPACE:
         return LAST_CONTROL
@@ -150,10 +149,10 @@ def _character_code(character: str) -> int:
 
 
 def _run_starts(inside: Flags, first: Indexes) -> Flags:
-    """Starts of runs of `inside`; a run does not continue into the next text."""
     begins = np.empty_like(inside)
     begins[:1] = inside[:1]
     np.greater(inside[1:], inside[:-1], out=begins[1:])
+    # A run does not continue into the next text.
     begins[first] |= inside[first]
     return begins
 

@@ -69,8 +69,8 @@ def parse_answer(raw: bytes) -> Answer:
 
 
 def is_completion(raw: bytes) -> bool:
-    """Whether the body contains a message and no error."""
     try:
+        # Malformed: no message, or an error inside the 200.
         return parse_answer(raw).flag != "malformed"
     except Exception:  # noqa: BLE001  a bug in the parser: it is reported where its row is written
         return True

@@ -98,10 +98,10 @@ def extract_answer(text: str, kind: AnswerKind) -> str | None:
 
 
 def _fenced_blocks(text: str, kind: re.Pattern[str], *words: str) -> list[str]:
-    """Insides of the fences marked with one of these words; else the first of the kind, or any."""
     every = [(match["word"].lower(), match["inside"]) for match in FENCE.finditer(text)]
     marked = [inside for word, inside in every if word in words]
     likely = [inside for _, inside in every if kind.search(inside)]
+    # A mark is surer than a guess from the content; of guesses only the first block counts.
     return marked or likely[:1] or [inside for _, inside in every[:1]]
 
 

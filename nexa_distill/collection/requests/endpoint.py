@@ -204,9 +204,9 @@ def _wait_for_server(provider: str, server: subprocess.Popen[bytes], file: Path,
 
 
 def _find_running(file: Path) -> dict[str, Any] | None:
-    """The content of the endpoint file, if a server answers at its address."""
     try:
         server: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        # A killed server leaves its file: only an answer shows that it runs.
         return server if _is_answering(f"{server['base_url']}/models") else None
     except (OSError, ValueError, KeyError):
         return None

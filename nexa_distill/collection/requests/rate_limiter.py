@@ -122,5 +122,5 @@ class RateLimiter:
         return (self._latency or 1.0) / self.window
 
     def _min_window(self) -> float:
-        """The window of one request a minute, the minimum after any refusals."""
+        # One request a minute: after any number of refusals the run still goes on.
         return (self._latency or 1.0) / 60

@@ -125,7 +125,6 @@ def _status_by_words(words: str) -> int | None:
 
 
 def _error_status(error: object) -> int:
-    """The HTTP status of an error object: by its number, its code or its message."""
     if isinstance(error, dict):
         names = ("code", "status", "status_code", "http_code", "error_code", "errcode", "type")
         for name in names:
@@ -135,6 +134,7 @@ def _error_status(error: object) -> int:
                 return ERROR_STATUSES[code]
             if code.isdigit() and 400 <= int(code) < 600:
                 return int(code)
+    # Words are the weakest sign: number and code come before them.
     return _status_by_words(_error_text(error)) or UNKNOWN_ERROR
 
 

@@ -120,12 +120,12 @@ def _connection_error(error: Exception) -> str:
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body as received, or None if it is larger than MAX_BODY_BYTES."""
     length = response.content_length
     # The length of a compressed body says nothing about its size in memory.
     if length is not None and "Content-Encoding" not in response.headers:
         return await response.read() if length <= MAX_BODY_BYTES else None
     parts, size = [], 0
+    # Counted while it is read, so that an endless body does not fill the memory.
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)

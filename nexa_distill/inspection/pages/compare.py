@@ -60,6 +60,7 @@ def _draw_blind(room: PageContext, prompts: Sequence[HeldOutPrompt], pair: tuple
     ]
     answered = [p for p in prompts if all(p.answers.get(source) for source in pair)]
     compared = {frozenset((event.first_output, event.second_output)) for event in own}
+    # By the texts: after another training they differ, and are compared again.
     remaining = [p for p in answered if _text_pair(p, pair) not in compared]
     if not answered:
         st.info("No prompt was answered by both.")
@@ -101,6 +102,7 @@ def _draw_choice(room: PageContext, prompt: HeldOutPrompt, order: tuple[str, str
         }
         path = room.config.storage.path_of("preferences")
         preference = Preference.model_validate(event)
+        # Once, however often the key is pressed.
         here.commit_once(name, lambda: preferences.append(path, preference), None)
 
     with st.container(horizontal=True):

@@ -82,8 +82,8 @@ def _choose_filters(answers: AnswerTable, checks: Sequence[ChecksFile], room: Pa
 
 
 def _current_row(here: TabState, answers: AnswerTable, room: PageContext) -> int:
-    """The tab's row; a new tab starts at the row in its URL."""
     if here.at is None:
+        # A new tab starts at the row in its URL.
         value = str(st.query_params.get(ROW_PARAMETER, room.start))
         here.at = int(value) if value.isdecimal() else room.start
     here.at = min(max(0, here.at), len(answers) - 1)
@@ -105,10 +105,10 @@ def _draw_progress(
 
 
 def _next_undecided(rows: Rows, done: Mask, number: int) -> int | None:
-    """The next of `rows` that is not `done`; after the last one, the first."""
     undecided = rows[~done]
     undecided = undecided[undecided != number]
     following = next_row(undecided, number)
+    # After the last one, the first of those that were passed over.
     if following is None and len(undecided):
         return int(undecided[0])
     return following
@@ -185,6 +185,7 @@ def _draw_answer(row: Row, key: Key) -> None:
     st.markdown("##### Prompt")
     st.caption(" · ".join(components.escape_markdown(fact) for fact in facts if fact))
     components.show_text(row["user_prompt"], "prompt", "quiet")
+    # Most prompts contain their context: it is not shown twice.
     if row["context"] and row["context"] not in row["user_prompt"]:
         st.markdown("##### Context")
         components.show_text(row["context"], "context", "quiet")
