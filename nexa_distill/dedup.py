@@ -16,7 +16,7 @@ Rejection reasons, the first that applies:
 - `duplicate`: same content (`contracts.CONTENT_COLUMNS`), whatever the id;
 - `joins_splits`: the row's document would join clusters of different splits;
 - `near_duplicate`: same task type, near-duplicate subject and question (`minhash.py`); `matched` is
-  the kept row. DedupRows that were kept before with the same settings all stay;
+  the kept row. Rows that were kept before with the same settings all stay;
 - `contaminated`: a training row whose subject shares `contamination_words` consecutive words with a
   held-out row (val or test) or an eval file (`contamination.py`); evidence in `detail`.
 

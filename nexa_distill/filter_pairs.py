@@ -50,14 +50,12 @@ SOURCE = TABLES["collected_dataset"]
 
 @dataclass
 class RuleSummary:
-    """Counts of answers; `reasons` counts each rejected answer under its first reason.
-
-    `not_applied`: rule -> number of answers by language that the rule has no list for.
-    """
+    """Counts of answers; `reasons` counts each rejected answer under its first reason."""
 
     total: int = 0
     kept: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    # Rule -> number of answers by language that the rule has no list for.
     not_applied: dict[str, Counter[str]] = field(default_factory=dict)
 
 

@@ -6,8 +6,8 @@
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
 
 `verify` exits with 0 if all hashes match and with 66 at the first broken link. The launcher uses
-three more: `prepare_run` creates a run's folder with its plan and prints the path (nothing if all is up
-to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep_orphans` stops orphaned
+three more: `prepare` creates a run's folder with its plan and prints the path (nothing if all is up
+to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep` stops orphaned
 stage processes.
 """
 

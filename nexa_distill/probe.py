@@ -70,7 +70,7 @@ class Probe:
         return self.config.providers[self.name]
 
     def run(self, *, refresh: bool = False) -> Capabilities:
-        """The stored capabilities, or new ones. Errors as those of the gateway's `ask_all`."""
+        """The stored capabilities, or new ones. Errors as those of `ApiClient.send_all`."""
         if not refresh and (stored := capabilities.load_capabilities(self.config, self.name, self.model)):
             return stored
         refuse_unpriced(self.config.budget, self.name, self.provider_settings, self.model)

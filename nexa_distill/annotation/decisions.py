@@ -46,14 +46,11 @@ class Edit(NamedTuple):
 
 @dataclass
 class ValidDecisions:
-    """`by`: answer -> its decisions, one per annotator; `edits`: sample -> its edited texts.
+    """The decisions that still apply."""
 
-    `left_out`: decisions on answers that do not exist or are newer than the decision.
-    """
-
-    by: dict[Key, list[Annotation]] = field(default_factory=dict)
-    edits: dict[str, list[Edit]] = field(default_factory=dict)
-    left_out: int = 0
+    by: dict[Key, list[Annotation]] = field(default_factory=dict)  # answer -> its decisions, one per annotator
+    edits: dict[str, list[Edit]] = field(default_factory=dict)  # sample -> its edited texts
+    left_out: int = 0  # decisions on answers that do not exist or are newer than the decision
 
     def is_accepted(self, key: Key) -> bool | None:
         """Whether the annotators accept the answer; None if they disagree."""

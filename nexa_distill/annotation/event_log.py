@@ -50,7 +50,7 @@ def _repair_tail(descriptor: int, path: Path) -> None:
     if not tail:
         return
     if is_complete_event(tail):
-        # Only its newline is missing: the event was acknowledged, or is as good as it.
+        # Only its newline is missing: the event is complete, and counts.
         os.write(descriptor, b"\n")
         return
     # Copied and synced before it is cut: a crash in between leaves the bytes twice, never lost.

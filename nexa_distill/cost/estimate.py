@@ -1,9 +1,7 @@
 """Estimate of the requests, tokens, cost and time of a collection, before anything is sent.
 
-The journal is read without its lock, so this works beside a running collector. Prompt tokens are
-estimated from bytes, by the best available measure: the tokens that the model billed per byte of
-its stored requests, else the student's tokenizer, else `BYTES_PER_TOKEN`. Every request counts as
-billed once; a crash or a timeout may bill it again. Takes 32 bytes of memory per request.
+The journal is read without its lock, so this works beside a running collector. Every request counts
+as billed once; a crash or a timeout may bill it again.
 """
 
 import math

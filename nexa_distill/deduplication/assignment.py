@@ -144,16 +144,13 @@ class DedupRows:
 
 @dataclass
 class DedupDecisions:
-    """Per row: an index into REASONS, and the row (or -2 - eval text) that it matches.
-
-    `spans`: of contaminated rows, first word and number of words of the run in the row's subject.
-    `common`: number of runs ignored as boilerplate; None without a search.
-    """
+    """Per row: an index into REASONS, and the row (or -2 - eval text) that it matches."""
 
     reason: npt.NDArray[np.int8]
     other: Indexes
+    # Of contaminated rows: first word and number of words of the run in the row's subject.
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)
-    common: int | None = None
+    common: int | None = None  # runs ignored as boilerplate; None without a search
 
 
 def cluster_subjects(rows: DedupRows) -> Indexes:

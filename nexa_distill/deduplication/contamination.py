@@ -72,18 +72,13 @@ def _iterate_texts(value: Any, column: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class ContaminationMatches:
-    """Per contaminated text: its longest run and the text with which it shares the run.
+    """Per contaminated text: its longest run and the text with which it shares the run."""
 
-    `texts` are numbers of training texts, each once; the run is `lengths[i]` words from word
-    `starts[i]` on. `sources[i]` is a held-out text, or -1 - a text of the evaluation files.
-    `common`: distinct runs that were ignored as boilerplate.
-    """
-
-    texts: Indexes
-    starts: Indexes
-    lengths: Indexes
-    sources: Indexes
-    common: int
+    texts: Indexes  # numbers of training texts, each once
+    starts: Indexes  # first word of the run
+    lengths: Indexes  # of the run, in words
+    sources: Indexes  # a held-out text, or -1 - a text of the evaluation files
+    common: int  # distinct runs that were ignored as boilerplate
 
 
 def find_contamination(

@@ -32,14 +32,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class SharedText:
-    """Shared texts, by `name_of` of a context's document id, or of an opening or closing.
-
-    `reported`: (text, number of rows) of each instruction of this run.
-    """
+    """Shared texts, by `name_of` of a context's document id, or of an opening or closing."""
 
     instructions: frozenset[str] = frozenset()
     passages: frozenset[str] = frozenset()
-    reported: tuple[tuple[str, int], ...] = ()
+    reported: tuple[tuple[str, int], ...] = ()  # (text, number of rows) of each instruction of this run
 
     def is_instruction(self, document_id: str) -> bool:
         return bool(self.instructions) and name_of(document_id) in self.instructions

@@ -46,18 +46,14 @@ def split_of_cluster(cluster_id: str, split: Split) -> str:
 
 @dataclass
 class Documents:
-    """The documents of a run, in the order of their keys.
-
-    `names`: of their clusters (zeros: none yet); `known`: whether they are stored; `stood`: whether
-    they had a row in the last output; `refused`: the reason for each refused document.
-    """
+    """The documents of a run, in the order of their keys."""
 
     ids: Digests
-    names: Digests
-    known: Flags
-    stood: Flags
-    sides: npt.NDArray[np.int8]
-    refused: dict[int, str]
+    names: Digests  # of their clusters; zeros = none yet
+    known: Flags  # whether they are stored
+    stood: Flags  # whether they had a row in the last output
+    sides: npt.NDArray[np.int8]  # indexes into SPLITS; -1 = none yet
+    refused: dict[int, str]  # document -> the reason
 
     @classmethod
     def from_ids(cls, ids: Digests) -> "Documents":

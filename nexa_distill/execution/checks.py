@@ -12,16 +12,13 @@ DETAIL_LENGTH = 300
 
 
 class Job(NamedTuple):
-    """One answer to execute.
-
-    `known`: SQL: the gold query; maths: the reference; Python: the tests; JSON: the task type if it
-    has a schema; None = nothing to compare with. `place`: the name of the SQL database.
-    """
+    """One answer to execute."""
 
     kind: str
     answer: str | None
+    # SQL: the gold query; maths: the reference; Python: the tests; JSON: the task type, if it has a schema.
     known: str | None = None
-    place: str | None = None
+    place: str | None = None  # name of the SQL database
 
 
 class Check(NamedTuple):

@@ -5,7 +5,7 @@ or `execution_crashed`. Workers have only PYTHONPATH in their environment, a pro
 own, limits on memory and file size, and end with their parent.
 
     with WorkerPool(setting, workers=2) as pool:
-        for checks in pool.map_jobs(jobs): ... # in the order of the jobs
+        for checks in pool.map_jobs(jobs): ...  # in the order of the jobs
 """
 
 import contextlib

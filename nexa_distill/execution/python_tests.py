@@ -1,9 +1,9 @@
 """Complete the tests of a Python task: append calls of the tests that are only defined.
 
-A test that is defined and never called passes every program. Called here: `check(candidate)`
-(HumanEval; any function with one argument, an assertion and no caller) with the functions of the
-program, of which one must pass; `test_...()` without arguments; `unittest.TestCase` classes;
-doctests. `python_checks.py` finds tests that cannot fail by running them without the program.
+Called here: `check(candidate)` (HumanEval; any function with one argument, an assertion and no
+caller) with the functions of the program, of which one must pass; `test_...()` without arguments;
+`unittest.TestCase` classes; doctests. `python_checks.py` finds tests that cannot fail by running them
+without the program.
 """
 
 import ast
@@ -54,6 +54,7 @@ def complete_tests(tests: str, program: str) -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         is_session = DOCTEST.search(tests) is not None
         return f"{RUN_EXAMPLES}_nexa_examples({tests!r})\n" if is_session else tests
+    # A test that is defined and never called passes every program.
     calls = [*_test_calls(tree, _candidate_makers(program)), *_testcase_calls(tree), *_doctest_calls(tree)]
     if not calls:
         return tests

@@ -53,17 +53,12 @@ class SandboxUnavailable(NexaError):
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """How a program ended.
+    """How a program ended."""
 
-    `step`: the last step, `load` or `tests`; None = no report. `error`: the exception, `Kind:
-    text`; None with a step = it ran to its end. `stopped`: `time`, `output` or None. `code`: exit
-    status, 128 + N for signal N.
-    """
-
-    step: str | None
-    error: str | None
-    stopped: str | None
-    code: int
+    step: str | None  # the last one, `load` or `tests`; None = no report
+    error: str | None  # the exception, `Kind: text`; None with a step = it ran to its end
+    stopped: str | None  # `time`, `output` or None
+    code: int  # exit status, 128 + N for signal N
     output: str
 
 

@@ -24,14 +24,11 @@ T = TypeVar("T", bound=Hashable)
 
 
 class AnswerChecks(NamedTuple):
-    """The checks of one answer. `reasons`: of those that did not pass, in their order.
+    """The checks of one answer."""
 
-    `scores`: (check, value) per judge that gave one; `judged`: the judges' checks that were made.
-    """
-
-    reasons: tuple[str, ...] = ()
-    scores: tuple[tuple[str, float], ...] = ()
-    judged: frozenset[str] = frozenset()
+    reasons: tuple[str, ...] = ()  # of those that did not pass, in their order
+    scores: tuple[tuple[str, float], ...] = ()  # (check, value) per judge that gave one
+    judged: frozenset[str] = frozenset()  # the judges' checks that were made
 
     def with_check(self, row: Mapping[str, Any], judges: Collection[str]) -> "AnswerChecks":
         """Add one row of contracts.CHECKS. A judge's score is not compared with a threshold."""

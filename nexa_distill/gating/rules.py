@@ -47,11 +47,7 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule on every answer of a batch. `ok` is valid only where `known`; `detail` by row.
-
-    `reasons`: by row, reasons that differ from the rule's usual `reason`. `not_applied`: by row, a
-    language for which the rule has no list; such rows are not `known`.
-    """
+    """One rule on every answer of a batch. `ok` is valid only where `known`; `detail` by row."""
 
     check: str
     reason: str
@@ -59,7 +55,9 @@ class RuleResult:
     known: Flags
     value: Numbers | None
     detail: dict[int, str]
+    # By row: reasons that differ from the rule's usual `reason`.
     reasons: Mapping[int, str] = field(default_factory=dict)
+    # By row: a language for which the rule has no list; such rows are not `known`.
     not_applied: Mapping[int, str] = field(default_factory=dict)
 
     @property

@@ -19,16 +19,13 @@ SCORE_CHECKS = ("judge.factuality", "judge.reasoning")
 
 @dataclass
 class HeldOutPrompt:
-    """One prompt. `answers`, `reasons` (against the answer; empty = passes) and `scores` by source.
-
-    A missing source has not answered, or was not evaluated.
-    """
+    """One prompt. A source that is missing below has not answered, or was not evaluated."""
 
     sample_id: str
     user_prompt: str
     template_name: str
-    answers: dict[str, str | None] = field(default_factory=dict)
-    reasons: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, str | None] = field(default_factory=dict)  # by source
+    reasons: dict[str, list[str]] = field(default_factory=dict)  # by source, against the answer; empty = it passes
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 

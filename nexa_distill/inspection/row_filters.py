@@ -49,6 +49,7 @@ def _mask_of_keys(answers: AnswerTable, keys: set[Key]) -> Mask:
 
 def _mask_of_decisions(answers: AnswerTable, decided: DecisionsByKey, labels: Sequence[str]) -> Mask:
     mask = _mask_of_keys(answers, {key for key, events in decided.items() if decision_label(events) in labels})
+    # Rows without a decision have no key in `decided`.
     return mask | ~decided_rows(answers, decided) if UNDECIDED in labels else mask
 
 

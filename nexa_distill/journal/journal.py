@@ -33,15 +33,12 @@ PROCESS_DIED = "the process died"
 
 
 class StoredAnswer(NamedTuple):
-    """The stored answer of a request. `ended_at` in unix seconds.
-
-    Answers of a batch have no latency; `discount` is the share of the price that is billed.
-    """
+    """The stored answer of a request."""
 
     raw: bytes
-    latency_ms: float | None
-    ended_at: float
-    discount: float = 1.0
+    latency_ms: float | None  # None for an answer of a batch
+    ended_at: float  # unix seconds
+    discount: float = 1.0  # share of the price that is billed
 
 
 class Outcome(NamedTuple):

@@ -30,17 +30,14 @@ BATCH_ROWS = 2048
 
 @dataclass
 class Candidates:
-    """`refused`: per answer of the file, whether the exec gate rejected it.
-
-    `rows` counts the other answers, `shown` those with a text; `teachers` are the models that wrote
-    them. `canaries`: the rows of `canary_rows` for the prompts with the lowest `sample_id`.
-    """
+    """The answers to be judged, and the canaries."""
 
     path: Path
-    refused: Flags
-    rows: int = 0
-    shown: int = 0
-    teachers: set[str] = field(default_factory=set)
+    refused: Flags  # per answer of the file, whether the exec gate rejected it
+    rows: int = 0  # the other answers
+    shown: int = 0  # those of them that have a text
+    teachers: set[str] = field(default_factory=set)  # the models that wrote them
+    # `canary_rows` of the prompts with the lowest `sample_id`.
     canaries: list[Row] = field(default_factory=list)
 
     def answer_batches(self) -> Iterator[list[Row]]:

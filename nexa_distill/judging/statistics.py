@@ -18,20 +18,16 @@ FAULTS = ("judge_unparseable", "judge_out_of_range", "judge_unanswered", "unread
 
 @dataclass
 class JudgeStatistics:
-    """Of one judge. `verdicts` counts its replies to real answers by fault, None = a verdict.
-
-    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `usd` includes
-    canaries; None while no reply has a known cost. `silence`: why the last missing reply is
-    missing; `unreadable`: the start of the last reply that could not be parsed.
-    """
+    """Of one judge. Scores are 0..1, by rubric."""
 
     price: Price | None
-    verdicts: Counter[str | None] = field(default_factory=Counter)
+    verdicts: Counter[str | None] = field(default_factory=Counter)  # replies to real answers by fault; None = a verdict
     scores: dict[str, list[float]] = field(default_factory=dict)
+    # By canary first; null = no verdict.
     canaries: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
-    usd: float | None = None
-    silence: str = ""
-    unreadable: str = ""
+    usd: float | None = None  # with canaries; None while no reply has a known cost
+    silence: str = ""  # why the last missing reply is missing
+    unreadable: str = ""  # the start of the last reply that could not be parsed
 
     def add_verdict(self, judged: RubricVerdict, canary: str | None) -> None:
         verdict = judged.verdict

@@ -19,16 +19,12 @@ SHOWN = 500  # characters of a judge's reason that a check keeps; the journal ha
 
 
 class Verdict(NamedTuple):
-    """`score` 0..1; `safety` one of rubrics.SAFETY if the rubric has that field.
+    """Without a verdict, `score` and `safety` are None and `fault` is the reason (contracts.REASONS)."""
 
-    Without a verdict both are None and `fault` is the reason (contracts.REASONS). `said`: the
-    judge's reason, or the start of a reply that could not be parsed.
-    """
-
-    score: float | None
-    safety: str | None
+    score: float | None  # 0..1
+    safety: str | None  # one of rubrics.SAFETY, if the rubric has that field
     fault: str | None
-    said: str
+    said: str  # the judge's reason, or the start of a reply that could not be parsed
 
 
 def read_verdict(raw: bytes, rubric: str) -> Verdict:

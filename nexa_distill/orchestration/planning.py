@@ -39,17 +39,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One session of a plan. `after`: the session whose success it waits for; `ready_by` and
-    `ready_file`: the server session it uses and the file that server writes when it is healthy.
-    """
+    """One session of a plan."""
 
     session: str
     runs: bool
     why: str
     command: list[str]
-    after: str = ""
-    ready_by: str = ""
-    ready_file: str = ""
+    after: str = ""  # the session whose success it waits for
+    ready_by: str = ""  # the server session that it uses
+    ready_file: str = ""  # written by that server when it is healthy
 
 
 def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -> list[Step]:

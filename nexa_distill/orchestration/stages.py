@@ -22,19 +22,16 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `optional` inputs count if they exist.
-
-    `module`: the module of `nexa_distill` whose `settings(config)` determine the output. A student
-    stage has `student` instead; without either only the inputs determine it.
-    """
+    """One stage; with neither `module` nor `student`, only the inputs determine its output."""
 
     name: str
     session: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    module: str | None = None
+    module: str | None = None  # of `nexa_distill`: its `settings(config)` determine the output
+    # The same for a student stage.
     student: Callable[[DistillConfig, StudentConfig], dict[str, Any]] | None = None
-    optional: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # inputs that count if they exist
 
 
 def _training_settings(_config: DistillConfig, student: StudentConfig) -> dict[str, Any]:

@@ -37,18 +37,13 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """How the rows with the same columns are read.
-
-    `prompt`: column of existing prompts; None = prompts are made from the text in `source`.
-    `addition`: column whose text is appended to the prompt (Alpaca's `input`). `with_context`: the
-    context is put before the prompt, unless the prompt contains it. `notes`: for the user.
-    """
+    """How the rows with the same columns are read."""
 
     source: str
-    prompt: str | None = None
-    addition: str | None = None
-    with_context: bool = False
-    notes: list[str] = field(default_factory=list)
+    prompt: str | None = None  # column of existing prompts; None = prompts are made from the text in `source`
+    addition: str | None = None  # column whose text is appended to the prompt (Alpaca's `input`)
+    with_context: bool = False  # the context is put before the prompt, unless the prompt contains it
+    notes: list[str] = field(default_factory=list)  # for the user
 
 
 def looks_like_prompts(name: str) -> bool:

@@ -34,11 +34,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"  # a link to the project's confi
 
 
 class Section(BaseModel):
-    """A block of settings: no unknown key, no silent conversion, no change after loading.
+    """A block of settings: no unknown key, no silent conversion, no change after loading."""
 
-    `shipped`: name in `configs/` of the file with every value, for a section that is a whole file.
-    """
-
+    # Name in `configs/` of the file with every value, for a section that is a whole file.
     shipped: ClassVar[str | None] = None
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
