@@ -232,7 +232,6 @@ def run(
     report = report or storage.path_beside(checks, "report.json", usual)
     src, checks = (src or [storage.path_of("rule_filtered")], checks or storage.path_of("exec_checks"))
     for path in src:
-        # Unsealed answers may be half written.
         sealed_hash(path, storage)
     needs = survey_answers(src, _executed_tasks(config.execution))
     databases = find_databases(needs.databases, _databases_path(config))

@@ -55,7 +55,6 @@ def run(config: DistillConfig) -> int | None:
     if stage.is_current(dst):
         print(f"person: {dst} is up to date")
         return None
-    # Said, because without the file a run would silently keep what people rejected.
     if not labels.exists() and names_input(dst, labels, storage):
         print(f"person: {labels} is missing: its decisions no longer apply")
     decisions = load_valid_decisions(config)
