@@ -286,7 +286,7 @@ class Journal(ReadOnlyJournal):
             request = a.request_id
             if request is None:
                 self._next_request, request = self._next_request + 1, self._next_request
-                # Raises for a key that the journal has: no request is stored twice.
+                # Raises for a key that was added shortly before: no request may be stored twice.
                 self._keys.add_key(a.key, request)
                 self._writer.add_row("requests", (request, a.key, a.sample_id, a.body))
             row = (attempt, request, self.run, a.most_tokens, a.most_usd, batch)
