@@ -81,6 +81,7 @@ def _prompts_from(
 ) -> Iterator[dict[str, Any]]:
     document, pieces = normalize_document(text), split_chunks(text, chunking)
     for number, piece in enumerate(pieces):
+        # A text of one chunk keeps the id of its row, whatever the length of chunks is.
         part = f"{identity}:chunk-{number}" if len(pieces) > 1 else identity
         for task, template in templates.items():
             prompt = template.replace("{context}", piece)

@@ -49,7 +49,6 @@ INPUTS_TABLE = TABLES["raw_dataset"]
 
 
 def teacher_model(config: DistillConfig) -> str:
-    """`collection.teacher_model`, or the provider's own."""
     return config.collection.teacher_model or config.chosen_provider()[1].model
 
 
@@ -77,7 +76,6 @@ def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]
 
 
 def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptRequest]:
-    """The requests of all `read_rows`, in their order."""
     requests_of = request_maker(config)
     return [request for row in rows for request in requests_of(row)]
 
@@ -142,7 +140,6 @@ def run(
 
 
 def _use_answer_file(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None:
-    """Write the answers in `answers.path` instead of asking a teacher."""
     inputs = [src, Path(str(config.answers.path))]
     stage = StageRun("teacher", config.storage, inputs=inputs, settings=settings(config))
     if stage.is_current(dst, unanswered):
@@ -154,7 +151,6 @@ def _use_answer_file(config: DistillConfig, src: Path, dst: Path, unanswered: Pa
 def build_collector(
     config: DistillConfig, src: Path, renamed: Mapping[str, str] | None = None, *, retry_failed: bool = False
 ) -> Collector:
-    """The collector of the answers to `src`, which is validated here."""
     total, rows, too_large = _validate_rows(src, config, renamed or {})
     return Collector(
         "teacher",
@@ -180,6 +176,7 @@ def _validate_rows(src: Path, config: DistillConfig, renamed: Mapping[str, str])
             too_large |= zip(ids, sizes.filter(large).to_pylist(), strict=True)
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(batch["user_prompt"])), 0)
         if pc.any(blank).as_py():
+            # Raises, naming the sample.
             resolve_prompt(batch.filter(blank).slice(0, 1).to_pylist()[0])
         keys.add(batch["sample_id"])
         tasks.update(batch["template_name"].unique().to_pylist())
@@ -206,15 +203,16 @@ def _validate_rows(src: Path, config: DistillConfig, renamed: Mapping[str, str])
 
     if not twice:
         return min(count, config.collection.max_samples or count), read_rows, too_large
+    # With duplicates, only reading tells how many rows are left within max_samples.
     return sum(len(batch) for batch in read_rows(["sample_id"])), read_rows, too_large
 
 
 def _shorten_prompts(batch: pa.Table) -> pa.Table:
-    """Cut prompts that are too large to be sent, to save memory."""
     if "user_prompt" not in batch.column_names:
         return batch
     prompts = batch["user_prompt"]
     large = pc.greater(pc.binary_length(prompts), MAX_PROMPT_BYTES)
+    # They are not sent: the beginning is enough to recognize them, and saves memory.
     start = pc.utf8_slice_codeunits(prompts.filter(large), 0, 1000)
     shortened = pc.replace_with_mask(prompts.combine_chunks(), large.combine_chunks(), start.combine_chunks())
     return batch.set_column(batch.column_names.index("user_prompt"), "user_prompt", shortened)
@@ -223,6 +221,7 @@ def _shorten_prompts(batch: pa.Table) -> pa.Table:
 def _is_first(sample: str, twice: set[str], seen: set[str]) -> bool:
     if sample in seen:
         return False
+    # Only of duplicates, so that memory does not grow with the file.
     if sample in twice:
         seen.add(sample)
     return True

@@ -14,6 +14,7 @@ from nexa_distill.text.hashing import compact_json, sha256_text
 
 
 def _make_field(name: str, kind: pa.DataType, doc: str, *, required: bool = False) -> pa.Field:
+    # The meaning is part of the schema: the written contracts are generated from it.
     return pa.field(name, kind, nullable=not required, metadata={"doc": doc})
 
 
@@ -361,6 +362,7 @@ def check_reasons(reasons: Sequence[str]) -> None:
 
 def canonical_input(row: Mapping[str, object]) -> str:
     """The row's content (`CONTENT_COLUMNS`) as compact JSON with nulls dropped."""
+    # Nulls are left out, so that a new optional column changes no key.
     return compact_json({k: row[k] for k in CONTENT_COLUMNS if row.get(k) is not None})
 
 

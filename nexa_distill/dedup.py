@@ -16,7 +16,7 @@ Rejection reasons, the first that applies:
 - `duplicate`: same content (`contracts.CONTENT_COLUMNS`), whatever the id;
 - `joins_splits`: the row's document would join clusters of different splits;
 - `near_duplicate`: same task type, near-duplicate subject and question (`minhash.py`); `matched` is
-  the kept row. DedupRows that were kept before with the same settings all stay;
+  the kept row. Rows that were kept before with the same settings all stay;
 - `contaminated`: a training row whose subject shares `contamination_words` consecutive words with a
   held-out row (val or test) or an eval file (`contamination.py`); evidence in `detail`.
 
@@ -161,6 +161,7 @@ def _decide_rows(
     labels = cluster_subjects(rows)
     settled = load_clusters(rows.documents, memory, _decision_settings(config))
     stood = _was_in_output(rows, dst)
+    # Without a last output, every stored document counts as one of its documents.
     rows.documents.stood[:] = rows.documents.known
     if stood is not None:
         rows.documents.stood[:] = np.isin(np.arange(len(rows.documents.ids)), rows.document[stood])
@@ -234,7 +235,6 @@ def _first_rows(src: Path, limit: int | None, columns: list[str] | None = None) 
 
 
 def _number_batches(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    """(number of the first row, batch)."""
     start = 0
     for batch in batches:
         yield start, batch

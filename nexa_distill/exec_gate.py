@@ -67,7 +67,6 @@ class ExecSummary:
     made: Counter[str] = field(default_factory=Counter)
 
     def add_answer(self, checks: list[Check]) -> None:
-        """Count one answer."""
         self.executed += 1
         self.made.update(c.check for c in checks)
         self.passed.update(c.check for c in checks if c.ok)
@@ -77,7 +76,6 @@ class ExecSummary:
             self.errors.update(against[:1])
 
     def ok_rate(self, name: str) -> float | None:
-        """Share of ok checks of this name; None without such checks."""
         return self.passed[name] / self.made[name] if self.made[name] else None
 
 
@@ -101,7 +99,6 @@ def _executed_tasks(execution: Execution) -> dict[str, str]:
 
 
 def _json_schemas(config: DistillConfig) -> dict[str, Any]:
-    """The schemas of the task types whose answers are JSON."""
     files = config.collection.response_schemas
     json_files = {t: files[t] for t, k in _executed_tasks(config.execution).items() if k == "json" and t in files}
     if not json_files:
@@ -141,7 +138,6 @@ def _databases_path(config: DistillConfig) -> Path:
 
 
 def _write_copies(databases: Mapping[str, Path], needs: ExecutionNeeds, folder: Path) -> dict[str, list[str]]:
-    """Name -> the database and, if gold queries run on it, its perturbed copies."""
     paths: dict[str, list[str]] = {}
     for name, path in databases.items():
         try:
@@ -173,6 +169,7 @@ def _check_answers(
                 for row in rows.to_pylist():
                     job = _make_job(row, tasks, schemas)
                     if job:
+                        # The pool reads jobs ahead: their keys wait here for the checks.
                         keys.append({name: row[name] for name in KEYS})
                         yield job
 
@@ -191,6 +188,7 @@ def _write_checks(dst: Path, results: Iterator[tuple[dict[str, Any], list[Check]
     if summary.executed != total:
         raise RuntimeError(f"answers lost: {total} to execute, {summary}")
     if keys:
+        # Two results of one answer could contradict each other.
         check_unique(dst, pa.concat_tables(keys), KEYS)
     return summary
 
@@ -207,9 +205,9 @@ def _count_results(
 def _execute_answers(
     config: DistillConfig, needs: ExecutionNeeds, src: list[Path], databases: Mapping[str, Path], dst: Path
 ) -> ExecSummary:
-    """Run the answers and write their checks."""
     execution, schemas = config.execution, _json_schemas(config)
     own = Limits(**execution.model_dump(include=set(Limits.__dataclass_fields__)))
+    # Before any answer runs: without isolation, no program may.
     if needs.kinds["python"]:
         from nexa_distill.execution import sandbox
 

@@ -50,14 +50,12 @@ SOURCE = TABLES["collected_dataset"]
 
 @dataclass
 class RuleSummary:
-    """Counts of answers; `reasons` counts each rejected answer under its first reason.
-
-    `not_applied`: rule -> number of answers by language that the rule has no list for.
-    """
+    """Counts of answers; `reasons` counts each rejected answer under its first reason."""
 
     total: int = 0
     kept: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    # Rule -> number of answers by language that the rule has no list for.
     not_applied: dict[str, Counter[str]] = field(default_factory=dict)
 
 
@@ -98,7 +96,6 @@ def apply_filters(df: "pd.DataFrame", config: FilterConfig) -> "pd.DataFrame":
 
 
 def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
-    """Add one batch's rows to the summary."""
     open_rows = np.ones(len(measured[0].ok), np.bool_)
     summary.total += len(open_rows)
     for m in measured:
@@ -106,6 +103,7 @@ def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
         if m.not_applied:
             summary.not_applied.setdefault(m.check, Counter()).update(m.not_applied.values())
         summary.reasons += Counter(check_missing=int(missing.sum())) + m.count_reasons(failed)
+        # Only the first reason of an answer is counted.
         open_rows &= m.passed_rows
     summary.kept += int(open_rows.sum())
 
@@ -121,6 +119,7 @@ class BatchResult:
 
 def _check_batch(rules: Rules, rows: pa.Table) -> BatchResult:
     try:
+        # Arrow does not check UTF-8 when it reads, and the rules cut texts by bytes.
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
         first, last = rows["sample_id"][0], rows["sample_id"][-1]
@@ -192,7 +191,6 @@ def run(
 
 
 def answer_files(config: DistillConfig) -> list[Path]:
-    """The storage's answers: the first attempts, and the repairs if there are any."""
     return [config.storage.path_of("collected_dataset"), *valid_regenerations(config.storage)]
 
 

@@ -55,7 +55,7 @@ def run_data_gen(config: DistillConfig) -> None:
 
 
 def run_gates(config: DistillConfig) -> None:
-    """Run all gates on the storage's answers and repairs, with the human decisions."""
+    # From cheap to expensive: what one gate rejects, the next ones do not look at.
     filter_pairs.run(config)
     exec_gate.run(config)
     judge.run(config)
@@ -119,5 +119,4 @@ def _run_repair_round(config: DistillConfig) -> bool:
 
 
 def _repair_hashes(storage: Storage) -> list[str]:
-    """The hashes of the repairs that apply to the current answers."""
     return [sealed_hash(path, storage) for path in valid_regenerations(storage)]

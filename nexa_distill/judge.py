@@ -127,13 +127,13 @@ def _collect_warnings(panel: Panel, candidates: Candidates) -> Iterator[str]:
 
 
 def _judge_answers(panel: Panel, candidates: Candidates, stage: StageRun, checks: Path, canaries: Path) -> JudgeSummary:
-    """Send each judge its missing requests, then write both tables from the journal."""
     if not panel.judges:
         for path, schema in ((checks, CHECKS), (canaries, CANARIES)):
             with table_writer(path, schema) as out:
                 out.write(schema.empty_table())
         return JudgeSummary({})
     for judge in panel.judges:
+        # All of them first: no judge is paid if another cannot be asked.
         judge.refuse_unpayable()
     with panel.judges[0].open_journal(stage.id) as journal:
         requests = sum(judge.ask_missing(journal) for judge in panel.judges)
@@ -155,14 +155,15 @@ def _write_tables(panel: Panel, candidates: Candidates, journal: Journal, checks
             out = canaries_out if batch is candidates.canaries else answers_out
             out.write(pa.Table.from_pylist(rows, schema=out.schema))
         check_reasons(list(summary.reasons))
+        # Inside the writers, so that tables without a verdict replace nothing.
         _require_verdicts(panel, summary)
     return summary
 
 
 def _require_verdicts(panel: Panel, summary: JudgeSummary) -> None:
-    """A judge without a single readable verdict is misconfigured: raise ProviderUnusable."""
     for judge in panel.judges:
         stats = summary.judges[judge.model]
+        # Not one readable verdict is a wrong setting, and no opinion on the answers.
         total, silent = stats.verdicts.total(), stats.verdicts["judge_unanswered"]
         if total and silent == total:
             refused = stats.silence.startswith("request_refused")
@@ -181,7 +182,7 @@ def _require_verdicts(panel: Panel, summary: JudgeSummary) -> None:
 
 
 def _has_unreadable(checks: Path) -> bool:
-    """Whether a stored reply could not be read: a bug that may have been fixed since."""
+    # Due to a bug that may be fixed by now: such a reply is read again, at no cost.
     return any(
         pc.any(pc.equal(batch["reason"], "unreadable_answer")).as_py()
         for batch in read_batches(checks, TABLES["judge_checks"], columns=["reason"])

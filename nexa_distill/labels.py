@@ -84,8 +84,10 @@ def read_decisions(path: Path) -> list[Annotation]:
                 f"nexa_distill.labels export` writes them; found {str(task)[:80]}"
             )
         for annotation in task.get("annotations") or []:
+            # Cancelled: the annotator has skipped the task.
             if not annotation.get("was_cancelled"):
                 events.append(_parse_decision(path, place, data, annotation))
+    # The order of the log is the order in time: an annotator's last decision counts.
     return sorted(events, key=lambda event: event.timestamp or "")
 
 
@@ -149,18 +151,17 @@ def preference_pairs(config: DistillConfig, splits: Iterable[str], counts: Count
 
 
 def _pairs_of_attempts(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
-    """The kept answer against each attempt that was rejected because of its text."""
     storage = config.storage
     kept = {row["sample_id"]: row for row in _read_rows(storage.path_of("filtered_dataset"))}
     for row in _read_rows(storage.path_of("rejections"), "rejections"):
         best, against = kept.get(row["sample_id"]), set(row["rejection_reasons"])
+        # A pair shows which text is better: doubt and a mere ranking say nothing about that.
         of_the_text = against - NOT_ABOUT_TEXT or "rejected_by_person" in against
         if best and row["teacher_output"] and of_the_text and not against & DOUBT_REASONS:
             yield best, best["teacher_output"], row["teacher_output"], "attempts"
 
 
 def _pairs_of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, str, str]]:
-    """Blind preferences of annotators, without ties and disagreements."""
     storage = config.storage
     prompts = {row["sample_id"]: row for row in _read_rows(storage.path_of("raw_dataset"), "raw_dataset")}
     votes: dict[tuple[str, frozenset[str]], set[tuple[str, str] | None]] = {}
@@ -170,6 +171,7 @@ def _pairs_of_comparisons(config: DistillConfig) -> Iterator[tuple[Json, str, st
         pair = event.sample_id, frozenset((first, second))
         votes.setdefault(pair, set()).add(texts[event.preferred])
     for (sample, _), choices in votes.items():
+        # Without ties and disagreements.
         winner = choices.pop() if len(choices) == 1 else None
         if winner and sample in prompts:
             yield prompts[sample], *winner, "comparisons"
@@ -191,7 +193,6 @@ def write_lines(dst: Path, rows: Iterable[Json]) -> int:
 
 
 def run_export(config: DistillConfig, src: Path | None, dst: Path) -> None:
-    """`export`."""
     src = src or config.storage.path_of("rejections")
     count = write_lines(dst, label_tasks(src))
     print(f"labels: {count} answers of {src} -> {dst}")
@@ -199,14 +200,12 @@ def run_export(config: DistillConfig, src: Path | None, dst: Path) -> None:
 
 
 def run_import(config: DistillConfig, src: Path) -> None:
-    """`import`."""
     events = read_decisions(src)
     new = record_decisions(config, events)
     print(f"labels: {len(events)} decisions in {src}, {new} of them new -> {config.storage.path_of('annotations')}")
 
 
 def run_preferences(config: DistillConfig, dst: Path, splits: list[str]) -> None:
-    """`preferences`."""
     counts: Counter[str] = Counter()
     written = write_lines(dst, preference_pairs(config, splits, counts))
     sources = ", ".join(f"{counts[name]} from {name}" for name in ("attempts", "comparisons"))

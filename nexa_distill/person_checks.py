@@ -30,7 +30,6 @@ def settings(_config: DistillConfig) -> dict[str, Any]:
 
 
 def decision_checks(decisions: ValidDecisions) -> Iterator[dict[str, Any]]:
-    """Rows of contracts.CHECKS."""
     for key, events in decisions.by.items():
         accepted = decisions.is_accepted(key)
         names = ", ".join(event.annotator or "somebody" for event in events)

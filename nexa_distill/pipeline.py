@@ -6,8 +6,8 @@
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
 
 `verify` exits with 0 if all hashes match and with 66 at the first broken link. The launcher uses
-three more: `prepare_run` creates a run's folder with its plan and prints the path (nothing if all is up
-to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep_orphans` stops orphaned
+three more: `prepare` creates a run's folder with its plan and prints the path (nothing if all is up
+to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep` stops orphaned
 stage processes.
 """
 
@@ -58,6 +58,7 @@ class DistillationPipeline:
 
     def collect_teacher(self) -> None:
         """Raw data to teacher answers. Writes raw_dataset and collected_dataset."""
+        # Imported here, because it imports every stage.
         from nexa_distill import gates
 
         gates.run_data_gen(self.config)
@@ -133,7 +134,6 @@ def _teacher_estimate(fresh: Freshness) -> Iterator[str]:
 
 
 def _judge_estimate(fresh: Freshness) -> Iterator[str]:
-    """Estimate of the judges, as far as known before the answers are filtered."""
     from nexa_distill import judge
     from nexa_distill.cost.estimate_text import estimate_lines
     from nexa_distill.judging.candidates import load_candidates
@@ -156,7 +156,6 @@ def _judge_estimate(fresh: Freshness) -> Iterator[str]:
 
 
 def _repair_estimate(fresh: Freshness) -> Iterator[str]:
-    """Estimate of the repairs, known after the gates have run on the current answers."""
     from nexa_distill import regenerate_bad
     from nexa_distill.cost.estimate_text import estimate_lines
     from nexa_distill.repair.plan import make_plan
@@ -186,6 +185,7 @@ def prepare_run(request: Request) -> Path | None:
             f"a run of this project is running: {', '.join(running)} ({before}). "
             f"`{LAUNCHER} --status` shows it, `{LAUNCHER} --stop` stops it"
         )
+    # A stage of a killed session must end before the same stage starts again.
     sweep_orphans(logs)
     run_dir = new_run_dir(logs)
     steps = make_plan(request, run_dir)
@@ -197,7 +197,6 @@ def prepare_run(request: Request) -> Path | None:
 
 
 def sweep_orphans(logs: Path) -> None:
-    """Stop the stage processes of killed sessions."""
     if count := orphans.stop_orphans(logs):
         print(f"Stopped {count} orphaned stage processes.", file=sys.stderr)
 
@@ -227,9 +226,9 @@ def watch_run(run_dir: Path, config: DistillConfig, out: TextIO = sys.stdout) ->
 
 
 def _show_states(states: list[SessionState], shown: list[str], out: TextIO) -> list[str]:
-    """Redraw in place on a terminal; elsewhere print a line for each changed state or step."""
     if out.isatty():
         width = shutil.get_terminal_size().columns - 1
+        # Drawn over the last lines on a terminal; elsewhere only what has changed is printed.
         up = f"\x1b[{len(shown)}A" if shown else ""
         lines = [state.status_line()[:width] for state in states]
         print(up + "".join(f"\x1b[2K{line}\n" for line in lines), end="", file=out, flush=True)
@@ -242,7 +241,6 @@ def _show_states(states: list[SessionState], shown: list[str], out: TextIO) -> l
 
 
 def describe_status(config: DistillConfig) -> Iterator[str]:
-    """The newest run's sessions, then the sealed stages."""
     run_dir = latest_run(Path(config.storage.logs).resolve())
     if run_dir is None:
         yield f"Nothing has run yet; `{LAUNCHER}` starts."
@@ -256,7 +254,6 @@ def describe_status(config: DistillConfig) -> Iterator[str]:
 
 
 def describe_summary(config: DistillConfig) -> Iterator[str]:
-    """Rows and cost of every sealed stage, the total cost, and the report's headline."""
     yield f"{'stage':<20} {'rows in':>8} {'kept':>8} {'rejected':>8} {'seconds':>8} {'US$':>8}"
     for stage in STAGES:
         manifest = load_manifest(locate_path(stage.outputs[0], config), config.storage)

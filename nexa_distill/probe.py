@@ -67,11 +67,10 @@ class Probe:
 
     @property
     def provider_settings(self) -> Provider:
-        """The settings of the provider."""
         return self.config.providers[self.name]
 
     def run(self, *, refresh: bool = False) -> Capabilities:
-        """The stored capabilities, or new ones. Errors as those of the gateway's `ask_all`."""
+        """The stored capabilities, or new ones. Errors as those of `ApiClient.send_all`."""
         if not refresh and (stored := capabilities.load_capabilities(self.config, self.name, self.model)):
             return stored
         refuse_unpriced(self.config.budget, self.name, self.provider_settings, self.model)
@@ -95,6 +94,7 @@ class Probe:
     def _newest_questions(self, journal: Journal, refresh: bool) -> dict[str, PromptRequest]:
         """The newest round of questions that was started; with `refresh`, one more."""
         begun = 0
+        # Rounds are numbered: the first without a request has not been started.
         while journal.load_states([self._build_questions(begun)["completion"].key]):
             begun += 1
         return self._build_questions(begun if refresh else max(begun - 1, 0))
@@ -114,7 +114,6 @@ class Probe:
         return requests
 
     def _unanswered_questions(self, journal: Journal, questions: Mapping[str, PromptRequest]) -> list[PendingRequest]:
-        """The questions with neither an answer nor a refusal yet."""
         price, pending = self.provider_settings.prices.get(self.model), []
         known = journal.load_states(request.key for request in questions.values())
         for request in questions.values():

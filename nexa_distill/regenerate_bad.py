@@ -69,7 +69,6 @@ ANSWERS = TABLES["collected_dataset"]
 
 
 def regen_model(config: DistillConfig, round_: int = 1) -> str:
-    """`regeneration.models` of the round, `regen_teacher_model`, or the provider's own."""
     models = config.regeneration.models
     if models:
         return models[min(round_, len(models)) - 1]
@@ -141,7 +140,6 @@ class RepairRequests:
         return Collector("regenerate", config, name, model, read_rows, requests_of, len(wanted), retry_failed)
 
     def _make_request(self, row: Row, wanted: PlannedRepair, model: str) -> PromptRequest:
-        """The question with instructions, and the repair system prompt after the row's own."""
         config, sample = self.config, wanted.sample_id
         provider, limit = config.chosen_provider()[1], config.regeneration.reasoning_max_tokens
         prompt = repair_prompt(
@@ -156,7 +154,6 @@ class RepairRequests:
         return prompt_request(sample, body, attempt=attempt, round_=wanted.round)
 
     def write_tables(self, journal: Journal | None, dst: Path, unanswered: Path, summary: CollectionSummary) -> None:
-        """Write both tables: every round from the journal, then the edits."""
         with table_writer(dst, OUTPUTS) as good, table_writer(unanswered, UNANSWERED) as bad:
             for collector, wanted in self.rounds:
                 answers = collector.result_batches(journal) if journal else ()
@@ -178,6 +175,7 @@ def rows_of(config: DistillConfig, samples: Iterable[str], columns: Sequence[str
     for batch in read_batches(path, ANSWERS, batch_rows=BATCH_ROWS, columns=names):
         rows = []
         for row in batch.filter(pc.is_in(batch["sample_id"], ids)).to_pylist():
+            # All attempts of a sample have the same prompt: the first one is enough.
             if row["sample_id"] in missing:
                 missing.remove(row["sample_id"])
                 rows.append(row)
@@ -254,7 +252,6 @@ def _print_plan(config: DistillConfig, asking: RepairRequests) -> None:
 
 
 def _unknown_finishes(config: DistillConfig) -> Iterator[str]:
-    """Warnings about unknown finish reasons, which count as truncated."""
     words, answers = Counter[str](), 0
     path = config.storage.path_of("collected_dataset")
     for batch in read_batches(path, ANSWERS, columns=["finish_reason"]):

@@ -103,6 +103,7 @@ class SampleGate:
             kept_out = files.enter_context(table_writer(dst, OUTPUTS))
             rejected_out = files.enter_context(table_writer(rejections, REJECTIONS))
             for rows in _read_answers(src):
+                # The answers are read in the order of the index.
                 these = of_answer[stats.total : stats.total + rows.num_rows]
                 against = [reasons[number] for number in these.tolist()]
                 keep = np.array([not r for r in against])
@@ -160,8 +161,8 @@ def settings(config: DistillConfig) -> dict[str, Any]:
 
 
 def _gate_config(config: DistillConfig, override: GateConfig | None = None) -> GateConfig:
-    """The gate's settings; the checks of every configured judge are required too."""
     gate = override or load_yaml(Path(config.filters), FilterConfig).sample_gate
+    # The checks of every configured judge are required too.
     judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in SCORE_REASONS]
     return gate.model_copy(update={"required": [*gate.required, *judges]})
 
@@ -218,8 +219,8 @@ def run(
 
 
 def _existing_files(config: DistillConfig, keys: list[str]) -> list[Path]:
-    """The first of the storage's files, which is required, and those of the others that exist."""
     paths = [config.storage.path_of(key) for key in keys]
+    # The first one is required: without its file, the reader raises.
     return paths[:1] + [path for path in paths[1:] if path.exists()]
 
 

@@ -66,7 +66,6 @@ def build_record(row: Mapping[str, Any], system_prompt: str | None, reasoning: R
 
 
 def with_reasoning(row: Mapping[str, Any]) -> str:
-    """The reasoning, if there is any, and the answer."""
     # Reasoning that contains its own end mark at the beginning of a line could not be separated
     # from the answer again: such a row keeps only its answer.
     thought, answer = (row["reasoning_output"] or "").strip(), str(row["teacher_output"]).strip()
@@ -75,7 +74,6 @@ def with_reasoning(row: Mapping[str, Any]) -> str:
 
 
 def assistant_message(text: str) -> dict[str, str]:
-    """The message of an answer."""
     return {"role": "assistant", "content": text.strip()}
 
 
@@ -86,7 +84,6 @@ def json_line(record: Mapping[str, Any]) -> str:
 
 
 def without_nulls(record: Record) -> Record:
-    """The record with an empty text for null."""
     # `datasets` takes the types of a JSON file from its first 10 MB. A column that is null there,
     # and a text later, cannot be loaded (huggingface/datasets#7222).
     return {name: "" if value is None else value for name, value in record.items()}
@@ -134,10 +131,10 @@ class SampleWriters:
 
     def _open_file(self, path: Path) -> IO[str]:
         temporary = self.files.enter_context(replace_atomically(path))
+        # The same bytes on every system.
         return self.files.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
 
     def write_samples(self, records: Sequence[Record]) -> None:
-        """Append samples to the files of all formats and of their splits."""
         self.table.write(pa.Table.from_pylist(list(records), schema=SFT))
         for record in records:
             split, line = record["split"], json_line(without_nulls(record))
@@ -150,7 +147,6 @@ class SampleWriters:
 
 
 def export_path(jsonl: Path, form: str) -> Path:
-    """The path of the samples in another format, beside `jsonl`."""
     return jsonl.with_name(f"{jsonl.stem}.{form}.jsonl")
 
 
@@ -195,7 +191,6 @@ def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
 
 
 def _empty_error(src: Path, splits: Mapping[str, int], storage: Storage) -> InputError:
-    """The error for an empty training set, with the most frequent reasons."""
     rejections = storage.path_of("rejections")
     counts: Counter[str] = Counter()
     if rejections.exists():
@@ -231,9 +226,9 @@ def _write_samples(
 
 
 def _remove_empty_splits(splits: Path, counts: Mapping[str, int]) -> None:
-    """Remove files of splits that had samples in an earlier run and have none now."""
     for name in SPLITS:
         if not counts.get(name):
+            # A file of an earlier run has samples that are in no split now.
             (splits / f"{name}.jsonl").unlink(missing_ok=True)
     sync_folder(splits)
 

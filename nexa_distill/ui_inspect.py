@@ -35,6 +35,7 @@ SOURCES = ("filtered_dataset", "rule_filtered", "collected_dataset")
 
 class _Parser(cli.Parser):
     def error(self, message: str) -> NoReturn:
+        # argparse would exit, and the page would stay empty.
         raise UsageError(f"{message}; flags follow `--`:\n{self.format_usage()}")
 
 
@@ -52,7 +53,6 @@ def parse_flags(words: Sequence[str]) -> argparse.Namespace:
 
 
 def load_context(words: Sequence[str]) -> PageContext:
-    """The context of the pages, from the flags and the configuration."""
     args = parse_flags(words)
     config = load_config(args.config)
     src = args.src or default_source(config)
@@ -67,15 +67,14 @@ def load_context(words: Sequence[str]) -> PageContext:
 
 
 def default_source(config: DistillConfig) -> Path:
-    """The latest table of answers that exists, else the collected dataset."""
     paths = [config.storage.path_of(key) for key in SOURCES]
     return next((path for path in paths if path.exists()), paths[-1])
 
 
 def is_reachable_from_outside() -> bool:
-    """Whether other machines can reach this server."""
     address = st.get_option("server.address")
     try:
+        # Without an address, Streamlit listens on all of them.
         return not ipaddress.ip_address(address or "0.0.0.0").is_loopback  # noqa: S104 - asked, not bound
     except ValueError:
         return str(address) != "localhost"
@@ -100,7 +99,6 @@ def main() -> None:
 
 
 def draw_page(name: str) -> None:
-    """Draw one page, or a user's error instead of it."""
     # Imported on demand, so that the first page does not wait for the plotting library.
     page = import_module(f"nexa_distill.inspection.pages.{name}")
     try:

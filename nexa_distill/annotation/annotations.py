@@ -39,7 +39,6 @@ class Annotation(Section):
 
     @property
     def answer_key(self) -> Key:
-        """Key of the answer that was decided on."""
         return self.sample_id, self.attempt
 
 
@@ -54,11 +53,12 @@ def read(path: Path) -> list[Annotation]:
 
 
 def parse_line(path: Path, number: int, line: bytes) -> Annotation:
-    """The decision on one line. Raises InputError naming the line."""
+    """Raises InputError naming the line."""
     try:
         return Annotation.model_validate(json.loads(line))
     except ValidationError as error:
         problem = "; ".join(_explain_error(dict(item)) for item in error.errors())
+    # A line of thousands of brackets raises RecursionError, which is no ValueError.
     except (ValueError, RecursionError) as error:
         problem = str(error)
     raise InputError(f"{path}: line {number}: {problem}; found {line[:80]!r}")
@@ -86,6 +86,7 @@ def latest_decisions(events: Iterable[Annotation]) -> dict[Key, list[Annotation]
     last: dict[Key, dict[str | None, Annotation]] = {}
     for event in events:
         by_annotator = last.setdefault(event.answer_key, {})
+        # Removed first, so that a changed decision moves to the end: the order is that of the last decisions.
         by_annotator.pop(event.annotator, None)
         by_annotator[event.annotator] = event
     return {key: list(by_annotator.values()) for key, by_annotator in last.items()}
@@ -98,12 +99,10 @@ def agreed_action(annotations: Sequence[Annotation]) -> str | None:
 
 
 def write_rejected(storage: Storage, last: dict[Key, list[Annotation]] | None = None) -> None:
-    """Replace `storage.rejected_labels` by the current decisions against answers.
-
-    `last`: the current decisions, if the caller has them in memory.
-    """
+    """`last`: the current decisions, if the caller has them in memory."""
     if last is None:
         last = latest_decisions(read(storage.path_of("annotations")))
+    # Rebuilt from all decisions: a rejection that its annotator takes back must disappear.
     rejected = [event for events in last.values() for event in events if event.action in NEGATIVE_ACTIONS]
     text = "".join(json.dumps(event.model_dump()) + "\n" for event in rejected)
     write_text(storage.path_of("rejected_labels"), text)

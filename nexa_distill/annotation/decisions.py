@@ -31,6 +31,7 @@ DECISIONS = (
     "a JSONL file of decisions. The inspection app creates it at the first decision: "
     "`streamlit run nexa_distill/ui_inspect.py`"
 )
+# Far above the attempts of teacher and repair, so that the numbers of edits never collide with theirs.
 FIRST_EDIT_ATTEMPT = 1_000_000
 SEED_ANNOTATOR = "seed"  # annotator of decisions without one
 
@@ -45,14 +46,11 @@ class Edit(NamedTuple):
 
 @dataclass
 class ValidDecisions:
-    """`by`: answer -> its decisions, one per annotator; `edits`: sample -> its edited texts.
+    """The decisions that still apply."""
 
-    `left_out`: decisions on answers that do not exist or are newer than the decision.
-    """
-
-    by: dict[Key, list[Annotation]] = field(default_factory=dict)
-    edits: dict[str, list[Edit]] = field(default_factory=dict)
-    left_out: int = 0
+    by: dict[Key, list[Annotation]] = field(default_factory=dict)  # answer -> its decisions, one per annotator
+    edits: dict[str, list[Edit]] = field(default_factory=dict)  # sample -> its edited texts
+    left_out: int = 0  # decisions on answers that do not exist or are newer than the decision
 
     def is_accepted(self, key: Key) -> bool | None:
         """Whether the annotators accept the answer; None if they disagree."""
@@ -60,19 +58,18 @@ class ValidDecisions:
         return views.pop() if len(views) == 1 else None
 
     def comment_text(self, key: Key) -> str:
-        """Reasons and notes against the answer, joined by `; `."""
         against = (event for event in self.by.get(key, []) if event.action != "accept")
         texts = (text for event in against for text in (event.reason, event.note) if text)
+        # Annotators often pick the same reason: each text is written once.
         return "; ".join(dict.fromkeys(texts))
 
     def should_regenerate(self, key: Key) -> bool:
-        """Whether an annotator requests another answer, and none accepts this one."""
         events = self.by.get(key, [])
+        # One annotator who accepts the answer makes `is_accepted` None: then nothing is asked again.
         return any(e.action == "regenerate" for e in events) and self.is_accepted(key) is False
 
 
 def load_valid_decisions(config: DistillConfig) -> ValidDecisions:
-    """The decisions in `storage.annotations`; none without that file."""
     path, valid = config.storage.path_of("annotations"), ValidDecisions()
     if not path.exists():
         return valid
@@ -85,6 +82,7 @@ def load_valid_decisions(config: DistillConfig) -> ValidDecisions:
             answered, decided = times.get(key), decision_time(event)
             is_outdated = answered and decided and decided < answered
             number = numbers.get(_edit_key(event), FIRST_EDIT_ATTEMPT)
+            # An edit of itself, or of a later edit, would be a cycle.
             of_itself = event.action == "edit" and number <= event.attempt
             if key not in times or of_itself or is_outdated:
                 valid.left_out += 1
@@ -97,9 +95,9 @@ def load_valid_decisions(config: DistillConfig) -> ValidDecisions:
 
 
 def _load_answer_times(config: DistillConfig, samples: set[str]) -> Iterator[tuple[Key, datetime | None]]:
-    """(key, arrival time or None) of the answers to these samples."""
     ids, storage = pa.array(sorted(samples), pa.string()), config.storage
     columns = ["sample_id", "attempt", "created_at"]
+    # A decision may be on a regenerated answer, which has a table of its own.
     for path in (storage.path_of("collected_dataset"), *valid_regenerations(storage)):
         for rows in read_batches(path, ANSWERS, columns=columns):
             for row in rows.filter(pc.is_in(rows["sample_id"], ids)).to_pylist():
@@ -117,6 +115,7 @@ def decision_time(event: Annotation) -> datetime | None:
             f"decision on {event.sample_id}, attempt {event.attempt}: timestamp is "
             f"{event.timestamp!r}, expected ISO 8601, as 2026-11-25T06:00:00+00:00"
         ) from None
+    # A time without a zone is UTC, as the times of answers are.
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -125,7 +124,6 @@ def _edit_key(event: Annotation) -> tuple[str, int, str | None, str | None]:
 
 
 def _number_edits(events: list[Annotation]) -> dict[tuple[str, int, str | None, str | None], int]:
-    """The attempt number of every edited text in the log."""
     # In the order of first occurrence. The log is append-only, so a number never changes.
     numbers: dict[tuple[str, int, str | None, str | None], int] = {}
     count: dict[str, int] = {}
@@ -169,10 +167,11 @@ class _InspectedFile:
 
     @cached_property
     def last_attempts(self) -> dict[str, int]:
+        # In ascending order, so that the last attempt of a sample overwrites the others.
         return dict(sorted(self.answer_keys))
 
     def key_of_row(self, index: object) -> Key:
-        """The answer in this row. Raises ValueError."""
+        # JSON's true is an int in Python, and would be row 1.
         if isinstance(index, bool) or not isinstance(index, int):
             raise ValueError(f"index is {index!r}, expected a row number from 0")
         if not 0 <= index < len(self.answer_keys):
@@ -208,6 +207,7 @@ def record_decisions(config: DistillConfig, decisions: list[Annotation]) -> int:
     """Append those decisions to the log that it does not contain yet; returns their number."""
     path = config.storage.path_of("annotations")
     events = annotations.read(path) if path.exists() else []
+    # Without the time: the same seeds, imported again, get another timestamp.
     recorded = {_without_time(event) for views in annotations.latest_decisions(events).values() for event in views}
     new = [event for event in decisions if _without_time(event) not in recorded]
     for event in new:

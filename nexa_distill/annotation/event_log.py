@@ -27,6 +27,7 @@ def append(path: Path, event: Mapping[str, Any]) -> None:
     new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        # The lock covers repair and write: in between, another writer's half line would look like a torn one.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         _repair_tail(descriptor, path)
         failpoints.hit_failpoint("event")
@@ -37,6 +38,7 @@ def append(path: Path, event: Mapping[str, Any]) -> None:
         failpoints.hit_failpoint("event")
     finally:
         os.close(descriptor)
+    # The name of a new file is in its folder: without this sync a crash could lose the whole file.
     if new:
         sync_folder(path.parent)
 
@@ -48,8 +50,10 @@ def _repair_tail(descriptor: int, path: Path) -> None:
     if not tail:
         return
     if is_complete_event(tail):
+        # Only its newline is missing: the event is complete, and counts.
         os.write(descriptor, b"\n")
         return
+    # Copied and synced before it is cut: a crash in between leaves the bytes twice, never lost.
     with path.with_name(f"{path.name}.torn").open("ab") as torn:
         torn.write(tail + b"\n")
         torn.flush()
@@ -58,7 +62,7 @@ def _repair_tail(descriptor: int, path: Path) -> None:
 
 
 def _read_tail(descriptor: int, end: int) -> bytes:
-    """The bytes after the last newline."""
+    # Backwards in blocks: the log may be large, and its last line longer than a block.
     tail = b""
     while end and b"\n" not in tail:
         start = max(0, end - TAIL_BYTES)
@@ -67,18 +71,15 @@ def _read_tail(descriptor: int, end: int) -> bytes:
 
 
 def is_complete_event(line: bytes) -> bool:
-    """Whether the line is a complete JSON object (the beginning of one never is)."""
     try:
+        # The beginning of an object is never valid JSON, so a torn line does not parse.
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each line that is not blank; none without the file.
-
-    An incomplete last line is skipped and logged.
-    """
+    """Number and bytes of each line that is not blank; an incomplete last line is skipped and logged."""
     if not path.exists():
         return
     file_lines = path.read_bytes().split(b"\n")

@@ -35,7 +35,6 @@ class Preference(Section):
 
     @property
     def preferred_source(self) -> str | None:
-        """The model whose answer is preferred; None for a tie."""
         return {"first": self.first, "second": self.second, "tie": None}[self.preferred]
 
 
@@ -60,11 +59,11 @@ def latest_preferences(events: Iterable[Preference]) -> list[Preference]:
     """The last preference of each annotator on each pair of texts, whichever was shown first."""
     last = {}
     for event in events:
+        # A set, because either text may have been shown first.
         pair = frozenset((event.first_output, event.second_output))
         last[event.sample_id, pair, event.annotator] = event
     return list(last.values())
 
 
 def count_preferences(events: Iterable[Preference]) -> Counter[str]:
-    """How often each model was preferred, and the number of ties as `tie`."""
     return Counter(event.preferred_source or "tie" for event in latest_preferences(events))

@@ -43,6 +43,7 @@ def load_answers(path: Path, column: str) -> dict[str, str]:
         ids = [str(row.values[name]) for name in ID_COLUMNS if row.values.get(name) is not None]
         if not ids:
             raise InputError(f"{row.describe_location()}: none of the columns {', '.join(ID_COLUMNS)} is there")
+        # Under each of its ids, because a prompt is looked up by either.
         for id_ in ids:
             if answers.setdefault(id_, text) != text:
                 raise InputError(f"{row.describe_location()}: {id_} has another answer in an earlier row")
@@ -68,6 +69,7 @@ def write_answers(config: DistillConfig, src: Path, dst: Path, unanswered: Path,
             good.write(pa.Table.from_pylist(outputs, schema=OUTPUTS))
             bad.write(pa.Table.from_pylist(missing, schema=UNANSWERED))
             progress.add(len(outputs))
+        # No match at all means the file of another dataset. Raised inside the writers, so nothing is replaced.
         if not good.rows:
             raise InputError(
                 f"{path}: no answer to any of the {bad.rows} prompts of {src}; the first prompt is "

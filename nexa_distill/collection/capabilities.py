@@ -1,7 +1,7 @@
 """Capabilities of a provider's model, as measured by `python -m nexa_distill.probe`.
 
 One file per provider, `storage.journal`/capabilities/PROVIDER.json: provider, model, base_url,
-probed_at (UTC) and, by capability, `has_capability` (true, false, or null = not known) with the evidence. It
+probed_at (UTC) and, by capability, `has` (true, false, or null = not known) with the evidence. It
 is valid only for the model and address that were probed.
 """
 
@@ -32,7 +32,7 @@ SUPPORT_WORDS = {True: "yes", False: "no", None: "not known"}
 
 @dataclass(frozen=True)
 class Finding:
-    """The result for one capability; `has_capability` is None if the probe could not decide."""
+    """The result for one capability; `has` is None if the probe could not decide."""
 
     has: bool | None
     evidence: str
@@ -49,41 +49,36 @@ class Capabilities:
     found: Mapping[str, Finding]
 
     def has_capability(self, name: str) -> bool | None:
-        """Whether the model has the capability; None = not known."""
         return self.found[name].has if name in self.found else None
 
     @property
     def probe_date(self) -> str:
-        """The day of the probe."""
         return self.probed_at[:10]
 
 
 def capabilities_path(config: DistillConfig, provider: str) -> Path:
-    """The file of a provider's findings."""
     return config.storage.path_of("journal") / "capabilities" / f"{provider}.json"
 
 
 def save_capabilities(config: DistillConfig, capabilities: Capabilities) -> Path:
-    """Replace the provider's file."""
     path = capabilities_path(config, capabilities.provider)
     write_json(path, asdict(capabilities))
     return path
 
 
 def load_capabilities(config: DistillConfig, provider: str, model: str) -> Capabilities | None:
-    """The findings about this model at this address, or None."""
     try:
         stored = json.loads(capabilities_path(config, provider).read_text(encoding="utf-8"))
         findings = {name: Finding(**finding) for name, finding in stored.pop("found").items()}
         probed = Capabilities(**stored, found=findings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # absent, or written by another version: probe again
+    # Another model or address has other capabilities.
     now = (provider, model, config.providers[provider].base_url)
     return probed if (probed.provider, probed.model, probed.base_url) == now else None
 
 
 def plan_line(config: DistillConfig, provider: str, model: str) -> str:
-    """One line about the provider's capabilities, for the plan."""
     probed = load_capabilities(config, provider, model)
     if probed is None:
         return f"{provider} {model}: not probed: {COMMAND} --provider {provider}"
@@ -92,14 +87,12 @@ def plan_line(config: DistillConfig, provider: str, model: str) -> str:
 
 
 def schema_warning(config: DistillConfig, provider: str, model: str, needed: str | None = None) -> str | None:
-    """A warning if schemas are sent to a model that ignores them, or None.
-
-    `needed` is the reason to send them; None = the tasks of `collection.response_schemas`.
-    """
+    """`needed`: the reason to send schemas; None = the tasks of `collection.response_schemas`."""
     tasks = ", ".join(config.collection.response_schemas)
     if tasks and needed is None:
         needed = f"collection.response_schemas asks it to for {tasks}"
     probed = load_capabilities(config, provider, model)
+    # Only a measured no warns; not known is no reason to.
     if not needed or probed is None or probed.has_capability("json_schema") is not False:
         return None
     return (
@@ -109,7 +102,6 @@ def schema_warning(config: DistillConfig, provider: str, model: str, needed: str
 
 
 def capability_table(probed: Capabilities) -> list[str]:
-    """The table that the probe prints: a head line, and one line per capability."""
     address = probed.base_url or "its own server"
     lines = [f"{probed.provider} {probed.model} ({address}), {probed.probe_date}"]
     for name, text in CAPABILITIES.items():

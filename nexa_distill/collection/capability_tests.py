@@ -34,12 +34,11 @@ class ProbeReply:
 
     @property
     def parsed_answer(self) -> Answer:
-        """The parsed answer; malformed if there is none."""
+        # Without a stored answer: an empty body, which parses as malformed.
         return parse_answer(self.stored.raw if self.stored else b"")
 
     @property
     def response_text(self) -> str:
-        """The body or the error as text."""
         return self.stored.raw.decode(errors="replace") if self.stored else self.evidence
 
     def raw_choices(self) -> list[dict[str, Any]]:
@@ -59,13 +58,13 @@ def collect_findings(replies: Mapping[str, ProbeReply]) -> dict[str, Finding]:
         "json_schema": _check_reply(replies["json_schema"], _check_json_schema),
         "logprobs": _check_reply(replies["logprobs"], _check_logprobs),
         "reasoning": _check_reasoning(plain),
+        # Whether a seed has an effect cannot be seen in one answer; a refusal can.
         "seed": _check_reply(replies["seed"], lambda _: Finding(True, "not refused")),
         "n": _check_reply(replies["n"], _check_choices),
     }
 
 
 def check_model_listed(models: tuple[int | None, bytes], model: str) -> Finding:
-    """Whether the status and body of GET /models list the model."""
     status, body = models
     try:
         names = [str(entry["id"]) for entry in json.loads(body)["data"]]
@@ -77,8 +76,8 @@ def check_model_listed(models: tuple[int | None, bytes], model: str) -> Finding:
 
 
 def shorten_text(text: str | bytes) -> str:
-    """The start of a text, on one line."""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    # A lone surrogate in a reply could be neither printed nor written.
     line = " ".join(text.encode(errors="replace").decode().split())
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]}..."
 

@@ -72,6 +72,7 @@ class ApiClient:
         self.busy = BusyNotice(endpoint)
         self.first_refusals, self.first_answers = FirstRefusals(), FirstAnswers(usable)
         self._malformed = 0
+        # Every worker has a request ready while the next batch is written to the journal.
         self._ahead = max(settings.batch_size, settings.concurrency)
         self._ready: deque[_QueuedRequest] = deque()
         self._flying = 0
@@ -80,10 +81,10 @@ class ApiClient:
         self._fatal: BaseException | None = None
 
     def run(self, batches: Iterator[list[PendingRequest]], progress: Progress) -> None:
-        """Run `send_all` on its own event loop, then restore the signal handlers."""
         try:
             uvloop.run(self.send_all(batches, progress))
         finally:
+            # The loop has replaced the handlers of SIGTERM and SIGHUP; the rest of the command needs them.
             cli.handle_signals()
 
     async def send_all(self, batches: Iterator[list[PendingRequest]], progress: Progress) -> None:
@@ -145,6 +146,7 @@ class ApiClient:
                 self._changed.set()
         except Exception as error:  # noqa: BLE001  as above
             self._end_run(error)
+        # Only `abandon_requests` cancels a worker; without a stop it is a bug.
         except asyncio.CancelledError:
             if not self._stop.is_set():
                 raise
@@ -156,17 +158,17 @@ class ApiClient:
         return json.dumps({**json.loads(body), "model": self.endpoint.model}).encode()
 
     def _take_ready(self) -> _QueuedRequest | None:
-        """The next request, if it may be sent now and no other worker waits for it."""
+        # The worker that waits for its turn has the lock: nobody may overtake it.
         if not self._ready or self._dispatch_lock.locked() or self._stop.is_set():
             return None
         now = time.monotonic()
         return None if self._seconds_until_send(now, self._ready[0].asking) else self._dispatch_next(now)
 
     async def _wait_for_next(self) -> _QueuedRequest | None:
-        """Wait until the next request may be sent and return it; None if there are no more."""
         async with self._dispatch_lock:  # one worker waits; the others queue here
             while not self._stop.is_set():
                 if not self._ready:
+                    # Nothing is queued, in flight or to be retried: no further request can come.
                     if self._filled and not self._flying and not self._retries:
                         return None
                     await self._wait_for_change()
@@ -182,20 +184,22 @@ class ApiClient:
         """Seconds until it may be sent; infinity = until a request in flight has ended."""
         if wait := self.pacer.wait_seconds(now, self._flying):
             return wait
+        # While the server loads its model, one request polls it.
         if self.journal.in_flight.is_full or (self.startup.is_waiting and self._flying):
             return math.inf
+        # A request in flight may cost less than its reservation: the run ends only if nothing is reserved.
         limit = self.tally.exceeded_limit(asking.most_tokens, asking.most_usd)
         if limit and self.tally.has_no_reservations:
             raise self.tally.reached_error(limit)
         return math.inf if limit else 0.0
 
     def _dispatch_next(self, now: float) -> _QueuedRequest:
-        """Take the next request from the queue; from now on it counts as sent."""
         sending = self._ready.popleft()
         if len(self._ready) < self._ahead:
             self._queue_has_space.set()
         asking = sending.asking
         sending.sent_at = now
+        # From here on it counts as sent, and a crash leaves it perhaps billed.
         self._flying += 1
         self.journal.in_flight.add_attempt(sending.attempt)
         self.tally.reserve_request(asking.most_tokens, asking.most_usd)
@@ -209,6 +213,7 @@ class ApiClient:
         loading = self.startup.is_loading(outcome, is_hidden=reply.is_hidden)
         if loading:
             outcome = outcome._replace(error=f"{retry_policy.LOADING}: {retry_policy.provider_message(outcome)}")
+        # Recorded first: whatever is raised below, the outcome is on its way to the disk.
         self.journal.record_outcome(sending.attempt, outcome, functools.partial(self._on_stored, sending, outcome))
         if outcome.outcome == "answered":
             self._note_answer(sending, now)
@@ -233,6 +238,7 @@ class ApiClient:
             self._slow_down(sending, outcome, asked, now)
         if self.first_refusals.count_outcome(outcome):
             raise retry_policy.all_refused_error(self.endpoint, outcome, self.first_refusals.count)
+        # An abandoned request is left to the next run.
         if outcome.error != ABANDONED:
             self._decide_retry(sending, outcome, asked or 0.0)
 
@@ -248,12 +254,14 @@ class ApiClient:
         if outcome.status == 429:  # never counts against the request
             self._schedule_retry(sending, 0.0)
             return
+        # Perhaps billed: with `hold` a person decides whether it is sent again.
         if outcome.outcome == "uncertain" and self.settings.on_uncertain == "hold":
             self._progress.add(1)
             return
         sending.tries += 1
         if retry_policy.is_retryable(outcome.status) and sending.tries < self.settings.max_attempts:
             self._schedule_retry(sending, retry_policy.backoff_seconds(sending.tries - 1, pause))
+        # No connection in all its attempts: the other requests would fail too.
         elif outcome.outcome == "not_sent":
             attempts = self.settings.max_attempts
             raise retry_policy.unreachable_error(self.endpoint, attempts, outcome.error)
@@ -262,28 +270,31 @@ class ApiClient:
 
     def _schedule_retry(self, sending: _QueuedRequest, seconds: float) -> None:
         task = asyncio.create_task(self._retry_after(seconds, sending))
+        # The loop has only weak references to tasks; the workers also see here that a retry is to come.
         self._retries.add(task)
         task.add_done_callback(self._retries.discard)
         task.add_done_callback(lambda _: self._changed.set())
 
     async def _retry_after(self, seconds: float, sending: _QueuedRequest) -> None:
+        # A stop ends the pause.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
         if self._stop.is_set():
             return
         try:
+            # The request may have been new when it was queued; the journal has given it an id since.
             (state,) = self.journal.load_states([sending.asking.key]).values()
             (attempt,) = await self.journal.begin_attempts([sending.asking._replace(request_id=state.id)])
         except NexaError as error:
             self._end_run(error)
         else:
+            # To the front, because it is older than the rest of the queue.
             self._ready.appendleft(_QueuedRequest(sending.asking, attempt, sending.tries))
 
     # ---- outcomes on disk
 
     def _on_stored(self, sending: _QueuedRequest, outcome: Outcome, error: StorageFailed | None) -> None:
-        """Callback after the commit of an outcome, with the error if it failed."""
         try:
             if error:
                 raise error
@@ -301,7 +312,7 @@ class ApiClient:
             self._progress.add(1, self.tally.spend_text)
 
     def _load_first_model(self) -> None:
-        """Load the model of the first stored answer, so that a rerun stops at a change too."""
+        # Of the first stored answer, so that a rerun stops at a change of the model too.
         for raw in self.journal.answers_of_model(self.model):
             with contextlib.suppress(Exception):  # an unreadable answer is skipped
                 first = parse_answer(raw)
@@ -326,11 +337,11 @@ class ApiClient:
     # ---- end of the run
 
     async def _drain_queue(self) -> None:
-        """Close the attempts that were never sent, and wait for the disk."""
         for task in list(self._retries):
             task.cancel()
         if self.journal.write_error:
             return
+        # Journaled ahead of their turn; left open, they would look like requests that a crash cut off.
         never = Outcome("not_sent", error="the run was stopping")
         for sending in self._ready:
             self.journal.record_outcome(sending.attempt, never, lambda _: None)
@@ -346,7 +357,7 @@ class ApiClient:
             event.set()
 
     async def _wait_for_change(self, seconds: float = math.inf) -> None:
-        """Wait for a change of the queue or the requests in flight, at most `seconds`."""
+        # No await since the caller looked at the queue, so no change is missed.
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == math.inf else seconds):
@@ -361,6 +372,7 @@ class ApiClient:
 
         def request_stop(error: BaseException) -> None:
             if self._stop.is_set():
+                # The second signal: nobody wants to wait for the answers in flight.
                 abandon_requests()
                 return
             self._end_run(error)

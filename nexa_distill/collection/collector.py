@@ -77,11 +77,9 @@ class CollectionSummary:
 
     @property
     def unanswered_count(self) -> int:
-        """Rows that the API refused or failed to answer; they have their own table."""
         return self.rows - self.answered
 
     def add_rows(self, rows: list[Row], missing: list[Row]) -> None:
-        """Count rows of OUTPUTS and of UNANSWERED."""
         self.rows += len(rows) + len(missing)
         self.answered += len(rows)
         self.unreadable += sum(row["rejection_reason"] == "unreadable_answer" for row in missing)
@@ -96,7 +94,6 @@ class CollectionSummary:
                 self.usd = (self.usd or 0.0) + row["cost_usd"]
 
     def print_summary(self, stage: str, provider: str, dst: Path, unanswered: Path) -> None:
-        """Print the result of the stage in one line, then its remarks."""
         cost = "unpriced" if self.usd is None else f"${self.usd:.4f}"
         print(
             f"{stage}: {self.answered} of {self.rows} prompts answered by {provider} "
@@ -121,6 +118,7 @@ class CollectionSummary:
                 "complete. Raise collection.max_tokens (it includes reasoning), or switch the "
                 "reasoning off with extra_body"
             )
+        # Said before anyone pays for a repair because of a word that only we do not know.
         for word, count in self.unknown_finishes.most_common(3):
             yield describe_unknown_finish(word, count, self.answered)
         if self.unpriced:
@@ -165,38 +163,33 @@ class Collector:
 
     @property
     def provider_settings(self) -> Provider:
-        """The settings of the API."""
         return self.config.providers[self.provider_name]
 
     @property
     def model_price(self) -> Price | None:
-        """The model's price, in batch mode with the discount; None if it has none."""
         price, discount = (self.provider_settings.prices.get(self.model), self.provider_settings.batch_discount)
         return price.with_discount(discount) if price and discount and self.is_batch_mode else price
 
     @property
     def is_batch_mode(self) -> bool:
-        """Whether the requests are sent in batches."""
         return self.config.collection.batch_api
 
     @cached_property
     def response_schemas(self) -> ResponseSchemas:
-        """The JSON schemas of answers, by task type."""
         return load_schemas(self.config.collection.response_schemas)
 
     @cached_property
     def answer_cleaner(self) -> Cleaner:
-        """Extracts and redacts every answer."""
         return build_cleaner(self.config)
 
     @property
     def journal_path(self) -> Path:
-        """The file of the stage's journal."""
         return self.config.storage.path_of("journal") / f"{self.name}.sqlite"
 
     def run(self, stage: StageRun, dst: Path, unanswered: Path) -> CollectionSummary:
-        """Send, write `dst` and `unanswered_count`, seal both. Errors as in `ApiClient.send_all`."""
+        """Send, write `dst` and `unanswered`, seal both. Errors as in `ApiClient.send_all`."""
         self.refuse_unpayable()
+        # The difference of the two clocks changes only when somebody sets the clock.
         clock = time.time() - time.monotonic()
         summary = CollectionSummary()
         with self.open_journal(stage.id) as journal:
@@ -235,9 +228,11 @@ class Collector:
         """Finish the open batches; in batch mode send the rest too, in repeated passes."""
         with Progress(self.name, self.total) as progress:
             rest = self.missing_requests(journal, lambda: progress.add(1)) if self.is_batch_mode else iter(())
+            # Drawn before the endpoint is opened: with nothing to send, no server is started.
             first = next(rest, None)
             if first is None and not journal.batches.list_open():
                 return 0
+            # The first pass goes on with the drawn one; each later one finds what the batches did not answer.
             passes = itertools.chain(
                 [itertools.chain([first] if first else [], rest)],
                 (self.missing_requests(journal) for _ in itertools.count()),
@@ -261,6 +256,7 @@ class Collector:
     def _ask_one_by_one(self, journal: Journal) -> int:
         with Progress(self.name, self.total) as progress:
             batches = self.missing_requests(journal, lambda: progress.add(1))
+            # As above: with nothing to send, no server is started.
             first = next(batches, None)
             if first is None:
                 return 0
@@ -273,6 +269,7 @@ class Collector:
         return tally.sent
 
     def _new_tracker(self, journal: Journal) -> BudgetTracker:
+        # One budget for all stages: the spending of the other journals counts.
         elsewhere = usage_elsewhere(self.journal_path.parent, self.journal_path)
         return BudgetTracker(self.config.budget, journal.total_usage().combined_with(elsewhere))
 
@@ -295,12 +292,14 @@ class Collector:
         for requests, states in self.request_chunks(journal):
             chunk = dict[str, PromptRequest]()
             for request in requests:
+                # Rows with the same request share one answer.
                 chunk.setdefault(request.key, request)
             pending = [
                 self.pending_request(request, states.get(key))
                 for key, request in chunk.items()
                 if not self.settled_reason(request, states.get(key))
             ]
+            # Requests in an open batch are counted when their answers arrive.
             under_way = sum(state.under_way for state in states.values())
             for _ in range(len(requests) - len(pending) - under_way):
                 skip()
@@ -308,7 +307,6 @@ class Collector:
                 yield pending
 
     def request_chunks(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[PromptRequest], dict[str, RequestState]]]:
-        """The requests of some rows at a time, and their states in the journal by key."""
         for batch in self.rows(REQUEST_COLUMNS):
             for start in range(0, len(batch), CHUNK_ROWS):
                 rows = batch[start : start + CHUNK_ROWS]
@@ -340,14 +338,13 @@ class Collector:
         return "held" if held else give_up_reason(counted, settings.max_attempts)
 
     def pending_request(self, request: PromptRequest, state: RequestState | None) -> PendingRequest:
-        """The request with its maximum cost: a token of the prompt has 3 bytes or more."""
+        # At most: a token of the prompt has 3 bytes or more.
         answer, prompt = self.max_answer_tokens(request), len(request.data) // 3
         usd = self.model_price.answer_cost(prompt, answer) if self.model_price else 0.0
         id_ = state.id if state else None
         return PendingRequest(id_, request.key, request.sample_id, request.data, prompt + answer, usd)
 
     def max_answer_tokens(self, request: PromptRequest) -> int:
-        """Maximum tokens of the answer."""
         return answer_limit(request.body) or self.config.collection.max_tokens
 
     def _write_tables(self, journal: Journal, dst: Path, unanswered: Path, summary: CollectionSummary) -> None:
@@ -359,12 +356,12 @@ class Collector:
                 summary.add_rows(rows, missing)
             if self.model_price is None or not self.model_price.answer_cost(1, 1):
                 summary.unpriced = 0  # nothing to count
+            # Raised inside the writers, so that no empty table replaces an earlier one.
             if summary.rows and not summary.answered and not summary.unreadable:
                 dialect, last = self.provider_settings.active_dialect.name, missing[-1]["detail"]
                 raise none_answered_error(self.provider_name, dialect, summary.rows, last)
 
     def result_batches(self, journal: ReadOnlyJournal) -> Iterator[tuple[list[Row], list[Row]]]:
-        """Rows of OUTPUTS and of UNANSWERED from the journal, in batches."""
         return (self._result_rows(batch, journal) for batch in self.rows(None))
 
     def _result_rows(self, batch: list[Row], journal: ReadOnlyJournal) -> tuple[list[Row], list[Row]]:
@@ -385,7 +382,6 @@ class Collector:
         return rows, missing
 
     def _output_row(self, row: Row, request: PromptRequest, stored: StoredAnswer) -> Row | str:
-        """The row, or a traceback: a bug in the parser rejects that row only."""
         source = (row, request.attempt, request.key, self.model, stored)
         try:
             return output_row(*source, self.provider_settings, self.response_schemas, self.answer_cleaner)
@@ -404,7 +400,6 @@ class Collector:
 
 
 def describe_unknown_finish(word: str, count: int, answers: int) -> str:
-    """A remark about an unknown finish_reason, before anyone pays for a repair because of it."""
     return (
         f"{count} of {answers} answers end with finish_reason {word!r}, which no dialect knows: "
         "they count as truncated, and a repair would end with it too. If it means a complete "
@@ -413,7 +408,7 @@ def describe_unknown_finish(word: str, count: int, answers: int) -> str:
 
 
 def has_unreadable_answers(unanswered: Path) -> bool:
-    """Whether the table has answers that could not be read because of a bug, perhaps fixed now."""
+    # A bug in the parser, perhaps fixed now: the stored answers are read again, at no cost.
     table = TABLES["unanswered"]
     return unanswered.exists() and any(
         pc.any(pc.equal(batch["rejection_reason"], "unreadable_answer")).as_py()

@@ -32,6 +32,7 @@ class FirstRefusals:
         status = outcome.status or 0
         if self._is_over or outcome.outcome != "rejected" or not 400 <= status < 500:
             return False
+        # Overload passes, and says nothing about the requests.
         if retry_policy.is_retryable(status) or status == 429:
             return False
         words = retry_policy.failure_text(outcome)
@@ -41,12 +42,12 @@ class FirstRefusals:
         return not self._is_over and self.count >= SAME_REFUSALS
 
     def stop_counting(self) -> None:
-        """Stop counting: an answer has arrived."""
+        # An answer has arrived: address, key and model are right.
         self._is_over = True
 
 
 def _normalize_message(words: str) -> str:
-    """The message without numbers and ids, which differ between requests."""
+    # Numbers and ids differ between refusals of the same kind.
     text = unicodedata.normalize("NFKC", words).casefold()
     text = re.sub(r"\b(?=\w*\d)\w+\b", "#", text)
     return text[:120]

@@ -64,14 +64,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:
-    """An argument parser whose help is the module's docstring, with `--config` on it."""
     result = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {config})")
     return result
 
 
 def build_student_parser(doc: str | None) -> Parser:
-    """The same for commands that read the settings of a student and of the pipeline."""
     result = build_parser(doc, config=STUDENT_CONFIG)
     result.add_argument("--pipeline-config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
     return result
@@ -82,7 +80,7 @@ def _raise_stop_signal(_signal: int, _frame: FrameType | None) -> None:
 
 
 def handle_signals() -> None:
-    """Raise on SIGTERM and SIGHUP, so that half-written files are cleaned up."""
+    # As an exception, so that `finally` and `with` remove half-written files.
     signal.signal(signal.SIGTERM, _raise_stop_signal)
     signal.signal(signal.SIGHUP, _raise_stop_signal)
 

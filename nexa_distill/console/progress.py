@@ -37,23 +37,21 @@ class Progress:
         self._write_state()
 
     def add(self, rows: int = 1, note: str = "") -> None:
-        """Count `rows` more; `note` (such as the cost so far) is shown at the end of the line."""
         self.done += rows
         if note:
             self.note = note
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(rows)
+        # Thousands of rows a second would otherwise be as many writes.
         if time.monotonic() - self._written > WRITE_EVERY_SECONDS:
             self._write_state()
 
     def set_note(self, note: str) -> None:
-        """Replace the note at the end of the line."""
         self.note = note
         self._bar.set_postfix_str(note)
         self._write_state()
 
     def print_line(self, text: str) -> None:
-        """Print a line above the bar."""
         self._bar.clear()
         print(f"{self.step}: {text}", flush=True)
         self._bar.refresh()
@@ -62,6 +60,7 @@ class Progress:
         self._written = time.monotonic()
         if self._file is None:
             return
+        # Without the rows of earlier runs, which took no time of this one.
         rate = (self.done - self._first) / max(self._written - self._start, 1e-9)
         state = {
             "step": self.step,
@@ -71,6 +70,7 @@ class Progress:
             "note": self.note,
             "updated": time.time(),
         }
+        # Replaced as a whole, because the launcher may read it at any moment.
         temporary = self._file.with_suffix(".tmp")
         try:
             temporary.write_text(json.dumps(state))

@@ -25,10 +25,11 @@ class EarlierRequests:
         self._index: np.ndarray[Any, Any] | None = None
 
     def find_bodies(self, sample: str) -> Iterator[dict[str, Any]]:
-        """Earlier request bodies of the sample, newest first."""
         if self._index is None:
             self._index = self._build_index()
+        # A hash may belong to two samples: the query below compares the whole name.
         start, end = np.searchsorted(self._index["sample"], [hash(sample), hash(sample) + 1])
+        # Ids ascend with time: the newest requests first.
         for id_ in self._index["id"][max(start, end - COMPARED_REQUESTS) : end][::-1].tolist():
             sql = "SELECT body FROM requests WHERE id=? AND sample_id=?"
             for (body,) in self._journal.read_rows(sql, id_, sample):
@@ -41,11 +42,11 @@ class EarlierRequests:
 
 
 def why_sent(request: PromptRequest, known: RequestState | None, earlier: EarlierRequests) -> str:
-    """The reason for sending a request, for the estimate."""
     if known is None:
         changes = [describe_changes(body, request.body) for body in earlier.find_bodies(request.sample_id)]
         if not changes:
             return "never asked"
+        # The most similar earlier request explains the change best.
         fewest = min(changes, key=len)
         return f"changed: {', '.join(fewest)}" if fewest else "one more answer of the same prompt"
     if not known.attempts or known.attempts[-1].outcome == "not_sent":
@@ -59,7 +60,6 @@ def why_sent(request: PromptRequest, known: RequestState | None, earlier: Earlie
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys that differ; for single values also the old and the new one."""
     changes = list[str]()
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "model", key)):
         before, after = old.get(key), new.get(key)

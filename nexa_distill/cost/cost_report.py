@@ -45,11 +45,11 @@ class _AnswerMeans(NamedTuple):
 
 
 def write_cost_report(config: DistillConfig) -> Figures:
-    """Write the report, unless the file is up to date, and return it."""
     report = build_cost_report(config)
     path = config.storage.path_of("reports") / "cost_report.json"
     if path.is_file():
         written: Figures = json.loads(path.read_text(encoding="utf-8"))
+        # The same figures: the file keeps its run and date, so that a rerun changes no byte.
         if written | {key: report[key] for key in ("run_id", "created_at")} == report:
             return written
     write_json(path, report)
@@ -77,7 +77,6 @@ def build_cost_report(config: DistillConfig) -> Figures:
 
 
 def _sum_stages(stages: dict[str, Figures]) -> Figures:
-    """Sums over all stages; teacher tokens are prompts and completions."""
     counts = ("requests_sent", "answered", "uncertain", "uncertain_usd_at_most")
     summed = (*counts, "usd", "answers_without_price", "seconds")
     of_teachers = [figures for name, figures in stages.items() if name in TEACHERS]
@@ -89,11 +88,11 @@ def _sum_stages(stages: dict[str, Figures]) -> Figures:
 
 
 def _count_kept(storage: Storage) -> Figures | None:
-    """Figures of the current kept answers; None if they are missing or outdated."""
     path, answers = storage.path_of("filtered_dataset"), storage.path_of("collected_dataset")
     manifest = load_manifest(path, storage)
     sources = [load_manifest(source, storage) for source in (answers, *valid_regenerations(storage))]
     made_from = {item["sha256"] for item in manifest["inputs"]} if manifest else set()
+    # Every table of answers must be among its inputs, in its present version.
     if any(source is None or source["sha256"] not in made_from for source in sources):
         return None
     try:
@@ -112,7 +111,6 @@ def _count_kept(storage: Storage) -> Figures | None:
 
 
 def _read_columns(path: Path, key: str, columns: list[str]) -> pa.Table:
-    """Columns of a table of contracts; no rows if the file is missing."""
     table = TABLES[key]
     batches = list(read_batches(path, table, columns=columns)) if path.exists() else []
     schema = pa.schema([table.schema.field(name) for name in columns])
@@ -120,12 +118,12 @@ def _read_columns(path: Path, key: str, columns: list[str]) -> pa.Table:
 
 
 def _project_costs(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:
-    """Cost of `budget.target_samples` kept samples if the rest is like the current ones."""
     target, parts = config.budget.target_samples, dict[str, Figures]()
     for name, figures in stages.items():
         if name in PER_SAMPLE and samples:
             now = _current_answers(name, figures, config.storage)
             if now.requests:
+                # As if each further sample cost what the current ones did.
                 parts[name] = _scale_stage(now, figures["answers_per_second"], target / samples)
     return {
         "target_samples": target,
@@ -150,13 +148,13 @@ def _scale_stage(now: _AnswerMeans, per_second: float | None, scale: float) -> F
 
 
 def _current_answers(stage: str, figures: Figures, storage: Storage) -> _AnswerMeans:
-    """Answers of a stage in the current tables; for a stage without a table, in its journal."""
     if stage == "teacher":
         return _measure_answers(storage.path_of("collected_dataset"), storage.path_of("unanswered"))
     if stage == "regenerate":
         for path in valid_regenerations(storage):
             return _measure_answers(path, path.with_name(f"{path.stem}.unanswered.parquet"))
         return _AnswerMeans(0, 0, None, None)
+    # A stage without a table of answers: those of its journal.
     answered = figures["answered"]
     tokens = sum_complete((figures["prompt_tokens"], figures["completion_tokens"]))
     counted = answered - figures["answers_without_token_counts"]
@@ -168,6 +166,7 @@ def _measure_answers(table: Path, unanswered: Path) -> _AnswerMeans:
     columns = ["request_key", "prompt_tokens", "completion_tokens", "cost_usd"]
     rows = _read_columns(table, "collected_dataset", columns)
     rows = rows.filter(pc.is_valid(rows["request_key"]))  # without: from a file or an annotator
+    # Rows that share a request share its answer and its cost.
     once = rows.group_by("request_key").aggregate([(name, "min") for name in columns[1:]])
     missing = pc.count_distinct(_read_columns(unanswered, "unanswered", ["request_key"])["request_key"])
     tokens = pc.add(once["prompt_tokens_min"], once["completion_tokens_min"])

@@ -1,9 +1,7 @@
 """Estimate of the requests, tokens, cost and time of a collection, before anything is sent.
 
-The journal is read without its lock, so this works beside a running collector. Prompt tokens are
-estimated from bytes, by the best available measure: the tokens that the model billed per byte of
-its stored requests, else the student's tokenizer, else `BYTES_PER_TOKEN`. Every request counts as
-billed once; a crash or a timeout may bill it again. Takes 32 bytes of memory per request.
+The journal is read without its lock, so this works beside a running collector. Every request counts
+as billed once; a crash or a timeout may bill it again.
 """
 
 import math
@@ -58,10 +56,10 @@ class _RequestSizes:
 
     def __init__(self) -> None:
         self.texts, self.text_bytes = list[str](), 0
+        # Four numbers of 8 bytes per request: millions of requests fit into memory.
         self._numbers, self._reasons = array("q"), dict[str, int]()
 
     def add_request(self, request: PromptRequest, longest_answer: int, why: str) -> None:
-        """Add the request of one row."""
         if len(self._numbers) < 4 * TOKENIZED_REQUESTS:
             self.texts += [str(message["content"]) for message in request.body["messages"]]
             self.text_bytes += len(request.data)
@@ -69,12 +67,12 @@ class _RequestSizes:
         self._numbers.extend((hash(request.key), len(request.data), longest_answer, number))
 
     def merge_duplicates(self) -> None:
-        """Count rows with the same request once."""
         rows = np.array(self._numbers, np.int64).reshape(-1, 4)
         _, first = np.unique(rows[:, 0], return_index=True)
         _, self.sizes, self.limits, why = rows[first].T
         self.shared = len(rows) - len(first)
         counts = np.bincount(why, minlength=len(self._reasons)).tolist()
+        # `+` drops the reasons whose requests are all duplicates.
         self.why = +Counter(dict(zip(self._reasons, counts, strict=True)))
 
 
@@ -115,6 +113,7 @@ def _count_tokens(plan: Estimate, sizes: _RequestSizes, rates: Throughput, colle
     plan.prompt_tokens = round(int(sizes.sizes.sum()) * per_byte)
     plan.most_answer_tokens = int(sizes.limits.sum())
     if rates.answer_tokens is not None:
+        # No answer is longer than its own limit.
         plan.answer_tokens = round(float(np.minimum(sizes.limits, rates.answer_tokens).sum()))
     if price := collector.model_price:
         plan.most_usd = price.answer_cost(plan.prompt_tokens, plan.most_answer_tokens)
@@ -123,7 +122,7 @@ def _count_tokens(plan: Estimate, sizes: _RequestSizes, rates: Throughput, colle
 
 
 def _tokens_per_byte(sizes: _RequestSizes, rates: Throughput, config: DistillConfig) -> tuple[float, str]:
-    """(tokens per byte of a request, source of that number)."""
+    # From the best measure to the roughest.
     if rates.tokens_per_byte is not None:
         return rates.tokens_per_byte, f"as billed for {rates.answers:,} stored answers"
     if (tokens := _count_by_tokenizer(sizes.texts, config)) is not None:
@@ -132,12 +131,12 @@ def _tokens_per_byte(sizes: _RequestSizes, rates: Throughput, config: DistillCon
 
 
 def _count_by_tokenizer(texts: list[str], config: DistillConfig) -> int | None:
-    """Number of tokens of the texts; None if the tokenizer is not on this disk."""
     try:
         student = load_yaml(Path(config.student), StudentConfig)
         file = student.find_tokenizer(config.storage)
         if file is None:
             return None
+        # Imported here: a run with stored answers does not need it.
         from tokenizers import Tokenizer
 
         encoded = Tokenizer.from_file(str(file)).encode_batch(texts, add_special_tokens=False)
@@ -147,7 +146,6 @@ def _count_by_tokenizer(texts: list[str], config: DistillConfig) -> int | None:
 
 
 def _estimate_time(plan: Estimate, sizes: _RequestSizes, rates: Throughput, collector: Collector) -> None:
-    """Seconds at the measured throughput, and the minimum that the provider's limits allow."""
     if collector.is_batch_mode:
         plan.pace = "as long as the provider takes for a batch, up to a day"
         return
@@ -156,6 +154,7 @@ def _estimate_time(plan: Estimate, sizes: _RequestSizes, rates: Throughput, coll
         plan.pace = f"{rates.per_second:,.1f} answers/s as in the last run"
     elif rates.latency_seconds is not None:
         concurrency = min(collector.config.collection.concurrency, plan.send)
+        # In waves: as many requests as are sent together take one latency.
         plan.seconds = math.ceil(plan.send / concurrency) * rates.latency_seconds
         plan.pace = f"{rates.latency_seconds:,.2f} s per answer, {concurrency} at a time"
     reserved = int((sizes.sizes // 3 + sizes.limits).sum())  # as the rate limiter counts them

@@ -11,6 +11,7 @@ from nexa_distill.settings.pipeline import Storage
 Figures = dict[str, Any]
 
 FIRST_STAGES = ("teacher", "regenerate", "judge")
+# LEFT JOIN: attempts without usage count too. A sum with NULL is NULL: count(a + b) counts rows with both.
 _TOTALS_BY_OUTCOME = (
     "SELECT o.outcome, count(*), sum(u.prompt_tokens), sum(u.completion_tokens), "
     "count(u.prompt_tokens + u.completion_tokens), sum(u.cost_usd), count(u.cost_usd), "
@@ -54,6 +55,7 @@ def stage_spending(journal: ReadOnlyJournal) -> Figures:
     """Figures of all runs; None = not measured. `under_way`: requests in open batches."""
     by = {outcome: _OutcomeTotals(*row) for outcome, *row in journal.read_rows(_TOTALS_BY_OUTCOME)}
     answered, refused, uncertain = (by.get(name, _OutcomeTotals()) for name in ("answered", "rejected", "uncertain"))
+    # Attempts without an outcome: their process died, perhaps after the provider had answered.
     died, seconds = journal.unended_usage(), _wall_seconds(journal)
     perhaps = (uncertain.most_usd or 0.0) + died.usd
     doubtful = uncertain.attempts + died.requests
@@ -75,19 +77,19 @@ def stage_spending(journal: ReadOnlyJournal) -> Figures:
 
 
 def _wall_seconds(journal: ReadOnlyJournal) -> float | None:
-    """Wall time of all runs; a killed run counts until its last outcome."""
     runs = "SELECT id, started_at, ended_at, lead(started_at) OVER (ORDER BY id) FROM runs"
     lasted = list[float | None]()
     for id_, started, ended, following in journal.read_rows(runs).fetchall():
+        # A killed run counts until its last outcome.
         if ended is None:
             (ended,) = journal.read_rows(_LAST_OUTCOME, id_, following or math.inf, PROCESS_DIED).fetchone()
+        # Not negative: the clock may have been set back meanwhile.
         lasted.append(None if ended is None else max(0.0, ended - started))
     seconds: float | None = sum_known(lasted)
     return seconds
 
 
 def safe_ratio(value: float | None, by: float | None) -> float | None:
-    """`value / by`; None if one is None or `by` is 0."""
     return value / by if value is not None and by else None
 
 

@@ -55,11 +55,11 @@ def measure_throughput(journal: ReadOnlyJournal, model: str) -> Throughput:
 
 
 def _answers_per_second(answers: list[_AnswerTiming]) -> float | None:
-    """Answers per second, from the first send to the last answer of a run."""
     runs: dict[int, list[_AnswerTiming]] = defaultdict(list)
     for answer in answers:
         if answer.latency_ms is not None:
             runs[answer.run].append(answer)
+    # The newest run with enough answers: earlier ones may have had other settings.
     for _, of_run in sorted(runs.items(), reverse=True):
         if len(of_run) >= MIN_ANSWERS:
             first = min(a.ended_at - (a.latency_ms or 0.0) / 1000 for a in of_run)

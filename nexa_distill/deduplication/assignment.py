@@ -29,7 +29,6 @@ COLUMNS = ["sample_id", *CONTENT_COLUMNS, "document_id"]
 
 
 def minhash_settings(config: DistillConfig) -> MinHashSettings | None:
-    """The settings of the search for near-duplicates; None = no search."""
     chosen = config.dedup
     if chosen.jaccard is None:
         return None
@@ -65,8 +64,8 @@ class PreparedBatch(NamedTuple):
 
 
 def document_of(row: Mapping[str, Any], shared: SharedText) -> str:
-    """The document of a row: its own text if its context is only an instruction."""
     if row["context"] and shared.is_instruction(row["document_id"]):
+        # Many rows share an instruction: with its id they would all be one document.
         return sha256_text(normalize_document(own_texts(row, shared)[0]))
     return str(row["document_id"])
 
@@ -74,6 +73,7 @@ def document_of(row: Mapping[str, Any], shared: SharedText) -> str:
 def prepare_batch(batch: pa.Table, how: MinHashSettings | None, shared: SharedText) -> PreparedBatch:
     """Compute all that needs the texts of a batch of contracts.CANONICAL. Pure."""
     rows = batch.select(COLUMNS).to_pylist()
+    # 16 bytes: half the memory, and equal hashes of different texts are still out of reach.
     content = [hashlib.sha256(_content_bytes(row)).digest()[:16] for row in rows]
     texts = [own_texts(row, shared) for row in rows]
     subjects, questions = (pa.array([text[i] for text in texts], pa.string()) for i in (0, 1))
@@ -108,7 +108,6 @@ class DedupRows:
         self._parts: list[tuple[npt.NDArray[Any], ...]] = []
 
     def add(self, batch: PreparedBatch) -> None:
-        """Append a batch."""
         self._ids["samples"].write(batch.samples.data)
         self._ids["documents"].write(batch.documents.data)
         tasks = [self._tasks.setdefault(task, len(self._tasks)) for task in batch.tasks]
@@ -124,7 +123,6 @@ class DedupRows:
         )
 
     def close(self) -> None:
-        """Finish adding, and load the columns."""
         for file in self._ids.values():
             file.close()
         self.subjects.close()
@@ -140,21 +138,19 @@ class DedupRows:
         return len(self.tasks)
 
     def _map_ids(self, name: str) -> Digests:
+        # Mapped, not read: 32 bytes per row stay on disk.
         return np.memmap(self.folder / name, np.uint8, "r").reshape(-1, 32)
 
 
 @dataclass
 class DedupDecisions:
-    """Per row: an index into REASONS, and the row (or -2 - eval text) that it matches.
-
-    `spans`: of contaminated rows, first word and number of words of the run in the row's subject.
-    `common`: number of runs ignored as boilerplate; None without a search.
-    """
+    """Per row: an index into REASONS, and the row (or -2 - eval text) that it matches."""
 
     reason: npt.NDArray[np.int8]
     other: Indexes
+    # Of contaminated rows: first word and number of words of the run in the row's subject.
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)
-    common: int | None = None
+    common: int | None = None  # runs ignored as boilerplate; None without a search
 
 
 def cluster_subjects(rows: DedupRows) -> Indexes:
@@ -170,6 +166,7 @@ def cluster_subjects(rows: DedupRows) -> Indexes:
 def assign_document_splits(rows: DedupRows, labels: Indexes, config: DistillConfig) -> None:
     """Assign a split to every document; `labels` loses links through refused documents only."""
     clusters = np.arange(len(rows.documents.ids))
+    # Sorted by cluster, its rows are neighbours: linking neighbours links the whole cluster.
     order = np.argsort(labels[rows.subject], kind="stable")
     cluster, document = labels[rows.subject[order]], rows.document[order]
     same = cluster[1:] == cluster[:-1]
@@ -196,6 +193,7 @@ def _near_pairs(rows: DedupRows, texts: Indexes) -> list[tuple[int, int]]:
         return similar_pairs(rows.subjects, texts, rows.how)
     prints = rows.subjects.prints[texts]
     a, b = np.nonzero(prints[:, None] == prints[None, :])
+    # Each pair once, and no text with itself.
     return list(zip(a[a < b].tolist(), b[a < b].tolist(), strict=True))
 
 
@@ -219,6 +217,7 @@ def _best_rows(groups: Indexes, rank: Indexes) -> Indexes:
     """Per row, the row of its group with the lowest rank."""
     lowest = np.full(len(rank), np.iinfo(np.int64).max)
     np.minimum.at(lowest, groups, rank)
+    # A rank is the row's number, plus multiples of the number of rows: the remainder is the row.
     best: Indexes = lowest[groups] % max(len(rank), 1)
     return best
 
@@ -266,8 +265,10 @@ def _reject_near_duplicates(
     several = size[group] > 1
     alive, salt = alive[several], salt[several]
     labels_of_questions = cluster_texts(rows.questions, rows.question[alive], salt, how)
+    # argsort of argsort: the position of each row in the order of the ranks.
     order = np.argsort(np.argsort(rank[alive], kind="stable"), kind="stable")
     best = alive[np.argsort(order)[_best_rows(labels_of_questions, order)]] if len(alive) else alive
+    # What an earlier run kept by the same settings stays, or rows would vanish when others are added.
     drop = (best != alive) & ~stays[alive]
     verdicts.reason[alive[drop]] = NEAR_DUPLICATE
     verdicts.other[alive[drop]] = best[drop]
@@ -295,8 +296,10 @@ def _reject_contaminated(
         return
     # Equal subjects were compared once, by their first text; every row with one is rejected.
     own = prints[rows.subject[train]]
+    # A value above the last one would be out of range; the comparison below drops it.
     at = np.minimum(np.searchsorted(matched, own), len(matched) - 1)
     hit = np.flatnonzero(matched[at] == own)
+    # Reversed, so that the first row with this subject is the one that is named.
     holders = dict(zip(rows.subject[held[::-1]].tolist(), held[::-1].tolist(), strict=True))
     for row, index in zip(train[hit].tolist(), order[at[hit]].tolist(), strict=True):
         source = int(matches.sources[index])

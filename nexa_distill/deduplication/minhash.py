@@ -35,6 +35,7 @@ def union_labels(labels: Indexes, a: Indexes, b: Indexes) -> None:
         high, low = np.maximum(labels[a], labels[b]), np.minimum(labels[a], labels[b])
         open_ = high != low
         a, b = a[open_], b[open_]
+        # Not `labels[high] = low`: a cluster may be in several pairs, and the lowest one counts.
         np.minimum.at(labels, high[open_], low[open_])
         # Follow the labels to their roots, so that every node has the lowest node of its cluster.
         while True:
@@ -45,8 +46,8 @@ def union_labels(labels: Indexes, a: Indexes, b: Indexes) -> None:
 
 
 def union_equal(labels: Indexes, values: npt.NDArray[np.generic]) -> None:
-    """Merge the clusters of nodes with the same value, in place."""
     order = np.argsort(values, kind="stable")
+    # Sorted, equal values are neighbours: linking neighbours links them all.
     same = values[order[1:]] == values[order[:-1]]
     union_labels(labels, order[:-1][same], order[1:][same])
 
@@ -57,6 +58,7 @@ def bucket_pairs(keys: Hashes, labels: Indexes) -> Iterator[tuple[Indexes, Index
     The caller merges pairs between the rounds; a bucket that has become one cluster is dropped.
     """
     order = np.argsort(keys, kind="stable")
+    # The value before the first one is another key, so that a bucket begins there.
     edges = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)) != 0)
     starts, sizes = edges, np.diff(np.append(edges, len(keys)))
     # Round k compares each node of a bucket with the k-th after it. Most buckets become one cluster
@@ -84,6 +86,7 @@ def cluster_texts(sketches: SketchStore, nodes: Indexes, salt: Hashes, how: MinH
     Only nodes with the same `salt` are compared.
     """
     labels = np.arange(len(nodes))
+    # The salt is in every key, so nodes of different groups never share a bucket.
     union_equal(labels, mix_bits(sketches.prints[nodes] ^ salt))
     # Equal texts are in one cluster; only the first of each is compared further.
     first = np.flatnonzero(labels == np.arange(len(nodes)))
@@ -94,6 +97,7 @@ def cluster_texts(sketches: SketchStore, nodes: Indexes, salt: Hashes, how: MinH
         for a, b in bucket_pairs(keys, own):
             good = alike.are_similar(nodes[first[a]], nodes[first[b]])
             union_labels(own, a[good], b[good])
+    # Back from positions in `first` to nodes; the last step passes the label on to equal texts.
     labels[first] = first[own]
     return labels[labels]
 
@@ -108,7 +112,6 @@ class PairSimilarity:
         self._least = t - 4 * math.sqrt(t * (1 - t) / how.permutations)
 
     def are_similar(self, a: Indexes, b: Indexes) -> npt.NDArray[np.bool_]:
-        """Per pair of texts, whether its similarity reaches the threshold."""
         good = np.zeros(len(a), np.bool_)
         for start in range(0, len(a), _PAIRS):
             part = slice(start, start + _PAIRS)
@@ -120,9 +123,9 @@ class PairSimilarity:
         return good & ~self._differ_in_symbols(a, b, np.flatnonzero(good))
 
     def _differ_in_symbols(self, a: Indexes, b: Indexes, among: Indexes) -> npt.NDArray[np.bool_]:
-        """Per short pair, whether digits, symbols or meaningful capitals differ."""
         starts, differs = self._sketches.starts, np.zeros(len(a), np.bool_)
         longer = np.maximum(*(starts[side[among] + 1] - starts[side[among]] for side in (a, b)))
+        # In a longer text, one other digit or symbol makes no other text.
         among = among[longer < SHORT]
         for start in range(0, len(among), _EXACT):
             part = among[start : start + _EXACT]
@@ -131,7 +134,6 @@ class PairSimilarity:
         return differs
 
     def jaccard_similarity(self, a: Indexes, b: Indexes) -> npt.NDArray[np.float64]:
-        """Per pair, the size of the intersection of the shingle sets over that of the union."""
         similarity = np.zeros(len(a))
         for start in range(0, len(a), _EXACT):
             part = slice(start, start + _EXACT)

@@ -49,7 +49,6 @@ class MinHashSettings:
 
     @property
     def band_count(self) -> int:
-        """b: bands in the signature."""
         return self.permutations // self.rows_per_band
 
     def recall_with(self, rows: int) -> float:
@@ -67,9 +66,11 @@ def compute_signatures(texts: HashedWords, how: MinHashSettings) -> tuple[Signat
     values = np.fromiter(flat, np.uint32, size).reshape(len(texts), how.permutations)
     bands = values[:, : how.band_count * how.rows_per_band].reshape(len(texts), how.band_count, how.rows_per_band)
     keys = np.zeros(bands.shape[:2], np.uint64)
+    # Overflow is wanted: the hash is modulo 2**64.
     with np.errstate(over="ignore"):
         for row in range(how.rows_per_band):
             keys = keys * _FACTOR + bands[:, :, row]
+        # The top byte of a product, which depends on all bits of the value.
         bytes_ = (values * np.uint32(0x9E3779B1)) >> np.uint32(24)
     return bytes_.astype(np.uint8), mix_bits(keys)
 
@@ -87,6 +88,7 @@ class SketchedBatch:
 
 def sketch_batch(texts: pa.Array, how: MinHashSettings | None) -> SketchedBatch:
     """Hash and sketch a batch of texts (null counts as empty). Pure, so any thread may run it."""
+    # Equal texts of a batch are hashed once.
     encoded = texts.fill_null("").dictionary_encode()
     words = hash_words(encoded.dictionary)
     signatures, bands = compute_signatures(words, how) if how else (None, None)
@@ -126,6 +128,7 @@ class SketchStore:
         self._out["words"].write(batch.texts.words.data)
         if batch.signatures is not None and batch.bands is not None:
             self._out["signatures"].write(batch.signatures.data)
+            # One file per band: a search reads one band of all texts at a time.
             for band, keys in enumerate(np.ascontiguousarray(batch.bands.T)):
                 self._out[f"band-{band}"].write(keys.data)
         self._lengths.append(np.diff(batch.texts.starts))
@@ -154,13 +157,11 @@ class SketchStore:
         return NumberFile(self._folder / "signatures", np.uint8)
 
     def load_signatures(self, texts: Indexes) -> Signatures:
-        """The signatures of these texts, one row each."""
         width = self._how.permutations if self._how else 0
         flat = self._signature_file.read_pieces(texts * width, np.full(len(texts), width))
         return flat.reshape(len(texts), width)
 
     def load_band(self, number: int) -> Hashes:
-        """Per text, its key in this band."""
         return np.fromfile(self._folder / f"band-{number}", np.uint64)
 
     @cached_property
@@ -168,16 +169,15 @@ class SketchStore:
         return NumberFile(self._folder / "words", np.uint64)
 
     def load_words(self, texts: Indexes) -> HashedWords:
-        """The words of these texts."""
         first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         return HashedWords(self._word_file.read_pieces(first, lengths), starts)
 
     def text_blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
-        """Ranges of texts with about `words` words each."""
         first = 0
         while first < self._count:
             last = np.searchsorted(self.starts, self.starts[first] + words, "right") - 1
+            # At least one text, also if it is longer than a block.
             end = max(int(last), first + 1)
             yield first, min(end, self._count)
             first = end
@@ -188,9 +188,11 @@ def scratch_folder(dst: Path) -> Iterator[Path]:
     """A hidden folder beside `dst`, removed at the end; those of killed runs are removed first."""
     for old in dst.parent.glob(f".{dst.name}.*.scratch"):
         try:
+            # Signal 0 only asks whether the process lives.
             os.kill(int(old.name.split(".")[-2]), 0)
         except ProcessLookupError:
             shutil.rmtree(old, ignore_errors=True)
+        # It lives, and is another user's.
         except PermissionError:
             continue
     folder = dst.with_name(f".{dst.name}.{os.getpid()}.scratch")

@@ -32,17 +32,13 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class SharedText:
-    """Shared texts, by `name_of` of a context's document id, or of an opening or closing.
-
-    `reported`: (text, number of rows) of each instruction of this run.
-    """
+    """Shared texts, by `name_of` of a context's document id, or of an opening or closing."""
 
     instructions: frozenset[str] = frozenset()
     passages: frozenset[str] = frozenset()
-    reported: tuple[tuple[str, int], ...] = ()
+    reported: tuple[tuple[str, int], ...] = ()  # (text, number of rows) of each instruction of this run
 
     def is_instruction(self, document_id: str) -> bool:
-        """Whether the context of this document is an instruction."""
         return bool(self.instructions) and name_of(document_id) in self.instructions
 
     def split_prompt(self, prompt: str) -> tuple[str, str]:
@@ -75,6 +71,7 @@ def name_of(text: str) -> str:
 
 def _openings_and_closings(prompt: str) -> Iterator[tuple[str, Span]]:
     """(name, span) of the long openings and closings of a prompt that are not all of it."""
+    # A character has at most 4 bytes: nothing here can be long enough.
     if len(prompt) * 4 < LONG:
         return
     borders = [match.span() for match in _BORDER.finditer(prompt)]
@@ -106,6 +103,7 @@ def find_shared_text(
     instructions = texts.keys() | (before.instructions if before else frozenset())
     passages = openings.keys() if before is None else before.passages
     reported = [(text, often[name]) for name, (_, text) in texts.items()]
+    # Of several openings of one instruction, only the longest is reported.
     reported = [item for item in reported if not any(item[0] in o[0] and item != o for o in reported)]
     return SharedText(frozenset(instructions), frozenset(passages - instructions), tuple(reported))
 
@@ -137,11 +135,13 @@ def _count_shared(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dic
         texts = list(map(_prompt_without_schema, rows))
         ends = [sorted({name for name, _ in _openings_and_closings(text)}) for text in texts]
         owner = np.repeat(np.arange(len(texts)), [len(part) for part in ends])
+        # Positions among the prompts of all batches so far.
         owners.append(owner + sum(map(len, prompts)))
         documents.append(_name_array(batch["document_id"].filter(has_context).to_pylist()))
         prompts.append(_name_array(texts))
         names.append(np.array(list(chain.from_iterable(ends)), "S16"))
         total += batch.num_rows
+    # A prompt counts once, however many rows have it.
     _, different = np.unique(np.concatenate(prompts), return_index=True)
     counted = np.isin(np.concatenate(owners), different)
     contexts = _frequent_names(np.concatenate(documents))

@@ -46,22 +46,17 @@ def split_of_cluster(cluster_id: str, split: Split) -> str:
 
 @dataclass
 class Documents:
-    """The documents of a run, in the order of their keys.
-
-    `names`: of their clusters (zeros: none yet); `known`: whether they are stored; `stood`: whether
-    they had a row in the last output; `refused`: the reason for each refused document.
-    """
+    """The documents of a run, in the order of their keys."""
 
     ids: Digests
-    names: Digests
-    known: Flags
-    stood: Flags
-    sides: npt.NDArray[np.int8]
-    refused: dict[int, str]
+    names: Digests  # of their clusters; zeros = none yet
+    known: Flags  # whether they are stored
+    stood: Flags  # whether they had a row in the last output
+    sides: npt.NDArray[np.int8]  # indexes into SPLITS; -1 = none yet
+    refused: dict[int, str]  # document -> the reason
 
     @classmethod
     def from_ids(cls, ids: Digests) -> "Documents":
-        """New documents with these ids."""
         none = np.zeros(len(ids), np.bool_)
         sides = np.full(len(ids), -1, np.int8)
         return cls(ids, np.zeros_like(ids), none, none.copy(), sides, {})
@@ -80,6 +75,7 @@ def load_clusters(documents: Documents, path: Path, decided_with: Mapping[str, A
     own = digest_keys(documents.ids)
     for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
         stored = digest_keys(digest_ids(batch["document_id"].to_pylist()))
+        # A key above the last one would be out of range; the comparison below drops it.
         place = np.minimum(np.searchsorted(own, stored), max(len(own) - 1, 0))
         here = np.flatnonzero(own[place] == stored) if len(own) else np.zeros(0, np.int64)
         documents.names[place[here]] = digest_ids(batch["cluster_id"].take(here).to_pylist())
@@ -88,7 +84,6 @@ def load_clusters(documents: Documents, path: Path, decided_with: Mapping[str, A
 
 
 def load_shared_text(path: Path) -> SharedText | None:
-    """The text that prompts share according to earlier runs; None without any."""
     if not path.exists():
         return None
     stored = json.loads(_load_metadata(path).get(_SHARED_TEXT, b"{}"))
@@ -97,7 +92,6 @@ def load_shared_text(path: Path) -> SharedText | None:
 
 
 def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
-    """Whether each of these documents is stored at `path`."""
     stored, ids = set[str](), set(document_ids)
     if path.exists() and ids:
         for batch in read_batches(path, CLUSTERS_TABLE, batch_rows=_BATCH):
@@ -106,10 +100,7 @@ def are_remembered(path: Path, document_ids: list[str]) -> list[bool]:
 
 
 def save_clusters(documents: Documents, path: Path, decided_with: Mapping[str, Any], shared: SharedText) -> None:
-    """Add the clusters of new documents to `path`; clusters of another `split:` are replaced.
-
-    The file is not written if nothing is new.
-    """
+    """Add the clusters of new documents to `path`; clusters of another `split:` are replaced."""
     settings = _settings_metadata(decided_with)
     names = {"instructions": sorted(shared.instructions), "passages": sorted(shared.passages)}
     settings[_SHARED_TEXT] = compact_json(names).encode()
@@ -117,6 +108,7 @@ def save_clusters(documents: Documents, path: Path, decided_with: Mapping[str, A
     same = before.get(_SETTINGS + b".split") == settings[_SETTINGS + b".split"]
     new = np.flatnonzero(~documents.known)
     new = new[[index not in documents.refused for index in new.tolist()]]
+    # Nothing is new: the file is not written.
     if same and not len(new) and settings.items() <= before.items():
         return
     with table_writer(path, CLUSTERS.with_metadata(settings)) as out:

@@ -22,7 +22,6 @@ WAY_OUT = (
 
 
 def print_warnings(config: DistillConfig, rows: DedupRows, verdicts: DedupDecisions, shared: SharedText) -> None:
-    """Print instructions that were excluded from the comparison, and a large contaminated share."""
     for text, count in shared.reported:
         print(
             f"dedup: {count} of {len(rows)} prompts have a text in common "
@@ -31,6 +30,7 @@ def print_warnings(config: DistillConfig, rows: DedupRows, verdicts: DedupDecisi
         )
     lost = verdicts.reason == CONTAMINATED
     train = rows.documents.sides[rows.document] == SPLITS.index("train")
+    # Of the rows that would be trained on: the lost ones and the kept ones.
     count, of = int(lost.sum()), int((lost | (train & (verdicts.reason == 0))).sum())
     if count > of * WARN_SHARE:
         print(
@@ -55,7 +55,6 @@ def require_both_sides(config: DistillConfig) -> None:
 
 
 def _why_no_training_rows(config: DistillConfig) -> str | None:
-    """The reason, with the settings to change; None if contamination is not the reason."""
     path = config.storage.path_of("rejected_inputs")
     batches = read_batches(path, TABLES["rejected_inputs"], columns=["rejection_reason"])
     lost = sum(batch["rejection_reason"].to_pylist().count("contaminated") for batch in batches)

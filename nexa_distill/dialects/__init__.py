@@ -47,7 +47,6 @@ def normal_finish_reason(word: str | None) -> str | None:
 
 
 def is_known_finish(word: str) -> bool:
-    """Whether the rules understand a (normalised) finish reason."""
     return word in NORMAL_FINISHES
 
 
@@ -57,14 +56,13 @@ def has_used_its_quota(text: str) -> bool:
 
 
 def is_loading(text: str) -> bool:
-    """Whether the text of a failure means that the server has not loaded its model yet."""
     return bool(_LOADING.search(text))
 
 
 @cache
 def dialect_of_host(host: str) -> Dialect:
-    """The dialect of a host name; OpenAI's if no dialect lists it."""
     ends = ((end, d) for d in _EVERY for end in d.hosts if host == end or host.endswith(f".{end}"))
+    # The longest suffix wins: a host may be listed more precisely than its domain.
     return max(ends, key=lambda pair: len(pair[0]), default=("", DIALECTS["openai"]))[1]
 
 

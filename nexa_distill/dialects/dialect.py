@@ -22,10 +22,7 @@ def invert_groups(groups: Mapping[T, str]) -> dict[str, T]:
 
 @dataclass(frozen=True)
 class Dialect:
-    """One kind of server. Patterns are regular expressions; their case is ignored.
-
-    `hosts`: suffixes of host names that use it, for a provider whose `dialect` is null.
-    """
+    """One kind of server. Patterns are regular expressions; their case is ignored."""
 
     name: str
     servers: str
@@ -40,7 +37,7 @@ class Dialect:
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()  # suffixes of host names that use it, for a provider whose `dialect` is null
     # The response: the words of all dialects are read from every server (`__init__.py`), because a
     # gateway answers in the words of the server behind it.
     finish_reasons: Mapping[str, str] = field(default_factory=dict)  # word -> NORMAL_FINISHES

@@ -16,7 +16,6 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def dialect_table() -> str:
-    """A Markdown table with one row per dialect."""
     return "\n".join([HEAD, *(_table_row(dialect) for dialect in DIALECTS.values())])
 
 
@@ -27,7 +26,6 @@ def _table_row(dialect: Dialect) -> str:
 
 
 def _describe_words(dialect: Dialect) -> str:
-    """Finish reasons, retried error codes, and whether it has quota and loading messages."""
     finishes = [f"`{word}` = {normal}" for word, normal in dialect.finish_reasons.items()]
     codes = dialect.error_statuses.items()
     retried = [f"`{code}`" for code, status in codes if status in (408, 409, 429) or status >= 500]
@@ -38,14 +36,12 @@ def _describe_words(dialect: Dialect) -> str:
 
 
 def replace_table(guide: str) -> str:
-    """The guide's text with the current table between its markers."""
     before, _, rest = guide.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{dialect_table()}\n{END}{after}"
 
 
 def main() -> None:
-    """Print the table, or write it into the guide (--write)."""
     if "--write" in sys.argv[1:]:
         GUIDE.write_text(replace_table(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
     else:

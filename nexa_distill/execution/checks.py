@@ -12,16 +12,13 @@ DETAIL_LENGTH = 300
 
 
 class Job(NamedTuple):
-    """One answer to execute.
-
-    `known`: SQL: the gold query; maths: the reference; Python: the tests; JSON: the task type if it
-    has a schema; None = nothing to compare with. `place`: the name of the SQL database.
-    """
+    """One answer to execute."""
 
     kind: str
     answer: str | None
+    # SQL: the gold query; maths: the reference; Python: the tests; JSON: the task type, if it has a schema.
     known: str | None = None
-    place: str | None = None
+    place: str | None = None  # name of the SQL database
 
 
 class Check(NamedTuple):
@@ -51,6 +48,7 @@ def make_check(name: str, ok: bool | None, reason: str | None = None, detail: An
 def _shorten_detail(detail: Any) -> str | None:
     if detail is None:
         return None
+    # A lone surrogate in a program's output cannot be written.
     text = str(detail).encode("utf-8", "replace").decode()
     return text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + "…"
 
@@ -62,14 +60,13 @@ def failed_checks(reason: str, detail: Any = None, *, known: bool) -> list[Check
 
 
 def undecided_checks(reason: str, detail: Any = None) -> list[Check]:
-    """The checks of an answer that could not be checked."""
     return [make_check("executes", None, reason, detail)]
 
 
 def with_score(checks: list[Check]) -> list[Check]:
-    """The checks and, last, exec.score."""
     matches = {c.check: c.ok for c in checks}
     executes = matches.pop("exec.executes")
+    # An undecided comparison leaves the score open, unless another one has failed.
     if executes is None or (None in matches.values() and False not in matches.values()):
         value = None
     elif not executes:

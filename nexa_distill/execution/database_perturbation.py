@@ -55,8 +55,10 @@ def _perturb_copy(copy: sqlite3.Connection, variant: str, digest: str) -> None:
     tables = _list_tables(copy)
     referenced = {row[2].lower() for t in tables for row in _query_pragma(copy, "foreign_key_list", t)}
     for place, table in enumerate(tables):
+        # A seed for each table, so that the copies depend on the content alone.
         draw = random.Random(f"{digest}|{variant}|{table}")  # noqa: S311 - not a secret
         _change_columns(copy, table, variant, draw)
+        # Rows that others refer to stay, or every join would lose rows. Shares differ, so that counts do.
         if variant == "rows" and table.lower() not in referenced:
             _drop_rows(copy, table, 0.2 + 0.07 * (place % 7), draw)
         if variant == "mixed" and (added := _further_rows(copy, table, draw)):
@@ -65,7 +67,7 @@ def _perturb_copy(copy: sqlite3.Connection, variant: str, digest: str) -> None:
 
 
 def _list_tables(copy: sqlite3.Connection) -> list[str]:
-    """Ordinary tables with a rowid."""
+    # Rows are changed by their rowid.
     listed = copy.execute("PRAGMA table_list").fetchall()
     return sorted(
         name
@@ -84,6 +86,7 @@ def _change_columns(copy: sqlite3.Connection, table: str, variant: str, draw: ra
         numeric = _is_numeric(values)
         change = _choose_change(variant, numeric=numeric)
         if variant == "texts" and column in foreign and column not in _key_columns(copy, table):
+            # A foreign key that changes places still refers to rows that exist.
             change = _rotate_values
         elif column in fixed or column in foreign:
             change = None
@@ -102,11 +105,12 @@ def _choose_change(variant: str, *, numeric: bool) -> Callable[[Values, random.R
 
 
 def _list_columns(copy: sqlite3.Connection, table: str) -> list[str]:
-    """The columns that are not generated."""
+    # row[6]: generated or hidden, so it cannot be written.
     return [row[1] for row in _query_pragma(copy, "table_xinfo", table) if not row[6]]
 
 
 def _key_columns(copy: sqlite3.Connection, table: str) -> set[str]:
+    # row[5]: its place in the primary key; index[2]: the index is unique.
     keys = {row[1] for row in _query_pragma(copy, "table_xinfo", table) if row[5]}
     for index in _query_pragma(copy, "index_list", table):
         if index[2]:
@@ -131,10 +135,10 @@ def _is_numeric(values: Values) -> bool:
 
 
 def _rotate_values(values: Values, draw: random.Random) -> Values:
-    """A permutation of the values in which none keeps its position."""
     order = list(range(len(values)))
     draw.shuffle(order)
     changed = list(values)
+    # One cycle through all positions: no value keeps its own.
     for here, there in zip(order, order[1:] + order[:1], strict=True):
         changed[here] = values[there]
     return changed
@@ -145,11 +149,11 @@ def _scale_values(values: Values, draw: random.Random) -> Values:
 
 
 def _match_form(value: Any, number: float) -> Any:
-    """The number in the type of the value: int, float or text."""
     if isinstance(value, float):
         return number
     if isinstance(value, int):
         return round(number)
+    # A number in a text keeps its form, with a point or without.
     return str(number if "." in value else round(number))
 
 

@@ -21,13 +21,13 @@ def find_databases(names: Iterable[str], folder: Path) -> dict[str, Path]:
 
 
 def database_folder(configured: str | None, raw: Path) -> Path:
-    """The configured folder of the databases, or that of the raw data."""
     if configured:
         return Path(configured)
     return raw if raw.is_dir() else raw.parent
 
 
 def _find_database(name: str, folder: Path) -> Path:
+    # Names come from the data: none may lead out of the folder.
     if name in ("", ".", "..") or Path(name).name != name:
         raise InputError(f"database {name!r} is not a file name; expected NAME or NAME.sqlite")
     files = [f"{name}{ending}" for ending in ENDINGS]
@@ -45,6 +45,7 @@ def _find_database(name: str, folder: Path) -> Path:
             f"`sqlite3 {path} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
         )
     try:
+        # immutable: without locks, and without new files beside a database that may be read-only.
         with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True) as base:
             base.execute("SELECT count(*) FROM sqlite_master")
         base.close()

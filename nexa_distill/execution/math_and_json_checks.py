@@ -47,6 +47,7 @@ class MathChecks:
         if not reference:
             detail = "the reference has no final answer"
             return [executes, make_check("matches", None, "not_decidable", detail)]
+        # Not symmetric: the reference comes first.
         if self._verify(reference, answer, timeout_seconds=None):
             return [executes, make_check("matches", True)]
         shown = f"{answer[-1]}, expected {reference[-1]}"

@@ -5,7 +5,7 @@ or `execution_crashed`. Workers have only PYTHONPATH in their environment, a pro
 own, limits on memory and file size, and end with their parent.
 
     with WorkerPool(setting, workers=2) as pool:
-        for checks in pool.map(jobs): ...      # in the order of the jobs
+        for checks in pool.map_jobs(jobs): ...  # in the order of the jobs
 """
 
 import contextlib
@@ -53,6 +53,7 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Killed first, so that no thread waits for a worker; closed when no thread reads any more.
         with self._lock:
             self._closing = True
             for worker in self._all:
@@ -66,6 +67,7 @@ class WorkerPool:
         waiting: deque[Future[list[list[Check]]]] = deque()
         for part in _split_jobs(jobs):
             waiting.append(self._threads.submit(self._run_jobs, part))
+            # A few parts ahead: work for every worker, without all jobs in memory.
             if len(waiting) > 4 * self._count:
                 yield from map(with_score, waiting.popleft().result())
         while waiting:
@@ -103,6 +105,7 @@ def _split_jobs(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     part, size = list[Job](), 0
     for job in jobs:
         length = sum(len(text or "") for text in job)
+        # By characters too: one part of long answers would occupy a worker while others wait.
         if part and (len(part) == JOBS_AT_ONCE or size + length > CHARACTERS_AT_ONCE):
             yield part
             part, size = [], 0
@@ -127,6 +130,7 @@ class _Worker:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd="/",
+                # Answers must not see the keys in this environment.
                 env={"PYTHONPATH": PACKAGES},
                 start_new_session=True,
                 pass_fds=(shared.fileno(),),
@@ -134,6 +138,7 @@ class _Worker:
 
     def start(self, setting: Mapping[str, Any]) -> None:
         """Wait until it is ready. Raises NexaError if it does not start."""
+        # In the future, so that the start has a limit of its own.
         self._sent = time.monotonic() + START_SECONDS
         self._socket.settimeout(START_SECONDS)
         try:
@@ -148,11 +153,11 @@ class _Worker:
         self._socket.settimeout(self._wall)
 
     def send(self, jobs: Sequence[Job]) -> None:
-        """Send jobs; a worker that has died is noticed when the first result is read."""
         lines = b"".join(json.dumps(job).encode() + b"\n" for job in jobs)
         self._sent = time.monotonic()
         try:
             self._socket.sendall(lines)
+        # It has died: `receive_checks` notices that at the first job, and blames it.
         except OSError:
             self.kill_group()
 
@@ -170,6 +175,7 @@ class _Worker:
     def _read_line(self) -> bytes:
         """The next line. Raises OSError if the worker has ended, TimeoutError past the limit."""
         while b"\n" not in self._buffer:
+            # The worker restarts its timer at each job, so that time may be added meanwhile.
             while not select.select([self._socket], [], [], max(self._seconds_left(), 0))[0]:
                 if self._seconds_left() <= 0:
                     raise TimeoutError
@@ -181,11 +187,10 @@ class _Worker:
         return line
 
     def _seconds_left(self) -> float:
-        """Seconds until the limit of the current job, or of the jobs sent since."""
+        # Until the worker starts a job, the time of the job runs from its sending.
         return max(self._watch.read()[0], self._sent) + self._wall - time.monotonic()
 
     def kill_group(self) -> None:
-        """Kill the process and its children."""
         self.ended = True
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -198,7 +203,7 @@ class _Worker:
 
 
 def _blame_job(job: Job, whose: int, *, late: bool) -> list[Check]:
-    """The checks of the job that ended its worker."""
+    # The known query is to blame, so nothing is known about the answer.
     if whose == GOLD:
         return undecided_checks("not_decidable", "the known query ended the process that ran it")
     if late:

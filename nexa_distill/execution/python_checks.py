@@ -40,6 +40,7 @@ class PythonChecks:
         executes = make_check("executes", True)
         if not known:
             return [executes]
+        # Only a pass or a missing module can be due to the tests.
         if ran.error is None or ran.error.startswith(NO_MODULE):
             doubt = self._why_undecidable(job.known or "", ran.error)
             if doubt:
@@ -65,10 +66,10 @@ class PythonChecks:
         return f"the tests cannot be run here: {error}" if error and error == alone else None
 
     def _unfinished_checks(self, ran: sandbox.SandboxResult, *, known: bool) -> list[Check]:
-        """The checks of a program that ended without a report."""
         if ran.stopped == "output":
             limit = f"printed more than {self._limits.max_output_bytes} bytes"
             return failed_checks("output_limit", limit, known=known)
+        # bwrap reports a signal as 128 and its number, as shells do.
         if ran.stopped == "time" or ran.code == 128 + signal.SIGXCPU:
             limit = f"more than {self._limits.timeout_seconds} s"
             return failed_checks("execution_timeout", limit, known=known)

@@ -1,9 +1,9 @@
 """Complete the tests of a Python task: append calls of the tests that are only defined.
 
-A test that is defined and never called passes every program. Called here: `check(candidate)`
-(HumanEval; any function with one argument, an assertion and no caller) with the functions of the
-program, of which one must pass; `test_...()` without arguments; `unittest.TestCase` classes;
-doctests. `python_checks.py` finds tests that cannot fail by running them without the program.
+Called here: `check(candidate)` (HumanEval; any function with one argument, an assertion and no
+caller) with the functions of the program, of which one must pass; `test_...()` without arguments;
+`unittest.TestCase` classes; doctests. `python_checks.py` finds tests that cannot fail by running them
+without the program.
 """
 
 import ast
@@ -50,12 +50,15 @@ def complete_tests(tests: str, program: str) -> str:
     """The tests and the missing calls; without a `program` they get functions that do nothing."""
     try:
         tree = ast.parse(tests)
+    # Whatever a model writes: it may also be too deep for the parser.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         is_session = DOCTEST.search(tests) is not None
         return f"{RUN_EXAMPLES}_nexa_examples({tests!r})\n" if is_session else tests
+    # A test that is defined and never called passes every program.
     calls = [*_test_calls(tree, _candidate_makers(program)), *_testcase_calls(tree), *_doctest_calls(tree)]
     if not calls:
         return tests
+    # Nothing may come before an import from __future__.
     start = NO_MAIN if "unittest" in tests and "from __future__" not in tests else ""
     helpers = {"_nexa_call(": CALL_ONE, "_nexa_run(": RUN_CASES, "_nexa_examples(": RUN_EXAMPLES}
     used = [text for name, text in helpers.items() if any(name in call for call in calls)]
@@ -79,10 +82,10 @@ def _test_calls(tree: ast.Module, candidates: str) -> Iterator[str]:
 
 
 def _module_functions(body: list[ast.stmt]) -> Iterator[Function]:
-    """The functions of a module, including those below `if __name__ == "__main__":`."""
     for statement in body:
         if isinstance(statement, Function):
             yield statement
+        # Also below `if __name__ == "__main__":`.
         elif isinstance(statement, ast.If):
             yield from _module_functions(statement.body)
 
@@ -102,7 +105,6 @@ def _takes_program(function: Function) -> bool:
 
 
 def _is_named(tree: ast.Module, function: Function) -> bool:
-    """Whether the function is used outside of itself."""
     own = {id(node) for node in ast.walk(function)}
     return any(
         isinstance(node, ast.Name) and node.id == function.name and id(node) not in own for node in ast.walk(tree)
@@ -126,11 +128,11 @@ def _doctest_calls(tree: ast.Module) -> Iterator[str]:
 
 
 def _candidate_makers(program: str) -> str:
-    """Lambdas that return the program's functions, the last first: helpers are defined earlier."""
     try:
         body = ast.parse(program).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         body = []
+    # The last one first, because helpers are defined earlier.
     makers = [maker for statement in body for maker in _statement_makers(statement)][::-1]
     makers.sort(key="lambda: main".__eq__)  # main last: it may wait for input
     return ", ".join(makers) if program.strip() else NOTHING

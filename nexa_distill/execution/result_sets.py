@@ -34,10 +34,11 @@ def is_same_result(actual: Sequence[Row], known: Sequence[Row], *, ordered: bool
 
 
 def _group_rows(rows: Sequence[Row]) -> dict[Row, list[Row]]:
-    """The rows' numbers, grouped by their other cells, which are compared exactly."""
     groups: dict[Row, list[Row]] = defaultdict(list)
     for row in rows:
+        # `...` keeps the place of each number.
         exact = tuple(... if isinstance(cell, int | float) else cell for cell in row)
+        # Only numbers have a tolerance: all other cells must be equal, so they are the key.
         groups[exact].append(tuple(cell for cell in row if isinstance(cell, int | float)))
     return groups
 
@@ -66,4 +67,5 @@ def _is_same_cell(actual: Any, known: Any) -> bool:
     if isinstance(actual, float) or isinstance(known, float):
         both = isinstance(actual, int | float) and isinstance(known, int | float)
         return both and isclose(actual, known, rel_tol=1e-6, abs_tol=1e-9)
+    # A text and a blob with the same bytes are different values.
     return type(actual) is type(known) and bool(actual == known)

@@ -53,17 +53,12 @@ class SandboxUnavailable(NexaError):
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """How a program ended.
+    """How a program ended."""
 
-    `step`: the last step, `load` or `tests`; None = no report. `error`: the exception, `Kind:
-    text`; None with a step = it ran to its end. `stopped`: `time`, `output` or None. `code`: exit
-    status, 128 + N for signal N.
-    """
-
-    step: str | None
-    error: str | None
-    stopped: str | None
-    code: int
+    step: str | None  # the last one, `load` or `tests`; None = no report
+    error: str | None  # the exception, `Kind: text`; None with a step = it ran to its end
+    stopped: str | None  # `time`, `output` or None
+    code: int  # exit status, 128 + N for signal N
     output: str
 
 
@@ -83,6 +78,7 @@ def sandbox_command() -> list[str]:
     words += ["--cap-drop", "ALL"]
     for path in [*(path for path in shared if Path(path).exists()), stdlib, python]:
         words += ["--ro-bind", path, path]
+    # Installed packages are hidden: a program has the standard library only.
     for packages in Path(stdlib).glob("*-packages"):
         words += ["--tmpfs", str(packages), "--remount-ro", str(packages)]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
@@ -125,11 +121,13 @@ def run_program(program: str, tests: str | None, limits: Limits) -> SandboxResul
             pass_fds=(rules, writing),
         )
     finally:
+        # The child has its own: ours would keep the pipe of the report open for ever.
         for descriptor in (source, rules, writing):
             os.close(descriptor)
     try:
         output, report, stopped = _read_output(child, reading, wall, limits.max_output_bytes)
     finally:
+        # bwrap is killed, and with it (--die-with-parent) all that it started.
         child.kill()
         code = child.wait()
         os.close(reading)
@@ -139,7 +137,6 @@ def run_program(program: str, tests: str | None, limits: Limits) -> SandboxResul
 
 
 def _memory_file(content: bytes) -> int:
-    """A descriptor that reads `content`."""
     descriptor = os.memfd_create("nexa")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
@@ -148,6 +145,7 @@ def _memory_file(content: bytes) -> int:
 
 
 def _encode_input(program: str, tests: str | None, token: str, limits: Limits) -> bytes:
+    # The CPU limit has whole seconds, so it is above the time limit.
     memory, seconds = limits.memory_mb * 2**20, int(limits.timeout_seconds) + 1
     allowed = {"AS": memory, "CPU": seconds, "FSIZE": HOME_BYTES, "CORE": 0, "NOFILE": 64}
     parts = ({"program": program, "limits": allowed}, {"tests": tests, "token": token})
@@ -163,6 +161,7 @@ def _read_output(
     output = printed.fileno()
     received = {output: bytearray(), reading: bytearray()}
     sizes = {output: max_bytes, reading: REPORT_BYTES}
+    # Both pipes at once: a full one would stop the program.
     with selectors.DefaultSelector() as ready, printed:
         for descriptor in received:
             ready.register(descriptor, selectors.EVENT_READ)
@@ -183,9 +182,9 @@ def _read_output(
 
 
 def _parse_report(raw: bytes, token: str) -> tuple[str | None, str | None]:
-    """(step, error) of a report with the token, else (None, None)."""
     try:
         report = json.loads(raw)
+        # A report without the token was written by the program.
         if secrets.compare_digest(report["token"], token) and report["step"] in ("load", "tests"):
             return report["step"], None if report["error"] is None else str(report["error"])
     except (ValueError, TypeError, KeyError, RecursionError):

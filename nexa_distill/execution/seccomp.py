@@ -38,6 +38,7 @@ def build_filter(machine: str | None = None) -> bytes | None:
     if machine not in ARCHITECTURES:
         return None
     token, column = ARCHITECTURES[machine]
+    # The numbers of another architecture mean other calls, so it is checked first.
     code = [_bpf_op(LOAD, ARCHITECTURE), _bpf_op(JUMP_EQUAL, token, 1, 0), _bpf_op(RETURN, KILL), _bpf_op(LOAD, NUMBER)]
     if machine == "x86_64":
         code += [_bpf_op(JUMP_AT_LEAST, X32, 0, 1), _bpf_op(RETURN, KILL)]
@@ -48,6 +49,7 @@ def build_filter(machine: str | None = None) -> bytes | None:
 
 
 def _filter_rule(name: str, number: int) -> list[bytes]:
+    # A thread is a clone with CLONE_THREAD; any other clone is a new process.
     if name == "clone":
         return [
             _bpf_op(JUMP_EQUAL, number, 0, 4),

@@ -76,7 +76,9 @@ class Database:
         self._steps, self._deadline = 0, 0.0
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+        # Bytes that are not UTF-8 must be compared, not raise.
         self._connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        # Half of it: the rows that Python holds need the rest.
         heap = limits.memory_mb * 2**20 // 2
         for pragma in ("trusted_schema=OFF", "temp_store=MEMORY", f"hard_heap_limit={heap}"):
             self._connection.execute(f"PRAGMA {pragma}")
@@ -146,13 +148,14 @@ class Database:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_READ and self._may_read(str(first).lower(), second):
             return sqlite3.SQLITE_OK
+        # The first refusal is the cause of the error.
         self._denied = self._denied or f"{_NAMES.get(action, action)} {second or first or ''}".strip()
         return sqlite3.SQLITE_DENY
 
     def _may_read(self, table: str, column: str | None) -> bool:
-        """Whether it is a table of the database, or names a subquery (no column is read of it)."""
         if table.startswith(("sqlite_", "pragma_")):
             return False
+        # Without a column it is the name of a subquery, of which nothing is read.
         return table in self._tables or table in TABLE_FUNCTIONS or not column
 
 

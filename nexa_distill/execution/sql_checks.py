@@ -58,11 +58,9 @@ class GoldQuery:
         return rows
 
     def has_superlative(self, answer: str) -> bool:
-        """Whether one of the two queries asks for a maximum or minimum, which may be tied."""
         return SUPERLATIVE.search(self._query) is not None or SUPERLATIVE.search(answer) is not None
 
     def is_same_query(self, answer: str) -> bool:
-        """Whether the answer is this query in another spelling."""
         form = normal_form(answer)
         return form is not None and form == normal_form(self._query)
 
@@ -107,6 +105,7 @@ def _check_perturbed(
 ) -> Check:
     """matches_perturbed: on each perturbed database on which the gold query has a result."""
     name, is_decided = "matches_perturbed", False
+    # If the gold query itself picks by order, ties give it several right results.
     ties = not text.picks and gold.has_superlative(answer)
     numbers = [number for number in range(1, len(databases)) if number != TIES or ties]
     for number, expected in zip(numbers, gold.results_on(numbers, clock), strict=True):

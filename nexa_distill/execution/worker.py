@@ -50,7 +50,6 @@ def load_checkers(setting: Mapping[str, Any], watch: JobTimer) -> dict[str, Chec
 
 
 def run_job(job: Job, by_kind: Mapping[str, Checker]) -> dict[str, Any]:
-    """Run the job; returns its result line."""
     if not (job.answer or "").strip():
         return {"checks": failed_checks("empty_output", known=job.known is not None)}
     try:
@@ -71,7 +70,6 @@ def limit_process(memory_mb: int) -> None:
 
 
 def main() -> None:
-    """Serve until the socket is closed."""
     connection = socket.socket(fileno=os.dup(0))
     lines = connection.makefile("rb")
 
@@ -79,6 +77,7 @@ def main() -> None:
         connection.sendall(json.dumps(line).encode() + b"\n")
 
     setting = json.loads(lines.readline())
+    # Before the checkers are loaded: their libraries count towards the limit.
     limit_process(setting["limits"]["memory_mb"])
     watch = JobTimer(int(sys.argv[1]))
     by_kind = load_checkers(setting, watch)

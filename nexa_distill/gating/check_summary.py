@@ -24,14 +24,11 @@ T = TypeVar("T", bound=Hashable)
 
 
 class AnswerChecks(NamedTuple):
-    """The checks of one answer. `reasons`: of those that did not pass, in their order.
+    """The checks of one answer."""
 
-    `scores`: (check, value) per judge that gave one; `judged`: the judges' checks that were made.
-    """
-
-    reasons: tuple[str, ...] = ()
-    scores: tuple[tuple[str, float], ...] = ()
-    judged: frozenset[str] = frozenset()
+    reasons: tuple[str, ...] = ()  # of those that did not pass, in their order
+    scores: tuple[tuple[str, float], ...] = ()  # (check, value) per judge that gave one
+    judged: frozenset[str] = frozenset()  # the judges' checks that were made
 
     def with_check(self, row: Mapping[str, Any], judges: Collection[str]) -> "AnswerChecks":
         """Add one row of contracts.CHECKS. A judge's score is not compared with a threshold."""
@@ -138,12 +135,12 @@ class CheckSummary:
         # Both numbers in one integer, so that `unique` finds the distinct pairs.
         both = self._seen_of.astype(np.uint64) << np.uint64(32) | self._made_of
         codes, place = np.unique(both, return_inverse=True)
+        # A required check that occurs in no file is missing for every answer.
         lacking = [bool(self._absent) or not self._required <= m for m in self._made.values]
         cases = [CheckOutcome(self._seen.values[code >> 32], lacking[code & 0xFFFFFFFF]) for code in codes.tolist()]
         return cases, place
 
     def exec_errors(self) -> dict[str, int] | None:
-        """Failed executions by reason; None if nothing was executed."""
         return dict(self._tally["errors"]) if "errors" in self._tally else None
 
     def judge_scores(self) -> dict[str, float] | None:

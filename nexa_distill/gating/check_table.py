@@ -16,7 +16,6 @@ WRITTEN_CHECKS = pa.schema(
 
 
 def passing_rows(measured: Sequence[RuleResult]) -> Flags:
-    """The rows that pass every rule or to which it was not applied."""
     every: Flags = np.all([m.passed_rows for m in measured], axis=0)
     return every
 
@@ -52,6 +51,7 @@ def checks_table(rows: pa.Table, measured: Sequence[RuleResult]) -> pa.Table:
         _dictionary_array(rules, pa.array([m.check for m in measured])),
         pa.array(ok, mask=~is_known),
         pa.array(value.ravel(), from_pandas=True),
+        # A passed check has no reason.
         _dictionary_array(reason.astype(np.int32), pa.array(reasons), mask=ok),
         _detail_column(measured, count, width),
     ]

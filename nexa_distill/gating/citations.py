@@ -116,7 +116,6 @@ def end_of_false_citation(text: str, start: int, source: str) -> int:
 
 
 def _is_reference(text: str, match: re.Match[str]) -> bool:
-    """Whether bracketed numbers refer to a list of sources."""
     line_start = text.rfind("\n", 0, match.start()) + 1
     is_first = not text[line_start : match.start()].strip(" \t*-")
     before = text[max(line_start, match.start() - LOOK_BACK) : match.start()]
@@ -125,6 +124,7 @@ def _is_reference(text: str, match: re.Match[str]) -> bool:
     # A list of sources counts from 1, and references to it ascend.
     if 0 in numbers or any(a >= b for a, b in pairwise(numbers)):
         return False
+    # First on its line: an entry of a list of sources, if a year, a link or a journal follows.
     if is_first:
         return bool(REFERENCE_ENTRY.search(after.split("\n", 1)[0])) or bool(REPORTED_LINK.match(after))
     if REPORTED_LINK.match(after):
@@ -135,12 +135,14 @@ def _is_reference(text: str, match: re.Match[str]) -> bool:
         several = len(numbers) > 1
         if re.search(r"\][,;]?[ \t]*$", before):  # the second list of "[1, 2], [3, 4]"
             return False
+        # "in [3]" refers to a source, "in [1, 2]" to an interval, "as shown in [1, 2]" to sources again.
         if re.search(r"\bin[ \t]*$", before):
             return not several or bool(REPORTS.search(before))
         if before.rstrip().endswith(":") or (several and BEFORE_SEVERAL.search(before)):
             return False
         return not (_names_values(before) or OPERATOR_BEFORE.search(before.rstrip()))
     if OPERATOR_BEFORE.search(before) or _names_values(before):
+        # "([3])" is a reference, although a bracket comes before it.
         return before.endswith(" (") and after[:1] in "),;"
     return not (INDEXED.search(before) or before[-1:] in "\"'`")
 
@@ -150,7 +152,6 @@ def _names_values(before: str) -> bool:
 
 
 def _is_narrative(text: str, match: re.Match[str], source: str) -> bool:
-    """Whether a name before a year in parentheses is that of an author."""
     names = match["names"]
     if not _is_author(names, source):
         return False
@@ -160,9 +161,9 @@ def _is_narrative(text: str, match: re.Match[str], source: str) -> bool:
 
 
 def _is_author(name: str, source: str) -> bool:
-    """Whether the words before a year may be authors: capital letters, and no month or place."""
     words = re.findall(r"[^\W\d_]+|&", name)
     named = [word for word in words if word not in PARTICLES]
+    # So many words before a year are a remark, not names.
     if not named or len(words) > 8 or any(word in NO_AUTHOR for word in words):
         return False
     first = source.lstrip()[:1]

@@ -75,6 +75,7 @@ def _own_voice(text: str) -> str:
             continue
         if not match["rest"].strip() or ANNOUNCEMENT.search(label):
             return spoken[: match.start("rest")]
+        # "I'm sorry: ..." is a sentence, not a speaker.
         if len(label.split()) <= MOST_SPEAKER_WORDS and not re.search(r"\bi\b|'", label):
             return spoken[: match.start()]
     return spoken
@@ -88,5 +89,6 @@ def _unquote_whole(text: str) -> str:
 
 
 def _opening_end(text: str) -> int:
+    # An end before the first word (an empty line) is none.
     ends = (match.end() for match in SENTENCE_END.finditer(text) if text[: match.start()].strip())
     return next(islice(ends, OPENING_SENTENCES - 1, None), len(text))

@@ -30,6 +30,7 @@ def missed_gates(report: Mapping[str, Any], gates: QualityGates) -> Iterator[str
     }
     for name, value in measured.items():
         least = getattr(gates, f"min_{name}")
+        # `not >=` instead of `<`: NaN misses its gate too.
         if least is not None and (value is None or not value >= least):
             yield f"{name} {_format_figure(value)} < min_{name} {_format_figure(least)}"
 
@@ -41,7 +42,6 @@ def _format_figure(value: float | None) -> str:
 
 
 def load_gates(config: DistillConfig) -> QualityGates:
-    """`quality_gates:` of the filters file."""
     return load_yaml(Path(config.filters), FilterConfig).quality_gates
 
 
@@ -55,6 +55,7 @@ def enforce_gates(config: DistillConfig) -> None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         counts = manifest and (manifest["rows_in"], manifest["kept"])
+        # The report of other answers must not open the gate.
         is_current = (report["total"], report["kept"]) == counts
     except (OSError, ValueError, KeyError):
         is_current = False

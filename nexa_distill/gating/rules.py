@@ -46,11 +46,7 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule on every answer of a batch. `ok` is valid only where `known`; `detail` by row.
-
-    `reasons`: by row, reasons that differ from the rule's usual `reason`. `not_applied`: by row, a
-    language for which the rule has no list; such rows are not `known`.
-    """
+    """One rule on every answer of a batch. `ok` is valid only where `known`; `detail` by row."""
 
     check: str
     reason: str
@@ -58,12 +54,13 @@ class RuleResult:
     known: Flags
     value: Numbers | None
     detail: dict[int, str]
+    # By row: reasons that differ from the rule's usual `reason`.
     reasons: Mapping[int, str] = field(default_factory=dict)
+    # By row: a language for which the rule has no list; such rows are not `known`.
     not_applied: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def passed_rows(self) -> Flags:
-        """Rows that pass the rule or to which it is not applied."""
         passed = self.ok & self.known
         passed[list(self.not_applied)] = True
         return passed
@@ -100,7 +97,6 @@ class AnswerBatch:
 
     @cached_property
     def _foreign_letters(self) -> npt.NDArray[np.int64]:
-        """Rows with letters that folding does not convert to ASCII."""
         rows: npt.NDArray[np.int64] = np.flatnonzero(~_to_flags(pc.string_is_ascii(self.low)))
         return rows
 
@@ -114,13 +110,11 @@ class AnswerBatch:
         return unsure[np.array(near, np.bool_)]
 
     def language_of(self, row: int) -> str:
-        """The language of the answer's prose."""
         if row not in self._languages:
             self._languages[row] = identify_prose(self.text[row].as_py())
         return self._languages[row]
 
     def suspect_at(self, row: int) -> Suspect:
-        """One answer with its folded text and positions."""
         to_source = partial(self.folded.find_source_position, row)
         return Suspect(row, self.low[row].as_py(), self.text[row].as_py(), to_source)
 
@@ -165,6 +159,7 @@ class Rules:
         }
         listed = [pattern for rule in rules for pattern in rule.patterns.values()]
         try:
+            # RE2 compiles within a fixed memory: a pattern that is too large fails here, not in the run.
             for pattern in (self.screen, *listed, *self.verbs.values()):
                 pc.match_substring_regex(pa.array([""]), pattern)
         except pa.ArrowInvalid as error:
@@ -227,7 +222,6 @@ class Rules:
         return results
 
     def _check_action_verb(self, answers: AnswerBatch) -> RuleResult:
-        """English first, for all answers; the language is identified only if that is unclear."""
         count, known = len(answers.low), answers.known.copy()
         ok = np.zeros(count, np.bool_)
         if english := self.verbs.get("en") or self.verbs.get(ANY):
@@ -240,6 +234,7 @@ class Rules:
         not_applied = {}
         for row in np.flatnonzero(unsure).tolist():
             language = answers.language_of(row)
+            # In a text of no known language, a verb of any list counts.
             lists = set(self.verbs) if language == UNKNOWN else {language, ANY} & self.verbs.keys()
             looked_for = lists & {"en", ANY} if ok[row] else set[str]()
             ok[row] = bool(looked_for) or any(self._has_verb(answers, row, name) for name in lists - {"en", ANY})
@@ -265,7 +260,7 @@ class Rules:
         return RuleResult("rules.json", "invalid_json", ok, answers.known, None, errors)
 
     def _check_patterns(self, answers: AnswerBatch) -> list[RuleResult]:
-        """One scan for all patterns; each rule then examines only the answers that match it."""
+        # One scan for all patterns; each rule then examines only the answers that match it.
         suspects = _matching_rows(answers.low, self.screen) if self.screen else np.zeros(0, np.int64)
         low = answers.low.take(pa.array(suspects))
         results = []
@@ -329,10 +324,10 @@ def json_error(text: str) -> str | None:
 def _listed_suspects(
     rule: TextRule, answers: AnswerBatch, suspects: npt.NDArray[np.int64], low: pa.StringArray
 ) -> dict[str, set[int]]:
-    """By language, the rows on which its list matches; English is searched in all `suspects`."""
     rows = {}
     for language, pattern in rule.patterns.items():
         among, texts = suspects, low
+        # English is looked for in all suspects, another list only where it can match.
         if language != "en":
             among = answers.language_candidates(language)
             texts = answers.low.take(pa.array(among))
@@ -341,7 +336,6 @@ def _listed_suspects(
 
 
 def _matching_rows(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.int64]:
-    """The rows on which the pattern matches."""
     if not len(texts):  # compiling a pattern takes longer than searching many texts with it
         return np.zeros(0, np.int64)
     rows: npt.NDArray[np.int64] = np.flatnonzero(_to_flags(pc.match_substring_regex(texts, pattern)))

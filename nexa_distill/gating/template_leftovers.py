@@ -54,7 +54,6 @@ def end_of_false_leftover(text: str, start: int, _source: str = "") -> int:
 
 
 def _is_placeholder_shown(before: str, after: str, double: bool) -> bool:
-    """Whether the braces belong to a command, a set or a sentence about templates."""
     if TOUCHES_BEFORE.search(before) or TOUCHES_AFTER[double].match(after):
         return True
     sentence = SENTENCE_BREAK.split(before)[-1] + " " + SENTENCE_BREAK.split(after, maxsplit=1)[0]
@@ -62,8 +61,8 @@ def _is_placeholder_shown(before: str, after: str, double: bool) -> bool:
 
 
 def _is_mark_shown(before: str, after: str) -> bool:
-    """Whether the words right beside the mark mention it."""
     line = before.rpartition("\n")[2]
+    # Alone at the start of its line, it can only be mentioned by the words after it.
     if not line.strip() and not MENTIONED_AFTER.match(after):
         return False
     return bool(MENTIONED_AFTER.match(after) or MENTIONED_BEFORE.search(line))

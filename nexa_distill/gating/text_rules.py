@@ -51,7 +51,6 @@ class TextRule:
 
     @property
     def is_for_any(self) -> bool:
-        """Whether the rule has a list for every language."""
         return ANY in self.patterns
 
     @property
@@ -81,7 +80,6 @@ class TextRule:
         return {row: by_row[row].source_position(start) for row, start in places.items()}
 
     def _true_matches(self, pattern: str, suspects: Mapping[int, Suspect], views: dict[int, str]) -> dict[int, int]:
-        """By row, the character position of the first match that is not a false one."""
         places: dict[int, int] = {}
         # Each round blanks the false matches and searches the rest of these texts again.
         for _ in range(MOST_FALSE_MATCHES if views else 0):
@@ -90,8 +88,10 @@ class TextRule:
             views, searched = {}, views
             for row, at in hits:
                 text = searched[row]
+                # Arrow counts bytes, Python characters.
                 start = at if text.isascii() else len(text.encode()[:at].decode())
                 if end := self._end_of_false_match(suspects[row], text, start):
+                    # Spaces of the same length, so that all later positions stay.
                     views[row] = text[:start] + " " * (end - start) + text[end:]
                 else:
                     places[row] = start
@@ -106,7 +106,6 @@ class TextRule:
         return self.end_of_false_match(view, start, source)
 
     def _is_written_in(self, language: str, suspect: Suspect, view: str) -> bool:
-        """Whether a match of a language's list counts in this text."""
         # Of a text in two languages, the part up to the end of the view decides.
         part = suspect.source[: len(view.rstrip())] if self.view else suspect.source
         written = identify_language(part)
@@ -117,11 +116,11 @@ def cut_bytes(text: str, start: int, size: int) -> str:
     """At most `size` bytes of UTF-8 from byte `start` on, as whole characters."""
     if text.isascii():
         return text[start : start + size]
+    # The cut may go through a character.
     return text.encode()[start : start + size].decode(errors="ignore")
 
 
 def blank_code_and_math(text: str) -> str:
-    """Keep only the prose of an answer."""
     return blank_math(blank_code(text))
 
 

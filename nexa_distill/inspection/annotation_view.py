@@ -39,5 +39,6 @@ class AnnotationFollower:
             if line.strip():
                 self._events.append(parse_line(self.path, self._lines, line))
         self._end += len(new) - len(rest)
+        # A complete last line counts without its newline; it is read again with it.
         last = [parse_line(self.path, self._lines + 1, rest)] if event_log.is_complete_event(rest) else []
         self._current = latest_decisions([*self._events, *last])

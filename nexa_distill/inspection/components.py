@@ -89,27 +89,24 @@ def _text_component() -> Any:
 
 def show_spans(parts: Sequence[Span], key: str, look: str = "") -> None:
     """Text in parts with a class of STYLE each. `key`: unique on the page."""
+    # A lone surrogate cannot be sent to the browser.
     clean = [(text.encode("utf-8", "replace").decode(), kind) for text, kind in parts]
     _text_component()(key=key, data={"spans": clean, "look": look})
 
 
 def show_text(value: str | None, key: str, look: str = "") -> None:
-    """Plain text, cut after MAX_CHARACTERS."""
     show_spans([(cut_text(value or ""), "")] if value else [], key, look)
     if hidden := hidden_characters(value):
         st.caption(f"{hidden:,} more characters are not shown; the file has them all.")
 
 
 def cut_text(value: str) -> str:
-    """The first MAX_CHARACTERS characters."""
     return value[:MAX_CHARACTERS]
 
 
 def hidden_characters(value: str | None) -> int:
-    """The number of characters that `cut_text` removes."""
     return max(0, len(value or "") - MAX_CHARACTERS)
 
 
 def escape_markdown(value: object) -> str:
-    """Escape a text for labels that Streamlit parses as Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-.!|<>$:~&" else c for c in str(value))

@@ -18,16 +18,13 @@ TITLES = {"teacher": "Teacher", "before": "Student before training", "after": "S
 
 @dataclass
 class HeldOutPrompt:
-    """One prompt. `answers`, `reasons` (against the answer; empty = passes) and `scores` by source.
-
-    A missing source has not answered, or was not evaluated.
-    """
+    """One prompt. A source that is missing below has not answered, or was not evaluated."""
 
     sample_id: str
     user_prompt: str
     template_name: str
-    answers: dict[str, str | None] = field(default_factory=dict)
-    reasons: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, str | None] = field(default_factory=dict)  # by source
+    reasons: dict[str, list[str]] = field(default_factory=dict)  # by source, against the answer; empty = it passes
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -49,19 +46,18 @@ def load_prompts(storage: Storage) -> list[HeldOutPrompt]:
 def _load_first_answers(
     path: Path, key: str, prompts: dict[str, HeldOutPrompt], columns: list[str]
 ) -> list[dict[str, Any]]:
-    """The first answers to these prompts; none without the file."""
     if not path.exists():
         return []
     samples = pa.array(prompts, pa.string())
     first_answers: list[dict[str, Any]] = []
     for rows in read_batches(path, TABLES[key], columns=columns):
+        # Repaired answers have higher attempts: teacher and student are compared on the first.
         mask = pc.and_(pc.is_in(rows["sample_id"], samples), pc.equal(rows["attempt"], 0))
         first_answers += rows.filter(mask).to_pylist()
     return first_answers
 
 
 def _load_gate_results(folder: Path, source: str, prompts: dict[str, HeldOutPrompt]) -> None:
-    """Add the gate results of this source's answers, written by the evaluation."""
     key = ["sample_id", "attempt"]
     for row in _load_first_answers(folder / "kept.parquet", "filtered_dataset", prompts, key):
         prompts[row["sample_id"]].reasons[source] = []

@@ -26,7 +26,6 @@ class RowFilters:
 def matching_rows(
     answers: AnswerTable, checks: Sequence[ChecksFile], decided: DecisionsByKey, filters: RowFilters
 ) -> Rows:
-    """Numbers of the rows that pass, ascending."""
     mask: Mask = np.ones(len(answers), np.bool_)
     for column, values in filters.values.items():
         if values:
@@ -50,26 +49,23 @@ def _mask_of_keys(answers: AnswerTable, keys: set[Key]) -> Mask:
 
 def _mask_of_decisions(answers: AnswerTable, decided: DecisionsByKey, labels: Sequence[str]) -> Mask:
     mask = _mask_of_keys(answers, {key for key, events in decided.items() if decision_label(events) in labels})
+    # Rows without a decision have no key in `decided`.
     return mask | ~decided_rows(answers, decided) if UNDECIDED in labels else mask
 
 
 def decided_rows(answers: AnswerTable, decided: DecisionsByKey) -> Mask:
-    """The rows that have a human decision."""
     return _mask_of_keys(answers, set(decided))
 
 
 def decision_label(events: Sequence[Annotation]) -> str:
-    """The agreed action, UNDECIDED or CONFLICT."""
     return (agreed_action(events) or CONFLICT) if events else UNDECIDED
 
 
 def next_row(rows: Rows, number: int) -> int | None:
-    """The next row after `number`, or None at the end."""
     place = int(np.searchsorted(rows, number, side="right"))
     return int(rows[place]) if place < len(rows) else None
 
 
 def previous_row(rows: Rows, number: int) -> int | None:
-    """The row before `number`, or None at the beginning."""
     place = int(np.searchsorted(rows, number, side="left")) - 1
     return int(rows[place]) if place >= 0 else None

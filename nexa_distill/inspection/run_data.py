@@ -33,13 +33,11 @@ def read_json(path: Path) -> Json | None:
 
 
 def count_funnel(storage: Storage) -> list[Json]:
-    """Row counts after each finished step, from the manifests."""
     manifests = ((step, load_manifest(storage.path_of(key), storage)) for step, key in FUNNEL_STEPS.items())
     return [{"step": step, "rows": manifest["count"]} for step, manifest in manifests if manifest]
 
 
 def count_reasons(storage: Storage) -> list[Json]:
-    """Rejected prompts and answers by their first reason, the most frequent first."""
     report = load_gate_report(storage)
     counts = report["reject_reason_counts"] if report else {}
     rows = [{"reason": reason, "answers": count} for reason, count in counts.items()]
@@ -47,17 +45,14 @@ def count_reasons(storage: Storage) -> list[Json]:
 
 
 def load_gate_report(storage: Storage) -> Json | None:
-    """SampleGate's report."""
     return read_json(storage.path_of("reports") / "sample_gate" / "gate_report.json")
 
 
 def load_cost_report(storage: Storage) -> Json | None:
-    """The cost report."""
     return read_json(storage.path_of("reports") / "cost_report.json")
 
 
 def stage_timings(config: DistillConfig) -> list[Json]:
-    """Rows, seconds and cost of each sealed stage, in the order of the stages."""
     rows = []
     for stage in STAGES:
         manifest = load_manifest(locate_path(stage.outputs[0], config), config.storage)
@@ -69,7 +64,6 @@ def stage_timings(config: DistillConfig) -> list[Json]:
 
 
 def metrics_path(config: DistillConfig) -> Path:
-    """The metrics file of the configured student's training."""
     student = load_yaml(Path(config.student), StudentConfig)
     return config.storage.path_of("students") / student.run_name / "metrics.jsonl"
 
@@ -89,7 +83,6 @@ def load_loss_curve(path: Path) -> list[Json]:
 
 
 def latest_sessions(config: DistillConfig) -> tuple[str | None, list[SessionState]]:
-    """The newest run's name and its sessions; (None, []) without a run."""
     try:
         run_dir = latest_run(Path(config.storage.logs).resolve())
         if run_dir is None:

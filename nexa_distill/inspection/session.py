@@ -40,12 +40,10 @@ class PageContext:
         return _cached_answers(file)
 
     def load_checks(self) -> list[ChecksFile]:
-        """The checks files that exist."""
         paths = (self.config.storage.path_of(key) for key in CHECKS)
         return [_cached_checks(file_state(path)) for path in paths if path.exists()]
 
     def load_decisions(self) -> dict[Key, list[Annotation]]:
-        """The current decisions on every answer."""
         return _cached_decisions(self.labels).current_decisions()
 
     def write_decision(self, key: Key, action: str, **comments: str | None) -> None:
@@ -60,6 +58,7 @@ class PageContext:
             "timestamp": now,
         }
         annotations.append(self.labels, Annotation.model_validate(event))
+        # After the decision, from which the other file is made.
         self.refresh_rejected()
 
     def refresh_rejected(self) -> None:
@@ -69,12 +68,12 @@ class PageContext:
             annotations.write_rejected(storage, self.load_decisions())
 
     def other_attempts(self, key: Key) -> list[tuple[Path, int]]:
-        """(file, row) of every other answer to the same prompt."""
         places = []
         for path in dict.fromkeys([self.src, *map(self.config.storage.path_of, ATTEMPTS)]):
             if path.exists():
                 answers = self.load_answers(path)
                 places += [(path, int(n)) for n in answers.numbers_of(key[0])]
+        # Reversed, so that of two files with the same answer the first counts.
         keys = {self.load_answers(path).key_at(n): (path, n) for path, n in reversed(places)}
         return [place for other, place in sorted(keys.items()) if other != key]
 
@@ -88,7 +87,6 @@ class FileState(NamedTuple):
 
 
 def file_state(path: Path) -> FileState:
-    """The file's state; zeros if it does not exist."""
     if not path.exists():
         return FileState(path, 0, 0)
     stat = path.stat()
@@ -108,6 +106,7 @@ def _cached_checks(file: FileState) -> ChecksFile:
 @st.cache_resource(max_entries=32, show_spinner=False)
 def check_seal_once(file: FileState, _config: DistillConfig) -> str:
     """The hash of a file, after checking its seal. Raises InputMissing (66)."""
+    # Once per state of the file, because a large one takes seconds to hash.
     return sealed_hash(file.path, _config.storage)
 
 

@@ -20,7 +20,6 @@ class TabState:
         self._lock = threading.Lock()
 
     def move_to(self, number: int) -> None:
-        """Move to another row."""
         self.at, self.editing = number, None
 
     def mark_drawn(self, name: str) -> None:
@@ -44,7 +43,6 @@ class TabState:
 
 
 def get_tab_state(page: str) -> TabState:
-    """The state of a page in this browser tab."""
     key = f"desk-{page}"
     if key not in st.session_state:
         st.session_state[key] = TabState()

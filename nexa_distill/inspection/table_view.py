@@ -34,10 +34,10 @@ class ParquetRows:
         self._parquet = parquet
         counts = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
+        # Neighbouring rows are in one row group, so moving on mostly reads nothing.
         self._group = lru_cache(CACHED_GROUPS)(parquet.read_row_group)
 
     def read_row(self, number: int) -> Row:
-        """All columns of one row."""
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
         rows = self._group(group).slice(number - int(self._starts[group]), 1).to_pylist()
         return dict(rows[0])
@@ -66,26 +66,21 @@ class AnswerTable:
         return int(self.small.num_rows)
 
     def key_at(self, number: int) -> Key:
-        """The key of the answer in this row."""
         return self.samples[number].as_py(), int(self.attempts[number])
 
     def read_row(self, number: int) -> Row:
-        """All columns of the row."""
         return self._stored.read_row(number)
 
     def numbers_of(self, sample_id: str) -> Rows:
-        """The rows of a sample's attempts."""
         return np.flatnonzero(np.asarray(pc.equal(self.samples, sample_id)))
 
     def number_of(self, key: Key) -> int | None:
-        """The row of an answer, or None if it is not in this file."""
         if self._by_key is None:
             keys = zip(self.samples.to_pylist(), self.attempts.tolist(), strict=True)
             self._by_key = {key: number for number, key in enumerate(keys)}
         return self._by_key.get(key)
 
     def _frequent_values(self, column: str) -> list[str]:
-        """The values in a column, the most frequent first; all reasons of all rows."""
         if column == "rejection_reasons":
             if column not in self.small.column_names:
                 return []
@@ -96,14 +91,13 @@ class AnswerTable:
         return [item["values"] for item in sorted(counts, key=lambda item: -item["counts"])]
 
     def mask_of_values(self, column: str, values: Sequence[str]) -> Mask:
-        """The rows whose column has one of these values."""
         return np.asarray(pc.fill_null(pc.is_in(self.small[column], pa.array(values)), False))
 
     def mask_of_reasons(self, reasons: Sequence[str]) -> Mask:
-        """The rows that have one of these rejection reasons."""
         column = self.small["rejection_reasons"].combine_chunks()
         hits = pc.is_in(pc.list_flatten(column), pa.array(reasons))
         mask = np.zeros(len(self), np.bool_)
+        # A row has several reasons: each hit among them is led back to its row.
         mask[np.asarray(pc.list_parent_indices(column))[np.asarray(hits)]] = True
         return mask
 
@@ -137,7 +131,6 @@ class ChecksFile:
         self._small = small
 
     def rows_of_answer(self, key: Key) -> list[Row]:
-        """The rows about one answer, in the order of the file."""
         code = pc.index(self._samples.dictionary, key[0]).as_py()
         if code < 0:
             return []
@@ -146,15 +139,14 @@ class ChecksFile:
 
     @cached_property
     def check_names(self) -> list[str]:
-        """The names of the checks in the file."""
         return sorted(self._small["check"].unique().to_pylist())
 
     def not_passed(self, names: Sequence[str]) -> set[Key]:
-        """The answers that failed one of these checks, or could not be checked."""
         mask = pc.and_(
             pc.is_in(self._small["check"].cast(pa.string()), pa.array(names)),
             pc.invert(pc.fill_null(self._small["ok"], False)),
         )
+        # A rule that does not apply to a language is no failure.
         is_spared = pc.equal(self._small["reason"].cast(pa.string()), NOT_APPLIED)
         mask = pc.and_(mask, pc.invert(pc.fill_null(is_spared, False)))
         rows = self._small.filter(mask)

@@ -16,6 +16,7 @@ def diff_words(old: str, new: str) -> list[Span]:
     if max(len(before), len(after)) > MAX_WORDS:
         return [(old, "gone"), (new, "new")]
     spans: list[Span] = []
+    # False: without autojunk, which ignores the most frequent words of long texts.
     for _tag, a, b, c, d in difflib.SequenceMatcher(None, before, after, False).get_opcodes():
         if before[a:b] == after[c:d]:
             spans.append(("".join(before[a:b]), "same"))

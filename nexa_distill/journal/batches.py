@@ -62,7 +62,6 @@ class BatchAttempt(NamedTuple):
 
 
 def open_batch_ids(db: sqlite3.Connection) -> set[int]:
-    """The batches that are or may be at a provider."""
     return {id_ for (id_,) in db.execute("SELECT id FROM open_batches")}
 
 
@@ -103,7 +102,6 @@ class BatchLedger:
         await self._writer.wait_for_disk()
 
     def list_open(self) -> list[Batch]:
-        """Batches that have not ended, oldest first."""
         sql = (
             "SELECT id, provider, discount, requests, sha256, "
             "(SELECT word FROM batch_steps WHERE batch=id AND step='uploaded'), "
@@ -113,22 +111,21 @@ class BatchLedger:
         return [Batch(*row) for row in self._db.execute(sql)]
 
     def under_way_usage(self) -> tuple[int, int, float]:
-        """(requests, tokens, dollars) reserved for open batches."""
         return under_way_usage(self._db)
 
     def find_attempts(self, batch: int, keys: Iterable[str]) -> dict[str, BatchAttempt]:
-        """The batch's attempts by request key; keys that it does not contain are left out."""
         sql = (
             "SELECT r.request_key, a.id, a.most_tokens, a.most_usd, o.outcome IS NOT NULL "
             "FROM requests r JOIN attempts a ON a.request_id = r.id "
             "LEFT JOIN outcomes o ON o.attempt_id = a.id "
             "WHERE r.id IN (SELECT value FROM json_each(?)) AND a.batch=?"
         )
+        # All ids in one parameter, because SQLite limits their number.
         rows = self._db.execute(sql, (json.dumps(self._keys.find_ids(keys)), batch))
         return {key: BatchAttempt(*asked) for key, *asked in rows}
 
     def unended_attempts(self, batch: int, size: int) -> Iterator[list[BatchAttempt]]:
-        """The batch's attempts without an outcome, `size` at a time."""
+        # By id and not by OFFSET: rows leave the view as outcomes are recorded.
         sql = "SELECT id, most_tokens, most_usd, 0 FROM unended WHERE batch=? AND id>? ORDER BY id LIMIT ?"
         last = 0
         while rows := [BatchAttempt(*row) for row in self._db.execute(sql, (batch, last, size))]:

@@ -76,7 +76,6 @@ class GroupCommit:
             self._timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.flush)
 
     def flush(self) -> None:
-        """Hand the open group to the thread without waiting for more rows."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -90,6 +89,7 @@ class GroupCommit:
         if not self._open.size:
             self._open.began = time.monotonic()
         self._open.then.append(lambda error: _resolve_future(done, error))
+        # Counts as a row, so that a group without rows is handed over too.
         self._open.size += 1
         self.flush()
         await done
@@ -106,6 +106,7 @@ class GroupCommit:
             oldest = min(group.began for group in groups)
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - oldest)
             try:
+                # Futures and callbacks belong to the event loop, not to this thread.
                 waiting[0][1].call_soon_threadsafe(self._notify_waiters, groups, self.broken)
             except RuntimeError:  # the loop is closed: nothing waits for the commit any more
                 continue
@@ -119,7 +120,7 @@ class GroupCommit:
                 self.broken = self._failed(error)
 
     def _take_groups(self) -> Iterator[tuple[_Group, asyncio.AbstractEventLoop]]:
-        """All groups handed over so far, at least one; nothing after `close`."""
+        # Waits for the first group; all that was handed over meanwhile joins its commit.
         item = self._groups.get()
         while item is not None:
             yield item
@@ -130,6 +131,7 @@ class GroupCommit:
         self._groups.put(None)  # read again after this round's commit
 
     def _commit_groups(self, groups: list[_Group]) -> None:
+        # The write lock at once: a later upgrade could find the file locked.
         self._db.execute("BEGIN IMMEDIATE")
         for table in self._tables:
             rows = list(itertools.chain.from_iterable(g.rows.get(table, ()) for g in groups))

@@ -32,11 +32,9 @@ class InFlight:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no place for one more attempt."""
         return not self._free
 
     def add_attempt(self, attempt: int) -> None:
-        """Mark the attempt as in flight."""
         place = self._place[attempt] = self._free.pop()
         self._ids[place] = attempt
 
@@ -47,7 +45,6 @@ class InFlight:
         self._free.append(place)
 
     def close(self) -> None:
-        """Release the mapping; the file stays."""
         self._ids.release()
         self._map.close()
 
@@ -59,14 +56,15 @@ def load_orphaned_ids(path: Path) -> set[int] | None:
     except FileNotFoundError:
         return None
     boot, ids = raw[:HEADER_BYTES].rstrip(b"\0"), raw[HEADER_BYTES:]
+    # Of another boot, or cut off: what it says is not about these attempts.
     if not boot or boot != _read_boot_id() or len(ids) % 8:
         return None
     return set(memoryview(ids).cast("q")) - {0}
 
 
 def _read_boot_id() -> bytes:
-    """Changes with every boot of the machine; empty if the system has none (macOS)."""
     try:
+        # Another one after every boot; macOS has none.
         return BOOT_ID.read_bytes().strip()
     except OSError:
         return b""

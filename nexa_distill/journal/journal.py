@@ -4,10 +4,10 @@ One SQLite file per stage (WAL, synchronous=FULL). Rows are only ever added. An 
 before its request is sent, and an answer is on disk before it is parsed (`group_commit.py`).
 
 Outcomes of an attempt:
-  `has_answer`  a complete 200 body is stored; this request is never sent again
+  `answered`  a complete 200 body is stored; this request is never sent again
   `rejected`  the API refused (a status other than 200, or an error inside a 200): not billed
   `not_sent`  no connection, or stopped before the send: not billed
-  `uncertain_keys` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
+  `uncertain` sent, and no complete answer (timeout, cut connection, crash): perhaps billed
 """
 
 import contextlib
@@ -33,15 +33,12 @@ PROCESS_DIED = "the process died"
 
 
 class StoredAnswer(NamedTuple):
-    """The stored answer of a request. `ended_at` in unix seconds.
-
-    Answers of a batch have no latency; `discount` is the share of the price that is billed.
-    """
+    """The stored answer of a request."""
 
     raw: bytes
-    latency_ms: float | None
-    ended_at: float
-    discount: float = 1.0
+    latency_ms: float | None  # None for an answer of a batch
+    ended_at: float  # unix seconds
+    discount: float = 1.0  # share of the price that is billed
 
 
 class Outcome(NamedTuple):
@@ -74,7 +71,6 @@ class RequestState:
 
     @property
     def has_answer(self) -> bool:
-        """Whether a complete answer is stored."""
         return any(attempt.outcome == "answered" for attempt in self.attempts)
 
 
@@ -86,7 +82,6 @@ class Usage(NamedTuple):
     usd: float
 
     def combined_with(self, other: "Usage") -> "Usage":
-        """The sum of both."""
         requests, tokens = self.requests + other.requests, self.tokens + other.tokens
         return Usage(requests, tokens, self.usd + other.usd)
 
@@ -129,7 +124,6 @@ class ReadOnlyJournal:
             raise StorageFailed(f"{self.path}: the journal cannot be read ({error})") from None
 
     def read_rows(self, sql: str, *values: object) -> sqlite3.Cursor:
-        """Rows of a query over what is committed (`SCHEMA`)."""
         return self._committed.execute(sql, values)
 
     def load_states(self, keys: Iterable[str]) -> dict[str, RequestState]:
@@ -156,7 +150,6 @@ class ReadOnlyJournal:
         return states
 
     def newest_answers(self, keys: Iterable[str]) -> dict[str, StoredAnswer]:
-        """The newest stored answer of each of these requests that has one."""
         sql = (
             "SELECT r.request_key, o.raw, o.latency_ms, o.ended_at, coalesce(b.discount, 1.0) "
             "FROM requests r JOIN attempts a ON a.request_id = r.id "
@@ -165,10 +158,10 @@ class ReadOnlyJournal:
             "AND r.id IN (SELECT value FROM json_each(?)) ORDER BY a.id"
         )
         rows = self._committed.execute(sql, (self._ids_json(keys),))
+        # In the order of the attempts, so that the newest answer replaces earlier ones.
         return {key: StoredAnswer(*answer) for key, *answer in rows}
 
     def answers_of_model(self, model: str) -> Iterator[bytes]:
-        """Bodies of the answers to requests for this model, oldest first."""
         sql = (
             "SELECT o.raw FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id "
@@ -189,7 +182,6 @@ class ReadOnlyJournal:
         return f"HTTP {status}: {text}" if status else text
 
     def uncertain_keys(self) -> list[str]:
-        """Keys of the requests with an `uncertain_keys` attempt, in order."""
         sql = (
             "SELECT r.request_key FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
             "JOIN requests r ON r.id = a.request_id WHERE o.outcome='uncertain' "
@@ -235,11 +227,15 @@ class Journal(ReadOnlyJournal):
     def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
         self.path, self.orphaned = path, {}
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Before the file is opened: nobody else may close its orphaned attempts.
         self._lock = _lock_file(path.with_suffix(".lock"))
         ids_path = _in_flight_path(path)
         try:
+            # Opened here, used by the thread of `GroupCommit`: never by both at a time.
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, cached_statements=512)
+            # Readers see what is committed while the collector writes.
             self._db.execute("PRAGMA journal_mode=WAL")
+            # An fsync at each commit: after a power loss, too, no paid answer is missing.
             self._db.execute("PRAGMA synchronous=FULL")
             prepare_tables(self._db, path)
             _close_orphaned(self._db, load_orphaned_ids(ids_path))
@@ -253,6 +249,7 @@ class Journal(ReadOnlyJournal):
             self._next_attempt = self._newest_id("attempts") + 1
         except sqlite3.Error as error:
             raise _write_failure(path, error) from None
+        # Only now: until here the old file told which attempts a dead process had sent.
         self.in_flight = InFlight(ids_path, places)
         self._writer = GroupCommit(
             self._db,
@@ -274,11 +271,11 @@ class Journal(ReadOnlyJournal):
         self._committed.close()
         self._db.close()
         self.in_flight.close()
+        # The lock last: whoever waits for it finds a closed journal.
         self._lock.close()
 
     @property
     def write_error(self) -> StorageFailed | None:
-        """The error after which nothing can be written any more, or None."""
         return self._writer.broken
 
     async def begin_attempts(self, asking: Sequence[PendingRequest], batch: int | None = None) -> list[int]:
@@ -289,6 +286,7 @@ class Journal(ReadOnlyJournal):
             request = a.request_id
             if request is None:
                 self._next_request, request = self._next_request + 1, self._next_request
+                # Raises for a key that was added shortly before: no request may be stored twice.
                 self._keys.add_key(a.key, request)
                 self._writer.add_row("requests", (request, a.key, a.sample_id, a.body))
             row = (attempt, request, self.run, a.most_tokens, a.most_usd, batch)
@@ -359,7 +357,6 @@ def _orphaned_attempts(db: sqlite3.Connection, in_flight: set[int] | None) -> li
 
 
 def _close_orphaned(db: sqlite3.Connection, in_flight: set[int] | None) -> None:
-    """Record an outcome for each attempt that a dead process left open."""
     rows = [(id_, outcome, PROCESS_DIED, time.time()) for id_, outcome in _orphaned_attempts(db, in_flight)]
     db.execute("BEGIN IMMEDIATE")
     db.executemany("INSERT INTO outcomes VALUES (?, ?, NULL, NULL, ?, NULL, ?)", rows)
@@ -375,6 +372,7 @@ def _write_failure(path: Path, error: Exception) -> StorageFailed:
 
 def _lock_file(path: Path) -> IO[str]:
     """Hold an exclusive lock until the process ends. Raises Locked naming the holder."""
+    # Never removed, or two processes could hold locks on two files of this name.
     file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -52,10 +52,10 @@ class KeyIndex:
         self._behind[key] = self._newest = id_
 
     def find_ids(self, keys: Iterable[str]) -> list[int]:
-        """Ids of the requests that have one of these keys, in no order."""
         keys = list(keys)
         behind = [self._behind[key] for key in keys if key in self._behind]
         indexed = {id_ for _, id_ in self._db.execute(_FIND, (json.dumps(keys),))}
+        # A key may be in both, if the table has caught up in the meantime.
         return [*indexed.union(behind)]
 
     def catch_up(self, db: sqlite3.Connection, at_least: int = INDEXED_AT_ONCE) -> None:

@@ -98,5 +98,5 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _migrate_old_tables(db: sqlite3.Connection) -> None:
-    """Migrate a journal of release 0.1, whose answers are paid for."""
+    # In one transaction, because the answers of release 0.1 are paid for.
     db.executescript(f"BEGIN; {RENAME_OLD_TABLES} {SCHEMA} {COPY_OLD_TABLES} PRAGMA user_version={VERSION}; COMMIT;")

@@ -35,7 +35,6 @@ class RubricVerdict(NamedTuple):
 
     @property
     def evidence_text(self) -> str:
-        """Human-readable evidence: the judge, its reason, the journal key of its full reply."""
         return f"{self.judge}: {self.verdict.said} (journal: {self.key})"
 
 
@@ -52,6 +51,7 @@ class Panel:
             [
                 (judge, rubric, request)
                 for judge in self.judges
+                # Not strict: a row that is not sent has no requests.
                 for rubric, request in zip(self.rubrics, judge.requests_of(row), strict=False)
             ]
             for row in rows
@@ -78,7 +78,6 @@ def _rubric_verdict(
 
 
 def _read_safely(raw: bytes, rubric: str) -> Verdict:
-    """The verdict. A bug in the parser affects this answer only; the next run reads it again."""
     try:
         return read_verdict(raw, rubric)
     except Exception:  # noqa: BLE001  the reply is paid and stored
@@ -110,7 +109,7 @@ def _aggregate_rows(name: str, verdicts: Sequence[RubricVerdict], rows: Sequence
 
 
 def _severity_key(row: Row) -> tuple[int, float]:
-    """Sort key: known to be unsafe first, then undecided, then by score."""
+    # Known to be unsafe before undecided, undecided before any score.
     if row["ok"] is False:
         return 0, BY_SEVERITY.index(row["reason"])
     return (1, 0.0) if row["ok"] is None else (2, row["value"] or 0.0)

@@ -39,7 +39,6 @@ class Agreement(NamedTuple):
 
     @property
     def cohens_kappa(self) -> float | None:
-        """Cohen's kappa, or None where it is not defined."""
         value = float(compute_kappas(np.array([self]))[0])
         return None if np.isnan(value) else value
 
@@ -66,6 +65,7 @@ def compute_kappas(tables: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         observed = (tp + tn) / total
         chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / total**2
         values: npt.NDArray[np.float64] = (observed - chance) / (1 - chance)
+    # Both always decide the same: kappa would be 0 / 0.
     return np.where(np.isclose(chance, 1.0), np.nan, values)
 
 
@@ -97,7 +97,6 @@ def read_decisions(path: Path) -> HumanDecisions:
 
 
 def count_agreement(scores: Mapping[Key, float], accepted: Mapping[Key, bool], threshold: float) -> Agreement:
-    """Agreement over the answers that have a score and a human decision."""
     counts = Counter((score >= threshold, accepted[key]) for key, score in scores.items() if key in accepted)
     return Agreement(*(counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False))))
 
@@ -121,4 +120,5 @@ def _curve_point(counts: Agreement, threshold: float) -> dict[str, Any]:
 def best_threshold(points: Sequence[Mapping[str, Any]]) -> float | None:
     """The threshold with the highest kappa, ties to the strictest; None if none is defined."""
     defined = [(p["kappa"], p["threshold"]) for p in points if p["kappa"] is not None]
+    # Pairs are compared, so that of equal kappas the higher threshold is chosen.
     return max(defined)[1] if defined else None

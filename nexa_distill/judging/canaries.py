@@ -33,12 +33,10 @@ ALL_JUDGES = "all judges together"
 
 
 def canary_rows(prompts: Iterable[Row]) -> list[Row]:
-    """Each prompt with each canary as its answer; the column `canary` contains its name."""
     return [prompt | {"teacher_output": text, "canary": name} for prompt in prompts for name, text in CANARIES.items()]
 
 
 def canaries_path(checks: Path, storage: Storage) -> Path:
-    """The path of the canary table that belongs to a table of judge checks."""
     if storage.key_of(checks) == "judge_checks":
         return storage.path_of("judge_canaries")
     return checks.with_name(f"{checks.stem}_canaries.parquet")
@@ -54,6 +52,7 @@ def false_accepts(paths: Sequence[Path], keeps: Callable[[list[Row]], bool]) -> 
     for path in paths:
         for batch in read_batches(path, TABLES["judge_canaries"]):
             for row in batch.to_pylist():
+                # At most two cuts: the name of a model may contain dots.
                 family, name, *judge = row["check"].split(".", 2)
                 canary = row["canary"], row["sample_id"]
                 by_judge[judge[0] if judge else ALL_JUDGES][canary].append(row | {"check": f"{family}.{name}"})

@@ -30,17 +30,14 @@ BATCH_ROWS = 2048
 
 @dataclass
 class Candidates:
-    """`refused`: per answer of the file, whether the exec gate rejected it.
-
-    `rows` counts the other answers, `shown` those with a text; `teachers` are the models that wrote
-    them. `canaries`: the rows of `canary_rows` for the prompts with the lowest `sample_id`.
-    """
+    """The answers to be judged, and the canaries."""
 
     path: Path
-    refused: Flags
-    rows: int = 0
-    shown: int = 0
-    teachers: set[str] = field(default_factory=set)
+    refused: Flags  # per answer of the file, whether the exec gate rejected it
+    rows: int = 0  # the other answers
+    shown: int = 0  # those of them that have a text
+    teachers: set[str] = field(default_factory=set)  # the models that wrote them
+    # `canary_rows` of the prompts with the lowest `sample_id`.
     canaries: list[Row] = field(default_factory=list)
 
     def answer_batches(self) -> Iterator[list[Row]]:
@@ -51,7 +48,6 @@ class Candidates:
             yield self.canaries
 
     def answer_tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """The answers that were not rejected, in file order."""
         start = 0
         for batch in read_batches(self.path, SOURCE, batch_rows=BATCH_ROWS, columns=columns):
             end = start + batch.num_rows
@@ -60,7 +56,6 @@ class Candidates:
 
 
 def has_text(row: Row) -> bool:
-    """Whether the answer is not blank."""
     return bool(row["teacher_output"] and row["teacher_output"].strip())
 
 
@@ -87,6 +82,7 @@ def _find_rejected(path: Path, execution: Path | None) -> Flags:
     rejected = np.zeros(len(answers), np.bool_)
     columns = ["sample_id", "attempt", "ok"]
     for rows in read_batches(execution, CHECKED, columns=columns) if execution else ():
+        # A check that could not be made never passes.
         failed = rows.filter(pc.invert(pc.fill_null(rows["ok"], False)))
         positions = answers.find_positions(failed)
         rejected[positions[positions >= 0]] = True

@@ -34,7 +34,6 @@ def find_families(model: str) -> set[str]:
 
 
 def family_warnings(judges: Iterable[str], teachers: Iterable[str]) -> list[str]:
-    """One line for each judge that shares a family with a model whose answers it judges."""
     warnings = []
     for judge in judges:
         for teacher in sorted(set(teachers)):

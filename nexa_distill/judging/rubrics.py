@@ -78,7 +78,6 @@ def judge_request(row: Row, rubric: RubricText, judge: JudgeModel, config: Disti
 
 
 def judge_options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
-    """The request options of a judge besides messages and schema."""
     provider, settings = config.providers[judge.provider], config.collection
     dialect = provider.active_dialect
     # These override the provider's `extra_body`, whose sampling is meant for a teacher.
@@ -91,8 +90,8 @@ def judge_options(judge: JudgeModel, config: DistillConfig) -> dict[str, Any]:
 
 
 def render_sections(row: Row) -> str:
-    """The sections of a row in order; a source that the question contains is not repeated."""
     parts = {part: row[column] for column, part in PROMPT_SECTIONS.items() if row[column] is not None}
+    # The question contains the source: a second copy would only cost tokens.
     if parts.get("source", "") in parts["question"]:
         parts.pop("source", None)
     # The answer is untrusted. A hash of all sections delimits them, so none can forge its own end.

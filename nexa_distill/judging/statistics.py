@@ -19,23 +19,18 @@ FAULTS = ("judge_unparseable", "judge_out_of_range", "judge_unanswered", "unread
 
 @dataclass
 class JudgeStatistics:
-    """Of one judge. `verdicts` counts its replies to real answers by fault, None = a verdict.
-
-    Scores are 0..1, by rubric; those of canaries by canary first, null = no verdict. `total_usd` includes
-    canaries; None while no reply has a known cost. `silence`: why the last missing reply is
-    missing; `unreadable`: the start of the last reply that could not be parsed.
-    """
+    """Of one judge. Scores are 0..1, by rubric."""
 
     price: Price | None
-    verdicts: Counter[str | None] = field(default_factory=Counter)
+    verdicts: Counter[str | None] = field(default_factory=Counter)  # replies to real answers by fault; None = a verdict
     scores: dict[str, list[float]] = field(default_factory=dict)
+    # By canary first; null = no verdict.
     canaries: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
-    usd: float | None = None
-    silence: str = ""
-    unreadable: str = ""
+    usd: float | None = None  # with canaries; None while no reply has a known cost
+    silence: str = ""  # why the last missing reply is missing
+    unreadable: str = ""  # the start of the last reply that could not be parsed
 
     def add_verdict(self, judged: RubricVerdict, canary: str | None) -> None:
-        """Count one reply."""
         verdict = judged.verdict
         if canary:
             by_rubric = self.canaries.setdefault(canary, {})
@@ -48,12 +43,12 @@ class JudgeStatistics:
             self.unreadable = verdict.said
         if judged.stored is None:
             self.silence = verdict.said
+        # Such a reply raises in the parser, and would raise here again.
         elif verdict.fault != "unreadable_answer":
             cost = cost_usd(parse_answer(judged.stored.raw), self.price)
             self.usd = self.usd if cost is None else (self.usd or 0.0) + cost
 
     def to_report(self) -> Row:
-        """The report's entry; a mean without values is null."""
         means = {name: fmean(scores) for name, scores in self.scores.items() if scores}
         return {
             "asked": self.verdicts.total(),
@@ -78,7 +73,6 @@ class JudgeSummary:
 
     @classmethod
     def for_panel(cls, panel: Panel) -> "JudgeSummary":
-        """An empty summary for these judges."""
         return cls({judge.model: JudgeStatistics(judge.model_price) for judge in panel.judges})
 
     @property
@@ -88,7 +82,6 @@ class JudgeSummary:
         return sum(costs) if costs else None
 
     def add_answer(self, verdicts: Sequence[RubricVerdict], checks: Iterable[Row], canary: str | None) -> None:
-        """Count one answer or canary."""
         for judged in verdicts:
             self.judges[judged.judge].add_verdict(judged, canary)
         if canary:

@@ -19,21 +19,17 @@ SHOWN = 500  # characters of a judge's reason that a check keeps; the journal ha
 
 
 class Verdict(NamedTuple):
-    """`score` 0..1; `safety` one of rubrics.SAFETY if the rubric has that field.
+    """Without a verdict, `score` and `safety` are None and `fault` is the reason (contracts.REASONS)."""
 
-    Without a verdict both are None and `fault` is the reason (contracts.REASONS). `said`: the
-    judge's reason, or the start of a reply that could not be parsed.
-    """
-
-    score: float | None
-    safety: str | None
+    score: float | None  # 0..1
+    safety: str | None  # one of rubrics.SAFETY, if the rubric has that field
     fault: str | None
-    said: str
+    said: str  # the judge's reason, or the start of a reply that could not be parsed
 
 
 def read_verdict(raw: bytes, rubric: str) -> Verdict:
-    """The verdict in the raw bytes of a chat completion."""
     answer = parse_answer(raw)
+    # A cut or filtered reply may still look complete.
     if answer.flag or answer.text is None:
         text = answer.text or raw.decode("utf-8", "replace")
         return no_verdict("judge_unparseable", f"{answer.flag}: {text}")
@@ -41,7 +37,6 @@ def read_verdict(raw: bytes, rubric: str) -> Verdict:
 
 
 def is_json_object(answer: Answer) -> bool:
-    """Whether a reply is one JSON object, as every rubric requires."""
     try:
         return isinstance(parse_json(answer.text or ""), dict)
     except ValueError:
@@ -49,7 +44,6 @@ def is_json_object(answer: Answer) -> bool:
 
 
 def parse_verdict(text: str, rubric: str) -> Verdict:
-    """The verdict in a reply's text."""
     try:
         reply = parse_json(text, _unique_pairs)
     except ValueError:
@@ -58,6 +52,7 @@ def parse_verdict(text: str, rubric: str) -> Verdict:
         return no_verdict("judge_unparseable", text)
     reason, score, safety = reply["reason"], reply["score"], reply.get("safety")
     has_label = "safety" not in reply or (isinstance(safety, str) and safety in SAFETY)
+    # True is an int in Python, and no score.
     has_score = isinstance(score, int | float) and not isinstance(score, bool)
     if not (isinstance(reason, str) and has_score and has_label):
         return no_verdict("judge_unparseable", text)
@@ -67,7 +62,6 @@ def parse_verdict(text: str, rubric: str) -> Verdict:
 
 
 def no_verdict(fault: str, text: str) -> Verdict:
-    """A missing verdict with its reason."""
     return Verdict(None, None, fault, _shorten_text(text))
 
 
@@ -78,6 +72,7 @@ def _shorten_text(text: str) -> str:
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of two equal keys: a reply could show one score and count with another.
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("duplicate key")

@@ -23,7 +23,6 @@ class Freshness:
     _hashes: dict[Path, str] = field(default_factory=dict)
 
     def file_sha256(self, path: Path) -> str:
-        """Hex SHA-256 of the file or folder."""
         resolved = path.resolve()
         if resolved not in self._hashes:
             self._hashes[resolved] = sha256_path(path)
@@ -50,7 +49,7 @@ class Freshness:
             yield f"{stage.name}: settings changed"
 
     def _is_relevant_input(self, key: str) -> bool:
-        """Whether an optional input is used: repairs of other answers are not."""
+        # Repairs of other answers are in no output.
         return key != "regen_dataset" or bool(valid_regenerations(self.config.storage))
 
     def _changed_inputs(self, stage: Stage, recorded: list[dict[str, str]]) -> Iterator[str]:
@@ -60,6 +59,7 @@ class Freshness:
         now = {self.file_sha256(path): path for path in declared if path.exists()}
         then = {item["sha256"] for item in recorded}
         yield from (f"input changed: {path}" for sha256, path in now.items() if sha256 not in then)
+        # An input that the stage no longer declares has to be unchanged as well.
         for item in recorded:
             path = Path(item["path"])
             if item["sha256"] not in now and not (path.exists() and self.file_sha256(path) == item["sha256"]):
@@ -77,6 +77,7 @@ def verify_chain(config: DistillConfig) -> Iterator[str]:
         for key in stage.outputs:
             path = locate_path(key, config)
             manifest = load_manifest(path, config.storage)
+            # A chain without an evaluation is intact: it ends at the checkpoint.
             if stage.session == "evaluation" and manifest is None and not path.exists():
                 continue
             if manifest is None or not path.exists():

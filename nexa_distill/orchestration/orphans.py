@@ -15,6 +15,7 @@ PROGRESS_VARIABLE = "NEXA_PROGRESS_FILE"
 
 def find_orphans(logs: Path) -> list[int]:
     """The pids of processes of a run in `logs`, except this process and its parent."""
+    # Stages inherit the variable; its path tells runs of this project from others.
     prefix = f"{PROGRESS_VARIABLE}={logs.resolve()}/".encode()
     return [
         int(folder.name)
@@ -36,6 +37,7 @@ def stop_orphans(logs: Path, grace_seconds: float = 30.0) -> int:
     pids = find_orphans(logs)
     _send_signal(pids, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
+    # Looked up again, because a pid may belong to another process by now.
     while (remaining := find_orphans(logs)) and time.monotonic() < deadline:
         time.sleep(0.1)
     _send_signal(remaining, signal.SIGKILL)

@@ -25,7 +25,6 @@ class Request:
     answers: Path | None = None
 
     def load_settings(self) -> DistillConfig:
-        """The configuration, overridden by the flags."""
         over: dict[str, Any] = {"input": {}}
         if self.input is not None:
             over["input"]["path"] = str(self.input)
@@ -40,17 +39,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One session of a plan. `after`: the session whose success it waits for; `ready_by` and
-    `ready_file`: the server session it uses and the file that server writes when it is healthy.
-    """
+    """One session of a plan."""
 
     session: str
     runs: bool
     why: str
     command: list[str]
-    after: str = ""
-    ready_by: str = ""
-    ready_file: str = ""
+    after: str = ""  # the session whose success it waits for
+    ready_by: str = ""  # the server session that it uses
+    ready_file: str = ""  # written by that server when it is healthy
 
 
 def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -> list[Step]:
@@ -73,9 +70,11 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
         step = Step(session, why.runs, why.text, command, upstream)
         if session == "data_gen" and provider.start is not None and not config.answers.path:
             endpoint = str(provider.endpoint_file)
+            # Not needed by a data_gen that is only requested by name: up to date, it sends nothing.
             steps.append(_teacher_step(why.stale, provider.start, endpoint, run_dir / "data_gen.exit"))
             if why.stale:
                 step = replace(step, ready_by=TEACHER, ready_file=endpoint)
+        # After a skipped session, the next one waits for the last that runs.
         upstream = session if step.runs else upstream
         steps.append(step)
     return steps
@@ -105,13 +104,12 @@ def _decide_step(
 
 
 def _teacher_step(needed: bool, start: list[str], endpoint: str, until: Path) -> Step:
-    """The server that data_gen uses. It ends with data_gen, whatever the exit code."""
+    # The server ends when data_gen has an exit file, whatever the code in it.
     command = [*start, "--endpoint-file", endpoint, "--until", str(until)]
     return Step(TEACHER, needed, f"data_gen {'needs' if needed else 'does not need'} it", command)
 
 
 def session_command(session: str, config: DistillConfig, request: Request) -> list[str]:
-    """The command that runs a session's stages, as a user would type it."""
     with_config = ["--config", str(request.config)]
     match session:
         case "data_gen":
@@ -161,7 +159,6 @@ def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
 
 
 def plan_lines(steps: list[Step], *, commands: bool = True) -> list[str]:
-    """The plan as text, two lines per session that runs."""
     lines = []
     for step in steps:
         lines.append(f"{step.session:<11} {'run ' if step.runs else 'skip'}  {step.why}")

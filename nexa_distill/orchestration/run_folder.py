@@ -48,6 +48,7 @@ def planned_sessions(run_dir: Path) -> list[str]:
     plan = run_dir / "plan"
     if not plan.is_file():
         raise InputError(f"{run_dir}: not the folder of a run (there is no {plan})")
+    # Each field ends with NUL, so the last piece is empty.
     words, names = iter(plan.read_text(encoding="utf-8").split("\0")[:-1]), []
     for session in words:
         names.append(session)
@@ -58,7 +59,6 @@ def planned_sessions(run_dir: Path) -> list[str]:
 
 
 def latest_run(logs: Path) -> Path | None:
-    """The newest run's folder, or None without a run."""
     link = logs / "latest"
     return link.resolve() if (link / "plan").is_file() else None
 
@@ -79,12 +79,10 @@ class SessionState:
 
     @property
     def seconds_left(self) -> float | None:
-        """The estimated time left, or None without a rate."""
         has_rate = self.code is None and self.rate > 0 and self.total > self.done
         return (self.total - self.done) / self.rate if has_rate else None
 
     def status_line(self) -> str:
-        """The state as one line of text."""
         parts = [f"{self.name:<11}", f"{self.state:<11}"]
         if self.state != "waiting":
             parts.append(f"{format_duration(self.elapsed):>8}")
@@ -147,7 +145,6 @@ def _read_progress(file: Path) -> dict[str, Any]:
 
 
 def _is_alive(run_dir: Path, name: str) -> bool:
-    """Whether the wrapper runs: its pid exists and is still that command, not a later process."""
     try:
         pid = int((run_dir / f"{name}.pid").read_text())
     except (OSError, ValueError):
@@ -157,6 +154,7 @@ def _is_alive(run_dir: Path, name: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    # A later process may have the same pid.
     return f"{name} {run_dir.resolve()}" in _command_line(pid)
 
 
@@ -167,12 +165,12 @@ def _command_line(pid: int) -> str:
             return proc.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             return ""
+    # A system without /proc (macOS).
     ps = ["ps", "-o", "args=", "-p", str(pid)]
     return subprocess.run(ps, capture_output=True, text=True, check=False).stdout
 
 
 def running_sessions(run_dir: Path | None) -> list[str]:
-    """The run's sessions that have not ended."""
     if run_dir is None:
         return []
     return [name for name in planned_sessions(run_dir) if read_session(run_dir, name).code is None]
@@ -185,7 +183,6 @@ def exit_code(states: list[SessionState]) -> int:
 
 
 def describe_failures(run_dir: Path, states: list[SessionState]) -> Iterator[str]:
-    """Per failed or stopped session its exit code, log and last error."""
     for state in states:
         if state.code and state.state != "not started":
             log = run_dir / f"{state.name}.log"
@@ -194,12 +191,12 @@ def describe_failures(run_dir: Path, states: list[SessionState]) -> Iterator[str
 
 
 def _last_error(log: Path) -> list[str]:
-    """The last line that begins with `error:`, or else the stage's last line."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     own = [line for line in lines if line.strip() and not line.startswith("[nexa]")]
+    # Without a line of ours, the last words of the stage.
     return ([line for line in own if line.startswith("error:")] or own)[-1:]
 
 

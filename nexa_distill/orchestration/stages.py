@@ -22,19 +22,16 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `optional` inputs count if they exist.
-
-    `module`: the module of `nexa_distill` whose `stage_settings(config)` determine the output. A student
-    stage has `student` instead; without either only the inputs determine it.
-    """
+    """One stage; with neither `module` nor `student`, only the inputs determine its output."""
 
     name: str
     session: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    module: str | None = None
+    module: str | None = None  # of `nexa_distill`: its `settings(config)` determine the output
+    # The same for a student stage.
     student: Callable[[DistillConfig, StudentConfig], dict[str, Any]] | None = None
-    optional: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # inputs that count if they exist
 
 
 def _training_settings(_config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
@@ -81,7 +78,6 @@ INSPECT = "inspect"  # a session for annotators: writes no table, runs only if r
 
 
 def locate_path(key: str, config: DistillConfig) -> Path:
-    """The path of a `storage:` key, of `RAW` or of `CHECKPOINT`."""
     if key == RAW:
         return Path(config.input.path)
     if key == CHECKPOINT:
@@ -90,11 +86,11 @@ def locate_path(key: str, config: DistillConfig) -> Path:
 
 
 def stage_settings(stage: Stage, config: DistillConfig) -> dict[str, Any] | None:
-    """The values that determine the stage's output, besides its inputs."""
     if stage.student is not None:
         return stage.student(config, load_yaml(Path(config.student), StudentConfig))
     if stage.module is None:
         return None
+    # By name, because a stage's module is above this one, and imports only go down.
     values: dict[str, Any] = import_module(f"nexa_distill.{stage.module}").settings(config)
     return values
 

@@ -37,24 +37,19 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """How the rows with the same columns are read.
-
-    `prompt`: column of existing prompts; None = prompts are made from the text in `source`.
-    `addition`: column whose text is appended to the prompt (Alpaca's `input`). `with_context`: the
-    context is put before the prompt, unless the prompt contains it. `notes`: for the user.
-    """
+    """How the rows with the same columns are read."""
 
     source: str
-    prompt: str | None = None
-    addition: str | None = None
-    with_context: bool = False
-    notes: list[str] = field(default_factory=list)
+    prompt: str | None = None  # column of existing prompts; None = prompts are made from the text in `source`
+    addition: str | None = None  # column whose text is appended to the prompt (Alpaca's `input`)
+    with_context: bool = False  # the context is put before the prompt, unless the prompt contains it
+    notes: list[str] = field(default_factory=list)  # for the user
 
 
 def looks_like_prompts(name: str) -> bool:
-    """Whether a column of this name contains prompts."""
     plain = _normalize_name(name)
     words = set(plain.split("_"))
+    # `question` contains prompts, `question_id` does not.
     return plain in WHOLE_NAMES or bool(words & PROMPT_WORDS and not words & OTHER_WORDS)
 
 
@@ -84,7 +79,6 @@ def _is_prompt(name: str, value: Any, columns: Columns) -> bool:
 
 
 def _configured_layout(columns: Columns, others: list[str]) -> ColumnLayout:
-    """The row has `defaults.prompt_column`, which is then the prompt."""
     prompt = str(columns.prompt_column)
     addition = _find_addition(prompt, others, columns)
     shown = set(PLACEHOLDER.findall(columns.prompt_template))
@@ -100,7 +94,6 @@ def _configured_layout(columns: Columns, others: list[str]) -> ColumnLayout:
 
 
 def _recognized_layout(values: Mapping[str, Any], columns: Columns, prompts: list[str], where: str) -> ColumnLayout:
-    """The prompt column has a name that is not configured."""
     addition = next((a for p in prompts if (a := _find_addition(p, prompts, columns))), None)
     candidates = [name for name in prompts if name != addition]
     context = columns.context_column if columns.context_column in values else None
@@ -129,9 +122,9 @@ def _passage_columns(values: Mapping[str, Any]) -> list[str]:
 
 
 def _find_addition(prompt: str, others: Sequence[str], columns: Columns) -> str | None:
-    """The column with the second part of an Alpaca instruction, unless the template names it."""
     is_instruction = {"instruction", "instructions"} & set(_normalize_name(prompt).split("_"))
     name = next((name for name in others if _normalize_name(name) == "input"), None)
+    # Alpaca's `input` is the second part of its `instruction`, unless the template places it.
     return name if is_instruction and f"{{{name}}}" not in columns.prompt_template else None
 
 

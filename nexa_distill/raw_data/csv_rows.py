@@ -21,6 +21,7 @@ NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a pipe"}
 
 def read_records(path: Path, file: TextIO, delimiter: str | None = None) -> Iterator[dict[str, str | None]]:
     """Yield the records after the header. `delimiter` None = detected in header and sample."""
+    # A cell may contain a whole document; the default limit is 128 KB.
     csv.field_size_limit(sys.maxsize)
     sample = file.read(SAMPLE_CHARACTERS)
     is_whole = len(sample) < SAMPLE_CHARACTERS
@@ -39,9 +40,9 @@ def read_records(path: Path, file: TextIO, delimiter: str | None = None) -> Iter
 
 
 def _complete_lines(sample: str, file: TextIO) -> Iterator[str]:
-    """The lines of the sample; the last line is completed from `file`."""
     lines = io.StringIO(sample, newline="").readlines()
     if lines and not lines[-1].endswith("\n"):
+        # The sample ends within a line, whose rest is still in the file.
         lines[-1] += file.readline()
     return iter(lines)
 
@@ -53,6 +54,7 @@ def find_delimiter(sample: str, *, is_whole: bool) -> str:
     """
     # Not `csv.Sniffer`, which also accepts letters and spaces as separators.
     scores = [(_score_delimiter(sample, mark, is_whole=is_whole), mark) for mark in DELIMITERS]
+    # `max` keeps the first of equal scores: the order of DELIMITERS decides.
     return max(scores, key=lambda pair: pair[0])[1]
 
 
@@ -107,6 +109,7 @@ def _name_cells(path: Path, records: Iterator[list[str]], delimiter: str) -> Ite
                 f"not {len(names)}; {separator} between them): put texts with {separator} or a "
                 "line break into quotes, or set input.delimiter"
             )
+        # A column without a name (the index that pandas writes) is dropped.
         yield {name: cell or None for name, cell in zip(names, record, strict=True) if name}
 
 

@@ -25,7 +25,6 @@ class RawRow:
     values: dict[str, Any]
 
     def describe_location(self) -> str:
-        """File and row, for messages."""
         return f"{self.file}, row {self.row} (0-based)"
 
 
@@ -57,6 +56,7 @@ def _read_texts(folder: RawFolder, tell: Tell) -> Iterator[RawRow]:
     number = 0
     for file, identity in folder.file_ids().items():
         name, values = str(file.relative_to(folder.path)), read_text(file)
+        # A prompt about nothing would be paid for.
         if values["text"].strip():
             yield RawRow(name, number, {**values, "id": identity})
             number += 1

@@ -27,7 +27,6 @@ class RawFolder:
 
     @property
     def is_of_texts(self) -> bool:
-        """Whether each file is one row."""
         return has_text(self.files[0])
 
     def file_ids(self) -> dict[Path, str]:
@@ -38,7 +37,6 @@ class RawFolder:
         return {file: str(name if counts[name] == 1 else names[file]) for file, name in short.items()}
 
     def describe_left_out(self) -> str | None:
-        """One line about the files that are not read; None if all are."""
         if not self.left_out:
             return None
         total = sum(map(len, self.left_out.values()))
@@ -47,7 +45,6 @@ class RawFolder:
 
 
 def scan_folder(path: Path) -> RawFolder:
-    """The raw files below `path`."""
     files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: _natural_order(path, p))
     folder = RawFolder(path, [])
     visible = [file for file in files if not _is_hidden(file.relative_to(path))]
@@ -96,8 +93,9 @@ def _is_hidden(name: Path) -> bool:
 
 
 def _natural_order(folder: Path, path: Path) -> list[tuple[int, int | str]]:
-    """Sort key by name, with numbers by value: part-9 comes before part-10."""
+    # Numbers by value: part-9 comes before part-10.
     pieces = re.split(r"(\d+)", str(path.relative_to(folder)))
+    # Pairs, because a number cannot be compared with a text.
     return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces if piece]
 
 

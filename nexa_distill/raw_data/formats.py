@@ -62,7 +62,6 @@ def has_rows(path: Path) -> bool:
 
 
 def has_text(path: Path) -> bool:
-    """Whether the ending is that of a text, which is one row."""
     return split_endings(path)[1] in TEXT_ENDINGS
 
 
@@ -106,6 +105,7 @@ def open_text(path: Path, newline: str | None = "") -> Iterator[TextIO]:
             raise InputError(f"{path}: not UTF-8 (every second byte is 0: UTF-16?); convert it first")
         with (
             COMPRESSIONS.get(packed, _open_plain)(path) as file,
+            # utf-8-sig, because Excel begins a UTF-8 file with a byte order mark.
             io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text,
         ):
             yield text
@@ -146,6 +146,7 @@ def _read_json(path: Path) -> Iterator[Values]:
     with open_text(path) as file:
         text = file.read()
     value, place = _decode_at(path, text, _blank_until(text, 0))
+    # Text behind the first value: objects one after the other.
     if place < len(text):
         number = 0
         while True:
@@ -177,7 +178,6 @@ def _find_items(path: Path, value: Any) -> list[Any]:
 
 
 def _blank_until(text: str, place: int) -> int:
-    """The next position that is not white space."""
     blank = BLANK.match(text, place)
     return blank.end() if blank else place
 

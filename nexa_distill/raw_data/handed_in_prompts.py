@@ -53,6 +53,7 @@ def _lacks_keys(src: Path) -> bool:
     if src.suffix.lower() != ".parquet":
         return True
     try:
+        # One of the keys is enough: a table without the others is refused by its reader, which names them.
         return not KEYS & set(pq.read_schema(src).names)
     except (pa.ArrowException, OSError):
         return False  # not complete: the reader of the table raises

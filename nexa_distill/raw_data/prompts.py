@@ -46,7 +46,6 @@ class RowReader:
         return layout
 
     def tell_once(self, text: str) -> None:
-        """Pass `text` to `tell` if it is new."""
         if text not in self._told:
             self._told.add(text)
             self._tell(text)
@@ -74,7 +73,6 @@ class RowReader:
         return identity
 
     def prompt_row(self, row: RawRow, layout: ColumnLayout) -> dict[str, Any]:
-        """The canonical row of a row that contains a prompt."""
         columns, prompt = self.columns, required_text(row, str(layout.prompt))
         if _is_conversation(prompt):
             raise InputError(f"{row.describe_location()}: column {layout.prompt} holds messages as JSON{WAY}")
@@ -110,6 +108,7 @@ class RowReader:
 
 def _is_conversation(text: str) -> bool:
     """Whether all of it is a JSON list of messages, as a CSV file has them in a cell."""
+    # Most prompts end here, without being parsed.
     if not text.lstrip().startswith(("[{", "[ {", "[\n")):
         return False
     try:

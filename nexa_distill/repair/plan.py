@@ -55,7 +55,6 @@ class Plan:
         return sha256_text(compact_json([sorted(self.wanted), sorted(edits, key=compact_json)]))
 
     def by_round(self) -> dict[int, dict[str, PlannedRepair]]:
-        """Round -> sample -> its repair."""
         rounds: dict[int, dict[str, PlannedRepair]] = {}
         for repair in self.wanted:
             rounds.setdefault(repair.round, {})[repair.sample_id] = repair
@@ -68,11 +67,13 @@ def make_plan(config: DistillConfig, src: Path | None = None) -> Plan:
     Raises InputMissing (66) if the gates have not run on the current answers.
     """
     src = src or config.storage.path_of("rejections")
+    # From unfinished gate results, repairs would be requested that nobody needs.
     for path in (src, config.storage.path_of("filtered_dataset")):
         sealed_hash(path, config.storage)
     _refuse_other_answers(src, config.storage)
     people = load_valid_decisions(config)
     edits = [(sample, edit) for sample, of_sample in people.edits.items() for edit in of_sample]
+    # The answers are from a file: there is no model to ask again.
     if config.answers.path:
         return Plan([], edits)
     rounds = _RoundPlanner(config, people, _load_reasons(config.storage, src, {key[0] for key in people.by}))
@@ -86,10 +87,12 @@ def plan_from_decisions(config: DistillConfig, decisions: Iterable[Annotation]) 
         decided.by.setdefault(decision.answer_key, []).append(decision)
     keys = [key for key in decided.by if decided.is_accepted(key) is False]
     src, against = config.storage.path_of("rejections"), ReasonsByAttempt()
+    # Without results of the gates, the model is told the decisions alone.
     if src.exists() and config.storage.path_of("filtered_dataset").exists():
         against = _load_reasons(config.storage, src, {sample for sample, _ in keys})
     wanted = dict[str, PlannedRepair]()
     for sample, attempt in sorted(keys):
+        # An edit has no round of its own: its repair is the first.
         before = 0 if attempt >= FIRST_EDIT_ATTEMPT else max(0, attempt - config.collection.samples + 1)
         reasons = _repairable_reasons(against.get(sample, {}).get(attempt, []))
         told = tuple(dict.fromkeys([*reasons, REJECTED_BY_PERSON]))
@@ -154,12 +157,12 @@ class _RoundPlanner:
         for round_ in itertools.count(1):
             repairs = [r for sample in samples if (r := self.plan_repair(sample, round_))]
             yield from repairs
+            # A sample without a repair in this round has none in the next.
             samples = [repair.sample_id for repair in repairs]
             if not samples:
                 return
 
     def plan_repair(self, sample: str, round_: int) -> PlannedRepair | None:
-        """The sample's repair in this round, or None."""
         answers, edits = self.against[sample], self.people.edits.get(sample, [])
         before = self.samples - 2 + round_
         # The gates have not seen the answer of the round before: the plan ends there.
@@ -171,6 +174,7 @@ class _RoundPlanner:
         pending = (e for e in edits if _round_of_attempt(e.attempt, self.samples, by_attempt) < round_)
         if not earlier or any(edit.attempt not in answers for edit in pending):
             return None
+        # An earlier answer passes, whether it is kept or a better one is.
         if any(set(answers[a]) <= {"better_attempt_kept"} for a in earlier):
             return None
         last = [a for a in earlier if earlier[a] == max(earlier.values())]
@@ -195,7 +199,6 @@ def _round_of_attempt(attempt: int, samples: int, edits: dict[int, Edit]) -> int
 
 
 def unanswered_path(dst: Path) -> Path:
-    """The table of unanswered repairs, beside the repairs in `dst`."""
     return dst.with_name(f"{dst.stem}.unanswered.parquet")
 
 
@@ -210,7 +213,6 @@ def _load_unanswered(repairs: Path) -> Iterator[Key]:
 
 
 def load_faults(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[Key, list[Fault]]:
-    """Rejected answer -> its reasons, each with the evidence of its check."""
     by_key = {(repair.sample_id, repair.of): repair for repair in wanted}
     details: dict[tuple[str, int, str], str] = {}
     for key in CHECK_FILES:
@@ -226,7 +228,6 @@ def load_faults(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[
 
 
 def _load_evidence(path: Path, keys: Collection[Key]) -> Iterator[tuple[Key, str, str]]:
-    """(answer, reason, evidence) of the checks against these answers."""
     columns = ["sample_id", "attempt", "check", "ok", "reason", "detail"]
     ids = pa.array(sorted({sample for sample, _ in keys}), pa.string())
     # A judge's score has no reason in the checks: SampleGate gives it one, by a threshold.
@@ -236,13 +237,13 @@ def _load_evidence(path: Path, keys: Collection[Key]) -> Iterator[tuple[Key, str
         has_detail = pc.and_(pc.is_in(rows["sample_id"], ids), rows["detail"].is_valid())
         for row in rows.filter(pc.and_(failed, has_detail)).to_pylist():
             at, reason = (row["sample_id"], row["attempt"]), SCORE_REASONS.get(row["check"], row["reason"])
+            # The row of all judges has the evidence of the strictest one.
             by_one_judge = reason in JUDGE_REASONS and row["check"].count(".") > 1
             if at in keys and reason and not by_one_judge:
                 yield at, reason, row["detail"]
 
 
 def load_rejected_texts(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[Key, str]:
-    """Rejected answer -> its first `regeneration.answer_chars` characters."""
     length, texts = config.regeneration.answer_chars, dict[Key, str]()
     keys = {(repair.sample_id, repair.of) for repair in wanted}
     if not length:

@@ -105,7 +105,9 @@ def repair_prompt(row: Mapping[str, Any], faults: Sequence[Fault], answer: str |
     if any(fault.reason == "reasoning_cut" for fault in faults):
         # The reasoning left no room for an answer; other reasons follow from that.
         faults = [fault for fault in faults if fault.reason in ("reasoning_cut", BY_PERSON)]
+    # In tens, because a model does not count words exactly.
     max_words = str(int(max_tokens * WORDS_PER_TOKEN) // 10 * 10)
+    # Several reasons have the same instruction: it is given once.
     instructions = dict.fromkeys(
         INSTRUCTIONS[fault.reason].replace("{most}", max_words) + _evidence_text(row, fault) for fault in faults
     )
@@ -117,7 +119,6 @@ def repair_prompt(row: Mapping[str, Any], faults: Sequence[Fault], answer: str |
 
 
 def _evidence_text(row: Mapping[str, Any], fault: Fault) -> str:
-    """The evidence, if the model may see it."""
     text = JOURNAL_KEY.sub("", fault.detail or "").strip()[:EVIDENCE_CHARS]
     if not text:
         return ""
@@ -133,7 +134,7 @@ def _evidence_text(row: Mapping[str, Any], fault: Fault) -> str:
 
 
 def _quotes_gold(row: Mapping[str, Any], text: str) -> bool:
-    """Whether a known answer occurs in the text, ignoring case and spaces."""
+    # A model may write a known answer with other spaces and capitals.
     folded = _fold_text(text)
     return any(_fold_text(row[name]) in folded for name in GOLD_COLUMNS if row[name])
 

@@ -14,6 +14,7 @@ from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_pattern
 from nexa_distill.text.language import ANY, LANGUAGES
 
+# Count it, replace it by `[email]` and the like, or reject the answer.
 PiiAction = Literal["flag", "redact", "reject"]
 
 
@@ -78,11 +79,7 @@ ByLanguage = Annotated[dict[Annotated[str, AfterValidator(_check_language)], lis
 
 
 class Pii(Section):
-    """`pii:` the action for personal data and secrets in an answer (`text/pii.py`).
-
-    `flag` counts them, `redact` replaces them by `[email]` and the like, `reject` rejects the
-    answer; null = no search.
-    """
+    """`pii:` the action for personal data and secrets in an answer (`text/pii.py`); null = no search."""
 
     email: PiiAction | None
     phone: PiiAction | None
@@ -96,12 +93,9 @@ class Pii(Section):
 
 
 class GateConfig(Section):
-    """`sample_gate:` the conditions under which an answer is kept.
+    """`sample_gate:` the conditions under which an answer is kept."""
 
-    `required`: families (`rules`) or names (`judge.factuality`) of checks that must exist. Other
-    checks still reject an answer if they exist and did not pass.
-    """
-
+    # Families (`rules`) or names (`judge.factuality`) that must exist; other checks that exist must pass too.
     required: list[str]
     judge_f_threshold: Share
     judge_r_threshold: Share
@@ -114,17 +108,13 @@ class GateConfig(Section):
 
 
 class QualityGates(Section):
-    """`quality_gates:` minimums for SampleGate's report of a whole run; null = no gate.
+    """`quality_gates:` minimums for SampleGate's report of a whole run; null = no gate."""
 
-    `min_total` counts the answers that SampleGate decided; the rates are the shares of them that
-    are kept, execute, and match the known answer; `min_judge_mean`: the mean of all judges' scores.
-    """
-
-    min_total: Count | None
-    min_keep_rate: Share | None
-    min_exec_pass_rate: Share | None
-    min_gold_match_rate: Share | None
-    min_judge_mean: Share | None
+    min_total: Count | None  # answers that SampleGate decided
+    min_keep_rate: Share | None  # share of them that is kept
+    min_exec_pass_rate: Share | None  # share that executes
+    min_gold_match_rate: Share | None  # share that matches the known answer
+    min_judge_mean: Share | None  # mean of all judges' scores
 
 
 class RegressionGate(Section):
@@ -173,6 +163,7 @@ class FilterConfig(Section):
     @classmethod
     def _above_minimum(cls, value: int | None, info: ValidationInfo) -> int | None:
         lower = str(info.field_name).replace("max", "min")
+        # Fields are validated in order, so the minimum is there already.
         least = info.data.get(lower)
         if value is not None and least is not None and value < least:
             text = f"below {lower} ({least}), so no answer could pass"

@@ -63,12 +63,10 @@ class Storage(Section):
     reports: str
 
     def path_of(self, key: str) -> Path:
-        """The path of a `storage:` key."""
         root, path = Path(self.root), Path(str(getattr(self, key)))
         return path if path.is_relative_to(root) else root / path
 
     def key_of(self, path: Path) -> str | None:
-        """The `storage:` key with this path, or None for a file from elsewhere."""
         keys = (key for key in type(self).model_fields if key not in ("root", "logs"))
         return next((key for key in keys if self.path_of(key).resolve() == path.resolve()), None)
 
@@ -84,6 +82,7 @@ class Storage(Section):
         by_path: dict[Path, str] = {}
         for key in type(self).model_fields.keys() - {"root", "logs"}:
             path = self.path_of(key)
+            # By name alone: the files may not exist yet, so links cannot be followed.
             first = by_path.setdefault(Path(os.path.normpath(path)), key)
             if first != key:
                 names = " and ".join(sorted((first, key)))
@@ -94,31 +93,26 @@ class Storage(Section):
 
 
 class Columns(Section):
-    """`defaults:` names of the columns in raw input, and the task types made from a text.
+    """`defaults:` names of the columns in raw input, and the task types made from a text."""
 
-    `prompt_column` null: prompts are made from texts. For existing prompts, `task_type` is the
-    default of a row without one, and `prompt_template` the text around each (`{prompt}` and other
-    columns, such as `{schema}`). `id_columns`: the first that is not empty identifies a row.
-    """
-
-    prompt_column: str | None
+    prompt_column: str | None  # null = prompts are made from texts
     context_column: str
     task_type_column: str
     text_column: str
     reference_column: str
-    id_columns: list[str]
-    task_type: str
-    prompt_template: str
-    tasks: list[str] = Field(min_length=1)
-    prompts: str
+    id_columns: list[str]  # the first that is not empty identifies a row
+    task_type: str  # of a row that contains a prompt and no type
+    prompt_template: str  # around each existing prompt: `{prompt}` and other columns, such as `{schema}`
+    tasks: list[str] = Field(min_length=1)  # types of the prompts that are made from a text
+    prompts: str  # folder with a TASK.txt for each of them
 
 
 class RawInput(Section):
-    """Path of the raw data, and how much to read. `delimiter` of CSV; null = detected."""
+    """Path of the raw data, and how much to read."""
 
     path: str
-    delimiter: str | None = Field(min_length=1, max_length=1)
-    limit: Count | None
+    delimiter: str | None = Field(min_length=1, max_length=1)  # of CSV; null = detected
+    limit: Count | None  # first rows; null = all
 
 
 class Chunking(Section):
@@ -137,20 +131,14 @@ class Split(Section):
 
 
 class Dedup(Section):
-    """Definitions of near-duplicates and contamination.
+    """Definitions of near-duplicates and contamination."""
 
-    `jaccard`: share of common word n-grams from which on two texts are near-duplicates; null = only
-    equal rows are. `shingle_words`: length of these n-grams. `permutations`: MinHash values per
-    text. `contamination_words`: length of a run of words that training must not share with held-out
-    rows and `eval_files`; null = no search. `contamination_common`: a run that occurs more often in
-    all texts is boilerplate and is ignored.
-    """
-
-    jaccard: float | None = Field(gt=0, le=1)
-    shingle_words: Count
-    permutations: int = Field(ge=16, le=1024)
+    jaccard: float | None = Field(gt=0, le=1)  # share of common word n-grams of near-duplicates; null = only equal rows
+    shingle_words: Count  # length of these n-grams
+    permutations: int = Field(ge=16, le=1024)  # MinHash values per text
+    # Words in a row that training must not share with held-out rows and `eval_files`; null = no search.
     contamination_words: int | None = Field(ge=5, le=100)
-    contamination_common: Count
+    contamination_common: Count  # a run that occurs more often in all texts is boilerplate, and is ignored
     eval_files: list[str]
 
 
@@ -161,7 +149,6 @@ class Price(Section):
     completion: NonNegative
 
     def answer_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """US dollars of one answer."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
     def with_discount(self, discount: float) -> "Price":
@@ -186,43 +173,35 @@ def _dialect_at(base_url: str) -> Dialect:
 
 
 class Provider(Section):
-    """One OpenAI-compatible API. `prices` by model; a model without one is unpriced.
-
-    `extra_body` overrides keys of each request, `regen_extra_body` those of regeneration; a null in
-    them removes the key. Requests and tokens per minute: limits of the account (null = unknown; the
-    rate adapts in any case). `start`: the command of a server on this machine, which gets
-    `--endpoint-file FILE` and writes its address there (models/server.py); both are null for a
-    remote API. `batch_discount`: the share of the price that an answer of the Batch API costs; null
-    = no Batch API.
-
-    `dialect`: one of `dialects/`; null = by host name. `system_role`, `stream`: null = as in the
-    dialect. `query` and `headers` are added to each request. `proxy`: null = from http_proxy,
-    https_proxy and no_proxy, except on this machine; "" = none. `startup_wait_seconds`: how long to
-    wait for a server that is loading its model; 0 = it fails like any other.
-    """
+    """One OpenAI-compatible API."""
 
     base_url: str | None
     model: str
     regen_model: str
     api_key_env: str | None
+    # Limits of the account; null = not known. The rate adapts in any case.
     requests_per_minute: float | None = Field(gt=0)
     tokens_per_minute: float | None = Field(gt=0)
-    prices: dict[str, Price]
-    batch_discount: float | None = Field(gt=0, le=1)
+    prices: dict[str, Price]  # by model; a model without a price is unpriced
+    batch_discount: float | None = Field(gt=0, le=1)  # share of the price that its Batch API costs; null = none
+    # Command of a server on this machine, which gets `--endpoint-file FILE` and writes its address there
+    # (models/server.py); both are null for a remote API.
     start: list[str] | None
     endpoint_file: str | None
     start_timeout_seconds: NonNegative
+    # Keys that override those of each request, and of regeneration; a null removes the key.
     extra_body: dict[str, Any]
     regen_extra_body: dict[str, Any]
     # These have defaults because users' files contain whole provider blocks that are older than
     # the keys.
-    dialect: str | None = None
-    system_role: SystemRole | None = None
-    stream: bool | None = None
+    dialect: str | None = None  # one of `dialects/`; null = by host name
+    system_role: SystemRole | None = None  # null = as in the dialect
+    stream: bool | None = None  # null = as in the dialect
+    # Added to each request.
     query: dict[str, PlainText] = Field(default_factory=dict)
     headers: dict[str, PlainText] = Field(default_factory=dict)
-    proxy: str | None = None
-    startup_wait_seconds: NonNegative = 300.0
+    proxy: str | None = None  # null = from http_proxy, https_proxy and no_proxy, except on this machine; "" = none
+    startup_wait_seconds: NonNegative = 300.0  # for a server that is loading its model; 0 = it fails like any other
 
     @field_validator("dialect")
     @classmethod
@@ -234,7 +213,6 @@ class Provider(Section):
 
     @property
     def active_dialect(self) -> Dialect:
-        """The dialect of requests to this server."""
         return DIALECTS[self.dialect] if self.dialect else _dialect_at(self.base_url or "")
 
     @property
@@ -261,7 +239,7 @@ class Provider(Section):
 
 
 class Collection(Section):
-    """Requests to the teacher. `response_schemas`: task type -> path of a JSON schema file."""
+    """Requests to the teacher."""
 
     teacher_model: str | None
     batch_size: Count
@@ -275,38 +253,30 @@ class Collection(Section):
     temperature: float = Field(ge=0, le=2)
     timeout_seconds: float = Field(gt=0)
     max_attempts: Count
-    max_samples: Count | None
-    samples: Count
-    on_uncertain: Literal["resend", "hold"]
+    max_samples: Count | None  # first rows; null = all
+    samples: Count  # answers per prompt
+    on_uncertain: Literal["resend", "hold"]  # for requests that may have been billed
     stop_on_model_change: bool
-    response_schemas: dict[str, str]
+    response_schemas: dict[str, str]  # task type -> path of a JSON schema file
 
 
 class Regeneration(Section):
-    """`regeneration:` how rejected answers are requested again.
+    """`regeneration:` how rejected answers are requested again."""
 
-    `rounds` per sample; 0 = only where an annotator chose `regenerate`. `models` of round 1, 2,
-    ..., the last one for all later rounds; empty = `collection.regen_teacher_model`.
-    `answer_chars`: characters of the rejected answer that the model is shown.
-    `reasoning_max_tokens`: token limit of a repair if reasoning used up the first limit, and at
-    least twice that; null = no such repair.
-    """
-
-    rounds: int = Field(ge=0, le=20)
+    rounds: int = Field(ge=0, le=20)  # per sample; 0 = only where an annotator chose `regenerate`
+    # Of round 1, 2, ..., the last one for all later rounds; empty = `collection.regen_teacher_model`.
     models: list[str]
-    answer_chars: int = Field(ge=0)
+    answer_chars: int = Field(ge=0)  # of the rejected answer, as the model is shown it
+    # Limit of a repair if reasoning used up the first limit, and at least twice that; null = no such repair.
     reasoning_max_tokens: Count | None = 4096
 
 
 class ExistingAnswers(Section):
-    """`answers:` a file of answers in place of a teacher; `path_of` null = request from the provider.
+    """`answers:` a file of answers in place of a teacher."""
 
-    `column` contains the answers, `model_id` is recorded as their source.
-    """
-
-    path: str | None
-    column: str
-    model_id: str
+    path: str | None  # null = request them from the provider
+    column: str  # of the answers
+    model_id: str  # recorded as their source
 
 
 class JudgeModel(Section):
@@ -331,16 +301,13 @@ class Packaging(Section):
 
 
 class Judging(Section):
-    """The judges and their rubrics. Without judges, nothing is judged.
-
-    `canary_prompts`: prompts with which each judge is also shown answers that must not pass.
-    """
+    """The judges and their rubrics. Without judges, nothing is judged."""
 
     judges: list[JudgeModel]
     rubrics: Annotated[dict[str, str], AfterValidator(_check_rubrics)]
     max_tokens: Count
     temperature: float = Field(ge=0, le=2)
-    canary_prompts: Count
+    canary_prompts: Count  # prompts with which each judge is also shown answers that must not pass
 
     @field_validator("judges")
     @classmethod
@@ -354,32 +321,25 @@ class Judging(Section):
 
 
 class Execution(Section):
-    """Settings of the exec gate: `tasks` by task type (null removes one). Limits are per answer.
+    """Settings of the exec gate. Limits are per answer."""
 
-    `databases`: folder of the SQLite files that rows name; `workers` null = one per core. A SQL
-    answer has `timeout_seconds` and, per query, `max_sql_steps` of SQLite's virtual machine.
-    """
-
-    tasks: dict[str, Literal["sql", "python", "math", "json"] | None]
-    databases: str | None
-    workers: Count | None
+    tasks: dict[str, Literal["sql", "python", "math", "json"] | None]  # by task type; null removes one
+    databases: str | None  # folder of the SQLite files that rows name
+    workers: Count | None  # null = one per core
     timeout_seconds: float = Field(gt=0)
     memory_mb: int = Field(ge=128)
-    max_sql_steps: int = Field(ge=1000)
+    max_sql_steps: int = Field(ge=1000)  # of SQLite's virtual machine, per query
     max_rows: Count
     max_output_bytes: int = Field(ge=1000)
 
 
 class Budget(Section):
-    """Limits of all paid stages and runs together, never exceeded. null = no limit.
-
-    `target_samples`: number of kept samples for which the cost report projects the cost.
-    """
+    """Limits of all paid stages and runs together, never exceeded. null = no limit."""
 
     max_usd: NonNegative | None
     max_requests: Count | None
     max_tokens: Count | None
-    target_samples: Count
+    target_samples: Count  # kept samples for which the cost report projects the cost
 
 
 class DistillConfig(Section):
@@ -447,6 +407,7 @@ def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig
 
     Example: `{"input": {"limit": 60}}`.
     """
+    # Validated again as a whole, because a flag may contradict a setting.
     values = merge_settings(config.model_dump(), _drop_unset(flags))
     return validate_section("command line", values, DistillConfig)
 

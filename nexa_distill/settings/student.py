@@ -16,24 +16,16 @@ RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "strftime
 
 
 class Lora(Section):
-    """`train.lora:` an adapter that is trained in place of the model.
-
-    `target_modules`: names of linear layers; `all-linear` = all but the output embedding.
-    """
+    """`train.lora:` an adapter that is trained in place of the model."""
 
     rank: Count
     alpha: Count
     dropout: float = Field(ge=0, lt=1)
-    target_modules: Literal["all-linear"] | list[str]
+    target_modules: Literal["all-linear"] | list[str]  # linear layers; `all-linear` = all but the output embedding
 
 
 class Training(Section):
-    """`train:` of a student run. A step is one optimizer step.
-
-    `max_length` null: as long as the longest row, if the model's context allows it.
-    `max_refused_share`: of the rows; above it the preflight stops the training. `lora` null: the
-    whole model is trained.
-    """
+    """`train:` of a student run. A step is one optimizer step."""
 
     epochs: Count
     batch_size: Count
@@ -43,9 +35,9 @@ class Training(Section):
     warmup_ratio: float = Field(ge=0, le=1)
     weight_decay: NonNegative
     max_grad_norm: float = Field(gt=0)
-    max_length: Count | None
-    max_refused_share: Share
-    lora: Lora | None
+    max_length: Count | None  # null = as long as the longest row, if the model's context allows it
+    max_refused_share: Share  # of the rows; above it the preflight stops the training
+    lora: Lora | None  # null = the whole model is trained
     gradient_checkpointing: bool
     compile: bool
     fused_loss: bool
@@ -55,20 +47,16 @@ class Training(Section):
 
 
 class Distillation(Section):
-    """`distillation:` training on the teacher's probabilities, not only on its answers.
+    """`distillation:` training on the teacher's probabilities, not only on its answers."""
 
-    `loss` none = only supervised training. `top_k` applies to the source `cache` only. `on_policy`:
-    share of the batches with the student's own answers, sampled at `sampling_temperature`.
-    """
-
-    loss: Literal["none", "forward_kl", "reverse_kl", "jensen_shannon"]
+    loss: Literal["none", "forward_kl", "reverse_kl", "jensen_shannon"]  # none = supervised only
     source: Literal["cache", "online"]
     teacher: str
     kd_ratio: float = Field(ge=0, le=1)
     temperature: float = Field(gt=0)
-    top_k: Count
-    on_policy: Share
-    sampling_temperature: float = Field(gt=0)
+    top_k: Count  # of the source `cache` only
+    on_policy: Share  # share of the batches with the student's own answers
+    sampling_temperature: float = Field(gt=0)  # of these answers
 
     @field_validator("on_policy")
     @classmethod
@@ -85,18 +73,17 @@ class Distillation(Section):
 
     @property
     def uses_cache(self) -> bool:
-        """Whether the teacher's probabilities come from `storage.teacher_logits`."""
         return self.loss != "none" and self.source == "cache"
 
 
 class Generation(Section):
-    """`generate:` held-out answers of a student. `max_prompts` null = all of the split."""
+    """`generate:` held-out answers of a student."""
 
     split: Literal["val", "test"]
     max_new_tokens: Count
     temperature: float = Field(ge=0, le=2)
     batch_size: Count
-    max_prompts: Count | None
+    max_prompts: Count | None  # null = all of the split
 
 
 class StudentConfig(Section):
@@ -104,16 +91,14 @@ class StudentConfig(Section):
 
     Paths are in the pipeline's file, `--pipeline-config configs/distill_config.yaml` (`storage:`).
     The finished checkpoint is at `<storage.students>/<run_name>/final`, with a manifest.
-    `keep_layers`: indices of the decoder layers that the student keeps; null = all.
-    `chat_template_kwargs`: variables of the chat template; `chat_template_date`: its current date.
     """
 
     shipped: ClassVar[str | None] = "baseline_distill.yaml"
     run_name: str
     student: str
-    keep_layers: list[int] | None
-    chat_template_kwargs: dict[str, Any]
-    chat_template_date: date
+    keep_layers: list[int] | None  # indices of the decoder layers that the student keeps; null = all
+    chat_template_kwargs: dict[str, Any]  # variables of the chat template
+    chat_template_date: date  # its current date
     train: Training
     distillation: Distillation
     generate: Generation
@@ -174,5 +159,4 @@ class StudentConfig(Section):
         return None
 
     def checkpoint_path(self, storage: Storage) -> Path:
-        """The folder of the finished checkpoint."""
         return storage.path_of("students") / self.run_name / "final"

@@ -34,11 +34,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"  # a link to the project's confi
 
 
 class Section(BaseModel):
-    """A block of settings: no unknown key, no silent conversion, no change after loading.
+    """A block of settings: no unknown key, no silent conversion, no change after loading."""
 
-    `shipped`: name in `configs/` of the file with every value, for a section that is a whole file.
-    """
-
+    # Name in `configs/` of the file with every value, for a section that is a whole file.
     shipped: ClassVar[str | None] = None
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
@@ -99,8 +97,8 @@ def _resolve_extends(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[di
 
 
 def _find_base(path: Path, name: str) -> Path:
-    """The file that `path` extends: beside it, or in `configs/`."""
     beside, shipped = path.parent / name, CONFIGS / name
+    # A user's distill_config.yaml may extend the shipped file of the same name.
     is_other = beside.is_file() and beside.resolve() != path.resolve()
     return beside if is_other or not shipped.is_file() else shipped
 

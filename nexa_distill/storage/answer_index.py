@@ -38,6 +38,7 @@ class AnswerIndex:
         self._sorted = hashes[self._order]
         twice = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
         if len(twice):
+            # The positions of one such pair, to name its key.
             _refuse_duplicate(paths, set(self._order[twice[:1] + [0, 1]].tolist()))
 
     def __len__(self) -> int:
@@ -46,6 +47,7 @@ class AnswerIndex:
     def find_positions(self, rows: pa.Table) -> Indexes:
         """Per row, the position of the answer with its sample_id and attempt; -1 if absent."""
         hashes = _hash_keys(_sample_keys(rows), rows["attempt"].to_numpy().astype(np.int32))
+        # A hash above the last one would be out of range; the comparison below drops it.
         place = np.minimum(np.searchsorted(self._sorted, hashes), len(self) - 1)
         positions: Indexes = np.where(self._sorted[place] == hashes, self._order[place], -1)
         return positions

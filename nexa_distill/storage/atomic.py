@@ -25,6 +25,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         failpoints.hit_failpoint("replace")
+        # Before the rename, or a power loss could leave an empty file under the final name.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         failpoints.hit_failpoint("replace")
@@ -42,9 +43,11 @@ def _remove_leftovers(path: Path) -> None:
         pid = old.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and int(pid) != os.getpid():
             try:
+                # Signal 0 only asks whether the process lives.
                 os.kill(int(pid), 0)
             except ProcessLookupError:
                 old.unlink(missing_ok=True)
+            # It lives, and is another user's.
             except PermissionError:
                 continue
 
@@ -73,11 +76,9 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically replace `path` by `text` (UTF-8)."""
     with replace_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Atomically replace `path` by readable JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -34,7 +34,6 @@ class TableWriter:
         self.rows += table.num_rows
 
     def close(self) -> None:
-        """Write the Parquet footer."""
         self._parquet.close()
 
 
@@ -91,6 +90,7 @@ def open_table(
 
 
 def _may_be_absent(field: pa.Field, names: list[str], table: Table) -> bool:
+    # A misspelt column must not be taken for an absent one, whose values would all be null.
     others = [name.casefold() for name in names if name not in table.schema.names]
     misspelt = difflib.get_close_matches(field.name, others, 1, MISSPELT)
     return field.nullable and field.name not in ESSENTIAL and not misspelt
@@ -122,7 +122,6 @@ def read_batches(
 
 
 def _with_all_columns(batch: pa.RecordBatch, names: Mapping[str, str], schema: pa.Schema) -> pa.Table:
-    """The columns of `schema`; null where the file has none."""
     columns = [
         batch[names[field.name]] if names[field.name] in batch.schema.names else pa.nulls(batch.num_rows, field.type)
         for field in schema
@@ -157,7 +156,7 @@ class UniqueKeys:
         self.path, self._hashes = path, array("q")
 
     def add(self, keys: pa.ChunkedArray) -> None:
-        """Add the string keys of more rows."""
+        # Python's own hash: fast, and equal within this process, which is enough here.
         self._hashes.extend(map(hash, keys.to_pylist()))
 
     def find_repeated(self, again: Callable[[], Iterator[pa.Table]]) -> set[str]:

@@ -14,6 +14,7 @@ def map_in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Run `work` on each item, on every core and a few items ahead; yield results in order."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
+        # A few ahead: work for every core, without all of the input in memory.
         waiting: deque[Future[R]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))

@@ -90,16 +90,17 @@ def fold_texts(texts: pa.StringArray) -> FoldedTexts:
 
 def _fold_non_ascii(low: pa.StringArray, rows: Positions) -> tuple[pa.StringArray, _Folding]:
     # Works on Arrow's buffers: n + 1 offsets, and the bytes of all texts one after the other.
+    # An empty array has no buffers: then one offset of 0 (4 bytes), and no data.
     ends = np.frombuffer(low.buffers()[1] or bytes(4), np.int32, len(low) + 1).astype(np.int64)
     data = np.frombuffer(low.buffers()[2] or b"", np.uint8, int(ends[-1]))
     folded, shrunk = _replace_characters(data, np.flatnonzero(data >= FIRST_LEAD_BYTE))
+    # Each end moves down by the number of bytes that were removed before it.
     new_ends = ends - np.searchsorted(shrunk, ends)
     array = pa.StringArray.from_buffers(len(low), pa.py_buffer(new_ends.astype(np.int32)), pa.py_buffer(folded))
     return array, _Folding(rows, new_ends, ends, shrunk - np.arange(len(shrunk)))
 
 
 def fold_text(text: str) -> str:
-    """One text, folded in the same way."""
     folded: str = fold_texts(pa.array([text], pa.string())).texts[0].as_py()
     return folded
 
@@ -131,6 +132,7 @@ def _replace_characters(data: Bytes, starts: Positions) -> tuple[Bytes, Position
 
 def _decode_points(data: Bytes, starts: Positions, widths: Positions) -> Positions:
     """Code points of the characters that begin at `starts` (RFC 3629)."""
+    # A lead byte begins with as many ones as the character has bytes, and a zero.
     points = (data[starts] & (0xFF >> (widths + 1))).astype(np.int64)
     for k in range(1, MOST_BYTES):
         more = widths > k
@@ -147,6 +149,7 @@ def _folding_tables() -> _Tables:
     skipped = {point for first, last in UNTOUCHED for point in range(first, last + 1)}
     for point in set(range(0x80, TABLE_END)) - skipped:
         source = chr(point)
+        # Without its cache, which would keep all of these characters.
         if (folded := _fold_character.__wrapped__(source)) != source:
             data = folded.encode()
             changes[point], lengths[point] = True, len(data)

@@ -38,7 +38,6 @@ class ResponseSchemas:
     validators: Mapping[str, Validator]
 
     def request_options(self, task: str) -> dict[str, Any]:
-        """Fields of a request of this task type besides its messages."""
         if task not in self.schemas:
             return {}
         name = re.sub("[^A-Za-z0-9_-]", "_", task)[:NAME_LENGTH]
@@ -46,7 +45,6 @@ class ResponseSchemas:
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     def is_satisfied(self, task: str, text: str) -> bool:
-        """Whether an answer satisfies the schema of its task type; true without a schema."""
         validator = self.validators.get(task)
         if validator is None:
             return True
@@ -112,6 +110,7 @@ def _check_schema(schema: dict[str, Any]) -> None:
         kind.check_schema(schema)
         for reference in _unresolved_references(schema):
             raise _InvalidSchema(f"$ref {reference!r} points to nothing in this file")
+        # A $ref that leads back to itself only shows when something is validated.
         _build_validator(schema).is_valid({})
     except SchemaError as error:
         raise _InvalidSchema(f"{error.json_path}: {error.message}") from None
@@ -126,7 +125,6 @@ def _build_validator(schema: Mapping[str, Any]) -> Validator:
 
 
 def _unresolved_references(schema: dict[str, Any]) -> Iterator[str]:
-    """Each `$ref` or `$dynamicRef` that cannot be resolved."""
     root = Resource.from_contents(schema, default_specification=DRAFT202012)
     pending = [(root, Registry().resolver_with_root(root))]
     while pending:

@@ -80,6 +80,7 @@ def identify_prose(text: str) -> str:
     words = prose.split()
     if prose != text and len(words) < FEW_WORDS and _frequent_script(prose) in (None, NO_WORDS):
         return NO_WORDS
+    # A word has at least one character: further words would not be looked at.
     return identify_language(" ".join(words[:LOOK_AT]))
 
 
@@ -108,7 +109,6 @@ def _frequent_script(text: str) -> str | None:
 
 
 def _classify_shared_script(text: str) -> str:
-    """py3langid's language of a text in a script that several languages share."""
     language, probability = _shared_identifier().classify(text)
     return str(language) if probability >= LEAST_PROBABILITY else UNKNOWN
 

@@ -47,12 +47,12 @@ class HashedWords:
         return len(self.starts) - 1
 
     def without_case(self) -> "HashedWords":
-        """The same words without any case."""
         return HashedWords(self.words & (_FOLDED | _SHARE), self.starts)
 
     def symbol_hashes(self) -> Hashes:
         """Per text, a hash of its words that are symbols, independent of their order."""
         hashes = np.where(self.words & _SYMBOL, mix_bits(self.words), np.uint64(0))
+        # A sum of hashes, in which the order has no part.
         return np.add.reduceat(hashes, self.starts[:-1]) if len(self) else hashes
 
 
@@ -136,10 +136,10 @@ def _hash_strings(texts: list[str]) -> Hashes:
 
 
 def _begins_sentence(bits: Hashes, codes: Indexes, first: Indexes, at: Indexes) -> Flags:
-    """Which of the words at these places begin a text or follow the end of a sentence."""
     ends = (bits & np.uint64(ENDS_SENTENCE)) != 0
     is_first = np.zeros(len(codes), np.bool_)
     is_first[first] = True
+    # Before the very first word this reads the last one; it is the first of a text in any case.
     begins: Flags = is_first[at] | ends[codes[at - 1]]
     return begins
 
@@ -172,11 +172,13 @@ def hash_ngrams(texts: HashedWords, n: int) -> tuple[Hashes, Indexes, Indexes]:
         short = ~inside[first]  # texts of fewer than n words, all of each
         inside[first[short]], ends[first[short]] = True, texts.starts[1:][short]
         at = np.flatnonzero(inside)
+        # Times the inverse power: equal words have equal hashes at any place.
         hashes, lengths = (sums[ends[at]] - sums[at]) * inverses[at], ends[at] - at
         counts = np.add.reduceat(inside.astype(np.int64), first)
     else:
         # No shares: every n-gram has n words, except for texts of fewer words.
         inside, short = np.ones(count, np.bool_), sizes < n
+        # The last n - 1 words of a text begin no n-gram.
         for k in range(1, n):
             inside[texts.starts[1:][sizes > k] - k] = False
         every = max(count - n + 1, 0)
@@ -200,6 +202,7 @@ def _powers_and_inverses(count: int) -> tuple[Hashes, Hashes]:
     """The powers 0 to count - 1 of an odd number modulo 2^64, and those of its inverse."""
     if len(_known_powers[0][0]) < count:
         bases = (_FACTOR, pow(_FACTOR, -1, 2**64))
+        # More than needed, so that larger batches seldom compute them again.
         steps = (np.full(2 ** count.bit_length(), base, np.uint64) for base in bases)
         first = np.ones(1, np.uint64)
         forward, back = (np.cumprod(np.concatenate([first, step])) for step in steps)

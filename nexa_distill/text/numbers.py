@@ -101,6 +101,7 @@ def _character_kind(character: str) -> str:
 
 def _plain_fraction(match: re.Match[str]) -> str:
     """1½ becomes 3/2, since `1 1/2` would be read as two numbers."""
+    # `numeric` returns a float: 1/3 is the small fraction that is nearest to it.
     part = Fraction(unicodedata.numeric(match[2])).limit_denominator(10)
     whole = Fraction(int(match[1] or 0)) + part
     return f"{whole.numerator}/{whole.denominator}"
@@ -112,4 +113,5 @@ def _remove_separators(match: re.Match[str]) -> str:
         return number.replace(",", "")
     if match["points"]:
         number = number.replace(".", "")
+    # A comma that is left is the decimal mark.
     return re.sub(r"['\u2019_ ]|\\,|\{,\}", "", number).replace(",", ".")

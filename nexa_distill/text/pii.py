@@ -133,6 +133,7 @@ def redact_text(text: str, kinds: Collection[Kind]) -> str:
 def passes_luhn(number: str) -> bool:
     """Whether the digits in `number` satisfy the Luhn check (ISO/IEC 7812-1, annex B)."""
     digits = [int(c) for c in reversed(number) if c.isdecimal()]
+    # The sum of the digits of 2 * d.
     doubled = (2 * d - 9 * (d > 4) for d in digits[1::2])
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
@@ -166,7 +167,6 @@ def _is_address(text: str, start: int, end: int) -> bool:
 
 
 def _is_phone(text: str, start: int, end: int) -> bool:
-    """Whether the digits have the number and grouping of a telephone number."""
     number = text[start:end]
     groups = re.findall(r"[0-9]+", number)
     least, most = WORLD_DIGITS if number.startswith("+") else LOCAL_DIGITS
@@ -191,6 +191,7 @@ def _is_card(text: str, start: int, end: int) -> bool:
         return False
     values = [int(group) for group in groups]
     steps = {b - a for a, b in pairwise(values)}
+    # 1000 2000 3000 4000 is a series of numbers.
     counted = len(values) > 1 and ((len(steps) == 1 and steps != {0}) or all(value % 10 == 0 for value in values))
     return _has_issuer(digits) and passes_luhn(digits) and not counted
 

@@ -171,7 +171,6 @@ def _first_meant(marks: re.Pattern[str], text: str, position: int = 0) -> re.Mat
 
 
 def _unquoted_mark(marks: Iterable[str]) -> str:
-    """Any of the marks, not in quotation marks."""
     return rf"(?<![{QUOTES}])(?:{_join_alternatives(marks)})(?![{QUOTES}])"
 
 

@@ -54,7 +54,6 @@ def blank_code(text: str) -> str:
 
 
 def blank_math(text: str) -> str:
-    """Blank formulas."""
     return _blank_region(MATH, text) if "$" in text or "\\" in text or "{" in text else text
 
 
@@ -64,8 +63,8 @@ def blank_quotations(text: str) -> str:
 
 
 def is_json(text: str) -> bool:
-    """Whether the whole text is a JSON object or array."""
     stripped = text.strip()
+    # Most answers end here, without being parsed.
     if stripped[:1] not in ("{", "["):
         return False
     try:

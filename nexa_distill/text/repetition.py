@@ -87,6 +87,7 @@ class CharacterStream:
         raw = np.frombuffer(texts.buffers()[2] or b"", np.uint8, int(offsets[-1]))
         self.data, self.ends = raw, offsets.astype(np.int64)
         if not is_ascii and len(multibyte := np.flatnonzero(raw >= FIRST_OF_SEVERAL)):
+            # As signed bytes, continuation bytes are below -64, ASCII and lead bytes are not.
             data = raw[raw.view(np.int8) >= FIRST_OF_SEVERAL - 256]
             data[data >= FIRST_OF_SEVERAL] = _codes_of(_code_points(raw, multibyte))
             lengths = pc.utf8_length(texts).to_numpy()
@@ -104,6 +105,7 @@ class CharacterStream:
 def _count_between(flags: Flags, ends: Indexes) -> Indexes:
     """How many flags are set from each position to the next; counts bits, 64 at a time."""
     packed = np.packbits(flags, bitorder="little")
+    # Padded to whole words of 64 bits, and one more for the last position.
     words = np.append(packed, np.zeros(8 + -len(packed) % 8, np.uint8)).view("<u8")
     before = np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)])
     # Bits before an end: those of the whole words before it, and those below it in its own word.
@@ -118,6 +120,7 @@ def _code_points(raw: Bytes, at: Indexes) -> npt.NDArray[np.int32]:
     for size, lead in ((3, 0xE0), (4, 0xF0)):
         longer = np.flatnonzero(raw[at] >= lead)
         points[longer] = points[longer] << 6 | raw[at[longer] + size - 1] & 0x3F
+    # The length mark of a lead byte was shifted beyond these 21 bits.
     return points & 0x1FFFFF
 
 
@@ -137,19 +140,19 @@ def _space_words(text: str) -> str:
 
 
 def _character_code(character: str) -> int:
-    """The byte of a character that is not ASCII."""
     kind = unicodedata.category(character)
     if character.isspace() or character == ZERO_WIDTH_SPACE:
         return LAST_CONTROL
+    # 63 codes for words and for marks, so that 255 stays UNKNOWN.
     hashed = (ord(character) ^ ord(character) >> 6 ^ ord(character) >> 12) % 63
     return (OTHER_MARK if kind[0] in "PS" else OTHER_WORD) + hashed
 
 
 def _run_starts(inside: Flags, first: Indexes) -> Flags:
-    """Starts of runs of `inside`; a run does not continue into the next text."""
     begins = np.empty_like(inside)
     begins[:1] = inside[:1]
     np.greater(inside[1:], inside[:-1], out=begins[1:])
+    # A run does not continue into the next text.
     begins[first] |= inside[first]
     return begins
 
@@ -178,7 +181,6 @@ def _stream_shares(stream: CharacterStream) -> npt.NDArray[np.float64]:
 
 
 def _block_shares(data: Bytes, starts: Indexes, ends: Indexes, per_text: Indexes) -> npt.NDArray[np.float64]:
-    """Share of each text's windows that occurred before in it."""
     rows = len(per_text)
     row = np.repeat(np.arange(rows, dtype=np.uint64), per_text)
     # A view of the 8 bytes from every position on: three of them make a window of 24.

@@ -47,20 +47,17 @@ def normalize_text(text: str) -> str:
         return text
     pattern, table = _compatibility_table()
     text = pattern.sub(lambda match: table[match[0]], unicodedata.normalize("NFC", text))
+    # A second time, because a replacement may itself be in the table.
     return unicodedata.normalize("NFC", pattern.sub(lambda match: table[match[0]], text))
 
 
 class Forms(NamedTuple):
-    """One word as it is compared; the texts are empty for a word of only punctuation.
+    """One word as it is compared; the texts are empty for a word of only punctuation."""
 
-    `folded`: without case; `kept`: with meaningful case; `first`: the same at the beginning of a
-    sentence. `bits`: the word's share (`share_of`), and the flags below.
-    """
-
-    folded: str
-    kept: str
-    first: str
-    bits: int
+    folded: str  # without case
+    kept: str  # with meaningful case
+    first: str  # the same at the beginning of a sentence
+    bits: int  # the word's share (`share_of`), and the flags below
 
 
 SYMBOL = 8  # the word contains a digit or a symbol

@@ -41,14 +41,12 @@ OTHER_MARK, OPENING, SPACED, SPACELESS = range(4)  # kinds of pieces; only the l
 
 
 def has_spaceless(texts: pa.Array) -> npt.NDArray[np.bool_]:
-    """Per text, whether it contains a character of a script that is written without spaces."""
     flags = pc.fill_null(pc.match_substring_regex(texts, SCRIPTS), False)
     return np.asarray(flags.to_numpy(zero_copy_only=False), np.bool_)
 
 
 @lru_cache(65_536)
 def is_spaceless(character: str) -> bool:
-    """Whether this character is of a script that is written without spaces."""
     return _SPACELESS.match(character) is not None
 
 
@@ -79,14 +77,12 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 @lru_cache(65_536)
 def _piece_kind(piece: str) -> int:
-    """The kind of a piece between two of ICU's word boundaries."""
     if _LETTER.search(piece):
         return SPACELESS if _SPACELESS.match(piece) else SPACED
     return OPENING if unicodedata.category(piece[0]) in ("Ps", "Pi") else OTHER_MARK
 
 
 def _split_run(run: str, start: int) -> list[tuple[int, int]]:
-    """The words of a run without white space that begins at `start`."""
     if run.isascii() or not _SPACELESS.search(run):
         return [(start, start + len(run))]
     borders, position = [0], 0

@@ -37,6 +37,7 @@ def settle_attempt(
     answer, billed = UNREADABLE, None
     if outcome.outcome == "answered":
         answer, usd = bill_answer(journal, price, attempt, outcome.raw or b"", discount)
+        # An answer without token counts is charged its maximum: the budget must hold in the worst case.
         tokens = request.most_tokens if answer.total_tokens is None else answer.total_tokens
         billed = (tokens, request.most_usd if usd is None else usd)
         tally.answered += 1
@@ -47,6 +48,6 @@ def settle_attempt(
 
 
 def bill_unbilled(journal: Journal, model: str, price: Price | None) -> None:
-    """Record the cost of answers that were stored before a crash without it."""
+    # A crash between the commit of an answer and that of its cost leaves it without a cost.
     for attempt, raw, discount in journal.unbilled_answers(model):
         bill_answer(journal, price, attempt, raw, discount)

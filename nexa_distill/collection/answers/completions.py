@@ -46,6 +46,7 @@ def parse_answer(raw: bytes) -> Answer:
     usage = read_usage(_as_mapping(body.get("usage")))
     choices = body.get("choices")
     choice = _as_mapping(choices[0] if isinstance(choices, list) and choices else None)
+    # A 200 with an error inside is no answer, even if it has choices.
     message = {} if find_error(body) else _as_mapping(choice.get("message"))
     # A server without a reasoning parser leaves the reasoning in tags before the answer.
     thought, text = split_reasoning(message_text(message) or "")
@@ -68,15 +69,14 @@ def parse_answer(raw: bytes) -> Answer:
 
 
 def is_completion(raw: bytes) -> bool:
-    """Whether the body contains a message and no error."""
     try:
+        # Malformed: no message, or an error inside the 200.
         return parse_answer(raw).flag != "malformed"
     except Exception:  # noqa: BLE001  a bug in the parser: it is reported where its row is written
         return True
 
 
 def cost_usd(answer: Answer, price: Price | None, discount: float = 1.0) -> float | None:
-    """US dollars of an answer; None if its tokens or the model's price are not known."""
     if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
         return None
     return discount * price.answer_cost(answer.prompt_tokens, answer.completion_tokens)
@@ -136,6 +136,7 @@ def _is_cut_by_reasoning(finish: str | None, text: str | None, reasoning: str | 
         return False
     if usage.reasoning and usage.completion:  # some providers count it without showing it
         return usage.reasoning >= REASONING_SHARE * usage.completion
+    # Without token counts, characters decide.
     thought = len(reasoning or "")
     return thought > 0 and thought >= REASONING_SHARE * (thought + len((text or "").strip()))
 
@@ -151,19 +152,19 @@ def _as_mapping(value: object) -> Mapping[str, Any]:
 
 
 def message_text(message: Mapping[str, Any]) -> str | None:
-    """The content, or the text parts of a list of parts (others contain reasoning or images)."""
     value = message.get("content")
     if isinstance(value, list):
+        # Other parts contain reasoning or images.
         parts = [part for part in map(_as_mapping, value) if part.get("type", "text") in TEXT_PARTS]
         return "".join(_as_text(part.get("text")) or "" for part in parts) or None
     return _as_text(value) or None
 
 
 def _reasoning_field(message: Mapping[str, Any]) -> str | None:
-    """The reasoning in its own field, or in the thinking parts of the content (Mistral)."""
     for name in REASONING_FIELDS:
         if text := _as_text(message.get(name)):
             return text
+    # Mistral has no such field: its reasoning is in thinking parts of the content.
     value = message.get("content")
     parts = map(_as_mapping, value if isinstance(value, list) else ())
     thinking = [part.get("thinking") for part in parts if part.get("type") in THINKING_PARTS]
@@ -171,7 +172,7 @@ def _reasoning_field(message: Mapping[str, Any]) -> str | None:
 
 
 def _inner_texts(thinking: object) -> list[str]:
-    """The text of a part, or the texts of the parts inside it."""
+    # A part has its text, or a list of parts with one each (Mistral).
     inner = thinking if isinstance(thinking, list) else [{"text": thinking}]
     return [text for part in inner if (text := _as_text(_as_mapping(part).get("text")))]
 

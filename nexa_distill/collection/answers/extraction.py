@@ -36,10 +36,12 @@ FENCE = re.compile(
     r"(?P<inside>.*?)(?:^[ \t]*(?P=fence)|\Z)",
     re.DOTALL | re.MULTILINE,
 )
+# Code in backticks within a line, perhaps behind its language; as many close it as have opened it.
 INLINE = re.compile(
     r"(?<!`)(?P<ticks>`+)(?!`)(?:(?:sql|sqlite|python|py|json) )?"
     r"(?P<code>[^\n]*?[^`\n])(?P=ticks)(?!`)"
 )
+# `with` alone begins many sentences; `with NAME as (` begins only statements.
 WITH_TABLE = (
     r"with\s+(?:recursive\s+)?[\w\"`\[\]]+\s*(?:\([^)]*\)\s*)?"
     r"as\s+(?:not\s+)?(?:materialized\s*)?\("
@@ -61,6 +63,7 @@ WRAPPED = re.compile(
 )
 LABEL = re.compile(r"^\W{0,3}(?:sql|sqlite|query|sql ?query|answer)\W{0,3}[:=][ \t*]*", re.IGNORECASE)
 PROSE = re.compile(r"\n(?=[ \t]*\n|\W{0,3}(?:explanation|note|this|the|here)\b)", re.IGNORECASE)
+# The first line of a program; an assignment counts, because scripts begin with one.
 CODE = re.compile(r"^(?:def |class |import |from \w[\w.]* import |@\w|async def |[A-Za-z_]\w* *= *\S)", re.MULTILINE)
 # Quoted text, comments, and the end of a statement; an unclosed quote extends to the end.
 TOKENS = re.compile(r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;", re.DOTALL)
@@ -82,36 +85,34 @@ class Cleaner:
 
     @property
     def relevant_settings(self) -> dict[str, Any]:
-        """The settings that the result depends on."""
         return {"cleaners": dict(self._kinds), "redact": self._redacted}
 
 
 def build_cleaner(config: DistillConfig) -> Cleaner:
-    """A cleaner with the settings `cleaners:` and, in the filters file, `pii:`."""
     filters = load_yaml(Path(config.filters), FilterConfig)
     return Cleaner(config.cleaners, filters.pii.kinds_with("redact"))
 
 
 def extract_answer(text: str, kind: AnswerKind) -> str | None:
-    """The answer of this kind in `text`, stripped; None if there is none."""
     return (CLEANERS[kind](text) or "").strip() or None
 
 
 def _fenced_blocks(text: str, kind: re.Pattern[str], *words: str) -> list[str]:
-    """Insides of the fences marked with one of these words; else the first of the kind, or any."""
     every = [(match["word"].lower(), match["inside"]) for match in FENCE.finditer(text)]
     marked = [inside for word, inside in every if word in words]
     likely = [inside for _, inside in every if kind.search(inside)]
+    # A mark is surer than a guess from the content; of guesses only the first block counts.
     return marked or likely[:1] or [inside for _, inside in every[:1]]
 
 
 def _longest_inline(text: str, kind: re.Pattern[str]) -> str | None:
-    """The longest code of this kind in backticks."""
+    # The longest, because the short ones are names of tables and columns in an explanation.
     codes = [match["code"].strip() for match in INLINE.finditer(text)]
     return max((code for code in codes if kind.match(code)), key=len, default=None)
 
 
 def _extract_sql(text: str) -> str | None:
+    # From the surest sign to the weakest: fence, line, backticks, wrapped line, colon.
     fenced = _fenced_blocks(text, STATEMENT, *SQL_WORDS)
     if fenced:
         return LABEL.sub("", fenced[0].strip())
@@ -148,13 +149,14 @@ def _extract_json(text: str) -> str | None:
 
 
 def _json_values(text: str) -> Iterator[str]:
-    """Objects and arrays of the text in order, as written."""
     decoder = json.JSONDecoder()
     for match in itertools.islice(re.finditer(r"[{\[]", text), MAX_JSON_STARTS):
         try:
             _, end = decoder.raw_decode(text, match.start())
+        # A bracket of the prose does not parse: the next one is tried.
         except (ValueError, RecursionError):
             continue
+        # As written, so that spacing and the order of keys stay the model's own.
         yield text[match.start() : end]
 
 

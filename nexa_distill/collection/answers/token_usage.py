@@ -27,9 +27,11 @@ def read_usage(usage: Mapping[str, Any]) -> TokenCounts:
     """Counts of a usage object, with the names of chat completions or of the newer APIs."""
     prompt = _first_count(usage, "prompt_tokens", "input_tokens")
     reported = completion = _first_count(usage, "completion_tokens", "output_tokens")
+    # Anthropic's usage: its input_tokens leave out what is read from or written to the cache.
     if prompt is not None and "prompt_tokens" not in usage and "total_tokens" not in usage:
         prompt += sum(token_count(usage.get(name)) or 0 for name in CACHE_NAMES)
     total, reasoning = token_count(usage.get("total_tokens")), _reasoning_tokens(usage)
+    # Only the total and the completion are reported: the prompt is the rest.
     if prompt is None and reported is not None and total is not None:
         prompt = max(0, total - reported)
     if reported is not None and reasoning is not None and reasoning > reported:
@@ -45,7 +47,7 @@ def read_usage(usage: Mapping[str, Any]) -> TokenCounts:
 
 
 def _reasoning_tokens(usage: Mapping[str, Any]) -> int | None:
-    """In the details (OpenAI), or beside the other counts."""
+    # In the details (OpenAI), or beside the other counts.
     for name in ("completion_tokens_details", "output_tokens_details"):
         details = usage.get(name)
         if isinstance(details, dict):
@@ -63,6 +65,7 @@ def token_count(value: object) -> int | None:
     """A plausible number of tokens (an integral float counts), or None."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    # True is an int in Python, and not a count.
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value < MAX_TOKENS else None

@@ -28,6 +28,7 @@ def prompt_request(
 ) -> PromptRequest:
     """The request and its key: a hash of the body, sample index and round."""
     text = compact_json(body)
+    # This exact text is hashed: with one character changed, every stored answer would be paid again.
     key = sha256_text(f'["chat",{text},{index},{round_}]')
     return PromptRequest(sample_id, attempt, key, body, text.encode("utf-8", "surrogatepass"))
 
@@ -61,7 +62,6 @@ def row_messages(row: Mapping[str, Any], system: str | None) -> list[dict[str, s
 
 
 def build_messages(system: str, prompt: str, role: SystemRole) -> list[dict[str, str]]:
-    """The conversation to send; `role` is the place of the system prompt."""
     if role == "user":
         prompt = "\n\n".join(filter(None, [system, prompt]))
     user = {"role": "user", "content": prompt}
@@ -71,7 +71,6 @@ def build_messages(system: str, prompt: str, role: SystemRole) -> list[dict[str,
 
 
 def answer_limit(body: Mapping[str, Any]) -> int | None:
-    """Maximum tokens of the answer, or None if the request has no limit."""
     limits = (body.get(key) for key in LIMIT_KEYS)
     return next((limit for limit in limits if limit), None)
 

@@ -43,12 +43,12 @@ class BudgetTracker:
 
     @property
     def has_no_reservations(self) -> bool:
-        """Whether nothing is reserved: waiting will not free any budget."""
         return not self._reservations
 
     def exceeded_limit(self, tokens: int, usd: float) -> str | None:
         """The limit that one more request of at most `tokens` and `usd` could exceed, or None."""
         limits = self.budget
+        # Every open request counts in full: it may cost its maximum.
         would_be = (
             ("max_requests", self.requests + self._reservations + 1, limits.max_requests),
             ("max_tokens", self.tokens + self._reserved_tokens + tokens, limits.max_tokens),
@@ -60,14 +60,13 @@ class BudgetTracker:
         return None
 
     def reached_error(self, limit: str | None) -> BudgetReached:
-        """The error for a limit that leaves no room for the next request."""
         return BudgetReached(
             f"{limit} (all runs together). {self.answered} answers of this run are stored; raise "
             "the limit and run the same command to continue"
         )
 
     def reserve_request(self, tokens: int, usd: float) -> None:
-        """Reserve the maximum of a request before it is sent."""
+        # Before the send, so that two workers never take the same last dollar.
         self.sent += 1
         self._reservations += 1
         self._reserved_tokens += tokens

@@ -21,6 +21,7 @@ class BusyNotice:
         if self._since is None:
             self._since = now
         seconds = now - self._since
+        # Before a pause that passes the time of the notice, not after it.
         if seconds + pause < self._next:
             return
         self._next = 2 * max(self._next, seconds)
@@ -32,7 +33,6 @@ class BusyNotice:
         )
 
     def note_answer(self, progress: Progress) -> None:
-        """Note an answer: the provider serves again."""
         if self._next > FIRST_NOTICE_SECONDS:
             progress.set_note("")
         self._since, self._next = None, FIRST_NOTICE_SECONDS

@@ -38,7 +38,7 @@ class _Response(aiohttp.ClientResponse):
     """Detects lost connections: marks a connection at its first answer."""
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        """Read the head of the response. Raises LostConnection."""
+        """Raises LostConnection."""
         protocol, begun = connection.protocol, time.monotonic()
         connector: _Connector = connection._connector
         try:
@@ -66,11 +66,9 @@ class _Connector(aiohttp.TCPConnector):
         return await super()._get(key, traces) if self.may_reuse else None
 
     def is_reused(self, protocol: Any) -> bool:
-        """Whether this connection has had an answer before."""
         return bool(getattr(protocol, "has_answered", False))
 
     def note_answer(self, protocol: Any, *, is_good: bool) -> None:
-        """Note the start of a response on this connection."""
         protocol.has_answered = True
         # Only good responses are watched: servers often close a connection after a refusal.
         if is_good and len(self._watched) < WATCHED_CONNECTIONS and not self.may_reuse:
@@ -82,10 +80,10 @@ class _Connector(aiohttp.TCPConnector):
         # A server that closed most of the first connections closes them all.
         opened = sum(protocol.is_connected() for protocol in self._watched)
         self.may_reuse = opened * 2 > len(self._watched)
+        # A full list ends the watch: nothing is added to it any more.
         self._watched = self._watched[:0] if self.may_reuse else [None] * WATCHED_CONNECTIONS
 
     def note_lost(self) -> None:
-        """Note that a reused connection was closed under a request."""
         self._lost += 1
         if self._lost >= MAX_LOST:
             self.may_reuse, self._watched = False, [None] * WATCHED_CONNECTIONS
@@ -128,7 +126,6 @@ def _environment_proxy(address: URL) -> str | None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host name or address belongs to the loopback interface."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -140,11 +137,11 @@ def is_this_machine(host: str) -> bool:
 def open_session(
     endpoint: Endpoint, timeout: aiohttp.ClientTimeout, more: Mapping[str, str] | None = None
 ) -> aiohttp.ClientSession:
-    """A session with the endpoint's headers and `more`. Bodies are requested uncompressed."""
     return aiohttp.ClientSession(
         connector=_Connector(),
         response_class=_Response,
         timeout=timeout,
+        # Uncompressed, because the length of a body is checked before it is read.
         headers={"Accept-Encoding": "identity", **(more or {}), **endpoint.headers},
         cookie_jar=aiohttp.DummyCookieJar(),
     )

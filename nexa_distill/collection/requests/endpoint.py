@@ -46,11 +46,11 @@ class Endpoint:
     secrets: tuple[str, ...] = field(default=(), repr=False)  # of address, query and headers
 
     def build_url(self, path: str) -> URL:
-        """The address of a path below `base_url`; the path may have its own query."""
+        # Extended, not replaced: the path may have its own query.
         return URL(f"{self.base_url}{path}").extend_query(self.query)
 
     def without_key(self, raw: bytes) -> bytes:
-        """Mask key and secrets in a response: some servers repeat them; they must not be stored."""
+        # Some servers repeat the key in an error, and bodies are stored.
         for secret in map(str.encode, filter(None, (self.key, *self.secrets))):
             if secret in raw:
                 raw = raw.replace(secret, b"***")
@@ -93,15 +93,18 @@ def _build_endpoint(provider: str, settings: Provider, base_url: str, model: str
         address = URL(base_url)
     except ValueError as error:
         raise ProviderUnusable(f"provider {provider}: base_url is invalid ({error})") from None
+    # A password or a key in the address becomes a header or a query: `base_url` is printed and stored.
     plain = str(address.with_user(None).with_query(None).with_fragment(None)).rstrip("/")
     headers = dict(dialect.headers) | settings.headers
     if address.user is not None:
         login = BasicAuth(address.user, address.password or "", "utf-8").encode()
         headers = {"Authorization": login} | headers
     if key:
+        # The user's own headers come last: they replace any other.
         headers = {dialect.key_header: f"{dialect.key_prefix}{key}"} | headers
     return Endpoint(
         provider,
+        # Many providers document the address of the method, not that of the API.
         plain.removesuffix("/chat/completions"),
         model,
         key,
@@ -116,7 +119,6 @@ def _build_endpoint(provider: str, settings: Provider, base_url: str, model: str
 
 
 def _collect_secrets(address: URL, parameters: Mapping[str, str]) -> Iterator[str]:
-    """The password of an address, and the values of parameters that are named like a key."""
     # Not all values of headers and queries: an answer may well contain "2024-10-21".
     named = {**dict(address.query), **parameters}
     values = [value.split()[-1:] for name, value in named.items() if SECRET_NAME.search(name)]
@@ -167,6 +169,7 @@ def _refuse_other_model(provider: str, settings: Provider, model: str, served: s
 @contextmanager
 def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str, Any]]:
     command = [*(settings.start or []), "--endpoint-file", str(file)]
+    # The interpreter of this environment; the `python` of the PATH may be another, or missing.
     if command[0] == "python":
         command[0] = sys.executable
     print(f"starting the {provider} server: {' '.join(command)}", flush=True)
@@ -201,19 +204,20 @@ def _wait_for_server(provider: str, server: subprocess.Popen[bytes], file: Path,
 
 
 def _find_running(file: Path) -> dict[str, Any] | None:
-    """The content of the endpoint file, if a server answers at its address."""
     try:
         server: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        # A killed server leaves its file: only an answer shows that it runs.
         return server if _is_answering(f"{server['base_url']}/models") else None
     except (OSError, ValueError, KeyError):
         return None
 
 
 def _is_answering(url: str) -> bool:
-    """Whether an HTTP server answers there, also with a refusal. Never through a proxy."""
+    # Without a proxy: the server is on this machine, and a proxy would answer in its place.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         opener.open(url, timeout=HEALTH_SECONDS).close()
+    # A refusal is an answer too: some servers ask for a key.
     except urllib.error.HTTPError:
         return True
     except (OSError, http.client.HTTPException):

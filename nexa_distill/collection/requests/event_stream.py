@@ -12,11 +12,11 @@ from typing import Any
 Json = dict[str, Any]
 PARTIAL = "nexa_is_partial"  # key of a body that is a part of an answer: it may be billed
 BOM = b"\xef\xbb\xbf"
+# The beginnings of a line of a stream; neither JSON nor HTML begins so.
 STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def is_event_stream(raw: bytes) -> bool:
-    """Whether a body is a stream of events; JSON and HTML begin otherwise."""
     return raw[:64].removeprefix(BOM).lstrip().startswith(STARTS)
 
 
@@ -42,20 +42,20 @@ def assemble_body(raw: bytes) -> Json:
 
 
 def _parse_chunks(data: str) -> list[Json]:
-    """The objects of an event's data; one per line if a server leaves out the empty lines."""
     try:
         values = [json.loads(data)]
     except (ValueError, RecursionError):
+        # A server without empty lines between its events: each line is an object. The test ends the recursion.
         lines = data.split("\n")
         values = [value for line in lines if line != data for value in _parse_chunks(line)]
     return [value for value in values if isinstance(value, dict)]
 
 
 def _event_data(raw: bytes) -> Iterator[tuple[str, str]]:
-    """Name and data of each event; data lines of the same event are joined by a line break."""
     name, lines = "", list[str]()
     for line in re.split(r"\r\n|\n|\r", raw.decode("utf-8", "replace")):
         if line.startswith("data:"):
+            # By the specification, the data lines of one event are joined by a line break.
             lines.append(line[5:].removeprefix(" "))
         elif line.startswith("event:"):
             name = line[6:].strip()
@@ -69,6 +69,7 @@ def _event_data(raw: bytes) -> Iterator[tuple[str, str]]:
 
 def _add_chunk(chunk: Json, body: Json, message: Json) -> str | None:
     """Add a chunk's fields to `body` and `message`; returns its finish_reason."""
+    # Later chunks often repeat a field as null: only a value replaces one.
     for name in ("id", "model", "system_fingerprint", "usage", "error", "base_resp"):
         if chunk.get(name):
             body[name] = chunk[name]

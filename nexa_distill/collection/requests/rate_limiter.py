@@ -33,10 +33,10 @@ class TokenBucket:
             return 0.0
         self._level = min(self._level + (now - self._at) * self.rate, max(self.rate, 1.0))
         self._at = now
+        # Enough for one request; a large one overdraws the bucket, and the next waits for the refill.
         return max(0.0, min(1.0, self.rate) - self._level) / self.rate
 
     def take_amount(self, amount: float) -> None:
-        """Count a send."""
         if self.rate != math.inf:
             self._level -= amount
 
@@ -83,11 +83,11 @@ class RateLimiter:
             self._answers.append(now)
             while self._answers[0] < now - MEASURE_SECONDS:
                 self._answers.popleft()
+        # Until the first refusal, each answer opens the window by one (the slow start of TCP).
         elif self.window < self.concurrency:
             self.window += 1
 
     def pause_sends(self, now: float, seconds: float) -> None:
-        """Send nothing for `seconds`."""
         self._pause_until = max(self._pause_until, now + seconds)
 
     def note_refusal(self, now: float, sent_at: float) -> None:
@@ -107,6 +107,7 @@ class RateLimiter:
         self._cut_at, self.cuts = now, self.cuts + 1
 
     def _grow_window(self, now: float, cut_at: float) -> None:
+        # A cubic curve: steep after the cut, flat at the estimated limit, then steeper and steeper.
         depth = 1 - self._left / self._plateau
         past = now - cut_at - PLATEAU_SECONDS
         if past < 0:
@@ -121,5 +122,5 @@ class RateLimiter:
         return (self._latency or 1.0) / self.window
 
     def _min_window(self) -> float:
-        """The window of one request a minute, the minimum after any refusals."""
+        # One request a minute: after any number of refusals the run still goes on.
         return (self._latency or 1.0) / 60

@@ -59,20 +59,20 @@ def read_body(raw: bytes) -> Mapping[str, Any]:
 
 
 def hidden_error(raw: bytes) -> HiddenError | None:
-    """The error inside the body of a 200, or None."""
     is_whole = not is_event_stream(raw) or b"[DONE]" in raw[-64:]
+    # Nearly every body is an answer: the two patterns spare it the parsing.
     if is_whole and _HAS_CHOICES.search(raw) and not _SIGNS.search(raw):
         return None
     return find_error(read_body(raw))
 
 
 def find_error(body: Mapping[str, Any]) -> HiddenError | None:
-    """The error inside a body's JSON object, or None."""
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     choice = choice if isinstance(choice, dict) else {}
     usage = body.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    # After a part of an answer, the provider may bill that part.
     is_billed = (isinstance(tokens, int) and tokens > 0) or PARTIAL in body
     if error := body.get("error") or choice.get("error"):  # in the choice: OpenRouter
         error = error if isinstance(error, str | dict) else body
@@ -99,7 +99,6 @@ def brief_message(raw: bytes) -> str:
 
 
 def _top_level_error(body: Mapping[str, Any]) -> HiddenError | None:
-    """An error with its fields at the top level or in an object there, or None."""
     fields = {name.lower(): value for name, value in body.items()}
     # Zhipu, Baidu, iFlow: a code or status other than success.
     code = next((fields[name] for name in _CODES if fields.get(name) is not None), None)
@@ -126,7 +125,6 @@ def _status_by_words(words: str) -> int | None:
 
 
 def _error_status(error: object) -> int:
-    """The HTTP status of an error object: by its number, its code or its message."""
     if isinstance(error, dict):
         names = ("code", "status", "status_code", "http_code", "error_code", "errcode", "type")
         for name in names:
@@ -136,6 +134,7 @@ def _error_status(error: object) -> int:
                 return ERROR_STATUSES[code]
             if code.isdigit() and 400 <= int(code) < 600:
                 return int(code)
+    # Words are the weakest sign: number and code come before them.
     return _status_by_words(_error_text(error)) or UNKNOWN_ERROR
 
 

@@ -27,7 +27,6 @@ class Startup:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the server seems to be loading."""
         return self._since is not None
 
     def is_loading(self, outcome: Outcome, *, is_hidden: bool) -> bool:
@@ -57,11 +56,11 @@ class Startup:
         if rest <= 0:
             raise retry_policy.never_ready_error(self.endpoint, self.seconds, message)
         progress.set_note(f"waiting for the server, {now - self._since:.0f} s")
+        # Short at first: a small model loads in a second, a large one in minutes.
         poll, self._poll = self._poll, min(self._poll * POLL_GROWTH, LAST_POLL_SECONDS)
         return min(max(poll, pause or 0.0), rest)
 
     def note_answer(self, now: float, progress: Progress) -> None:
-        """Note an answer: the server is ready."""
         if self._since is not None:
             progress.print_line(f"provider {self.endpoint.provider} is ready after {now - self._since:.0f} s")
             progress.set_note("")

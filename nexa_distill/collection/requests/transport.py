@@ -120,11 +120,12 @@ def _connection_error(error: Exception) -> str:
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body as received, or None if it is larger than MAX_BODY_BYTES."""
     length = response.content_length
+    # The length of a compressed body says nothing about its size in memory.
     if length is not None and "Content-Encoding" not in response.headers:
         return await response.read() if length <= MAX_BODY_BYTES else None
     parts, size = [], 0
+    # Counted while it is read, so that an endless body does not fill the memory.
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
@@ -145,6 +146,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         seconds = float(value or "") if milliseconds is None else float(milliseconds) / 1000
     except ValueError:
         seconds = _seconds_until(value or "", headers.get("Date"))
+    # Also true for NaN.
     if not 0 <= seconds < math.inf:
         seconds = DEFAULT_PAUSE_SECONDS
     return min(seconds, MAX_PAUSE_SECONDS)
@@ -152,10 +154,12 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 def pause_in_body(raw: bytes) -> float | None:
     """Seconds to wait by the body of a refusal, or None; at most `MAX_PAUSE_SECONDS`."""
+    # The message is at the beginning; a whole body may have megabytes.
     match = _PAUSE.search(raw[:4000].decode("utf-8", "replace"))
     if match is None:
         return None
     field, hours, minutes, number, unit = match.groups()
+    # An `m` here is `ms`: minutes have their own group.
     seconds = float(field or number or 0) / (1000 if (unit or "").lower()[:1] == "m" else 1)
     return min(seconds + 3600 * int(hours or 0) + 60 * int(minutes or 0), MAX_PAUSE_SECONDS)
 

@@ -16,7 +16,6 @@ PAIRS = {"before and after training": ("before", "after"), "trained student and 
 
 
 def draw_page(room: PageContext) -> None:
-    """Draw the current prompt."""
     prompts = held_out_answers.load_prompts(room.config.storage)
     if not prompts:
         st.info("The student has not answered held-out prompts yet: the evaluation was not run.")
@@ -44,7 +43,6 @@ def _draw_open(prompts: Sequence[HeldOutPrompt]) -> None:
 
 
 def _gate_verdict(prompt: HeldOutPrompt, source: str) -> str:
-    """The gates' reasons and the judges' scores, as Markdown."""
     against = prompt.reasons.get(source)
     words = ":gray[gates: not run]" if against is None else ":green[passes the gates]"
     if against:
@@ -62,6 +60,7 @@ def _draw_blind(room: PageContext, prompts: Sequence[HeldOutPrompt], pair: tuple
     ]
     answered = [p for p in prompts if all(p.answers.get(source) for source in pair)]
     compared = {frozenset((event.first_output, event.second_output)) for event in own}
+    # By the texts: after another training they differ, and are compared again.
     remaining = [p for p in answered if _text_pair(p, pair) not in compared]
     if not answered:
         st.info("No prompt was answered by both.")
@@ -103,6 +102,7 @@ def _draw_choice(room: PageContext, prompt: HeldOutPrompt, order: tuple[str, str
         }
         path = room.config.storage.path_of("preferences")
         preference = Preference.model_validate(event)
+        # Once, however often the key is pressed.
         here.commit_once(name, lambda: preferences.append(path, preference), None)
 
     with st.container(horizontal=True):

@@ -31,7 +31,6 @@ ROW_PARAMETER = "row"  # URL parameter: the row number in the file
 
 
 def draw_page(room: PageContext) -> None:
-    """Draw the current row."""
     answers, checks, decided = room.load_answers(), room.load_checks(), room.load_decisions()
     rows = row_filters.matching_rows(answers, checks, decided, _choose_filters(answers, checks, room))
     if not len(answers):
@@ -42,6 +41,7 @@ def draw_page(room: PageContext) -> None:
     if not len(rows):
         st.info("No answer passes these filters.")
         return
+    # A decision may take its row out of the filter: then the next one is shown.
     if number not in rows:
         following = next_row(rows, number)
         number = int(rows[-1]) if following is None else following
@@ -82,8 +82,8 @@ def _choose_filters(answers: AnswerTable, checks: Sequence[ChecksFile], room: Pa
 
 
 def _current_row(here: TabState, answers: AnswerTable, room: PageContext) -> int:
-    """The tab's row; a new tab starts at the row in its URL."""
     if here.at is None:
+        # A new tab starts at the row in its URL.
         value = str(st.query_params.get(ROW_PARAMETER, room.start))
         here.at = int(value) if value.isdecimal() else room.start
     here.at = min(max(0, here.at), len(answers) - 1)
@@ -105,17 +105,16 @@ def _draw_progress(
 
 
 def _next_undecided(rows: Rows, done: Mask, number: int) -> int | None:
-    """The next of `rows` that is not `done`; after the last one, the first."""
     undecided = rows[~done]
     undecided = undecided[undecided != number]
     following = next_row(undecided, number)
+    # After the last one, the first of those that were passed over.
     if following is None and len(undecided):
         return int(undecided[0])
     return following
 
 
 def _draw_buttons(here: TabState, room: PageContext, answers: AnswerTable, number: int, onward: int | None) -> None:
-    """The buttons to decide on the current row."""
     key = answers.key_at(number)
     name = f"{key[0]}-{key[1]}"
     here.mark_drawn(name)
@@ -157,7 +156,6 @@ def _draw_buttons(here: TabState, room: PageContext, answers: AnswerTable, numbe
 
 
 def _reason_and_note(name: str) -> tuple[str | None, str | None]:
-    """Reason and note beside the buttons."""
     return st.session_state.get(f"reason-{name}"), st.session_state.get(f"note-{name}") or None
 
 
@@ -187,6 +185,7 @@ def _draw_answer(row: Row, key: Key) -> None:
     st.markdown("##### Prompt")
     st.caption(" · ".join(components.escape_markdown(fact) for fact in facts if fact))
     components.show_text(row["user_prompt"], "prompt", "quiet")
+    # Most prompts contain their context: it is not shown twice.
     if row["context"] and row["context"] not in row["user_prompt"]:
         st.markdown("##### Context")
         components.show_text(row["context"], "context", "quiet")

@@ -16,7 +16,7 @@ LABELS = {"done": ":green[done]", "running": ":blue[running]", "waiting": ":gray
 
 
 def draw_page(room: PageContext) -> None:
-    """Draw the page; the fragment redraws itself."""
+    """The fragment redraws itself, without the rest of the page."""
     st.fragment(run_every=EVERY_SECONDS)(_draw_live)(room)
 
 
@@ -75,6 +75,7 @@ def _format_usd(value: float | None) -> str:
 def _draw_bars(rows: list[dict[str, object]], value: str, name: str, color: str) -> None:
     frame = pd.DataFrame(rows)
     axis = alt.Axis(title=None, labelLimit=180)
+    # sort=None: in the order of the rows, which is that of the pipeline or of the counts.
     base = alt.Chart(frame).encode(x=alt.X(f"{value}:Q", axis=None), y=alt.Y(f"{name}:N", sort=None, axis=axis))
     bars = base.mark_bar(color=color, cornerRadiusEnd=3, height=18)
     words = base.mark_text(align="left", dx=5).encode(text=alt.Text(f"{value}:Q", format=","))

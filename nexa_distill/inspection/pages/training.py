@@ -24,7 +24,6 @@ SECONDS = 120
 
 
 def draw_page(room: PageContext) -> None:
-    """Draw the current sample."""
     path = room.config.storage.path_of("sft_parquet")
     if not path.exists():
         st.info("There is no training set yet: packaging was not run.")
@@ -36,6 +35,7 @@ def draw_page(room: PageContext) -> None:
         st.info("The training set is empty.")
         return
     place = draw_navigation("Sample", "sample", count)
+    # In blocks: starting the process takes seconds, a further sample nothing.
     block = place // SAMPLES * SAMPLES
     samples = _load_samples(file, block)
     with st.spinner("The student's tokenizer is loading ..."):
@@ -81,7 +81,6 @@ def _open_samples(file: FileState) -> pq.ParquetFile:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _load_samples(file: FileState, start: int) -> list[dict[str, Any]]:
-    """Rows `start` to `start + SAMPLES`."""
     rows: list[dict[str, Any]] = []
     skipped = 0
     for batch in _open_samples(file).iter_batches(4096):
@@ -96,6 +95,7 @@ def _load_samples(file: FileState, start: int) -> list[dict[str, Any]]:
 @st.cache_data(max_entries=8, show_spinner=False)
 def _load_token_views(file: FileState, start: int, _room: PageContext) -> list[dict[str, Any]]:
     """The output of `nexa_train.token_view` for these rows. Raises InputError with its error."""
+    # Streamlit leaves a parameter with an underscore out of the cache's key.
     samples = _load_samples(file, start)
     names = ("sample_id", "messages")
     lines = "".join(json.dumps({n: sample[n] for n in names}) + "\n" for sample in samples)
