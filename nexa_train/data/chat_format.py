@@ -106,6 +106,7 @@ class ChatFormat:
 
 
 def chat_format(tokenizer: Any) -> ChatFormat:
+    """The chat format of a tokenizer. Raises ChatRefused."""
     # Several templates may have names; the default one is used.
     template = tokenizer.chat_template
     if template is None or (isinstance(template, dict) and "default" not in template):

@@ -91,10 +91,12 @@ class RowChecker:
             raise self.record_failure(CHECK_OF_FAULT[error.reason], str(error), None) from None
 
     def check_tokenizer(self) -> None:
-        # The property checks the tokenizer on its first use: here, before any row.
+        """Check the tokenizer, before any row. Raises CheckFailed."""
+        # The property checks on its first use.
         _ = self.chat_format
 
     def check_row(self, split: str, sample_id: str, messages: Sequence[Message]) -> Sample | Skip:
+        """The encoded row, or why it is refused. Raises CheckFailed."""
         # The only place where loss masks are made. The checks below verify the result a second
         # time, independently; the returned sample is the one that is trained on.
         sample = encode_conversation(self.chat_format, sample_id, messages, self.limit)

@@ -40,7 +40,8 @@ THREADS = {"GOMP_SPINCOUNT": "5000"}
 # on a CPU and is no faster.
 # Limits of continuous batching (transformers 5.23): `temperature` and `top_p` are those of the first
 # request since the start, `stop` is ignored, `seed` is unreliable with concurrent requests.
-# `max_tokens` works, and `eos_token_id` in the body field `generation_config`, a JSON string.
+# `max_tokens` works, and so does `eos_token_id` in the body field `generation_config`, a JSON string
+# that replaces the model's own.
 BATCHING = ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"]
 
 
@@ -153,6 +154,7 @@ def _log_tail(log: Path, lines: int = 12) -> str:
 def find_free_port(port: int) -> int:
     """A port that can be bound now: `port`, or any if it is 0."""
     with socket.socket() as probe:
+        # A port that a stopped server left in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
