@@ -131,10 +131,7 @@ def load_student(model_path: str) -> tuple[Any, Any]:
 
 
 def infer_student(model: Any, tokenizer: Any, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256) -> str:
-    """The assistant's reply to `prompt`, greedy.
-
-    System 1: the answer without reasoning. System 2: the full text.
-    """
+    """The assistant's reply to `prompt`, greedy. System 1: the answer without reasoning. System 2: the full text."""
     prompts = [format_prompt(prompt, mode=mode)]
     reply = replies.generate_replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens)[0]
     return reply.text if mode == "system1" else reply.full_text
@@ -289,6 +286,7 @@ def _write_job(
 
 def run_easy_distill(config_path: str) -> int:
     """The exit status of `easydistill --config PATH`; 0 is success."""
+    # The job finds `nexa_train` from any current directory.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "nexa_train.easydistill", "--config", config_path]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
@@ -306,9 +304,7 @@ def distill_system1(config: Mapping[str, Any]) -> str | None:
 
 
 def distill_system2(config: Mapping[str, Any]) -> str | None:
-    """Train a System 2 student on chains of thought. `cot_path` is the data; the rest are the keys
-    and defaults of `write_system2_config`. Returns as `distill_system1`.
-    """
+    """Train on chains of thought, `cot_path`; other keys as in `write_system2_config`. Returns as `distill_system1`."""
     arguments = _job_arguments(config, write_system2_config, labeled_path="cot_path")
     if not _student_and_data(arguments["student_model"], arguments["labeled_path"], "System 2"):
         return None
@@ -316,12 +312,10 @@ def distill_system2(config: Mapping[str, Any]) -> str | None:
 
 
 def _job_arguments(config: Mapping[str, Any], write: Any, **called: str) -> dict[str, Any]:
-    """The defaults of `write`, overridden by `config`; `called`: other key names of parameters.
-
-    Raises InputError for an unknown key.
-    """
+    """`called`: other key names of parameters. Raises InputError for an unknown key."""
     import inspect
 
+    # The signature has the keys and defaults, so they are written once.
     parameters = inspect.signature(write).parameters.values()
     keys = {called.get(each.name, each.name): each for each in parameters}
     if unknown := sorted(config.keys() - keys.keys()):
@@ -352,6 +346,7 @@ def _run_training(config_path: str, out_dir: str) -> str | None:
 
 
 def _resolve_model(model: str) -> str:
+    # One folder of models, whatever the current directory is.
     storage = load_config(ROOT / "configs/distill_config.yaml").storage
     models = storage.model_copy(update={"root": str(ROOT / storage.root)})
     return resolve_model(model, models)

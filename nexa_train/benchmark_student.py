@@ -30,12 +30,12 @@ from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
 
+# The defaults of the harness, written down: a new version cannot change them unseen.
 SEEDS = {"random_seed": 0} | dict.fromkeys(("numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234)
 Json = dict[str, Any]
 
 
 def harness_version() -> str:
-    """The version of the installed harness. Raises UsageError when there is none."""
     try:
         installed = version("lm-eval")
     except PackageNotFoundError:
@@ -49,7 +49,6 @@ def harness_version() -> str:
 
 
 def task_manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """The harness's tasks and those below `include`. Raises UsageError with the nearest name."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(include) if include else None)
@@ -61,7 +60,6 @@ def task_manager(tasks: Sequence[str], include: Path | None) -> Any:
 
 
 def summarize_results(results: Mapping[str, Any]) -> Json:
-    """Per task: version, few-shot examples, samples, and each metric with its standard error."""
     tasks = {}
     for task, values in results["results"].items():
         # The harness writes `metric,filter` and `metric_stderr,filter` side by side, and "N/A" for
@@ -101,7 +99,6 @@ def run(
     include: Path | None = None,
     limit: int | None = None,
 ) -> Path:
-    """Measure the checkpoint, unless the file is up to date; returns its path."""
     storage, harness = config.storage, harness_version()
     folder = checkpoint or student.checkpoint_path(storage)
     path = dst or storage.path_of("evaluation") / "benchmarks.json"
@@ -166,7 +163,6 @@ def _run_harness(folder: Path, tasks: Sequence[str], manager: Any, limit: int | 
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another student")

@@ -51,18 +51,17 @@ FUNNEL = {
 
 
 def settings(config: DistillConfig, student: StudentConfig) -> Json:
-    """The settings that change the report, for its freshness."""
     return {
         "generate": student.generate.model_dump(),
         "run_name": student.run_name,
         "tasks": config.execution.tasks,
+        # A newly accepted run changes the comparison, and so makes the report stale.
         "accepted": regression.load_accepted(config.storage),
         "regression_gate": regression.load_gate(config).model_dump(),
     }
 
 
 def count_funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
-    """Rows after each step, from the manifests; null where a manifest is missing."""
     steps = []
     for step, key in FUNNEL.items():
         manifest = load_manifest(storage.path_of(key), storage)
@@ -71,7 +70,6 @@ def count_funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
 
 
 def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
-    """The rows of metrics.jsonl: `step`, and `loss` and `val_loss` if measured."""
     path = storage.path_of("students") / student.run_name / "metrics.jsonl"
     if not path.exists():
         return []
@@ -155,7 +153,6 @@ def _build_report(config: DistillConfig, student: StudentConfig, stage: StageRun
 
 
 def _refuse_leak(prompts: Sequence[Json], sft: Sequence[Json], split: str) -> None:
-    """Raises InputError if a held-out prompt is in another split of the training set."""
     trained = {row["sample_id"] for row in sft if row["split"] != split}
     leaked = [row["sample_id"] for row in prompts if row["sample_id"] in trained]
     if leaked:
@@ -166,8 +163,8 @@ def _refuse_leak(prompts: Sequence[Json], sft: Sequence[Json], split: str) -> No
 
 
 def _with_documents(path: Path, documents: Mapping[str, str]) -> Json:
-    """A loss measurement with the source document of each sample: the bootstrap draws documents."""
     measurement: Json = json.loads(path.read_text(encoding="utf-8"))
+    # The bootstrap draws documents: samples of one document are not independent.
     for sample in measurement["samples"]:
         if sample["sample_id"] not in documents:
             raise InputError(
@@ -179,7 +176,6 @@ def _with_documents(path: Path, documents: Mapping[str, str]) -> Json:
 
 
 def _run_facts(storage: Storage, student: StudentConfig, stage: StageRun) -> Json:
-    """Sources, settings, seconds by stage, and hashes of the report's inputs."""
     checkpoint = student.checkpoint_path(storage)
     timed = {
         "teacher": storage.path_of("collected_dataset"),
@@ -205,7 +201,6 @@ def _input_hash(stage: StageRun, path: Path) -> str | None:
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_student_parser(__doc__)
     args = parser.parse_args()
     config = load_config(args.pipeline_config)

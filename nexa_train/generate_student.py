@@ -61,7 +61,6 @@ def _encode_prompt(form: ChatFormat, row: Row, system: str) -> Prompt:
 
 
 def batch_prompts(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Batches of prompts of similar length, longest first."""
     # Similar lengths need the least padding; the longest batch first shows a lack of memory early.
     ordered = sorted(prompts, key=lambda p: (-len(p.ids), p.row["sample_id"]))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -133,10 +132,7 @@ def run(
     checkpoint: Path | None = None,
     dst: Path | None = None,
 ) -> None:
-    """Write the answers before and after training, unless they are up to date.
-
-    `checkpoint` and `dst` replace the trained student's own; then no baseline is written.
-    """
+    """`checkpoint` and `dst` replace the trained student's own; then no baseline is written."""
     storage = config.storage
     # The baseline does not depend on training: a new training makes only the trained answers stale.
     if only != "trained" and checkpoint is None and dst is None:
@@ -185,6 +181,7 @@ def _answer_all(
             f"student_gen: {unread} prompts have no answer: they are longer than {model_id} can "
             "read, or its chat template cannot render them"
         )
+    # Answered from the longest on; the file is in the order of `sample_id`.
     answers.sort(key=lambda row: str(row["sample_id"]))
     with table_writer(dst, OUTPUTS) as out:
         out.write(pa.Table.from_pylist(answers, OUTPUTS))
@@ -193,7 +190,6 @@ def _answer_all(
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--only", choices=("trained", "baseline"), help="one of the two")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another trained student")

@@ -17,7 +17,6 @@ from nexa_train.models.bundled import BUNDLED, resolve_model
 
 
 def main() -> int:
-    """Run one command."""
     parser = cli.build_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("materialise", help="write the bundled model as a checkpoint")

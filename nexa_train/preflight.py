@@ -69,7 +69,6 @@ class Preflight:
         self.shown, self.views = shown, list[Json]()
 
     def load_data(self) -> Dataset:
-        """The rows that are trained on. Raises CheckFailed."""
         return build_dataset(self.check_rows(), self.examination)
 
     def check_rows(self) -> Iterator[tuple[str, Sample | Skip]]:
@@ -90,6 +89,7 @@ class Preflight:
     def build_report(self) -> Json:
         """The report as JSON values; the same rows and settings give the same report."""
         checker, train = self.examination, self.config.train
+        # Without a setting the rows decide: the longest, as a whole number of tiles.
         max_length = train.max_length
         if max_length is None and not checker.failed:
             max_length = min(checker.tiled_max_length(), self.context or checker.tiled_max_length())
@@ -141,7 +141,6 @@ class Preflight:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> Json:
-    """Name and hashes of the tokenizer and its chat template."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         # Of several named templates the default one is used.
@@ -155,7 +154,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> Json:
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="default: storage.sft_parquet")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows")

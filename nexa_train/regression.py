@@ -35,17 +35,16 @@ ACCEPT = "python -m nexa_train.regression accept"
 
 
 def accepted_path(storage: Storage) -> Path:
-    """The file of accepted runs."""
     return storage.path_of("evaluation") / "accepted.jsonl"
 
 
 def load_gate(config: DistillConfig) -> RegressionGate:
-    """`regression_gate:` of the filters file."""
     return load_yaml(Path(config.filters), FilterConfig).regression_gate
 
 
 def load_accepted(storage: Storage) -> Json | None:
     """The last accepted run, or None. Raises InputError for an invalid line."""
+    # All lines are read: an invalid one above the last is refused too.
     last = None
     for number, line in event_log.read_lines(accepted_path(storage)):
         if not event_log.is_complete_event(line):
@@ -55,7 +54,6 @@ def load_accepted(storage: Storage) -> Json | None:
 
 
 def accept_report(storage: Storage, note: str | None) -> Json:
-    """Record the current report as the one that later students are compared with."""
     path = storage.path_of("evaluation_report")
     digest = sealed_hash(path, storage)
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -74,17 +72,15 @@ def accept_report(storage: Storage, note: str | None) -> Json:
 
 
 def hash_value(value: object) -> str:
-    """SHA-256 of a JSON value: equal prompts, or gates, have equal hashes."""
     return sha256_text(compact_json(value))
 
 
 def compare_runs(before: Mapping[str, Any] | None, now: Mapping[str, Any], gate: RegressionGate) -> Json:
     """Compare the current run with the accepted one, if there is one.
 
-    `gate` and `loss` are null if they could not be compared; `misses` holds the reasons why the
-    gate is missed. Both runs have `prompts_sha256`, `gates_sha256` and `outcomes`: per `sample_id`
-    its source document, whether the answer passed (null: not answered), and nats and tokens of the
-    teacher's answer (null: not measured).
+    `gate` and `loss`: null if they could not be compared. `misses`: why the gate is missed. An outcome
+    has `document`, `passes` (null: not answered), and `nats` and `tokens` of the teacher's answer
+    (null: not measured).
     """
     result: Json = {"accepted": None, "shared": None, "gate": None, "loss": None, "misses": []}
     if before is None:
@@ -153,7 +149,6 @@ def enforce_gate(config: DistillConfig) -> str:
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_parser(__doc__)
     parser.add_argument("command", nargs="?", choices=("accept", "check"), default="check")
     parser.add_argument("--note", help="the reason, kept in the file")

@@ -33,19 +33,17 @@ PART_SAMPLES = 32  # samples of a part: the most that a kill can lose
 
 
 def run(config: StudentConfig, storage: Storage, dataset: Path) -> Path:
-    """Write the table unless it is up to date; returns its path. One process writes, others wait.
-
-    Raises as the module does.
-    """
+    """Write the table unless it is up to date; returns its path. Raises as the module does."""
     from nexa_train.models.bundled import resolve_model
     from nexa_train.models.folders import one_writer
 
     dst = storage.path_of("teacher_logits")
     dst.parent.mkdir(parents=True, exist_ok=True)
     bases = [resolve_model(name, storage) for name in (config.distillation.teacher, config.student)]
+    # The teacher's: of the student only the tokenizer is read, and rows are compared by tokens.
     weights = [Path(base) for base in bases[:1] if Path(base).is_dir()]
     stage = StageRun("teacher_logits", storage, inputs=[dataset, *weights], settings=config.logits_settings())
-    # Every process of a distributed training calls this.
+    # Every process of a distributed training calls this: one writes, the others wait.
     with one_writer(dst):
         if stage.is_current(dst):
             print(f"teacher logits: {dst} is up to date", flush=True)
@@ -104,9 +102,10 @@ def _write_part(part: Path, batches: Iterator[list[dict[str, Any]]]) -> None:
 
 
 def _reusable_rows(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.Table:
-    """Rows of the existing table for these samples' tokens, by the same teacher and settings."""
     manifest = load_manifest(dst, stage.storage)
+    # Input 0 is the dataset, whose rows are compared one by one below.
     teacher = [item["sha256"] for item in stage.inputs[1:]]
+    # After another teacher, other settings or a change of the file nothing is reused.
     if (
         manifest is None
         or manifest["config_sha256"] != stage.config_sha256
@@ -122,7 +121,6 @@ def _reusable_rows(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     arguments = parser.parse_args()

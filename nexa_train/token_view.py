@@ -28,7 +28,6 @@ Token = tuple[str, bool, bool]  # text, trained, special
 
 
 def view_sample(form: ChatFormat, sample_id: str, messages: Any, longest: int | None) -> dict[str, Any]:
-    """The sample as training sees it."""
     sample = encode_conversation(form, sample_id, messages, longest)
     if isinstance(sample, Skip):
         why = ROW_REASONS[sample.reason]
@@ -46,6 +45,7 @@ def decode_tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -
         # Decoded behind the tokens before it: alone, SentencePiece drops the leading space.
         length = len(_decode_ids(tokenizer, before))
         text = _decode_ids(tokenizer, before + waiting)[length:]
+        # A character has at most 4 bytes: after as many tokens it is really U+FFFD.
         if text.endswith("\ufffd") and len(waiting) < 4:
             text = ""  # the first bytes of a character
         else:
@@ -59,7 +59,6 @@ def _decode_ids(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_student_parser(__doc__)
     args = parser.parse_args()
     student = load_yaml(args.config, StudentConfig)

@@ -48,11 +48,7 @@ def run(
     shard: bool = False,
     logits: Path | None = None,
 ) -> bool:
-    """Train one student into `folder`; False if it was finished already.
-
-    `shard`: each process keeps a part of the model. `logits`: an existing teacher cache, sealed at
-    `storage.teacher_logits`. Raises InputError, InputMissing or QualityGateMissed.
-    """
+    """Train one student into `folder`; False if it was finished already. `logits`: an existing teacher cache."""
     base = resolve_model(config.student, storage)
     weights = [Path(base)] if Path(base).is_dir() else []  # a hub id is named, not hashed
     inputs = [dataset, *weights]
@@ -71,6 +67,7 @@ def run(
         export.proof_samples(trainer.data),
         trainer.batch_of,
         form,
+        # A sharded model generates no answers.
         {} if shard else export.proof_prompts(dataset, trainer.data),
         trainer.accelerator.autocast,
     )
@@ -157,7 +154,6 @@ def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool)
 
 
 def main() -> int:
-    """Read the flags and train."""
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     parser.add_argument("--output", type=Path, help="default: <storage.students>/<run_name>")

@@ -60,23 +60,18 @@ class RowRefused(Exception):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A tokenizer and its chat template.
+    """A tokenizer and its chat template."""
 
-    `end`, `end_text`: the token that ends an assistant's turn. `folds_system`: the template has no
-    system role. `special_texts`: the texts that the tokenizer reads as special tokens anywhere.
-    """
-
-    # `end` is the token that the template writes after an answer. `eos_token` and
-    # generation_config.json may name another one: base models, Gemma and Phi-3 do.
     tokenizer: Any
+    # Ends an assistant's turn: what the template writes after an answer. `eos_token` and
+    # generation_config.json may name another token: base models, Gemma and Phi-3 do.
     end: int
     end_text: str
-    folds_system: bool
-    special_texts: frozenset[str]
+    folds_system: bool  # the template has no system role
+    special_texts: frozenset[str]  # read as special tokens wherever a text has them
 
     @property
     def stop_tokens(self) -> list[int]:
-        """Tokens that end generation: the end of turn and the tokenizer's end of document."""
         document_end = self.tokenizer.eos_token_id
         return sorted({self.end} if document_end is None else {self.end, document_end})
 
@@ -89,7 +84,7 @@ class ChatFormat:
         return str(text)
 
     def plain_messages(self, messages: Sequence[Message]) -> list[Message]:
-        """Role and content alone; the system text is folded if the template has no system role."""
+        # Other keys would reach the template, which may render them.
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
         if not self.folds_system or [m["role"] for m in plain[:2]] != ["system", "user"]:
             return plain
@@ -101,7 +96,7 @@ class ChatFormat:
         return self.encode_text(self.render(messages, prompt=True))
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids; special tokens in the text are recognised, none are added."""
+        # The template has written BOS and end of turn: special tokens are recognised, none are added.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -119,6 +114,7 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     if not tokenizer.is_fast:
         raise ChatRefused(tokenizer, "no_offsets")
     special = frozenset(_special_texts(tokenizer))
+    # Without its end of turn a format can render the probes that find it.
     bare = ChatFormat(tokenizer, -1, "", False, special)
     try:
         end_text = _find_end_of_turn(bare.render([USER, ASSISTANT], prompt=False), special)
@@ -139,7 +135,6 @@ def chat_format(tokenizer: Any) -> ChatFormat:
 
 @contextmanager
 def refuse_template_errors() -> Iterator[None]:
-    """Turn an error of the template into RowRefused."""
     # A template is a program from a checkpoint: any of these errors is its fault.
     types = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
     try:
@@ -155,7 +150,6 @@ def _special_texts(tokenizer: Any) -> Iterator[str]:
 
 
 def _find_end_of_turn(text: str, special: frozenset[str]) -> str:
-    """The first special token that the template writes after an answer. Raises RowRefused."""
     place = text.rfind(ASSISTANT["content"])
     if place < 0:
         raise RowRefused("answer_changed")
@@ -169,7 +163,6 @@ def _find_end_of_turn(text: str, special: frozenset[str]) -> str:
 
 
 def _has_system_role(bare: ChatFormat) -> bool:
-    """Whether a system message is rendered, with and without an answer alike."""
     try:
         # Gemma 2 and Mistral v0.1 refuse a system message; some templates leave it out.
         if SYSTEM["content"] not in bare.render([SYSTEM, USER], prompt=True):

@@ -1,9 +1,6 @@
 """Fix the date and the variables of a chat template, as a prefix in the template itself.
 
-A template reads `strftime_now`, the clock of transformers (Llama 3.1 and later, Granite, SmolLM3
-and gpt-oss write today's date into every prompt), and variables such as Qwen3's `enable_thinking`.
-With the prefix the exported student renders its training text on any day and any server. A variable
-that a caller passes overrides the prefix.
+With the prefix the exported student renders its training text on any day and any server.
 """
 
 import json
@@ -11,6 +8,8 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 
+# The clock of transformers: Llama 3.1 and later, Granite, SmolLM3 and gpt-oss write today's date
+# into every prompt.
 CLOCK = "strftime_now"
 # The format codes of strftime; two-letter codes first, so that "%-d" is not read as "%d".
 CODES = [*(f"%-{code}" for code in "dmHIMSj"), *(f"%{code}" for code in "aAwdbBmyYHIpMSfjUWcxXGuVeDFTh")]
@@ -19,11 +18,7 @@ BEGIN, END = "{# settings of the run #}", "{# end of the settings of the run #}\
 
 
 def fix_template(tokenizer: Any, variables: Mapping[str, Any], today: date) -> Any:
-    """The tokenizer, its default template changed to render the same text on every day.
-
-    `variables`: defaults of names that the template reads, as JSON values. A prefix of an earlier
-    run is replaced.
-    """
+    """The tokenizer, changed in place to render the same text on every day; `variables`: defaults, as JSON values."""
     template = tokenizer.chat_template
     if isinstance(template, dict) and "default" in template:
         default = _fix_text(template["default"], variables, today)
@@ -34,7 +29,7 @@ def fix_template(tokenizer: Any, variables: Mapping[str, Any], today: date) -> A
 
 
 def _fix_text(template: str, variables: Mapping[str, Any], today: date) -> str:
-    if template.startswith(BEGIN):  # an exported student's template
+    if template.startswith(BEGIN):  # an exported student's template: the prefix is replaced
         template = template.partition(END)[2]
     prefix = "".join(_default_assignment(name, value) for name, value in variables.items())
     if CLOCK in template:
@@ -44,11 +39,12 @@ def _fix_text(template: str, variables: Mapping[str, Any], today: date) -> str:
 
 def _default_assignment(name: str, value: Any) -> str:
     literal = "none" if value is None else json.dumps(value)  # Jinja reads all other JSON literals
+    # A default only: a caller may pass the variable, as Qwen3's `enable_thinking`.
     return f"{{%- if {name} is not defined %}}{{%- set {name} = {literal} %}}{{%- endif %}}"
 
 
 def _fixed_clock_macro(template: str, today: date) -> str:
-    """A macro that replaces the clock: midnight of `today`, for the codes in `template`."""
     midnight = datetime(today.year, today.month, today.day)
+    # Jinja has no dates: the macro replaces the codes that this template uses, one by one.
     steps = [f"|replace({code!r}, {midnight.strftime(code)!r})" for code in CODES if code in template]
     return f"{{%- macro {CLOCK}(format) -%}}{{{{- format{''.join(steps)}|replace('%%', '%') -}}}}{{%- endmacro -%}}"

@@ -64,7 +64,7 @@ class Sample:
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that the loss sees; the first token has no predecessor to predict it."""
+        # The first token has no predecessor to predict it.
         return sum(label != IGNORE for label in self.labels[1:])
 
 
@@ -115,12 +115,10 @@ def encode_conversation(
 
 
 def assistant_turns(messages: Sequence[Message]) -> list[int]:
-    """The indices of the assistant's messages."""
     return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def comparable_text(text: str) -> str:
-    """A text for comparison: in NFC and without white space."""
     # Qwen's tokenizers normalise to NFC; templates and SentencePiece move white space.
     return "".join(unicodedata.normalize("NFC", text).split())
 
@@ -135,10 +133,7 @@ def _refuse_special_tokens(form: ChatFormat, messages: Sequence[Message]) -> Non
 
 
 def _find_answer_spans(form: ChatFormat, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """The rendered conversation, and the span of each answer with its end of turn.
-
-    Raises RowRefused unless each answer follows its prompt and contains the message's text.
-    """
+    """The rendered conversation, and the span of each answer with its end of turn."""
     # `{% generation %}` markers are not used: they mark the same span, or one that inference does
     # not generate (SmolLM3's include the header of the turn).
     turns, text = assistant_turns(messages), form.render(messages, prompt=False)
@@ -163,18 +158,18 @@ def _find_answer_span(form: ChatFormat, messages: Sequence[Message], turn: int, 
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Whether the generation prompt opens the reasoning (Qwen3-Thinking, DeepSeek-R1)."""
+    # Those of Qwen3-Thinking and DeepSeek-R1 do: an answer begins within the reasoning.
     return prompt.rstrip().endswith(THINK)
 
 
 def _prove_answer(form: ChatFormat, content: str, prompt: str, answer: str) -> None:
-    """Raises RowRefused unless `answer` is the message's text and the end of turn."""
     rendered = answer.removesuffix(form.end_text)
     expected = comparable_text(content)
     if opens_thinking(prompt):  # the <think> tag is in the prompt, not in the loss
         if THINK_END not in content:
             raise RowRefused("reasoning_missing")
         expected = expected.removeprefix(THINK)
+    # Only the end: Qwen3 writes an empty <think> block before an answer without reasoning.
     if not comparable_text(rendered).endswith(expected):
         if any(token in rendered for token in form.special_texts):
             raise RowRefused("turns_end_otherwise")
@@ -183,7 +178,6 @@ def _prove_answer(form: ChatFormat, content: str, prompt: str, answer: str) -> N
 
 
 def _label_tokens(form: ChatFormat, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
-    """Ids of the conversation up to its last answer, and labels within the spans."""
     # The conversation is tokenised as one text: at the beginning of a text a tokenizer may add
     # something (SentencePiece adds a space), so pieces would get other tokens.
     ids, places = form.encode_with_offsets(text)
@@ -208,8 +202,8 @@ def _prove_tokens(
     ids: Sequence[int],
     labels: Sequence[int],
 ) -> None:
-    """Raises RowRefused unless the labels decode to the answers, behind prompts of inference."""
     trained = [label for label in labels if label != IGNORE]
+    # Offsets alone prove nothing: a tokenizer may change letters, or not know them.
     decoded = form.tokenizer.decode(trained, clean_up_tokenization_spaces=False)
     if comparable_text(decoded) != comparable_text("".join(text[start:end] for start, end in spans)):
         raise RowRefused("answer_not_recoverable")

@@ -14,10 +14,7 @@ Collate = Callable[[Sequence[Sample], torch.device], Batch]
 
 
 def make_collate(model: Any, tokenizer: Any, samples: Sequence[Sample], *, packed: bool) -> Collate:
-    """The collate function of this model. `packed` changes the model's attention.
-
-    Raises InputError for a model that cannot be packed; `samples` are the proof.
-    """
+    """`packed` changes the model's attention. Raises InputError if it cannot be packed; `samples` are the proof."""
     if packed:
         packing.enable_packing(model)
         # Proven on the real samples, since a fault may show only beyond some length.

@@ -36,17 +36,17 @@ class Dataset:
 
 
 def load_dataset(path: Path, tokenizer: Any, max_length: int | None) -> Dataset:
-    """The dataset of all rows of up to `max_length` tokens, however many are refused."""
     examination = RowChecker(tokenizer, max_length)
+    # Any share may be refused here: the preflight of the training judges it.
     return build_dataset(check_dataset_rows(path, examination, None, quiet=True), examination)
 
 
 def build_dataset(rows: Iterable[tuple[str, Sample | Skip]], examination: RowChecker) -> Dataset:
-    """The samples of `rows`, split by split."""
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     for split, sample in rows:
         if isinstance(sample, Sample):
             splits[split].append(sample)
+    # After the loop: `rows` is lazy, so counts and digest are complete only now.
     skipped, digest = dict(examination.refused), examination.digest
     return Dataset(**splits, rows=examination.rows, skipped=skipped, sha256=digest)
 
@@ -54,10 +54,7 @@ def build_dataset(rows: Iterable[tuple[str, Sample | Skip]], examination: RowChe
 def check_dataset_rows(
     path: Path, examination: RowChecker, max_refused_share: float | None, *, quiet: bool
 ) -> Iterator[tuple[str, Sample | Skip]]:
-    """(split, encoded row) of the train and val splits; the test split is not read.
-
-    Raises CheckFailed.
-    """
+    """(split, encoded row) of the train and val splits; the test split is not read. Raises CheckFailed."""
     table, columns = TABLES["sft_parquet"], ["sample_id", "split", "messages"]
     empty = table.schema.empty_table().select(columns[:2])
     keys = pa.concat_tables([empty, *read_batches(path, table, columns=columns[:2])])
@@ -76,10 +73,7 @@ def check_dataset_rows(
 
 
 def epoch_batches(samples: Sequence[Sample], batch_size: int, seed: int, epoch: int) -> list[list[Sample]]:
-    """Every sample once, in shuffled batches of samples of similar length.
-
-    Batches are the same with and without packing.
-    """
+    """Every sample once, in shuffled batches of similar length; the same with and without packing."""
     # Seed and epoch alone decide the order: resumed and distributed runs keep it.
     order = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     shuffled = list(samples)
@@ -89,5 +83,6 @@ def epoch_batches(samples: Sequence[Sample], batch_size: int, seed: int, epoch: 
     for start in range(0, len(shuffled), window):
         near = sorted(shuffled[start : start + window], key=lambda sample: len(sample.input_ids))
         batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+    # Again: within a window the batches are sorted from short to long.
     order.shuffle(batches)
     return batches

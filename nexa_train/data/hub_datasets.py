@@ -18,10 +18,7 @@ Items = list[dict[str, str]]
 
 
 def load_rows(source: str, split: str) -> Any:
-    """The rows of a hub id, a local folder or a file; `split` may have a slice.
-
-    Raises InputError for a source or split that cannot be loaded.
-    """
+    """The rows of a hub id, a local folder or a file; `split` may have a slice. Raises InputError."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -54,10 +51,7 @@ def instruction_items(source: str, split: str) -> Items:
 
 
 def reasoning_items(source: str, split: str, rv_min: float, cd_min: float) -> Items | None:
-    """The first chain of each question that reaches both levels; None for another schema.
-
-    Raises InputError for a level above 1.
-    """
+    """The first chain of each question with both levels (0..1, else InputError); None for another schema."""
     for name, level in (("rv_min", rv_min), ("cd_min", cd_min)):
         if level > 1:
             raise InputError(f"{name} is {level}; levels are 0..1, write {level / TOP_LEVEL:g}")

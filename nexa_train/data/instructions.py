@@ -20,7 +20,7 @@ from nexa_distill.text.hashing import compact_json, sha256_text
 
 Mode = Literal["system1", "system2"]
 PROMPTS = Path(__file__).parents[1] / "prompts"
-# Sandboxed: templates are user files.
+# Sandboxed: templates are user files. Without escapes: a prompt is no HTML.
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 Item = dict[str, Any]  # KEYS, all strings; other keys are kept
 Prompt = Callable[[Mapping[str, str]], str]
@@ -38,15 +38,11 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write UTF-8 JSON atomically; non-ASCII characters stay readable."""
     write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a file; missing keys and null become empty, numbers become text.
-
-    Raises InputError naming the item that is not `{instruction, input, output}` of text.
-    """
+    """Missing keys and null become empty, numbers become text. Raises InputError naming the item."""
     data = read_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path}: found {type(data).__name__}, expected a list of objects")
@@ -64,10 +60,7 @@ def _parse_item(path: Path, number: int, value: Any) -> Item:
 
 
 def convert_to_text(where: str, key: str, value: Any) -> str:
-    """The text of a value: 0 and False are "0" and "False", null and not-a-number are empty.
-
-    Raises InputError for a list or an object, named by `where` and `key`.
-    """
+    """0 and False are "0" and "False", null and not-a-number are empty. Raises InputError for a list or an object."""
     if value is None or value != value:  # the second is NaN, null in a table
         return ""
     if not isinstance(value, str | int | float):
@@ -76,11 +69,7 @@ def convert_to_text(where: str, key: str, value: Any) -> str:
 
 
 def load_prompt(path: Path) -> Prompt | None:
-    """The renderer of user messages from the Jinja file at `path`.
-
-    None for a file that does not use `instruction`: it renders whole conversations, which the
-    model's own chat template does. Raises InputMissing or InputError.
-    """
+    """The renderer of user messages; None if the file does not use `instruction`. Raises InputMissing, InputError."""
     try:
         text = path.read_text(encoding="utf-8")
         names = meta.find_undeclared_variables(_JINJA.parse(text))
@@ -89,6 +78,7 @@ def load_prompt(path: Path) -> Prompt | None:
         raise InputMissing(f"{path}: no such template (looked in {Path.cwd()})") from None
     except (TemplateError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a Jinja template ({error})") from None
+    # It renders whole conversations then, as the model's own chat template does.
     if "instruction" not in names:
         return None
     if unknown := sorted(names - {"instruction", "input"}):
@@ -101,8 +91,8 @@ def load_prompt(path: Path) -> Prompt | None:
 
 
 def shipped_prompt(mode: Mode) -> Prompt:
-    """The renderer of `prompts/MODE.jinja`. Raises InputError if a user has broken that file."""
     prompt = load_prompt(PROMPTS / f"{mode}.jinja")
+    # The file is beside the code, so a user may have edited it.
     if prompt is None:
         raise InputError(f"{PROMPTS / mode}.jinja does not use instruction")
     return prompt
@@ -114,7 +104,6 @@ def format_prompt(instruction: str, input_text: str = "", mode: Mode = "system1"
 
 
 def item_key(item: Mapping[str, str]) -> str:
-    """SHA-256 of instruction and input."""
     return sha256_text(compact_json([item["instruction"], item.get("input", "")]))
 
 

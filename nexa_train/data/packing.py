@@ -1,9 +1,7 @@
 """Packing: the samples of a batch in one row without padding, each attending only to itself.
 
-Position ids begin at 0 in each sample. `cu_seq_lens_q` holds the borders of the samples, as in
-FlashAttention's variable-length kernels (Dao 2023, https://arxiv.org/abs/2307.08691). Models that
-mix samples in other ways (convolutions, state spaces, chunks of positions shorter than a sample)
-are refused by `prove_isolation` before the first step.
+`cu_seq_lens_q` holds the borders of the samples, as in FlashAttention's variable-length kernels
+(Dao 2023, https://arxiv.org/abs/2307.08691).
 """
 
 import sys
@@ -37,6 +35,7 @@ def collate_packed(samples: Sequence[Sample], device: torch.device) -> dict[str,
 
     return {
         "input_ids": row_tensor([token for s in samples for token in s.input_ids]),
+        # From 0 in each sample: it is read as if it were alone.
         "position_ids": row_tensor([position for length in lengths for position in range(length)]),
         # The token before a sample's first one belongs to another sample.
         "labels": row_tensor([label for s in samples for label in (IGNORE, *s.labels[1:])]),
@@ -56,10 +55,7 @@ def attend_per_sample(
     sliding_window: int | None = None,
     **own: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The model's original attention within each sample. Without borders the row is one sample.
-
-    Shapes: (1, heads, tokens, head size) in, (1, tokens, heads, head size) out.
-    """
+    """(1, heads, tokens, head size) in, (1, tokens, heads, head size) out; no borders: the row is one sample."""
     if attention_mask is not None:
         raise InputError(
             f"train.packing: {type(module).__name__} makes a mask of its own, which would join the "
@@ -81,9 +77,9 @@ def attend_per_sample(
 
 
 def _original_attention(module: Any) -> tuple[Callable[..., Any], str]:
-    """The function that the module would call without packing, and its name."""
     name = module.config._attn_implementation.removeprefix(PER_SAMPLE)
     modelling = sys.modules[type(module).__module__]
+    # Each model's file has an eager function of its own, with its soft caps or sinks.
     eager = modelling.eager_attention_forward
     return modelling.ALL_ATTENTION_FUNCTIONS.get_interface(name, eager), name
 
@@ -95,12 +91,12 @@ def _attention_mask(own: str, length: int, window: int | None, like: torch.Tenso
     if own == "sdpa" and window is None:
         return None
     size = 1 << (length - 1).bit_length()  # few sizes in the cache, and aligned rows for a GPU
+    # The mask of a shorter sample is the upper left corner of a longer one.
     return _square_mask(own, size, window, like.dtype, like.device)[..., :length, :length]
 
 
 @lru_cache(maxsize=16)
 def _square_mask(own: str, size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The mask of transformers; the mask of a shorter sample is its upper left corner."""
     from transformers import masking_utils
 
     allowed = masking_utils.causal_mask_function
@@ -113,13 +109,13 @@ def _square_mask(own: str, size: int, window: int | None, dtype: torch.dtype, de
         mask_function=allowed,
         dtype=dtype,
         device=device,
+        # transformers may leave the mask out where sdpa needs none; here it is always needed.
         allow_is_causal_skip=False,
     )
     return mask
 
 
 def register_attention(attention: Callable[..., Any]) -> None:
-    """Make `attention` the function of all packed models."""
     from transformers import AttentionInterface
 
     for own in ORIGINAL_ATTENTIONS:
@@ -127,10 +123,7 @@ def register_attention(attention: Callable[..., Any]) -> None:
 
 
 def enable_packing(model: Any) -> None:
-    """Let the model attend per sample. It has no key-value cache then: see `suspend_packing`.
-
-    Raises InputError for an attention implementation that cannot be split into samples.
-    """
+    """Attend per sample, without a key-value cache (`suspend_packing`). Raises InputError if that is impossible."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     own = model.config._attn_implementation.removeprefix(PER_SAMPLE)
@@ -147,7 +140,7 @@ def enable_packing(model: Any) -> None:
 
 @contextmanager
 def suspend_packing(model: Any) -> Iterator[None]:
-    """Use the model's original attention within the block: generation needs its cache."""
+    # Generation needs the key-value cache, which packed attention does not have.
     packed = model.config._attn_implementation
     model.set_attn_implementation(packed.removeprefix(PER_SAMPLE))
     try:
@@ -158,11 +151,10 @@ def suspend_packing(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def prove_isolation(model: Any, samples: Sequence[Sample]) -> None:
-    """Raises InputError unless samples have the same hidden states packed as alone.
-
-    Runs in the model's precision, in evaluation mode, on the model that will be trained.
-    """
+    """Raises InputError unless samples have the same hidden states packed as alone."""
     # A window or chunk that is shorter than some sample is shorter than the longest one.
+    # Tried on the model that will be trained, in its precision: layers may mix samples without
+    # attention (convolutions, state spaces, chunks of positions shorter than a sample).
     by_length = sorted(samples, key=lambda sample: len(sample.input_ids))
     row = [by_length[0], by_length[-1], by_length[0]]
     was_training, device = model.training, next(model.parameters()).device

@@ -62,11 +62,7 @@ class CheckFailed(InputError):
 
 
 class RowChecker:
-    """One pass over the rows. `limit`: longer rows are refused; None = no limit.
-
-    `embeddings`: rows of the model's input embedding, None if unknown. `digest`: SHA-256 over
-    split, ids and labels of the rows that are trained on, in order.
-    """
+    """One pass over the rows. `limit`: longer rows are refused. `embeddings`: rows of the input embedding."""
 
     def __init__(self, tokenizer: Any, limit: int | None, embeddings: int | None = None) -> None:
         self.tokenizer, self.limit, self.embeddings = tokenizer, limit, embeddings
@@ -78,6 +74,7 @@ class RowChecker:
         self.asked_all = False
         self._lengths, self._kept_longest = array("l"), 0
         self._bos: dict[tuple[str, ...], int] = {}
+        # Over split, ids and labels of the rows that are trained on, in order.
         self.digest = sha256_text("")
         self.checks: dict[str, Callable[[Sample, Sequence[Message]], Problem]] = {
             "template_equal": self._check_template_equal, "one_bos": self._check_one_bos,
@@ -88,7 +85,6 @@ class RowChecker:
 
     @cached_property
     def chat_format(self) -> ChatFormat:
-        """The tokenizer's chat format. Raises CheckFailed."""
         try:
             return student_format(self.tokenizer)
         except ChatRefused as error:
@@ -96,6 +92,7 @@ class RowChecker:
 
     def check_tokenizer(self) -> None:
         """Check the tokenizer, before any row. Raises CheckFailed."""
+        # The property checks on its first use.
         _ = self.chat_format
 
     def check_row(self, split: str, sample_id: str, messages: Sequence[Message]) -> Sample | Skip:
@@ -109,7 +106,7 @@ class RowChecker:
             self.first_refused.setdefault(sample.reason, sample_id)
             self._lengths.extend([sample.tokens] if sample.tokens else [])
             return sample
-        # `encode` has verified the mask.
+        # `encode_conversation` has verified the mask.
         self.looked["masks_proven"] += 1
         for name, check in self.checks.items():
             problem = check(sample, messages)
@@ -145,13 +142,14 @@ class RowChecker:
         return self.failed
 
     def tiled_max_length(self) -> int:
-        """The smallest multiple of TILE that is at least as long as every kept row."""
+        # Ceiling division: the smallest multiple of TILE that holds the longest kept row.
         return -(-self._kept_longest // TILE) * TILE
 
     def to_record(self) -> dict[str, Any]:
         """The results so far, as JSON values; the same rows give the same record."""
         percentiles = dict.fromkeys(("p50", "p90", "p99", "max"))
         if self._lengths:
+            # inverted_cdf: a length that some row has, never one between two rows.
             steps = np.percentile(np.array(self._lengths), [50, 90, 99, 100], method="inverted_cdf")
             percentiles = dict(zip(percentiles, steps.tolist(), strict=True))
         failed = self.failed and {
@@ -287,7 +285,6 @@ def _answer_texts(messages: Sequence[Message]) -> list[str]:
 
 
 def _answer_tokens(sample: Sample, end_of_turn: int) -> Iterator[list[int]]:
-    """The tokens in the loss, one list per end of turn; the rest without one is a list too."""
     span: list[int] = []
     for label in sample.labels:
         if label != IGNORE:
@@ -295,5 +292,6 @@ def _answer_tokens(sample: Sample, end_of_turn: int) -> Iterator[list[int]]:
             if label == end_of_turn:
                 yield span
                 span = []
+    # A rest without an end of turn is a span too: the counts differ, and the check fails.
     if span:
         yield span

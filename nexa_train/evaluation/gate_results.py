@@ -90,7 +90,7 @@ def _execution_checks(
 
 
 def gate_config_hashes(storage: Storage) -> list[str | None]:
-    """The settings hash of each gate that the trained student's answers went through."""
+    # Of the trained student's answers: two runs are compared only behind the same gates.
     files = gate_files(storage, "after")
     gates = (files.checks, files.exec_checks, files.judge_checks, files.kept)
     manifests = [load_manifest(path, storage) for path in gates]

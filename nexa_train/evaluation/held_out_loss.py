@@ -38,18 +38,17 @@ class Subject:
 
 
 def loss_path(storage: Storage, name: str) -> Path:
-    """The loss file of `before`, `after` or `teacher`."""
     return storage.path_of("evaluation") / name / "loss.json"
 
 
 def list_subjects(student: StudentConfig, storage: Storage, teacher_model_ids: Sequence[str]) -> dict[str, Subject]:
-    """The models that can be measured; the teacher only if it has the student's tokenizer."""
     checkpoint = student.checkpoint_path(storage)
     models = {
         "before": Subject(student.student, student.keep_layers, None),
         "after": Subject(str(checkpoint), None, checkpoint),
     }
-    # A server names a model by its folder and may add a revision: SmolLM2-135M-Instruct@main.
+    # The teacher only with the student's tokenizer: nats per token of two tokenizers cannot be
+    # compared. A server may add a revision to the folder's name: SmolLM2-135M-Instruct@main.
     names = {model_id.split("@")[0] for model_id in teacher_model_ids}
     if names == {BUNDLED_NAME} and student.student == BUNDLED:
         models["teacher"] = Subject(BUNDLED, None, None)
@@ -57,7 +56,6 @@ def list_subjects(student: StudentConfig, storage: Storage, teacher_model_ids: S
 
 
 def settings(student: StudentConfig, subject: Subject) -> Json:
-    """The settings that change the losses, for their freshness."""
     limits = {"split": student.generate.split, "max_length": student.train.max_length}
     limits |= student.rendering_settings()
     # The checkpoint is an input of the stage, with its own hash.
@@ -84,7 +82,6 @@ def measure_losses(name: str, model: Any, samples: Sequence[Sample], pad_id: int
 
 
 def run(config: DistillConfig, student: StudentConfig, teacher_model_ids: Sequence[str]) -> dict[str, Path]:
-    """Measure every subject that is not up to date; returns the file of each."""
     models = list_subjects(student, config.storage, teacher_model_ids)
     for name, subject in models.items():
         _measure_subject(config.storage, student, name, subject)

@@ -11,6 +11,6 @@ Row = dict[str, Any]
 
 
 def select_held_out(rows: pa.Table, generate: Generation) -> list[Row]:
-    """The rows of the held-out split, sorted by `sample_id`: an arbitrary but fixed order."""
+    # By the hash: an arbitrary order, the same in every run, so max_prompts picks the same ones.
     chosen = rows.filter(pc.equal(rows["split"], generate.split)).sort_by("sample_id")
     return list(chosen.slice(0, generate.max_prompts).to_pylist())

@@ -23,27 +23,20 @@ EXEC_CHECKS = ("exec.executes", "exec.matches")
 
 @dataclass(frozen=True)
 class HeldOutResults:
-    """One model's answers to the held-out prompts, by `sample_id`.
-
-    `reasons`: the rejection reasons of an answer in order; empty if it passed. `loss`: the
-    measurement of `held_out_loss`, or None. `scores`: per judge check the scores, 0..1, of the
-    answers with a verdict; empty without judges. `executed`: per sample its execution checks, None
-    for one that was not run or could not be decided.
-    """
+    """One model's answers to the held-out prompts, by `sample_id`."""
 
     answers: Mapping[str, Json]
-    reasons: Mapping[str, list[str]]
-    loss: Json | None
+    reasons: Mapping[str, list[str]]  # of the rejection, in order; empty if the answer passed
+    loss: Json | None  # the measurement of `held_out_loss`
+    # Per judge check, 0..1, of the answers with a verdict; empty without judges.
     scores: Mapping[str, list[float]] = field(default_factory=dict)
+    # Per sample its execution checks; None: not run, or not decided.
     executed: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
 
 
 def compute_metrics(prompts: Sequence[Json], results: Mapping[str, HeldOutResults]) -> Json:
-    """`{prompts, models, comparison, outcomes, examples}` of the report.
-
-    `prompts` are the held-out rows. Raises InputError unless `before` and `after` answered exactly
-    these: a paired comparison needs the same prompts.
-    """
+    """`{prompts, models, comparison, outcomes, examples}`. Raises InputError for answers to other prompts."""
+    # A paired comparison needs the same prompts, exactly.
     expected = {row["sample_id"] for row in prompts}
     for name in ("before", "after"):
         ids = set(results[name].answers)
@@ -58,6 +51,7 @@ def compute_metrics(prompts: Sequence[Json], results: Mapping[str, HeldOutResult
         "models": {name: _model_metrics(prompts, exam) for name, exam in results.items()},
         "comparison": _compare_students(prompts, results["before"], results["after"]),
         "outcomes": _prompt_outcomes(prompts, results["after"]),
+        # The order by hash picks the examples, not a human.
         "examples": [_build_example(row, results) for row in prompts[:EXAMPLE_COUNT]],
     }
 
@@ -95,7 +89,6 @@ def _share_with_interval(passed: int, total: int) -> Json:
 
 
 def _execution_shares(rows: Sequence[Json], result: HeldOutResults) -> dict[str, Json | None]:
-    """The share per execution check over the answers that it applies to; None if there are none."""
     shares: dict[str, Json | None] = {}
     for check in EXEC_CHECKS:
         results = [result.executed.get(row["sample_id"], {}) for row in rows]
@@ -121,6 +114,7 @@ def _group_rows(column: str, rows: Sequence[Json]) -> dict[str, list[Json]]:
 def _mean_loss(measured: Json | None) -> Json | None:
     if measured is None or not measured["samples"]:
         return None
+    # Weighted by tokens: a mean of the samples' means would favour short answers.
     tokens = sum(sample["tokens"] for sample in measured["samples"])
     nats = sum(sample["nats"] for sample in measured["samples"])
     figures = {"nats_per_token": nats / tokens, "tokens": tokens}
@@ -137,7 +131,6 @@ def _answer_lengths(answers: Sequence[Json]) -> Json | None:
 
 
 def _generation_speed(answers: Sequence[Json]) -> Json | None:
-    """Tokens per second of the answers that were generated locally."""
     # Local latencies add up to elapsed time; those of an API overlap.
     local = [a for a in answers if a["request_key"] is None]
     if not local or any(a["latency_ms"] is None or a["completion_tokens"] is None for a in local):
@@ -162,9 +155,10 @@ def _compare_gate(prompts: Sequence[Json], before: HeldOutResults, after: HeldOu
 
 
 def _prompt_outcomes(prompts: Sequence[Json], after: HeldOutResults) -> dict[str, Json]:
-    """The trained student's outcome per prompt: a later run is compared with it."""
+    # `regression` compares a later student with these.
     losses = _losses_by_sample(after)
     keys = {row["sample_id"]: row["cluster_id"] for row in prompts}
+    # Samples beyond `max_prompts` have a loss and no answer.
     keys |= {key: sample["document"] for key, sample in losses.items()}
     return {
         key: {
@@ -183,7 +177,6 @@ def _losses_by_sample(result: HeldOutResults) -> dict[str, Json]:
 
 
 def _build_example(row: Json, results: Mapping[str, HeldOutResults]) -> Json:
-    """One prompt and its answers. The order by hash picks the examples, not a human."""
     answers = {}
     for name, result in results.items():
         answer = result.answers.get(row["sample_id"])

@@ -28,11 +28,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pairs:
-    """The same samples measured on two models: values, their weights, and groups.
+    """The same samples measured on two models: values, their weights, and groups."""
 
-    A share: 0 or 1 in `before` and `after`, weights of 1. A mean loss: nats, weighted by tokens.
-    """
-
+    # A share: 0 or 1 before and after, weights of 1. A mean loss: nats, weighted by tokens.
     groups: Sequence[str]
     before: Sequence[float]
     after: Sequence[float]
@@ -47,6 +45,7 @@ def wilson_interval(passed: int, total: int) -> tuple[float, float] | None:
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z_95 * sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
     low, high = max(0.0, middle - half), min(1.0, middle + half)
+    # Exact at the ends, where rounding would leave a tiny number.
     return (0.0 if passed == 0 else low, 1.0 if passed == total else high)
 
 
@@ -54,21 +53,20 @@ def mcnemar_p_value(only_before: int, only_after: int) -> float:
     """McNemar's exact test: two-sided p that a split is this uneven if neither is better."""
     # The binomial test on the discordant pairs (McNemar 1947, Psychometrika 12, 153-157).
     n, least = only_before + only_after, min(only_before, only_after)
+    # Integers are exact: 0.5**n would be 0 for large n.
     return min(1.0, 2 * sum(comb(n, k) for k in range(least + 1)) / (1 << n))
 
 
 def paired_difference(pairs: Pairs) -> dict[str, Any] | None:
-    """After minus before, with its bootstrap interval; None without pairs.
-
-    `low` and `high` are None, and there is no verdict, for fewer than FEWEST_DOCUMENTS groups with
-    any change.
-    """
+    """After minus before, with its interval. None without pairs; no verdict below FEWEST_DOCUMENTS."""
     if not pairs.groups:
         return None
+    # Sums by document: the bootstrap draws documents, not samples.
     _, group = np.unique(np.asarray(pairs.groups), return_inverse=True)
     change: Floats = np.bincount(group, np.subtract(pairs.after, pairs.before)).astype(np.float64)
     weight: Floats = np.bincount(group, np.asarray(pairs.weights)).astype(np.float64)
     difference = float(change.sum() / weight.sum())
+    # Without any change the interval is 0 to 0, however few the documents are.
     enough = len(change) >= FEWEST_DOCUMENTS or not change.any()
     low, high = _bootstrap_interval(change, weight) if enough else (None, None)
     interval = {"difference": difference, "low": low, "high": high, "verdict": _classify_interval(low, high)}
@@ -77,20 +75,19 @@ def paired_difference(pairs: Pairs) -> dict[str, Any] | None:
 
 
 def _bootstrap_interval(change: Floats, weight: Floats) -> tuple[float, float]:
-    """2.5th and 97.5th percentile over resamples of groups, drawn with replacement."""
     # The paired bootstrap (Efron 1979, Annals of Statistics 7, 1-26; Koehn 2004, EMNLP). It draws
     # whole groups: samples of one source document are not independent.
     generator = np.random.default_rng(SEED)
     drawn = []
     for _ in range(RESAMPLES // CHUNK):
         picks = generator.integers(0, len(change), (CHUNK, len(change)))
+        # A ratio of sums, as the figure itself: a mean of ratios would favour small documents.
         drawn.append(change[picks].sum(axis=1) / weight[picks].sum(axis=1))
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
     return float(low), float(high)
 
 
 def _classify_interval(low: float | None, high: float | None) -> str:
-    """The verdict on after minus before."""
     if low is None or high is None:
         return "cannot be said"
     if low > 0:
@@ -103,10 +100,7 @@ def _classify_interval(low: float | None, high: float | None) -> str:
 def compare_losses(
     before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """The paired difference of two models' losses: `document`, `nats` and `tokens` per sample.
-
-    None without common samples, or for different tokenizers.
-    """
+    """`document`, `nats`, `tokens` per sample. None without common samples, or for different tokenizers."""
     keys = sorted(before.keys() & after.keys())
     weights = [before[key]["tokens"] for key in keys]
     if weights != [after[key]["tokens"] for key in keys]:

@@ -70,13 +70,13 @@ def _load_scores(config: DistillConfig, model: str, sample_ids: set[str]) -> dic
 
 
 def run(config: DistillConfig, student: StudentConfig) -> Path:
-    """Write the report unless it has these figures already; returns its path."""
     prompts = read_table(config.storage.path_of("raw_dataset"), TABLES["raw_dataset"])
     sample_ids = {row["sample_id"] for row in select_held_out(prompts, student.generate)}
     limit = load_yaml(Path(config.filters), FilterConfig).sample_gate.judge_f_threshold
     teacher, after = (_load_scores(config, model, sample_ids) for model in ("teacher", "after"))
     figures = score_agreement(teacher, after, limit)
     path = config.storage.path_of("reports") / "evaluation" / "score_agreement.json"
+    # Run and time are new each time: equal figures leave the file as it is.
     if not (path.is_file() and figures.items() <= json.loads(path.read_text()).items()):
         write_json(path, {"run_id": run_id(), **figures, "created_at": utc_now()})
         write_text(path.with_suffix(".md"), render_markdown(figures))
@@ -86,10 +86,7 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
 def score_agreement(
     teacher: Mapping[str, float], student: Mapping[str, float], pass_threshold: float
 ) -> dict[str, Any]:
-    """The report on two `{sample_id: score}`; a score of at least `pass_threshold` passes.
-
-    `total` counts the teacher's scores, `missing` those without one of the student.
-    """
+    """`total` counts the teacher's scores, `missing` those of them without a score of the student."""
     keys = sorted(teacher.keys() & student.keys())
     both = pd.DataFrame({"teacher": [teacher[k] for k in keys], "student": [student[k] for k in keys]}, dtype=float)
     gap = (both["teacher"] - both["student"]).abs()
@@ -115,13 +112,13 @@ def _mean_or_none(values: "pd.Series[Any]") -> float | None:
 
 
 def _correlation_or_none(both: pd.DataFrame) -> float | None:
+    # With equal scores on one side there is no variance: the coefficient would be NaN.
     if len(both) < 2 or (both.nunique() < 2).any():
         return None
     return float(both["teacher"].corr(both["student"]))
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
-    """The report as a Markdown table."""
     lines = ["# Scores of teacher and student", "", "| measure | value |", "|---|---|"]
     lines += [f"| {name} | {UNDEFINED if value is None else format_number(value)} |" for name, value in report.items()]
     return "\n".join(lines) + "\n"

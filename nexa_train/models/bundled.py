@@ -39,6 +39,7 @@ def materialise_bundled_model(dst: Path) -> Path:
     """Write the bundled model to the folder `dst`, once; an existing folder is complete."""
     dst.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(dst):
+        # Under the lock: another process may have written it while this one waited.
         if dst.is_dir():
             _correct_end_tokens(dst)
             return dst
@@ -49,7 +50,7 @@ def materialise_bundled_model(dst: Path) -> Path:
 
 
 def _correct_end_tokens(folder: Path) -> None:
-    """Correct a folder of an earlier version, which ended answers at a line break too."""
+    # Folders of earlier versions end answers at a line break too.
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     end = json.loads((folder / "config.json").read_text(encoding="utf-8"))["eos_token_id"]

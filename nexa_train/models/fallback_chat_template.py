@@ -19,7 +19,6 @@ TEMPLATE = (
 
 
 def add_fallback_template(tokenizer: Any) -> Any:
-    """The tokenizer, with the fallback template if it has none."""
     if tokenizer.chat_template is None:
         # If the tokenizer puts BOS before a text, the template has to: see FAULTS["no_bos"].
         bos = tokenizer.bos_token_id
@@ -29,10 +28,7 @@ def add_fallback_template(tokenizer: Any) -> Any:
 
 
 def save_with_fallback_template(model: str, tokenizer: Any, parent: Path) -> str:
-    """`model`; without a chat template, a folder in `parent` with its files and the fallback one.
-
-    The weights are links. Raises InputError for a model that cannot be loaded.
-    """
+    """`model`; without a chat template, a folder in `parent` with links to its files and the fallback template."""
     if tokenizer.chat_template is not None:
         return model
     source = _model_folder(model).resolve()
@@ -52,9 +48,9 @@ def save_with_fallback_template(model: str, tokenizer: Any, parent: Path) -> str
 
 
 def _model_folder(model: str) -> Path:
-    """The folder of a model's files; those of a hub id are downloaded."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
 
+    # No pickles, and no code.
     return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.py"]))

@@ -18,6 +18,7 @@ from nexa_distill.storage.atomic import sync_folder
 def complete_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success sync it and rename it to `final`, replacing that."""
     final.parent.mkdir(parents=True, exist_ok=True)
+    # A fixed name: what a killed process left is removed by the next one.
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -45,7 +46,7 @@ def complete_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_writer(dst: Path) -> Iterator[None]:
-    """Hold the lock of `dst`: two processes may try to write it at the same time."""
+    # The file is never removed: a waiting process would then hold the lock of a removed file.
     with dst.with_name(f".{dst.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -36,6 +36,7 @@ def new_tokens(
     if context is not None:  # the longest prompt limits the whole batch
         max_new_tokens = min(max_new_tokens, context - width)
     pad = padding_token(model, tokenizer, stops)
+    # Padded on the left: the new tokens of all rows begin at one place.
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
     sampling: dict[str, Any] = {"do_sample": False}
@@ -52,7 +53,6 @@ def new_tokens(
 
 
 def padding_token(model: Any, tokenizer: Any, stops: Sequence[int]) -> int:
-    """The tokenizer's padding token if the model has an embedding for it, else a stop token."""
     pad = tokenizer.pad_token_id
     rows = model.get_input_embeddings().weight.shape[0]
     return pad if pad is not None and pad < rows else stops[0]
@@ -60,7 +60,6 @@ def padding_token(model: Any, tokenizer: Any, stops: Sequence[int]) -> int:
 
 @contextmanager
 def _override_config(model: Any, config: Any) -> Iterator[None]:
-    """Replace the model's generation config within the block."""
     # `generate` fills unset values from the model's own config, such as a repetition penalty.
     own, model.generation_config = model.generation_config, config
     try:
@@ -83,5 +82,5 @@ def decode_answer(tokenizer: Any, tokens: Sequence[int], stops: Sequence[int]) -
 
 
 def prompt_tail(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The end of a prompt as text; a template may open the reasoning there."""
+    # A template may open the reasoning at the end of a prompt.
     return str(tokenizer.decode(list(ids[-PROMPT_TAIL:]), skip_special_tokens=False))

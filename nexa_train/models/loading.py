@@ -1,6 +1,6 @@
 """Load models and tokenizers from disk or the hub, for training and inference, or depth-pruned.
 
-Safetensors only, and no code from a checkpoint.
+Safetensors only, and no code from a checkpoint. InputError names what cannot be loaded, and why.
 """
 
 import importlib.util
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = None) -> Any:
-    """The model, with only `keep_layers` if given: in float32 for training, or in `dtype`.
-
-    Raises InputError for a model that cannot be loaded or trained, and for a missing layer.
-    """
+    """With only `keep_layers` if given; float32 for training, or `dtype`. Raises InputError."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -46,7 +43,7 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
 
 
 def refuse_quantised(model: str) -> None:
-    """Raises InputError if the weights are quantised; reads the configuration only."""
+    # From the configuration alone, before any weight is read.
     if method := _quantisation_method(_load_config(model)):
         raise InputError(f"{model}: a quantised checkpoint ({method}) cannot be trained; take the one in bfloat16")
 
@@ -70,9 +67,9 @@ def _load_config(model: str) -> Any:
 
 
 def _refuse_other_kinds(model: str, config: Any) -> None:
-    """Raises InputError for a model that does not generate text, though parts of it might load."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
+    # Parts of such a model might load without an error, and be trained.
     classes = config.architectures or []
     if config.is_encoder_decoder:
         kind = "an encoder-decoder"
@@ -102,13 +99,11 @@ def embedding_count(model: str) -> int | None:
 
 
 def load_student_tokenizer(model: str, student: StudentConfig) -> Any:
-    """The tokenizer, with the student's template variables and date fixed in its chat template."""
     variables, today = student.chat_template_kwargs, student.chat_template_date
     return fix_template(load_tokenizer(model), variables, today)
 
 
 def load_tokenizer(model: str) -> Any:
-    """The model's tokenizer. Raises InputError."""
     from transformers import AutoTokenizer
 
     try:
@@ -118,7 +113,6 @@ def load_tokenizer(model: str) -> Any:
 
 
 def _load_error(model: str, error: Exception, quantised: str | None = None) -> Exception:
-    """The error for a model that transformers cannot load."""
     import torch
 
     # A full disk or memory is not the model's fault.
@@ -146,10 +140,7 @@ def _load_error(model: str, error: Exception, quantised: str | None = None) -> E
 def load_for_inference(
     model: str, keep_layers: list[int] | None = None, student: StudentConfig | None = None
 ) -> tuple[Any, Any]:
-    """(model, tokenizer) for inference: on the GPU if there is one, in bfloat16 if native.
-
-    `student`: its template settings are fixed in the tokenizer.
-    """
+    """(model, tokenizer) on the GPU if there is one, in bfloat16 if native; `student`: its template settings."""
     import torch
 
     loaded = load_model(model, keep_layers, torch.bfloat16 if has_native_bf16() else torch.float32)
@@ -177,10 +168,7 @@ def load_quantised(model: str) -> tuple[Any, Any]:
 
 
 def prune_depth(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:
-    """Keep only the decoder layers `keep_layers` (ascending); weights are unchanged.
-
-    A loaded model is changed in place. Raises InputError naming the layer.
-    """
+    """Keep only the decoder layers `keep_layers` (ascending), in place. Raises InputError naming the layer."""
     from torch import nn
 
     if isinstance(model_or_path, str | Path):
@@ -200,6 +188,7 @@ def prune_depth(model_or_path: "PreTrainedModel | str | Path", keep_layers: list
     for position, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = position  # the KV cache is addressed by it
     model.config.num_hidden_layers = len(keep_layers)
+    # The kind of attention of each layer, in models that alternate them.
     types = getattr(model.config, "layer_types", None)
     if types is not None:
         model.config.layer_types = [types[index] for index in keep_layers]

@@ -8,11 +8,8 @@ BF16_VARIABLE = "NEXA_BF16"
 
 
 def has_native_bf16() -> bool:
-    """Whether to compute in bfloat16.
-
-    The environment variable NEXA_BF16 = on | off overrides the hardware; child processes inherit
-    it. Raises InputError for another value.
-    """
+    """NEXA_BF16 = on | off overrides the hardware. Raises InputError for another value."""
+    # The environment, because child processes (the model server) inherit it.
     value = os.environ.get(BF16_VARIABLE)
     if value is not None:
         if value not in ("on", "off"):

@@ -12,16 +12,13 @@ from nexa_train.models.generation import decode_answer, new_tokens, prompt_tail
 
 @dataclass(frozen=True)
 class Reply:
-    """`text`: the answer alone; `full_text`: with the reasoning, as the model wrote them.
+    """One answer of a model."""
 
-    `ended`: whether the model ended its turn before `max_new_tokens`. `tokens`: generated ones.
-    """
-
-    text: str
-    ended: bool
-    tokens: int
+    text: str  # without the reasoning
+    ended: bool  # by the model, before `max_new_tokens`
+    tokens: int  # generated
     reasoning: str | None
-    full_text: str
+    full_text: str  # with the reasoning, as the model wrote them
 
 
 def generate_replies(
@@ -35,10 +32,7 @@ def generate_replies(
     batch_size: int = 8,
     seed: int = 0,
 ) -> list[Reply]:
-    """One reply per prompt, in order. Temperature 0 is greedy; see `new_tokens`.
-
-    Raises ChatRefused.
-    """
+    """One reply per prompt, in order. Temperature 0 is greedy; see `new_tokens`. Raises ChatRefused."""
     form = chat_format(add_fallback_template(tokenizer))
     stops = form.stop_tokens
     ids = [form.prompt_ids([{"role": "user", "content": text}]) for text in prompts]
@@ -53,6 +47,7 @@ def generate_replies(
             temperature=temperature,
             top_p=top_p,
             stops=stops,
+            # Another seed for each batch, or equal prompts would get equal samples.
             seed=seed + start,
         )
         for prompt, row in zip(batch, rows, strict=True):

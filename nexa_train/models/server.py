@@ -3,11 +3,6 @@
 Writes: the endpoint file `{"base_url", "model", "pid"}` when the server answers, removed at the
 end; `<endpoint file>.log`, the server's output. After `kill -9` of this process the kernel kills
 the server too; the stale endpoint file is replaced by the next start.
-
-Limits of the server (transformers 5.23, continuous batching): `temperature` and `top_p` are those
-of the first request since its start, `stop` is ignored, and `seed` is unreliable with concurrent
-requests. `max_tokens` works, and so do the end tokens (`eos_token_id`) in the body field
-`generation_config`, a JSON string that replaces the model's generation config.
 """
 
 import ctypes
@@ -43,6 +38,10 @@ OFFLINE = {
 THREADS = {"GOMP_SPINCOUNT": "5000"}
 # 64 blocks of 256 tokens hold 32 requests of 512 tokens in 0.4 GB; the server's default takes 3 GB
 # on a CPU and is no faster.
+# Limits of continuous batching (transformers 5.23): `temperature` and `top_p` are those of the first
+# request since the start, `stop` is ignored, `seed` is unreliable with concurrent requests.
+# `max_tokens` works, and so does `eos_token_id` in the body field `generation_config`, a JSON string
+# that replaces the model's own.
 BATCHING = ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"]
 
 
@@ -74,7 +73,6 @@ def serve_model(folder: Path, endpoint: Path, *, until: Path | None, port: int, 
 
 @contextmanager
 def _server_process(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The child process; its whole process group is ended with the block."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder.name]
     command += [*BATCHING, "--host", HOST, "--port", str(port)]
     if not has_native_bf16():
@@ -87,6 +85,7 @@ def _server_process(folder: Path, port: int, log: Path) -> Iterator[subprocess.P
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # A group of its own, which is ended as a whole.
             start_new_session=True,
             preexec_fn=_die_with_parent(),
         )
@@ -97,9 +96,9 @@ def _server_process(folder: Path, port: int, log: Path) -> Iterator[subprocess.P
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """A function that the child runs before exec: `kill -9` of this process ends it (Linux)."""
     if sys.platform != "linux":
         return None
+    # Set before exec: `kill -9` of this process, which runs no `finally`, ends the child too.
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def set_signal() -> None:
@@ -155,6 +154,7 @@ def _log_tail(log: Path, lines: int = 12) -> str:
 def find_free_port(port: int) -> int:
     """A port that can be bound now: `port`, or any if it is 0."""
     with socket.socket() as probe:
+        # A port that a stopped server left in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -167,7 +167,6 @@ def find_free_port(port: int) -> int:
 
 
 def _refuse_second_server(endpoint: Path) -> None:
-    """Raises Locked if the endpoint file names a server that answers."""
     try:
         endpoint_data = json.loads(endpoint.read_text(encoding="utf-8"))
         served = _is_healthy(str(endpoint_data["base_url"]).removesuffix("/v1") + "/health")

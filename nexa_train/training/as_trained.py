@@ -59,7 +59,6 @@ def measure_as_trained(
     prompts: Mapping[str, Sequence[Message]],
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> AsTrained:
-    """Losses and answers of the model as it was trained. A sharded model gets no `prompts`."""
     was_training = loss.training
     with autocast():
         losses = row_losses(loss, samples, batch_of)
@@ -70,16 +69,11 @@ def measure_as_trained(
 
 
 class Differences(NamedTuple):
-    """The distance of an exported model from the trained one, in nats.
+    """The distance of an exported model from the trained one, in nats; None if nothing was compared."""
 
-    `row`: largest difference of a row's loss per trained token; `mean`: difference over all rows;
-    `choice`: largest gap between the export's most likely token and the token of an answer. None if
-    nothing was compared: a sharded model generates no answers.
-    """
-
-    row: float | None
-    mean: float | None
-    choice: float | None
+    row: float | None  # the largest difference of a row's loss per trained token
+    mean: float | None  # the difference over all rows
+    choice: float | None  # the largest gap between the likeliest token and the answer's
 
 
 def compare_export(
@@ -89,8 +83,6 @@ def compare_export(
     form: ChatFormat,
     prompts: Mapping[str, Sequence[Message]],
 ) -> Differences:
-    """Compare `exported`, a model loaded from its folder, with the model as it was trained."""
-
     def pad_batch(rows: Sequence[Sample], device: torch.device) -> dict[str, torch.Tensor]:
         return collate_padded(rows, device, pad_id=form.end)
 

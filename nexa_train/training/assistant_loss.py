@@ -48,9 +48,10 @@ def _model_inputs(batch: Batch) -> tuple[Batch, torch.Tensor]:
 
 @torch.no_grad()
 def _has_plain_head(model: Any) -> bool:
-    """Whether logits are the output embedding times the hidden state (no scaling, no soft cap)."""
     if model.base_model is model:  # Llama4ForCausalLM: hidden states are not available alone
         return False
+    # Are the logits the output embedding times the hidden state? Some models scale or cap them,
+    # which only a trial shows.
     was_training = model.training
     model.eval()  # with dropout two passes differ
     ids = torch.arange(8, device=next(model.parameters()).device)[None]
@@ -62,21 +63,19 @@ def _has_plain_head(model: Any) -> bool:
 
 
 def _has_only_a_weight(model: Any) -> bool:
-    """Whether the head is a weight alone: a fused kernel reads no bias and no adapter."""
+    # A fused kernel reads the weight: no bias, and no adapter.
     head = model.get_output_embeddings()
     return isinstance(head, nn.Linear) and head.bias is None
 
 
 class AnswerLoss(nn.Module):
-    """Sum of the cross entropy (nats) over the labelled tokens of a batch.
-
-    `fused`: a kernel from hidden states to the loss that never holds all logits. `parts`: the terms
-    of a subclass's last value, each a sum over the same tokens.
-    """
+    """Sum of the cross entropy (nats) over the labelled tokens of a batch."""
 
     def __init__(self, model: Any, fused: Any = None) -> None:
         super().__init__()
+        # The terms of a subclass's last value, each a sum over the same tokens.
         self.parts: dict[str, torch.Tensor] = {}
+        # `fused` computes the loss from hidden states, and never holds all logits.
         self.model, self.fused = model, fused
         self.logits = AnswerLogits(model)
         if fused is not None and not (self.logits.plain_head and _has_only_a_weight(model)):
@@ -86,10 +85,7 @@ class AnswerLoss(nn.Module):
             )
 
     def forward(self, batch: Batch, *, words_only: bool = False) -> torch.Tensor:  # noqa: ARG002
-        """Sum over the batch, float32, a scalar; differentiable also without labels.
-
-        `words_only`: the cross entropy alone, without the terms of a subclass.
-        """
+        """A scalar, float32; differentiable also without labels. `words_only`: no terms of a subclass."""
         if self.fused is None:
             return cross_entropy(self.logits(batch), batch)
         hidden, targets = self.logits.hidden_states(batch), _target_tokens(batch)
@@ -103,10 +99,7 @@ class AnswerLoss(nn.Module):
 
 
 def fused_cross_entropy() -> Any:
-    """liger-kernel's sum over all tokens (Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
-
-    Raises InputError without a GPU or without the package.
-    """
+    """liger-kernel's sum over all tokens (Hsu et al. 2024, arXiv:2410.10989). Raises InputError without it or a GPU."""
     if not torch.cuda.is_available():
         raise InputError(
             "train.fused_loss: the kernel needs a GPU, and torch sees none here; set train.fused_loss: false"
@@ -139,6 +132,7 @@ def mean_loss(loss: AnswerLoss, samples: Sequence[Sample], batch_size: int, batc
         return None
     was_training, device = loss.training, next(loss.parameters()).device
     loss.eval()
+    # Similar lengths together: the least padding.
     ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
     total = 0.0
     for start in range(0, len(ordered), batch_size):

@@ -63,9 +63,9 @@ def _setting_differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:
-    """The content of `state.json`, if every file that it names has its size."""
     try:
         state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+        # After a crash the disk may have lost a part of the folder: the sizes show it.
         sizes = state["files"].items()
         complete = all((path / name).stat().st_size == size for name, size in sizes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -74,7 +74,6 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 
 
 def trainable_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """The parameters that the optimizer changes, by name."""
     return [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
 
 
@@ -88,10 +87,7 @@ def save(
     settings: Mapping[str, Any],
     main: bool = True,
 ) -> None:
-    """Write `step-NNNNNN`, then remove all but the last `KEPT` of this run.
-
-    Every process of a sharded model has to call it; the `main` one writes.
-    """
+    """Write `step-NNNNNN`, keep the last `KEPT`. All processes of a sharded model call it; the `main` one writes."""
     # Whole tensors, so that another number of processes can continue. Learning rate and data order
     # are functions of step, seed and epoch and need no state.
     weights = gather_tensors(trainable_parameters(model), keep=main)

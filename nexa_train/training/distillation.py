@@ -58,10 +58,7 @@ class DistillationLoss(AnswerLoss):
 def build_loss(
     config: StudentConfig, storage: Storage, model: Any, tokenizer: Any, data: Dataset, batch_of: Collate
 ) -> tuple[AnswerLoss, Collate]:
-    """The loss of `distillation:`, and its collate function.
-
-    Raises InputError for a teacher with another vocabulary, or a cache of other samples.
-    """
+    """The loss and its collate function. Raises InputError for another vocabulary, or a cache of other samples."""
     settings = config.distillation
     fused = fused_cross_entropy() if config.train.fused_loss else None
     if settings.loss == "none":

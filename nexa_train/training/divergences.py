@@ -21,15 +21,11 @@ SMALLEST = 1e-20  # least mass of a tail: its logarithm has to be finite
 
 
 class TopK(NamedTuple):
-    """A teacher's distribution at `temperature` for each of n tokens.
+    """A teacher's distribution at `temperature` for each of n tokens, in float32 or float16."""
 
-    `ids`: (n, k), int64. `log_probs`: (n, k) nats. `tail`: (n, 1), log of the mass of all others.
-    Both may be stored as float16.
-    """
-
-    ids: torch.Tensor
-    log_probs: torch.Tensor
-    tail: torch.Tensor
+    ids: torch.Tensor  # (n, k), int64
+    log_probs: torch.Tensor  # (n, k), nats
+    tail: torch.Tensor  # (n, 1), the logarithm of the mass of all others
 
 
 def forward_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -38,13 +34,14 @@ def forward_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def reverse_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """As forward_kl, with the roles swapped: penalises tokens that the teacher would not give."""
+    # Penalises tokens that the teacher would not give; forward_kl those that the student misses.
     return forward_kl(q, p)
 
 
 def jensen_shannon(p: torch.Tensor, q: torch.Tensor, beta: float = 0.5) -> torch.Tensor:
     """Generalised: `beta` (0..1, both excluded) is the teacher's weight in the mixture."""
     weights = torch.tensor([beta, 1 - beta], device=p.device).log()
+    # In logarithms: small probabilities would be rounded to 0.
     mixture = torch.logsumexp(torch.stack([p + weights[0], q + weights[1]]), dim=0)
     return beta * forward_kl(p, mixture) + (1 - beta) * forward_kl(q, mixture)
 
@@ -67,10 +64,7 @@ def dense_divergence(
 
 
 def top_k_divergence(divergence: Divergence, teacher: TopK, student: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Sum over n tokens, of a teacher at the same `temperature`; student's logits (n, vocabulary).
-
-    A lower bound of `dense_divergence`.
-    """
+    """Sum over n tokens; student's logits (n, vocabulary), same `temperature`. At most `dense_divergence`."""
     # Both are distributions over k + 1 outcomes: the teacher's k tokens, and all others together
     # (the tail). Joining outcomes never makes a divergence larger.
     q = _log_probs(student, temperature)
@@ -87,6 +81,7 @@ def top_k(logits: torch.Tensor, k: int, temperature: float) -> TopK:
     """The teacher's k most likely tokens from its logits (n, vocabulary)."""
     log_probs = _log_probs(logits, temperature)
     kept = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1)
+    # The tail is summed from the others: 1 - sum of the k would round a small one to 0.
     others = log_probs.scatter(-1, kept.indices, float("-inf"))
     tail = torch.logsumexp(others, dim=-1, keepdim=True).clamp(min=math.log(SMALLEST))
     return TopK(kept.indices, kept.values, tail)

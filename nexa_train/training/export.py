@@ -5,9 +5,6 @@ Writes: `final/`: merged weights (safetensors, bfloat16), tokenizer, chat templa
         the model card `README.md`; under a temporary name until the proof is done
 Raises: ExportRefused (3) naming the difference; nothing is sealed then, the folder is removed, and
         the checkpoints of the training are kept
-
-The folder is loaded again, as its users load it, and compared with the saved model and with the
-model as it was trained. The proof does not cover other precisions, hardware or servers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,10 +57,7 @@ def export_student(
     val_loss: float | None,
     before: AsTrained,
 ) -> None:
-    """Save `model`, which is on one device, as `final`; its weights are cast to bfloat16 in place.
-
-    `dataset` is the file of `data`, `stage` the training, `before` the model as it was trained.
-    """
+    """Save `model`, on one device, as `final`; its weights are cast to bfloat16 in place. `dataset`: file of `data`."""
     prompts = proof_prompts(dataset, data)
     to_precision(model)
     set_stop_tokens(model, form)
@@ -95,15 +89,14 @@ def export_student(
 
 
 def to_precision(model: Any) -> None:
-    """Cast the weights to bfloat16, in place."""
     # Buffers such as rotary frequencies stay exact, as in a model that is loaded in bfloat16.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(PRECISION)
 
 
 def set_stop_tokens(model: Any, form: ChatFormat) -> None:
-    """Make `generate`, and every server of these files, end an answer where the training did."""
-    # The list of the base model may name another token (an end of document) or more of them.
+    # `generate` and every server of these files have to end an answer where the training did; the
+    # list of the base model may name another token (an end of document) or more of them.
     stops: int | list[int] = form.stop_tokens[0] if len(form.stop_tokens) == 1 else form.stop_tokens
     own = model.generation_config
     for settings in (own, model.config, model.config.get_text_config()):
@@ -114,16 +107,14 @@ def set_stop_tokens(model: Any, form: ChatFormat) -> None:
 
 
 def proof_samples(data: Dataset) -> list[Sample]:
-    """The rows whose losses are compared: all of val; without val the first training rows."""
     return data.val or data.train[:PROMPTS]
 
 
 def proof_prompts(dataset: Path, data: Dataset) -> dict[str, Messages]:
-    """The prompts of the proof by `sample_id`: conversations without their last answer."""
     sample_ids = pa.array([sample.sample_id for sample in proof_samples(data)[:PROMPTS]])
     columns = ["sample_id", "messages"]
     return {
-        row["sample_id"]: row["messages"][:-1]
+        row["sample_id"]: row["messages"][:-1]  # the last answer is generated
         for batch in read_batches(dataset, TABLES["sft_parquet"], columns=columns)
         for row in batch.filter(pc.is_in(batch["sample_id"], sample_ids)).to_pylist()
     }
@@ -139,6 +130,7 @@ def prove_export(
 ) -> Differences:
     """Raises ExportRefused unless `folder` equals `model` and its tokenizer, and fits `before`."""
     try:
+        # As its users load it. Other precisions, hardware and servers are not covered.
         loaded, reader = load_model(str(folder), dtype=PRECISION), load_tokenizer(str(folder))
     except InputError as error:
         raise _export_refused(f"it cannot be loaded ({error})") from None
@@ -172,7 +164,7 @@ def _export_refused(why: str) -> ExportRefused:
 def _find_differences(
     model: Any, form: ChatFormat, loaded: Any, reader: Any, prompts: Mapping[str, Messages]
 ) -> Iterator[str]:
-    """Differences in words, the cheapest first. `loaded` and `reader` are used as users do."""
+    # The cheapest first, since the first one ends the proof.
     stops = loaded.generation_config.eos_token_id
     stops = [stops] if isinstance(stops, int) else sorted(stops or [])
     if stops != form.stop_tokens:

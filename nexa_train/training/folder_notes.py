@@ -1,8 +1,6 @@
 """Older names of settings in an exported folder, for transformers 4 and programs built on it.
 
-transformers 5 renamed some settings. Older readers do not fail without the old names: they take
-10,000 for the base of the rotary embedding (https://github.com/vllm-project/vllm/pull/42624), and
-float32. `write_older_names` adds them; `reader_notes` are for the model card.
+`write_older_names` adds them; `reader_notes` are for the model card.
 """
 
 import json
@@ -15,20 +13,21 @@ GENERIC, OLDER_GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """As `save_pretrained`, with `legacy` and a class name that transformers 4 knows too."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = _read_json(path)
     # Without `legacy` a saved SentencePiece tokenizer reads other tokens.
     if getattr(tokenizer, "legacy", None) is not None:
         settings.setdefault("legacy", tokenizer.legacy)
+    # transformers 4 knows the generic class by its older name only.
     if settings.get("tokenizer_class") == GENERIC:
         settings["tokenizer_class"] = OLDER_GENERIC
     write_json(path, settings)
 
 
 def write_older_names(folder: Path) -> None:
-    """Add `rope_theta`, `rope_scaling` and `torch_dtype` to config.json."""
+    # Older readers do not fail without these: they take float32, and 10,000 for the base of the
+    # rotary embedding (https://github.com/vllm-project/vllm/pull/42624).
     config = _read_json(folder / "config.json")
     rope = config.get("rope_parameters") or {}
     added = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
@@ -41,7 +40,6 @@ def write_older_names(folder: Path) -> None:
 
 
 def reader_notes(folder: Path) -> list[str]:
-    """Sentences on the errors of older readers of the folder."""
     rope = _read_json(folder / "config.json").get("rope_parameters") or {}
     if rope and "rope_theta" not in rope:  # one for each kind of layer (Gemma 3)
         return [

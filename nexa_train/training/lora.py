@@ -12,11 +12,7 @@ from nexa_distill.settings.student import Lora
 
 
 def attach_adapter(model: Any, lora: Lora | None) -> Any:
-    """The model with an adapter as its only trainable part; None changes nothing.
-
-    Raises InputError if `target_modules` names no layer of the model, or one that shares its
-    weights with another.
-    """
+    """Only the adapter is trainable. Raises InputError for `target_modules` without layers, or with shared weights."""
     if lora is None:
         return model
     from peft import LoraConfig, inject_adapter_in_model
@@ -24,6 +20,7 @@ def attach_adapter(model: Any, lora: Lora | None) -> Any:
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
     )
+    # Before the injection, which moves the weights of a layer into a wrapper.
     users = _users_of_weights(model)
     try:
         # In place: the model keeps its class, on which packing, distillation and pruning depend.
@@ -38,8 +35,9 @@ def attach_adapter(model: Any, lora: Lora | None) -> Any:
 
 
 def _users_of_weights(model: Any) -> list[list[str]]:
-    """For each weight, the names of the modules that have it; a module may have several names."""
+    """For each weight, the names of the modules that have it."""
     names: dict[int, list[str]] = defaultdict(list)
+    # A module that is used twice has two names.
     for name, module in model.named_modules(remove_duplicate=False):
         for weight in module.parameters(recurse=False):
             names[id(weight)].append(name)
@@ -65,9 +63,9 @@ def _refuse_shared_weights(model: Any, users: list[list[str]]) -> None:
 
 
 def merge_adapters(model: Any) -> None:
-    """Add every adapter to the weights of its layer, and remove it from the model."""
     from peft.tuners.lora import LoraLayer
 
+    # A list: the loop replaces modules.
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge(safe_merge=True)  # refuses weights that are not finite

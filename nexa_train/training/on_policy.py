@@ -28,14 +28,11 @@ class Student:
     end: int
 
     def is_on_policy(self, step: int, number: int) -> bool:
-        """Whether batch `number` of `step` has generated answers; the same on every process."""
+        # No process is part of the seed: all have to agree.
         return _seeded_random(self.seed, step, number).random() < self.settings.on_policy
 
     def resample_answers(self, samples: Sequence[Sample], step: int) -> list[Sample]:
-        """The samples with a generated last answer, at most as long as the original one.
-
-        Only this answer is trained on. A sample without labels is returned unchanged.
-        """
+        """The last answer is generated, no longer than before, and alone in the loss; unlabelled samples are kept."""
         spans = [(sample, _last_answer(sample)) for sample in samples]
         answered = [(sample, span) for sample, span in spans if span]
         prompts = [sample.input_ids[: span.start] for sample, span in answered]
@@ -69,6 +66,7 @@ class Student:
                 tokens = self._draw_tokens(out.logits[:, -1], draws)
                 is_unfinished = False
                 for answer, limit, token in zip(answers, limits, tokens.tolist(), strict=True):
+                    # A finished row still gets tokens from the batch; they are dropped.
                     if len(answer) < limit and self.end not in answer[-1:]:
                         answer.append(token)
                         is_unfinished |= token != self.end and len(answer) < limit
@@ -81,7 +79,7 @@ class Student:
         return answers
 
     def _draw_tokens(self, logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
-        """One token per row, by inverse transform sampling with the row's random number."""
+        # Inverse transform sampling, with one random number per row.
         scaled = logits[:, : self.vocabulary].double() / self.settings.sampling_temperature
         cumulated = scaled.softmax(-1).cumsum(-1)
         # In double precision: float32 would round small probabilities away.
@@ -96,8 +94,8 @@ def _seeded_random(*key: object) -> random.Random:
 
 
 def _last_answer(sample: Sample) -> range:
-    """The positions of the last run of trained tokens; token 0 is never trained."""
     end = len(sample.labels)
+    # Down to 1: token 0 is never trained.
     while end > 1 and sample.labels[end - 1] == IGNORE:
         end -= 1
     start = end

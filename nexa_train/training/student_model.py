@@ -15,10 +15,7 @@ from nexa_train.training import checkpoints, fsdp, lora
 
 
 def build_student(config: StudentConfig, base: str, checkpoint: Path | None = None) -> Any:
-    """The base model with `keep_layers` and `train.lora`, and the parameters of `checkpoint`.
-
-    In float32, on the CPU, ready to train.
-    """
+    """The base model with `keep_layers` and `train.lora`; in float32, on the CPU, ready to train."""
     model = lora.attach_adapter(load_model(base, config.keep_layers), config.train.lora)
     if checkpoint:
         checkpoints.copy_weights(model, load_file(checkpoint / checkpoints.WEIGHTS))
@@ -37,7 +34,6 @@ def apply_speed_options(model: Any, train: Training) -> None:
 
 
 def _compile_layers(model: Any) -> None:
-    """Compile each decoder layer in place; parameters keep their names."""
     from torch import compiler
 
     if not shutil.which(os.environ.get("CXX", "g++")):
@@ -50,11 +46,12 @@ def _compile_layers(model: Any) -> None:
         raise InputError(f"train.compile: {type(model).__name__} does not name its layers; set train.compile: false")
     # Packed attention loops over the samples and is not compiled.
     packing.register_attention(compiler.disable(packing.attend_per_sample))  # type: ignore[no-untyped-call]
+    # In place: `torch.compile` of a module would rename its parameters, also in checkpoints.
     for layer in layers:
         layer.compile(dynamic=True)  # lengths differ from batch to batch
 
 
 def undo_compile(model: Any) -> None:
-    """Remove compilation: it rounds differently, and the exported student has none."""
+    # Compiled code rounds differently, and the exported student has none.
     for layer in fsdp.decoder_layers(model):
         layer._compiled_call_impl = None

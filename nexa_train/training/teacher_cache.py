@@ -22,17 +22,14 @@ TABLE = TABLES["teacher_logits"]
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
-    """SHA-256 of the map from tokens to ids."""
     return sha256_text(compact_json(tokenizer.get_vocab()))
 
 
 def tokens_hash(sample: Sample) -> str:
-    """SHA-256 of a sample's token ids and labels."""
     return sha256_text(compact_json([sample.input_ids, sample.labels]))
 
 
 def refuse_other_vocabulary(teacher: Any, student: Any) -> None:
-    """Raises InputError unless both tokenizers have the same ids for all tokens."""
     if vocabulary_hash(teacher) != vocabulary_hash(student):
         raise InputError(
             f"distillation.teacher: the vocabulary of {teacher.name_or_path} ({len(teacher)} "
@@ -84,6 +81,7 @@ class CachedTeacher:
         self._columns = {name: table[name].combine_chunks() for name in ("top_ids", "top_log_probs", "tail_log_prob")}
         names, hashes = table["sample_id"].to_pylist(), table["tokens_sha256"].to_pylist()
         self._rows = {name: row for row, name in enumerate(names)}
+        # k is not in the table; it is the same in all rows.
         self.k = len(table["top_ids"][0]) // table["tokens"][0].as_py() if names else 1
         for sample in samples:
             row = self._rows.get(sample.sample_id)

@@ -66,11 +66,11 @@ class Metrics:
         if not active:
             return
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() and resumed else []
+        # A last line without its end is from a kill while it was written.
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= resumed]
         write_text(path, "".join(f"{row}\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one step; missing values are left out."""
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -94,7 +94,7 @@ class Trainer:
 
     @property
     def unwrapped_loss(self) -> AnswerLoss:
-        """The loss without the wrapper of a distributed run."""
+        # The wrapper of a distributed run has neither `model` nor `parts`.
         loss: AnswerLoss = self.accelerator.unwrap_model(self.loss)
         return loss
 
@@ -128,7 +128,6 @@ class Trainer:
         return row.get("val_loss")
 
     def _run_step(self, batches: list[list[Sample]], rate: float, done: int) -> dict[str, Any]:
-        """One optimizer step; the loss is per trained token of the whole step."""
         started = time.monotonic()
         settings = self.config.train
         set_seed(settings.seed + done)  # dropout is the same in a resumed run
@@ -141,11 +140,13 @@ class Trainer:
         for batch, sync in self._step_batches(shares):
             with self.accelerator.autocast(), sync:
                 loss = self.loss(batch)
-                # The gradients of a distributed run are averaged; the loss here is a sum.
+                # Per trained token of the whole step, over all processes. Their gradients are
+                # averaged, and the loss here is a sum: hence the number of processes.
                 self.accelerator.backward(loss * self.accelerator.num_processes / count.trained)
             for name, value in {"loss": loss.detach(), **self.unwrapped_loss.parts}.items():
                 sums[name] = sums.get(name, 0) + value
         sums = self.accelerator.reduce(sums, "sum")
+        # On the sum of all processes, so that they all stop.
         self._refuse_nan(float(sums["loss"]), batches)
         norm = self.accelerator.clip_grad_norm_(self.loss.parameters(), settings.max_grad_norm)
         self.optimizer.step()
@@ -160,7 +161,6 @@ class Trainer:
         }
 
     def _local_share(self, samples: list[Sample], done: int, number: int) -> Share:
-        """This process's part of a micro-batch."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         # Strided: samples are sorted by length, so every process gets similar work.
         mine = samples[rank::world]
@@ -172,7 +172,6 @@ class Trainer:
             return self.student.resample_answers(mine, done), True
 
     def _count_tokens(self, shares: list[Share]) -> TokenCount:
-        """The tokens of a step, over all processes."""
         mine = [(s, own) for samples, own in shares for s in samples if s.trained_tokens]
         counts = TokenCount(
             trained=sum(s.trained_tokens for s, _ in mine),
@@ -183,7 +182,6 @@ class Trainer:
         return TokenCount(*summed.tolist())
 
     def _step_batches(self, shares: list[Share]) -> Iterator[tuple[Batch, Any]]:
-        """The tensors of each share; gradients are exchanged after the last one."""
         for number, (samples, own) in enumerate(shares):
             batch = self.batch_of(samples, self.accelerator.device)
             if own:
@@ -219,10 +217,7 @@ class Trainer:
             )
 
     def gather_weights(self) -> None:
-        """Put the trained model into `bare.model`, gathered and with its adapter merged.
-
-        Every process of a sharded run has to call it; the main one gets the model.
-        """
+        """Put the trained model, gathered and merged, into `unwrapped_loss.model` of the main process; all call it."""
         main, model = self.accelerator.is_main_process, self.unwrapped_loss.model
         if self.shard:
             # The main process copies the weights into a model that is not sharded.

@@ -14,7 +14,6 @@ from nexa_distill.settings.pipeline import load_config
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_parser(__doc__)
     parser.add_argument("--filters", type=Path, metavar="FILE", help="default: filters:")
     args = parser.parse_args()
@@ -26,6 +25,7 @@ def main() -> int:
     write_cost_report(config)
     funnel = config.storage.path_of("reports") / "sample_gate" / "gate_report.md"
     print(f"\n{funnel.read_text(encoding='utf-8')}")
+    # Last: a missed gate ends the command, and the reports show why.
     quality_gates.enforce_gates(config)
     return 0
 

@@ -11,7 +11,6 @@ from nexa_distill.settings.pipeline import load_config, with_flags
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_parser(__doc__)
     parser.add_argument("--input", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N raw rows")

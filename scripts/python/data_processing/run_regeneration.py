@@ -14,7 +14,6 @@ from nexa_distill.settings.pipeline import load_config, with_flags
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_parser(__doc__)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="human decisions")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
@@ -25,6 +24,7 @@ def main() -> int:
     gates.run_repair_loop(config, args.annotations)
     stage_reports.write_timing_report(config.storage)
     write_cost_report(config)
+    # Last: a missed gate ends the command, and the reports show why.
     quality_gates.enforce_gates(config)
     return 0
 

@@ -11,7 +11,6 @@ from nexa_distill.settings.pipeline import load_config
 
 
 def main() -> int:
-    """Command line."""
     args = to_sft.arguments()
     config = load_config(args.config)
     if args.src is None:

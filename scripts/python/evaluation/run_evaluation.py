@@ -23,7 +23,6 @@ from nexa_train.evaluation.metrics import ANSWER_TABLES
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_parser(__doc__)
     parser.add_argument("--student", type=Path, metavar="FILE", help="default: config's student")
     args = parser.parse_args()
@@ -38,6 +37,7 @@ def main() -> int:
     stage_reports.write_timing_report(config.storage)
     report = json.loads(config.storage.path_of("evaluation_report").read_text(encoding="utf-8"))
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
+    # Last: a missed gate ends the command, and the report shows why.
     print(regression.enforce_gate(config))
     return 0
 

@@ -29,6 +29,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise InputMissing(
             f"{path}: no metrics yet; start `bash scripts/shell/training/run_training.sh` or pass --metrics FILE"
         )
+    # The training may be writing the last line.
     complete = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in complete if line]
 
@@ -53,7 +54,6 @@ def plot_curve(values: Sequence[float]) -> list[str]:
 
 
 def render_page(rows: Sequence[dict[str, Any]]) -> str:
-    """The page: last step, loss curve, val losses; a missing value is left out."""
     steps = [row for row in rows if "loss" in row]
     if not steps:
         return "no optimizer step yet"
@@ -67,7 +67,6 @@ def render_page(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Command line."""
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="default: the config's run")
     parser.add_argument("--once", action="store_true", help="print once and end")
