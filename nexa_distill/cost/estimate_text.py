@@ -1,5 +1,7 @@
 """The estimate of a stage as text, for `--estimate` and `plan`."""
 
+from typing import Any
+
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.budget import format_usd
 from nexa_distill.console.progress import format_duration
@@ -18,21 +20,15 @@ def print_estimate(collector: Collector) -> None:
 def estimate_lines(collector: Collector) -> list[str]:
     """Requests to send and why, requests reused or held back; tokens, dollars, budget, time."""
     plan, budget = estimate_collection(collector), collector.config.budget
-    shown = plan.why.most_common(SHOWN_REASONS)
     tokens = plan.prompt_tokens + plan.most_answer_tokens
-    limits = (
-        ("max_usd", budget.max_usd, plan.spent.usd, plan.most_usd, format_usd),
-        ("max_requests", budget.max_requests, plan.spent.requests, plan.send, "{:,}".format),
-        ("max_tokens", budget.max_tokens, plan.spent.tokens, tokens, "{:,}".format),
-    )
-    return render_template(
-        "estimate.md.j2",
-        plan=plan,
-        provider=collector.provider_name,
-        model=collector.model,
-        shown=shown,
-        others=plan.send - sum(count for _, count in shown),
-        limits=[row for row in limits if row[1] is not None],
-        format_usd=format_usd,
-        format_duration=format_duration,
-    ).splitlines()
+    context: dict[str, Any] = {
+        "shown": plan.why.most_common(SHOWN_REASONS),
+        "limits": [
+            ("max_usd", budget.max_usd, plan.spent.usd, plan.most_usd, format_usd),
+            ("max_requests", budget.max_requests, plan.spent.requests, plan.send, "{:,}".format),
+            ("max_tokens", budget.max_tokens, plan.spent.tokens, tokens, "{:,}".format),
+        ],
+        "format_usd": format_usd,
+        "format_duration": format_duration,
+    }
+    return render_template("estimate.md.j2", plan=plan, collector=collector, **context).splitlines()

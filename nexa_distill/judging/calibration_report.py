@@ -3,7 +3,7 @@
 Reads judge_checks, the annotations (JSONL) and the thresholds of SampleGate.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import refuse_stale, run_id, sealed_hash, utc_now
 from nexa_distill.storage.tables import read_batches
 
-Figures = Mapping[str, Any]
+Figures = dict[str, Any]
 NAMED = 5  # unknown answers that are named
 KINDS = {"kappa": "after", "precision": "teacher", "recall": "before"}  # colours of charts.py
 
@@ -74,7 +74,7 @@ def _calibration_figures(
     limits: Mapping[str, float],
     annotations: Path,
     checks: Path,
-) -> dict[str, Any]:
+) -> Figures:
     judged = {key for of in scores.values() for key in of}
     unknown = sorted((decided.agreed.keys() | set(decided.disputed)) - judged)
     if not decided.agreed.keys() & judged:
@@ -100,7 +100,7 @@ def _calibration_figures(
 
 def _check_figures(
     name: str, of: Mapping[Key, float | None], decided: HumanDecisions, limits: Mapping[str, float]
-) -> dict[str, Any]:
+) -> Figures:
     scores = {key: score for key, score in of.items() if score is not None}
     threshold = limits[name.split(".")[1]]
     now = calibration.count_agreement(scores, decided.agreed, threshold)
@@ -118,10 +118,8 @@ def _check_figures(
 
 
 def _headline_sentence(name: str, check: Figures) -> str:
-    best = check["best_threshold"]
-    return f"{name}: kappa {_kappa_text(check)} at {check['threshold']:g} over {check['answers']} answers" + (
-        "" if best is None else f"; highest at {best:g}"
-    )
+    highest = "" if check["best_threshold"] is None else f"; highest at {check['best_threshold']:g}"
+    return f"{name}: kappa {_kappa_text(check)} at {check['threshold']:g} over {check['answers']} answers{highest}"
 
 
 def _kappa_text(check: Figures) -> str:
@@ -134,24 +132,18 @@ def _kappa_text(check: Figures) -> str:
 
 def render_markdown(report: Figures) -> str:
     """The report as Markdown."""
-    facts, method = list(_summary_facts(report)), calibration.__doc__
-    return render_template("calibration.md.j2", facts=facts, method=method, kappa_text=_kappa_text, **report)
+    context = report | {"facts": _list_facts(report), "method": calibration.__doc__, "kappa_text": _kappa_text}
+    return render_template("calibration.md.j2", **context)
 
 
 def render_page(report: Figures) -> str:
     """A self-contained HTML page with a plot per check."""
     plots = {name: _draw_curve(check["curve"]) for name, check in report["checks"].items()}
-    return render_template("calibration.html.j2", facts=list(_summary_facts(report)), plots=plots, **report)
+    return render_template("calibration.html.j2", facts=_list_facts(report), plots=plots, **report)
 
 
-def _summary_facts(report: Figures) -> Iterable[str]:
-    annotators = "1 annotator" if report["annotators"] == 1 else f"{report['annotators']} annotators"
-    yield (f"{report['answers_decided']} answers decided by {annotators}, {report['accepted']} of them accepted")
-    if report["answers_disputed"]:
-        yield f"{report['answers_disputed']} more excluded: the annotators disagree"
-    if report["unknown_answers"]:
-        named = ", ".join(f"{sample} ({attempt})" for sample, attempt in report["unknown_named"])
-        yield f"{report['unknown_answers']} decisions on answers that were not judged: {named}"
+def _list_facts(report: Figures) -> list[str]:
+    return render_template("calibration_facts.md.j2", **report).splitlines()
 
 
 def _draw_curve(curve: Sequence[Figures]) -> str:
