@@ -14,6 +14,7 @@ import pyarrow as pa
 from nexa_distill.deduplication.assignment import CONTAMINATED, DedupDecisions, DedupRows, own_texts
 from nexa_distill.deduplication.contamination import EvalTexts
 from nexa_distill.deduplication.shared_text import SharedText
+from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import Dedup
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
@@ -79,7 +80,7 @@ class ContaminationEvidence:
     def write_reports(self, path: Path, chosen: Dedup) -> None:
         """Write both reports. Without decontamination `contaminated` is null."""
         rows = [{**row, "matched": self._match_fields(number)} for number, row in self._found.items()]
-        report = {
+        report: dict[str, Any] = {
             "run_id": run_id(),
             "contamination_words": chosen.contamination_words,
             "contamination_common": chosen.contamination_common,
@@ -90,29 +91,4 @@ class ContaminationEvidence:
             "created_at": utc_now(),
         }
         write_json(path, report)
-        write_text(path.with_suffix(".md"), _render_markdown(report))
-
-
-def _render_markdown(report: dict[str, Any]) -> str:
-    if report["contaminated"] is None:
-        return "# Contamination\n\nNot looked for: dedup.contamination_words is null.\n"
-    lines = [
-        f"# Contamination\n\nRun {report['run_id']}, {report['created_at']}.\n",
-        f"{report['contaminated']:,} training rows share {report['contamination_words']} or more "
-        "words in a row with held-out rows or eval files and were rejected. "
-        f"{report['boilerplate_runs']:,} shared runs occur more than "
-        f"{report['contamination_common']} times and did not count.",
-    ]
-    if report["rows"]:
-        lines.append("\n| training row | matches | words | both have |\n|---|---|---|---|")
-    for row in report["rows"][:SHOWN]:
-        other = row["matched"]
-        place = other.get("task_id") or f"{other['eval_file']}, row {other['row']}, {other['column']}"
-        span = row["span"].replace("|", "\\|")
-        lines.append(f"| {row['task_id']} | {place} | {row['words']} | {span} |")
-    if report["contaminated"] > SHOWN:
-        lines.append(
-            f"\nThe first {SHOWN} of {report['contaminated']:,}; all are in the table of "
-            "rejected inputs (`match_name`, `detail`)."
-        )
-    return "\n".join(lines) + "\n"
+        write_text(path.with_suffix(".md"), render_template("contamination.md.j2", shown=SHOWN, **report))

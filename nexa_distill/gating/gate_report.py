@@ -3,14 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill.reporting import charts, stage_reports
-from nexa_distill.reporting.html import render_document
-from nexa_distill.reporting.stage_reports import format_number, language_name
+from nexa_distill.reporting import charts
+from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.filters import GateConfig
 
 FAMILIES = ("rules", "exec", "judge")
@@ -78,70 +76,17 @@ def count_funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    total, remaining, share = report["total"], report["total"], stage_reports.format_number
-    lines = ["# SampleGate", "", "| step | answers | left |", "|---|---|---|"]
-    lines.append(f"| answers | {total:,} | {total:,} |")
-    for reason, count in report["reject_reason_counts"].items():
-        remaining -= count
-        lines.append(f"| - {reason} | {count:,} | {remaining:,} |")
-    lines.append(f"| kept | {report['kept']:,} | {share(report['kept'] / total, share=True)} |")
-    lines += ["", "Each rejected answer is counted once, under its first reason.", ""]
-    lines += [f"- {name}: {'run' if ran else 'not run'}" for name, ran in report["families"].items()]
-    for name, key in (("executes", "exec_pass_rate"), ("matches", "gold_match_rate")):
-        lines.append(f"- {name}: {share(report[key], share=True)}")
-    if report["judge_score"]:
-        scores = (f"{name} {share(value)}" for name, value in report["judge_score"].items())
-        lines.append(f"- judge score (0..1): {', '.join(scores)}")
-    for judge, counts in (report["canaries"] or {}).items():
-        lines.append(
-            f"- canaries that would pass: {counts['accepted']} of {counts['canaries']} "
-            f"({share(counts['rate'], share=True)}) by {judge}"
-        )
-    lines += stage_reports.not_applied_lines(report["not_applied"])
-    for title, key in (("task type", "by_template_name"), ("domain", "by_domain")):
-        lines += ["", f"| {title} | answers | kept | share |", "|---|---|---|---|"]
-        for name, group in report[key].items():
-            part = share(group["kept"] / group["total"], share=True)
-            lines.append(f"| {name} | {group['total']:,} | {group['kept']:,} | {part} |")
-    return "\n".join(lines) + "\n"
-
-
-TITLE = "What SampleGate kept"
+    return render_template("gate_report.md.j2", **report)
 
 
 def render_page(report: Mapping[str, Any]) -> str:
     """The report as one self-contained HTML page."""
-    facts = "".join(f"<li>{escape(fact)}</li>" for fact in _list_facts(report))
-    body = f"<header><h1>{TITLE}</h1><ul>{facts}</ul></header>" + _render_section(
-        "From answers to training", "each rejected answer counts once, under its first reason", _draw_funnel(report)
-    )
-    for title, key in (("Kept by task type", "by_template_name"), ("Kept by domain", "by_domain")):
-        body += _render_section(title, "share of the answers", _draw_shares(report[key]))
-    return render_document(TITLE, body)
-
-
-def _list_facts(report: Mapping[str, Any]) -> list[str]:
-    total, kept = report["total"], report["kept"]
-    facts = [f"{kept:,} of {total:,} answers kept ({format_number(kept / total, share=True)})"]
-    facts += [f"judge: {format_number(None)}"] * (not report["families"]["judge"])
-    rates = {"executes": "exec_pass_rate", "matches the known answer": "gold_match_rate"}
-    facts += [f"{name}: {format_number(report[key], share=True)}" for name, key in rates.items()]
-    facts += [
-        f"{check} not applied to {count:,} answers (no list for {language_name(code)})"
-        for check, languages in report["not_applied"].items()
-        for code, count in languages.items()
-    ]
-    return facts
-
-
-def _draw_funnel(report: Mapping[str, Any]) -> str:
     rows = [charts.Bar("answers", report["total"], f"{report['total']:,}", "teacher")]
-    rows += [
-        charts.Bar(f"- {reason}", count, f"{count:,}", "before")
-        for reason, count in report["reject_reason_counts"].items()
-    ]
+    rows += [charts.Bar(f"- {why}", n, f"{n:,}", "before") for why, n in report["reject_reason_counts"].items()]
     rows.append(charts.Bar("kept", report["kept"], f"{report['kept']:,}", "after"))
-    return charts.draw_bars(rows, top=report["total"])
+    shares = {"task type": _draw_shares(report["by_template_name"]), "domain": _draw_shares(report["by_domain"])}
+    funnel = charts.draw_bars(rows, top=report["total"])
+    return render_template("gate_report.html.j2", funnel=funnel, shares=shares, **report)
 
 
 def _draw_shares(groups: Mapping[str, Mapping[str, int]]) -> str:
@@ -150,7 +95,3 @@ def _draw_shares(groups: Mapping[str, Mapping[str, int]]) -> str:
         for name, part in groups.items()
     ]
     return charts.draw_bars(rows, top=1.0)
-
-
-def _render_section(title: str, note: str, plot: str) -> str:
-    return f'<section><h2>{title}</h2><p class="note">{note}</p>{plot}</section>'

@@ -3,8 +3,7 @@
 Reads judge_checks, the annotations (JSONL) and the thresholds of SampleGate.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.judging import calibration
 from nexa_distill.judging.calibration import HumanDecisions
 from nexa_distill.reporting import charts
-from nexa_distill.reporting.html import render_document
-from nexa_distill.reporting.stage_reports import format_number
+from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.yaml_loading import load_yaml
@@ -23,8 +21,7 @@ from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import refuse_stale, run_id, sealed_hash, utc_now
 from nexa_distill.storage.tables import read_batches
 
-Figures = Mapping[str, Any]
-UNDEFINED = "not defined"
+Figures = dict[str, Any]
 NAMED = 5  # unknown answers that are named
 KINDS = {"kappa": "after", "precision": "teacher", "recall": "before"}  # colours of charts.py
 
@@ -77,7 +74,7 @@ def _calibration_figures(
     limits: Mapping[str, float],
     annotations: Path,
     checks: Path,
-) -> dict[str, Any]:
+) -> Figures:
     judged = {key for of in scores.values() for key in of}
     unknown = sorted((decided.agreed.keys() | set(decided.disputed)) - judged)
     if not decided.agreed.keys() & judged:
@@ -103,7 +100,7 @@ def _calibration_figures(
 
 def _check_figures(
     name: str, of: Mapping[Key, float | None], decided: HumanDecisions, limits: Mapping[str, float]
-) -> dict[str, Any]:
+) -> Figures:
     scores = {key: score for key, score in of.items() if score is not None}
     threshold = limits[name.split(".")[1]]
     now = calibration.count_agreement(scores, decided.agreed, threshold)
@@ -121,15 +118,13 @@ def _check_figures(
 
 
 def _headline_sentence(name: str, check: Figures) -> str:
-    best = check["best_threshold"]
-    return f"{name}: kappa {_kappa_text(check)} at {check['threshold']:g} over {check['answers']} answers" + (
-        "" if best is None else f"; highest at {best:g}"
-    )
+    highest = "" if check["best_threshold"] is None else f"; highest at {check['best_threshold']:g}"
+    return f"{name}: kappa {_kappa_text(check)} at {check['threshold']:g} over {check['answers']} answers{highest}"
 
 
 def _kappa_text(check: Figures) -> str:
     if check["kappa"] is None:
-        return UNDEFINED
+        return "not defined"
     low_high = check["kappa_interval"]
     interval = "no interval" if low_high is None else f"{low_high[0]:.2f} to {low_high[1]:.2f}"
     return f"{check['kappa']:.2f} ({interval})"
@@ -137,68 +132,23 @@ def _kappa_text(check: Figures) -> str:
 
 def render_markdown(report: Figures) -> str:
     """The report as Markdown."""
-    lines = [
-        "# Judges compared with annotators",
-        "",
-        f"Run {report['run_id']}, {report['created_at']}.",
-        "",
-        *(f"- {line}" for line in _summary_facts(report)),
-        "",
-        "| check | answers | no verdict | threshold | kappa (95 %) | both accept | only the judge |"
-        " only people | neither | best threshold |",
-        "|---" * 10 + "|",
-    ]
-    for name, c in report["checks"].items():
-        cells = (
-            name,
-            c["answers"],
-            c["without_verdict"],
-            f"{c['threshold']:g}",
-            _kappa_text(c),
-            c["tp"],
-            c["fp"],
-            c["fn"],
-            c["tn"],
-            _format_number(c["best_threshold"]),
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    for name, c in report["checks"].items():
-        lines += ["", f"## {name}", "", "| threshold | kappa | precision | recall | kept |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {p['threshold']:g} | {_format_number(p['kappa'])} | {_format_number(p['precision'])} | "
-            f"{_format_number(p['recall'])} | {p['tp'] + p['fp']} |"
-            for p in c["curve"]
-        ]
-    return "\n".join([*lines, "", calibration.__doc__ or ""])
-
-
-def _format_number(value: float | None) -> str:
-    return UNDEFINED if value is None else format_number(value)
-
-
-def _summary_facts(report: Figures) -> Iterable[str]:
-    annotators = "1 annotator" if report["annotators"] == 1 else f"{report['annotators']} annotators"
-    yield (f"{report['answers_decided']} answers decided by {annotators}, {report['accepted']} of them accepted")
-    if report["answers_disputed"]:
-        yield f"{report['answers_disputed']} more excluded: the annotators disagree"
-    if report["unknown_answers"]:
-        named = ", ".join(f"{sample} ({attempt})" for sample, attempt in report["unknown_named"])
-        yield f"{report['unknown_answers']} decisions on answers that were not judged: {named}"
+    context = report | {"facts": _list_facts(report), "method": calibration.__doc__, "kappa_text": _kappa_text}
+    return render_template("calibration.md.j2", **context)
 
 
 def render_page(report: Figures) -> str:
     """A self-contained HTML page with a plot per check."""
-    sections = "".join(_check_section(name, check) for name, check in report["checks"].items())
-    facts = "".join(f"<li>{escape(line)}</li>" for line in _summary_facts(report))
-    title = "Judges compared with annotators"
-    return render_document(title, f"<header><h1>{title}</h1><ul>{facts}</ul></header>{sections}")
+    plots = {name: _draw_curve(check["curve"]) for name, check in report["checks"].items()}
+    return render_template("calibration.html.j2", facts=_list_facts(report), plots=plots, **report)
 
 
-def _check_section(name: str, check: Figures) -> str:
+def _list_facts(report: Figures) -> list[str]:
+    return render_template("calibration_facts.md.j2", **report).splitlines()
+
+
+def _draw_curve(curve: Sequence[Figures]) -> str:
     lines = [
-        charts.Line(figure, [(p["threshold"], p[figure]) for p in check["curve"] if p[figure] is not None], kind)
+        charts.Line(figure, [(p["threshold"], p[figure]) for p in curve if p[figure] is not None], kind)
         for figure, kind in KINDS.items()
     ]
-    plot = charts.draw_lines(lines, x_label="threshold", y_label=", ".join(KINDS), whole=False)
-    note = escape(_headline_sentence(name, check))
-    return f'<section><h2>{escape(name)}</h2><p class="note">{note}</p>{plot}</section>'
+    return charts.draw_lines(lines, x_label="threshold", y_label=", ".join(KINDS), whole=False)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT
 from nexa_distill.contracts import TABLES
-from nexa_distill.reporting.stage_reports import format_number
+from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import valid_regenerations
@@ -102,34 +102,6 @@ def _sum_column(rows: pa.Table, column: str) -> Any:
     return None if values.null_count or not len(values) else pc.sum(values).as_py()
 
 
-def render_markdown(report: Json) -> str:
-    """The report as Markdown."""
-    total = report["samples"] or 1
-    names = {
-        "first_pass": "kept at the first pass",
-        "repaired": "repaired",
-        "edited": "edited",
-        "abandoned": "abandoned",
-        "unanswered": "never answered",
-    }
-    lines = ["# Repair", "", "| samples | | share |", "|---|---|---|"]
-    lines.append(f"| all | {report['samples']:,} | |")
-    lines += [
-        f"| {text} | {report[name]:,} | {format_number(report[name] / total, share=True)} |"
-        for name, text in names.items()
-    ]
-    lines += ["", "| round | answers | kept | tokens | US$ |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {n['round']} | {n['answered']:,} | {n['kept']:,} | {format_number(n['tokens'])} | "
-        f"{format_number(n['usd'])} |"
-        for n in report["rounds"]
-    ]
-    lines += ["", f"US$ per repaired sample: {format_number(report['usd_per_repaired_sample'])}"]
-    lines += ["", "| abandoned because of | samples |", "|---|---|"]
-    lines += [f"| {reason} | {n:,} |" for reason, n in report["abandoned_by_reason"].items()]
-    return "\n".join(lines) + "\n"
-
-
 def write_report(config: DistillConfig) -> Json:
     """Write the report if it has changed, and print it as one line."""
     report = repair_figures(config)
@@ -138,7 +110,7 @@ def write_report(config: DistillConfig) -> Json:
     page = path.with_suffix(".md")
     if not (path.is_file() and page.is_file() and path.read_text(encoding="utf-8") == text):
         write_json(path, report)
-        write_text(page, render_markdown(report))
+        write_text(page, render_template("repair_report.md.j2", **report))
     print(
         f"repair: of {report['samples']} samples {report['first_pass']} kept at the first pass, "
         f"{report['repaired']} repaired, {report['edited']} edited, {report['abandoned']} "

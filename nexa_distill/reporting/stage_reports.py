@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from nexa_distill.reporting.templates import format_number as format_number  # the figures of other reports
+from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
@@ -66,7 +68,7 @@ def write_quality_report(
     rule the number of answers by language that the rule has no list for.
     """
     rejected = sum(reject_reason_counts.values())
-    report = {
+    report: dict[str, Any] = {
         "run_id": run_id(),
         "stage": stage,
         "total": total,
@@ -83,87 +85,8 @@ def write_quality_report(
         "created_at": utc_now(),
     }
     write_json(path, report)
-    write_text(path.with_suffix(".md"), _quality_markdown(report))
+    write_text(path.with_suffix(".md"), render_template("quality_report.md.j2", **report))
     return report
-
-
-def format_number(value: float | None, *, share: bool = False) -> str:
-    """A number as text; `not run` for None."""
-    if value is None:
-        return "not run"
-    return f"{value:.1%}" if share else f"{value:,.3f}".rstrip("0").rstrip(".")
-
-
-def not_applied_lines(counts: Mapping[str, Mapping[str, int]] | None) -> list[str]:
-    """A table of the rules that were not applied, by language; empty if all were."""
-    if not counts:
-        return []
-    lines = ["", "| rule | not applied: no list for | answers |", "|---|---|---|"]
-    for check, languages in sorted(counts.items()):
-        ordered = sorted(languages.items(), key=lambda item: (-item[1], item[0]))
-        lines += [f"| {check} | {language_name(code)} | {count:,} |" for code, count in ordered]
-    return lines
-
-
-def language_name(code: str) -> str:
-    """The language code, or a description of `zxx`."""
-    return {"zxx": "code or formulas, without prose"}.get(code, code)
-
-
-def _quality_markdown(report: Mapping[str, Any]) -> str:
-    judge = report["judge_score"]
-    scores = ", ".join(f"{name} {format_number(judge[name])}" for name in ("min", "mean", "max"))
-    lines = [
-        f"# Quality of {report['stage']}",
-        "",
-        f"Run {report['run_id']}, {report['created_at']}.",
-        "",
-        "| measure | value |",
-        "|---|---|",
-        f"| rows | {report['total']:,} |",
-        f"| kept | {report['kept']:,} ({format_number(report['p_keep'], share=True)}) |",
-        f"| rejected | {report['rejected']:,} |",
-        f"| executes | {format_number(report['exec_pass_rate'], share=True)} |",
-        f"| matches the known answer | {format_number(report['gold_match_rate'], share=True)} |",
-        f"| judge score (0..1) | {scores if judge['mean'] is not None else 'not run'} |",
-    ]
-    for title, counts in (
-        ("first reason", report["reject_reason_counts"]),
-        ("execution error", report["exec_error_counts"] or {}),
-    ):
-        if counts:
-            lines += ["", f"| {title} | rows |", "|---|---|"]
-            ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-            lines += [f"| {name} | {count:,} |" for name, count in ordered]
-    lines += not_applied_lines(report.get("not_applied"))
-    if "judges" in report:
-        lines += _judge_lines(report["judges"])
-        lines += ["", *(f"- {note}" for note in report["notes"])] if report["notes"] else []
-    return "\n".join(lines) + "\n"
-
-
-def _judge_lines(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Per-judge counts and canary scores; "not run" without a score."""
-    if not judges:
-        return ["", "judge: not run"]
-    counts = [name for name in next(iter(judges.values())) if name != "canary_scores"]
-    lines = ["", f"| judge | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
-    for name, judge in judges.items():
-        cells = ("unpriced" if key == "usd" and judge[key] is None else format_number(judge[key]) for key in counts)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "| judge | canary | rubric | scores |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {canary} | {rubric} | {', '.join(_format_score(score) for score in scores)} |"
-        for name, judge in judges.items()
-        for canary, by_rubric in judge["canary_scores"].items()
-        for rubric, scores in by_rubric.items()
-    ]
-    note = "See SampleGate's report for the false-accept rate at the current thresholds."
-    return [*lines, "", note]
-
-
-def _format_score(score: float | None) -> str:
-    return "none" if score is None else format_number(score)
 
 
 def record_timing(
@@ -207,7 +130,7 @@ def write_timing_report(storage: Storage) -> dict[str, Any]:
         if label in spent:
             durations[f"{before}__to__{label}"] = _summarize_seconds(list(spent[label].values()))
             before = label
-    report = {
+    report: dict[str, Any] = {
         "run_id": run_id(),
         "labels": list(LABELS),
         "durations": durations,
@@ -220,7 +143,7 @@ def write_timing_report(storage: Storage) -> dict[str, Any]:
         if written["durations"] == durations:
             return written
     write_json(path, report)
-    write_text(path.with_suffix(".md"), _timing_markdown(report))
+    write_text(path.with_suffix(".md"), render_template("timing_report.md.j2", **report))
     return report
 
 
@@ -235,22 +158,6 @@ def _summarize_seconds(seconds: list[float]) -> dict[str, float]:
         "p95": p95,
     }
     return {"count": len(seconds), **{name: round(value, 3) for name, value in values.items()}}
-
-
-def _timing_markdown(report: Mapping[str, Any]) -> str:
-    columns = ("count", "min", "mean", "p50", "p90", "p95", "max")
-    lines = [
-        "# Time between stages",
-        "",
-        f"Run {report['run_id']}, {report['created_at']}. Seconds; one observation per run.",
-        "",
-        f"| from | to | {' | '.join(columns)} |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for name, summary in report["durations"].items():
-        values = " | ".join(format_number(summary[column]) for column in columns)
-        lines.append(f"| {name.replace('__to__', ' | ')} | {values} |")
-    return "\n".join([*lines, "", f"Total: {format_number(report['total'])}"]) + "\n"
 
 
 def _events_path(storage: Storage) -> Path:

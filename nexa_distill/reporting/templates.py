@@ -4,7 +4,7 @@ A template `NAME.md.j2` is plain text, a template `NAME.html.j2` escapes every v
 `nexa_distill/reporting/templates/` can be imported by the templates of every package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ def render_template(name: str, folder: Path = SHARED, **context: Any) -> str:
     return _environment(folder).get_template(name).render(context)
 
 
+def format_number(value: float | None, *, share: bool = False) -> str:
+    """A number as text; `not run` for None."""
+    if value is None:
+        return "not run"
+    return f"{value:.1%}" if share else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
 @cache
 def _environment(folder: Path) -> Environment:
     environment = Environment(
@@ -31,10 +38,28 @@ def _environment(folder: Path) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(code=as_code, cells=_join_cells)
+    environment.filters.update(
+        code=as_code,
+        cell=_fit_cell,
+        cells=_join_cells,
+        number=format_number,
+        percent=lambda share: format_number(share, share=True),
+        thousands="{:,}".format,
+        by_count=_sort_by_count,
+        language=lambda code: {"zxx": "code or formulas, without prose"}.get(code, code),
+    )
     return environment
 
 
+def _fit_cell(text: object) -> str:
+    """A text from data in one cell of a Markdown table: one line, without a bar that ends the cell."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
 def _join_cells(cells: Sequence[object]) -> str:
-    """One row of a Markdown table; names from data go through `code` first."""
+    """One row of a Markdown table; names from data go through `code` or `cell` first."""
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _sort_by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
