@@ -111,7 +111,7 @@ def run(
     """Collect an answer to every row of `src`; None if there was nothing to do.
 
     `renamed`: contract column -> its name in `src`, for a user's own file. Errors as those of the
-    gateway's `ask_all`.
+    `ApiClient.send_all`.
     """
     storage, name = config.storage, config.chosen_provider()[0]
     src, renamed = prepare_prompts(src or storage.path_of("raw_dataset"), config, renamed or {})

@@ -306,7 +306,7 @@ def _build_request(args: argparse.Namespace) -> Request:
 
 
 def main() -> int:
-    """Returns the exit code; `watch_run` returns the run's."""
+    """Returns the exit code; `watch` returns the run's."""
     args = _build_parser().parse_args()
     if args.command == "plan":
         print("\n".join(describe_plan(_build_request(args))))

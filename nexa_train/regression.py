@@ -2,7 +2,7 @@
 
 Reads:  `<storage.evaluation>/report.json` (sealed), `accepted.jsonl`, `regression_gate:` of the
         filters file
-Writes: `accept_report` appends to `<storage.evaluation>/accepted.jsonl`: the outcome of each prompt, and
+Writes: `accept` appends to `<storage.evaluation>/accepted.jsonl`: the outcome of each prompt, and
         the hashes of the prompts, the gates, the checkpoint and the report; lines never change
 Raises: QualityGateMissed (3) for a student that is worse beyond the margin, or that cannot be
         compared; InputMissing (66) without a report

@@ -153,11 +153,11 @@ def test_i03_the_gates_say_that_decisions_count_no_more(tmp_path: Path, capsys: 
     decide(made, "s0004", 0, "reject")
     gates.run_gates(made.load())
     made.path("annotations").unlink()
-    assert "is gone" not in capsys.readouterr().out
+    assert "is missing" not in capsys.readouterr().out
     gates.run_gates(made.load())
-    assert f"{made.path('annotations')} is gone" in capsys.readouterr().out
+    assert f"{made.path('annotations')} is missing" in capsys.readouterr().out
     gates.run_gates(made.load())
-    assert "is gone" not in capsys.readouterr().out
+    assert "is missing" not in capsys.readouterr().out
 
 
 def test_i03_answers_asked_again_that_no_gate_has_seen_are_not_left_out_in_silence(tmp_path: Path) -> None:

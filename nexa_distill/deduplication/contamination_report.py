@@ -2,7 +2,7 @@
 
 Writes `reports/dedup/contamination.json` and the same as Markdown: per rejected training row its
 key and source, the held-out row or eval file that it matches, and the words that both share. The
-first `LISTED` rows; all are in `rejected_inputs` (`match_name`, `detail`).
+first `LISTED` rows; all are in `rejected_inputs` (`matched`, `detail`).
 """
 
 from pathlib import Path

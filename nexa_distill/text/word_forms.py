@@ -70,7 +70,7 @@ _SENTENCE_MARKS = (".", "!", "?", ":", "\u2026", "\u0964")  # and the danda of H
 
 @lru_cache(200_000)
 def word_forms(word: str) -> Forms:
-    """The forms of a word of `normalize_text` text, with the punctuation that touches it."""
+    """The forms of a word of normalized text, with the punctuation that touches it."""
     if word.isascii() and word.isalpha() and word.islower():
         return Forms(word, word, word, (LONG | SMALL) if len(word) >= _LEAST else 0)
     if not word:

@@ -34,7 +34,7 @@ AskTeacher = Callable[[], None]  # reads storage.raw_dataset, writes storage.col
 
 
 def fill_outputs(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: AskTeacher) -> list[Item]:
-    """The items with their outputs; `ask_api` is called if some have none."""
+    """The items with their outputs; `answer` is called if some have none."""
     src, dst = storage.path_of("raw_dataset"), storage.path_of("collected_dataset")
     lacking = {item_key(item): _input_row(item, prompt) for item in items if not item["output"].strip()}
     if not lacking:

@@ -226,7 +226,7 @@ def _draw_decisions(people: Sequence[Annotation]) -> None:
 def _draw_checks(checks: Sequence[ChecksFile], key: Key, row: Row) -> None:
     lines = [line for file in checks for line in file.rows_of_answer(key)]
     failed = [line for line in lines if not line["ok"] and line["reason"] != NOT_APPLIED]
-    st.markdown("##### ChecksFile")
+    st.markdown("##### Checks")
     for reason in row.get("rejection_reasons") or []:
         st.markdown(
             f":red[✗] **{components.escape_markdown(reason)}**: {components.escape_markdown(REASONS.get(reason, ''))}"
