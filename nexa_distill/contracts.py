@@ -236,7 +236,7 @@ class Rubric(NamedTuple):
     rates_safety: bool = False  # its reply has a safety label too
 
     @property
-    def check(self) -> str:
+    def check_name(self) -> str:
         return f"judge.{self.name}"
 
 
@@ -257,7 +257,7 @@ RUBRICS = (
         rates_safety=True,
     ),
 )
-SCORE_REASONS = {rubric.check: rubric.reason for rubric in RUBRICS}
+SCORE_REASONS = {rubric.check_name: rubric.reason for rubric in RUBRICS}
 
 
 # Why a row was rejected. Closed: a reason that is not here cannot be written (`check_reasons`).
@@ -293,7 +293,7 @@ REASONS: dict[str, str] = {
     "safety_flag": "one of the safety patterns occurs",
     "personal_data": "an e-mail address, phone or card number, which `pii:` does not allow",
     "secret": "a key, token or private key",
-    **{r.reason: f"{r.check} is below {r.threshold}" for r in RUBRICS},
+    **{r.reason: f"{r.check_name} is below {r.threshold}" for r in RUBRICS},
     "not_executable": "it does not run: a syntax error, an unknown name, an exception, an early exit",
     "not_a_query": "not exactly one SELECT (or WITH ... SELECT) statement",
     "forbidden_operation": "it tried a forbidden operation: a write, a pragma, a process, the network",

@@ -76,7 +76,7 @@ class SampleGate:
 
     def _low_scores(self, scores: Mapping[str, float]) -> list[str]:
         """Reasons against a judged answer; a score outside 0..1 or NaN is below any threshold."""
-        limits = self.config.thresholds
+        limits = self.config.score_thresholds
         low = [SCORE_REASONS[name] for name, value in scores.items() if not limits[name] <= value <= 1]
         return low if self.config.require_both or len(low) == len(scores) else []
 

@@ -42,7 +42,7 @@ def write_calibration(
     report = report or storage.path_of("reports") / "judge" / "calibration.json"
     decided = calibration.read_decisions(annotations)
     gate = load_yaml(Path(config.filters), FilterConfig).sample_gate
-    limits = {rubric.name: gate.thresholds[rubric.check] for rubric in RUBRICS}
+    limits = {rubric.name: gate.score_thresholds[rubric.check_name] for rubric in RUBRICS}
     figures = _calibration_figures(decided, _load_scores(checks), limits, annotations, checks)
     write_json(report, figures)
     write_text(report.with_suffix(".md"), render_markdown(figures))

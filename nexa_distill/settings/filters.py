@@ -102,9 +102,9 @@ class GateConfig(Section):
     require_both: bool
 
     @property
-    def thresholds(self) -> dict[str, float]:
+    def score_thresholds(self) -> dict[str, float]:
         """By judge check, the lowest score (0..1) that passes."""
-        return {rubric.check: getattr(self, rubric.threshold) for rubric in RUBRICS}
+        return {rubric.check_name: getattr(self, rubric.threshold) for rubric in RUBRICS}
 
 
 class QualityGates(Section):
