@@ -25,7 +25,8 @@ def headline_sentences(report: Json) -> list[str]:
     pairs = _measured_pairs(comparison)
     text = render_report(
         "headline.md.j2",
-        **report,
+        models=report["models"],
+        comparison=comparison,
         undecided=_is_undecided(pairs),
         compared=max((pair["documents"] for pair in pairs), default=0),
         better=["gate pass rate"] * (gate == "higher") + ["loss"] * (loss == "lower"),
