@@ -173,27 +173,25 @@ def _dialect_at(base_url: str) -> Dialect:
 
 
 class Provider(Section):
-    """One OpenAI-compatible API."""
+    """One OpenAI-compatible API: its address, its model, and what differs from the defaults here."""
 
-    base_url: str | None
+    base_url: str | None = None
     model: str
-    regen_model: str
-    api_key_env: str | None
+    regen_model: str  # default: `model`
+    api_key_env: str | None = None
     # Limits of the account; null = not known. The rate adapts in any case.
-    requests_per_minute: float | None = Field(gt=0)
-    tokens_per_minute: float | None = Field(gt=0)
-    prices: dict[str, Price]  # by model; a model without a price is unpriced
-    batch_discount: float | None = Field(gt=0, le=1)  # share of the price that its Batch API costs; null = none
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    prices: dict[str, Price] = Field(default_factory=dict)  # by model; a model without a price is unpriced
+    batch_discount: float | None = Field(None, gt=0, le=1)  # share of the price that its Batch API costs; null = none
     # Command of a server on this machine, which gets `--endpoint-file FILE` and writes its address there
     # (models/server.py); both are null for a remote API.
-    start: list[str] | None
-    endpoint_file: str | None
-    start_timeout_seconds: NonNegative
+    start: list[str] | None = None
+    endpoint_file: str | None = None
+    start_timeout_seconds: NonNegative = 180.0
     # Keys that override those of each request, and of regeneration; a null removes the key.
-    extra_body: dict[str, Any]
-    regen_extra_body: dict[str, Any]
-    # These have defaults because users' files contain whole provider blocks that are older than
-    # the keys.
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    regen_extra_body: dict[str, Any] = Field(default_factory=dict)
     dialect: str | None = None  # one of `dialects/`; null = by host name
     system_role: SystemRole | None = None  # null = as in the dialect
     stream: bool | None = None  # null = as in the dialect
@@ -202,6 +200,12 @@ class Provider(Section):
     headers: dict[str, PlainText] = Field(default_factory=dict)
     proxy: str | None = None  # null = from http_proxy, https_proxy and no_proxy, except on this machine; "" = none
     startup_wait_seconds: NonNegative = 300.0  # for a server that is loading its model; 0 = it fails like any other
+
+    @model_validator(mode="before")
+    @classmethod
+    def _repair_with_its_model(cls, values: Any) -> Any:
+        named = isinstance(values, dict) and "model" in values
+        return {"regen_model": values["model"], **values} if named else values
 
     @field_validator("dialect")
     @classmethod

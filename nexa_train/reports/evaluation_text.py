@@ -5,6 +5,7 @@ The headline contains the measurements with counts, also if the student did not 
 
 from collections.abc import Callable, Sequence
 
+from nexa_distill.contracts import RUBRICS
 from nexa_train.reports.formats import (
     NOT_MEASURED,
     TITLES,
@@ -89,8 +90,7 @@ def _figure_rows(models: Json) -> list[tuple[str, list[str]]]:
         "passes the gate": lambda m: format_with_interval(m["gate"]),
         "executes": execution_share("exec.executes"),
         "right result, by execution": execution_share("exec.matches"),
-        "judged factual, of what passes the rules": judge_score("judge.factuality"),
-        "judged well reasoned, of what passes the rules": judge_score("judge.reasoning"),
+        **{f"{rubric.title}, of what passes the rules": judge_score(rubric.check_name) for rubric in RUBRICS},
         "loss, nats per token": nested_number("loss", "nats_per_token", 3),
         "tokens of the loss": nested_number("loss", "tokens"),
         "answer length, mean tokens": nested_number("answer_tokens", "mean"),

@@ -24,6 +24,27 @@ def test_the_shipped_configuration_loads_and_offers_five_providers() -> None:
     assert config.chosen_provider()[0] == "embedded"
 
 
+def test_a_provider_is_its_address_its_model_and_what_differs(tmp_path: Path) -> None:
+    own = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    config = workspace(tmp_path, provider="own", providers={"own": own}).load()
+    name, provider = config.chosen_provider()
+    assert (name, provider.regen_model, provider.api_key_env, provider.start, provider.prices) == (
+        "own",
+        "m",
+        None,
+        None,
+        {},
+    )
+    with pytest.raises(InputError, match=r"providers\.own\.model"):
+        workspace(tmp_path, provider="own", providers={"own": {"base_url": own["base_url"]}}).load()
+
+
+def test_another_model_is_repaired_by_itself_unless_the_file_names_a_model_for_that(tmp_path: Path) -> None:
+    config = workspace(tmp_path, providers={"vllm": {"model": "other"}, "openai": {"model": "other"}}).load()
+    assert config.providers["vllm"].regen_model == "other"
+    assert config.providers["openai"].regen_model == "o3-mini"
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
