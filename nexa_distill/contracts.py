@@ -219,6 +219,9 @@ TABLES: dict[str, Table] = {
 }
 # fmt: on
 
+# The measurements of answers, in the order of the gates; human decisions are beside them in `person_checks`.
+CHECK_TABLES = ("rules_checks", "exec_checks", "judge_checks")
+
 # Internal state of dedup, without a manifest (see `deduplication/splits.py`).
 CLUSTERS_TABLE = Table(
     "clusters", "dedup", CLUSTERS, "one document with its cluster", "python -m nexa_distill.dedup", ("document_id",)

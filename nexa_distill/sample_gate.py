@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, REJECTIONS, RUBRICS, SCORE_REASONS, TABLES, check_reasons
+from nexa_distill.contracts import CHECK_TABLES, OUTPUTS, REJECTIONS, RUBRICS, SCORE_REASONS, TABLES, check_reasons
 from nexa_distill.errors import InputError
 from nexa_distill.gating.check_summary import AnswerChecks, CheckOutcome, CheckSummary
 from nexa_distill.gating.gate_report import FilterStats, count_funnel, render_markdown, render_page
@@ -47,7 +47,6 @@ from nexa_distill.text.hashing import Indexes
 
 SOURCE = TABLES["collected_dataset"]
 KEPT_ANOTHER = "better_attempt_kept"
-CHECK_FILES = ["rules_checks", "exec_checks", "judge_checks", "person_checks"]
 
 
 class SampleGate:
@@ -184,7 +183,7 @@ def run(
     storage = config.storage
     gate = _gate_config(config, gate)
     src = src or [storage.path_of("collected_dataset"), *valid_regenerations(storage)]
-    checks = checks or _existing_files(config, CHECK_FILES)
+    checks = checks or _existing_files(config, [*CHECK_TABLES, "person_checks"])
     usual = storage.path_of("reports") / "sample_gate" / "gate_report.json"
     report = report or storage.path_beside(dst, "report.json", usual)
     rejections = rejections or storage.path_beside(dst, "rejections.parquet", storage.path_of("rejections"))

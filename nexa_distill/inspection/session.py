@@ -12,13 +12,13 @@ import streamlit as st
 
 from nexa_distill.annotation import annotations
 from nexa_distill.annotation.annotations import Annotation, Key
+from nexa_distill.contracts import CHECK_TABLES
 from nexa_distill.errors import UsageError
 from nexa_distill.inspection.annotation_view import AnnotationFollower
 from nexa_distill.inspection.table_view import AnswerTable, ChecksFile
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.manifests import sealed_hash
 
-CHECKS = ("rules_checks", "exec_checks", "judge_checks")
 ATTEMPTS = ("collected_dataset", "regen_dataset")
 
 
@@ -40,7 +40,7 @@ class PageContext:
         return _cached_answers(file)
 
     def load_checks(self) -> list[ChecksFile]:
-        paths = (self.config.storage.path_of(key) for key in CHECKS)
+        paths = (self.config.storage.path_of(key) for key in CHECK_TABLES)
         return [_cached_checks(file_state(path)) for path in paths if path.exists()]
 
     def load_decisions(self) -> dict[Key, list[Annotation]]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from nexa_distill.annotation.annotations import Annotation
 from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT, Edit, Key, ValidDecisions, load_valid_decisions
-from nexa_distill.contracts import SCORE_REASONS, TABLES
+from nexa_distill.contracts import CHECK_TABLES, SCORE_REASONS, TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.repair.prompts import INSTRUCTIONS, JUDGE_REASONS, Fault
 from nexa_distill.settings.pipeline import DistillConfig, Storage
@@ -26,7 +26,6 @@ from nexa_distill.storage.manifests import load_manifest, sealed_hash
 from nexa_distill.storage.tables import read_batches
 from nexa_distill.text.hashing import compact_json, sha256_text
 
-CHECK_FILES = ("rules_checks", "exec_checks", "judge_checks")
 REJECTED_BY_PERSON = "rejected_by_person"
 ReasonsByAttempt = dict[str, dict[int, list[str]]]  # sample -> attempt -> reasons; none = it passes
 
@@ -215,7 +214,7 @@ def _load_unanswered(repairs: Path) -> Iterator[Key]:
 def load_faults(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[Key, list[Fault]]:
     by_key = {(repair.sample_id, repair.of): repair for repair in wanted}
     details: dict[tuple[str, int, str], str] = {}
-    for key in CHECK_FILES:
+    for key in CHECK_TABLES:
         path = config.storage.path_of(key)
         if path.exists():
             details |= {(*at, reason): text for at, reason, text in _load_evidence(path, by_key.keys())}
