@@ -160,13 +160,13 @@ def _decide_rows(
     # Clusters are saved before any output depends on them.
     labels = cluster_subjects(rows)
     settled = load_clusters(rows.documents, memory, _decision_settings(config))
-    stood = _was_in_output(rows, dst)
+    had_row = _was_in_output(rows, dst)
     # Without a last output, every stored document counts as one of its documents.
-    rows.documents.stood[:] = rows.documents.known
-    if stood is not None:
-        rows.documents.stood[:] = np.isin(np.arange(len(rows.documents.ids)), rows.document[stood])
+    rows.documents.was_in_output[:] = rows.documents.known
+    if had_row is not None:
+        rows.documents.was_in_output[:] = np.isin(np.arange(len(rows.documents.ids)), rows.document[had_row])
     assign_document_splits(rows, labels, config)
-    before = np.zeros(len(rows), np.bool_) if stood is None else stood
+    before = np.zeros(len(rows), np.bool_) if had_row is None else had_row
     verdicts = decide_rows(rows, config, before, settled, labels, evaluation)
     save_clusters(rows.documents, memory, _decision_settings(config), shared)
     return verdicts

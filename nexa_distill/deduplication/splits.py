@@ -51,7 +51,7 @@ class Documents:
     ids: Digests
     names: Digests  # of their clusters; zeros = none yet
     known: Flags  # whether they are stored
-    stood: Flags  # whether they had a row in the last output
+    was_in_output: Flags  # whether they had a row in the last output
     sides: npt.NDArray[np.int8]  # indexes into SPLITS; -1 = none yet
     refused: dict[int, str]  # document -> the reason
 
@@ -203,7 +203,7 @@ def _resolve_conflict(documents: Documents, members: list[int], pairs: Iterable[
     for a, b in pairs:
         near[a].add(b)
         near[b].add(a)
-    present = {i for i in members if documents.known[i] and documents.stood[i]}
+    present = {i for i in members if documents.known[i] and documents.was_in_output[i]}
     absent = {i for i in members if documents.known[i]} - present
     # Documents of the last output are placed first, then other stored ones, then new ones; each
     # group of linked documents must agree with the placed documents that it touches.

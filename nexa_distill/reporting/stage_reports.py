@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from nexa_distill.reporting.templates import format_number as format_number  # the figures of other reports
 from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.atomic import write_json, write_text

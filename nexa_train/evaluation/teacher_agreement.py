@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from nexa_distill.contracts import SCORE_REASONS, TABLES
-from nexa_distill.reporting.stage_reports import format_number
+from nexa_distill.reporting.templates import format_number
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig

@@ -8,7 +8,7 @@ from nexa_distill.console.progress import format_duration
 from nexa_distill.contracts import REASONS
 from nexa_distill.inspection import components, run_data
 from nexa_distill.inspection.session import PageContext
-from nexa_distill.reporting.stage_reports import format_number as number
+from nexa_distill.reporting.templates import format_number as number
 
 EVERY_SECONDS = 2.0
 GREEN, GREY, RED = "#2f6f4f", "#9aa197", "#b4533c"
