@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.environments import Environments, Unfit
 from benchmarks.training.job import Figures, Job
+from nexa_train.data.chat_format import chat_format
 from nexa_train.data.chat_tokenization import IGNORE, Sample, encode_conversation
 from nexa_train.models.bundled import materialise_bundled_model
 from nexa_train.models.loading import load_tokenizer
@@ -42,12 +43,12 @@ CONTENDERS = {
 
 def rows_of(path: Path, count: int, model: Path) -> Iterator[str]:
     """Lines of Job.rows from a file of {instruction, answer}: GSM8K's shape."""
-    tokenizer = load_tokenizer(str(model))
+    form = chat_format(load_tokenizer(str(model)))
     for line in path.read_text(encoding="utf-8").splitlines()[:count]:
         row = json.loads(line)
         messages = [{"role": "user", "content": row["instruction"]},
                     {"role": "assistant", "content": row["answer"]}]  # fmt: skip
-        made = encode_conversation(tokenizer, row["instruction"][:40], messages, MAX_LENGTH)
+        made = encode_conversation(form, row["instruction"][:40], messages, MAX_LENGTH)
         if isinstance(made, Sample):
             mask = [int(label != IGNORE) for label in made.labels]
             yield json.dumps({"input_ids": made.input_ids, "completion_mask": mask})
