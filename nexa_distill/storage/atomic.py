@@ -41,15 +41,18 @@ def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of `path` whose process no longer exists (kill -9)."""
     for old in path.parent.glob(f".{path.name}.*.tmp"):
         pid = old.name.removesuffix(".tmp").rpartition(".")[2]
-        if pid.isdecimal() and int(pid) != os.getpid():
-            try:
-                # Signal 0 only asks whether the process lives.
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                old.unlink(missing_ok=True)
-            # It lives, and is another user's.
-            except PermissionError:
-                continue
+        if pid.isdecimal() and not is_running(int(pid)):
+            old.unlink(missing_ok=True)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks whether the process lives
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True
 
 
 def sync_folder(folder: Path) -> None:
