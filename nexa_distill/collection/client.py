@@ -21,18 +21,15 @@ from nexa_distill.collection.answers.billing import UNREADABLE, bill_unbilled, s
 from nexa_distill.collection.answers.completions import Answer, parse_answer
 from nexa_distill.collection.first_answers import AnswerRequirement, FirstAnswers, FirstRefusals
 from nexa_distill.collection.requests import retry_policy
-from nexa_distill.collection.requests.budget import BudgetTracker
 from nexa_distill.collection.requests.busy_notice import BusyNotice
-from nexa_distill.collection.requests.endpoint import Endpoint
+from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.collection.requests.rate_limiter import RateLimiter
 from nexa_distill.collection.requests.startup import Startup
 from nexa_distill.collection.requests.transport import ABANDONED, DEFAULT_PAUSE_SECONDS, SendResult, Transport
 from nexa_distill.console import cli
 from nexa_distill.console.cli import StopSignal
-from nexa_distill.console.progress import Progress
 from nexa_distill.errors import NexaError, StorageFailed
-from nexa_distill.journal.journal import Journal, Outcome, PendingRequest
-from nexa_distill.settings.pipeline import Collection, Provider
+from nexa_distill.journal.journal import Outcome, PendingRequest
 from nexa_distill.storage import failpoints
 
 GRACE_SECONDS = 10.0  # for the requests in flight, after a signal
@@ -52,24 +49,15 @@ class _QueuedRequest:
 class ApiClient:
     """Sends the requests of one run to one endpoint; call `send_all` once."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        provider: Provider,
-        settings: Collection,
-        model: str,
-        journal: Journal,
-        tally: BudgetTracker,
-        usable: AnswerRequirement | None = None,
-    ) -> None:
-        self.endpoint, self.settings, self.model = endpoint, settings, model
-        self.price = provider.prices.get(model)
-        self.journal, self.tally = journal, tally
+    def __init__(self, run: ModelRun, usable: AnswerRequirement | None = None) -> None:
+        self.endpoint, self.model, self.price, self.settings = run.endpoint, run.model, run.price, run.config.collection
+        self.journal, self.tally, self._progress = run.journal, run.tally, run.progress
+        provider, settings = run.provider, run.config.collection
         self.pacer = RateLimiter(settings.concurrency, provider.requests_per_minute, provider.tokens_per_minute)
         self.models: Counter[tuple[str | None, str | None]] = Counter()  # and fingerprint
         # A server that we started is ready: its refusals are failures.
-        self.startup = Startup(endpoint, 0.0 if provider.start else provider.startup_wait_seconds)
-        self.busy = BusyNotice(endpoint)
+        self.startup = Startup(self.endpoint, 0.0 if provider.start else provider.startup_wait_seconds)
+        self.busy = BusyNotice(self.endpoint)
         self.first_refusals, self.first_answers = FirstRefusals(), FirstAnswers(usable)
         self._malformed = 0
         # Every worker has a request ready while the next batch is written to the journal.
@@ -80,14 +68,14 @@ class ApiClient:
         self._retries: set[asyncio.Task[None]] = set()
         self._fatal: BaseException | None = None
 
-    def run(self, batches: Iterator[list[PendingRequest]], progress: Progress) -> None:
+    def run(self, batches: Iterator[list[PendingRequest]]) -> None:
         try:
-            uvloop.run(self.send_all(batches, progress))
+            uvloop.run(self.send_all(batches))
         finally:
             # The loop has replaced the handlers of SIGTERM and SIGHUP; the rest of the command needs them.
             cli.handle_signals()
 
-    async def send_all(self, batches: Iterator[list[PendingRequest]], progress: Progress) -> None:
+    async def send_all(self, batches: Iterator[list[PendingRequest]]) -> None:
         """Send all requests until each has an answer, is refused or is given up.
 
         Raises ProviderUnusable (69), BudgetReached (77), StorageFailed (74), StopSignal or
@@ -95,7 +83,6 @@ class ApiClient:
         """
         self._stop, self._changed = asyncio.Event(), asyncio.Event()
         self._queue_has_space, self._dispatch_lock = asyncio.Event(), asyncio.Lock()
-        self._progress = progress
         bill_unbilled(self.journal, self.model, self.price)
         if self.settings.stop_on_model_change:
             self._load_first_model()

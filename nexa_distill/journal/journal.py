@@ -193,6 +193,16 @@ class ReadOnlyJournal:
         """Usage of all runs; an uncertain attempt counts as its maximum."""
         return _recorded_usage(self._committed).combined_with(self.unended_usage())
 
+    def usage_of_all_journals(self) -> Usage:
+        """Usage in this journal and all others of its folder. Raises StorageFailed."""
+        # An unreadable journal stops the run: counted as nothing, it would let a budget be exceeded.
+        total = self.total_usage()
+        for path in sorted(self.path.parent.glob("*.sqlite")):
+            if path.resolve() != self.path.resolve():
+                with ReadOnlyJournal(path) as other:
+                    total = total.combined_with(other.total_usage())
+        return total
+
     def unended_usage(self) -> Usage:
         """Maximum usage of the sends without an outcome, also those of a running collector."""
         uncertain = [id_ for id_, outcome in self.orphaned.items() if outcome == "uncertain"]
@@ -315,17 +325,6 @@ class Journal(ReadOnlyJournal):
 def _model_pattern(model: str) -> bytes:
     # Inside a prompt the quotes would be escaped, so this matches the `model` key only.
     return f'"model":{json.dumps(model, ensure_ascii=False)}'.encode("utf-8", "surrogatepass")
-
-
-def usage_elsewhere(folder: Path, but: Path) -> Usage:
-    """Usage in all journals of `folder` except `but`. Raises StorageFailed."""
-    # An unreadable journal stops the run: counted as nothing, it would let a budget be exceeded.
-    total = Usage(0, 0, 0.0)
-    for path in sorted(folder.glob("*.sqlite")):
-        if path.resolve() != but.resolve():
-            with ReadOnlyJournal(path) as other:
-                total = total.combined_with(other.total_usage())
-    return total
 
 
 def _recorded_usage(db: sqlite3.Connection) -> Usage:
