@@ -32,7 +32,7 @@ from nexa_distill.collection.capability_tests import (
 from nexa_distill.collection.client import ApiClient
 from nexa_distill.collection.requests.body import LIMIT_KEYS, PromptRequest, prompt_request, request_body
 from nexa_distill.collection.requests.budget import BudgetTracker, refuse_unpriced
-from nexa_distill.collection.requests.connections import choose_proxy, open_session
+from nexa_distill.collection.requests.connections import open_session
 from nexa_distill.collection.requests.endpoint import Endpoint, open_endpoint
 from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.collection.requests.retry_policy import give_up_reason
@@ -166,11 +166,10 @@ def _load_reply(journal: Journal, request: PromptRequest) -> ProbeReply:
 async def _fetch_models(endpoint: Endpoint) -> tuple[int | None, bytes]:
     """(HTTP status, body) of GET /models; the status is None when there was no response."""
     limit, body = aiohttp.ClientTimeout(total=MODELS_SECONDS), bytearray()
-    proxy = choose_proxy(endpoint)._asdict()
     try:
         async with (
             open_session(endpoint, limit) as session,
-            session.get(endpoint.build_url("/models"), allow_redirects=False, **proxy) as response,
+            session.get(endpoint.build_url("/models"), allow_redirects=False) as response,
         ):
             async for part in response.content.iter_any():
                 body += part

@@ -58,7 +58,7 @@ class ApiClient:
         # A server that we started is ready: its refusals are failures.
         self.startup = Startup(self.endpoint, 0.0 if provider.start else provider.startup_wait_seconds)
         self.busy = BusyNotice(self.endpoint)
-        self.first_refusals, self.first_answers = FirstRefusals(), FirstAnswers(usable)
+        self.first_refusals, self.first_answers = FirstRefusals(self.endpoint), FirstAnswers(self.endpoint, usable)
         self._malformed = 0
         # Every worker has a request ready while the next batch is written to the journal.
         self._ahead = max(settings.batch_size, settings.concurrency)
@@ -223,8 +223,7 @@ class ApiClient:
             raise retry_policy.refusal_error(self.endpoint, outcome)
         if outcome.status in retry_policy.OVERLOADED:
             self._slow_down(sending, outcome, asked, now)
-        if self.first_refusals.count_outcome(outcome):
-            raise retry_policy.all_refused_error(self.endpoint, outcome, self.first_refusals.count)
+        self.first_refusals.count_outcome(outcome)
         # An abandoned request is left to the next run.
         if outcome.error != ABANDONED:
             self._decide_retry(sending, outcome, asked or 0.0)
@@ -293,10 +292,10 @@ class ApiClient:
     def _count_outcome(self, sending: _QueuedRequest, outcome: Outcome) -> None:
         self.journal.in_flight.remove_attempt(sending.attempt)
         answer = settle_attempt(self.journal, self.tally, self.price, sending.attempt, sending.asking, outcome)
-        if answer is not UNREADABLE:
-            self._check_model(answer, outcome.raw or b"")
         if outcome.outcome == "answered":
             self._progress.add(1, self.tally.spend_text)
+        if answer is not UNREADABLE:
+            self._check_model(answer, outcome.raw or b"")
 
     def _load_first_model(self) -> None:
         # Of the first stored answer, so that a rerun stops at a change of the model too.
@@ -308,26 +307,22 @@ class ApiClient:
                     return
 
     def _check_model(self, answer: Answer, raw: bytes) -> None:
-        """Stop the run if this is not a chat completions API, or at a change of the model."""
+        """Raises ProviderUnusable if this is not a chat completions API, or at a change of the model."""
         if answer.flag == "malformed":
             self._malformed += 1
             if self._malformed >= retry_policy.NO_ANSWERS and not self.models:
-                self._end_run(retry_policy.no_such_api_error(self.endpoint, raw))
+                raise retry_policy.no_such_api_error(self.endpoint, raw)
             return
         self.models[answer.model, answer.fingerprint] += 1
-        if self.first_answers.count_answer(answer) and self.first_answers.usable:
-            count, hint = self.first_answers.count, self.first_answers.usable.hint
-            self._end_run(retry_policy.unusable_answers_error(self.endpoint, count, hint, answer.text or ""))
+        self.first_answers.count_answer(answer)
         if self.settings.stop_on_model_change and len(self.models) > 1:
-            self._end_run(retry_policy.model_changed_error(self.endpoint, self.models))
+            raise retry_policy.model_changed_error(self.endpoint, self.models)
 
     # ---- end of the run
 
     async def _drain_queue(self) -> None:
         for task in list(self._retries):
             task.cancel()
-        if self.journal.write_error:
-            return
         # Journaled ahead of their turn; left open, they would look like requests that a crash cut off.
         never = Outcome("not_sent", error="the run was stopping")
         for sending in self._ready:

@@ -284,10 +284,6 @@ class Journal(ReadOnlyJournal):
         # The lock last: whoever waits for it finds a closed journal.
         self._lock.close()
 
-    @property
-    def write_error(self) -> StorageFailed | None:
-        return self._writer.broken
-
     async def begin_attempts(self, asking: Sequence[PendingRequest], batch: int | None = None) -> list[int]:
         """Record one attempt of each request, in `batch` if given; returns the ids once on disk."""
         attempts = range(self._next_attempt, self._next_attempt + len(asking))
