@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.storage import failpoints
+
+Json = dict[str, Any]  # a JSON object
 
 
 @contextmanager
@@ -76,6 +79,15 @@ def read_text(path: Path, expected: str) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error}); expected {expected}") from None
+
+
+def read_json_object(path: Path) -> Json | None:
+    """The object in a JSON file that we write; None if there is no such file, or it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def write_text(path: Path, text: str) -> None:
