@@ -35,7 +35,7 @@ from nexa_distill.console import cli
 from nexa_distill.console.cli import StopSignal
 from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.journal.batches import Batch
-from nexa_distill.journal.journal import Outcome, PendingRequest, Usage
+from nexa_distill.journal.journal import Outcome, PendingRequest
 from nexa_distill.storage import failpoints
 from nexa_distill.storage.atomic import replace_atomically
 from nexa_distill.storage.manifests import sha256_path
@@ -120,7 +120,7 @@ class BatchClient:
             if not stray.name.endswith(".unknown.jsonl"):
                 stray.unlink()  # batches at the provider need no file any more
         bill_unbilled(self.journal, self.model, self.results.price)
-        self.tally.reserve_under_way(Usage(*self.ledger.under_way_usage()))
+        self.tally.reserve_under_way(self.journal.under_way_usage())
         for batch in self.ledger.list_open():
             remote = batch.remote
             if batch.file and batch.provider != self.endpoint.provider:
