@@ -50,9 +50,10 @@ class ApiClient:
     """Sends the requests of one run to one endpoint; call `send_all` once."""
 
     def __init__(self, run: ModelRun, usable: AnswerRequirement | None = None) -> None:
-        self.endpoint, self.model, self.price, self.settings = run.endpoint, run.model, run.price, run.config.collection
+        self.endpoint, self.settings = run.endpoint, run.config.collection
+        self.model, self.price = run.model, run.model_price
         self.journal, self.tally, self._progress = run.journal, run.tally, run.progress
-        provider, settings = run.provider, run.config.collection
+        provider, settings = run.provider_settings, run.config.collection
         self.pacer = RateLimiter(settings.concurrency, provider.requests_per_minute, provider.tokens_per_minute)
         self.models: Counter[tuple[str | None, str | None]] = Counter()  # and fingerprint
         # A server that we started is ready: its refusals are failures.

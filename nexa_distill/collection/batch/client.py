@@ -54,7 +54,7 @@ class BatchClient:
 
     def __init__(self, run: ModelRun, *, forget: bool) -> None:
         self.endpoint, self.settings, self.forget = run.endpoint, run.config.collection, forget
-        self.discount, self.model = run.provider.batch_discount, run.model
+        self.discount, self.model = run.provider_settings.batch_discount, run.model
         self.journal, self.ledger, self.tally = run.journal, run.journal.batches, run.tally
         self.results, self.progress = BatchResults(run), run.progress
         self.stage, self.folder = run.journal.path.stem, run.journal.path.parent / "batches"

@@ -22,7 +22,7 @@ class BatchResults:
     """Stores the results of one run's batches."""
 
     def __init__(self, run: ModelRun) -> None:
-        self.journal, self.tally, self.price, self.progress = run.journal, run.tally, run.price, run.progress
+        self.journal, self.tally, self.price, self.progress = run.journal, run.tally, run.model_price, run.progress
 
     async def store_answers(self, batch: Batch, answers: Path, unknown: Path) -> list[Outcome]:
         """Store the lines of `answers`; those for no request of the batch go to `unknown`.

@@ -23,12 +23,12 @@ class ModelRun:
     progress: Progress
 
     @property
-    def provider(self) -> Provider:
+    def provider_settings(self) -> Provider:
         return self.config.providers[self.endpoint.provider]
 
     @property
-    def price(self) -> Price | None:
-        return self.provider.prices.get(self.model)
+    def model_price(self) -> Price | None:
+        return self.provider_settings.prices.get(self.model)
 
 
 @contextmanager
