@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +27,7 @@ from nexa_distill.collection.requests.budget import refuse_unpriced
 from nexa_distill.collection.requests.model_run import open_model_run
 from nexa_distill.collection.requests.retry_policy import give_up_reason, none_answered_error
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
+from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED, Row
 from nexa_distill.dialects import is_known_finish
 from nexa_distill.errors import InputError
 from nexa_distill.journal.journal import Attempt, Journal, PendingRequest, ReadOnlyJournal, RequestState, StoredAnswer
@@ -38,7 +37,6 @@ from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.json_schemas import ResponseSchemas, load_schemas
 from nexa_distill.text.secrets import mask_secrets
 
-Row = dict[str, Any]
 # The rows to answer, in batches, with the given columns (None = all); each call starts from the
 # first row.
 Rows = Callable[[Sequence[str] | None], Iterator[list[Row]]]

@@ -25,9 +25,8 @@ from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.collection.requests.transport import DEFAULT_PAUSE_SECONDS, retry_after_seconds
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Outcome
-from nexa_distill.storage.atomic import replace_atomically
+from nexa_distill.storage.atomic import Json, replace_atomically
 
-Json = dict[str, Any]
 T = TypeVar("T")
 ReadBody = Callable[[aiohttp.ClientResponse], Awaitable[T]]
 
