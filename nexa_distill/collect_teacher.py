@@ -29,13 +29,12 @@ from nexa_distill.collection.collector import (
     MAX_PROMPT_BYTES,
     CollectionSummary,
     Collector,
-    Row,
     Rows,
     has_unreadable_answers,
 )
 from nexa_distill.collection.requests.body import PromptRequest, prompt_request, request_body
 from nexa_distill.console import cli
-from nexa_distill.contracts import INPUTS, TABLES
+from nexa_distill.contracts import INPUTS, TABLES, Row
 from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean

@@ -6,11 +6,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from nexa_distill.text.hashing import compact_json, sha256_text
+
+Row = dict[str, Any]  # of a table: column -> value
 
 
 def _make_field(name: str, kind: pa.DataType, doc: str, *, required: bool = False) -> pa.Field:

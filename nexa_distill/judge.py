@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from nexa_distill.collection.capabilities import schema_warning
 from nexa_distill.console import cli
-from nexa_distill.contracts import CANARIES, CHECKS, TABLES, check_reasons
+from nexa_distill.contracts import CANARIES, CHECKS, TABLES, Row, check_reasons
 from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Journal
@@ -44,7 +44,6 @@ from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flag
 from nexa_distill.storage.manifests import StageRun, refuse_stale
 from nexa_distill.storage.tables import read_batches, table_writer
 
-Row = dict[str, Any]
 NOT_RUN = "judge: not run (judging.judges names no judge)"
 
 

@@ -34,11 +34,10 @@ from nexa_distill.console import cli
 from nexa_distill.contracts import DOUBT_REASONS, TABLES
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
-from nexa_distill.storage.atomic import read_text, replace_atomically
+from nexa_distill.storage.atomic import Json, read_text, replace_atomically
 from nexa_distill.storage.tables import open_table, read_batches
 from nexa_distill.to_sft import assistant_message, json_line
 
-Json = dict[str, Any]
 ANSWERS = TABLES["collected_dataset"]
 FIELDS = ("reason", "note", "edited_output")
 NOT_ABOUT_TEXT = DOUBT_REASONS | {"better_attempt_kept", "rejected_by_person"}

@@ -32,13 +32,14 @@ from nexa_distill.collection.capability_tests import (
 from nexa_distill.collection.client import ApiClient
 from nexa_distill.collection.requests.body import LIMIT_KEYS, PromptRequest, prompt_request, request_body
 from nexa_distill.collection.requests.budget import BudgetTracker, refuse_unpriced
-from nexa_distill.collection.requests.connections import choose_proxy, open_session
+from nexa_distill.collection.requests.connections import open_session
 from nexa_distill.collection.requests.endpoint import Endpoint, open_endpoint
+from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.collection.requests.retry_policy import give_up_reason
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.errors import ProviderUnusable
-from nexa_distill.journal.journal import Journal, PendingRequest, usage_elsewhere
+from nexa_distill.journal.journal import Journal, PendingRequest
 from nexa_distill.settings.pipeline import DistillConfig, Provider, load_config, with_flags
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
@@ -141,11 +142,10 @@ class Probe:
         # One at a time, so that a refusal of the whole API stops the probe immediately.
         changes = {"concurrency": 1, "max_attempts": ATTEMPTS, "stop_on_model_change": False}
         settings = self.config.collection.model_copy(update=changes)
-        spent = journal.total_usage().combined_with(usage_elsewhere(journal.path.parent, journal.path))
-        tally = BudgetTracker(self.config.budget, spent)
-        gateway = ApiClient(endpoint, self.provider_settings, settings, self.model, journal, tally)
+        config = self.config.model_copy(update={"collection": settings})
+        tally = BudgetTracker(config.budget, journal.usage_of_all_journals())
         with Progress("probe", len(asking)) as progress:
-            gateway.run(iter([asking]), progress)
+            ApiClient(ModelRun(endpoint, config, self.model, journal, tally, progress)).run(iter([asking]))
 
     def _require_answer(self, plain: ProbeReply, endpoint: Endpoint) -> None:
         if plain.parsed_answer.flag == "malformed":
@@ -166,11 +166,10 @@ def _load_reply(journal: Journal, request: PromptRequest) -> ProbeReply:
 async def _fetch_models(endpoint: Endpoint) -> tuple[int | None, bytes]:
     """(HTTP status, body) of GET /models; the status is None when there was no response."""
     limit, body = aiohttp.ClientTimeout(total=MODELS_SECONDS), bytearray()
-    proxy = choose_proxy(endpoint)._asdict()
     try:
         async with (
             open_session(endpoint, limit) as session,
-            session.get(endpoint.build_url("/models"), allow_redirects=False, **proxy) as response,
+            session.get(endpoint.build_url("/models"), allow_redirects=False) as response,
         ):
             async for part in response.content.iter_any():
                 body += part

@@ -38,13 +38,12 @@ from nexa_distill.collection.collector import (
     BATCH_ROWS,
     CollectionSummary,
     Collector,
-    Row,
     describe_unknown_finish,
     has_unreadable_answers,
 )
 from nexa_distill.collection.requests.body import PromptRequest, prompt_request, raise_limit, request_body
 from nexa_distill.console import cli
-from nexa_distill.contracts import INPUTS, OUTPUTS, TABLES, UNANSWERED
+from nexa_distill.contracts import INPUTS, OUTPUTS, TABLES, UNANSWERED, Row
 from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.dialects import is_known_finish
 from nexa_distill.errors import InputError, NexaError

@@ -26,13 +26,12 @@ from nexa_distill.errors import UsageError, did_you_mean
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
-from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.atomic import Json, write_json
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
 
 # The defaults of the harness, written down: a new version cannot change them unseen.
 SEEDS = {"random_seed": 0} | dict.fromkeys(("numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234)
-Json = dict[str, Any]
 
 
 def harness_version() -> str:

@@ -22,7 +22,6 @@ Run: python -m nexa_train.evaluate_student [--config configs/baseline_distill.ya
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nexa_distill.console import cli
 from nexa_distill.contracts import TABLES
@@ -30,7 +29,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, load_system_prompt
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
-from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.atomic import Json, write_json, write_text
 from nexa_distill.storage.manifests import StageRun, load_manifest, run_id, utc_now
 from nexa_distill.storage.tables import read_table
 from nexa_train import regression
@@ -39,7 +38,6 @@ from nexa_train.evaluation.gate_results import gate_config_hashes, gate_files, l
 from nexa_train.evaluation.held_out_prompts import select_held_out
 from nexa_train.evaluation.metrics import ANSWER_TABLES, compute_metrics
 
-Json = dict[str, Any]
 FUNNEL = {
     "prompts": "canonical",
     "without duplicates": "raw_dataset",

@@ -27,7 +27,7 @@ from nexa_distill.collection.answers.extraction import Cleaner, build_cleaner
 from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, TABLES
+from nexa_distill.contracts import OUTPUTS, TABLES, Row
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
 from nexa_distill.settings.student import Generation, StudentConfig
@@ -37,7 +37,7 @@ from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.hashing import sha256_text
 from nexa_distill.text.reasoning import split_reasoning
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
-from nexa_train.evaluation.held_out_prompts import Row, select_held_out
+from nexa_train.evaluation.held_out_prompts import select_held_out
 from nexa_train.models.bundled import resolve_model
 from nexa_train.models.generation import decode_answer, new_tokens, prompt_tail
 from nexa_train.models.loading import load_for_inference

@@ -23,7 +23,7 @@ from nexa_distill.console import cli
 from nexa_distill.settings.pipeline import Storage, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
-from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.atomic import Json, write_json, write_text
 from nexa_distill.storage.manifests import sealed_hash
 from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train import token_view
@@ -43,7 +43,6 @@ from nexa_train.reports import preflight_html, preflight_text
 from nexa_train.training import folder_notes
 
 SHOWN_ROWS = 6  # rows in the report, token by token
-Json = dict[str, Any]
 
 
 class Preflight:

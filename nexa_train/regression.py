@@ -26,11 +26,11 @@ from nexa_distill.errors import InputError, QualityGateMissed
 from nexa_distill.settings.filters import FilterConfig, RegressionGate
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import run_id, sealed_hash, utc_now
 from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train.evaluation.significance import compare_losses, compare_passes
 
-Json = dict[str, Any]
 ACCEPT = "python -m nexa_train.regression accept"
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from nexa_distill.gating.text_rules import Suspect, pattern_rules
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.text import pii
-from nexa_distill.text.folding import fold_text, fold_texts
+from nexa_distill.text.folding import fold_texts
 from nexa_distill.text.language import identify_prose
 from nexa_distill.text.regions import has_open_fence
 from nexa_distill.text.words import is_spaceless, word_spans
@@ -114,7 +114,7 @@ class Reference:
             (least is not None and size < least) or (most is not None and size > most) for least, most, size in lengths
         ):
             return False
-        folded = fold_text(text)
+        folded = fold_texts(pa.array([text], pa.string())).texts[0].as_py()
         if config.require_action_verb and self._lacks_verb(text, folded):
             return False
         if config.ban_unbalanced_code_fences and has_open_fence(text):

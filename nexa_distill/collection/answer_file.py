@@ -8,13 +8,12 @@ answer are rejected as `no_answer_in_file`; answers to other prompts are ignored
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from nexa_distill.collection.answers.extraction import Cleaner, build_cleaner
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
+from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED, Row
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.raw_data.files import read_raw
 from nexa_distill.raw_data.prompts import number_text
@@ -24,7 +23,6 @@ from nexa_distill.storage.tables import read_batches, table_writer
 
 ID_COLUMNS = ("sample_id", "task_id", "id")
 INPUTS_TABLE = TABLES["raw_dataset"]
-Row = dict[str, Any]
 
 
 def load_answers(path: Path, column: str) -> dict[str, str]:

@@ -21,18 +21,15 @@ from nexa_distill.collection.answers.billing import UNREADABLE, bill_unbilled, s
 from nexa_distill.collection.answers.completions import Answer, parse_answer
 from nexa_distill.collection.first_answers import AnswerRequirement, FirstAnswers, FirstRefusals
 from nexa_distill.collection.requests import retry_policy
-from nexa_distill.collection.requests.budget import BudgetTracker
 from nexa_distill.collection.requests.busy_notice import BusyNotice
-from nexa_distill.collection.requests.endpoint import Endpoint
+from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.collection.requests.rate_limiter import RateLimiter
 from nexa_distill.collection.requests.startup import Startup
 from nexa_distill.collection.requests.transport import ABANDONED, DEFAULT_PAUSE_SECONDS, SendResult, Transport
 from nexa_distill.console import cli
 from nexa_distill.console.cli import StopSignal
-from nexa_distill.console.progress import Progress
 from nexa_distill.errors import NexaError, StorageFailed
-from nexa_distill.journal.journal import Journal, Outcome, PendingRequest
-from nexa_distill.settings.pipeline import Collection, Provider
+from nexa_distill.journal.journal import Outcome, PendingRequest
 from nexa_distill.storage import failpoints
 
 GRACE_SECONDS = 10.0  # for the requests in flight, after a signal
@@ -52,25 +49,17 @@ class _QueuedRequest:
 class ApiClient:
     """Sends the requests of one run to one endpoint; call `send_all` once."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        provider: Provider,
-        settings: Collection,
-        model: str,
-        journal: Journal,
-        tally: BudgetTracker,
-        usable: AnswerRequirement | None = None,
-    ) -> None:
-        self.endpoint, self.settings, self.model = endpoint, settings, model
-        self.price = provider.prices.get(model)
-        self.journal, self.tally = journal, tally
+    def __init__(self, run: ModelRun, usable: AnswerRequirement | None = None) -> None:
+        self.endpoint, self.settings = run.endpoint, run.config.collection
+        self.model, self.price = run.model, run.model_price
+        self.journal, self.tally, self._progress = run.journal, run.tally, run.progress
+        provider, settings = run.provider_settings, run.config.collection
         self.pacer = RateLimiter(settings.concurrency, provider.requests_per_minute, provider.tokens_per_minute)
         self.models: Counter[tuple[str | None, str | None]] = Counter()  # and fingerprint
         # A server that we started is ready: its refusals are failures.
-        self.startup = Startup(endpoint, 0.0 if provider.start else provider.startup_wait_seconds)
-        self.busy = BusyNotice(endpoint)
-        self.first_refusals, self.first_answers = FirstRefusals(), FirstAnswers(usable)
+        self.startup = Startup(self.endpoint, 0.0 if provider.start else provider.startup_wait_seconds)
+        self.busy = BusyNotice(self.endpoint)
+        self.first_refusals, self.first_answers = FirstRefusals(self.endpoint), FirstAnswers(self.endpoint, usable)
         self._malformed = 0
         # Every worker has a request ready while the next batch is written to the journal.
         self._ahead = max(settings.batch_size, settings.concurrency)
@@ -80,14 +69,14 @@ class ApiClient:
         self._retries: set[asyncio.Task[None]] = set()
         self._fatal: BaseException | None = None
 
-    def run(self, batches: Iterator[list[PendingRequest]], progress: Progress) -> None:
+    def run(self, batches: Iterator[list[PendingRequest]]) -> None:
         try:
-            uvloop.run(self.send_all(batches, progress))
+            uvloop.run(self.send_all(batches))
         finally:
             # The loop has replaced the handlers of SIGTERM and SIGHUP; the rest of the command needs them.
             cli.handle_signals()
 
-    async def send_all(self, batches: Iterator[list[PendingRequest]], progress: Progress) -> None:
+    async def send_all(self, batches: Iterator[list[PendingRequest]]) -> None:
         """Send all requests until each has an answer, is refused or is given up.
 
         Raises ProviderUnusable (69), BudgetReached (77), StorageFailed (74), StopSignal or
@@ -95,7 +84,6 @@ class ApiClient:
         """
         self._stop, self._changed = asyncio.Event(), asyncio.Event()
         self._queue_has_space, self._dispatch_lock = asyncio.Event(), asyncio.Lock()
-        self._progress = progress
         bill_unbilled(self.journal, self.model, self.price)
         if self.settings.stop_on_model_change:
             self._load_first_model()
@@ -236,8 +224,7 @@ class ApiClient:
             raise retry_policy.refusal_error(self.endpoint, outcome)
         if outcome.status in retry_policy.OVERLOADED:
             self._slow_down(sending, outcome, asked, now)
-        if self.first_refusals.count_outcome(outcome):
-            raise retry_policy.all_refused_error(self.endpoint, outcome, self.first_refusals.count)
+        self.first_refusals.count_outcome(outcome)
         # An abandoned request is left to the next run.
         if outcome.error != ABANDONED:
             self._decide_retry(sending, outcome, asked or 0.0)
@@ -306,10 +293,10 @@ class ApiClient:
     def _count_outcome(self, sending: _QueuedRequest, outcome: Outcome) -> None:
         self.journal.in_flight.remove_attempt(sending.attempt)
         answer = settle_attempt(self.journal, self.tally, self.price, sending.attempt, sending.asking, outcome)
-        if answer is not UNREADABLE:
-            self._check_model(answer, outcome.raw or b"")
         if outcome.outcome == "answered":
             self._progress.add(1, self.tally.spend_text)
+        if answer is not UNREADABLE:
+            self._check_model(answer, outcome.raw or b"")
 
     def _load_first_model(self) -> None:
         # Of the first stored answer, so that a rerun stops at a change of the model too.
@@ -321,26 +308,22 @@ class ApiClient:
                     return
 
     def _check_model(self, answer: Answer, raw: bytes) -> None:
-        """Stop the run if this is not a chat completions API, or at a change of the model."""
+        """Raises ProviderUnusable if this is not a chat completions API, or at a change of the model."""
         if answer.flag == "malformed":
             self._malformed += 1
             if self._malformed >= retry_policy.NO_ANSWERS and not self.models:
-                self._end_run(retry_policy.no_such_api_error(self.endpoint, raw))
+                raise retry_policy.no_such_api_error(self.endpoint, raw)
             return
         self.models[answer.model, answer.fingerprint] += 1
-        if self.first_answers.count_answer(answer) and self.first_answers.usable:
-            count, hint = self.first_answers.count, self.first_answers.usable.hint
-            self._end_run(retry_policy.unusable_answers_error(self.endpoint, count, hint, answer.text or ""))
+        self.first_answers.count_answer(answer)
         if self.settings.stop_on_model_change and len(self.models) > 1:
-            self._end_run(retry_policy.model_changed_error(self.endpoint, self.models))
+            raise retry_policy.model_changed_error(self.endpoint, self.models)
 
     # ---- end of the run
 
     async def _drain_queue(self) -> None:
         for task in list(self._retries):
             task.cancel()
-        if self.journal.write_error:
-            return
         # Journaled ahead of their turn; left open, they would look like requests that a crash cut off.
         never = Outcome("not_sent", error="the run was stopping")
         for sending in self._ready:

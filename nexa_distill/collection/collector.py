@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,29 +23,20 @@ from nexa_distill.collection.batch.client import BatchClient
 from nexa_distill.collection.client import ApiClient
 from nexa_distill.collection.first_answers import AnswerRequirement
 from nexa_distill.collection.requests.body import PromptRequest, answer_limit
-from nexa_distill.collection.requests.budget import BudgetTracker, refuse_unpriced
-from nexa_distill.collection.requests.endpoint import open_endpoint
+from nexa_distill.collection.requests.budget import refuse_unpriced
+from nexa_distill.collection.requests.model_run import open_model_run
 from nexa_distill.collection.requests.retry_policy import give_up_reason, none_answered_error
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED
+from nexa_distill.contracts import OUTPUTS, TABLES, UNANSWERED, Row
 from nexa_distill.dialects import is_known_finish
 from nexa_distill.errors import InputError
-from nexa_distill.journal.journal import (
-    Attempt,
-    Journal,
-    PendingRequest,
-    ReadOnlyJournal,
-    RequestState,
-    StoredAnswer,
-    usage_elsewhere,
-)
+from nexa_distill.journal.journal import Attempt, Journal, PendingRequest, ReadOnlyJournal, RequestState, StoredAnswer
 from nexa_distill.settings.pipeline import DistillConfig, Price, Provider
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.json_schemas import ResponseSchemas, load_schemas
 from nexa_distill.text.secrets import mask_secrets
 
-Row = dict[str, Any]
 # The rows to answer, in batches, with the given columns (None = all); each call starts from the
 # first row.
 Rows = Callable[[Sequence[str] | None], Iterator[list[Row]]]
@@ -205,7 +195,12 @@ class Collector:
     def refuse_unpayable(self) -> None:
         """Raises InputError (65) for a budget or batch mode that this provider does not support."""
         refuse_unpriced(self.config.budget, self.provider_name, self.provider_settings, self.model)
-        self._refuse_missing_batch_mode()
+        if self.is_batch_mode and self.provider_settings.batch_discount is None:
+            raise InputError(
+                f"batch mode is set, but providers.{self.provider_name}.batch_discount is null: "
+                "this API has no batches. Run without --batch, with collection.batch_api: false, "
+                "or set it to the share of the price that a batch costs there (0.5: half)"
+            )
 
     def open_journal(self, run_id: str) -> Journal:
         """Open the stage's journal. Raises Locked (75), StorageFailed (74)."""
@@ -237,21 +232,10 @@ class Collector:
                 [itertools.chain([first] if first else [], rest)],
                 (self.missing_requests(journal) for _ in itertools.count()),
             )
-            tally = self._new_tracker(journal)
-            with open_endpoint(self.provider_name, self.provider_settings, self.model) as endpoint:
-                client = BatchClient(
-                    endpoint,
-                    self.provider_settings,
-                    self.config.collection,
-                    self.model,
-                    journal,
-                    tally,
-                    progress,
-                    forget=self.retry_failed,
-                )
-                client.run(passes if self.is_batch_mode else iter(()))
+            with open_model_run(self.config, self.provider_name, self.model, journal, progress) as run:
+                BatchClient(run, forget=self.retry_failed).run(passes if self.is_batch_mode else iter(()))
             progress.add(max(0, self.total - progress.done))
-        return tally.sent
+        return run.tally.sent
 
     def _ask_one_by_one(self, journal: Journal) -> int:
         with Progress(self.name, self.total) as progress:
@@ -260,26 +244,9 @@ class Collector:
             first = next(batches, None)
             if first is None:
                 return 0
-            tally = self._new_tracker(journal)
-            with open_endpoint(self.provider_name, self.provider_settings, self.model) as endpoint:
-                client = ApiClient(
-                    endpoint, self.provider_settings, self.config.collection, self.model, journal, tally, self.usable
-                )
-                client.run(itertools.chain([first], batches), progress)
-        return tally.sent
-
-    def _new_tracker(self, journal: Journal) -> BudgetTracker:
-        # One budget for all stages: the spending of the other journals counts.
-        elsewhere = usage_elsewhere(self.journal_path.parent, self.journal_path)
-        return BudgetTracker(self.config.budget, journal.total_usage().combined_with(elsewhere))
-
-    def _refuse_missing_batch_mode(self) -> None:
-        if self.is_batch_mode and self.provider_settings.batch_discount is None:
-            raise InputError(
-                f"batch mode is set, but providers.{self.provider_name}.batch_discount is null: "
-                "this API has no batches. Run without --batch, with collection.batch_api: false, "
-                "or set it to the share of the price that a batch costs there (0.5: half)"
-            )
+            with open_model_run(self.config, self.provider_name, self.model, journal, progress) as run:
+                ApiClient(run, self.usable).run(itertools.chain([first], batches))
+        return run.tally.sent
 
     def missing_requests(
         self, journal: Journal, skip: Callable[[], None] = lambda: None

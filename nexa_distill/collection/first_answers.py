@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from nexa_distill.collection.answers.completions import Answer
 from nexa_distill.collection.requests import retry_policy
+from nexa_distill.collection.requests.endpoint import Endpoint
+from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Outcome
 
 SAME_REFUSALS = 8  # with the same message, before the first answer
@@ -22,24 +24,25 @@ _OF_A_PROMPT = re.compile(
 class FirstRefusals:
     """Counts equal refusals (4xx) until something else happens."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint, self._count = endpoint, 0
         self._sign: tuple[int, str] | None = None
         self._is_over = False
 
-    def count_outcome(self, outcome: Outcome) -> bool:
-        """Count an outcome; returns whether the first `SAME_REFUSALS` were all the same."""
+    def count_outcome(self, outcome: Outcome) -> None:
+        """Count an outcome. Raises ProviderUnusable if the first `SAME_REFUSALS` were all the same."""
         status = outcome.status or 0
         if self._is_over or outcome.outcome != "rejected" or not 400 <= status < 500:
-            return False
+            return
         # Overload passes, and says nothing about the requests.
         if retry_policy.is_retryable(status) or status == 429:
-            return False
+            return
         words = retry_policy.failure_text(outcome)
         sign = status, _normalize_message(words)
         self._is_over = self._sign not in (None, sign) or bool(_OF_A_PROMPT.search(words))
-        self._sign, self.count = sign, self.count + 1
-        return not self._is_over and self.count >= SAME_REFUSALS
+        self._sign, self._count = sign, self._count + 1
+        if not self._is_over and self._count >= SAME_REFUSALS:
+            raise retry_policy.all_refused_error(self._endpoint, outcome, self._count)
 
     def stop_counting(self) -> None:
         # An answer has arrived: address, key and model are right.
@@ -63,15 +66,19 @@ class AnswerRequirement(NamedTuple):
 class FirstAnswers:
     """Counts unusable answers until the first usable one."""
 
-    def __init__(self, usable: AnswerRequirement | None) -> None:
-        self.usable, self.count = usable, 0
+    def __init__(self, endpoint: Endpoint, usable: AnswerRequirement | None) -> None:
+        self._endpoint, self._usable, self._count = endpoint, usable, 0
 
-    def count_answer(self, answer: Answer) -> bool:
-        """Count an answer; returns whether the first `UNUSABLE_ANSWERS` were all unusable."""
-        if self.usable is None:
-            return False
-        if self.usable.is_usable(answer):
-            self.usable = None
-            return False
-        self.count += 1
-        return self.count >= UNUSABLE_ANSWERS
+    def count_answer(self, answer: Answer) -> None:
+        """Count an answer. Raises ProviderUnusable if the first `UNUSABLE_ANSWERS` were all unusable."""
+        if self._usable is None:
+            return
+        if self._usable.is_usable(answer):
+            self._usable = None
+            return
+        self._count += 1
+        if self._count >= UNUSABLE_ANSWERS:
+            raise ProviderUnusable(
+                f"provider {self._endpoint.provider}: none of the first {self._count} answers of "
+                f"{self._endpoint.model} can be read; the last: {(answer.text or '')[:200]!r}. {self._usable.hint}"
+            )

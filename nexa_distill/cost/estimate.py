@@ -16,7 +16,7 @@ from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.body import PromptRequest
 from nexa_distill.cost.cache_misses import EarlierRequests, why_sent
 from nexa_distill.cost.throughput import Throughput, measure_throughput
-from nexa_distill.journal.journal import ReadOnlyJournal, Usage, usage_elsewhere
+from nexa_distill.journal.journal import ReadOnlyJournal, Usage
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
@@ -81,7 +81,7 @@ def estimate_collection(collector: Collector) -> Estimate:
     path = collector.journal_path
     with ReadOnlyJournal(path) as journal:
         plan, sizes = _count_requests(collector, journal)
-        plan.spent = journal.total_usage().combined_with(usage_elsewhere(path.parent, path))
+        plan.spent = journal.usage_of_all_journals()
         if plan.send:
             rates = measure_throughput(journal, collector.model)
             _count_tokens(plan, sizes, rates, collector)

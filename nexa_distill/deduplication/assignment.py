@@ -6,6 +6,7 @@ Only numbers are in memory; the texts stay on disk.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchedBa
 from nexa_distill.deduplication.shared_text import NOTHING_SHARED, SharedText
 from nexa_distill.deduplication.splits import SPLITS, Documents, assign_splits
 from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.text.hashing import Digests, Hashes, Indexes, digest_ids, digest_keys, mix_bits, sha256_text
+from nexa_distill.text.hashing import Digests, Indexes, digest_ids, digest_keys, mix_bits, sha256_text
 from nexa_distill.text.ngrams import normalize_document
 
 REASONS = ("", "duplicate", "joins_splits", "near_duplicate", "contaminated")
@@ -74,7 +75,8 @@ def prepare_batch(batch: pa.Table, how: MinHashSettings | None, shared: SharedTe
     """Compute all that needs the texts of a batch of contracts.CANONICAL. Pure."""
     rows = batch.select(COLUMNS).to_pylist()
     # 16 bytes: half the memory, and equal hashes of different texts are still out of reach.
-    content = [hashlib.sha256(_content_bytes(row)).digest()[:16] for row in rows]
+    contents = (canonical_input(row).encode("utf-8", "surrogatepass") for row in rows)
+    content = [hashlib.sha256(each).digest()[:16] for each in contents]
     texts = [own_texts(row, shared) for row in rows]
     subjects, questions = (pa.array([text[i] for text in texts], pa.string()) for i in (0, 1))
     return PreparedBatch(
@@ -85,10 +87,6 @@ def prepare_batch(batch: pa.Table, how: MinHashSettings | None, shared: SharedTe
         sketch_batch(subjects, how),
         sketch_batch(questions, how),
     )
-
-
-def _content_bytes(row: Mapping[str, Any]) -> bytes:
-    return canonical_input(row).encode("utf-8", "surrogatepass")
 
 
 @dataclass
@@ -171,11 +169,7 @@ def assign_document_splits(rows: DedupRows, labels: Indexes, config: DistillConf
     cluster, document = labels[rows.subject[order]], rows.document[order]
     same = cluster[1:] == cluster[:-1]
     union_labels(clusters, document[:-1][same], document[1:][same])
-
-    def find_meetings(members: list[int]) -> list[tuple[int, int]]:
-        return list(_meeting_documents(rows, members))
-
-    conflicting = assign_splits(rows.documents, clusters, config.split, find_meetings)
+    conflicting = assign_splits(rows.documents, clusters, config.split, partial(_meeting_documents, rows))
     if conflicting:
         _recluster_subjects(rows, labels, [index for index in conflicting if index not in rows.documents.refused])
 
@@ -259,7 +253,8 @@ def _reject_near_duplicates(
 ) -> None:
     """Keep one row per task type and cluster of subject and question, and all of `stays`."""
     alive = np.flatnonzero(verdicts.reason == 0)
-    salt = _group_hashes(rows.tasks[alive], labels[rows.subject[alive]])
+    tasks, clusters = rows.tasks[alive].astype(np.uint64), labels[rows.subject[alive]].astype(np.uint64)
+    salt = mix_bits(mix_bits(tasks) ^ clusters)
     _, group, size = np.unique(salt, return_inverse=True, return_counts=True)
     # A row that is alone in its task type and subject cluster has no near-duplicate.
     several = size[group] > 1
@@ -272,10 +267,6 @@ def _reject_near_duplicates(
     drop = (best != alive) & ~stays[alive]
     verdicts.reason[alive[drop]] = NEAR_DUPLICATE
     verdicts.other[alive[drop]] = best[drop]
-
-
-def _group_hashes(tasks: npt.NDArray[np.int32], clusters: Indexes) -> Hashes:
-    return mix_bits(mix_bits(tasks.astype(np.uint64)) ^ clusters.astype(np.uint64))
 
 
 def _reject_contaminated(

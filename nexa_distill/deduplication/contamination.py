@@ -94,7 +94,7 @@ def find_contamination(
         reads.append((evaluation, _distinct_texts(evaluation, np.arange(len(evaluation))), True))
     reads = [(where, _distinct_texts(where, texts), aside) for where, texts, aside in reads]
     training = _distinct_texts(sketches, training)
-    total = sum(_count_words(where, texts) for where, texts, _ in reads)
+    total = sum(int((where.starts[texts + 1] - where.starts[texts]).sum()) for where, texts, _ in reads)
     # Held-out runs that do not fit into memory are searched in parts, each with its share of all hashes.
     parts = max(-(-total // BUDGET), 1)
     hits: list[_Hits] = []
@@ -112,10 +112,6 @@ def _distinct_texts(sketches: SketchStore, texts: Indexes) -> Indexes:
     # Ascending, as `_hash_runs` needs them.
     distinct: Indexes = texts[np.sort(first)]
     return distinct
-
-
-def _count_words(sketches: SketchStore, texts: Indexes) -> int:
-    return int((sketches.starts[texts + 1] - sketches.starts[texts]).sum())
 
 
 def _hash_runs(

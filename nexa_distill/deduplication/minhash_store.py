@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from rensa import RMinHash
 
+from nexa_distill.storage.atomic import is_running
 from nexa_distill.text.hashing import Hashes, Indexes, mix_bits
 from nexa_distill.text.ngrams import HashedWords, fingerprint_texts, hash_ngrams, hash_words
 
@@ -96,18 +96,13 @@ def sketch_batch(texts: pa.Array, how: MinHashSettings | None) -> SketchedBatch:
     return SketchedBatch(words, rows, fingerprint_texts(words), signatures, bands)
 
 
-class NumberFile:
-    """A file of numbers that is read in pieces."""
-
-    def __init__(self, path: Path, kind: type[np.unsignedinteger[Any]]) -> None:
-        # A memory map would stay in the memory of this process.
-        self._file, self._kind = path.open("rb", buffering=0), np.dtype(kind)
-
-    def read_pieces(self, starts: Indexes, counts: Indexes) -> npt.NDArray[Any]:
-        """Read `counts[i]` numbers from number `starts[i]` on, and concatenate the pieces."""
-        size, number = self._kind.itemsize, self._file.fileno()
-        places = zip((starts * size).tolist(), (counts * size).tolist(), strict=True)
-        return np.frombuffer(b"".join(os.pread(number, length, start) for start, length in places), self._kind)
+def read_pieces(path: Path, kind: npt.DTypeLike, starts: Indexes, counts: Indexes) -> npt.NDArray[Any]:
+    """Read `counts[i]` numbers from number `starts[i]` on, and concatenate the pieces."""
+    size = np.dtype(kind).itemsize
+    places = zip((starts * size).tolist(), (counts * size).tolist(), strict=True)
+    # A memory map would stay in the memory of this process.
+    with path.open("rb", buffering=0) as file:
+        return np.frombuffer(b"".join(os.pread(file.fileno(), length, start) for start, length in places), kind)
 
 
 class SketchStore:
@@ -152,26 +147,18 @@ class SketchStore:
     def __len__(self) -> int:
         return self._count
 
-    @cached_property
-    def _signature_file(self) -> NumberFile:
-        return NumberFile(self._folder / "signatures", np.uint8)
-
     def load_signatures(self, texts: Indexes) -> Signatures:
         width = self._how.permutations if self._how else 0
-        flat = self._signature_file.read_pieces(texts * width, np.full(len(texts), width))
+        flat = read_pieces(self._folder / "signatures", np.uint8, texts * width, np.full(len(texts), width))
         return flat.reshape(len(texts), width)
 
     def load_band(self, number: int) -> Hashes:
         return np.fromfile(self._folder / f"band-{number}", np.uint64)
 
-    @cached_property
-    def _word_file(self) -> NumberFile:
-        return NumberFile(self._folder / "words", np.uint64)
-
     def load_words(self, texts: Indexes) -> HashedWords:
         first, lengths = self.starts[texts], self.starts[texts + 1] - self.starts[texts]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        return HashedWords(self._word_file.read_pieces(first, lengths), starts)
+        return HashedWords(read_pieces(self._folder / "words", np.uint64, first, lengths), starts)
 
     def text_blocks(self, words: int = 500_000) -> Iterator[tuple[int, int]]:
         first = 0
@@ -187,14 +174,8 @@ class SketchStore:
 def scratch_folder(dst: Path) -> Iterator[Path]:
     """A hidden folder beside `dst`, removed at the end; those of killed runs are removed first."""
     for old in dst.parent.glob(f".{dst.name}.*.scratch"):
-        try:
-            # Signal 0 only asks whether the process lives.
-            os.kill(int(old.name.split(".")[-2]), 0)
-        except ProcessLookupError:
+        if not is_running(int(old.name.split(".")[-2])):
             shutil.rmtree(old, ignore_errors=True)
-        # It lives, and is another user's.
-        except PermissionError:
-            continue
     folder = dst.with_name(f".{dst.name}.{os.getpid()}.scratch")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -18,7 +18,6 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 FEWEST = 5  # rows
 SHARE = 3  # at least one row in so many has an instruction
@@ -108,11 +107,6 @@ def find_shared_text(
     return SharedText(frozenset(instructions), frozenset(passages - instructions), tuple(reported))
 
 
-def _rows_with_context(batch: pa.Table) -> pa.ChunkedArray:
-    trimmed = pc.utf8_trim_whitespace(pc.fill_null(batch["context"], ""))
-    return pc.not_equal(trimmed, "")
-
-
 def _has_context(row: Mapping[str, str | None]) -> bool:
     return bool((row["context"] or "").strip())
 
@@ -130,14 +124,13 @@ def _count_shared(batches: Iterable[pa.Table]) -> tuple[int, dict[str, int], dic
     total, none = 0, np.zeros(0, "S16")
     documents, prompts, names, owners = [none], [none], [none], [np.zeros(0, np.int64)]
     for batch in batches:
-        has_context = _rows_with_context(batch)
-        rows = batch.filter(pc.invert(has_context)).select(["user_prompt", "schema"]).to_pylist()
-        texts = list(map(_prompt_without_schema, rows))
+        rows = batch.select(COLUMNS).to_pylist()
+        texts = [_prompt_without_schema(row) for row in rows if not _has_context(row)]
         ends = [sorted({name for name, _ in _openings_and_closings(text)}) for text in texts]
         owner = np.repeat(np.arange(len(texts)), [len(part) for part in ends])
         # Positions among the prompts of all batches so far.
         owners.append(owner + sum(map(len, prompts)))
-        documents.append(_name_array(batch["document_id"].filter(has_context).to_pylist()))
+        documents.append(_name_array(row["document_id"] for row in rows if _has_context(row)))
         prompts.append(_name_array(texts))
         names.append(np.array(list(chain.from_iterable(ends)), "S16"))
         total += batch.num_rows

@@ -222,14 +222,9 @@ def _resolve_conflict(documents: Documents, members: list[int], pairs: Iterable[
                     continue
                 placed.add(index)
                 if not documents.known[index]:
-                    source = min(touched or group, key=lambda o: _sort_key(documents, o, bool(touched)))
-                    which = documents.names if touched else documents.ids
-                    documents.names[index] = which[source]
+                    candidates = documents.names[sorted(touched)] if touched else documents.ids[group]
+                    documents.names[index] = min(candidates, key=lambda name: name.tobytes())
                     documents.sides[index] = SPLITS.index(split_of_cluster(_cluster_name(documents, index), split))
-
-
-def _sort_key(documents: Documents, index: int, by_name: bool) -> bytes:
-    return bytes((documents.names if by_name else documents.ids)[index].tobytes())
 
 
 def _connected_components(nodes: Collection[int], near: Mapping[int, set[int]]) -> Iterator[list[int]]:

@@ -53,9 +53,9 @@ def _shorten_detail(detail: Any) -> str | None:
     return text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + "…"
 
 
-def failed_checks(reason: str, detail: Any = None, *, known: bool) -> list[Check]:
-    """The checks of an answer that does not execute; with `known` it does not match either."""
-    names = ("executes", "matches") if known else ("executes",)
+def failed_checks(job: Job, reason: str, detail: Any = None) -> list[Check]:
+    """The checks of an answer that does not execute; if there is a known answer, it does not match either."""
+    names = ("executes",) if job.known is None else ("executes", "matches")
     return [make_check(name, False, reason, detail) for name in names]
 
 

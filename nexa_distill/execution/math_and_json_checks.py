@@ -39,7 +39,7 @@ class MathChecks:
         """executes = a final answer was found; matches = it equals the reference's."""
         answer = self._final_answer(job.answer or "")
         if not answer:
-            return failed_checks("no_final_answer", None, known=job.known is not None)
+            return failed_checks(job, "no_final_answer")
         executes = make_check("executes", True, None, answer[-1])
         if job.known is None:
             return [executes]
@@ -66,7 +66,7 @@ class JsonChecks:
         try:
             parse_json(text)
         except ValueError as error:
-            return failed_checks("invalid_json", error, known=job.known is not None)
+            return failed_checks(job, "invalid_json", error)
         executes = make_check("executes", True)
         if job.known is None:
             return [executes]

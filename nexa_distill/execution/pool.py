@@ -19,17 +19,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import nexa_distill
 from nexa_distill.errors import NexaError
 from nexa_distill.execution.checks import Check, Job, failed_checks, undecided_checks, with_score
 from nexa_distill.execution.job_timer import GOLD, TIMER_FORMAT, JobTimer
+from nexa_distill.storage.thread_pool import submit_in_order
 
 JOBS_AT_ONCE, CHARACTERS_AT_ONCE = 16, 16_384  # sent ahead, so that neither side waits
 GRACE_SECONDS = 0.5  # after the answer's own limit, which the worker enforces itself
@@ -50,9 +49,7 @@ class WorkerPool:
         self._threads = ThreadPoolExecutor(self._count, "exec")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Killed first, so that no thread waits for a worker; closed when no thread reads any more.
         with self._lock:
             self._closing = True
@@ -64,14 +61,8 @@ class WorkerPool:
 
     def map_jobs(self, jobs: Iterable[Job]) -> Iterator[list[Check]]:
         """The checks of each job, with its score, in order."""
-        waiting: deque[Future[list[list[Check]]]] = deque()
-        for part in _split_jobs(jobs):
-            waiting.append(self._threads.submit(self._run_jobs, part))
-            # A few parts ahead: work for every worker, without all jobs in memory.
-            if len(waiting) > 4 * self._count:
-                yield from map(with_score, waiting.popleft().result())
-        while waiting:
-            yield from map(with_score, waiting.popleft().result())
+        for part in submit_in_order(self._threads, self._run_jobs, _split_jobs(jobs), ahead=4 * self._count):
+            yield from map(with_score, part)
 
     def _run_jobs(self, jobs: Sequence[Job]) -> list[list[Check]]:
         results: list[list[Check]] = []
@@ -207,6 +198,5 @@ def _blame_job(job: Job, whose: int, *, late: bool) -> list[Check]:
     if whose == GOLD:
         return undecided_checks("not_decidable", "the known query ended the process that ran it")
     if late:
-        return failed_checks("execution_timeout", "stopped at its wall", known=job.known is not None)
-    detail = "the process that ran it died"
-    return failed_checks("execution_crashed", detail, known=job.known is not None)
+        return failed_checks(job, "execution_timeout", "stopped at its wall")
+    return failed_checks(job, "execution_crashed", "the process that ran it died")

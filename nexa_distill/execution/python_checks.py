@@ -7,6 +7,7 @@ missing module, are `not_decidable`. The isolation and its gaps: `sandbox.py`.
 """
 
 import signal
+from functools import lru_cache
 
 from nexa_distill.execution import sandbox
 from nexa_distill.execution.checks import Check, Job, failed_checks, make_check, undecided_checks
@@ -25,24 +26,23 @@ class PythonChecks:
 
     def __init__(self, limits: Limits, watch: JobTimer | None = None) -> None:
         self._limits, self._watch = limits, watch
-        self._doubts: dict[str, str | None] = {}
+        self._error_alone = lru_cache(CACHED)(self._run_tests_alone)
 
     def check_answer(self, job: Job) -> list[Check]:
         """executes, and matches if there are tests (`job.known`)."""
         program = job.answer or ""
         tests = None if job.known is None else complete_tests(job.known, program)
         ran = sandbox.run_program(program, tests, self._limits)
-        known = job.known is not None
         if ran.step is None:
-            return self._unfinished_checks(ran, known=known)
+            return self._unfinished_checks(job, ran)
         if ran.step == "load" and ran.error is not None:
-            return failed_checks(_rejection_reason(ran.error, "not_executable"), ran.error, known=known)
+            return failed_checks(job, _rejection_reason(ran.error, "not_executable"), ran.error)
         executes = make_check("executes", True)
-        if not known:
+        if job.known is None:
             return [executes]
         # Only a pass or a missing module can be due to the tests.
         if ran.error is None or ran.error.startswith(NO_MODULE):
-            doubt = self._why_undecidable(job.known or "", ran.error)
+            doubt = self._why_undecidable(job.known, ran.error)
             if doubt:
                 return [executes, make_check("matches", None, "not_decidable", doubt)]
         reason = _rejection_reason(ran.error, "tests_failed") if ran.error else None
@@ -50,35 +50,34 @@ class PythonChecks:
 
     def _why_undecidable(self, tests: str, error: str | None) -> str | None:
         """Why the tests cannot decide, from a run without a program; None = they can."""
-        if tests not in self._doubts:
-            if self._watch:
-                self._watch.start(GOLD)
-            ran = sandbox.run_program("", complete_tests(tests, ""), self._limits)
-            if self._watch:
-                self._watch.start(ANSWER)
-            passes = ran.step == "tests" and ran.error is None
-            if len(self._doubts) >= CACHED:
-                self._doubts.clear()
-            self._doubts[tests] = "" if passes else ran.error
-        alone = self._doubts[tests]
+        alone = self._error_alone(tests)
         if alone == "":
             return "the tests also pass without the program: they never call it, or assert nothing"
         return f"the tests cannot be run here: {error}" if error and error == alone else None
 
-    def _unfinished_checks(self, ran: sandbox.SandboxResult, *, known: bool) -> list[Check]:
+    def _run_tests_alone(self, tests: str) -> str | None:
+        """The error of the tests without a program; "" if they pass."""
+        if self._watch:
+            self._watch.start(GOLD)
+        ran = sandbox.run_program("", complete_tests(tests, ""), self._limits)
+        if self._watch:
+            self._watch.start(ANSWER)
+        return "" if ran.step == "tests" and ran.error is None else ran.error
+
+    def _unfinished_checks(self, job: Job, ran: sandbox.SandboxResult) -> list[Check]:
         if ran.stopped == "output":
             limit = f"printed more than {self._limits.max_output_bytes} bytes"
-            return failed_checks("output_limit", limit, known=known)
+            return failed_checks(job, "output_limit", limit)
         # bwrap reports a signal as 128 and its number, as shells do.
         if ran.stopped == "time" or ran.code == 128 + signal.SIGXCPU:
             limit = f"more than {self._limits.timeout_seconds} s"
-            return failed_checks("execution_timeout", limit, known=known)
+            return failed_checks(job, "execution_timeout", limit)
         if ran.output.startswith("bwrap: "):
             return undecided_checks("check_missing", ran.output)
         if ran.code > 128:
-            return failed_checks("execution_crashed", f"ended by signal {ran.code - 128}", known=known)
+            return failed_checks(job, "execution_crashed", f"ended by signal {ran.code - 128}")
         exited = f"exited with status {ran.code} before the tests were done"
-        return failed_checks("not_executable", exited, known=known)
+        return failed_checks(job, "not_executable", exited)
 
 
 def _rejection_reason(error: str, otherwise: str) -> str:

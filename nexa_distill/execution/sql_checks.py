@@ -81,12 +81,12 @@ class SqlChecks:
 
     def check_answer(self, job: Job) -> list[Check]:
         """executes; matches if there is a gold query; matches_perturbed if that matches."""
-        answer, place, known = job.answer or "", str(job.place), job.known is not None
+        answer, place = job.answer or "", str(job.place)
         databases, clock = self._open_databases(place), Clock(self._limits.timeout_seconds)
         try:
             rows = databases[0].fetch_rows(answer, clock)
         except ExecutionRejected as why:
-            return failed_checks(why.reason, why.detail, known=known)
+            return failed_checks(job, why.reason, why.detail)
         executes = make_check("executes", True)
         if job.known is None:
             return [executes]

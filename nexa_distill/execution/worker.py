@@ -51,11 +51,11 @@ def load_checkers(setting: Mapping[str, Any], watch: JobTimer) -> dict[str, Chec
 
 def run_job(job: Job, by_kind: Mapping[str, Checker]) -> dict[str, Any]:
     if not (job.answer or "").strip():
-        return {"checks": failed_checks("empty_output", known=job.known is not None)}
+        return {"checks": failed_checks(job, "empty_output")}
     try:
         return {"checks": by_kind[job.kind](job)}
     except MemoryError:
-        return {"checks": failed_checks("memory_limit", "out of memory", known=job.known is not None)}
+        return {"checks": failed_checks(job, "memory_limit", "out of memory")}
     except Exception:  # noqa: BLE001 - a bug here must not be this answer's verdict
         return {"bug": traceback.format_exc()[-300:]}
 

@@ -5,7 +5,6 @@ below its gate, or a gate whose figure was not measured, stops the run before tr
 The filtering script checks first, so that the run stops early; packaging checks again.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from nexa_distill.errors import InputMissing, QualityGateMissed
 from nexa_distill.settings.filters import FilterConfig, QualityGates
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import read_json_object
 from nexa_distill.storage.manifests import load_manifest
 
 FILTERING = "python scripts/python/data_processing/run_filtering.py"
@@ -52,14 +52,10 @@ def enforce_gates(config: DistillConfig) -> None:
         return
     path = config.storage.path_of("reports") / "sample_gate" / "quality_report.json"
     manifest = load_manifest(config.storage.path_of("filtered_dataset"), config.storage)
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        counts = manifest and (manifest["rows_in"], manifest["kept"])
-        # The report of other answers must not open the gate.
-        is_current = (report["total"], report["kept"]) == counts
-    except (OSError, ValueError, KeyError):
-        is_current = False
-    if not is_current:
+    report = read_json_object(path) or {}
+    counts = manifest and (manifest["rows_in"], manifest["kept"])
+    # The report of other answers must not open the gate.
+    if (report.get("total"), report.get("kept")) != counts:
         raise InputMissing(f"{path}: is not the report of the kept answers; run `{FILTERING}`")
     if missed := list(missed_gates(report, gates)):
         advice = (

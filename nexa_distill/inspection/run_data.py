@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from nexa_distill.errors import NexaError
 from nexa_distill.orchestration.run_folder import SessionState, latest_run, planned_sessions, read_session
@@ -10,9 +9,9 @@ from nexa_distill.orchestration.stages import STAGES, locate_path
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import Json, read_json_object
 from nexa_distill.storage.manifests import load_manifest
 
-Json = dict[str, Any]
 FUNNEL_STEPS = {
     "prompts": "canonical",
     "without duplicates": "raw_dataset",
@@ -21,15 +20,6 @@ FUNNEL_STEPS = {
     "kept by SampleGate": "filtered_dataset",
     "packaged": "sft_parquet",
 }
-
-
-def read_json(path: Path) -> Json | None:
-    """A report, or None if it is missing or not a JSON object."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) else None
 
 
 def count_funnel(storage: Storage) -> list[Json]:
@@ -45,11 +35,11 @@ def count_reasons(storage: Storage) -> list[Json]:
 
 
 def load_gate_report(storage: Storage) -> Json | None:
-    return read_json(storage.path_of("reports") / "sample_gate" / "gate_report.json")
+    return read_json_object(storage.path_of("reports") / "sample_gate" / "gate_report.json")
 
 
 def load_cost_report(storage: Storage) -> Json | None:
-    return read_json(storage.path_of("reports") / "cost_report.json")
+    return read_json_object(storage.path_of("reports") / "cost_report.json")
 
 
 def stage_timings(config: DistillConfig) -> list[Json]:

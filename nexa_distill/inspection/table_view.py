@@ -7,7 +7,6 @@ cache of the last row groups.
 from collections.abc import Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nexa_distill.annotation.annotations import Key
-from nexa_distill.contracts import NOT_APPLIED, TABLES
+from nexa_distill.contracts import NOT_APPLIED, TABLES, Row
 from nexa_distill.storage.tables import open_table
 
 Rows = npt.NDArray[np.int64]  # row numbers of a file, ascending
 Mask = npt.NDArray[np.bool_]
-Row = dict[str, Any]
 FACETS = ("split", "domain", "template_name")
 TEXTS = ("user_prompt", "context", "teacher_output", "reasoning_output")
 CACHED_GROUPS = 3

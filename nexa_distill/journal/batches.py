@@ -61,20 +61,6 @@ class BatchAttempt(NamedTuple):
     ended: int
 
 
-def open_batch_ids(db: sqlite3.Connection) -> set[int]:
-    return {id_ for (id_,) in db.execute("SELECT id FROM open_batches")}
-
-
-def under_way_usage(db: sqlite3.Connection) -> tuple[int, int, float]:
-    """(requests, tokens, dollars) reserved for attempts of open batches without an outcome."""
-    sql = (
-        "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
-        "FROM unended WHERE batch IN (SELECT id FROM open_batches)"
-    )
-    requests, tokens, usd = db.execute(sql).fetchone()
-    return requests, tokens, usd
-
-
 class BatchLedger:
     """The batches of one journal: reads committed rows, writes through its group commits."""
 
@@ -109,9 +95,6 @@ class BatchLedger:
             "FROM open_batches ORDER BY id"
         )
         return [Batch(*row) for row in self._db.execute(sql)]
-
-    def under_way_usage(self) -> tuple[int, int, float]:
-        return under_way_usage(self._db)
 
     def find_attempts(self, batch: int, keys: Iterable[str]) -> dict[str, BatchAttempt]:
         sql = (

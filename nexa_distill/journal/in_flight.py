@@ -27,9 +27,6 @@ class InFlight:
         self._free = list(range(places))
         self._place: dict[int, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._place)
-
     @property
     def is_full(self) -> bool:
         return not self._free

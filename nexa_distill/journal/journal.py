@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 from nexa_distill.errors import Locked, StorageFailed
-from nexa_distill.journal.batches import BatchLedger, open_batch_ids, under_way_usage
+from nexa_distill.journal.batches import BatchLedger
 from nexa_distill.journal.group_commit import GroupCommit, OnStored
 from nexa_distill.journal.in_flight import InFlight, load_orphaned_ids
 from nexa_distill.journal.key_index import KeyIndex, index_all_keys
@@ -191,7 +191,34 @@ class ReadOnlyJournal:
 
     def total_usage(self) -> Usage:
         """Usage of all runs; an uncertain attempt counts as its maximum."""
-        return _recorded_usage(self._committed).combined_with(self.unended_usage())
+        # Answers without usage, uncertain attempts and open batches count as their reservation.
+        sql = (
+            "SELECT count(*), "
+            "coalesce(sum(coalesce(u.total_tokens, a.most_tokens)), 0), "
+            "coalesce(sum(coalesce(u.cost_usd, a.most_usd)), 0.0) "
+            "FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
+            "LEFT JOIN usage u ON u.attempt_id = a.id WHERE o.outcome IN ('answered', 'uncertain')"
+        )
+        recorded = Usage(*self.read_rows(sql).fetchone())
+        return recorded.combined_with(self.under_way_usage()).combined_with(self.unended_usage())
+
+    def under_way_usage(self) -> Usage:
+        """Reserved for attempts of open batches without an outcome."""
+        sql = (
+            "SELECT count(*), coalesce(sum(most_tokens), 0), coalesce(sum(most_usd), 0.0) "
+            "FROM unended WHERE batch IN (SELECT id FROM open_batches)"
+        )
+        return Usage(*self.read_rows(sql).fetchone())
+
+    def usage_of_all_journals(self) -> Usage:
+        """Usage in this journal and all others of its folder. Raises StorageFailed."""
+        # An unreadable journal stops the run: counted as nothing, it would let a budget be exceeded.
+        total = self.total_usage()
+        for path in sorted(self.path.parent.glob("*.sqlite")):
+            if path.resolve() != self.path.resolve():
+                with ReadOnlyJournal(path) as other:
+                    total = total.combined_with(other.total_usage())
+        return total
 
     def unended_usage(self) -> Usage:
         """Maximum usage of the sends without an outcome, also those of a running collector."""
@@ -274,10 +301,6 @@ class Journal(ReadOnlyJournal):
         # The lock last: whoever waits for it finds a closed journal.
         self._lock.close()
 
-    @property
-    def write_error(self) -> StorageFailed | None:
-        return self._writer.broken
-
     async def begin_attempts(self, asking: Sequence[PendingRequest], batch: int | None = None) -> list[int]:
         """Record one attempt of each request, in `batch` if given; returns the ids once on disk."""
         attempts = range(self._next_attempt, self._next_attempt + len(asking))
@@ -317,29 +340,6 @@ def _model_pattern(model: str) -> bytes:
     return f'"model":{json.dumps(model, ensure_ascii=False)}'.encode("utf-8", "surrogatepass")
 
 
-def usage_elsewhere(folder: Path, but: Path) -> Usage:
-    """Usage in all journals of `folder` except `but`. Raises StorageFailed."""
-    # An unreadable journal stops the run: counted as nothing, it would let a budget be exceeded.
-    total = Usage(0, 0, 0.0)
-    for path in sorted(folder.glob("*.sqlite")):
-        if path.resolve() != but.resolve():
-            with ReadOnlyJournal(path) as other:
-                total = total.combined_with(other.total_usage())
-    return total
-
-
-def _recorded_usage(db: sqlite3.Connection) -> Usage:
-    # Answers without usage, uncertain attempts and open batches count as their reservation.
-    sql = (
-        "SELECT count(*), "
-        "coalesce(sum(coalesce(u.total_tokens, a.most_tokens)), 0), "
-        "coalesce(sum(coalesce(u.cost_usd, a.most_usd)), 0.0) "
-        "FROM outcomes o JOIN attempts a ON a.id = o.attempt_id "
-        "LEFT JOIN usage u ON u.attempt_id = a.id WHERE o.outcome IN ('answered', 'uncertain')"
-    )
-    return Usage(*db.execute(sql).fetchone()).combined_with(Usage(*under_way_usage(db)))
-
-
 def _in_flight_path(path: Path) -> Path:
     return path.with_suffix(".inflight")
 
@@ -347,7 +347,7 @@ def _in_flight_path(path: Path) -> Path:
 def _orphaned_attempts(db: sqlite3.Connection, in_flight: set[int] | None) -> list[tuple[int, str]]:
     """(attempt, outcome) of a process that died. `in_flight`: ids in flight; None = perhaps all."""
     sql = "SELECT id, batch FROM attempts WHERE id NOT IN (SELECT attempt_id FROM outcomes)"
-    rows, open_ = db.execute(sql).fetchall(), open_batch_ids(db)
+    rows, open_ = db.execute(sql).fetchall(), {id_ for (id_,) in db.execute("SELECT id FROM open_batches")}
     sent = {id_ for id_, batch in rows if batch is None and (in_flight is None or id_ in in_flight)}
     return [
         (id_, "uncertain" if id_ in sent else "not_sent")

@@ -74,7 +74,10 @@ def prepare_tables(db: sqlite3.Connection, path: Path) -> None:
     if not version and not tables:
         db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
     elif not version:
-        _migrate_old_tables(db)
+        # In one transaction, because the answers of release 0.1 are paid for.
+        db.executescript(
+            f"BEGIN; {RENAME_OLD_TABLES} {SCHEMA} {COPY_OLD_TABLES} PRAGMA user_version={VERSION}; COMMIT;"
+        )
     elif version != VERSION:
         raise StorageFailed(
             f"{path}: a journal of version {version}, expected {VERSION}; "
@@ -95,8 +98,3 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     if version != VERSION:
         prepare_tables(db, path)
     return db
-
-
-def _migrate_old_tables(db: sqlite3.Connection) -> None:
-    # In one transaction, because the answers of release 0.1 are paid for.
-    db.executescript(f"BEGIN; {RENAME_OLD_TABLES} {SCHEMA} {COPY_OLD_TABLES} PRAGMA user_version={VERSION}; COMMIT;")

@@ -10,15 +10,14 @@ Per rubric one row for all judges, then one per judge (`judge.factuality.MODEL`)
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.requests.body import PromptRequest
+from nexa_distill.contracts import Row
 from nexa_distill.journal.journal import ReadOnlyJournal, StoredAnswer
 from nexa_distill.judging.rubrics import FIELDS, RubricText
 from nexa_distill.judging.verdict_parser import Verdict, no_verdict, read_verdict
-
-Row = dict[str, Any]
 
 SAFETY_REASONS = {"critical": "critical_safety", "review": "requires_human_review"}
 BY_SEVERITY = list(SAFETY_REASONS.values())

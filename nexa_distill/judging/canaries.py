@@ -8,13 +8,10 @@ Not covered: bad answers that read well; `judge calibrate` measures those.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import TABLES, Row
 from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.tables import read_batches
-
-Row = dict[str, Any]
 
 # The first three: Zhao et al. 2025, "One Token to Fool LLM-as-a-Judge" ("master keys").
 CANARIES = {

@@ -7,20 +7,18 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill.contracts import TABLES
+from nexa_distill.contracts import TABLES, Row
 from nexa_distill.judging.canaries import canary_rows
 from nexa_distill.judging.rubrics import PROMPT_SECTIONS
 from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.tables import read_batches
 
-Row = dict[str, Any]
 Flags = npt.NDArray[np.bool_]
 
 SOURCE, CHECKED = TABLES["rule_filtered"], TABLES["exec_checks"]

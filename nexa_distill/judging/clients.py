@@ -7,13 +7,12 @@ from typing import Any
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.first_answers import AnswerRequirement
 from nexa_distill.collection.requests.body import PromptRequest
+from nexa_distill.contracts import Row
 from nexa_distill.judging.aggregation import Panel
 from nexa_distill.judging.candidates import Candidates, has_text
 from nexa_distill.judging.rubrics import judge_request, load_rubrics
 from nexa_distill.judging.verdict_parser import UNREADABLE, is_json_object
 from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, with_flags
-
-Row = dict[str, Any]
 
 
 def judge_config(config: DistillConfig) -> DistillConfig:

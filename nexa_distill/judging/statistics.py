@@ -5,15 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from nexa_distill.collection.answers.completions import cost_usd, parse_answer
+from nexa_distill.contracts import Row
 from nexa_distill.judging.aggregation import Panel, RubricVerdict
 from nexa_distill.judging.rubrics import FIELDS
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import Price
 
-Row = dict[str, Any]
 FAULTS = ("judge_unparseable", "judge_out_of_range", "judge_unanswered", "unreadable_answer")
 
 

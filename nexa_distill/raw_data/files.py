@@ -37,17 +37,15 @@ def read_raw(path: Path, delimiter: str | None = None, tell: Tell = lambda _: No
         folder = scan_folder(path)
         if line := folder.describe_left_out():
             tell(line)
-        yield from (_read_texts(folder, tell) if folder.is_of_texts else _read_shards(folder, delimiter))
-        return
-    if not path.exists():
+        if folder.is_of_texts:
+            yield from _read_texts(folder, tell)
+            return
+        files = {file: str(file.relative_to(path)) for file in folder.files}
+    elif not path.exists():
         raise InputMissing(f"{path}: no such file or folder; pass --input PATH (or set input.path)")
-    for number, values in enumerate(read_rows(path, delimiter)):
-        yield RawRow(path.name, number, values)
-
-
-def _read_shards(folder: RawFolder, delimiter: str | None) -> Iterator[RawRow]:
-    for file in folder.files:
-        name = str(file.relative_to(folder.path))
+    else:
+        files = {path: path.name}
+    for file, name in files.items():
         for number, values in enumerate(read_rows(file, delimiter)):
             yield RawRow(name, number, values)
 

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -28,10 +29,6 @@ MARKDOWN_ENDINGS = (".md", ".markdown")
 TEXT_ENDINGS = (".txt", *MARKDOWN_ENDINGS)
 HEAD_BYTES = 1000
 BLANK = re.compile(r"\s*")
-
-
-def _open_plain(path: Path) -> IO[bytes]:
-    return path.open("rb")
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -98,13 +95,14 @@ def read_text(path: Path) -> Values:
 def open_text(path: Path, newline: str | None = "") -> Iterator[TextIO]:
     """Open the file decompressed. Raises InputError if it is truncated or not UTF-8."""
     packed = split_endings(path)[2]
+    open_bytes = COMPRESSIONS.get(packed, partial(Path.open, mode="rb"))
     try:
-        with COMPRESSIONS.get(packed, _open_plain)(path) as file:
+        with open_bytes(path) as file:
             head = file.read(HEAD_BYTES)
         if head.count(b"\0") * 4 > len(head):  # UTF-16 of plain letters is UTF-8 with many zeros
             raise InputError(f"{path}: not UTF-8 (every second byte is 0: UTF-16?); convert it first")
         with (
-            COMPRESSIONS.get(packed, _open_plain)(path) as file,
+            open_bytes(path) as file,
             # utf-8-sig, because Excel begins a UTF-8 file with a byte order mark.
             io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text,
         ):

@@ -58,7 +58,8 @@ class RowReader:
 
     def row_identity(self, row: RawRow, text: str, content: tuple[Any, ...]) -> str:
         """The task id of the row. Raises InputError if an earlier row has it with other content."""
-        named = next((n for n in self.columns.id_columns if _is_given(row.values.get(n))), None)
+        ids = ((name, row.values.get(name)) for name in self.columns.id_columns)
+        named = next((name for name, value in ids if value is not None and str(value).strip()), None)
         if named is None:
             return f"doc-{sha256_text(text)[:12]}"
         identity, digest = str(row.values[named]), sha256_text(repr(content))
@@ -187,10 +188,6 @@ def number_text(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_EXACT:
         return str(int(value))
     return str(value)
-
-
-def _is_given(value: Any) -> bool:
-    return value is not None and str(value).strip() != ""
 
 
 def prompt_rows(raw: Iterable[RawRow], columns: Columns, tell: Tell) -> Iterator[dict[str, Any]]:

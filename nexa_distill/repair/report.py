@@ -20,11 +20,9 @@ from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT
 from nexa_distill.contracts import TABLES
 from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import DistillConfig, Storage
-from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.atomic import Json, write_json, write_text
 from nexa_distill.storage.manifests import valid_regenerations
 from nexa_distill.storage.tables import read_batches
-
-Json = dict[str, Any]
 
 
 def repair_figures(config: DistillConfig) -> Json:

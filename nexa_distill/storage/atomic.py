@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.storage import failpoints
+
+Json = dict[str, Any]  # a JSON object
 
 
 @contextmanager
@@ -41,15 +44,18 @@ def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of `path` whose process no longer exists (kill -9)."""
     for old in path.parent.glob(f".{path.name}.*.tmp"):
         pid = old.name.removesuffix(".tmp").rpartition(".")[2]
-        if pid.isdecimal() and int(pid) != os.getpid():
-            try:
-                # Signal 0 only asks whether the process lives.
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                old.unlink(missing_ok=True)
-            # It lives, and is another user's.
-            except PermissionError:
-                continue
+        if pid.isdecimal() and not is_running(int(pid)):
+            old.unlink(missing_ok=True)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks whether the process lives
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -73,6 +79,15 @@ def read_text(path: Path, expected: str) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error}); expected {expected}") from None
+
+
+def read_json_object(path: Path) -> Json | None:
+    """The object in a JSON file that we write; None if there is no such file, or it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def write_text(path: Path, text: str) -> None:

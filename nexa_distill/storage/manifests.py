@@ -14,7 +14,6 @@ its own.
 """
 
 import hashlib
-import json
 import os
 import subprocess
 import time
@@ -30,10 +29,8 @@ from nexa_distill import __version__
 from nexa_distill.contracts import TABLES, Table
 from nexa_distill.errors import InputMissing
 from nexa_distill.settings.pipeline import Storage
-from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.atomic import Json, read_json_object, write_json
 from nexa_distill.text.hashing import compact_json, sha256_text
-
-Manifest = dict[str, Any]
 
 # Files at `storage:` paths that are not tables: key -> (stage, command that writes them).
 FILES: dict[str, tuple[str, str]] = {
@@ -76,13 +73,9 @@ def manifest_path(path: Path, storage: Storage) -> Path:
     return storage.path_of("manifests") / owner[0] / "manifest.json"
 
 
-def load_manifest(path: Path, storage: Storage) -> Manifest | None:
+def load_manifest(path: Path, storage: Storage) -> Json | None:
     """The manifest of `path`, or None if it is absent or unreadable."""
-    try:
-        manifest = json.loads(manifest_path(path, storage).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+    return read_json_object(manifest_path(path, storage))
 
 
 def sealed_hash(path: Path, storage: Storage) -> str:
@@ -256,7 +249,7 @@ class StageRun:
 
     def seal_output(
         self, path: Path, *, rows_in: int, rejected: int, count: int | None = None, cost_usd: float | None = None
-    ) -> Manifest:
+    ) -> Json:
         """Write the manifest of the finished `path`. `count`: rows, if it is not Parquet."""
         columns, lowest, highest = [], None, None
         if path.suffix == ".parquet":
@@ -265,7 +258,7 @@ class StageRun:
             if "sample_id" in columns:
                 lowest, highest = _range_of_ids(parquet.metadata, columns.index("sample_id"))
         owner = stage_of(path, self.storage)
-        manifest: Manifest = {
+        manifest: Json = {
             "run_id": self.id,
             "stage": owner[0] if owner else self.stage,
             "count": count,

@@ -100,11 +100,6 @@ def _fold_non_ascii(low: pa.StringArray, rows: Positions) -> tuple[pa.StringArra
     return array, _Folding(rows, new_ends, ends, shrunk - np.arange(len(shrunk)))
 
 
-def fold_text(text: str) -> str:
-    folded: str = fold_texts(pa.array([text], pa.string())).texts[0].as_py()
-    return folded
-
-
 def fold_pattern(pattern: str) -> str:
     """Fold the non-ASCII characters of a regular expression; its syntax is ASCII and stays."""
     return "".join(char if char.isascii() else _fold_character(char) for char in pattern)
@@ -114,7 +109,7 @@ def _replace_characters(data: Bytes, starts: Positions) -> tuple[Bytes, Position
     """The folded buffer, and the positions of the bytes that were removed."""
     # The lead byte of a character determines how many bytes it has.
     widths = 2 + (data[starts] >= 0xE0).astype(np.int64) + (data[starts] >= 0xF0)
-    points = _decode_points(data, starts, widths)
+    points = decode_points(data, starts)
     tables = _folding_tables()
     inside = points < TABLE_END
     changed = inside & tables.changes[np.where(inside, points, 0)]
@@ -130,14 +125,14 @@ def _replace_characters(data: Bytes, starts: Positions) -> tuple[Bytes, Position
     return np.delete(out, removed) if len(removed) else out, removed
 
 
-def _decode_points(data: Bytes, starts: Positions, widths: Positions) -> Positions:
-    """Code points of the characters that begin at `starts` (RFC 3629)."""
-    # A lead byte begins with as many ones as the character has bytes, and a zero.
-    points = (data[starts] & (0xFF >> (widths + 1))).astype(np.int64)
-    for k in range(1, MOST_BYTES):
-        more = widths > k
-        points[more] = (points[more] << 6) | (data[starts[more] + k] & 0x3F)
-    return points
+def decode_points(data: Bytes, starts: Positions) -> npt.NDArray[np.int32]:
+    """Code points of the characters of two to four bytes that begin at `starts` (RFC 3629)."""
+    points = (data[starts] & 0x1F).astype(np.int32) << 6 | data[starts + 1] & 0x3F
+    for size, lead in ((3, 0xE0), (4, 0xF0)):
+        longer = np.flatnonzero(data[starts] >= lead)
+        points[longer] = points[longer] << 6 | data[starts[longer] + size - 1] & 0x3F
+    # The length mark of a lead byte was shifted beyond these 21 bits.
+    return points & 0x1FFFFF
 
 
 @cache

@@ -92,30 +92,27 @@ def _load_schema(task: str, path: Path) -> dict[str, Any]:
         raise InputError(f"{where}: expected a JSON object, found {type(schema).__name__}")
     try:
         _check_schema(schema)
-    except _InvalidSchema as error:
+    except ValueError as error:
         raise InputError(f"{where}: not a JSON schema: {error}") from None
     return schema
 
 
-class _InvalidSchema(Exception):
-    """What is wrong, and where in the schema."""
-
-
 def _check_schema(schema: dict[str, Any]) -> None:
+    """Raises ValueError: what is wrong, and where in the schema."""
     dialect = schema.get("$schema", Draft202012Validator.META_SCHEMA["$id"])
     kind = validator_for({"$schema": dialect}, default=None) if isinstance(dialect, str) else None
     if kind is None:
-        raise _InvalidSchema(f"$.$schema is {dialect!r}, which is not known")
+        raise ValueError(f"$.$schema is {dialect!r}, which is not known")
     try:
         kind.check_schema(schema)
         for reference in _unresolved_references(schema):
-            raise _InvalidSchema(f"$ref {reference!r} points to nothing in this file")
+            raise ValueError(f"$ref {reference!r} points to nothing in this file")
         # A $ref that leads back to itself only shows when something is validated.
         _build_validator(schema).is_valid({})
     except SchemaError as error:
-        raise _InvalidSchema(f"{error.json_path}: {error.message}") from None
+        raise ValueError(f"{error.json_path}: {error.message}") from None
     except RecursionError:
-        raise _InvalidSchema("a $ref leads back to itself") from None
+        raise ValueError("a $ref leads back to itself") from None
 
 
 def _build_validator(schema: Mapping[str, Any]) -> Validator:

@@ -109,7 +109,9 @@ def _frequent_script(text: str) -> str | None:
 
 
 def _classify_shared_script(text: str) -> str:
-    language, probability = _shared_identifier().classify(text)
+    with _loading:  # two threads of the filter may need it first
+        identifier = _load_identifier()
+    language, probability = identifier.classify(text)
     return str(language) if probability >= LEAST_PROBABILITY else UNKNOWN
 
 
@@ -120,8 +122,3 @@ def _load_identifier() -> "LanguageIdentifier":
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def _shared_identifier() -> "LanguageIdentifier":
-    with _loading:  # two threads of the filter may need it first
-        return _load_identifier()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nexa_distill.text.folding import decode_points
 from nexa_distill.text.words import has_spaceless, is_spaceless, word_spans
 
 Flags = npt.NDArray[np.bool_]
@@ -89,7 +90,7 @@ class CharacterStream:
         if not is_ascii and len(multibyte := np.flatnonzero(raw >= FIRST_OF_SEVERAL)):
             # As signed bytes, continuation bytes are below -64, ASCII and lead bytes are not.
             data = raw[raw.view(np.int8) >= FIRST_OF_SEVERAL - 256]
-            data[data >= FIRST_OF_SEVERAL] = _codes_of(_code_points(raw, multibyte))
+            data[data >= FIRST_OF_SEVERAL] = _codes_of(decode_points(raw, multibyte))
             lengths = pc.utf8_length(texts).to_numpy()
             self.data, self.ends = data, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         first = self.ends[:-1][self.ends[:-1] < len(self.data)]
@@ -112,16 +113,6 @@ def _count_between(flags: Flags, ends: Indexes) -> Indexes:
     whole, below = ends >> 6, (np.uint64(1) << (ends & 63).astype(np.uint64)) - np.uint64(1)
     counts: Indexes = np.diff(before[whole] + np.bitwise_count(words[whole] & below))
     return counts
-
-
-def _code_points(raw: Bytes, at: Indexes) -> npt.NDArray[np.int32]:
-    """The characters that begin at these bytes of UTF-8, of two to four bytes each."""
-    points = (raw[at] & 0x1F).astype(np.int32) << 6 | raw[at + 1] & 0x3F
-    for size, lead in ((3, 0xE0), (4, 0xF0)):
-        longer = np.flatnonzero(raw[at] >= lead)
-        points[longer] = points[longer] << 6 | raw[at[longer] + size - 1] & 0x3F
-    # The length mark of a lead byte was shifted beyond these 21 bits.
-    return points & 0x1FFFFF
 
 
 def _codes_of(points: npt.NDArray[np.int32]) -> Bytes:

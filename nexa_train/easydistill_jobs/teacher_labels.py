@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import INPUTS, OUTPUTS
+from nexa_distill.contracts import INPUTS, OUTPUTS, Row
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 PART_PROMPTS = 32  # prompts of a part: the most that a kill can lose
 ANSWER_COLUMNS = ["sample_id", "teacher_output", "finish_reason", "answer_flag"]
-Row = dict[str, Any]
 AskTeacher = Callable[[], None]  # reads storage.raw_dataset, writes storage.collected_dataset
 
 

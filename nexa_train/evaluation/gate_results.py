@@ -3,18 +3,16 @@
 from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from nexa_distill import exec_gate
 from nexa_distill.contracts import SCORE_REASONS, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.gates import GateFiles
 from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import load_manifest
 from nexa_distill.storage.tables import read_table
 from nexa_train.evaluation.metrics import ANSWER_TABLES, EXEC_CHECKS, HeldOutResults
-
-Json = dict[str, Any]
 
 
 def gate_files(storage: Storage, model: str) -> GateFiles:

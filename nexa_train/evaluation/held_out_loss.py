@@ -18,14 +18,12 @@ from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import TABLES
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.settings.student import StudentConfig
-from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.atomic import Json, write_json
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_table
 from nexa_train.data.chat_tokenization import Sample, Skip, encode_conversation, student_format
 from nexa_train.models.bundled import BUNDLED, BUNDLED_NAME, resolve_model
 from nexa_train.models.loading import context_length, load_for_inference
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
 """The held-out prompts of the evaluation."""
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nexa_distill.contracts import Row
 from nexa_distill.settings.student import Generation
-
-Row = dict[str, Any]
 
 
 def select_held_out(rows: pa.Table, generate: Generation) -> list[Row]:

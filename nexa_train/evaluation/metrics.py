@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import Any
 
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
+from nexa_distill.storage.atomic import Json
 from nexa_train.evaluation.significance import FEWEST_DOCUMENTS, compare_losses, compare_passes, wilson_interval
 
-Json = dict[str, Any]
 # The three models, and the table of their answers.
 ANSWER_TABLES = {"teacher": "collected_dataset", "before": "baseline_outputs", "after": "student_outputs"}
 EXAMPLE_COUNT = 12

@@ -9,19 +9,18 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from nexa_distill.contracts import TABLES
 from nexa_distill.settings.student import StudentConfig
+from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import StageRun, code_version
 from nexa_distill.storage.tables import read_batches
 from nexa_train.models.bundled import BUNDLED, BUNDLED_LICENSE, BUNDLED_SOURCE
 from nexa_train.reports.evaluation_text import build_context
 from nexa_train.reports.formats import render_report
 
-Json = dict[str, Any]
 COUNTED_COLUMNS = ("split", "template_name", "domain", "model_id")
 SPLITS = ("train", "val", "test")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

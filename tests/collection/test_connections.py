@@ -143,14 +143,14 @@ def endpoint(base_url: str, proxy: str | None = None) -> Endpoint:
 def test_d16_no_proxy_the_setting_and_a_name_and_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://user:word@proxy.test:3128")
     monkeypatch.setenv("no_proxy", "inside.test")
-    found = choose_proxy(endpoint("https://api.test/v1"))
-    assert str(found.proxy) == "http://proxy.test:3128"
-    assert found.proxy_auth is not None
-    assert (found.proxy_auth.login, found.proxy_auth.password) == ("user", "word")
-    assert choose_proxy(endpoint("https://inside.test/v1")).proxy is None
-    assert choose_proxy(endpoint("https://api.test/v1", "")).proxy is None
-    asked = choose_proxy(endpoint("http://127.0.0.1:8000/v1", "http://proxy.test:3128"))
-    assert str(asked.proxy) == "http://proxy.test:3128"
+    proxy, login = choose_proxy(endpoint("https://api.test/v1"))
+    assert str(proxy) == "http://proxy.test:3128"
+    assert login is not None
+    assert (login.login, login.password) == ("user", "word")
+    assert choose_proxy(endpoint("https://inside.test/v1")) == (None, None)
+    assert choose_proxy(endpoint("https://api.test/v1", "")) == (None, None)
+    asked, _ = choose_proxy(endpoint("http://127.0.0.1:8000/v1", "http://proxy.test:3128"))
+    assert str(asked) == "http://proxy.test:3128"
     with pytest.raises(ProviderUnusable, match="expected http://"):
         choose_proxy(endpoint("https://api.test/v1", "socks5://proxy.test:1080"))
     assert [is_this_machine(h) for h in ("localhost", "127.8.0.1", "::1", "10.0.0.1")] == [

@@ -21,6 +21,7 @@ from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, RowFilters
 from nexa_distill.inspection.table_view import AnswerTable, ChecksFile
 from nexa_distill.inspection.word_diff import diff_words
 from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.atomic import read_json_object
 from nexa_distill.storage.tables import table_writer
 from nexa_train.data.chat_tokenization import ROW_REASONS, student_format
 from nexa_train.token_view import decode_tokens, view_sample
@@ -166,7 +167,7 @@ def test_a_half_written_metrics_line_waits_and_a_missing_loss_is_none(tmp_path: 
         {"step": 1, "kind": "training", "loss": 2.5},
     ]
     (tmp_path / "report.json").write_text("[1]")
-    assert run_data.read_json(tmp_path / "report.json") is None
+    assert read_json_object(tmp_path / "report.json") is None
 
 
 def compared(folder: Path) -> DistillConfig:

@@ -8,7 +8,7 @@ import pytest
 
 from nexa_distill.errors import StorageFailed
 from nexa_distill.journal.in_flight import HEADER_BYTES, InFlight, load_orphaned_ids
-from nexa_distill.journal.journal import PROCESS_DIED, Journal, Outcome, PendingRequest, Usage, usage_elsewhere
+from nexa_distill.journal.journal import PROCESS_DIED, Journal, Outcome, PendingRequest, ReadOnlyJournal, Usage
 
 OLD_SCHEMA = """
 CREATE TABLE requests (request_key TEXT PRIMARY KEY, body BLOB NOT NULL);
@@ -97,19 +97,20 @@ def test_spent_counts_what_may_have_been_billed_as_its_reservation(tmp_path: Pat
         assert journal.unbilled_answers("m") == [(attempts[1], b"{}", 1.0)]
         assert journal.unbilled_answers("another") == []  # it has a price of its own
     with Journal(tmp_path / "b.sqlite", "run") as journal:
-        assert usage_elsewhere(tmp_path, journal.path) == Usage(3, 215, 2.25)
+        assert journal.usage_of_all_journals() == Usage(3, 215, 2.25)
         assert journal.total_usage() == Usage(0, 0, 0.0)
 
 
 def test_a_journal_that_cannot_be_read_is_not_counted_as_nothing_spent(tmp_path: Path) -> None:
     (tmp_path / "torn.sqlite").write_bytes(b"no database at all" * 100)
-    with pytest.raises(StorageFailed, match=r"torn\.sqlite"):
-        usage_elsewhere(tmp_path, tmp_path / "teacher.sqlite")
+    with ReadOnlyJournal(tmp_path / "teacher.sqlite") as journal, pytest.raises(StorageFailed, match=r"torn\.sqlite"):
+        journal.usage_of_all_journals()
     (tmp_path / "torn.sqlite").unlink()
     with sqlite3.connect(tmp_path / "old.sqlite") as db:
         db.executescript(OLD_SCHEMA)
     db.close()
-    assert usage_elsewhere(tmp_path, tmp_path / "teacher.sqlite").requests == 3
+    with ReadOnlyJournal(tmp_path / "teacher.sqlite") as journal:
+        assert journal.usage_of_all_journals().requests == 3
 
 
 def test_the_slowest_commit_is_counted_from_a_row_and_not_from_idleness(tmp_path: Path) -> None:

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexa_distill.text.folding import fold_pattern, fold_text, fold_texts
+from nexa_distill.text.folding import fold_pattern, fold_texts
+
+
+def fold_text(text: str) -> str:
+    folded: str = fold_texts(pa.array([text], pa.string())).texts[0].as_py()
+    return folded
 
 
 @pytest.mark.parametrize(

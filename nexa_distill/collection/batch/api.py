@@ -20,14 +20,13 @@ import aiohttp
 
 from nexa_distill.collection.batch.files import ENDPOINT_PATH
 from nexa_distill.collection.requests import retry_policy
-from nexa_distill.collection.requests.connections import choose_proxy, open_session
+from nexa_distill.collection.requests.connections import open_session, read_at_most
 from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.collection.requests.transport import DEFAULT_PAUSE_SECONDS, retry_after_seconds
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Outcome
-from nexa_distill.storage.atomic import replace_atomically
+from nexa_distill.storage.atomic import Json, replace_atomically
 
-Json = dict[str, Any]
 T = TypeVar("T")
 ReadBody = Callable[[aiohttp.ClientResponse], Awaitable[T]]
 
@@ -54,7 +53,6 @@ class BatchApi:
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float, max_attempts: int) -> None:
         self.endpoint, self.max_attempts = endpoint, max_attempts
-        self._proxy = choose_proxy(endpoint)._asdict()
         self._short = aiohttp.ClientTimeout(total=timeout_seconds)
         self._long = aiohttp.ClientTimeout(
             total=TRANSFER_SECONDS, sock_connect=timeout_seconds, sock_read=timeout_seconds
@@ -125,7 +123,7 @@ class BatchApi:
         return await self._call_with_retries(f"GET {path}", lambda: self._send_request("GET", path, _read_object))
 
     async def _send_request(self, method: str, path: str, take: ReadBody[T], **options: Any) -> T:
-        url, options = self.endpoint.build_url(path), options | self._proxy
+        url = self.endpoint.build_url(path)
         async with self._session.request(method, url, allow_redirects=False, **options) as response:
             if response.status == 200:
                 return await take(response)
@@ -187,11 +185,9 @@ class _RetryLater(Exception):
 
 async def _read_object(response: aiohttp.ClientResponse) -> Json:
     """Raises ValueError for anything but a JSON object of at most MAX_OBJECT_BYTES."""
-    raw = bytearray()
-    async for part in response.content.iter_any():
-        raw += part
-        if len(raw) > MAX_OBJECT_BYTES:
-            raise ValueError(f"HTTP 200 with more than {MAX_OBJECT_BYTES} bytes")
+    raw = await read_at_most(response, MAX_OBJECT_BYTES)
+    if raw is None:
+        raise ValueError(f"HTTP 200 with more than {MAX_OBJECT_BYTES} bytes")
     body = json.loads(raw)
     if not isinstance(body, dict):
         raise ValueError("HTTP 200 without a JSON object")

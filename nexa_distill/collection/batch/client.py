@@ -30,15 +30,12 @@ from nexa_distill.collection.batch.api import BatchApi, CallRefused, NotFound, U
 from nexa_distill.collection.batch.files import MAX_FILE_BYTES, format_error, request_line
 from nexa_distill.collection.batch.results import BatchResults
 from nexa_distill.collection.requests import retry_policy
-from nexa_distill.collection.requests.budget import BudgetTracker
-from nexa_distill.collection.requests.endpoint import Endpoint
+from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.console import cli
 from nexa_distill.console.cli import StopSignal
-from nexa_distill.console.progress import Progress
 from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.journal.batches import Batch
-from nexa_distill.journal.journal import Journal, Outcome, PendingRequest, Usage
-from nexa_distill.settings.pipeline import Collection, Provider
+from nexa_distill.journal.journal import Outcome, PendingRequest
 from nexa_distill.storage import failpoints
 from nexa_distill.storage.atomic import replace_atomically
 from nexa_distill.storage.manifests import sha256_path
@@ -55,24 +52,12 @@ class BatchClient:
     `forget`: close batches that the provider does not know any more.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        provider: Provider,
-        settings: Collection,
-        model: str,
-        journal: Journal,
-        tally: BudgetTracker,
-        progress: Progress,
-        *,
-        forget: bool,
-    ) -> None:
-        self.endpoint, self.settings, self.forget = endpoint, settings, forget
-        self.discount, self.model = provider.batch_discount, model
-        self.journal, self.ledger, self.tally = journal, journal.batches, tally
-        self.results = BatchResults(journal, tally, provider.prices.get(model), progress)
-        self.progress, self.stage = progress, journal.path.stem
-        self.folder = journal.path.parent / "batches"
+    def __init__(self, run: ModelRun, *, forget: bool) -> None:
+        self.endpoint, self.settings, self.forget = run.endpoint, run.config.collection, forget
+        self.discount, self.model = run.provider_settings.batch_discount, run.model
+        self.journal, self.ledger, self.tally = run.journal, run.journal.batches, run.tally
+        self.results, self.progress = BatchResults(run), run.progress
+        self.stage, self.folder = run.journal.path.stem, run.journal.path.parent / "batches"
         self._open: dict[int, Batch] = {}
         self._counts: dict[int, tuple[int, int]] = {}  # completed requests at the provider, and all
         self._ended = 0  # batches since the start of the last pass over the inputs
@@ -135,7 +120,7 @@ class BatchClient:
             if not stray.name.endswith(".unknown.jsonl"):
                 stray.unlink()  # batches at the provider need no file any more
         bill_unbilled(self.journal, self.model, self.results.price)
-        self.tally.reserve_under_way(Usage(*self.ledger.under_way_usage()))
+        self.tally.reserve_under_way(self.journal.under_way_usage())
         for batch in self.ledger.list_open():
             remote = batch.remote
             if batch.file and batch.provider != self.endpoint.provider:

@@ -10,11 +10,9 @@ from pathlib import Path
 from nexa_distill.collection.answers.billing import settle_attempt
 from nexa_distill.collection.batch.files import read_line, read_lines
 from nexa_distill.collection.requests import retry_policy
-from nexa_distill.collection.requests.budget import BudgetTracker
-from nexa_distill.console.progress import Progress
+from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.journal.batches import Batch, BatchAttempt
-from nexa_distill.journal.journal import Journal, Outcome
-from nexa_distill.settings.pipeline import Price
+from nexa_distill.journal.journal import Outcome
 from nexa_distill.storage import failpoints
 
 CHUNK_LINES = 256  # stored together
@@ -23,8 +21,8 @@ CHUNK_LINES = 256  # stored together
 class BatchResults:
     """Stores the results of one run's batches."""
 
-    def __init__(self, journal: Journal, tally: BudgetTracker, price: Price | None, progress: Progress) -> None:
-        self.journal, self.tally, self.price, self.progress = journal, tally, price, progress
+    def __init__(self, run: ModelRun) -> None:
+        self.journal, self.tally, self.price, self.progress = run.journal, run.tally, run.model_price, run.progress
 
     async def store_answers(self, batch: Batch, answers: Path, unknown: Path) -> list[Outcome]:
         """Store the lines of `answers`; those for no request of the batch go to `unknown`.

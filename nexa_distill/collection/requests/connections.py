@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -89,21 +89,14 @@ class _Connector(aiohttp.TCPConnector):
             self.may_reuse, self._watched = False, [None] * WATCHED_CONNECTIONS
 
 
-class ProxyChoice(NamedTuple):
-    """The proxy arguments of a request; both None without a proxy."""
-
-    proxy: URL | None = None
-    proxy_auth: aiohttp.BasicAuth | None = None
-
-
-def choose_proxy(endpoint: Endpoint) -> ProxyChoice:
-    """The provider's `proxy`, else the environment's; never one for this machine itself."""
+def choose_proxy(endpoint: Endpoint) -> tuple[URL | None, aiohttp.BasicAuth | None]:
+    """The provider's `proxy`, else the environment's; never one for this machine itself. And its login."""
     # Not aiohttp's `trust_env`, which reads the environment and ~/.netrc for every request.
     text = endpoint.proxy
     if text is None:
         text = _environment_proxy(URL(endpoint.base_url))
     if not text:
-        return ProxyChoice()
+        return None, None
     proxy = URL(text if "://" in text else f"http://{text}")
     if proxy.scheme not in ("http", "https"):
         raise ProviderUnusable(
@@ -111,7 +104,7 @@ def choose_proxy(endpoint: Endpoint) -> ProxyChoice:
             'https://; set providers.NAME.proxy to one, or to "" for none'
         )
     auth = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
-    return ProxyChoice(proxy.with_user(None), auth)
+    return proxy.with_user(None), auth
 
 
 def _environment_proxy(address: URL) -> str | None:
@@ -137,7 +130,10 @@ def is_this_machine(host: str) -> bool:
 def open_session(
     endpoint: Endpoint, timeout: aiohttp.ClientTimeout, more: Mapping[str, str] | None = None
 ) -> aiohttp.ClientSession:
+    proxy, proxy_auth = choose_proxy(endpoint)
     return aiohttp.ClientSession(
+        proxy=proxy,
+        proxy_auth=proxy_auth,
         connector=_Connector(),
         response_class=_Response,
         timeout=timeout,
@@ -145,3 +141,14 @@ def open_session(
         headers={"Accept-Encoding": "identity", **(more or {}), **endpoint.headers},
         cookie_jar=aiohttp.DummyCookieJar(),
     )
+
+
+async def read_at_most(response: aiohttp.ClientResponse, size: int) -> bytes | None:
+    """The body, or None if it is longer than `size`."""
+    body = bytearray()
+    # Counted while it is read, so that an endless body does not fill the memory.
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > size:
+            return None
+    return bytes(body)

@@ -2,7 +2,6 @@
 
 import http.client
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from aiohttp import BasicAuth
 from dotenv import dotenv_values
@@ -22,6 +20,7 @@ from yarl import URL
 
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.settings.pipeline import Provider
+from nexa_distill.storage.atomic import Json, read_json_object
 
 HEALTH_SECONDS = 5
 STOP_SECONDS = 10
@@ -167,7 +166,7 @@ def _refuse_other_model(provider: str, settings: Provider, model: str, served: s
 
 
 @contextmanager
-def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[dict[str, Any]]:
+def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[Json]:
     command = [*(settings.start or []), "--endpoint-file", str(file)]
     # The interpreter of this environment; the `python` of the PATH may be another, or missing.
     if command[0] == "python":
@@ -189,7 +188,7 @@ def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[dict[
             server.kill()
 
 
-def _wait_for_server(provider: str, server: subprocess.Popen[bytes], file: Path, seconds: float) -> dict[str, Any]:
+def _wait_for_server(provider: str, server: subprocess.Popen[bytes], file: Path, seconds: float) -> Json:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if running := _find_running(file):
@@ -203,13 +202,10 @@ def _wait_for_server(provider: str, server: subprocess.Popen[bytes], file: Path,
     raise ProviderUnusable(f"provider {provider}: its server was not ready within {seconds:.0f} s")
 
 
-def _find_running(file: Path) -> dict[str, Any] | None:
-    try:
-        server: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        # A killed server leaves its file: only an answer shows that it runs.
-        return server if _is_answering(f"{server['base_url']}/models") else None
-    except (OSError, ValueError, KeyError):
-        return None
+def _find_running(file: Path) -> Json | None:
+    server = read_json_object(file) or {}
+    # A killed server leaves its file: only an answer shows that it runs.
+    return server if _is_answering(f"{server.get('base_url')}/models") else None
 
 
 def _is_answering(url: str) -> bool:
@@ -220,6 +216,6 @@ def _is_answering(url: str) -> bool:
     # A refusal is an answer too: some servers ask for a key.
     except urllib.error.HTTPError:
         return True
-    except (OSError, http.client.HTTPException):
+    except (OSError, ValueError, http.client.HTTPException):  # ValueError: no address
         return False
     return True

@@ -7,9 +7,9 @@ of OpenAI's API: `delta` objects by choice, the usage in the last chunk, then `d
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
-Json = dict[str, Any]
+from nexa_distill.storage.atomic import Json
+
 PARTIAL = "nexa_is_partial"  # key of a body that is a part of an answer: it may be billed
 BOM = b"\xef\xbb\xbf"
 # The beginnings of a line of a stream; neither JSON nor HTML begins so.

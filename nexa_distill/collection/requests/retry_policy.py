@@ -182,23 +182,6 @@ def unreachable_error(endpoint: Endpoint, attempts: int, error: str | None) -> P
     )
 
 
-def never_ready_error(endpoint: Endpoint, seconds: float, message: str) -> ProviderUnusable:
-    """The error for a server that was still loading at the end of the wait."""
-    return ProviderUnusable(
-        f"provider {endpoint.provider} ({endpoint.base_url}) was not ready within {seconds:.0f} s "
-        f"({message}); is the server running? Wait for it and run the same command again, or raise "
-        f"providers.{endpoint.provider}.startup_wait_seconds"
-    )
-
-
-def unusable_answers_error(endpoint: Endpoint, count: int, hint: str, last: str) -> ProviderUnusable:
-    """The error for the first `count` answers all being unusable for their stage."""
-    return ProviderUnusable(
-        f"provider {endpoint.provider}: none of the first {count} answers of {endpoint.model} can "
-        f"be read; the last: {last[:200]!r}. {hint}"
-    )
-
-
 def no_such_api_error(endpoint: Endpoint, raw: bytes) -> ProviderUnusable:
     """The error for `NO_ANSWERS` 200s without a chat completion; `raw` is the last body."""
     return ProviderUnusable(

@@ -10,6 +10,7 @@ from nexa_distill.collection.requests import retry_policy
 from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.collection.requests.transport import REFUSED_CONNECTION
 from nexa_distill.console.progress import Progress
+from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Outcome
 
 NOT_READY = {502, 503, 504}  # by llama.cpp, or by the proxy before a server that has not started
@@ -54,7 +55,11 @@ class Startup:
             )
         rest = self._since + self.seconds - now
         if rest <= 0:
-            raise retry_policy.never_ready_error(self.endpoint, self.seconds, message)
+            raise ProviderUnusable(
+                f"provider {self.endpoint.provider} ({self.endpoint.base_url}) was not ready within "
+                f"{self.seconds:.0f} s ({message}); is the server running? Wait for it and run the same command "
+                f"again, or raise providers.{self.endpoint.provider}.startup_wait_seconds"
+            )
         progress.set_note(f"waiting for the server, {now - self._since:.0f} s")
         # Short at first: a small model loads in a second, a large one in minutes.
         poll, self._poll = self._poll, min(self._poll * POLL_GROWTH, LAST_POLL_SECONDS)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from nexa_distill.collection.requests.connections import LostConnection, choose_proxy, open_session
+from nexa_distill.collection.requests.connections import LostConnection, open_session, read_at_most
 from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.collection.requests.response_body import hidden_error
 from nexa_distill.journal.journal import Outcome
@@ -54,7 +54,6 @@ class Transport:
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.endpoint, self.url = endpoint, endpoint.build_url("/chat/completions")
         self._limit = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._proxy = choose_proxy(endpoint)._asdict()
 
     async def __aenter__(self) -> "Transport":
         self._session = open_session(self.endpoint, self._limit, {"Content-Type": "application/json"})
@@ -82,7 +81,7 @@ class Transport:
 
     async def _post_once(self, data: bytes) -> SendResult:
         start = time.monotonic()
-        async with self._session.post(self.url, data=data, allow_redirects=False, **self._proxy) as response:
+        async with self._session.post(self.url, data=data, allow_redirects=False) as response:
             raw = await _read_body(response)
             elapsed = (time.monotonic() - start) * 1000
             return self._read_result(response, raw, elapsed)
@@ -124,14 +123,7 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:
     # The length of a compressed body says nothing about its size in memory.
     if length is not None and "Content-Encoding" not in response.headers:
         return await response.read() if length <= MAX_BODY_BYTES else None
-    parts, size = [], 0
-    # Counted while it is read, so that an endless body does not fill the memory.
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            return None
-    return b"".join(parts)
+    return await read_at_most(response, MAX_BODY_BYTES)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:

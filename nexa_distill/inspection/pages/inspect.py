@@ -7,12 +7,12 @@ import numpy as np
 import streamlit as st
 
 from nexa_distill.annotation.annotations import ACTIONS, Annotation, Key
-from nexa_distill.contracts import NOT_APPLIED, REASONS
+from nexa_distill.contracts import NOT_APPLIED, REASONS, Row
 from nexa_distill.inspection import components, row_filters
 from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, RowFilters, next_row, previous_row
 from nexa_distill.inspection.session import PageContext
 from nexa_distill.inspection.tab_state import TabState, get_tab_state
-from nexa_distill.inspection.table_view import AnswerTable, ChecksFile, Mask, Row, Rows
+from nexa_distill.inspection.table_view import AnswerTable, ChecksFile, Mask, Rows
 from nexa_distill.inspection.word_diff import diff_words
 
 # Suggested reasons. The repair prompt contains the chosen one.
