@@ -23,6 +23,11 @@ def render_template(name: str, folder: Path = SHARED, **context: Any) -> str:
     return _environment(folder).get_template(name).render(context)
 
 
+def render_plot(macro: str, *values: Any) -> str:
+    """One plot of `plots.html.j2` as HTML; its styles are in `plots.css`."""
+    return str(getattr(_environment(SHARED).get_template("plots.html.j2").module, macro)(*values))
+
+
 def format_number(value: float | None, *, share: bool = False) -> str:
     """A number as text; `not run` for None."""
     if value is None:

@@ -4,12 +4,12 @@ import re
 from html import escape
 from typing import Any
 
+from nexa_distill.reporting.training_curve import loss_lines
 from nexa_train.reports.evaluation_text import build_context
 from nexa_train.reports.formats import NOT_MEASURED, TITLES, Json, format_number, format_passes, render_report
 
 # The order of the bars in each chart.
 FROM_WORST = ("before", "after", "teacher")
-LOSSES = {"loss": ("training loss", "plain"), "val_loss": ("validation loss", "after")}
 Row = tuple[str, Any, str, str]  # of a plot: label, figure, its text, colour
 
 
@@ -34,10 +34,7 @@ def render_page(report: Json) -> str:
         gate_ranges=[(TITLES[n], model["gate"], format_passes(model["gate"]), n) for n, model in models.items()],
         group_ranges=group_ranges,
         loss_bars=[(TITLES[name], loss, format_number(loss, 3), name) for name, loss in losses.items()],
-        loss_lines=[
-            (label, [(row["step"], row[key]) for row in report["training_curve"] if key in row], kind)
-            for key, (label, kind) in LOSSES.items()
-        ],
+        loss_lines=loss_lines(report["training_curve"], "training loss", "validation loss"),
         reason_bars=reason_bars,
         # One scale for all reasons, so that their bars can be compared.
         most_rejected=max((n for count in counts.values() for n in count.values()), default=1),
