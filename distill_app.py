@@ -22,6 +22,7 @@ from typing import Any
 
 from nexa_distill.errors import InputError, NexaError
 from nexa_distill.settings.pipeline import load_config
+from nexa_distill.storage.atomic import write_json
 from nexa_distill.text.reasoning import join_reasoning
 from nexa_train.data import hub_datasets
 from nexa_train.data import instructions as data
@@ -40,6 +41,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent
 TEACHER = "Qwen/Qwen2.5-7B-Instruct"
 LEARNING_RATE = 2e-5  # for models with all their layers; a pruned one takes ten times as much
+TEACHER_SAMPLING: dict[str, Any] = {"batch_size": 2, "max_new_tokens": 256, "temperature": 0.8, "top_p": 0.9}
 SHOWN_CHARACTERS = 300  # characters of the teacher's answer in a comparison
 Items = list[dict[str, str]]
 
@@ -49,7 +51,7 @@ Items = list[dict[str, str]]
 
 def save_json(path: str | Path, data_: Any) -> None:
     """Write UTF-8 JSON, non-ASCII kept readable; its folder is created."""
-    data.write_json(Path(path), data_)
+    write_json(Path(path), data_)
 
 
 def read_json(path: str | Path) -> Any:
@@ -82,7 +84,7 @@ def prepare_system1_dataset(
             raise InputError(
                 "relabel_with_teacher needs teacher_model and teacher_tokenizer: load_teacher(NAME) gives both"
             )
-        answers = _generate_replies(teacher_model, teacher_tokenizer, instructions)
+        answers = _generate_replies(teacher_model, teacher_tokenizer, instructions, **TEACHER_SAMPLING)
         # A cut answer would teach the student to stop there: it stays empty for another request.
         items = [
             item | {"output": reply.text if reply.ended else ""}
@@ -132,8 +134,7 @@ def load_student(model_path: str) -> tuple[Any, Any]:
 
 def infer_student(model: Any, tokenizer: Any, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256) -> str:
     """The assistant's reply to `prompt`, greedy. System 1: the answer without reasoning. System 2: the full text."""
-    prompts = [format_prompt(prompt, mode=mode)]
-    reply = replies.generate_replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens)[0]
+    (reply,) = _generate_replies(model, tokenizer, [{"instruction": prompt}], mode, max_new_tokens=max_new_tokens)
     return reply.text if mode == "system1" else reply.full_text
 
 
@@ -153,8 +154,8 @@ def label_with_teacher(
     reasoning took all tokens. System 2: the reasoning in <think> tags before the answer; without
     one of them the full text.
     """
-    options = (batch_size, max_new_tokens, temperature, top_p, mode)
-    answers = _generate_replies(teacher_model, teacher_tokenizer, items, *options)
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    answers = _generate_replies(teacher_model, teacher_tokenizer, items, mode, batch_size=batch_size, **sampling)
     return [{**item, "output": _item_output(reply, mode)} for item, reply in zip(items, answers, strict=True)]
 
 
@@ -166,25 +167,10 @@ def _item_output(reply: replies.Reply, mode: Mode) -> str:
 
 
 def _generate_replies(
-    model: Any,
-    tokenizer: Any,
-    items: Sequence[Mapping[str, str]],
-    batch_size: int = 2,
-    max_new_tokens: int = 256,
-    temperature: float = 0.8,
-    top_p: float = 0.9,
-    mode: Mode = "system1",
+    model: Any, tokenizer: Any, items: Sequence[Mapping[str, str]], mode: Mode = "system1", **sampling: Any
 ) -> list[replies.Reply]:
     prompts = [format_prompt(item["instruction"], item.get("input") or "", mode) for item in items]
-    return replies.generate_replies(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        batch_size=batch_size,
-    )
+    return replies.generate_replies(model, tokenizer, prompts, **sampling)
 
 
 def compare_models(
@@ -297,18 +283,23 @@ def distill_system1(config: Mapping[str, Any]) -> str | None:
 
     Returns `out_dir`, or None without the student, without data, or after a failed training.
     """
-    arguments = _job_arguments(config, write_system1_config)
-    if not _student_and_data(arguments["student_model"], arguments["labeled_path"], "System 1"):
-        return None
-    return _run_training(write_system1_config(**arguments), arguments["out_dir"])
+    return _distill_student("System 1", write_system1_config, config)
 
 
 def distill_system2(config: Mapping[str, Any]) -> str | None:
     """Train on chains of thought, `cot_path`; other keys as in `write_system2_config`. Returns as `distill_system1`."""
-    arguments = _job_arguments(config, write_system2_config, labeled_path="cot_path")
-    if not _student_and_data(arguments["student_model"], arguments["labeled_path"], "System 2"):
+    return _distill_student("System 2", write_system2_config, config, labeled_path="cot_path")
+
+
+def _distill_student(system: str, write: Any, config: Mapping[str, Any], **called: str) -> str | None:
+    arguments = _job_arguments(config, write, **called)
+    if not _student_and_data(arguments["student_model"], arguments["labeled_path"], system):
         return None
-    return _run_training(write_system2_config(**arguments), arguments["out_dir"])
+    status = run_easy_distill(write(**arguments))
+    if status:
+        print(f"easydistill ended with exit status {status}; its message is above")
+        return None
+    return str(arguments["out_dir"])
 
 
 def _job_arguments(config: Mapping[str, Any], write: Any, **called: str) -> dict[str, Any]:
@@ -335,14 +326,6 @@ def _student_and_data(student: str, path: str, system: str) -> bool:
         return True
     print(f"No data for {system} distillation")
     return False
-
-
-def _run_training(config_path: str, out_dir: str) -> str | None:
-    status = run_easy_distill(config_path)
-    if status:
-        print(f"easydistill ended with exit status {status}; its message is above")
-        return None
-    return out_dir
 
 
 def _resolve_model(model: str) -> str:

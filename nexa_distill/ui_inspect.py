@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def draw_page(name: str) -> None:
-    # Imported on demand, so that the first page does not wait for the plotting library.
+    # Imported on demand, so that a page waits for its own libraries only.
     page = import_module(f"nexa_distill.inspection.pages.{name}")
     try:
         page.draw_page(load_context(sys.argv[1:]))

@@ -23,9 +23,8 @@ from typing import Any
 
 from nexa_distill.console import cli
 from nexa_distill.errors import UsageError, did_you_mean
-from nexa_distill.settings.pipeline import DistillConfig, load_config
-from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.settings.student import StudentConfig, load_both
 from nexa_distill.storage.atomic import Json, write_json
 from nexa_distill.storage.manifests import StageRun, run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
@@ -161,7 +160,7 @@ def _run_harness(folder: Path, tasks: Sequence[str], manager: Any, limit: int | 
     return results, str(tokenizer.chat_template), str(model.dtype).removeprefix("torch.")
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another student")
@@ -170,15 +169,13 @@ def main() -> int:
     parser.add_argument("--limit", type=cli.positive_int, help="samples of each task, for a trial")
     args = parser.parse_args()
     run(
-        load_config(args.pipeline_config),
-        load_yaml(args.config, StudentConfig),
+        *load_both(args),
         [task for task in args.tasks.split(",") if task],
         checkpoint=args.checkpoint,
         dst=args.dst,
         include=args.include_path,
         limit=args.limit,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,20 +29,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nexa_distill import collect_teacher
 from nexa_distill.console import cli
 from nexa_distill.contracts import SFT
 from nexa_distill.errors import InputError, ProviderUnusable
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml, merge_settings, validate_section
-from nexa_distill.storage.atomic import replace_atomically, write_text
+from nexa_distill.storage.atomic import replace_atomically, write_json, write_text
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
 from nexa_train import teacher_logits, train_sft
 from nexa_train.data.chat_template import fix_template
 from nexa_train.data.dataset import load_dataset
 from nexa_train.data.instructions import Item, Prompt, item_key, load_prompt, read_items, sft_rows, shipped_prompt
-from nexa_train.data.instructions import write_json as write_items
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.easydistill_jobs import logits_file, teacher_labels
 from nexa_train.easydistill_jobs.job import Job, load_job
@@ -166,7 +166,7 @@ def load_labelled_items(job: Job, config: DistillConfig, prompt: Prompt, today: 
             items = merge_outputs(read_items(instructions), read_items(path) if exists else [])
         items = teacher_labels.fill_outputs(items, prompt, config.storage, _build_teacher(job, config, today))
         if not exists or items != read_items(path):
-            write_items(path, items)
+            write_json(path, items)
     return items
 
 
@@ -203,7 +203,8 @@ def merge_outputs(instructions: Sequence[Item], labelled_items: Sequence[Item]) 
 
 def _build_teacher(job: Job, config: DistillConfig, today: date) -> teacher_labels.AskTeacher:
     if job.job_type == "kd_black_box_api":
-        return teacher_labels.answer_by_api(partial(api_config, job, config))
+        # Failed requests are asked again. The configuration is made only if something is missing.
+        return lambda: collect_teacher.run(api_config(job, config), retry_failed=True)
     name, ask = str(job.models.teacher), job.inference
     base = resolve_model(name, config.storage)
     weights = [Path(base)] if Path(base).is_dir() else []
@@ -222,7 +223,7 @@ def _build_teacher(job: Job, config: DistillConfig, today: date) -> teacher_labe
         model, tokenizer = load_for_inference(base)
         return model, fix_template(tokenizer, ask.chat_template_kwargs, today)
 
-    return teacher_labels.answer_by_model(load_teacher, settings, config.storage, weights)
+    return partial(teacher_labels.answer_by_model, load_teacher, settings, config.storage, weights)
 
 
 def student_config(job: Job, storage: Storage) -> StudentConfig:
@@ -326,11 +327,10 @@ def publish_student(final: Path, output: Path) -> None:
             shutil.copy2(file, temporary)
 
 
-def main() -> int:
+def main() -> None:
     """Command line."""
     parser = cli.build_parser(__doc__, config=Path("job.json"))
     run(load_job(parser.parse_args().config))
-    return 0
 
 
 def entry() -> None:

@@ -26,9 +26,9 @@ from pathlib import Path
 from nexa_distill.console import cli
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
-from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, load_system_prompt
-from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.reporting.training_curve import read_metrics
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_system_prompt
+from nexa_distill.settings.student import StudentConfig, load_both
 from nexa_distill.storage.atomic import Json, write_json, write_text
 from nexa_distill.storage.manifests import StageRun, load_manifest, run_id, utc_now
 from nexa_distill.storage.tables import read_table
@@ -68,12 +68,8 @@ def count_funnel(storage: Storage, splits: Mapping[str, int]) -> list[Json]:
 
 
 def training_curve(storage: Storage, student: StudentConfig) -> list[Json]:
-    path = storage.path_of("students") / student.run_name / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     keys = ("step", "loss", "val_loss")
-    return [{key: row[key] for key in keys if key in row} for row in rows]
+    return [{key: row[key] for key in keys if key in row} for row in read_metrics(student.metrics_path(storage))]
 
 
 def run(config: DistillConfig, student: StudentConfig) -> Path:
@@ -198,13 +194,10 @@ def _input_hash(stage: StageRun, path: Path) -> str | None:
     return next((item["sha256"] for item in stage.inputs if item["path"] == str(path)), None)
 
 
-def main() -> int:
-    parser = cli.build_student_parser(__doc__)
-    args = parser.parse_args()
-    config = load_config(args.pipeline_config)
-    run(config, load_yaml(args.config, StudentConfig))
+def main() -> None:
+    config, student = load_both(cli.build_student_parser(__doc__).parse_args())
+    run(config, student)
     print(regression.enforce_gate(config))
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,18 +29,17 @@ from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES, Row
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
-from nexa_distill.settings.student import Generation, StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt
+from nexa_distill.settings.student import Generation, StudentConfig, load_both
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.hashing import sha256_text
-from nexa_distill.text.reasoning import split_reasoning
 from nexa_train.data.chat_format import ChatFormat, RowRefused, chat_format
 from nexa_train.evaluation.held_out_prompts import select_held_out
 from nexa_train.models.bundled import resolve_model
-from nexa_train.models.generation import decode_answer, new_tokens, prompt_tail
+from nexa_train.models.generation import new_tokens
 from nexa_train.models.loading import load_for_inference
+from nexa_train.models.replies import Reply, read_reply
 
 AnswerSet = Literal["trained", "baseline"]
 
@@ -77,7 +76,7 @@ def answer_prompts(
         # A batch's time divided by its rows: the sum over all rows is the elapsed time.
         milliseconds = 1000 * (time.perf_counter() - start) / len(batch)
         for prompt, tokens in zip(batch, new, strict=True):
-            row = _output_row(tokenizer, prompt, tokens, stops, model_id, milliseconds)
+            row = _output_row(prompt, read_reply(tokenizer, prompt.ids, tokens, stops), model_id, milliseconds)
             text, raw = cleaner(row["template_name"], row["teacher_output"])
             yield row | {"teacher_output": text, "raw_output": raw}
 
@@ -101,25 +100,13 @@ def _generate_batch(
     )
 
 
-def _output_row(
-    tokenizer: Any, prompt: Prompt, tokens: list[int], stops: list[int], model_id: str, milliseconds: float
-) -> Row:
-    text, count, ended = decode_answer(tokenizer, tokens, stops)
-    # A template may open the reasoning in the prompt, so the prompt's end is needed too.
-    reasoning, answer_alone = split_reasoning(text, prompt_tail(tokenizer, prompt.ids))
+def _output_row(prompt: Prompt, reply: Reply, model_id: str, milliseconds: float) -> Row:
     return {
         **prompt.row,
-        "attempt": 0,
-        "teacher_output": answer_alone,
-        "reasoning_output": reasoning,
-        "model_id": model_id,
-        "finish_reason": "stop" if ended else "length",
+        **reply.output_columns(model_id),
         "prompt_tokens": len(prompt.ids),
-        "completion_tokens": count,
-        "total_tokens": len(prompt.ids) + count,
+        "total_tokens": len(prompt.ids) + reply.tokens,
         "latency_ms": milliseconds,
-        "cost_usd": None,
-        "request_key": None,
         "created_at": datetime.now(UTC),
     }
 
@@ -189,7 +176,7 @@ def _answer_all(
     print(f"student_gen: {len(answers)} answers of {model_id} -> {dst}")
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--only", choices=("trained", "baseline"), help="one of the two")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="another trained student")
@@ -197,9 +184,7 @@ def main() -> int:
     args = parser.parse_args()
     if (args.checkpoint is None) != (args.dst is None):
         raise InputError("--checkpoint and --dst need each other: one is read, the other written")
-    config, student = load_config(args.pipeline_config), load_yaml(args.config, StudentConfig)
-    run(config, student, only=args.only, checkpoint=args.checkpoint, dst=args.dst)
-    return 0
+    run(*load_both(args), only=args.only, checkpoint=args.checkpoint, dst=args.dst)
 
 
 if __name__ == "__main__":

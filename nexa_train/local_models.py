@@ -16,7 +16,7 @@ from nexa_train.models import server as model_server
 from nexa_train.models.bundled import BUNDLED, resolve_model
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("materialise", help="write the bundled model as a checkpoint")
@@ -32,13 +32,12 @@ def main() -> int:
     storage = load_config(arguments.config).storage
     if arguments.command == "materialise":
         print(resolve_model(BUNDLED, storage))
-        return 0
+        return
     model_server.find_free_port(arguments.port)  # a port in use is refused before a model is written
     folder = Path(resolve_model(arguments.model, storage))
     model_server.serve_model(
         folder, arguments.endpoint_file, until=arguments.until, port=arguments.port, timeout_seconds=arguments.timeout
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,15 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nexa_distill.console import cli
-from nexa_distill.settings.pipeline import Storage, load_config
-from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.pipeline import Storage
+from nexa_distill.settings.student import StudentConfig, load_both
 from nexa_distill.storage.atomic import Json, write_json, write_text
 from nexa_distill.storage.manifests import sealed_hash
 from nexa_distill.text.hashing import compact_json, sha256_text
 from nexa_train import token_view
 from nexa_train.data.chat_format import ASSISTANT, SYSTEM, USER
-from nexa_train.data.chat_tokenization import IGNORE, Sample, Skip
+from nexa_train.data.chat_tokenization import Sample, Skip
 from nexa_train.data.dataset import Dataset, build_dataset, check_dataset_rows
 from nexa_train.data.row_checks import CheckFailed, RowChecker
 from nexa_train.models.bundled import resolve_model
@@ -127,8 +126,7 @@ class Preflight:
             raise self.examination.record_failure("template_equal", problem, None)
 
     def _view_sample(self, split: str, sample: Sample) -> Json:
-        trained = [label != IGNORE for label in sample.labels]
-        tokens = token_view.decode_tokens(self.tokenizer, sample.input_ids, trained)
+        tokens = token_view.decode_tokens(self.tokenizer, sample)
         return {"sample_id": sample.sample_id, "split": split, "tokens": tokens}
 
     def _write_report(self) -> None:
@@ -152,16 +150,15 @@ def tokenizer_fingerprint(tokenizer: Any) -> Json:
     }
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="default: storage.sft_parquet")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N rows")
     args = parser.parse_args()
-    config = load_yaml(args.config, StudentConfig)
-    storage = load_config(args.pipeline_config).storage
-    dataset = args.dataset or storage.path_of("sft_parquet")
-    base = resolve_model(config.student, storage)
-    flight = Preflight(config, storage, dataset, base, shown=max(SHOWN_ROWS, args.show))
+    pipeline, config = load_both(args)
+    dataset = args.dataset or pipeline.storage.path_of("sft_parquet")
+    base = resolve_model(config.student, pipeline.storage)
+    flight = Preflight(config, pipeline.storage, dataset, base, shown=max(SHOWN_ROWS, args.show))
     # The checks run while the rows are read.
     for _ in flight.check_rows():
         pass
@@ -170,7 +167,6 @@ def main() -> int:
         print(preflight_text.format_sample(view, colour=colour), end="\n\n")
     print(preflight_text.summary_lines(flight.build_report()))
     print(f"preflight: {flight.path.with_suffix('.html')}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def enforce_gate(config: DistillConfig) -> str:
     return regression_paragraph(result)
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("command", nargs="?", choices=("accept", "check"), default="check")
     parser.add_argument("--note", help="the reason, kept in the file")
@@ -156,11 +156,10 @@ def main() -> int:
     config = load_config(args.config)
     if args.command == "check":
         print(enforce_gate(config))
-        return 0
+        return
     entry = accept_report(config.storage, args.note)
     count = len(entry["outcomes"])
     print(f"accepted: run {entry['run_id']}, {count} prompts -> {accepted_path(config.storage)}")
-    return 0
 
 
 if __name__ == "__main__":

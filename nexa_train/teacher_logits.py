@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.settings.pipeline import Storage, load_config
-from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.pipeline import Storage
+from nexa_distill.settings.student import StudentConfig, load_both
 from nexa_distill.storage.manifests import StageRun, load_manifest, sha256_path
 from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.hashing import compact_json, sha256_text
@@ -120,14 +119,12 @@ def _reusable_rows(stage: StageRun, dst: Path, samples: Sequence[Sample]) -> pa.
     return table.filter(pa.array([hashes.get(name) == row for name, row in pairs], pa.bool_()))
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     arguments = parser.parse_args()
-    storage = load_config(arguments.pipeline_config).storage
-    config = load_yaml(arguments.config, StudentConfig)
-    run(config, storage, arguments.dataset or storage.path_of("sft_parquet"))
-    return 0
+    pipeline, config = load_both(arguments)
+    run(config, pipeline.storage, arguments.dataset or pipeline.storage.path_of("sft_parquet"))
 
 
 if __name__ == "__main__":

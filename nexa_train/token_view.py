@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from nexa_distill.console import cli
-from nexa_distill.settings.pipeline import load_config
-from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.student import load_both
 from nexa_train.data.chat_format import ChatFormat
-from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Skip, encode_conversation, student_format
+from nexa_train.data.chat_tokenization import IGNORE, ROW_REASONS, Sample, Skip, encode_conversation, student_format
 from nexa_train.models.bundled import resolve_model
 from nexa_train.models.loading import context_length, load_student_tokenizer
 
@@ -32,15 +30,14 @@ def view_sample(form: ChatFormat, sample_id: str, messages: Any, longest: int | 
     if isinstance(sample, Skip):
         why = ROW_REASONS[sample.reason]
         return {"sample_id": sample_id, "skipped": sample.reason, "why": why}
-    trained = [label != IGNORE for label in sample.labels]
-    return {"sample_id": sample_id, "tokens": decode_tokens(form.tokenizer, sample.input_ids, trained)}
+    return {"sample_id": sample_id, "tokens": decode_tokens(form.tokenizer, sample)}
 
 
-def decode_tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> list[Token]:
+def decode_tokens(tokenizer: Any, sample: Sample) -> list[Token]:
     """The text of each token; joined, they equal the decoded text of all ids."""
     special, shown = set(tokenizer.all_special_ids), list[Token]()
     before, waiting = list[int](), list[int]()
-    for token, is_trained in zip(ids, trained, strict=True):
+    for token, label in zip(sample.input_ids, sample.labels, strict=True):
         waiting.append(token)
         # Decoded behind the tokens before it: alone, SentencePiece drops the leading space.
         length = len(_decode_ids(tokenizer, before))
@@ -50,7 +47,7 @@ def decode_tokens(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -
             text = ""  # the first bytes of a character
         else:
             before, waiting = waiting, []
-        shown.append((text, is_trained, token in special))
+        shown.append((text, label != IGNORE, token in special))
     return shown
 
 
@@ -58,18 +55,14 @@ def _decode_ids(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
-def main() -> int:
-    parser = cli.build_student_parser(__doc__)
-    args = parser.parse_args()
-    student = load_yaml(args.config, StudentConfig)
-    storage = load_config(args.pipeline_config).storage
-    model = resolve_model(student.student, storage)
+def main() -> None:
+    config, student = load_both(cli.build_student_parser(__doc__).parse_args())
+    model = resolve_model(student.student, config.storage)
     form = student_format(load_student_tokenizer(model, student))
     longest = student.longest_row(context_length(model))
     for line in sys.stdin:
         sample = json.loads(line)
         print(json.dumps(view_sample(form, sample["sample_id"], sample["messages"], longest)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ from accelerate.utils import set_seed
 
 from nexa_distill.console import cli
 from nexa_distill.errors import InputError
-from nexa_distill.settings.pipeline import Storage, load_config
-from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.pipeline import Storage
+from nexa_distill.settings.student import StudentConfig, load_both
 from nexa_distill.storage.manifests import StageRun
 from nexa_train import teacher_logits
 from nexa_train.data.chat_format import ChatFormat
@@ -153,18 +152,16 @@ def _refuse_unshardable(config: StudentConfig, accelerator: Any, *, shard: bool)
         )
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_student_parser(__doc__)
     parser.add_argument("--dataset", type=Path, help="default: storage.sft_parquet")
     parser.add_argument("--output", type=Path, help="default: <storage.students>/<run_name>")
     parser.add_argument("--shard", action="store_true", help="keep a part of the model per process")
     arguments = parser.parse_args()
-    config = load_yaml(arguments.config, StudentConfig)
-    storage = load_config(arguments.pipeline_config).storage
-    dataset = arguments.dataset or storage.path_of("sft_parquet")
-    folder = arguments.output or storage.path_of("students") / config.run_name
-    run(config, storage, dataset, folder, shard=arguments.shard)
-    return 0
+    pipeline, config = load_both(arguments)
+    dataset = arguments.dataset or pipeline.storage.path_of("sft_parquet")
+    folder = arguments.output or config.checkpoint_path(pipeline.storage).parent
+    run(config, pipeline.storage, dataset, folder, shard=arguments.shard)
 
 
 if __name__ == "__main__":

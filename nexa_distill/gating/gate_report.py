@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from nexa_distill.reporting import charts
 from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.filters import GateConfig
 
@@ -81,17 +80,17 @@ def render_markdown(report: Mapping[str, Any]) -> str:
 
 def render_page(report: Mapping[str, Any]) -> str:
     """The report as one self-contained HTML page."""
-    rows = [charts.Bar("answers", report["total"], f"{report['total']:,}", "teacher")]
-    rows += [charts.Bar(f"- {why}", n, f"{n:,}", "before") for why, n in report["reject_reason_counts"].items()]
-    rows.append(charts.Bar("kept", report["kept"], f"{report['kept']:,}", "after"))
-    shares = {"task type": _draw_shares(report["by_template_name"]), "domain": _draw_shares(report["by_domain"])}
-    funnel = charts.draw_bars(rows, top=report["total"])
+    funnel = [
+        ("answers", report["total"], f"{report['total']:,}", "teacher"),
+        *((f"- {why}", count, f"{count:,}", "before") for why, count in report["reject_reason_counts"].items()),
+        ("kept", report["kept"], f"{report['kept']:,}", "after"),
+    ]
+    shares = {"task type": _share_bars(report["by_template_name"]), "domain": _share_bars(report["by_domain"])}
     return render_template("gate_report.html.j2", funnel=funnel, shares=shares, **report)
 
 
-def _draw_shares(groups: Mapping[str, Mapping[str, int]]) -> str:
-    rows = [
-        charts.Bar(name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}", "after")
+def _share_bars(groups: Mapping[str, Mapping[str, int]]) -> list[tuple[str, float, str, str]]:
+    return [
+        (name, part["kept"] / part["total"], f"{part['kept']:,} of {part['total']:,}", "after")
         for name, part in groups.items()
     ]
-    return charts.draw_bars(rows, top=1.0)

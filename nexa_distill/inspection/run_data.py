@@ -1,6 +1,5 @@
 """Data of the Run page, read from the files of the stages. Missing data is None or empty."""
 
-import json
 from pathlib import Path
 
 from nexa_distill.errors import NexaError
@@ -54,22 +53,7 @@ def stage_timings(config: DistillConfig) -> list[Json]:
 
 
 def metrics_path(config: DistillConfig) -> Path:
-    student = load_yaml(Path(config.student), StudentConfig)
-    return config.storage.path_of("students") / student.run_name / "metrics.jsonl"
-
-
-def load_loss_curve(path: Path) -> list[Json]:
-    """{step, kind, loss}: the training loss per step, and the validation loss where measured."""
-    if not path.exists():
-        return []
-    rows = []
-    # The training may be writing: the last line is complete only with its newline.
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        row = json.loads(line)
-        for kind, name in (("training", "loss"), ("validation", "val_loss")):
-            if row.get(name) is not None:
-                rows.append({"step": row["step"], "kind": kind, "loss": row[name]})
-    return rows
+    return load_yaml(Path(config.student), StudentConfig).metrics_path(config.storage)
 
 
 def latest_sessions(config: DistillConfig) -> tuple[str | None, list[SessionState]]:

@@ -35,6 +35,9 @@ class ParquetRows:
         # Neighbouring rows are in one row group, so moving on mostly reads nothing.
         self._group = lru_cache(CACHED_GROUPS)(parquet.read_row_group)
 
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
     def read_row(self, number: int) -> Row:
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
         rows = self._group(group).slice(number - int(self._starts[group]), 1).to_pylist()

@@ -12,7 +12,6 @@ from nexa_distill.contracts import RUBRICS, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.judging import calibration
 from nexa_distill.judging.calibration import HumanDecisions
-from nexa_distill.reporting import charts
 from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
@@ -23,7 +22,7 @@ from nexa_distill.storage.tables import read_batches
 
 Figures = dict[str, Any]
 NAMED = 5  # unknown answers that are named
-KINDS = {"kappa": "after", "precision": "teacher", "recall": "before"}  # colours of charts.py
+KINDS = {"kappa": "after", "precision": "teacher", "recall": "before"}  # colours of the plot
 
 
 def write_calibration(
@@ -138,17 +137,17 @@ def render_markdown(report: Figures) -> str:
 
 def render_page(report: Figures) -> str:
     """A self-contained HTML page with a plot per check."""
-    plots = {name: _draw_curve(check["curve"]) for name, check in report["checks"].items()}
-    return render_template("calibration.html.j2", facts=_list_facts(report), plots=plots, **report)
+    curves = {name: _curve_lines(check["curve"]) for name, check in report["checks"].items()}
+    context = report | {"facts": _list_facts(report), "curves": curves, "curve_names": ", ".join(KINDS)}
+    return render_template("calibration.html.j2", **context)
 
 
 def _list_facts(report: Figures) -> list[str]:
     return render_template("calibration_facts.md.j2", **report).splitlines()
 
 
-def _draw_curve(curve: Sequence[Figures]) -> str:
-    lines = [
-        charts.Line(figure, [(p["threshold"], p[figure]) for p in curve if p[figure] is not None], kind)
+def _curve_lines(curve: Sequence[Figures]) -> list[tuple[str, list[tuple[float, float]], str]]:
+    return [
+        (figure, [(p["threshold"], p[figure]) for p in curve if p[figure] is not None], kind)
         for figure, kind in KINDS.items()
     ]
-    return charts.draw_lines(lines, x_label="threshold", y_label=", ".join(KINDS), whole=False)

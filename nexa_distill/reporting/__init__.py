@@ -1,1 +1,1 @@
-"""How reports are drawn: HTML, Markdown, SVG charts, the dataset card."""
+"""How reports are drawn: templates of HTML, Markdown and plots, the dataset card."""

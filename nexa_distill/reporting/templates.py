@@ -1,6 +1,7 @@
 """Render the reports from the templates beside their code: Markdown and HTML.
 
-A template `NAME.md.j2` is plain text, a template `NAME.html.j2` escapes every value. Macros of
+A template `NAME.md.j2` is plain text, a template `NAME.html.j2` escapes every value and draws plots
+with `plots.html.j2`. Macros of
 `nexa_distill/reporting/templates/` can be imported by the templates of every package.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from nexa_distill.reporting.charts import SIZE, chart_axes
 from nexa_distill.reporting.markdown import as_code
 
 SHARED = Path(__file__).parent / "templates"
@@ -19,6 +21,11 @@ SHARED = Path(__file__).parent / "templates"
 def render_template(name: str, folder: Path = SHARED, **context: Any) -> str:
     """The text of one report; raises jinja2.UndefinedError for a value that is not in `context`."""
     return _environment(folder).get_template(name).render(context)
+
+
+def render_plot(macro: str, *values: Any) -> str:
+    """One plot of `plots.html.j2` as HTML; its styles are in `plots.css`."""
+    return str(getattr(_environment(SHARED).get_template("plots.html.j2").module, macro)(*values))
 
 
 def format_number(value: float | None, *, share: bool = False) -> str:
@@ -38,6 +45,7 @@ def _environment(folder: Path) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals.update(chart_axes=chart_axes, chart_size=SIZE)
     environment.filters.update(
         code=as_code,
         cell=_fit_cell,

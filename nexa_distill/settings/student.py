@@ -1,5 +1,6 @@
 """`configs/baseline_distill.yaml`, typed: one student run."""
 
+import argparse
 from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -7,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from nexa_distill.settings.pipeline import DistillConfig, Storage, load_system_prompt
-from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, load_system_prompt
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml
 
 RENDERING = {"chat_template_kwargs", "chat_template_date"}
 # Names that transformers itself passes to a template.
@@ -160,3 +161,12 @@ class StudentConfig(Section):
 
     def checkpoint_path(self, storage: Storage) -> Path:
         return storage.path_of("students") / self.run_name / "final"
+
+    def metrics_path(self, storage: Storage) -> Path:
+        """The figures of each step of the training."""
+        return storage.path_of("students") / self.run_name / "metrics.jsonl"
+
+
+def load_both(arguments: argparse.Namespace) -> tuple[DistillConfig, StudentConfig]:
+    """The two files that the options of `cli.build_student_parser` name. Raises as `load_yaml`."""
+    return load_config(arguments.pipeline_config), load_yaml(arguments.config, StudentConfig)

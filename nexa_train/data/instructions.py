@@ -15,7 +15,6 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.storage.atomic import write_text
 from nexa_distill.text.hashing import compact_json, sha256_text
 
 Mode = Literal["system1", "system2"]
@@ -35,10 +34,6 @@ def read_json(path: Path) -> Any:
         raise InputMissing(f"{path}: no such file (looked in {Path.cwd()})") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not JSON that can be read ({error})") from None
-
-
-def write_json(path: Path, data: object) -> None:
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_items(path: Path) -> list[Item]:

@@ -12,24 +12,21 @@ Raises: as the client (an API), InputError (65) for a model that cannot be loade
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import INPUTS, OUTPUTS, Row
-from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
 from nexa_train.data.instructions import Item, Prompt, item_key
 
-if TYPE_CHECKING:
-    from nexa_train.models.replies import Reply
-
 PART_PROMPTS = 32  # prompts of a part: the most that a kill can lose
 ANSWER_COLUMNS = ["sample_id", "teacher_output", "finish_reason", "answer_flag"]
-AskTeacher = Callable[[], None]  # reads storage.raw_dataset, writes storage.collected_dataset
+AskTeacher = Callable[[], object]  # reads storage.raw_dataset, writes storage.collected_dataset
 
 
 def fill_outputs(items: Sequence[Item], prompt: Prompt, storage: Storage, answer: AskTeacher) -> list[Item]:
@@ -73,82 +70,51 @@ def _input_row(item: Item, prompt: Prompt) -> Row:
     }
 
 
-def answer_by_api(configured: Callable[[], DistillConfig]) -> AskTeacher:
-    """Ask the provider of the configuration, through the journal; failed requests are retried."""
-
-    def ask_api() -> None:
-        from nexa_distill import collect_teacher
-
-        collect_teacher.run(configured(), retry_failed=True)
-
-    return ask_api
-
-
 def answer_by_model(
     load: Callable[[], tuple[Any, Any]], settings: Row, storage: Storage, weights: Sequence[Path]
-) -> AskTeacher:
+) -> None:
     """Ask a model in this process. `settings`: name, batch_size and sampling of the job."""
+    src, dst = storage.path_of("raw_dataset"), storage.path_of("collected_dataset")
+    stage = StageRun("teacher", storage, inputs=[src, *weights], settings=settings)
+    if stage.is_current(dst):
+        print(f"teacher: {dst} is up to date", flush=True)
+        return
+    # Parts depend on model and settings, not on the items: more items reuse old answers.
+    key = StageRun("teacher", storage, inputs=weights, settings=settings).resume_key
+    folder = dst.with_name(f".{dst.stem}.parts") / key[:16]
+    rows = {row["sample_id"]: row for row in pq.read_table(src).to_pylist()}
+    done = {
+        row["sample_id"]: row
+        for part in sorted(folder.glob("*.parquet"))
+        for row in pq.read_table(part).to_pylist()
+        if row["user_prompt"] == rows.get(row["sample_id"], {}).get("user_prompt")
+    }
+    if missing := [row for name, row in rows.items() if name not in done]:
+        for part in _generate_parts(load, missing, settings):
+            number = len(list(folder.glob("*.parquet")))
+            _write_outputs(folder / f"{number:06d}.parquet", part)
+            done |= {row["sample_id"]: row for row in part}
+    _write_outputs(dst, [done[key] for key in rows])
+    stage.seal_output(dst, rows_in=len(rows), rejected=0)
 
-    def ask_model() -> None:
-        src, dst = storage.path_of("raw_dataset"), storage.path_of("collected_dataset")
-        stage = StageRun("teacher", storage, inputs=[src, *weights], settings=settings)
-        if stage.is_current(dst):
-            print(f"teacher: {dst} is up to date", flush=True)
-            return
-        # Parts depend on model and settings, not on the items: more items reuse old answers.
-        key = StageRun("teacher", storage, inputs=weights, settings=settings).resume_key
-        folder = dst.with_name(f".{dst.stem}.parts") / key[:16]
-        rows = {row["sample_id"]: row for row in pq.read_table(src).to_pylist()}
-        done = {
-            row["sample_id"]: row
-            for part in sorted(folder.glob("*.parquet"))
-            for row in pq.read_table(part).to_pylist()
-            if row["user_prompt"] == rows.get(row["sample_id"], {}).get("user_prompt")
-        }
-        missing = [row for name, row in rows.items() if name not in done]
-        if missing:
-            for part in _generate_parts(load, missing, settings):
-                number = len(list(folder.glob("*.parquet")))
-                with table_writer(folder / f"{number:06d}.parquet", OUTPUTS) as out:
-                    out.write(pa.Table.from_pylist(part, OUTPUTS))
-                done |= {row["sample_id"]: row for row in part}
-        with table_writer(dst, OUTPUTS) as out:
-            out.write(pa.Table.from_pylist([done[key] for key in rows], OUTPUTS))
-        stage.seal_output(dst, rows_in=len(rows), rejected=0)
 
-    return ask_model
+def _write_outputs(path: Path, rows: Sequence[Row]) -> None:
+    with table_writer(path, OUTPUTS) as out:
+        out.write(pa.Table.from_pylist(rows, OUTPUTS))
 
 
 def _generate_parts(load: Callable[[], tuple[Any, Any]], rows: Sequence[Row], settings: Row) -> Iterator[list[Row]]:
     from nexa_train.models.replies import generate_replies
 
     model, tokenizer = load()
+    sampling = {name: settings[name] for name in ("max_new_tokens", "temperature", "batch_size")}
     with Progress("teacher", len(rows), unit="answers") as progress:
         for start in range(0, len(rows), PART_PROMPTS):
             some = rows[start : start + PART_PROMPTS]
-            answers = generate_replies(
-                model,
-                tokenizer,
-                [row["user_prompt"] for row in some],
-                max_new_tokens=settings["max_new_tokens"],
-                seed=settings["seed"] + start,
-                temperature=settings["temperature"],
-                batch_size=settings["batch_size"],
-            )
-            yield [_output_row(row, answer, settings["name"]) for row, answer in zip(some, answers, strict=True)]
+            prompts = [row["user_prompt"] for row in some]
+            replies = generate_replies(model, tokenizer, prompts, seed=settings["seed"] + start, **sampling)
+            yield [
+                row | reply.output_columns(settings["name"]) | {"teacher_output": reply.text or None}
+                for row, reply in zip(some, replies, strict=True)
+            ]
             progress.add(len(some))
-
-
-def _output_row(row: Row, reply: "Reply", model_id: str) -> Row:
-    return (
-        dict.fromkeys(OUTPUTS.names)
-        | row
-        | {
-            "attempt": 0,
-            "teacher_output": reply.text or None,
-            "reasoning_output": reply.reasoning,
-            "model_id": model_id,
-            "finish_reason": "stop" if reply.ended else "length",
-            "completion_tokens": reply.tokens,
-        }
-    )

@@ -6,7 +6,6 @@ for passes, McNemar's p is below 0.05.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import comb, sqrt
 from typing import Any
 
@@ -24,17 +23,6 @@ NOT_SHOWN = "no difference shown"  # there may be one; "no difference" is for eq
 CHUNK = 500  # resamples drawn at a time, which bounds the memory
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The same samples measured on two models: values, their weights, and groups."""
-
-    # A share: 0 or 1 before and after, weights of 1. A mean loss: nats, weighted by tokens.
-    groups: Sequence[str]
-    before: Sequence[float]
-    after: Sequence[float]
-    weights: Sequence[float]
 
 
 def wilson_interval(passed: int, total: int) -> tuple[float, float] | None:
@@ -57,20 +45,25 @@ def mcnemar_p_value(only_before: int, only_after: int) -> float:
     return min(1.0, 2 * sum(comb(n, k) for k in range(least + 1)) / (1 << n))
 
 
-def paired_difference(pairs: Pairs) -> dict[str, Any] | None:
-    """After minus before, with its interval. None without pairs; no verdict below FEWEST_DOCUMENTS."""
-    if not pairs.groups:
+def paired_difference(
+    groups: Sequence[str], before: Sequence[float], after: Sequence[float], weights: Sequence[float]
+) -> dict[str, Any] | None:
+    """After minus before, with its interval. None without samples; no verdict below FEWEST_DOCUMENTS.
+
+    The same samples measured on two models. A share: 0 or 1, weights of 1. A mean loss: nats, weighted by tokens.
+    """
+    if not groups:
         return None
     # Sums by document: the bootstrap draws documents, not samples.
-    _, group = np.unique(np.asarray(pairs.groups), return_inverse=True)
-    change: Floats = np.bincount(group, np.subtract(pairs.after, pairs.before)).astype(np.float64)
-    weight: Floats = np.bincount(group, np.asarray(pairs.weights)).astype(np.float64)
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    change: Floats = np.bincount(group, np.subtract(after, before)).astype(np.float64)
+    weight: Floats = np.bincount(group, np.asarray(weights)).astype(np.float64)
     difference = float(change.sum() / weight.sum())
     # Without any change the interval is 0 to 0, however few the documents are.
     enough = len(change) >= FEWEST_DOCUMENTS or not change.any()
     low, high = _bootstrap_interval(change, weight) if enough else (None, None)
     interval = {"difference": difference, "low": low, "high": high, "verdict": _classify_interval(low, high)}
-    counts = {"samples": len(pairs.groups), "documents": len(change)}
+    counts = {"samples": len(groups), "documents": len(change)}
     return interval | counts | {"resamples": RESAMPLES, "seed": SEED}
 
 
@@ -107,14 +100,12 @@ def compare_losses(
         return None  # nats per token of two tokenizers cannot be compared
     groups = [after[key]["document"] for key in keys]
     first, second = ([run[key]["nats"] for key in keys] for run in (before, after))
-    return paired_difference(Pairs(groups, first, second, weights))
+    return paired_difference(groups, first, second, weights)
 
 
 def compare_passes(groups: Sequence[str], before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any] | None:
     """Two models at one gate: the four kinds of pair, McNemar's p, the difference of shares."""
-    weights = [1.0] * len(groups)
-    pairs = Pairs(groups, list(map(float, before)), list(map(float, after)), weights)
-    difference = paired_difference(pairs)
+    difference = paired_difference(groups, list(map(float, before)), list(map(float, after)), [1.0] * len(groups))
     if difference is None:
         return None
     both = sum(b and a for b, a in zip(before, after, strict=True))

@@ -5,7 +5,7 @@ Safetensors only, and no code from a checkpoint. InputError names what cannot be
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nexa_distill.errors import InputError
 from nexa_distill.settings.student import StudentConfig
@@ -13,26 +13,15 @@ from nexa_train.data.chat_template import fix_template
 from nexa_train.models.bundled import BUNDLED
 from nexa_train.models.precision import has_native_bf16
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = None) -> Any:
     """With only `keep_layers` if given; float32 for training, or `dtype`. Raises InputError."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    config = _load_config(model)
-    _refuse_other_kinds(model, config)
+    _refuse_other_kinds(model, _load_config(model))
     if dtype is None:
         refuse_quantised(model)
-    try:
-        result: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except Exception as error:  # noqa: BLE001 - other libraries raise any type
-        raise _load_error(model, error, _quantisation_method(config)) from None
-    loaded, info = result
+    loaded, info = _load_weights(model, dtype=dtype or torch.float32, output_loading_info=True)
     if missing := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
         # transformers would only warn and begin with random weights in their place.
         raise InputError(
@@ -40,6 +29,15 @@ def load_model(model: str, keep_layers: list[int] | None = None, dtype: Any = No
             f"{missing[0]}; the checkpoint is not complete, get it again"
         )
     return loaded if keep_layers is None else prune_depth(loaded, keep_layers)
+
+
+def _load_weights(model: str, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, trust_remote_code=False, **options)
+    except Exception as error:  # noqa: BLE001 - other libraries raise any type
+        raise _load_error(model, error, _quantisation_method(_load_config(model))) from None
 
 
 def refuse_quantised(model: str) -> None:
@@ -155,25 +153,16 @@ def load_quantised(model: str) -> tuple[Any, Any]:
 
     if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
         return load_for_inference(model)
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     eight_bits = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, quantization_config=eight_bits, device_map="auto", use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # noqa: BLE001 - other libraries raise any type
-        raise _load_error(model, error, _quantisation_method(_load_config(model))) from None
-    return loaded.eval(), load_tokenizer(model)
+    return _load_weights(model, quantization_config=eight_bits, device_map="auto").eval(), load_tokenizer(model)
 
 
-def prune_depth(model_or_path: "PreTrainedModel | str | Path", keep_layers: list[int]) -> Any:
+def prune_depth(model: Any, keep_layers: list[int]) -> Any:
     """Keep only the decoder layers `keep_layers` (ascending), in place. Raises InputError naming the layer."""
     from torch import nn
 
-    if isinstance(model_or_path, str | Path):
-        return load_model(str(model_or_path), keep_layers)
-    model: Any = model_or_path
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None:
         raise InputError(

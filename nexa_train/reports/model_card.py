@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from nexa_distill.contracts import TABLES
+from nexa_distill.reporting.training_curve import read_metrics
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import StageRun, code_version
@@ -75,8 +76,7 @@ def _count_rows(dataset: Path) -> Json:
 
 def _first_and_last_losses(metrics: Path) -> Json:
     """The first and the last measured value of each loss; None without any."""
-    text = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_metrics(metrics)
     losses = {name: [row[name] for row in rows if name in row] for name in ("loss", "val_loss")}
     return {name: {"first": values[0], "last": values[-1]} if values else None for name, values in losses.items()}
 

@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 TABLE = TABLES["teacher_logits"]
 
 
-def vocabulary_hash(tokenizer: Any) -> str:
-    return sha256_text(compact_json(tokenizer.get_vocab()))
-
-
 def tokens_hash(sample: Sample) -> str:
     return sha256_text(compact_json([sample.input_ids, sample.labels]))
 
 
 def refuse_other_vocabulary(teacher: Any, student: Any) -> None:
-    if vocabulary_hash(teacher) != vocabulary_hash(student):
+    if teacher.get_vocab() != student.get_vocab():
         raise InputError(
             f"distillation.teacher: the vocabulary of {teacher.name_or_path} ({len(teacher)} "
             f"tokens) is not that of the student {student.name_or_path} ({len(student)} tokens), "

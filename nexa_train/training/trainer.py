@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from nexa_distill.console.progress import Progress
 from nexa_distill.errors import QualityGateMissed
+from nexa_distill.reporting.training_curve import read_metrics
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.storage.atomic import write_text
 from nexa_train.data.chat_tokenization import IGNORE, Sample
@@ -65,10 +66,8 @@ class Metrics:
         self.path, self.active = path, active
         if not active:
             return
-        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() and resumed else []
-        # A last line without its end is from a kill while it was written.
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= resumed]
-        write_text(path, "".join(f"{row}\n" for row in kept))
+        kept = [row for row in read_metrics(path) if row["step"] <= resumed] if resumed else []
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         if self.active:

@@ -67,7 +67,7 @@ class Student:
     def preflight(self, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, Any]:
         """The command, in this process."""
         monkeypatch.setattr(sys, "argv", self.command("nexa_train.preflight", *more)[2:])
-        assert preflight.main() == 0
+        preflight.main()
         return self.report()
 
     @property

@@ -7,8 +7,8 @@ import yaml
 
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.storage.atomic import write_json
 from nexa_train import easydistill, train_sft
-from nexa_train.data.instructions import write_json
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.easydistill_jobs.job import load_job
 from nexa_train.models import replies

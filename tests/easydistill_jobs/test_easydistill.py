@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from nexa_distill.errors import InputError, InputMissing, ProviderUnusable
+from nexa_distill.storage.atomic import write_json
 from nexa_distill.storage.manifests import sha256_path
 from nexa_train import easydistill
-from nexa_train.data.instructions import read_items, write_json
+from nexa_train.data.instructions import read_items
 from nexa_train.easydistill_jobs import teacher_labels
 from nexa_train.easydistill_jobs.job import load_job
 from nexa_train.models import replies
@@ -128,8 +129,10 @@ def test_t07_variables_of_both_chat_templates_are_settings_of_the_job(
     monkeypatch.setattr(teacher_labels, "answer_by_model", seen)
     write_json(folder / "asked.json", [{"instruction": "Say 1."}])
     path = job(folder, job_type="kd_black_box_local", models={"teacher": str(speaking)},
-               dataset={"instruction_path": str(folder / "asked.json")},
-               inference={"max_new_tokens": 20, "chat_template_kwargs": {"think_long": True}},
+               dataset={"instruction_path": str(folder / "asked.json"),
+                        "labeled_path": str(folder / "new.json")},
+               inference={"temperature": 0.0, "max_new_tokens": 20,
+                          "chat_template_kwargs": {"think_long": True}},
                training={"chat_template_kwargs": {"enable_thinking": False}})  # fmt: skip
     easydistill.run(load_job(path))
     teacher, settings = made

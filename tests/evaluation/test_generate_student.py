@@ -19,6 +19,7 @@ from nexa_train.data.chat_format import chat_format
 from nexa_train.generate_student import Prompt, batch_prompts
 from nexa_train.models.generation import new_tokens
 from nexa_train.models.loading import load_for_inference
+from nexa_train.models.replies import read_reply
 from tests.support.exam import prepare, rows, save_untrained
 from tests.support.tiny_model import save_model, tokenizer
 
@@ -125,10 +126,10 @@ def test_an_answer_ends_at_the_end_of_turn_and_the_token_is_counted(tmp_path: Pa
     stops = chat_format(tokenizer).stop_tokens
     assert stops == [2]
     said = [*tokenizer("Yes.", add_special_tokens=False)["input_ids"], 2, 2, 2]
-    row = generate_student._output_row(tokenizer, prompt("a", 10), said, stops, "m", 1.0)
+    row = generate_student._output_row(prompt("a", 10), read_reply(tokenizer, [3] * 10, said, stops), "m", 1.0)
     assert (row["teacher_output"], row["finish_reason"]) == ("Yes.", "stop")
     assert (row["completion_tokens"], row["total_tokens"]) == (5, 15)
-    silent = generate_student._output_row(tokenizer, prompt("a", 10), [2, 2], stops, "m", 1.0)
+    silent = generate_student._output_row(prompt("a", 10), read_reply(tokenizer, [3] * 10, [2, 2], stops), "m", 1.0)
     assert (silent["teacher_output"], silent["completion_tokens"]) == (None, 1)
 
 
@@ -181,9 +182,9 @@ def test_t06_a_students_reasoning_is_not_in_its_answer(opened: str, written: str
     tok = tokenizer()
     asked = Prompt({"sample_id": "a"}, tok(f"<|im_start|>assistant\n{opened}")["input_ids"])
     new = tok(f"{written}<|im_end|>")["input_ids"]
-    row = generate_student._output_row(tok, asked, new, [tok.eos_token_id], "m", 1.0)
+    row = generate_student._output_row(asked, read_reply(tok, asked.ids, new, [tok.eos_token_id]), "m", 1.0)
     assert (row["reasoning_output"], row["teacher_output"]) == ("Hm.", "Four.")
     assert (row["finish_reason"], row["completion_tokens"]) == ("stop", len(new))
-    row = generate_student._output_row(tok, asked, new[:4], [tok.eos_token_id], "m", 1.0)
+    row = generate_student._output_row(asked, read_reply(tok, asked.ids, new[:4], [tok.eos_token_id]), "m", 1.0)
     assert row["finish_reason"] == "length"
     assert (row["teacher_output"] is None) == bool(opened), "a cut reasoning has no answer"

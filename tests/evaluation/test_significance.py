@@ -2,13 +2,7 @@ from math import isclose
 
 import pytest
 
-from nexa_train.evaluation.significance import (
-    Pairs,
-    compare_passes,
-    mcnemar_p_value,
-    paired_difference,
-    wilson_interval,
-)
+from nexa_train.evaluation.significance import compare_passes, mcnemar_p_value, paired_difference, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -23,7 +17,7 @@ def test_wilsons_interval_is_the_published_one(passed: int, total: int, low: flo
 
 def test_nothing_measured_has_no_interval_and_no_difference() -> None:
     assert wilson_interval(0, 0) is None
-    assert paired_difference(Pairs([], [], [], [])) is None
+    assert paired_difference([], [], [], []) is None
 
 
 @pytest.mark.parametrize(
@@ -35,14 +29,14 @@ def test_mcnemar_is_the_exact_binomial_test(only_before: int, only_after: int, p
 
 def test_the_same_figures_give_exactly_no_difference() -> None:
     values = [0.1, 1.7, 3.3]
-    found = paired_difference(Pairs(["a", "b", "c"], values, values, [3, 5, 7]))
+    found = paired_difference(["a", "b", "c"], values, values, [3, 5, 7])
     assert found is not None
     assert (found["difference"], found["low"], found["high"]) == (0, 0, 0)
     assert found["verdict"] == "no difference"
 
 
 def test_the_difference_is_weighted_by_tokens() -> None:
-    found = paired_difference(Pairs(list("abcdef"), [20.0] * 6, [10.0] * 6, [10] * 6))
+    found = paired_difference(list("abcdef"), [20.0] * 6, [10.0] * 6, [10] * 6)
     assert found is not None
     assert found["difference"] == -1.0
     assert found["verdict"] == "lower"
@@ -50,8 +44,8 @@ def test_the_difference_is_weighted_by_tokens() -> None:
 
 def test_copies_of_one_document_are_no_further_evidence() -> None:
     before, after = [1.0, 2.0, 3.0, 2.0, 1.0, 1.0], [0.5, 2.1, 2.0, 2.2, 0.9, 1.3]
-    once = paired_difference(Pairs(list("abcdef"), before, after, [1.0] * 6))
-    many = paired_difference(Pairs(list("abcdef") * 50, before * 50, after * 50, [1.0] * 300))
+    once = paired_difference(list("abcdef"), before, after, [1.0] * 6)
+    many = paired_difference(list("abcdef") * 50, before * 50, after * 50, [1.0] * 300)
     assert once is not None
     assert many is not None
     assert (once["low"], once["high"]) == pytest.approx((many["low"], many["high"]))

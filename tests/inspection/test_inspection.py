@@ -16,14 +16,15 @@ from nexa_distill.annotation.annotations import Annotation, append
 from nexa_distill.annotation.preferences import Preference
 from nexa_distill.contracts import CHECKS, REJECTIONS
 from nexa_distill.inspection import held_out_answers, row_filters, run_data
-from nexa_distill.inspection.annotation_view import AnnotationFollower
 from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, RowFilters
+from nexa_distill.inspection.session import file_state, read_decisions
 from nexa_distill.inspection.table_view import AnswerTable, ChecksFile
 from nexa_distill.inspection.word_diff import diff_words
+from nexa_distill.reporting.training_curve import loss_lines, read_metrics
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.atomic import read_json_object
 from nexa_distill.storage.tables import table_writer
-from nexa_train.data.chat_tokenization import ROW_REASONS, student_format
+from nexa_train.data.chat_tokenization import ROW_REASONS, Sample, student_format
 from nexa_train.token_view import decode_tokens, view_sample
 from tests.support.answers import GOOD, answer, collect, project
 from tests.support.tiny_model import tokenizer
@@ -87,26 +88,25 @@ def decide(path: Path, answers: AnswerTable, number: int, action: str, annotator
 
 def test_decisions_are_followed_as_they_are_made(answers: AnswerTable, tmp_path: Path) -> None:
     path = tmp_path / "annotations.jsonl"
-    decisions = AnnotationFollower(path)
-    assert decisions.current_decisions() == {}
+    assert read_decisions(file_state(path)) == {}
     decide(path, answers, 3, "accept", "ann")
     decide(path, answers, 4, "reject", "ann")
     decide(path, answers, 4, "accept", "bob")
-    decided = decisions.current_decisions()
+    decided = read_decisions(file_state(path))
     wanted = RowFilters({}, [], [], [CONFLICT], "")
     assert row_filters.matching_rows(answers, [], decided, wanted).tolist() == [4]
     wanted = RowFilters({}, [], [], ["accept", UNDECIDED], "")
     assert row_filters.matching_rows(answers, [], decided, wanted).tolist() == [n for n in range(30) if n != 4]
     decide(path, answers, 4, "reject", "bob")
-    assert row_filters.decision_label(decisions.current_decisions()[answers.key_at(4)]) == "reject"
+    assert row_filters.decision_label(read_decisions(file_state(path))[answers.key_at(4)]) == "reject"
     path.write_text("")  # another file stands here
-    assert decisions.current_decisions() == {}
+    assert read_decisions(file_state(path)) == {}
 
 
 def test_f32_a_decision_on_an_answer_that_is_not_there_marks_no_row(answers: AnswerTable, tmp_path: Path) -> None:
     path = tmp_path / "annotations.jsonl"
     append(path, Annotation(sample_id="gone", attempt=0, action="reject"))
-    assert not row_filters.decided_rows(answers, AnnotationFollower(path).current_decisions()).any()
+    assert not row_filters.decided_rows(answers, read_decisions(file_state(path))).any()
 
 
 def test_checks_are_found_by_answer(tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_figures_of_a_run_are_those_of_its_files(tmp_path: Path) -> None:
 
 def test_a_half_written_metrics_line_waits_and_a_missing_loss_is_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert run_data.load_loss_curve(path) == []
+    assert read_metrics(path) == []
     path.write_text('{"step": 0, "val_loss": 3.0}\n{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    assert run_data.load_loss_curve(path) == [
-        {"step": 0, "kind": "validation", "loss": 3.0},
-        {"step": 1, "kind": "training", "loss": 2.5},
+    assert loss_lines(read_metrics(path), "training", "validation") == [
+        ("training", [(1, 2.5)], "plain"),
+        ("validation", [(0, 3.0)], "after"),
     ]
     (tmp_path / "report.json").write_text("[1]")
     assert read_json_object(tmp_path / "report.json") is None
@@ -226,4 +226,4 @@ def test_tokens_join_to_the_text_and_the_answer_is_trained() -> None:
     assert [token for token, _, special in shown if special][-1] == "<|im_end|>"
     refused = view_sample(made, "s", messages, 5)
     assert (refused["skipped"], refused["why"]) == ("over_max_length", ROW_REASONS["over_max_length"])
-    assert decode_tokens(made.tokenizer, [], []) == []
+    assert decode_tokens(made.tokenizer, Sample("a", [], [])) == []

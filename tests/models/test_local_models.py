@@ -125,7 +125,7 @@ def test_a_folder_without_checkpoint_is_missing_input(tmp_path: Path) -> None:
 
 
 def test_the_pruned_model_generates_as_its_own_copy_on_disk_does(tmp_path: Path) -> None:
-    pruned = loading.prune_depth(save_model(tmp_path / "model", layers=6), [0, 2, 5])
+    pruned = loading.load_model(str(save_model(tmp_path / "model", layers=6)), [0, 2, 5])
     assert [layer.self_attn.layer_idx for layer in pruned.model.layers] == [0, 1, 2]
     assert pruned.config.num_hidden_layers == 3
     pruned.save_pretrained(tmp_path / "pruned")
@@ -140,7 +140,7 @@ def test_the_pruned_model_generates_as_its_own_copy_on_disk_does(tmp_path: Path)
 @pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [-1, 0], [0, 4]])
 def test_layers_that_the_model_has_not_are_refused(tmp_path: Path, layers: list[int]) -> None:
     with pytest.raises(InputError, match="keep_layers"):
-        loading.prune_depth(save_model(tmp_path / "model"), layers)
+        loading.load_model(str(save_model(tmp_path / "model")), layers)
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,6 @@ def test_ticks_are_round_and_enclose_the_data(low: float, high: float, whole: bo
 
 
 def test_a_line_of_one_point_is_a_dot() -> None:
-    drawn = charts.draw_lines([charts.Line("a", [(3, 1.0)], "after")], x_label="x", y_label="y")
+    drawn = render_page({**report(), "training_curve": [{"step": 3, "loss": 1.0}]})
     assert "<circle" in drawn
     assert "<polyline" not in drawn

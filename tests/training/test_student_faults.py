@@ -351,7 +351,7 @@ def test_t08_the_shown_tokens_keep_their_spaces() -> None:
     plain.decoder = decoders.Metaspace()
     tok: Any = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>")  # type: ignore[no-untyped-call]  # noqa: S106
     ids = tok("the sky is blue")["input_ids"]
-    shown = token_view.decode_tokens(tok, ids, [True] * len(ids))
+    shown = token_view.decode_tokens(tok, Sample("a", ids, ids))
     assert "".join(text for text, _, _ in shown) == "the sky is blue"
 
 

@@ -34,7 +34,7 @@ HEAVY = (
     "accelerate.commands.launch", "torch.distributed.run", "torch.distributed.fsdp",
     "torch.distributed.checkpoint", "torch.utils.tensorboard", "safetensors.torch",
 )  # fmt: skip
-PAGES = ("streamlit", "streamlit.web.cli", "streamlit.web.bootstrap", "altair", "pandas")
+PAGES = ("streamlit", "streamlit.web.cli", "streamlit.web.bootstrap", "pandas")
 MORE = {"light": (), "heavy": HEAVY, "pages": PAGES}
 # Variables that the libraries read while they are imported: with other ones, nothing is forked.
 BEFORE = dict(os.environ)

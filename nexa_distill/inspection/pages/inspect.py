@@ -1,7 +1,6 @@
 """Page *Inspect*: one answer with its checks and other attempts, and the buttons to decide."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import streamlit as st
@@ -260,16 +259,11 @@ def _format_value(value: float | None) -> str:
 
 def _draw_attempts(room: PageContext, row: Row, key: Key) -> None:
     others = room.other_attempts(key)
-    if not others:
-        return
-    st.markdown("##### Other attempts")
+    if others:
+        st.markdown("##### Other attempts")
     for path, number in others:
-        _draw_attempt(room, row, path, number)
-
-
-def _draw_attempt(room: PageContext, row: Row, path: Path, number: int) -> None:
-    other = room.load_answers(path).read_row(number)
-    with st.expander(f"Attempt {other['attempt']} by {components.escape_markdown(other['model_id'])}"):
-        st.caption("Words only in this attempt are green, words only in the shown answer are red.")
-        texts = [components.cut_text(answer["teacher_output"] or "") for answer in (row, other)]
-        components.show_spans(diff_words(*texts), f"attempt-{other['attempt']}")
+        other = room.load_answers(path).read_row(number)
+        with st.expander(f"Attempt {other['attempt']} by {components.escape_markdown(other['model_id'])}"):
+            st.caption("Words only in this attempt are green, words only in the shown answer are red.")
+            texts = [components.cut_text(answer["teacher_output"] or "") for answer in (row, other)]
+            components.show_spans(diff_words(*texts), f"attempt-{other['attempt']}")

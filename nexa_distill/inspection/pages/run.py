@@ -1,17 +1,15 @@
 """Page *Run*: progress and results of the newest run, updated while it runs."""
 
-import altair as alt
-import pandas as pd
 import streamlit as st
 
 from nexa_distill.console.progress import format_duration
 from nexa_distill.contracts import REASONS
 from nexa_distill.inspection import components, run_data
 from nexa_distill.inspection.session import PageContext
+from nexa_distill.reporting import training_curve
 from nexa_distill.reporting.templates import format_number as number
 
 EVERY_SECONDS = 2.0
-GREEN, GREY, RED = "#2f6f4f", "#9aa197", "#b4533c"
 LABELS = {"done": ":green[done]", "running": ":blue[running]", "waiting": ":gray[waiting]"}
 
 
@@ -72,20 +70,11 @@ def _format_usd(value: float | None) -> str:
     return "$0" if value == 0 else f"${value:,.2f}" if value >= 1 else f"${value:.4f}"
 
 
-def _draw_bars(rows: list[dict[str, object]], value: str, name: str, color: str) -> None:
-    frame = pd.DataFrame(rows)
-    axis = alt.Axis(title=None, labelLimit=180)
-    # sort=None: in the order of the rows, which is that of the pipeline or of the counts.
-    base = alt.Chart(frame).encode(x=alt.X(f"{value}:Q", axis=None), y=alt.Y(f"{name}:N", sort=None, axis=axis))
-    bars = base.mark_bar(color=color, cornerRadiusEnd=3, height=18)
-    words = base.mark_text(align="left", dx=5).encode(text=alt.Text(f"{value}:Q", format=","))
-    st.altair_chart((bars + words).properties(height=34 * len(rows)).configure_view(stroke=None))
-
-
 def _draw_funnel(room: PageContext) -> None:
     st.markdown("##### From prompts to training")
     if rows := run_data.count_funnel(room.config.storage):
-        _draw_bars(rows, "rows", "step", GREEN)
+        bars = [(row["step"], row["rows"], f"{row['rows']:,}", "after") for row in rows]
+        components.show_plot("bars", bars, key="funnel")
     else:
         st.caption("not run")
 
@@ -96,7 +85,8 @@ def _draw_reasons(room: PageContext) -> None:
     if not rows:
         st.caption("not run, or nothing was rejected")
         return
-    _draw_bars(rows[:8], "answers", "reason", RED)
+    bars = [(row["reason"], row["answers"], f"{row['answers']:,}", "before") for row in rows[:8]]
+    components.show_plot("bars", bars, key="reasons")
     with st.expander("What the reasons mean"):
         for row in rows:
             text = (
@@ -107,23 +97,11 @@ def _draw_reasons(room: PageContext) -> None:
 
 def _draw_loss_curve(room: PageContext) -> None:
     st.markdown("##### Loss per trained token, nats")
-    rows = run_data.load_loss_curve(run_data.metrics_path(room.config))
-    if not rows:
+    if rows := training_curve.read_metrics(run_data.metrics_path(room.config)):
+        lines = training_curve.loss_lines(rows, "training", "validation")
+        components.show_plot("lines", lines, "step", "loss per trained token, nats", key="loss")
+    else:
         st.caption("not run")
-        return
-    color = alt.Color(
-        "kind:N",
-        title=None,
-        legend=alt.Legend(orient="top"),
-        scale=alt.Scale(domain=["training", "validation"], range=[GREY, GREEN]),
-    )
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False)),
-        color=color,
-    )
-    dots = base.transform_filter("datum.kind == 'validation'").mark_point(filled=True, size=50)
-    st.altair_chart((base.mark_line() + dots).properties(height=260).configure_view(stroke=None))
 
 
 def _draw_timings(room: PageContext) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from typing import Any
 
-import pyarrow.parquet as pq
 import streamlit as st
 
 from nexa_distill.contracts import TABLES
@@ -17,6 +16,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.inspection import components
 from nexa_distill.inspection.session import FileState, PageContext, check_seal_once, file_state
 from nexa_distill.inspection.tab_state import draw_navigation
+from nexa_distill.inspection.table_view import ParquetRows
 from nexa_distill.storage.tables import open_table
 
 SAMPLES = 25  # per call of token_view
@@ -30,17 +30,17 @@ def draw_page(room: PageContext) -> None:
         return
     file = file_state(path)
     check_seal_once(file, room.config)
-    count = _open_samples(file).metadata.num_rows
+    stored = _open_samples(file)
+    count = len(stored)
     if not count:
         st.info("The training set is empty.")
         return
     place = draw_navigation("Sample", "sample", count)
     # In blocks: starting the process takes seconds, a further sample nothing.
     block = place // SAMPLES * SAMPLES
-    samples = _load_samples(file, block)
     with st.spinner("The student's tokenizer is loading ..."):
         views = _load_token_views(file, block, room)
-    sample, view = samples[place - block], views[place - block]
+    sample, view = stored.read_row(place), views[place - block]
     st.caption(
         f"{sample['split']} · {components.escape_markdown(sample['template_name'])} · sample\\_id {sample['sample_id']}"
     )
@@ -75,29 +75,16 @@ def _draw_tokens(tokens: list[Any]) -> None:
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _open_samples(file: FileState) -> pq.ParquetFile:
-    return open_table(file.path, TABLES["sft_parquet"], complete=True)
-
-
-@st.cache_data(max_entries=8, show_spinner=False)
-def _load_samples(file: FileState, start: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    skipped = 0
-    for batch in _open_samples(file).iter_batches(4096):
-        if skipped + batch.num_rows > start:
-            rows += batch.slice(max(0, start - skipped), SAMPLES - len(rows)).to_pylist()
-        skipped += batch.num_rows
-        if len(rows) >= SAMPLES:
-            break
-    return rows
+def _open_samples(file: FileState) -> ParquetRows:
+    return ParquetRows(open_table(file.path, TABLES["sft_parquet"], complete=True))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _load_token_views(file: FileState, start: int, _room: PageContext) -> list[dict[str, Any]]:
     """The output of `nexa_train.token_view` for these rows. Raises InputError with its error."""
     # Streamlit leaves a parameter with an underscore out of the cache's key.
-    samples = _load_samples(file, start)
-    names = ("sample_id", "messages")
+    stored, names = _open_samples(file), ("sample_id", "messages")
+    samples = map(stored.read_row, range(start, min(start + SAMPLES, len(stored))))
     lines = "".join(json.dumps({n: sample[n] for n in names}) + "\n" for sample in samples)
     done = subprocess.run(
         [

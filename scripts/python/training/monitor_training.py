@@ -6,7 +6,6 @@ default it follows the file until Ctrl-C.
 Run: python scripts/python/training/monitor_training.py [--metrics FILE] [--once]
 """
 
-import json
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,23 +14,11 @@ from typing import Any
 
 from nexa_distill.console import cli
 from nexa_distill.errors import InputMissing
-from nexa_distill.settings.pipeline import load_config
-from nexa_distill.settings.student import StudentConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.reporting.training_curve import read_metrics
+from nexa_distill.settings.student import load_both
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 HEIGHT, WIDTH = 8, 60
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of `metrics.jsonl`. Raises InputMissing (66)."""
-    if not path.is_file():
-        raise InputMissing(
-            f"{path}: no metrics yet; start `bash scripts/shell/training/run_training.sh` or pass --metrics FILE"
-        )
-    # The training may be writing the last line.
-    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in complete if line]
 
 
 def plot_curve(values: Sequence[float]) -> list[str]:
@@ -74,9 +61,13 @@ def main() -> int:
     args = parser.parse_args()
     path = args.metrics
     if path is None:
-        students = load_config(args.pipeline_config).storage.path_of("students")
-        path = students / load_yaml(args.config, StudentConfig).run_name / "metrics.jsonl"
+        config, student = load_both(args)
+        path = student.metrics_path(config.storage)
     while True:
+        if not path.is_file():
+            raise InputMissing(
+                f"{path}: no metrics yet; start `bash scripts/shell/training/run_training.sh` or pass --metrics FILE"
+            )
         page = render_page(read_metrics(path))
         print(page if args.once else f"\033[H\033[2J{page}\n(Ctrl-C ends the view)", flush=True)
         if args.once:
