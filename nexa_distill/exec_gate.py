@@ -44,7 +44,7 @@ from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.execution.pool import WorkerPool
 from nexa_distill.execution.sql import Limits
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.pipeline import DistillConfig, Execution, load_config, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, Execution, load_with_options
 from nexa_distill.storage.manifests import StageRun, load_manifest, sealed_hash, sha256_path
 from nexa_distill.storage.tables import check_unique, read_batches, table_writer
 
@@ -277,11 +277,12 @@ def main() -> int:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--checks", type=Path, help="measurements (contracts.CHECKS)")
-    parser.add_argument("--databases", metavar="DIR", help="SQLite files that the rows name")
+    parser.add_argument(
+        "--databases", dest="execution.databases", metavar="DIR", help="SQLite files that the rows name"
+    )
     parser.add_argument("--report", type=Path, help="quality report (JSON; Markdown beside it)")
     args = parser.parse_args()
-    config = with_flags(load_config(args.config), {"execution": {"databases": args.databases}})
-    run(config, src=args.src, checks=args.checks, report=args.report)
+    run(load_with_options(args), src=args.src, checks=args.checks, report=args.report)
     return 0
 
 

@@ -4,6 +4,7 @@ Flags override YAML. Paths are relative to the current directory. Loading and va
 `yaml_loading.py`; the other two files: `filters.py`, `student.py`.
 """
 
+import argparse
 import os
 from collections.abc import Mapping
 from datetime import date
@@ -424,6 +425,28 @@ def _drop_unset(flags: Mapping[str, Any]) -> dict[str, Any]:
 def load_config(path: Path) -> DistillConfig:
     """Load the pipeline's settings. Raises InputMissing or InputError."""
     return load_yaml(path, DistillConfig)
+
+
+def load_with_options(options: argparse.Namespace) -> DistillConfig:
+    """The settings of `--config`, overridden by each option whose `dest` is a key, such as `input.limit`."""
+    flags: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        section, dot, key = name.partition(".")
+        if dot:
+            flags.setdefault(section, {})[key] = value
+        elif name in DistillConfig.model_fields:
+            flags[name] = value
+    return with_flags(load_config(options.config), flags)
+
+
+def with_address(
+    config: DistillConfig, name: str, base_url: str | None, api_key_env: str | None = None
+) -> DistillConfig:
+    """`config` with another address or key for the provider `name`; None = as configured."""
+    provider: dict[str, Any] = {"base_url": base_url, "api_key_env": api_key_env}
+    if base_url:  # another server: start none here
+        provider |= {"start": [], "endpoint_file": ""}
+    return with_flags(config, {"providers": {name: provider}})
 
 
 def load_system_prompt(path: str) -> str:
