@@ -197,7 +197,7 @@ def _empty_error(src: Path, splits: Mapping[str, int], storage: Storage) -> Inpu
         for rows in read_batches(rejections, TABLES["rejections"], columns=["rejection_reason"]):
             for item in pc.value_counts(rows["rejection_reason"]).to_pylist():
                 counts[item["values"]] += item["counts"]
-    rejected = "; ".join(f"{n} {why} ({REASONS[why]})" for why, n in counts.most_common(3))
+    rejected = "; ".join(f"{n} {why} ({REASONS[why].meaning})" for why, n in counts.most_common(3))
     kept = ", ".join(f"{splits.get(name, 0)} {name}" for name in SPLITS)
     return InputError(
         f"{src}: nothing to train on: {kept} samples. Rejected: {rejected or 'nothing'}. "

@@ -28,7 +28,7 @@ USES = [
     (RULE, TEXTS, "[False, True]"),
     (
         RULE,
-        "from nexa_distill.repair.prompts import INSTRUCTIONS as I; print(I['self_talk'])",
+        "from nexa_distill.contracts import REASONS as R; print(R['self_talk'].instruction)",
         "Give the finished answer",
     ),
     (

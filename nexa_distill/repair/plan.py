@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from nexa_distill.annotation.annotations import Annotation
 from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT, Edit, Key, ValidDecisions, load_valid_decisions
-from nexa_distill.contracts import CHECK_TABLES, SCORE_REASONS, TABLES
+from nexa_distill.contracts import CHECK_TABLES, REASONS, SCORE_REASONS, TABLES
 from nexa_distill.errors import InputMissing
-from nexa_distill.repair.prompts import INSTRUCTIONS, JUDGE_REASONS, Fault
+from nexa_distill.repair.prompts import JUDGE_REASONS, Fault
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import load_manifest, sealed_hash
 from nexa_distill.storage.tables import read_batches
@@ -125,7 +125,7 @@ def _load_reasons(storage: Storage, src: Path, decided: Collection[str]) -> Reas
 
 
 def _repairable_reasons(reasons: Iterable[str]) -> list[str]:
-    return [reason for reason in reasons if reason in INSTRUCTIONS]
+    return [reason for reason in reasons if reason in REASONS and REASONS[reason].instruction]
 
 
 class _RoundPlanner:
