@@ -178,15 +178,13 @@ def _batch_rows(rows: Iterator[dict[str, Any]]) -> Iterator[Sequence[dict[str, A
         yield batch
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", dest="input.path", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.canonical")
     parser.add_argument("--limit", dest="input.limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     args = parser.parse_args()
     run(load_with_options(args), args.dst)
-    return 0
 
 
 if __name__ == "__main__":

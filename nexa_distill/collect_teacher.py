@@ -227,7 +227,7 @@ def _is_first(sample: str, twice: set[str], seen: set[str]) -> bool:
     return True
 
 
-def run_collection(args: argparse.Namespace) -> int:
+def run_collection(args: argparse.Namespace) -> None:
     """The command line's work: flags over YAML, then `run`."""
     config = load_with_options(args)
     config = with_address(config, config.chosen_provider()[0], args.base_url, args.api_key_env)
@@ -247,11 +247,9 @@ def run_collection(args: argparse.Namespace) -> int:
         retry_failed=args.retry_failed,
         renamed={column: name for column, name in columns.items() if name},
     )
-    return 0
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="default: storage.raw_dataset")
@@ -293,7 +291,7 @@ def main() -> int:
     )
     add("--max-usd", dest="budget.max_usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
     cli.add_sending_options(parser)
-    return run_collection(parser.parse_args())
+    run_collection(parser.parse_args())
 
 
 if __name__ == "__main__":

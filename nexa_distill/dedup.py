@@ -241,15 +241,13 @@ def _number_batches(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table
         start += batch.num_rows
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, metavar="FILE", help="default: storage.canonical")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.raw_dataset")
     parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N canonical prompts")
     args = parser.parse_args()
     run(load_config(args.config), args.src, args.dst, args.limit)
-    return 0
 
 
 if __name__ == "__main__":

@@ -272,8 +272,7 @@ def _summary_text(summary: ExecSummary) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def main() -> int:
-    """Run the stage."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--checks", type=Path, help="measurements (contracts.CHECKS)")
@@ -283,7 +282,6 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="quality report (JSON; Markdown beside it)")
     args = parser.parse_args()
     run(load_with_options(args), src=args.src, checks=args.checks, report=args.report)
-    return 0
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.gating.check_table import WRITTEN_CHECKS, checks_table, passing_rows
 from nexa_distill.gating.rules import BATCH_ROWS, COLUMNS, RuleResult, Rules
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.filters import FilterConfig, load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, load_config
-from nexa_distill.settings.yaml_loading import load_yaml, read_yaml
+from nexa_distill.settings.yaml_loading import read_yaml
 from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.manifests import StageRun, valid_regenerations
 from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
@@ -57,11 +57,6 @@ class RuleSummary:
     reasons: Counter[str] = field(default_factory=Counter)
     # Rule -> number of answers by language that the rule has no list for.
     not_applied: dict[str, Counter[str]] = field(default_factory=dict)
-
-
-def load_filter_config(path: Path | str) -> FilterConfig:
-    """Load the filters file. Raises InputMissing (66) or InputError (65) naming the key."""
-    return load_yaml(Path(path), FilterConfig)
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
@@ -218,10 +213,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
-    """Run the stage."""
+def main() -> None:
     run_filtering(arguments())
-    return 0
 
 
 if __name__ == "__main__":

@@ -212,8 +212,7 @@ def _print_summary(summary: JudgeSummary, candidates: Candidates, checks: Path, 
     print(f"judge: report: {report}")
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="answers (default: storage.rule_filtered)")
@@ -245,7 +244,7 @@ def main() -> int:
         from nexa_distill.judging.calibration_report import write_calibration
 
         print("\n".join(write_calibration(config, args.annotations, args.checks, args.report)))
-        return 0
+        return
     run(
         with_judge_options(config, args),
         src=args.src,
@@ -255,7 +254,6 @@ def main() -> int:
         dry_run=args.dry_run,
         retry_failed=args.retry_failed,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -181,8 +181,7 @@ async def _fetch_models(endpoint: Endpoint) -> tuple[int | None, bytes]:
     return response.status, endpoint.without_key(bytes(body))
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
@@ -198,7 +197,6 @@ def main() -> int:
     probed = Probe(config, name, model).run(refresh=args.refresh)
     print("\n".join(capabilities.capability_table(probed)))
     print(f"probe: {capabilities.capabilities_path(config, name)}; --refresh probes again")
-    return 0
 
 
 if __name__ == "__main__":

@@ -281,15 +281,13 @@ def _ask_repairs(asking: RepairRequests, stage: StageRun, dst: Path, unanswered:
     return summary
 
 
-def run_regeneration(args: argparse.Namespace) -> int:
+def run_regeneration(args: argparse.Namespace) -> None:
     """The command line's work: flags over YAML, then `run`."""
     config = load_with_options(args)
     run(config, args.src, args.annotations, args.dst, dry_run=args.dry_run, retry_failed=args.retry_failed)
-    return 0
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="inspected file (default: storage.rejections)")
@@ -300,7 +298,7 @@ def main() -> int:
     prompt = "collection.regen_system_prompt_path"
     add("--system-prompt", dest=prompt, metavar="FILE", help=f"default: {prompt}")
     cli.add_sending_options(parser)
-    return run_regeneration(parser.parse_args())
+    run_regeneration(parser.parse_args())
 
 
 if __name__ == "__main__":

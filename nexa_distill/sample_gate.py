@@ -36,7 +36,7 @@ from nexa_distill.gating.check_summary import AnswerChecks, CheckOutcome, CheckS
 from nexa_distill.gating.gate_report import FilterStats, count_funnel, render_markdown, render_page
 from nexa_distill.judging.canaries import canaries_path, false_accepts
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.filters import FilterConfig, GateConfig
+from nexa_distill.settings.filters import FilterConfig, GateConfig, load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.answer_index import AnswerIndex
@@ -160,7 +160,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
 
 
 def _gate_config(config: DistillConfig, override: GateConfig | None = None) -> GateConfig:
-    gate = override or load_yaml(Path(config.filters), FilterConfig).sample_gate
+    gate = override or load_filter_config(config.filters).sample_gate
     # The checks of every configured judge are required too.
     judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in SCORE_REASONS]
     return gate.model_copy(update={"required": [*gate.required, *judges]})
@@ -223,8 +223,7 @@ def _existing_files(config: DistillConfig, keys: list[str]) -> list[Path]:
     return paths[:1] + [path for path in paths[1:] if path.exists()]
 
 
-def main() -> int:
-    """Run the stage."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--checks", type=Path, nargs="+", help="measurements (contracts.CHECKS)")
@@ -248,7 +247,6 @@ def main() -> int:
         rejections=args.rejections,
         report=args.report,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.gating import quality_gates
 from nexa_distill.reporting.dataset_card import write_card
+from nexa_distill.settings.filters import load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
 from nexa_distill.storage.atomic import replace_atomically, sync_folder
 from nexa_distill.storage.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
@@ -168,7 +169,7 @@ def _attempt_by_sample(path: Path) -> dict[str, int]:
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the samples, besides the kept answers."""
-    gates = quality_gates.load_gates(config).model_dump()
+    gates = load_filter_config(config.filters).quality_gates.model_dump()
     return {"system_prompt": _system_prompt(config), "quality_gates": gates, "reasoning": config.packaging.reasoning}
 
 
@@ -297,13 +298,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
+def main() -> None:
     """Run the stage. Refuses if human decisions are not applied: run alone it cannot apply them."""
     args = arguments()
     if args.src is None:
         refuse_unapplied(load_config(args.config).storage, GATES)
     run_packaging(args)
-    return 0
 
 
 if __name__ == "__main__":

@@ -99,8 +99,8 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with its status.
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and exit with its status; None is 0.
 
     Or with an error's own code, 74 (disk), 130 (Ctrl-C), 143 (SIGTERM or SIGHUP) or 141 (closed
     pipe). Any other exception is a bug: it prints a traceback and exits with 1.
@@ -108,7 +108,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     handle_signals()
     sys.stderr = _LossyStream(sys.stderr)
     try:
-        status = main()
+        status = main() or 0
     except NexaError as error:
         status = _print_error(str(error), error.exit_code)
     except KeyboardInterrupt:

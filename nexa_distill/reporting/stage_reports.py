@@ -17,18 +17,6 @@ from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 
-LABELS = (
-    "raw",
-    "canonical",
-    "hashed",
-    "teacher",
-    "filtered",
-    "eval",
-    "selected",
-    "distilled",
-    "student_gen",
-    "student_eval",
-)
 # The label that a stage leads to. Other stages have no timing.
 STAGE_LABELS = {
     "canonicalize": "canonical",
@@ -43,6 +31,7 @@ STAGE_LABELS = {
     "student_gen": "student_gen",
     "evaluation": "student_eval",
 }
+LABELS = ("raw", *dict.fromkeys(STAGE_LABELS.values()))
 
 
 def write_quality_report(

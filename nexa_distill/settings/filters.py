@@ -2,6 +2,7 @@
 
 import functools
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
@@ -9,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from nexa_distill.contracts import FLAG_REASONS, RUBRICS
 from nexa_distill.errors import did_you_mean
-from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml
 from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_pattern
 from nexa_distill.text.language import ANY, LANGUAGES
@@ -176,3 +177,8 @@ class FilterConfig(Section):
         if info.data.get("require_action_verb") and not any(value.values()):
             raise PydanticCustomError("verbs", "require_action_verb is true and no verb is allowed")
         return value
+
+
+def load_filter_config(path: Path | str) -> FilterConfig:
+    """Load the filters file. Raises InputMissing (66) or InputError (65) naming the key."""
+    return load_yaml(Path(path), FilterConfig)

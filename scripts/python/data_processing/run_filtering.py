@@ -11,7 +11,7 @@ from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import load_with_options
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--filters", metavar="FILE", help="default: filters:")
     config = load_with_options(parser.parse_args())
@@ -22,7 +22,6 @@ def main() -> int:
     print(f"\n{funnel.read_text(encoding='utf-8')}")
     # Last: a missed gate ends the command, and the reports show why.
     quality_gates.enforce_gates(config)
-    return 0
 
 
 if __name__ == "__main__":

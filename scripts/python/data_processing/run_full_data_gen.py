@@ -10,7 +10,7 @@ from nexa_distill.console import cli
 from nexa_distill.settings.pipeline import load_with_options
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--input", dest="input.path", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--limit", dest="input.limit", type=cli.positive_int, metavar="N", help="first N raw rows")
@@ -19,7 +19,6 @@ def main() -> int:
         "--answers", dest="answers.path", metavar="FILE", help="existing answers, in place of a teacher"
     )
     gates.run_data_gen(load_with_options(parser.parse_args()))
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import load_with_options
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="human decisions")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
@@ -25,7 +25,6 @@ def main() -> int:
     write_cost_report(config)
     # Last: a missed gate ends the command, and the reports show why.
     quality_gates.enforce_gates(config)
-    return 0
 
 
 if __name__ == "__main__":
