@@ -115,24 +115,24 @@ def _paid_stages(config: DistillConfig) -> Iterator[tuple[Stage, str, Callable[[
     storage, judging = config.storage, config.judging
     stages = {stage.name: stage for stage in STAGES}
 
-    def judges() -> Iterable[Collector]:
+    def build_judges() -> Iterable[Collector]:
         execution = judge.fresh_exec_checks(config)
         return build_panel(
             config, load_candidates(storage.path_of("rule_filtered"), judging.canary_prompts, execution)
         ).judges
 
-    def repairs() -> Iterable[Collector]:
+    def build_repairs() -> Iterable[Collector]:
         return [collector for collector, _ in regenerate_bad.RepairRequests(config, plan_repairs(config)).rounds]
 
-    def teacher() -> Iterable[Collector]:
+    def build_teacher() -> Iterable[Collector]:
         return [collect_teacher.build_collector(config, storage.path_of("raw_dataset"))]
 
     if not config.answers.path:
-        yield stages["teacher"], "requests and cost are known after {}", teacher
+        yield stages["teacher"], "requests and cost are known after {}", build_teacher
     if judging.judges:
-        yield stages["judge"], f"cost of {len(judging.judges)} judges is known after {{}}", judges
+        yield stages["judge"], f"cost of {len(judging.judges)} judges is known after {{}}", build_judges
     if not config.answers.path:
-        yield stages["regenerate"], "repairs are known after filtering", repairs
+        yield stages["regenerate"], "repairs are known after filtering", build_repairs
 
 
 def _estimate_stage(

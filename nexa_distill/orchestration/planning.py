@@ -120,9 +120,8 @@ def _teacher_step(needed: bool, start: list[str], endpoint: str, until: Path) ->
 def session_command(session: str, config: DistillConfig, request: Request) -> list[str]:
     command, flags = COMMANDS[session]
     words = [word.format(student=config.student) for word in command.split()]
-    values = {f"--{flag}": getattr(request, flag) for flag in flags}
-    given = [str(word) for flag, value in values.items() if value is not None for word in (flag, value)]
-    return [*words, str(request.config), *given]
+    options = ((flag, value) for flag in flags if (value := getattr(request, flag)) is not None)
+    return [*words, str(request.config), *(str(word) for flag, value in options for word in (f"--{flag}", value))]
 
 
 def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
