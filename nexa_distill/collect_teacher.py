@@ -119,16 +119,17 @@ def run(
     if dst:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
     dst = dst or storage.path_of("collected_dataset")
-    if config.answers.path:
-        _use_answer_file(config, src, dst, unanswered)
-        return None
-    collector = build_collector(config, src, renamed, retry_failed=retry_failed)
+    inputs = [src, Path(config.answers.path)] if config.answers.path else [src]
     values = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
-    stage = StageRun("teacher", storage, inputs=[src], settings=values)
+    stage = StageRun("teacher", storage, inputs=inputs, settings=values)
     current = stage.is_current(dst, unanswered) and not has_unreadable_answers(unanswered)
     if current and not retry_failed:
         print(f"teacher: {dst} is up to date")
         return None
+    if config.answers.path:
+        write_answers(config, src, dst, unanswered, stage)
+        return None
+    collector = build_collector(config, src, renamed, retry_failed=retry_failed)
     if warning := schema_warning(config, name, collector.model):
         print(f"teacher: {warning}")
     if dry_run:
@@ -137,15 +138,6 @@ def run(
     summary = collector.run(stage, dst, unanswered)
     summary.print_summary("teacher", name, dst, unanswered)
     return summary
-
-
-def _use_answer_file(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None:
-    inputs = [src, Path(str(config.answers.path))]
-    stage = StageRun("teacher", config.storage, inputs=inputs, settings=settings(config))
-    if stage.is_current(dst, unanswered):
-        print(f"teacher: {dst} is up to date")
-    else:
-        write_answers(config, src, dst, unanswered, stage)
 
 
 def build_collector(

@@ -91,12 +91,7 @@ class SampleGate:
         evidence = CheckSummary(answers, checks, self.config.required, SCORE_REASONS)
         reasons, of_answer = self._decide_answers(answers, evidence)
         stats = FilterStats(
-            families=sorted(evidence.families),
-            exec_pass_rate=evidence.pass_rate("exec.executes"),
-            gold_match_rate=evidence.pass_rate("exec.matches"),
-            judge_scores=evidence.judge_scores(),
-            exec_error_counts=evidence.exec_errors(),
-            not_applied=evidence.not_applied,
+            families=sorted(evidence.families), measured=evidence.measured_figures(), not_applied=evidence.not_applied
         )
         with ExitStack() as files, Progress("sample gate", len(answers)) as progress:
             kept_out = files.enter_context(table_writer(dst, OUTPUTS))
@@ -206,10 +201,7 @@ def run(
         stage="sample_gate",
         total=stats.total,
         reject_reason_counts=stats.reasons,
-        exec_pass_rate=stats.exec_pass_rate,
-        gold_match_rate=stats.gold_match_rate,
-        judge_scores=stats.judge_scores,
-        exec_error_counts=stats.exec_error_counts,
+        **stats.measured,
     )
     for path in (rejections, dst):
         stage.seal_output(path, rows_in=stats.total, rejected=stats.rejected_count)
