@@ -46,7 +46,7 @@ from nexa_distill.execution.sql import Limits
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import DistillConfig, Execution, load_with_options
 from nexa_distill.storage.manifests import StageRun, load_manifest, sealed_hash, sha256_path
-from nexa_distill.storage.tables import check_unique, read_batches, table_writer
+from nexa_distill.storage.tables import check_unique, read_batches, read_values, table_writer
 
 SOURCE = TABLES["rule_filtered"]
 KEYS = ("sample_id", "attempt")
@@ -112,21 +112,18 @@ def survey_answers(src: list[Path], tasks: Mapping[str, str]) -> ExecutionNeeds:
     """Count task types and databases. Raises InputError for an SQL row without a database."""
     needs = ExecutionNeeds()
     for path in src:
-        columns = ["sample_id", "template_name", "database", "gold_sql"]
-        for rows in read_batches(path, SOURCE, columns=columns):
-            needs.rows += rows.num_rows
-            for sample, task, name, gold in zip(*rows.to_pydict().values(), strict=True):
-                kind = tasks.get(task)
-                if kind is None:
-                    continue
+        for sample, task, name, gold in read_values(path, SOURCE, "sample_id", "template_name", "database", "gold_sql"):
+            needs.rows += 1
+            kind = tasks.get(task)
+            if kind:
                 needs.kinds[kind] += 1
-                if kind == "sql" and name is None:
-                    raise InputError(
-                        f"{path}: answer {sample} ({task}) names no database; fill the column "
-                        f"`database`, or set execution.tasks.{task} to null"
-                    )
-                if kind == "sql":
-                    needs.databases[name] = needs.databases.get(name, False) or gold is not None
+            if kind == "sql" and name is None:
+                raise InputError(
+                    f"{path}: answer {sample} ({task}) names no database; fill the column "
+                    f"`database`, or set execution.tasks.{task} to null"
+                )
+            if kind == "sql":
+                needs.databases[name] = needs.databases.get(name, False) or gold is not None
     return needs
 
 

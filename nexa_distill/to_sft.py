@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.console import cli
@@ -39,7 +38,7 @@ from nexa_distill.settings.filters import load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
 from nexa_distill.storage.atomic import replace_atomically, sync_folder
 from nexa_distill.storage.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
-from nexa_distill.storage.tables import read_batches, table_writer
+from nexa_distill.storage.tables import read_batches, read_values, table_writer
 from nexa_distill.text.reasoning import join_reasoning, split_reasoning
 
 SOURCE = TABLES["filtered_dataset"]
@@ -161,10 +160,7 @@ def _kept_rows(src: Path, regen: Path | None, columns: list[str] | None = None) 
 
 
 def _attempt_by_sample(path: Path) -> dict[str, int]:
-    attempts: dict[str, int] = {}
-    for rows in read_batches(path, SOURCE, columns=["sample_id", "attempt"]):
-        attempts.update(zip(*rows.to_pydict().values(), strict=True))
-    return attempts
+    return dict(read_values(path, SOURCE, "sample_id", "attempt"))
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
@@ -196,8 +192,7 @@ def _empty_error(src: Path, splits: Mapping[str, int], storage: Storage) -> Inpu
     counts: Counter[str] = Counter()
     if rejections.exists():
         for rows in read_batches(rejections, TABLES["rejections"], columns=["rejection_reason"]):
-            for item in pc.value_counts(rows["rejection_reason"]).to_pylist():
-                counts[item["values"]] += item["counts"]
+            counts.update(rows["rejection_reason"].to_pylist())
     rejected = "; ".join(f"{n} {why} ({REASONS[why].meaning})" for why, n in counts.most_common(3))
     kept = ", ".join(f"{splits.get(name, 0)} {name}" for name in SPLITS)
     return InputError(

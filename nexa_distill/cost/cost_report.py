@@ -21,7 +21,7 @@ from nexa_distill.errors import NexaError
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import load_manifest, valid_regenerations
-from nexa_distill.storage.tables import read_batches
+from nexa_distill.storage.tables import read_columns
 
 TEACHERS = ("teacher", "regenerate")  # their tokens are teacher tokens
 PER_SAMPLE = (*TEACHERS, "judge")  # stages that cost more when there are more samples
@@ -101,9 +101,7 @@ def _count_kept(storage: Storage) -> Figures | None:
 
 def _read_columns(path: Path, key: str, columns: list[str]) -> pa.Table:
     table = TABLES[key]
-    batches = list(read_batches(path, table, columns=columns)) if path.exists() else []
-    schema = pa.schema([table.schema.field(name) for name in columns])
-    return pa.concat_tables(batches) if batches else schema.empty_table()
+    return read_columns(path, table, columns) if path.exists() else table.schema.empty_table().select(columns)
 
 
 def _project_costs(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:
