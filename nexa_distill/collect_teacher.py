@@ -75,11 +75,6 @@ def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]
     return requests_of
 
 
-def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptRequest]:
-    requests_of = request_maker(config)
-    return [request for row in rows for request in requests_of(row)]
-
-
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the answers table, besides the inputs and the journal."""
     provider = config.chosen_provider()[1]

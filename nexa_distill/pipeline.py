@@ -291,25 +291,21 @@ def _build_request(args: argparse.Namespace) -> Request:
 def main() -> int:
     """Returns the exit code; `watch` returns the run's."""
     args = _build_parser().parse_args()
-    if args.command == "plan":
-        print("\n".join(describe_plan(_build_request(args))))
-        return 0
-    if args.command == "prepare":
-        run_dir = prepare_run(_build_request(args))
-        print(run_dir or "", end="")
-        return 0
-    config = load_config(args.config)
     match args.command:
+        case "plan":
+            print("\n".join(describe_plan(_build_request(args))))
+        case "prepare":
+            print(prepare_run(_build_request(args)) or "", end="")
         case "watch":
-            return watch_run(args.run_dir, config)
+            return watch_run(args.run_dir, load_config(args.config))
         case "status":
-            print("\n".join(describe_status(config)))
+            print("\n".join(describe_status(load_config(args.config))))
         case "sweep":
-            sweep_orphans(Path(config.storage.logs))
+            sweep_orphans(Path(load_config(args.config).storage.logs))
         case "summary":
-            print("\n".join(describe_summary(config)))
+            print("\n".join(describe_summary(load_config(args.config))))
         case _:
-            for line in verify_chain(config):
+            for line in verify_chain(load_config(args.config)):
                 print(line, flush=True)
             print("All hashes verified.")
     return 0
