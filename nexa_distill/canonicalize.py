@@ -142,7 +142,7 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
     rows = canonical_rows(raw, config.defaults, config.chunking, templates, _print_line)
     databases = set[str]()
     with table_writer(dst, CANONICAL) as out:
-        for batch in _batch_rows(rows):
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
             out.write(pa.Table.from_pylist(batch, schema=CANONICAL))
             databases |= _database_names(batch, config)
         if not out.rows:
@@ -171,11 +171,6 @@ def _database_names(rows: Sequence[dict[str, Any]], config: DistillConfig) -> se
 
 def _print_line(line: str) -> None:
     print(f"canonicalize: {line}")
-
-
-def _batch_rows(rows: Iterator[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
-    while batch := list(itertools.islice(rows, BATCH_ROWS)):
-        yield batch
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ The rules are described in `nexa_distill/gating/rules.py`.
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -167,9 +166,7 @@ def run(
         print(f"rules: {dst} is up to date")
         return None
     rules = Rules(filters)
-    with ExitStack() as files:
-        kept_out = files.enter_context(table_writer(dst, OUTPUTS))
-        checks_out = files.enter_context(table_writer(checks, WRITTEN_CHECKS))
+    with table_writer(dst, OUTPUTS) as kept_out, table_writer(checks, WRITTEN_CHECKS) as checks_out:
         summary = _write_results(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
     stage_reports.write_quality_report(

@@ -95,7 +95,10 @@ def run(
     warnings = list(_collect_warnings(panel, candidates))
     print("\n".join(f"judge: {line}" for line in warnings), end="\n" if warnings else "")
     if dry_run:
-        _print_estimates(panel)
+        for judge in panel.judges:
+            print_estimate(judge)
+        if not panel.judges:
+            print(NOT_RUN)
         return None
     summary = _judge_answers(panel, candidates, stage, checks, canaries)
     summary.warnings = warnings
@@ -187,13 +190,6 @@ def _has_unreadable(checks: Path) -> bool:
         pc.any(pc.equal(batch["reason"], "unreadable_answer")).as_py()
         for batch in read_batches(checks, TABLES["judge_checks"], columns=["reason"])
     )
-
-
-def _print_estimates(panel: Panel) -> None:
-    for judge in panel.judges:
-        print_estimate(judge)
-    if not panel.judges:
-        print(NOT_RUN)
 
 
 def _print_summary(summary: JudgeSummary, candidates: Candidates, checks: Path, report: Path) -> None:

@@ -178,7 +178,9 @@ def run(
     storage = config.storage
     gate = _gate_config(config, gate)
     src = src or [storage.path_of("collected_dataset"), *valid_regenerations(storage)]
-    checks = checks or _existing_files(config, [*CHECK_TABLES, "person_checks"])
+    tables = [storage.path_of(key) for key in (*CHECK_TABLES, "person_checks")]
+    # The first one is required: without its file, the reader raises.
+    checks = checks or [path for path in tables if path == tables[0] or path.exists()]
     usual = storage.path_of("reports") / "sample_gate" / "gate_report.json"
     report = report or storage.path_beside(dst, "report.json", usual)
     rejections = rejections or storage.path_beside(dst, "rejections.parquet", storage.path_of("rejections"))
@@ -207,12 +209,6 @@ def run(
         stage.seal_output(path, rows_in=stats.total, rejected=stats.rejected_count)
     print(f"sample gate: {stats.kept} of {stats.total} answers kept; {report.with_suffix('.md')}")
     return stats
-
-
-def _existing_files(config: DistillConfig, keys: list[str]) -> list[Path]:
-    paths = [config.storage.path_of(key) for key in keys]
-    # The first one is required: without its file, the reader raises.
-    return paths[:1] + [path for path in paths[1:] if path.exists()]
 
 
 def main() -> None:

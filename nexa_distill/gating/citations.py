@@ -35,10 +35,7 @@ NARRATIVE = re.compile(
     r"\((?:1[6-9]|20)\d\d[a-z]?[^()\n]{0,20}\)"
 )
 TWO_AUTHORS = re.compile(r" (?:and|&|und|et|y|e|и) |和|与|ら|等|et al")
-REPORTED_BY = re.compile(
-    r"(?:\b(?:by|of|see|cf\.|following|per|to|in|than|from|with|nach|laut|von|bei|siehe|selon|d'apres|par|chez|"
-    r"segun|por|de|secondo|segundo|по|согласно|у)|根据|据)[ \t]*(?:[^\W\d_][\w'-]*,? (?:and |& )?){0,2}$"
-)
+REPORTED_BY = re.compile(rf"(?:\b(?:{any_of('reported_by')})|根据|据)[ \t]*(?:[^\W\d_][\w'-]*,? (?:and |& )?){{0,2}}$")
 REPORTS_AFTER = re.compile(
     rf"[ \t]*,?[ \t]*(?:who |also |first |later |has |have |had |recently )?(?:{any_of('reporting_verbs')})"
 )

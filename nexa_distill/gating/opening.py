@@ -32,14 +32,9 @@ OWN_LABEL = re.compile(rf"(?:(?:the|my|short|final|direct) )?(?:{any_of('own_lab
 ANNOUNCEMENT = re.compile(rf"(?:\b(?:{any_of('announcements')})|{any_of('announcements_unspaced')})$")
 # "Hello! I'm sorry" greets the user; a salutation alone on its line begins a letter.
 SALUTATION = re.compile(
-    r"^[ \t*_]*(?:"
-    r"(?:dear|to whom it may concern|sehr geehrte[rns]?|liebe[rs]?|cher|chere|cheres|chers|madame|monsieur|"
-    r"estimad[oa]s?|querid[oa]s?|prezad[oa]s?|caro|cara|cari|gentile|egregio|spettabile|"
-    r"уважаем(?:ыи|ая|ые)|дорог(?:ои|ая|ие))\b[^\n.?;]{0,60}"
-    r"|(?:hi|hello|hey|good (?:morning|afternoon|evening)|guten tag|hallo|bonjour|hola|ola|ciao|buongiorno|"
-    r"здравствуите)(?! there| everyone)\b[^\n.!?;:]{0,40},"
-    r"|(?:subject|re|betreff|objet|asunto|assunto|oggetto|тема|主题|件名)[ \t]*:[^\n]*"
-    r"|(?:尊敬的|亲爱的|拝啓|親愛なる|प्रिय|आदरणीय|عزيزي|عزيزتي|السادة|حضرة)[^\n。]{0,60})[ \t*_]*$",
+    rf"^[ \t*_]*(?:(?:{any_of('salutations')})\b[^\n.?;]{{0,60}}"
+    rf"|(?:{any_of('greetings')})(?! there| everyone)\b[^\n.!?;:]{{0,40}},"
+    rf"|(?:{any_of('subject_labels')})[ \t]*:[^\n]*|(?:{any_of('salutations_unspaced')})[^\n。]{{0,60}})[ \t*_]*$",
     re.MULTILINE,
 )
 

@@ -17,15 +17,12 @@ ABOUT_TEMPLATES = re.compile(rf"\b(?:{any_of('about_templates')})\b|{any_of('abo
 TOUCHES_BEFORE = re.compile(r"[a-z0-9\\}^_{\])@#>/'\"=$]$")
 TOUCHES_AFTER = {False: re.compile(r"[a-z0-9_{}<'\"/]"), True: re.compile(r"[}'\"]")}
 # Words next to a mark that is mentioned.
-NEXT_TO = any_of("next_to_marks")
+NEXT_TO, UNSPACED = any_of("next_to_marks"), any_of("next_to_marks_unspaced")
 MENTIONED_AFTER = re.compile(
-    rf"[\"')]|[ \t]*(?:(?:and|or|und|et|y|и|/|,)[ \t]*[<\[]\S+[ \t]*)?(?:(?:{NEXT_TO})\b|标记|符号|令牌|标签|"
-    r"トークン|タグ|टोकन|टैग|رمز)"
+    rf"[\"')]|[ \t]*(?:(?:and|or|und|et|y|и|/|,)[ \t]*[<\[]\S+[ \t]*)?(?:(?:{NEXT_TO})\b|{UNSPACED})"
 )
 MENTIONED_BEFORE = re.compile(
-    rf"[\"'(]$|(?:\b(?:{NEXT_TO}|the|an?|called|named|like|with|by|as|and|or|use|uses|using|writes?|inserts?|"
-    r"emits?|between|around|before|after|add|adds|of|der|die|das|den|mit|und|le|la|les|un|une|el|los|con|"
-    r"avec|entre|y|et|и|с|между)|标记|符号|令牌|标签|使用|在|和|トークン|タグ|と|टोकन|टैग|الرمز|رمز|الوسم)[ \t:]*$"
+    rf"[\"'(]$|(?:\b(?:{NEXT_TO}|{any_of('words_before_marks')})|{any_of('words_before_marks_unspaced')})[ \t:]*$"
 )
 
 
