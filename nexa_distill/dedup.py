@@ -119,8 +119,9 @@ def run(config: DistillConfig, src: Path | None = None, dst: Path | None = None,
         verdicts = _decide_rows(config, rows, dst, memory, evaluation, shared)
         with table_writer(dst, INPUTS) as kept, table_writer(rejected, REJECTED_INPUTS) as out:
             evidence = ContaminationEvidence(rows, verdicts, evaluation, shared)
-            for start, batch in _number_batches(_first_rows(src, limit)):
-                _write_batch(batch, start, rows, verdicts, evidence, kept, out)
+            for batch in _first_rows(src, limit):
+                # Every row before this batch is in one of the two tables.
+                _write_batch(batch, kept.rows + out.rows, rows, verdicts, evidence, kept, out)
     if kept.rows + out.rows != total or len(rows) != total:
         raise RuntimeError(f"rows lost: {total} read, {kept.rows} kept, {out.rows} rejected")
     codes, numbers = np.unique(verdicts.reason, return_counts=True)
@@ -232,13 +233,6 @@ def _first_rows(src: Path, limit: int | None, columns: list[str] | None = None) 
         remaining = None if remaining is None else remaining - batch.num_rows
         if remaining is not None and remaining <= 0:
             return
-
-
-def _number_batches(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    start = 0
-    for batch in batches:
-        yield start, batch
-        start += batch.num_rows
 
 
 def main() -> None:
