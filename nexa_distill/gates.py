@@ -30,9 +30,9 @@ class GateFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.checks, self.exec_checks, self.judge_checks = (folder / f"{n}.parquet" for n in ("rules", "exec", "judge"))
-        self.passed_rules, self.kept = folder / "passed_rules.parquet", folder / "kept.parquet"
-        self.rejections = folder / "rejections.parquet"
+        self.checks, self.exec_checks = folder / "rules.parquet", folder / "exec.parquet"
+        self.judge_checks, self.passed_rules = folder / "judge.parquet", folder / "passed_rules.parquet"
+        self.kept, self.rejections = folder / "kept.parquet", folder / "rejections.parquet"
 
     def report_of(self, gate: str) -> Path:
         return self.folder / gate / "quality_report.json"
