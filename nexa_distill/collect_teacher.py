@@ -42,7 +42,7 @@ from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.raw_data.handed_in_prompts import prepare_prompts
 from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt, load_with_options, with_address
 from nexa_distill.storage.manifests import StageRun
-from nexa_distill.storage.tables import UniqueKeys, read_batches
+from nexa_distill.storage.tables import UniqueKeys, open_table, read_batches
 from nexa_distill.text.json_schemas import load_schemas
 
 INPUTS_TABLE = TABLES["raw_dataset"]
@@ -114,6 +114,7 @@ def run(
     if dst:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
     dst = dst or storage.path_of("collected_dataset")
+    open_table(src, INPUTS_TABLE, renamed)  # before it is hashed, which would not end for a pipe
     inputs = [src, Path(config.answers.path)] if config.answers.path else [src]
     values = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
     stage = StageRun("teacher", storage, inputs=inputs, settings=values)

@@ -19,10 +19,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from nexa_distill.collection.capabilities import plan_line
-from nexa_distill.collection.collector import Collector
 from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import build_cost_report
 from nexa_distill.cost.cost_report_text import summary_lines
@@ -44,6 +43,11 @@ from nexa_distill.orchestration.run_folder import (
 from nexa_distill.orchestration.stages import STAGES, Stage, locate_path
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.storage.manifests import load_manifest
+
+if TYPE_CHECKING:
+    from nexa_distill.collection.collector import Collector
+
+    FindCollectors = Callable[[], Iterable[Collector]]
 
 POLL_SECONDS = 0.3
 PLANNED_REQUESTS = 50_000  # a plan must be quick: more requests are not counted
@@ -105,7 +109,7 @@ def describe_plan(request: Request) -> Iterator[str]:
             yield from (f"{label}: {line}" for line in _estimate_stage(fresh, stage, unknown, find_collectors))
 
 
-def _paid_stages(config: DistillConfig) -> Iterator[tuple[Stage, str, Callable[[], Iterable[Collector]]]]:
+def _paid_stages(config: DistillConfig) -> Iterator[tuple[Stage, str, "FindCollectors"]]:
     """The stages that ask a model: what is unknown before those in `{}` have run, and the collectors."""
     from nexa_distill import collect_teacher, judge, regenerate_bad
     from nexa_distill.judging.candidates import load_candidates
@@ -115,16 +119,16 @@ def _paid_stages(config: DistillConfig) -> Iterator[tuple[Stage, str, Callable[[
     storage, judging = config.storage, config.judging
     stages = {stage.name: stage for stage in STAGES}
 
-    def build_judges() -> Iterable[Collector]:
+    def build_judges() -> "Iterable[Collector]":
         execution = judge.fresh_exec_checks(config)
         return build_panel(
             config, load_candidates(storage.path_of("rule_filtered"), judging.canary_prompts, execution)
         ).judges
 
-    def build_repairs() -> Iterable[Collector]:
+    def build_repairs() -> "Iterable[Collector]":
         return [collector for collector, _ in regenerate_bad.RepairRequests(config, plan_repairs(config)).rounds]
 
-    def build_teacher() -> Iterable[Collector]:
+    def build_teacher() -> "Iterable[Collector]":
         return [collect_teacher.build_collector(config, storage.path_of("raw_dataset"))]
 
     if not config.answers.path:
@@ -135,9 +139,7 @@ def _paid_stages(config: DistillConfig) -> Iterator[tuple[Stage, str, Callable[[
         yield stages["regenerate"], "repairs are known after filtering", build_repairs
 
 
-def _estimate_stage(
-    fresh: Freshness, stage: Stage, unknown: str, find_collectors: Callable[[], Iterable[Collector]]
-) -> Iterator[str]:
+def _estimate_stage(fresh: Freshness, stage: Stage, unknown: str, find_collectors: "FindCollectors") -> Iterator[str]:
     from nexa_distill.cost.estimate_text import estimate_lines
 
     if stale := [before.name for before in STAGES[: STAGES.index(stage)] if fresh.stale_reason(before)]:
