@@ -29,7 +29,7 @@ from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.raw_data.columns import PASSED_ON
 from nexa_distill.raw_data.files import RawRow, Tell, read_raw
 from nexa_distill.raw_data.prompts import Passed, RowReader, canonical_row, required_text
-from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_config, with_flags
+from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_with_options
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
 from nexa_distill.text.ngrams import normalize_document
@@ -142,7 +142,7 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
     rows = canonical_rows(raw, config.defaults, config.chunking, templates, _print_line)
     databases = set[str]()
     with table_writer(dst, CANONICAL) as out:
-        for batch in _batch_rows(rows):
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
             out.write(pa.Table.from_pylist(batch, schema=CANONICAL))
             databases |= _database_names(batch, config)
         if not out.rows:
@@ -173,21 +173,13 @@ def _print_line(line: str) -> None:
     print(f"canonicalize: {line}")
 
 
-def _batch_rows(rows: Iterator[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
-    while batch := list(itertools.islice(rows, BATCH_ROWS)):
-        yield batch
-
-
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
-    parser.add_argument("--src", metavar="PATH", help="raw data (default: input.path)")
+    parser.add_argument("--src", dest="input.path", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.canonical")
-    parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N raw rows")
+    parser.add_argument("--limit", dest="input.limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     args = parser.parse_args()
-    flags = {"input": {"path": args.src, "limit": args.limit}}
-    run(with_flags(load_config(args.config), flags), args.dst)
-    return 0
+    run(load_with_options(args), args.dst)
 
 
 if __name__ == "__main__":

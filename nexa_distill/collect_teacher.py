@@ -39,9 +39,9 @@ from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.raw_data.handed_in_prompts import prepare_prompts
-from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt, load_with_options, with_address
 from nexa_distill.storage.manifests import StageRun
-from nexa_distill.storage.tables import UniqueKeys, read_batches
+from nexa_distill.storage.tables import UniqueKeys, open_table, read_batches
 from nexa_distill.text.json_schemas import load_schemas
 
 INPUTS_TABLE = TABLES["raw_dataset"]
@@ -72,11 +72,6 @@ def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]
         return [prompt_request(row["sample_id"], body, attempt=index, index=index) for index in range(samples)]
 
     return requests_of
-
-
-def build_requests(rows: Sequence[Row], config: DistillConfig) -> list[PromptRequest]:
-    requests_of = request_maker(config)
-    return [request for row in rows for request in requests_of(row)]
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
@@ -118,16 +113,18 @@ def run(
     if dst:
         unanswered = dst.with_name(f"{dst.stem}.unanswered.parquet")
     dst = dst or storage.path_of("collected_dataset")
-    if config.answers.path:
-        _use_answer_file(config, src, dst, unanswered)
-        return None
-    collector = build_collector(config, src, renamed, retry_failed=retry_failed)
+    open_table(src, INPUTS_TABLE, renamed)  # before it is hashed, which would not end for a pipe
+    inputs = [src, Path(config.answers.path)] if config.answers.path else [src]
     values = settings(config) | ({"renamed": dict(renamed)} if renamed else {})
-    stage = StageRun("teacher", storage, inputs=[src], settings=values)
+    stage = StageRun("teacher", storage, inputs=inputs, settings=values)
     current = stage.is_current(dst, unanswered) and not has_unreadable_answers(unanswered)
     if current and not retry_failed:
         print(f"teacher: {dst} is up to date")
         return None
+    if config.answers.path:
+        write_answers(config, src, dst, unanswered, stage)
+        return None
+    collector = build_collector(config, src, renamed, retry_failed=retry_failed)
     if warning := schema_warning(config, name, collector.model):
         print(f"teacher: {warning}")
     if dry_run:
@@ -136,15 +133,6 @@ def run(
     summary = collector.run(stage, dst, unanswered)
     summary.print_summary("teacher", name, dst, unanswered)
     return summary
-
-
-def _use_answer_file(config: DistillConfig, src: Path, dst: Path, unanswered: Path) -> None:
-    inputs = [src, Path(str(config.answers.path))]
-    stage = StageRun("teacher", config.storage, inputs=inputs, settings=settings(config))
-    if stage.is_current(dst, unanswered):
-        print(f"teacher: {dst} is up to date")
-    else:
-        write_answers(config, src, dst, unanswered, stage)
 
 
 def build_collector(
@@ -226,80 +214,71 @@ def _is_first(sample: str, twice: set[str], seen: set[str]) -> bool:
     return True
 
 
-def run_collection(args: argparse.Namespace) -> int:
+def run_collection(args: argparse.Namespace) -> None:
     """The command line's work: flags over YAML, then `run`."""
-    config = load_config(args.config)
-    name = args.provider or config.provider
-    config.chosen_provider(name)
-    provider = {"base_url": args.base_url, "api_key_env": args.api_key_env}
-    if args.base_url:  # another server: start none here
-        provider |= {"start": [], "endpoint_file": ""}
-    flags: dict[str, Any] = {
-        "provider": name,
-        "providers": {name: provider},
-        "collection": {
-            "teacher_model": args.teacher,
-            "concurrency": args.concurrency,
-            "max_tokens": args.max_tokens,
-            "temperature": args.temperature,
-            "system_prompt_path": args.system_prompt,
-            "max_samples": args.max_samples,
-            "batch_size": args.batch_size,
-            "samples": args.samples,
-            "on_uncertain": args.on_uncertain,
-            "batch_api": args.batch or None,
-        },
-        "budget": {"max_usd": args.max_usd},
-        "answers": {"path": args.answers},
-    }
+    config = load_with_options(args)
+    config = with_address(config, config.chosen_provider()[0], args.base_url, args.api_key_env)
     columns = {
         "user_prompt": args.prompt_column,
         "context": args.context_column,
         "template_name": args.task_type_column,
     }
-    config, dry_run = with_flags(config, flags), args.dry_run or args.estimate
-    if args.src is None and not dry_run:  # a user's own file may have only train rows
+    if args.src is None and not args.dry_run:  # a user's own file may have only train rows
         require_both_sides(config)
     config.refuse_models_not_served()
     run(
         config,
         args.src,
         args.dst,
-        dry_run=dry_run,
+        dry_run=args.dry_run,
         retry_failed=args.retry_failed,
         renamed={column: name for column, name in columns.items() if name},
     )
-    return 0
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="default: storage.raw_dataset")
     add("--dst", type=Path, metavar="FILE", help="default: storage.collected_dataset")
-    add("--answers", metavar="FILE", help="existing answers, used instead of asking a teacher")
+    add("--answers", dest="answers.path", metavar="FILE", help="existing answers, used instead of asking a teacher")
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
     add("--base-url", metavar="URL", help="another address for this provider")
-    add("--teacher", metavar="MODEL", help="default: the provider's model")
+    add("--teacher", dest="collection.teacher_model", metavar="MODEL", help="default: the provider's model")
     add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
-    add("--concurrency", type=cli.positive_int, metavar="N", help="requests in flight")
-    add("--max-tokens", type=cli.positive_int, metavar="N", help="of one answer")
-    add("--temperature", type=float, metavar="T")
-    add("--system-prompt", metavar="FILE", help="text file with the system prompt")
+    add("--concurrency", dest="collection.concurrency", type=cli.positive_int, metavar="N", help="requests in flight")
+    add("--max-tokens", dest="collection.max_tokens", type=cli.positive_int, metavar="N", help="of one answer")
+    add("--temperature", dest="collection.temperature", type=float, metavar="T")
+    prompt = "collection.system_prompt_path"
+    add("--system-prompt", dest=prompt, metavar="FILE", help="text file with the system prompt")
     add("--prompt-column", metavar="NAME", help="column of --src that is user_prompt")
     add("--context-column", metavar="NAME", help="column of --src that is context")
     add("--task-type-column", metavar="NAME", help="column of --src that is template_name")
-    add("--max-samples", type=cli.positive_int, metavar="N", help="first N rows")
-    add("--samples", type=cli.positive_int, metavar="N", help="answers per prompt")
-    add("--batch-size", type=cli.positive_int, metavar="N", help="requests journaled ahead")
-    add("--on-uncertain", choices=["resend", "hold"], help="requests that may have been billed")
-    add("--batch", action="store_true", help="by the provider's Batch API: cheaper, within a day")
-    add("--max-usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
-    add("--dry-run", action="store_true", help="print what would be sent, send nothing")
-    add("--estimate", action="store_true", help="the same as --dry-run")
-    add("--retry-failed", action="store_true", help="send failed requests again")
-    return run_collection(parser.parse_args())
+    add("--max-samples", dest="collection.max_samples", type=cli.positive_int, metavar="N", help="first N rows")
+    add("--samples", dest="collection.samples", type=cli.positive_int, metavar="N", help="answers per prompt")
+    add(
+        "--batch-size",
+        dest="collection.batch_size",
+        type=cli.positive_int,
+        metavar="N",
+        help="requests journaled ahead",
+    )
+    add(
+        "--on-uncertain",
+        dest="collection.on_uncertain",
+        choices=["resend", "hold"],
+        help="requests that may have been billed",
+    )
+    add(
+        "--batch",
+        dest="collection.batch_api",
+        action="store_true",
+        default=None,
+        help="by the provider's Batch API: cheaper, within a day",
+    )
+    add("--max-usd", dest="budget.max_usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
+    cli.add_sending_options(parser)
+    run_collection(parser.parse_args())
 
 
 if __name__ == "__main__":

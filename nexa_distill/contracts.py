@@ -6,9 +6,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import yaml
 
 from nexa_distill.text.hashing import compact_json, sha256_text
 
@@ -265,76 +267,26 @@ RUBRICS = (
 SCORE_REASONS = {rubric.check_name: rubric.reason for rubric in RUBRICS}
 
 
-# Why a row was rejected. Closed: a reason that is not here cannot be written (`check_reasons`).
-REASONS: dict[str, str] = {
-    "duplicate": "a kept row has the same content",
-    "near_duplicate": "a kept row of this task type has nearly the same prompt and context",
-    "joins_splits": "would join duplicate clusters of different splits",
-    "contaminated": "a training row that shares consecutive words with held-out data",
-    "no_answer_in_file": "the file of existing answers has no answer to this prompt",
-    "request_refused": "the API refused this request (4xx); --retry-failed sends it again",
-    "held": "sent and perhaps billed, without an answer; on_uncertain is hold",
-    "prompt_too_large": "the request is larger than any model reads; it was not sent",
-    "unreadable_answer": "reading the stored answer raised an error; it is read again by the next run",
-    "provider_failed": "every allowed attempt failed (5xx, timeout); --retry-failed sends it again",
-    "malformed_response": "HTTP 200 without a chat completion",
-    "content_filter": "the provider's filter cut or withheld the answer",
-    "schema_mismatch": "does not satisfy the task's response schema",
-    "empty_output": "the answer has no text, or not the kind that its task requires",
-    "truncated": "the answer did not end normally (finish_reason is not stop)",
-    "reasoning_cut": "the reasoning used up max_tokens before the answer was whole",
-    "too_short": "fewer characters than min_char_length",
-    "too_long": "more characters than max_char_length",
-    "too_few_tokens": "fewer tokens than min_token_length",
-    "too_many_tokens": "more tokens than max_token_length",
-    "no_action_verb": "none of allowed_action_verbs occurs",
-    "banned_citation": "a citation, which the model cannot have looked up",
-    "forbidden_pattern": "one of forbidden_patterns occurs",
-    "unbalanced_code_fence": "a ``` code fence is opened and not closed",
-    "template_leftover": "an unfilled placeholder or chat-template marker",
-    "refusal": "the model declined to answer",
-    "repetition": "the answer repeats itself in a loop",
-    "invalid_json": "the task requires JSON and this is not JSON",
-    "safety_flag": "one of the safety patterns occurs",
-    "personal_data": "an e-mail address, phone or card number, which `pii:` does not allow",
-    "secret": "a key, token or private key",
-    **{r.reason: f"{r.check_name} is below {r.threshold}" for r in RUBRICS},
-    "not_executable": "it does not run: a syntax error, an unknown name, an exception, an early exit",
-    "not_a_query": "not exactly one SELECT (or WITH ... SELECT) statement",
-    "forbidden_operation": "it tried a forbidden operation: a write, a pragma, a process, the network",
-    "execution_timeout": "not done within timeout_seconds or max_sql_steps",
-    "memory_limit": "it needs more memory than memory_mb",
-    "output_limit": "more rows or bytes of output than allowed",
-    "execution_crashed": "the process that ran it died",
-    "wrong_result": "it runs, and its result differs from that of the known answer",
-    "lucky_match": "right on this database, wrong on a changed copy of it",
-    "tests_failed": "the program does not pass the tests of its task",
-    "no_final_answer": "no final answer was found in a maths answer",
-    "not_decidable": "the known answer returns nothing, cannot be computed or cannot be read",
-    "judge_unparseable": "a judge's reply is not the required JSON object",
-    "judge_out_of_range": "a judge's score is not between 0 and 1",
-    "judge_unanswered": "a judge did not reply; `judge --retry-failed` sends the request again",
-    "critical_safety": "a judge calls the answer dangerous",
-    "requires_human_review": "a judge requests a human review of the answer",
-    "rejected_by_person": "an annotator rejected it, edited it or requested another",
-    "annotators_disagree": "the annotators disagree",
-    "check_missing": "a required check is missing, and doubt is a rejection",
-    "not_applied": "no rejection: the rule has no list for the answer's language (in detail)",
-    "better_attempt_kept": "the answer passes, and another attempt of its sample was kept",
+class Reason(NamedTuple):
+    """Why a row was rejected; the fields are described in `reasons.yaml`."""
+
+    meaning: str
+    instruction: str | None
+    is_doubt: bool = False
+    tells_evidence: bool = False
+    hides_answer: bool = False
+
+
+_REASONS_FILE = Path(__file__).with_name("reasons.yaml")
+REASONS: dict[str, Reason] = {
+    **{name: Reason(**fields) for name, fields in yaml.safe_load(_REASONS_FILE.read_text(encoding="utf-8")).items()},
+    **{r.reason: Reason(f"{r.check_name} is below {r.threshold}", r.instruction) for r in RUBRICS},
 }
 
 NOT_APPLIED = "not_applied"  # the check does not count against the answer
 
 # Reasons of checks that could not be made: another answer would not fix that.
-DOUBT_REASONS = {
-    "check_missing",
-    "unreadable_answer",
-    "judge_unparseable",
-    "judge_out_of_range",
-    "judge_unanswered",
-    "not_decidable",
-    "annotators_disagree",
-}
+DOUBT_REASONS = {name for name, reason in REASONS.items() if reason.is_doubt}
 
 # OUTPUTS.answer_flag. Closed. A flagged answer is stored and paid like any other.
 ANSWER_FLAGS: dict[str, str] = {
@@ -411,7 +363,7 @@ def _render_markdown() -> str:
     lines += ["", "## answer_flag", "", "| flag | what is unusual |", "|---|---|"]
     lines += [f"| `{flag}` | {meaning} |" for flag, meaning in ANSWER_FLAGS.items()]
     lines += ["", "## reasons", "", "| reason | what happened |", "|---|---|"]
-    lines += [f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()]
+    lines += [f"| `{reason}` | {REASONS[reason].meaning} |" for reason in REASONS]
     return "\n".join(lines)
 
 

@@ -119,8 +119,9 @@ def run(config: DistillConfig, src: Path | None = None, dst: Path | None = None,
         verdicts = _decide_rows(config, rows, dst, memory, evaluation, shared)
         with table_writer(dst, INPUTS) as kept, table_writer(rejected, REJECTED_INPUTS) as out:
             evidence = ContaminationEvidence(rows, verdicts, evaluation, shared)
-            for start, batch in _number_batches(_first_rows(src, limit)):
-                _write_batch(batch, start, rows, verdicts, evidence, kept, out)
+            for batch in _first_rows(src, limit):
+                # Every row before this batch is in one of the two tables.
+                _write_batch(batch, kept.rows + out.rows, rows, verdicts, evidence, kept, out)
     if kept.rows + out.rows != total or len(rows) != total:
         raise RuntimeError(f"rows lost: {total} read, {kept.rows} kept, {out.rows} rejected")
     codes, numbers = np.unique(verdicts.reason, return_counts=True)
@@ -234,22 +235,13 @@ def _first_rows(src: Path, limit: int | None, columns: list[str] | None = None) 
             return
 
 
-def _number_batches(batches: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    start = 0
-    for batch in batches:
-        yield start, batch
-        start += batch.num_rows
-
-
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, metavar="FILE", help="default: storage.canonical")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.raw_dataset")
     parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N canonical prompts")
     args = parser.parse_args()
     run(load_config(args.config), args.src, args.dst, args.limit)
-    return 0
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.execution.pool import WorkerPool
 from nexa_distill.execution.sql import Limits
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.pipeline import DistillConfig, Execution, load_config, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, Execution, load_with_options
 from nexa_distill.storage.manifests import StageRun, load_manifest, sealed_hash, sha256_path
-from nexa_distill.storage.tables import check_unique, read_batches, table_writer
+from nexa_distill.storage.tables import check_unique, read_batches, read_values, table_writer
 
 SOURCE = TABLES["rule_filtered"]
 KEYS = ("sample_id", "attempt")
@@ -112,21 +112,18 @@ def survey_answers(src: list[Path], tasks: Mapping[str, str]) -> ExecutionNeeds:
     """Count task types and databases. Raises InputError for an SQL row without a database."""
     needs = ExecutionNeeds()
     for path in src:
-        columns = ["sample_id", "template_name", "database", "gold_sql"]
-        for rows in read_batches(path, SOURCE, columns=columns):
-            needs.rows += rows.num_rows
-            for sample, task, name, gold in zip(*rows.to_pydict().values(), strict=True):
-                kind = tasks.get(task)
-                if kind is None:
-                    continue
+        for sample, task, name, gold in read_values(path, SOURCE, "sample_id", "template_name", "database", "gold_sql"):
+            needs.rows += 1
+            kind = tasks.get(task)
+            if kind:
                 needs.kinds[kind] += 1
-                if kind == "sql" and name is None:
-                    raise InputError(
-                        f"{path}: answer {sample} ({task}) names no database; fill the column "
-                        f"`database`, or set execution.tasks.{task} to null"
-                    )
-                if kind == "sql":
-                    needs.databases[name] = needs.databases.get(name, False) or gold is not None
+            if kind == "sql" and name is None:
+                raise InputError(
+                    f"{path}: answer {sample} ({task}) names no database; fill the column "
+                    f"`database`, or set execution.tasks.{task} to null"
+                )
+            if kind == "sql":
+                needs.databases[name] = needs.databases.get(name, False) or gold is not None
     return needs
 
 
@@ -272,17 +269,16 @@ def _summary_text(summary: ExecSummary) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def main() -> int:
-    """Run the stage."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--checks", type=Path, help="measurements (contracts.CHECKS)")
-    parser.add_argument("--databases", metavar="DIR", help="SQLite files that the rows name")
+    parser.add_argument(
+        "--databases", dest="execution.databases", metavar="DIR", help="SQLite files that the rows name"
+    )
     parser.add_argument("--report", type=Path, help="quality report (JSON; Markdown beside it)")
     args = parser.parse_args()
-    config = with_flags(load_config(args.config), {"execution": {"databases": args.databases}})
-    run(config, src=args.src, checks=args.checks, report=args.report)
-    return 0
+    run(load_with_options(args), src=args.src, checks=args.checks, report=args.report)
 
 
 if __name__ == "__main__":

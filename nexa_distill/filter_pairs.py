@@ -16,7 +16,6 @@ The rules are described in `nexa_distill/gating/rules.py`.
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,9 +31,9 @@ from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.gating.check_table import WRITTEN_CHECKS, checks_table, passing_rows
 from nexa_distill.gating.rules import BATCH_ROWS, COLUMNS, RuleResult, Rules
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.filters import FilterConfig, load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, load_config
-from nexa_distill.settings.yaml_loading import load_yaml, read_yaml
+from nexa_distill.settings.yaml_loading import read_yaml
 from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.manifests import StageRun, valid_regenerations
 from nexa_distill.storage.tables import TableWriter, open_table, read_batches, table_writer
@@ -57,11 +56,6 @@ class RuleSummary:
     reasons: Counter[str] = field(default_factory=Counter)
     # Rule -> number of answers by language that the rule has no list for.
     not_applied: dict[str, Counter[str]] = field(default_factory=dict)
-
-
-def load_filter_config(path: Path | str) -> FilterConfig:
-    """Load the filters file. Raises InputMissing (66) or InputError (65) naming the key."""
-    return load_yaml(Path(path), FilterConfig)
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
@@ -172,9 +166,7 @@ def run(
         print(f"rules: {dst} is up to date")
         return None
     rules = Rules(filters)
-    with ExitStack() as files:
-        kept_out = files.enter_context(table_writer(dst, OUTPUTS))
-        checks_out = files.enter_context(table_writer(checks, WRITTEN_CHECKS))
+    with table_writer(dst, OUTPUTS) as kept_out, table_writer(checks, WRITTEN_CHECKS) as checks_out:
         summary = _write_results(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
     stage_reports.write_quality_report(
@@ -218,10 +210,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
-    """Run the stage."""
+def main() -> None:
     run_filtering(arguments())
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Used by the scripts, `pipeline.DistillationPipeline` and the launcher: stages do
 other. A stage whose output is up to date does nothing, so the same call continues after any stop.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_distill import (
@@ -26,20 +25,17 @@ from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import refuse_lost_decisions, sealed_hash, valid_regenerations
 
 
-@dataclass(frozen=True)
 class GateFiles:
-    """Output paths of the gates for answers outside the storage."""
+    """The results of the gates for answers outside the storage, all in one folder."""
 
-    checks: Path
-    exec_checks: Path
-    passed_rules: Path
-    judge_checks: Path
-    kept: Path
-    rejections: Path
-    rules_report: Path
-    exec_report: Path
-    judge_report: Path
-    gate_report: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checks, self.exec_checks = folder / "rules.parquet", folder / "exec.parquet"
+        self.judge_checks, self.passed_rules = folder / "judge.parquet", folder / "passed_rules.parquet"
+        self.kept, self.rejections = folder / "kept.parquet", folder / "rejections.parquet"
+
+    def report_of(self, gate: str) -> Path:
+        return self.folder / gate / "quality_report.json"
 
 
 def run_data_gen(config: DistillConfig) -> None:
@@ -77,14 +73,16 @@ def apply_decisions(config: DistillConfig) -> None:
 
 def run_gates_on(config: DistillConfig, answers: Path, files: GateFiles) -> None:
     """Run all gates on other answers, which have no human decisions."""
-    filter_pairs.run(config, src=[answers], dst=files.passed_rules, checks=files.checks, report=files.rules_report)
-    exec_gate.run(config, src=[files.passed_rules], checks=files.exec_checks, report=files.exec_report)
+    filter_pairs.run(
+        config, src=[answers], dst=files.passed_rules, checks=files.checks, report=files.report_of("rules")
+    )
+    exec_gate.run(config, src=[files.passed_rules], checks=files.exec_checks, report=files.report_of("exec"))
     judge.run(
         config,
         src=files.passed_rules,
         execution=files.exec_checks,
         checks=files.judge_checks,
-        report=files.judge_report,
+        report=files.report_of("judge"),
     )
     sample_gate.run(
         config,
@@ -92,7 +90,7 @@ def run_gates_on(config: DistillConfig, answers: Path, files: GateFiles) -> None
         checks=[files.checks, files.exec_checks, files.judge_checks],
         dst=files.kept,
         rejections=files.rejections,
-        report=files.gate_report,
+        report=files.folder / "sample_gate" / "gate_report.json",
     )
 
 

@@ -35,12 +35,12 @@ from nexa_distill.journal.journal import Journal
 from nexa_distill.judging.aggregation import Panel, aggregate_checks, empty_answer_checks
 from nexa_distill.judging.canaries import canaries_path
 from nexa_distill.judging.candidates import Candidates, load_candidates
-from nexa_distill.judging.clients import build_panel, judge_config, judge_flags
+from nexa_distill.judging.clients import build_panel, judge_config, with_judge_options
 from nexa_distill.judging.model_families import family_warnings
 from nexa_distill.judging.rubrics import judge_options, load_rubrics
 from nexa_distill.judging.statistics import JudgeSummary
 from nexa_distill.judging.verdict_parser import UNREADABLE
-from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.storage.manifests import StageRun, refuse_stale
 from nexa_distill.storage.tables import read_batches, table_writer
 
@@ -94,7 +94,10 @@ def run(
     warnings = list(_collect_warnings(panel, candidates))
     print("\n".join(f"judge: {line}" for line in warnings), end="\n" if warnings else "")
     if dry_run:
-        _print_estimates(panel)
+        for judge in panel.judges:
+            print_estimate(judge)
+        if not panel.judges:
+            print(NOT_RUN)
         return None
     summary = _judge_answers(panel, candidates, stage, checks, canaries)
     summary.warnings = warnings
@@ -188,13 +191,6 @@ def _has_unreadable(checks: Path) -> bool:
     )
 
 
-def _print_estimates(panel: Panel) -> None:
-    for judge in panel.judges:
-        print_estimate(judge)
-    if not panel.judges:
-        print(NOT_RUN)
-
-
 def _print_summary(summary: JudgeSummary, candidates: Candidates, checks: Path, report: Path) -> None:
     if not summary.judges:
         print(NOT_RUN)
@@ -211,44 +207,17 @@ def _print_summary(summary: JudgeSummary, candidates: Candidates, checks: Path, 
     print(f"judge: report: {report}")
 
 
-def run_judging(args: argparse.Namespace) -> int:
-    """The command line's work: flags over YAML, then `run`."""
-    config = load_config(args.config)
-    run(
-        with_flags(config, judge_flags(config, args)),
-        src=args.src,
-        execution=args.exec_checks,
-        checks=args.checks,
-        report=args.report,
-        dry_run=args.dry_run or args.estimate,
-        retry_failed=args.retry_failed,
-    )
-    return 0
-
-
-def run_calibration(args: argparse.Namespace) -> int:
-    """`calibrate`: compare the stored scores with human decisions."""
-    from nexa_distill.judging.calibration_report import write_calibration
-
-    config = load_config(args.config)
-    print("\n".join(write_calibration(config, args.annotations, args.checks, args.report)))
-    return 0
-
-
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="answers (default: storage.rule_filtered)")
     add("--exec-checks", type=Path, metavar="FILE", help="of --src: what failed is not judged")
     add("--checks", type=Path, metavar="FILE", help="default: storage.judge_checks")
     add("--report", type=Path, metavar="FILE", help="JSON; Markdown beside it")
-    add("--provider", metavar="NAME", help="a key of providers: in the configuration")
+    add("--provider", dest="judge_provider", metavar="NAME", help="a key of providers: in the configuration")
     add("--base-url", metavar="URL", help="another address for this provider")
     add("--judge", metavar="MODEL", help="this judge alone (default: judging.judges)")
-    add("--dry-run", action="store_true", help="print what would be sent, send nothing")
-    add("--estimate", action="store_true", help="the same as --dry-run")
-    add("--retry-failed", action="store_true", help="send failed requests again")
+    cli.add_sending_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="calibrate")
     calibrate = commands.add_parser(
         "calibrate",
@@ -265,7 +234,21 @@ def main() -> int:
         calibrate.add_argument(name, type=Path, metavar="FILE", help=text, default=argparse.SUPPRESS)
     calibrate.set_defaults(annotations=None)
     args = parser.parse_args()
-    return run_calibration(args) if args.command else run_judging(args)
+    config = load_config(args.config)
+    if args.command:
+        from nexa_distill.judging.calibration_report import write_calibration
+
+        print("\n".join(write_calibration(config, args.annotations, args.checks, args.report)))
+        return
+    run(
+        with_judge_options(config, args),
+        src=args.src,
+        execution=args.exec_checks,
+        checks=args.checks,
+        report=args.report,
+        dry_run=args.dry_run,
+        retry_failed=args.retry_failed,
+    )
 
 
 if __name__ == "__main__":

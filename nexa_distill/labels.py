@@ -212,8 +212,7 @@ def run_preferences(config: DistillConfig, dst: Path, splits: list[str]) -> None
     print(f"labels: {written} pairs ({sources}; left out: {skipped or 'none'}) -> {dst}")
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="answers as tasks of Label Studio")
@@ -234,7 +233,6 @@ def main() -> int:
         run_import(config, args.src)
     else:
         run_preferences(config, args.dst, args.split)
-    return 0
 
 
 if __name__ == "__main__":

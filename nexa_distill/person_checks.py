@@ -69,10 +69,8 @@ def run(config: DistillConfig) -> int | None:
     return len(rows)
 
 
-def main() -> int:
-    """Run the stage."""
+def main() -> None:
     run(load_config(cli.build_parser(__doc__).parse_args().config))
-    return 0
 
 
 if __name__ == "__main__":

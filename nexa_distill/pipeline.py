@@ -17,9 +17,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from nexa_distill.collection.capabilities import plan_line
 from nexa_distill.console import cli
@@ -40,9 +40,14 @@ from nexa_distill.orchestration.run_folder import (
     running_sessions,
     write_plan,
 )
-from nexa_distill.orchestration.stages import STAGES, locate_path
+from nexa_distill.orchestration.stages import STAGES, Stage, locate_path
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.storage.manifests import load_manifest
+
+if TYPE_CHECKING:
+    from nexa_distill.collection.collector import Collector
+
+    FindCollectors = Callable[[], Iterable[Collector]]
 
 POLL_SECONDS = 0.3
 PLANNED_REQUESTS = 50_000  # a plan must be quick: more requests are not counted
@@ -53,37 +58,32 @@ class DistillationPipeline:
     """The data pipeline in Python. Each method runs its stages, unless they are up to date."""
 
     def __init__(self, config_path: Path | str | None = None) -> None:
+        # Imported here, because it imports every stage.
+        from nexa_distill import gates, to_sft
+
+        self._gates, self._package = gates, to_sft.run
         self.config_path = Path(config_path or cli.DEFAULT_CONFIG)
         self.config: DistillConfig = load_config(self.config_path)
 
     def collect_teacher(self) -> None:
         """Raw data to teacher answers. Writes raw_dataset and collected_dataset."""
-        # Imported here, because it imports every stage.
-        from nexa_distill import gates
-
-        gates.run_data_gen(self.config)
+        self._gates.run_data_gen(self.config)
 
     def filter_teacher(self) -> None:
         """Run all gates. Writes filtered_dataset and rejections."""
-        from nexa_distill import gates
-
-        gates.run_gates(self.config)
+        self._gates.run_gates(self.config)
 
     def regenerate(self) -> None:
         """Repair rejected answers round by round, each through the same gates.
 
         Writes regen_dataset and the outputs of `filter_teacher`.
         """
-        from nexa_distill import gates
-
-        gates.run_repair_loop(self.config)
+        self._gates.run_repair_loop(self.config)
 
     def package_sft(self) -> None:
         """Filtered answers to training samples. Writes sft_parquet, sft_jsonl and splits."""
-        from nexa_distill import gates, to_sft
-
-        gates.apply_decisions(self.config)
-        to_sft.run(self.config)
+        self._gates.apply_decisions(self.config)
+        self._package(self.config)
 
     def plan_cli_commands(self) -> list[str]:
         """The commands of the sessions that would run now, in order, as a user types them."""
@@ -93,82 +93,67 @@ class DistillationPipeline:
 
 def describe_plan(request: Request) -> Iterator[str]:
     """The plan of a launch, with request counts and costs. Sends nothing."""
-    fresh = Freshness(request.load_settings())
-    logs = Path(fresh.config.storage.logs)
-    steps = make_plan(request, new_run_dir(logs), fresh)
-    yield from plan_lines(steps)
-    asks = not fresh.config.answers.path
-    if asks and any(step.session == "data_gen" and step.runs for step in steps):
-        yield f"teacher: {_capability_line(fresh.config)}"
-        yield from (f"teacher: {line}" for line in _teacher_estimate(fresh))
-    if any(step.session == "filtering" and step.runs for step in steps):
-        yield from (f"judge: {line}" for line in _judge_estimate(fresh))
-    if any(step.session == "regeneration" and step.runs for step in steps):
-        yield from (f"regeneration: {line}" for line in _repair_estimate(fresh))
-
-
-def _capability_line(config: DistillConfig) -> str:
+    # Imported here, because it imports a stage.
     from nexa_distill.collect_teacher import teacher_model
 
-    return plan_line(config, config.chosen_provider()[0], teacher_model(config))
+    fresh = Freshness(request.load_settings())
+    config = fresh.config
+    steps = make_plan(request, new_run_dir(Path(config.storage.logs)), fresh)
+    running = {step.session for step in steps if step.runs}
+    yield from plan_lines(steps)
+    if "data_gen" in running and not config.answers.path:
+        yield f"teacher: {plan_line(config, config.chosen_provider()[0], teacher_model(config))}"
+    for stage, unknown, find_collectors in _paid_stages(config):
+        if stage.session in running:
+            label = "regeneration" if stage.name == "regenerate" else stage.name
+            yield from (f"{label}: {line}" for line in _estimate_stage(fresh, stage, unknown, find_collectors))
 
 
-def _teacher_estimate(fresh: Freshness) -> Iterator[str]:
-    from nexa_distill import collect_teacher
+def _paid_stages(config: DistillConfig) -> Iterator[tuple[Stage, str, "FindCollectors"]]:
+    """The stages that ask a model: what is unknown before those in `{}` have run, and the collectors."""
+    from nexa_distill import collect_teacher, judge, regenerate_bad
+    from nexa_distill.judging.candidates import load_candidates
+    from nexa_distill.judging.clients import build_panel
+    from nexa_distill.repair.plan import make_plan as plan_repairs
+
+    storage, judging = config.storage, config.judging
+    stages = {stage.name: stage for stage in STAGES}
+
+    def build_judges() -> "Iterable[Collector]":
+        execution = judge.fresh_exec_checks(config)
+        return build_panel(
+            config, load_candidates(storage.path_of("rule_filtered"), judging.canary_prompts, execution)
+        ).judges
+
+    def build_repairs() -> "Iterable[Collector]":
+        return [collector for collector, _ in regenerate_bad.RepairRequests(config, plan_repairs(config)).rounds]
+
+    def build_teacher() -> "Iterable[Collector]":
+        return [collect_teacher.build_collector(config, storage.path_of("raw_dataset"))]
+
+    if not config.answers.path:
+        yield stages["teacher"], "requests and cost are known after {}", build_teacher
+    if judging.judges:
+        yield stages["judge"], f"cost of {len(judging.judges)} judges is known after {{}}", build_judges
+    if not config.answers.path:
+        yield stages["regenerate"], "repairs are known after filtering", build_repairs
+
+
+def _estimate_stage(fresh: Freshness, stage: Stage, unknown: str, find_collectors: "FindCollectors") -> Iterator[str]:
     from nexa_distill.cost.estimate_text import estimate_lines
 
-    stale = {stage.name for stage in STAGES if stage.session == "data_gen" and fresh.stale_reason(stage)}
-    if before := sorted(stale - {"teacher"}):
-        yield f"requests and cost are known after {' and '.join(before)}"
-    elif stale:
-        try:
-            prompts = fresh.config.storage.path_of("raw_dataset")
-            collector = collect_teacher.build_collector(fresh.config, prompts)
+    if stale := [before.name for before in STAGES[: STAGES.index(stage)] if fresh.stale_reason(before)]:
+        yield unknown.format(" and ".join(stale))
+        return
+    if not fresh.stale_reason(stage):
+        return
+    try:
+        for collector in find_collectors():
             if collector.total <= PLANNED_REQUESTS:
                 yield from estimate_lines(collector)
             else:
-                command = "python -m nexa_distill.collect_teacher --estimate"
+                command = f"python -m nexa_distill.{stage.module} --estimate"
                 yield f"up to {collector.total:,} requests; `{command}` counts them"
-        except NexaError as error:
-            yield f"no estimate: {error}"
-
-
-def _judge_estimate(fresh: Freshness) -> Iterator[str]:
-    from nexa_distill import judge
-    from nexa_distill.cost.estimate_text import estimate_lines
-    from nexa_distill.judging.candidates import load_candidates
-    from nexa_distill.judging.clients import build_panel
-
-    config, before = fresh.config, STAGES[: [stage.name for stage in STAGES].index("judge")]
-    if not config.judging.judges or not fresh.stale_reason(STAGES[len(before)]):
-        return
-    if stale := [stage.name for stage in before if fresh.stale_reason(stage)]:
-        yield f"cost of {len(config.judging.judges)} judges is known after {' and '.join(stale)}"
-        return
-    try:
-        candidates = load_candidates(
-            config.storage.path_of("rule_filtered"), config.judging.canary_prompts, judge.fresh_exec_checks(config)
-        )
-        for collector in build_panel(config, candidates).judges:
-            yield from estimate_lines(collector)
-    except NexaError as error:
-        yield f"no estimate: {error}"
-
-
-def _repair_estimate(fresh: Freshness) -> Iterator[str]:
-    from nexa_distill import regenerate_bad
-    from nexa_distill.cost.estimate_text import estimate_lines
-    from nexa_distill.repair.plan import make_plan
-
-    gated = [stage for stage in STAGES if stage.session in ("data_gen", "filtering")]
-    if fresh.config.answers.path:
-        return
-    if any(fresh.stale_reason(stage) for stage in gated):
-        yield "repairs are known after filtering"
-        return
-    try:
-        for collector, _ in regenerate_bad.RepairRequests(fresh.config, make_plan(fresh.config)).rounds:
-            yield from estimate_lines(collector)
     except NexaError as error:
         yield f"no estimate: {error}"
 
@@ -308,25 +293,21 @@ def _build_request(args: argparse.Namespace) -> Request:
 def main() -> int:
     """Returns the exit code; `watch` returns the run's."""
     args = _build_parser().parse_args()
-    if args.command == "plan":
-        print("\n".join(describe_plan(_build_request(args))))
-        return 0
-    if args.command == "prepare":
-        run_dir = prepare_run(_build_request(args))
-        print(run_dir or "", end="")
-        return 0
-    config = load_config(args.config)
     match args.command:
+        case "plan":
+            print("\n".join(describe_plan(_build_request(args))))
+        case "prepare":
+            print(prepare_run(_build_request(args)) or "", end="")
         case "watch":
-            return watch_run(args.run_dir, config)
+            return watch_run(args.run_dir, load_config(args.config))
         case "status":
-            print("\n".join(describe_status(config)))
+            print("\n".join(describe_status(load_config(args.config))))
         case "sweep":
-            sweep_orphans(Path(config.storage.logs))
+            sweep_orphans(Path(load_config(args.config).storage.logs))
         case "summary":
-            print("\n".join(describe_summary(config)))
+            print("\n".join(describe_summary(load_config(args.config))))
         case _:
-            for line in verify_chain(config):
+            for line in verify_chain(load_config(args.config)):
                 print(line, flush=True)
             print("All hashes verified.")
     return 0

@@ -40,7 +40,7 @@ from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.errors import ProviderUnusable
 from nexa_distill.journal.journal import Journal, PendingRequest
-from nexa_distill.settings.pipeline import DistillConfig, Provider, load_config, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, Provider, load_config, with_address
 from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.text.hashing import sha256_text
 
@@ -180,8 +180,7 @@ async def _fetch_models(endpoint: Endpoint) -> tuple[int | None, bytes]:
     return response.status, endpoint.without_key(bytes(body))
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
@@ -192,15 +191,11 @@ def main() -> int:
     args = parser.parse_args()
     config = load_config(args.config)
     name, _ = config.chosen_provider(args.provider)
-    provider: dict[str, Any] = {"base_url": args.base_url, "api_key_env": args.api_key_env}
-    if args.base_url:  # another server: start none here
-        provider |= {"start": [], "endpoint_file": ""}
-    config = with_flags(config, {"providers": {name: provider}})
+    config = with_address(config, name, args.base_url, args.api_key_env)
     model = args.model or config.collection.teacher_model or config.providers[name].model
     probed = Probe(config, name, model).run(refresh=args.refresh)
     print("\n".join(capabilities.capability_table(probed)))
     print(f"probe: {capabilities.capabilities_path(config, name)}; --refresh probes again")
-    return 0
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ from nexa_distill.repair.plan import (
     unanswered_path,
 )
 from nexa_distill.repair.prompts import repair_prompt
-from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt, load_with_options
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.json_schemas import load_schemas
@@ -280,38 +280,24 @@ def _ask_repairs(asking: RepairRequests, stage: StageRun, dst: Path, unanswered:
     return summary
 
 
-def run_regeneration(args: argparse.Namespace) -> int:
+def run_regeneration(args: argparse.Namespace) -> None:
     """The command line's work: flags over YAML, then `run`."""
-    flags = {
-        "provider": args.provider,
-        "collection": {"regen_teacher_model": args.teacher, "regen_system_prompt_path": args.system_prompt},
-    }
-    config = with_flags(load_config(args.config), flags)
-    run(
-        config,
-        args.src,
-        args.annotations,
-        args.dst,
-        dry_run=args.dry_run or args.estimate,
-        retry_failed=args.retry_failed,
-    )
-    return 0
+    config = load_with_options(args)
+    run(config, args.src, args.annotations, args.dst, dry_run=args.dry_run, retry_failed=args.retry_failed)
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="inspected file (default: storage.rejections)")
     add("--annotations", type=Path, metavar="FILE", help="human decisions, JSONL")
     add("--dst", type=Path, metavar="FILE", help="default: storage.regen_dataset")
     add("--provider", metavar="NAME", help="a key of providers: in the configuration")
-    add("--teacher", metavar="MODEL", help="default: the provider's regen_model")
-    add("--system-prompt", metavar="FILE", help="default: collection.regen_system_prompt_path")
-    add("--dry-run", action="store_true", help="print what would be sent, send nothing")
-    add("--estimate", action="store_true", help="the same as --dry-run")
-    add("--retry-failed", action="store_true", help="send failed requests again")
-    return run_regeneration(parser.parse_args())
+    add("--teacher", dest="collection.regen_teacher_model", metavar="MODEL", help="default: the provider's regen_model")
+    prompt = "collection.regen_system_prompt_path"
+    add("--system-prompt", dest=prompt, metavar="FILE", help=f"default: {prompt}")
+    cli.add_sending_options(parser)
+    run_regeneration(parser.parse_args())
 
 
 if __name__ == "__main__":

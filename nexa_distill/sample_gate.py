@@ -36,7 +36,7 @@ from nexa_distill.gating.check_summary import AnswerChecks, CheckOutcome, CheckS
 from nexa_distill.gating.gate_report import FilterStats, count_funnel, render_markdown, render_page
 from nexa_distill.judging.canaries import canaries_path, false_accepts
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.filters import FilterConfig, GateConfig
+from nexa_distill.settings.filters import FilterConfig, GateConfig, load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.answer_index import AnswerIndex
@@ -91,12 +91,7 @@ class SampleGate:
         evidence = CheckSummary(answers, checks, self.config.required, SCORE_REASONS)
         reasons, of_answer = self._decide_answers(answers, evidence)
         stats = FilterStats(
-            families=sorted(evidence.families),
-            exec_pass_rate=evidence.pass_rate("exec.executes"),
-            gold_match_rate=evidence.pass_rate("exec.matches"),
-            judge_scores=evidence.judge_scores(),
-            exec_error_counts=evidence.exec_errors(),
-            not_applied=evidence.not_applied,
+            families=sorted(evidence.families), measured=evidence.measured_figures(), not_applied=evidence.not_applied
         )
         with ExitStack() as files, Progress("sample gate", len(answers)) as progress:
             kept_out = files.enter_context(table_writer(dst, OUTPUTS))
@@ -160,7 +155,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
 
 
 def _gate_config(config: DistillConfig, override: GateConfig | None = None) -> GateConfig:
-    gate = override or load_yaml(Path(config.filters), FilterConfig).sample_gate
+    gate = override or load_filter_config(config.filters).sample_gate
     # The checks of every configured judge are required too.
     judges = [f"{check}.{judge.model}" for judge in config.judging.judges for check in SCORE_REASONS]
     return gate.model_copy(update={"required": [*gate.required, *judges]})
@@ -183,7 +178,9 @@ def run(
     storage = config.storage
     gate = _gate_config(config, gate)
     src = src or [storage.path_of("collected_dataset"), *valid_regenerations(storage)]
-    checks = checks or _existing_files(config, [*CHECK_TABLES, "person_checks"])
+    tables = [storage.path_of(key) for key in (*CHECK_TABLES, "person_checks")]
+    # The first one is required: without its file, the reader raises.
+    checks = checks or [path for path in tables if path == tables[0] or path.exists()]
     usual = storage.path_of("reports") / "sample_gate" / "gate_report.json"
     report = report or storage.path_beside(dst, "report.json", usual)
     rejections = rejections or storage.path_beside(dst, "rejections.parquet", storage.path_of("rejections"))
@@ -206,10 +203,7 @@ def run(
         stage="sample_gate",
         total=stats.total,
         reject_reason_counts=stats.reasons,
-        exec_pass_rate=stats.exec_pass_rate,
-        gold_match_rate=stats.gold_match_rate,
-        judge_scores=stats.judge_scores,
-        exec_error_counts=stats.exec_error_counts,
+        **stats.measured,
     )
     for path in (rejections, dst):
         stage.seal_output(path, rows_in=stats.total, rejected=stats.rejected_count)
@@ -217,14 +211,7 @@ def run(
     return stats
 
 
-def _existing_files(config: DistillConfig, keys: list[str]) -> list[Path]:
-    paths = [config.storage.path_of(key) for key in keys]
-    # The first one is required: without its file, the reader raises.
-    return paths[:1] + [path for path in paths[1:] if path.exists()]
-
-
-def main() -> int:
-    """Run the stage."""
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--checks", type=Path, nargs="+", help="measurements (contracts.CHECKS)")
@@ -248,7 +235,6 @@ def main() -> int:
         rejections=args.rejections,
         report=args.report,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.console import cli
@@ -35,10 +34,11 @@ from nexa_distill.contracts import REASONS, SFT, TABLES
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.gating import quality_gates
 from nexa_distill.reporting.dataset_card import write_card
+from nexa_distill.settings.filters import load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
 from nexa_distill.storage.atomic import replace_atomically, sync_folder
 from nexa_distill.storage.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
-from nexa_distill.storage.tables import read_batches, table_writer
+from nexa_distill.storage.tables import read_batches, read_values, table_writer
 from nexa_distill.text.reasoning import join_reasoning, split_reasoning
 
 SOURCE = TABLES["filtered_dataset"]
@@ -160,15 +160,12 @@ def _kept_rows(src: Path, regen: Path | None, columns: list[str] | None = None) 
 
 
 def _attempt_by_sample(path: Path) -> dict[str, int]:
-    attempts: dict[str, int] = {}
-    for rows in read_batches(path, SOURCE, columns=["sample_id", "attempt"]):
-        attempts.update(zip(*rows.to_pydict().values(), strict=True))
-    return attempts
+    return dict(read_values(path, SOURCE, "sample_id", "attempt"))
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the samples, besides the kept answers."""
-    gates = quality_gates.load_gates(config).model_dump()
+    gates = load_filter_config(config.filters).quality_gates.model_dump()
     return {"system_prompt": _system_prompt(config), "quality_gates": gates, "reasoning": config.packaging.reasoning}
 
 
@@ -195,9 +192,8 @@ def _empty_error(src: Path, splits: Mapping[str, int], storage: Storage) -> Inpu
     counts: Counter[str] = Counter()
     if rejections.exists():
         for rows in read_batches(rejections, TABLES["rejections"], columns=["rejection_reason"]):
-            for item in pc.value_counts(rows["rejection_reason"]).to_pylist():
-                counts[item["values"]] += item["counts"]
-    rejected = "; ".join(f"{n} {why} ({REASONS[why]})" for why, n in counts.most_common(3))
+            counts.update(rows["rejection_reason"].to_pylist())
+    rejected = "; ".join(f"{n} {why} ({REASONS[why].meaning})" for why, n in counts.most_common(3))
     kept = ", ".join(f"{splits.get(name, 0)} {name}" for name in SPLITS)
     return InputError(
         f"{src}: nothing to train on: {kept} samples. Rejected: {rejected or 'nothing'}. "
@@ -297,13 +293,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
+def main() -> None:
     """Run the stage. Refuses if human decisions are not applied: run alone it cannot apply them."""
     args = arguments()
     if args.src is None:
         refuse_unapplied(load_config(args.config).storage, GATES)
     run_packaging(args)
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Run: python -m tests.proofs > docs/proofs.md
 """
 
-from nexa_distill.reporting.markdown import markdown_table
 from tests.data.test_packed_attention import MUTATIONS
 from tests.data.test_preflight import DEFECTS
 from tests.training.test_export import BEFORE_THE_SAVE, DAMAGE
@@ -42,7 +41,8 @@ def page() -> str:
     ]  # fmt: skip
     lines = [INTRODUCTION]
     for title, about, rows in parts:
-        lines += [f"## {title}\n", about, "", *markdown_table(["fault put in", "found as"], rows), ""]
+        cells = [["fault put in", "found as"], ["---", "---"], *rows]
+        lines += [f"## {title}\n", about, "", *(f"| {' | '.join(row)} |" for row in cells), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -15,7 +15,7 @@ RULE, RUBRIC, DIALECT, FORMAT = range(4)
 TEXTS = """
 import pyarrow as pa
 from pathlib import Path
-from nexa_distill.filter_pairs import load_filter_config
+from nexa_distill.settings.filters import load_filter_config
 from nexa_distill.gating.rules import COLUMNS, Rules
 row = dict.fromkeys(COLUMNS) | {"finish_reason": "stop", "template_name": "hypothesis"}
 texts = ["We measure the cells. Wait, let me think about this again.", "We measure the cells, and this is all."]
@@ -28,12 +28,12 @@ USES = [
     (RULE, TEXTS, "[False, True]"),
     (
         RULE,
-        "from nexa_distill.repair.prompts import INSTRUCTIONS as I; print(I['self_talk'])",
+        "from nexa_distill.contracts import REASONS as R; print(R['self_talk'].instruction)",
         "Give the finished answer",
     ),
     (
         RUBRIC,
-        "from pathlib import Path; from nexa_distill.filter_pairs import load_filter_config as load;"
+        "from pathlib import Path; from nexa_distill.settings.filters import load_filter_config as load;"
         "from nexa_distill.judging.rubrics import load_rubrics; from nexa_distill.settings.pipeline import load_config;"
         "print([r.name for r in load_rubrics(load_config(Path('configs/distill_config.yaml')))],"
         "load(Path('configs/filters.yaml')).sample_gate.score_thresholds['judge.style'])",
@@ -42,7 +42,7 @@ USES = [
     (
         RUBRIC,
         "from pathlib import Path; from nexa_distill.sample_gate import SampleGate;"
-        "from nexa_distill.filter_pairs import load_filter_config as load;"
+        "from nexa_distill.settings.filters import load_filter_config as load;"
         "gate = SampleGate(load(Path('configs/filters.yaml')).sample_gate);"
         "row = {'ok': True, 'reason': None, 'detail': None};"
         "print(gate.filter_sample([row | {'check': 'judge.style', 'value': 0.4}]))",

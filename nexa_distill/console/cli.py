@@ -75,6 +75,13 @@ def build_student_parser(doc: str | None) -> Parser:
     return result
 
 
+def add_sending_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that asks a model."""
+    add = parser.add_argument
+    add("--dry-run", "--estimate", action="store_true", help="print what would be sent, send nothing")
+    add("--retry-failed", action="store_true", help="send failed requests again")
+
+
 def _raise_stop_signal(_signal: int, _frame: FrameType | None) -> None:
     raise StopSignal
 

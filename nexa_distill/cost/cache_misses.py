@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from nexa_distill.collection.requests.body import PromptRequest
 from nexa_distill.collection.requests.retry_policy import give_up_reason
 from nexa_distill.journal.journal import ReadOnlyJournal, RequestState
@@ -18,27 +16,22 @@ SHOWN_CHARACTERS = 40
 
 
 class EarlierRequests:
-    """The journal's requests by sample, in 16 bytes each; read at the first look-up."""
+    """The journal's requests by sample; indexed in a temporary table at the first look-up."""
 
     def __init__(self, journal: ReadOnlyJournal) -> None:
-        self._journal = journal
-        self._index: np.ndarray[Any, Any] | None = None
+        self._journal, self._is_indexed = journal, False
 
     def find_bodies(self, sample: str) -> Iterator[dict[str, Any]]:
-        if self._index is None:
-            self._index = self._build_index()
-        # A hash may belong to two samples: the query below compares the whole name.
-        start, end = np.searchsorted(self._index["sample"], [hash(sample), hash(sample) + 1])
+        if not self._is_indexed:
+            named = "SELECT sample_id, id FROM requests WHERE sample_id NOT NULL"
+            self._journal.read_rows(f"CREATE TEMP TABLE earlier AS {named}")
+            self._journal.read_rows("CREATE INDEX temp.earlier_by_sample ON earlier (sample_id, id)")
+            self._is_indexed = True
         # Ids ascend with time: the newest requests first.
-        for id_ in self._index["id"][max(start, end - COMPARED_REQUESTS) : end][::-1].tolist():
-            sql = "SELECT body FROM requests WHERE id=? AND sample_id=?"
-            for (body,) in self._journal.read_rows(sql, id_, sample):
+        newest = "SELECT id FROM earlier WHERE sample_id = ? ORDER BY id DESC LIMIT ?"
+        for (id_,) in self._journal.read_rows(newest, sample, COMPARED_REQUESTS).fetchall():
+            for (body,) in self._journal.read_rows("SELECT body FROM requests WHERE id = ?", id_):
                 yield json.loads(body)
-
-    def _build_index(self) -> np.ndarray[Any, Any]:
-        rows = self._journal.read_rows("SELECT sample_id, id FROM requests WHERE sample_id NOT NULL")
-        kind = np.dtype([("sample", np.int64), ("id", np.int64)])
-        return np.sort(np.fromiter(((hash(name), id_) for name, id_ in rows), kind))
 
 
 def why_sent(request: PromptRequest, known: RequestState | None, earlier: EarlierRequests) -> str:

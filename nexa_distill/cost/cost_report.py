@@ -7,7 +7,6 @@ Spending covers all runs in the journals. Keep rate and projection cover the ans
 tables; they are null if the kept answers are missing or outdated. Null also means: not measured.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nexa_distill.contracts import TABLES
-from nexa_distill.cost.cost_report_text import render_markdown
+from nexa_distill.cost.cost_report_text import format_figure
 from nexa_distill.cost.spending import Figures, load_spending, safe_ratio, sum_complete, sum_known
 from nexa_distill.errors import NexaError
+from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import DistillConfig, Storage
-from nexa_distill.storage.atomic import write_json, write_text
-from nexa_distill.storage.manifests import load_manifest, run_id, utc_now, valid_regenerations
-from nexa_distill.storage.tables import read_batches
+from nexa_distill.storage.manifests import load_manifest, valid_regenerations
+from nexa_distill.storage.tables import read_columns
 
 TEACHERS = ("teacher", "regenerate")  # their tokens are teacher tokens
 PER_SAMPLE = (*TEACHERS, "judge")  # stages that cost more when there are more samples
@@ -45,16 +44,8 @@ class _AnswerMeans(NamedTuple):
 
 
 def write_cost_report(config: DistillConfig) -> Figures:
-    report = build_cost_report(config)
-    path = config.storage.path_of("reports") / "cost_report.json"
-    if path.is_file():
-        written: Figures = json.loads(path.read_text(encoding="utf-8"))
-        # The same figures: the file keeps its run and date, so that a rerun changes no byte.
-        if written | {key: report[key] for key in ("run_id", "created_at")} == report:
-            return written
-    write_json(path, report)
-    write_text(path.with_suffix(".md"), render_markdown(report))
-    return report
+    path, figures = config.storage.path_of("reports") / "cost_report.json", build_cost_report(config)
+    return stage_reports.write_report(path, figures, "cost_report.md.j2", figure=format_figure)
 
 
 def build_cost_report(config: DistillConfig) -> Figures:
@@ -65,14 +56,12 @@ def build_cost_report(config: DistillConfig) -> Figures:
     total = _sum_stages(stages) | {"distilled_tokens": kept["tokens"] if kept else None}
     each = ("usd", "seconds", "teacher_tokens")
     return {
-        "run_id": run_id(),
         "stages": stages,
         "total": total,
         "kept": kept,
         "per_kept_sample": {name: safe_ratio(total[name], samples) for name in each},
         "projection": _project_costs(config, stages, samples),
         "notes": [*NOTES, *unread],
-        "created_at": utc_now(),
     }
 
 
@@ -112,9 +101,7 @@ def _count_kept(storage: Storage) -> Figures | None:
 
 def _read_columns(path: Path, key: str, columns: list[str]) -> pa.Table:
     table = TABLES[key]
-    batches = list(read_batches(path, table, columns=columns)) if path.exists() else []
-    schema = pa.schema([table.schema.field(name) for name in columns])
-    return pa.concat_tables(batches) if batches else schema.empty_table()
+    return read_columns(path, table, columns) if path.exists() else table.schema.empty_table().select(columns)
 
 
 def _project_costs(config: DistillConfig, stages: dict[str, Figures], samples: int | None) -> Figures:

@@ -23,11 +23,6 @@ def format_figure(key: str, value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
-def render_markdown(report: Figures) -> str:
-    """The whole report as Markdown."""
-    return render_template("cost_report.md.j2", figure=format_figure, **report)
-
-
 def summary_lines(report: Figures) -> list[str]:
     """Spending per stage, cost per kept sample, projection. Empty if nothing was spent."""
     return render_template("cost_summary.md.j2", figure=format_figure, **report).splitlines()

@@ -14,10 +14,8 @@ import pyarrow as pa
 from nexa_distill.deduplication.assignment import CONTAMINATED, DedupDecisions, DedupRows, own_texts
 from nexa_distill.deduplication.contamination import EvalTexts
 from nexa_distill.deduplication.shared_text import SharedText
-from nexa_distill.reporting.templates import render_template
+from nexa_distill.reporting.stage_reports import write_report
 from nexa_distill.settings.pipeline import Dedup
-from nexa_distill.storage.atomic import write_json, write_text
-from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.text.ngrams import join_words, words_of
 
 LISTED = 1000  # rows in the JSON
@@ -80,15 +78,12 @@ class ContaminationEvidence:
     def write_reports(self, path: Path, chosen: Dedup) -> None:
         """Write both reports. Without decontamination `contaminated` is null."""
         rows = [{**row, "matched": self._match_fields(number)} for number, row in self._found.items()]
-        report: dict[str, Any] = {
-            "run_id": run_id(),
+        figures = {
             "contamination_words": chosen.contamination_words,
             "contamination_common": chosen.contamination_common,
             "eval_files": list(chosen.eval_files),
             "contaminated": None if chosen.contamination_words is None else self._count,
             "boilerplate_runs": self._verdicts.common,
             "rows": rows,
-            "created_at": utc_now(),
         }
-        write_json(path, report)
-        write_text(path.with_suffix(".md"), render_template("contamination.md.j2", shown=SHOWN, **report))
+        write_report(path, figures, "contamination.md.j2", shown=SHOWN)

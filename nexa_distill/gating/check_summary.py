@@ -140,18 +140,22 @@ class CheckSummary:
         cases = [CheckOutcome(self._seen.values[code >> 32], lacking[code & 0xFFFFFFFF]) for code in codes.tolist()]
         return cases, place
 
-    def exec_errors(self) -> dict[str, int] | None:
-        return dict(self._tally["errors"]) if "errors" in self._tally else None
+    def measured_figures(self) -> dict[str, Any]:
+        """Execution's shares of ok (null ones included) and errors, the judges' scores; None = not run."""
+        return {
+            "exec_pass_rate": self._pass_rate("exec.executes"),
+            "gold_match_rate": self._pass_rate("exec.matches"),
+            "judge_scores": self._judge_scores(),
+            "exec_error_counts": dict(self._tally["errors"]) if "errors" in self._tally else None,
+        }
 
-    def judge_scores(self) -> dict[str, float] | None:
-        """Minimum, maximum and mean of all judges' scores, 0..1; None if nothing was judged."""
+    def _judge_scores(self) -> dict[str, float] | None:
         if not self._scores:
             return None
         mean = sum(score * count for score, count in self._scores.items()) / self._scores.total()
         return {"min": min(self._scores), "max": max(self._scores), "mean": mean}
 
-    def pass_rate(self, name: str) -> float | None:
-        """Share of ok among the checks of this name, null ones included; None = not run."""
+    def _pass_rate(self, name: str) -> float | None:
         counts = self._tally.get(name)
         return counts["passed"] / counts.total() if counts else None
 

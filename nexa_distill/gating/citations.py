@@ -10,25 +10,14 @@ Input: folded text without code and formulas (text/folding.py, text/regions.py).
 import re
 from itertools import pairwise
 
+from nexa_distill.gating.word_lists import any_of, listed_words
+
 LOOK_BACK = 80  # characters of the line
 LONGEST_VALUE = 32  # characters of a word of VALUES and the marks that may follow it
 NUMBERS = re.compile(r"\[(\s*\d{1,3}(?:\s*[,;-]\s*\d{1,3})*\s*)\]")
 AUTHOR_YEAR = re.compile(r"\(([^()\d]{2,80}?)[ ,;:]+((?:1[6-9]|20)\d\d)[a-z]?(?:[^()]{0,80})\)")
-# Words before brackets that contain values. In eleven languages; folded.
-VALUES = re.compile(
-    r"(?:\b(?:range|ranges|interval|intervals|list|lists|array|arrays|vector|vectors|matrix|matrices|set|sets|"
-    r"tuple|sequence|sequences|domain|point|points|coordinates?|index|indices|row|column|output|outputs|"
-    r"input|inputs|return|returns|returned|prints?|gives?|yields?|becomes?|equals?|is|are|be|was|were|values?|"
-    r"elements?|items?|numbers?|digits?|roots?|solutions?|weights?|shape|size|dimensions?|window|subarray|sorted|"
-    r"sublist|between|within|inside|element|slice|segment|pair|triple|"
-    r"container|scale|bounds?|limits?|keys?|buttons?|tabs?|state|nums|arr|data|intervall|bereich|liste|vektor|menge|matrix|"
-    r"folge|werte?n?|zahlen|ist|sind|ergibt|zwischen|intervalle|vecteur|ensemble|tableau|valeurs?|est|sont|"
-    r"entre|dans l'intervalle|plage|intervalo|rango|lista|matriz|conjunto|valores?|es|son|vettore|elenco|insieme|"
-    r"valori|sono|tra|faixa|vetor|intervallo|rango|интервал[еау]?|отрезк[еау]?|отрезок|список|списк[еау]|"
-    r"вектор[а]?|массив[еа]?|диапазон[еа]?|множеств[оеа]|значени[яий]+|равен|равно|между)"
-    r"|区间|范围|数组|列表|向量|矩阵|集合|返回|输出|区間|範囲|配列|リスト|ベクトル|行列|"
-    r"(?:सीमा|अंतराल|सूची|सरणी|मान)|(?:المجال|الفترة|القائمة|المصفوفة|المتجه|النطاق))[ \t:]*(?:=[ \t]*)?$"
-)
+# Words before brackets that contain values.
+VALUES = re.compile(rf"(?:\b(?:{any_of('before_values')})|{any_of('before_values_unspaced')})[ \t:]*(?:=[ \t]*)?$")
 # Words before a reference, or before brackets that contain several values.
 BEFORE_SEVERAL = re.compile(r"\b(?:over|on|onto|into|for|from|to|or|by|of|with)[ \t]*$")
 REPORTS = re.compile(
@@ -39,66 +28,20 @@ OPERATOR_BEFORE = re.compile(r"[=+*/<>^&|([{,\\]$")
 OPERATOR_AFTER = re.compile(r"[ \t]*(?:[=*/^+\[{]|\(?(?:[<>]=?)|-[ \t>\d]|\.\w|x [\[\d]|\()")
 REPORTED_LINK = re.compile(r"\(https?:")
 # "items[3]" is an index; "in water[3] and" is a citation, because the word is an ordinary one.
-INDEXED = re.compile(
-    r"(?:\b\w|\b\w*[_\d]\w*|\b(?:arr|args|argv|array|list|lst|nums?|items?|data|values?|vals?|keys?|rows?|cols?|"
-    r"words?|chars?|stack|queue|dp|matrix|grid|tree|node|nodes|df|line|lines|parts?|results?|output|inputs?|"
-    r"text|str|string|buf|buffer|tokens?|memo|cache|seen|counts?|prices?|points?|edges?|graph|table|self|"
-    r"params?|names?|letters|digits|weights|scores|records|users))$"
-)
+INDEXED = re.compile(rf"(?:\b\w|\b\w*[_\d]\w*|\b(?:{any_of('indexed_names')}))$")
 # "Smith (2020) found" and "Smith and Lee (2020)", but neither "Titanic (1997)" nor "Windows 10 (2015)".
 NARRATIVE = re.compile(
     r"(?P<names>[^\W\d_][\w'-]*(?:(?: (?:and|&|und|et|y|e|и) |[和与])[^\W\d_][\w'-]*)?(?: et al\.?|ら|等人?)?) ?"
     r"\((?:1[6-9]|20)\d\d[a-z]?[^()\n]{0,20}\)"
 )
 TWO_AUTHORS = re.compile(r" (?:and|&|und|et|y|e|и) |和|与|ら|等|et al")
-REPORTED_BY = re.compile(
-    r"(?:\b(?:by|of|see|cf\.|following|per|to|in|than|from|with|nach|laut|von|bei|siehe|selon|d'apres|par|chez|"
-    r"segun|por|de|secondo|segundo|по|согласно|у)|根据|据)[ \t]*(?:[^\W\d_][\w'-]*,? (?:and |& )?){0,2}$"
-)
+REPORTED_BY = re.compile(rf"(?:\b(?:{any_of('reported_by')})|根据|据)[ \t]*(?:[^\W\d_][\w'-]*,? (?:and |& )?){{0,2}}$")
 REPORTS_AFTER = re.compile(
-    r"[ \t]*,?[ \t]*(?:who |also |first |later |has |have |had |recently )?(?:f(?:ound|inds?)|show(?:s|ed)?|argu(?:es?|ed)|"
-    r"report(?:s|ed)?|suggest(?:s|ed)?|propos(?:es?|ed)|measur(?:es?|ed)|demonstrat(?:es?|ed)|descri(?:bes?|bed)|"
-    r"disagree[sd]?|observ(?:es?|ed)|not(?:es?|ed)|conclud(?:es?|ed)|claim(?:s|ed)?|stud(?:y|ies|ied)|"
-    r"introduc(?:es?|ed)|defin(?:es?|ed)|estimat(?:es?|ed)|stat(?:es?|ed)|identif(?:y|ies|ied)|examin(?:es?|ed)|"
-    r"review(?:s|ed)?|compar(?:es?|ed)|test(?:s|ed)?|us(?:es|ed)|and was revised|zeigt|fand|beschreib|argumentier|"
-    r"berichte|a montre|montre|ont montre|a decrit|soutient|demostro|mostro|encontro|describe|senala|ha mostrato|"
-    r"mostrou|показал|установил|обнаружил|отмеча|описа|утвержда|指出|发现|认为|表明|提出|报告|によれば|によると|は|が|示し|"
-    r"ने|وجد|أظهر|يرى)"
+    rf"[ \t]*,?[ \t]*(?:who |also |first |later |has |have |had |recently )?(?:{any_of('reporting_verbs')})"
 )
 REFERENCE_ENTRY = re.compile(r"\b(?:1[6-9]|20)\d\d\b|doi|https?:|\bvol\b|\bpp\.|journal|proceedings|press")
-NO_AUTHOR = {
-    # Months and seasons.
-    *"january february march april may june july august september october november december jan feb mar "
-    "apr jun jul aug sep sept oct nov dec spring summer autumn fall winter januar februar marz mai juni "
-    "juli oktober dezember fruhling sommer herbst janvier fevrier mars avril juin juillet aout septembre "
-    "octobre novembre decembre ete hiver automne printemps enero febrero marzo abril mayo junio julio agosto "
-    "septiembre octubre noviembre diciembre verano invierno otono primavera gennaio febbraio aprile maggio "
-    "giugno luglio settembre ottobre dicembre estate inverno autunno janeiro fevereiro marco maio junho "
-    "julho setembro outubro novembro dezembro января февраля марта апреля мая июня июля августа сентября "
-    "октября ноября декабря январь февраль март апрель маи июнь июль август сентябрь октябрь ноябрь "
-    "декабрь лето зима весна осень".split(),
-    # Words of time.
-    *"ad bc ce bce covid since in from until till to circa ca c around about approx approximately before after by early mid late "
-    "end as of updated published released founded established est born died b d fl r reigned built opened "
-    "closed created launched introduced adopted signed ratified enacted passed effective copyright year years "
-    "season week day q1 q2 q3 q4 seit ab bis um von im vom stand geboren gestorben gegrundet erschienen "
-    "depuis en vers ne mort fonde publie desde hasta nacido hacia fundado publicado dal nel nato fondato "
-    "с в до около после год г род умер основан издан".split(),
-    # Things that carry a year.
-    *"version v edition ed release windows office excel python ubuntu visual studio java c++ c iso ecma "
-    "fortran cobol ansi ieee rfc act law directive treaty agreement protocol amendment resolution "
-    "olympics games cup championship election elections census film movie album song novel series game "
-    "model ausgabe fassung gesetz film edicion ley version loi".split(),
-    # Places that games, treaties and conferences are named after.
-    *"paris london berlin rome madrid vienna geneva kyoto tokyo beijing moscow rio sydney athens atlanta "
-    "barcelona seoul boston chicago york washington texas california france germany italy spain japan china "
-    "india england scotland ireland brazil canada mexico russia egypt greece europe africa asia usa uk us "
-    "munich hamburg milan venice copenhagen oslo stockholm helsinki".split(),
-}  # fmt: skip
-PARTICLES = set(
-    "and & et al und y e и the see cf vgl also s voir ver siehe vease см по nach selon segun secondo segundo "
-    "von van de di da der".split()
-)
+NO_AUTHOR = set(listed_words("months_and_seasons", "words_of_time", "things_with_a_year", "places_of_events"))
+PARTICLES = set(listed_words("particles"))
 
 
 def end_of_false_citation(text: str, start: int, source: str) -> int:

@@ -17,7 +17,7 @@ FAMILIES = ("rules", "exec", "judge")
 class FilterStats:
     """Counts of answers. `reasons` counts each rejected answer once, under its first reason.
 
-    `groups`: (column, value) -> [answers, kept]. Rates and scores are None if nothing was measured.
+    `groups`: (column, value) -> [answers, kept]. `measured`: rates, scores and errors as in the quality report.
     `not_applied`: by rule, the answers per language for which it has no list.
     `canaries`: by judge, the bad answers that were shown, and that would be accepted.
     """
@@ -27,10 +27,7 @@ class FilterStats:
     reasons: Counter[str] = field(default_factory=Counter)
     groups: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     families: list[str] = field(default_factory=list)
-    exec_pass_rate: float | None = None
-    gold_match_rate: float | None = None
-    judge_scores: dict[str, float] | None = None
-    exec_error_counts: dict[str, int] | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
     canaries: dict[str, dict[str, float]] | None = None
     not_applied: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -62,10 +59,10 @@ def count_funnel(stats: FilterStats, config: GateConfig) -> dict[str, Any]:
         "rejected": stats.rejected_count,
         "reject_reason_counts": dict(stats.reasons.most_common()),
         "families": {name: name in stats.families for name in FAMILIES},
-        "judge_score": stats.judge_scores,
+        "judge_score": stats.measured.get("judge_scores"),
         "canaries": stats.canaries,
-        "exec_pass_rate": stats.exec_pass_rate,
-        "gold_match_rate": stats.gold_match_rate,
+        "exec_pass_rate": stats.measured.get("exec_pass_rate"),
+        "gold_match_rate": stats.measured.get("gold_match_rate"),
         "by_template_name": groups["template_name"],
         "by_domain": groups["domain"],
         "not_applied": {check: dict(n) for check, n in sorted(stats.not_applied.items())},

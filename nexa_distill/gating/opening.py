@@ -8,6 +8,7 @@ letter, a line of dialogue, a quotation, or further down. The functions read fol
 import re
 from itertools import islice
 
+from nexa_distill.gating.word_lists import any_of
 from nexa_distill.text.regions import blank_code, blank_quotations
 
 SHORT_ANSWER = 300  # characters; in such an answer every sentence counts
@@ -26,30 +27,14 @@ SENTENCE_END = re.compile(
 LABEL = re.compile(r"^[ \t>*_#-]*(?P<label>[^\n:.!?]{1,80}?)[*_]*:[*_]*(?P<rest>[^\n]*)", re.MULTILINE)
 MOST_SPEAKER_WORDS = 4
 # Labels after which the answer still speaks in its own voice.
-OWN_LABEL = re.compile(
-    r"(?:(?:the|my|short|final|direct) )?(?:answer|response|assistant|ai|model|bot|chatbot|output|note|"
-    r"system|disclaimer|warning|result|antwort|hinweis|assistent|reponse|remarque|note|respuesta|"
-    r"asistente|nota|resposta|risposta|assistente|ответ|ассистент|примечание|回答|答案|答|助手|注意|"
-    r"答え|注|उत्तर|जवाब|नोट|الجواب|الإجابة|الرد|ملاحظة|المساعد|답변|답|참고)"
-)
+OWN_LABEL = re.compile(rf"(?:(?:the|my|short|final|direct) )?(?:{any_of('own_labels')})")
 # Words at the end of a label that announce text of another speaker on the same line.
-ANNOUNCEMENT = re.compile(
-    r"(?:\b(?:reply|replies|say|says|said|write|writes|wrote|respond|responds|translations?|translates?|"
-    r"messages?|e?-?mail|letter|sentences?|phrase|examples?|script|draft|quote|line|dialogue|antworten|"
-    r"schreiben|sagen|ubersetzung|beispiel|satz|repondre|repondez|traduction|exemple|phrase|responda|diga|"
-    r"traduccion|ejemplo|frase|traducao|exemplo|traduzione|esempio|ответьте|скажите|напишите|перевод|пример|"
-    r"фраза)|回复|翻译|例如|比如|说|例句|返信|翻訳|例文|例|उदाहरण|अनुवाद|مثال|الترجمة|ترجمة)$"
-)
+ANNOUNCEMENT = re.compile(rf"(?:\b(?:{any_of('announcements')})|{any_of('announcements_unspaced')})$")
 # "Hello! I'm sorry" greets the user; a salutation alone on its line begins a letter.
 SALUTATION = re.compile(
-    r"^[ \t*_]*(?:"
-    r"(?:dear|to whom it may concern|sehr geehrte[rns]?|liebe[rs]?|cher|chere|cheres|chers|madame|monsieur|"
-    r"estimad[oa]s?|querid[oa]s?|prezad[oa]s?|caro|cara|cari|gentile|egregio|spettabile|"
-    r"уважаем(?:ыи|ая|ые)|дорог(?:ои|ая|ие))\b[^\n.?;]{0,60}"
-    r"|(?:hi|hello|hey|good (?:morning|afternoon|evening)|guten tag|hallo|bonjour|hola|ola|ciao|buongiorno|"
-    r"здравствуите)(?! there| everyone)\b[^\n.!?;:]{0,40},"
-    r"|(?:subject|re|betreff|objet|asunto|assunto|oggetto|тема|主题|件名)[ \t]*:[^\n]*"
-    r"|(?:尊敬的|亲爱的|拝啓|親愛なる|प्रिय|आदरणीय|عزيزي|عزيزتي|السادة|حضرة)[^\n。]{0,60})[ \t*_]*$",
+    rf"^[ \t*_]*(?:(?:{any_of('salutations')})\b[^\n.?;]{{0,60}}"
+    rf"|(?:{any_of('greetings')})(?! there| everyone)\b[^\n.!?;:]{{0,40}},"
+    rf"|(?:{any_of('subject_labels')})[ \t]*:[^\n]*|(?:{any_of('salutations_unspaced')})[^\n。]{{0,60}})[ \t*_]*$",
     re.MULTILINE,
 )
 

@@ -6,13 +6,11 @@ The filtering script checks first, so that the run stops early; packaging checks
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from nexa_distill.errors import InputMissing, QualityGateMissed
-from nexa_distill.settings.filters import FilterConfig, QualityGates
+from nexa_distill.settings.filters import QualityGates, load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.atomic import read_json_object
 from nexa_distill.storage.manifests import load_manifest
 
@@ -41,13 +39,9 @@ def _format_figure(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
-def load_gates(config: DistillConfig) -> QualityGates:
-    return load_yaml(Path(config.filters), FilterConfig).quality_gates
-
-
 def enforce_gates(config: DistillConfig) -> None:
     """Raises QualityGateMissed (3); InputMissing (66) without a report of the kept answers."""
-    gates = load_gates(config)
+    gates = load_filter_config(config.filters).quality_gates
     if all(value is None for value in gates.model_dump().values()):
         return
     path = config.storage.path_of("reports") / "sample_gate" / "quality_report.json"

@@ -7,35 +7,22 @@ Input: folded text without code and formulas (text/folding.py, text/regions.py).
 
 import re
 
+from nexa_distill.gating.word_lists import any_of
+
 MARK = re.compile(r"\{\{[^{}\n]*\}\}|\$?\{[^{}\n]*\}|\{%[^\n]*?%\}|<\|[^|\n]*\|>|<<?/?[^<>\n]*>>?|\[/?\w+\]|\S+")
 SENTENCE_BREAK = re.compile(r"[.!?](?=\s)|[\u3002\uff01\uff1f\u0964]|\n")
-# Words of a sentence about templates. Folded.
-ABOUT_TEMPLATES = re.compile(
-    r"\b(?:jinja2?|django|liquid|mustache|handlebars|vue(?:\.js)?|angular|twig|ansible|helm|f-strings?|"
-    r"format strings?|str\.format|templates?|templating|template engines?|placeholders?|(?:curly|double) "
-    r"(?:curly )?brac(?:es?|kets?)|braces|syntax|variables?|delimiters?|interpolation|expressions?|literals?|"
-    r"platzhaltern?|vorlagen?|klammern|variablen?|schablonen?|gabarits?|modeles?|accolades?|espaces? "
-    r"reserves?|plantillas?|llaves|marcador(?:es)?|chiaves?|modelli|segnaposto|шаблон\w*|скобк\w*|"
-    r"переменн\w*|плейсхолдер\w*)\b"
-    r"|模板|占位符|变量|语法|花括号|テンプレート|プレースホルダー?|変数|波括弧|टेम्पलेट|टेम्प्लेट|"
-    r"प्लेसहोल्डर|القالب|قالب|متغير"
-)
+# Words of a sentence about templates.
+ABOUT_TEMPLATES = re.compile(rf"\b(?:{any_of('about_templates')})\b|{any_of('about_templates_unspaced')}")
 # Braces of a command, a path, markup or a string of code touch the text around them.
 TOUCHES_BEFORE = re.compile(r"[a-z0-9\\}^_{\])@#>/'\"=$]$")
 TOUCHES_AFTER = {False: re.compile(r"[a-z0-9_{}<'\"/]"), True: re.compile(r"[}'\"]")}
 # Words next to a mark that is mentioned.
-NEXT_TO = (
-    r"tokens?|tags?|markers?|marks?|delimiters?|symbols?|strings?|sequences?|blocks?|elements?|sections?|"
-    r"specials?|marken?|zeichen|jetons?|balises?|etiquetas?|tokene?|токен\w*|тег\w*|метк\w*|маркер\w*"
-)
+NEXT_TO, UNSPACED = any_of("next_to_marks"), any_of("next_to_marks_unspaced")
 MENTIONED_AFTER = re.compile(
-    rf"[\"')]|[ \t]*(?:(?:and|or|und|et|y|и|/|,)[ \t]*[<\[]\S+[ \t]*)?(?:(?:{NEXT_TO})\b|标记|符号|令牌|标签|"
-    r"トークン|タグ|टोकन|टैग|رمز)"
+    rf"[\"')]|[ \t]*(?:(?:and|or|und|et|y|и|/|,)[ \t]*[<\[]\S+[ \t]*)?(?:(?:{NEXT_TO})\b|{UNSPACED})"
 )
 MENTIONED_BEFORE = re.compile(
-    rf"[\"'(]$|(?:\b(?:{NEXT_TO}|the|an?|called|named|like|with|by|as|and|or|use|uses|using|writes?|inserts?|"
-    r"emits?|between|around|before|after|add|adds|of|der|die|das|den|mit|und|le|la|les|un|une|el|los|con|"
-    r"avec|entre|y|et|и|с|между)|标记|符号|令牌|标签|使用|在|和|トークン|タグ|と|टोकन|टैग|الرمز|رمز|الوسم)[ \t:]*$"
+    rf"[\"'(]$|(?:\b(?:{NEXT_TO}|{any_of('words_before_marks')})|{any_of('words_before_marks_unspaced')})[ \t:]*$"
 )
 
 

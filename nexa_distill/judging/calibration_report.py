@@ -13,9 +13,8 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.judging import calibration
 from nexa_distill.judging.calibration import HumanDecisions
 from nexa_distill.reporting.templates import render_template
-from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.filters import load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import refuse_stale, run_id, sealed_hash, utc_now
 from nexa_distill.storage.tables import read_batches
@@ -40,7 +39,7 @@ def write_calibration(
     annotations = annotations or storage.path_of("annotations")
     report = report or storage.path_of("reports") / "judge" / "calibration.json"
     decided = calibration.read_decisions(annotations)
-    gate = load_yaml(Path(config.filters), FilterConfig).sample_gate
+    gate = load_filter_config(config.filters).sample_gate
     limits = {rubric.name: gate.score_thresholds[rubric.check_name] for rubric in RUBRICS}
     figures = _calibration_figures(decided, _load_scores(checks), limits, annotations, checks)
     write_json(report, figures)

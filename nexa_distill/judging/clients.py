@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from nexa_distill.collection.collector import Collector
 from nexa_distill.collection.first_answers import AnswerRequirement
@@ -12,7 +11,7 @@ from nexa_distill.judging.aggregation import Panel
 from nexa_distill.judging.candidates import Candidates, has_text
 from nexa_distill.judging.rubrics import judge_request, load_rubrics
 from nexa_distill.judging.verdict_parser import UNREADABLE, is_json_object
-from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, JudgeModel, with_address, with_flags
 
 
 def judge_config(config: DistillConfig) -> DistillConfig:
@@ -55,16 +54,12 @@ def build_panel(config: DistillConfig, candidates: Candidates, *, retry_failed: 
     return Panel(judges, rubrics)
 
 
-def judge_flags(config: DistillConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """Overrides for `--judge` and `--provider`, which name one judge instead of the configured."""
-    name, provider = config.chosen_provider(args.provider)
-    flags: dict[str, Any] = {}
-    if args.base_url:  # another server: start none here
-        served = {"base_url": args.base_url, "start": [], "endpoint_file": ""}
-        flags["providers"] = {name: served}
-    if args.judge or args.provider:
+def with_judge_options(config: DistillConfig, args: argparse.Namespace) -> DistillConfig:
+    """`config` with the one judge that `--judge` and `--provider` name instead of the configured ones."""
+    name, provider = config.chosen_provider(args.judge_provider)
+    if args.judge or args.judge_provider:
         model = args.judge or provider.model
         extras = [j.extra_body for j in config.judging.judges if (j.provider, j.model) == (name, model)]
         judge = {"provider": name, "model": model, "extra_body": extras[0] if extras else {}}
-        flags["judging"] = {"judges": [judge]}
-    return flags
+        config = with_flags(config, {"judging": {"judges": [judge]}})
+    return with_address(config, name, args.base_url)

@@ -48,13 +48,11 @@ class Freshness:
         if values is not None and manifest["config_sha256"] != sha256_text(compact_json(values)):
             yield f"{stage.name}: settings changed"
 
-    def _is_relevant_input(self, key: str) -> bool:
-        # Repairs of other answers are in no output.
-        return key != "regen_dataset" or bool(valid_regenerations(self.config.storage))
-
     def _changed_inputs(self, stage: Stage, recorded: list[dict[str, str]]) -> Iterator[str]:
+        # Repairs of other answers are in no output.
+        storage = self.config.storage
+        optional = [key for key in stage.optional if key != "regen_dataset" or valid_regenerations(storage)]
         # Compared by content: a file that was only moved has not changed.
-        optional = [key for key in stage.optional if self._is_relevant_input(key)]
         declared = {locate_path(key, self.config) for key in (*stage.inputs, *optional)}
         now = {self.file_sha256(path): path for path in declared if path.exists()}
         then = {item["sha256"] for item in recorded}

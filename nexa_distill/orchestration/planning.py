@@ -3,13 +3,25 @@
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from nexa_distill.errors import InputMissing, UsageError
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
-from nexa_distill.settings.pipeline import DistillConfig
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags
+
+# Session -> its command up to the configuration, and the flags of the launcher that it also gets.
+COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "data_gen": (
+        "python scripts/python/data_processing/run_full_data_gen.py --config",
+        ("input", "limit", "provider", "answers"),
+    ),
+    "filtering": ("python scripts/python/data_processing/run_filtering.py --config", ()),
+    "regeneration": ("python scripts/python/data_processing/run_regeneration.py --config", ("provider", "answers")),
+    "packaging": ("python scripts/python/deployment/run_packaging.py --config", ()),
+    "training": ("bash scripts/shell/training/run_training.sh {student} false --pipeline-config", ()),
+    "evaluation": ("python scripts/python/evaluation/run_evaluation.py --config", ()),
+    INSPECT: ("streamlit run nexa_distill/ui_inspect.py --server.address 127.0.0.1 -- --config", ()),
+}
 
 
 @dataclass(frozen=True)
@@ -25,16 +37,12 @@ class Request:
     answers: Path | None = None
 
     def load_settings(self) -> DistillConfig:
-        over: dict[str, Any] = {"input": {}}
-        if self.input is not None:
-            over["input"]["path"] = str(self.input)
-        if self.limit is not None:
-            over["input"]["limit"] = self.limit
-        if self.provider is not None:
-            over["provider"] = self.provider
-        if self.answers is not None:
-            over["answers"] = {"path": str(self.answers)}
-        return load_yaml(self.config, DistillConfig, over)
+        flags = {
+            "input": {"path": self.input and str(self.input), "limit": self.limit},
+            "provider": self.provider,
+            "answers": {"path": self.answers and str(self.answers)},
+        }
+        return with_flags(load_config(self.config), flags)
 
 
 @dataclass(frozen=True)
@@ -110,37 +118,10 @@ def _teacher_step(needed: bool, start: list[str], endpoint: str, until: Path) ->
 
 
 def session_command(session: str, config: DistillConfig, request: Request) -> list[str]:
-    with_config = ["--config", str(request.config)]
-    match session:
-        case "data_gen":
-            flags: dict[str, object] = {
-                "--input": request.input,
-                "--limit": request.limit,
-                "--provider": request.provider,
-                "--answers": request.answers,
-            }
-            script = "scripts/python/data_processing/run_full_data_gen.py"
-            return ["python", script, *with_config, *_flag_words(flags)]
-        case "filtering":
-            return ["python", "scripts/python/data_processing/run_filtering.py", *with_config]
-        case "regeneration":
-            flags = {"--provider": request.provider, "--answers": request.answers}
-            script = "scripts/python/data_processing/run_regeneration.py"
-            return ["python", script, *with_config, *_flag_words(flags)]
-        case "packaging":
-            return ["python", "scripts/python/deployment/run_packaging.py", *with_config]
-        case "training":
-            command = ["bash", "scripts/shell/training/run_training.sh"]
-            return [*command, config.student, "false", "--pipeline-config", str(request.config)]
-        case "inspect":
-            app = ["nexa_distill/ui_inspect.py", "--server.address", "127.0.0.1"]
-            return ["streamlit", "run", *app, "--", *with_config]
-        case _:
-            return ["python", "scripts/python/evaluation/run_evaluation.py", *with_config]
-
-
-def _flag_words(flags: dict[str, object]) -> list[str]:
-    return [str(word) for flag, v in flags.items() if v is not None for word in (flag, v)]
+    command, flags = COMMANDS[session]
+    words = [word.format(student=config.student) for word in command.split()]
+    options = ((flag, value) for flag in flags if (value := getattr(request, flag)) is not None)
+    return [*words, str(request.config), *(str(word) for flag, value in options for word in (f"--{flag}", value))]
 
 
 def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:

@@ -34,10 +34,6 @@ class Stage:
     optional: tuple[str, ...] = ()  # inputs that count if they exist
 
 
-def _training_settings(_config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
-    return student.training_settings()
-
-
 def _generation_settings(config: DistillConfig, student: StudentConfig) -> dict[str, Any]:
     return student.generation_settings(config, build_cleaner(config).relevant_settings)
 
@@ -63,7 +59,8 @@ STAGES = (
           "regenerate_bad"),
     Stage("packaging", "packaging", ("filtered_dataset",),
           ("sft_parquet", "sft_jsonl", "splits"), "to_sft"),
-    Stage("train", "training", ("sft_parquet",), (CHECKPOINT,), student=_training_settings),
+    Stage("train", "training", ("sft_parquet",), (CHECKPOINT,),
+          student=lambda _, student: student.training_settings()),
     Stage("student_gen.baseline", "evaluation", ("raw_dataset",), ("baseline_outputs",),
           student=_generation_settings),
     Stage("student_gen", "evaluation", ("raw_dataset", CHECKPOINT), ("student_outputs",),

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill.annotation.annotations import Annotation
+from nexa_distill.annotation.annotations import Annotation, latest_decisions
 from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT, Edit, Key, ValidDecisions, load_valid_decisions
-from nexa_distill.contracts import CHECK_TABLES, SCORE_REASONS, TABLES
+from nexa_distill.contracts import CHECK_TABLES, REASONS, SCORE_REASONS, TABLES
 from nexa_distill.errors import InputMissing
-from nexa_distill.repair.prompts import INSTRUCTIONS, JUDGE_REASONS, Fault
+from nexa_distill.repair.prompts import JUDGE_REASONS, Fault
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import load_manifest, sealed_hash
-from nexa_distill.storage.tables import read_batches
+from nexa_distill.storage.tables import read_batches, read_values
 from nexa_distill.text.hashing import compact_json, sha256_text
 
 REJECTED_BY_PERSON = "rejected_by_person"
@@ -81,9 +81,7 @@ def make_plan(config: DistillConfig, src: Path | None = None) -> Plan:
 
 def plan_from_decisions(config: DistillConfig, decisions: Iterable[Annotation]) -> Plan:
     """One repair of each answer that these decisions reject, whatever the gates decided."""
-    decided = ValidDecisions()
-    for decision in decisions:
-        decided.by.setdefault(decision.answer_key, []).append(decision)
+    decided = ValidDecisions(latest_decisions(decisions))
     keys = [key for key in decided.by if decided.is_accepted(key) is False]
     src, against = config.storage.path_of("rejections"), ReasonsByAttempt()
     # Without results of the gates, the model is told the decisions alone.
@@ -112,20 +110,17 @@ def _refuse_other_answers(src: Path, storage: Storage) -> None:
 def _load_reasons(storage: Storage, src: Path, decided: Collection[str]) -> ReasonsByAttempt:
     """The reasons against each answer, for samples with a rejected or decided answer."""
     by_sample: ReasonsByAttempt = defaultdict(dict)
-    columns = ["sample_id", "attempt", "rejection_reasons"]
-    for batch in read_batches(src, TABLES["rejections"], columns=columns):
-        for sample, attempt, reasons in zip(*batch.to_pydict().values(), strict=True):
-            by_sample[sample][attempt] = reasons
-    kept, columns = storage.path_of("filtered_dataset"), ["sample_id", "attempt"]
-    for batch in read_batches(kept, TABLES["filtered_dataset"], columns=columns):
-        for sample, attempt in zip(*batch.to_pydict().values(), strict=True):
-            if sample in by_sample or sample in decided:
-                by_sample[sample][attempt] = []
+    for sample, attempt, reasons in read_values(src, TABLES["rejections"], "sample_id", "attempt", "rejection_reasons"):
+        by_sample[sample][attempt] = reasons
+    kept = storage.path_of("filtered_dataset")
+    for sample, attempt in read_values(kept, TABLES["filtered_dataset"], "sample_id", "attempt"):
+        if sample in by_sample or sample in decided:
+            by_sample[sample][attempt] = []
     return by_sample
 
 
 def _repairable_reasons(reasons: Iterable[str]) -> list[str]:
-    return [reason for reason in reasons if reason in INSTRUCTIONS]
+    return [reason for reason in reasons if reason in REASONS and REASONS[reason].instruction]
 
 
 class _RoundPlanner:
@@ -202,13 +197,11 @@ def unanswered_path(dst: Path) -> Path:
 
 
 def _load_unanswered(repairs: Path) -> Iterator[Key]:
-    path, columns = unanswered_path(repairs), ["sample_id", "attempt", "rejection_reason"]
+    path, columns = unanswered_path(repairs), ("sample_id", "attempt", "rejection_reason")
     # An unreadable answer may still become one: the next run reads it again.
-    if path.exists():
-        for batch in read_batches(path, TABLES["unanswered"], columns=columns):
-            for sample, attempt, reason in zip(*batch.to_pydict().values(), strict=True):
-                if reason != "unreadable_answer":
-                    yield sample, attempt
+    for sample, attempt, reason in read_values(path, TABLES["unanswered"], *columns) if path.exists() else ():
+        if reason != "unreadable_answer":
+            yield sample, attempt
 
 
 def load_faults(config: DistillConfig, wanted: Iterable[PlannedRepair]) -> dict[Key, list[Fault]]:
@@ -247,11 +240,10 @@ def load_rejected_texts(config: DistillConfig, wanted: Iterable[PlannedRepair]) 
     keys = {(repair.sample_id, repair.of) for repair in wanted}
     if not length:
         return texts
-    columns = ["sample_id", "attempt", "teacher_output"]
+    columns = ("sample_id", "attempt", "teacher_output")
     for key in ("rejections", "filtered_dataset"):
         path = config.storage.path_of(key)
-        for rows in read_batches(path, TABLES[key], columns=columns) if path.exists() else ():
-            for sample, attempt, text in zip(*rows.to_pydict().values(), strict=True):
-                if (sample, attempt) in keys and text:
-                    texts[sample, attempt] = text[:length]
+        for sample, attempt, text in read_values(path, TABLES[key], *columns) if path.exists() else ():
+            if (sample, attempt) in keys and text:
+                texts[sample, attempt] = text[:length]
     return texts

@@ -22,7 +22,7 @@ from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.atomic import Json, write_json, write_text
 from nexa_distill.storage.manifests import valid_regenerations
-from nexa_distill.storage.tables import read_batches
+from nexa_distill.storage.tables import read_columns, read_values
 
 
 def repair_figures(config: DistillConfig) -> Json:
@@ -53,27 +53,23 @@ def repair_figures(config: DistillConfig) -> Json:
 
 
 def _load_keys(storage: Storage, key: str) -> Iterator[tuple[str, int]]:
-    path = storage.path_of(key)
-    for rows in read_batches(path, TABLES[key], columns=["sample_id", "attempt"]):
-        yield from zip(*rows.to_pydict().values(), strict=True)
+    yield from read_values(storage.path_of(key), TABLES[key], "sample_id", "attempt")
 
 
 def _last_reasons(storage: Storage) -> dict[str, str]:
     """Sample -> first reason against its last rejected answer."""
     last: dict[str, tuple[int, str]] = {}
-    columns = ["sample_id", "attempt", "rejection_reason"]
-    for rows in read_batches(storage.path_of("rejections"), TABLES["rejections"], columns=columns):
-        for sample, attempt, reason in zip(*rows.to_pydict().values(), strict=True):
-            last[sample] = max(last.get(sample, (-1, "")), (attempt, reason))
+    columns = ("sample_id", "attempt", "rejection_reason")
+    for sample, attempt, reason in read_values(storage.path_of("rejections"), TABLES["rejections"], *columns):
+        last[sample] = max(last.get(sample, (-1, "")), (attempt, reason))
     return {sample: reason for sample, (_, reason) in last.items()}
 
 
 def _load_repairs(storage: Storage) -> pa.Table:
     """The repairs written by models."""
     table, columns = TABLES["regen_dataset"], ["sample_id", "attempt", "total_tokens", "cost_usd"]
-    schema = pa.schema([table.schema.field(name) for name in columns])
-    batches = [rows for path in valid_regenerations(storage) for rows in read_batches(path, table, columns=columns)]
-    rows = pa.concat_tables(batches) if batches else schema.empty_table()
+    repaired = [read_columns(path, table, columns) for path in valid_regenerations(storage)]
+    rows = repaired[0] if repaired else table.schema.empty_table().select(columns)
     return rows.filter(pc.less(rows["attempt"], FIRST_EDIT_ATTEMPT))
 
 

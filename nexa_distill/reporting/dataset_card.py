@@ -29,22 +29,20 @@ Lengths = Callable[[list[str]], list[int]]
 
 def token_counter(config: DistillConfig, student: StudentConfig) -> tuple[Lengths, str]:
     """A function from texts to token counts, and a description of the method."""
-    local = Path(student.student) / "tokenizer.json"
-    paths = [local] if local.is_file() else []
-    paths += sorted(config.storage.path_of("models").glob("*/tokenizer.json"))
-    if not paths:
+    file = student.find_tokenizer(config.storage)
+    if file is None:
         estimate = f"estimated at {BYTES_PER_TOKEN} bytes of UTF-8 per token: no tokenizer.json here"
         return lambda texts: [-(-len(t.encode()) // BYTES_PER_TOKEN) for t in texts], estimate
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(paths[0]))
+    tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
 
     def count_tokens(texts: list[str]) -> list[int]:
         encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
         return [len(encoding.ids) for encoding in encoded]
 
-    return count_tokens, f"counted with {paths[0]}"
+    return count_tokens, f"counted with {file}"
 
 
 def write_card(path: Path, samples: Path, config: DistillConfig) -> None:

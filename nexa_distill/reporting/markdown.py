@@ -1,7 +1,6 @@
 """Markdown from untrusted text: nothing in it may act as markup."""
 
 import re
-from collections.abc import Sequence
 
 LONGEST_NAME = 120  # characters of a name from data
 
@@ -13,8 +12,3 @@ def as_code(text: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
     space = " " if "`" in plain else ""
     return f"{fence}{space}{plain.replace('|', chr(92) + '|')}{space}{fence}" if plain else "(none)"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; names from data go through `as_code` first."""
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

@@ -17,18 +17,6 @@ from nexa_distill.settings.pipeline import Storage
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 
-LABELS = (
-    "raw",
-    "canonical",
-    "hashed",
-    "teacher",
-    "filtered",
-    "eval",
-    "selected",
-    "distilled",
-    "student_gen",
-    "student_eval",
-)
 # The label that a stage leads to. Other stages have no timing.
 STAGE_LABELS = {
     "canonicalize": "canonical",
@@ -43,6 +31,21 @@ STAGE_LABELS = {
     "student_gen": "student_gen",
     "evaluation": "student_eval",
 }
+LABELS = ("raw", *dict.fromkeys(STAGE_LABELS.values()))
+
+
+def write_report(path: Path, figures: Mapping[str, Any], template: str, **context: Any) -> dict[str, Any]:
+    """Write the figures, with run and time, to `path` (JSON) and beside it (Markdown), and return them.
+
+    Equal figures leave both files, with their run and time, as they are.
+    """
+    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if figures.items() <= written.items():
+        return written
+    report = {"run_id": run_id(), **figures, "created_at": utc_now()}
+    write_json(path, report)
+    write_text(path.with_suffix(".md"), render_template(template, **report, **context))
+    return report
 
 
 def write_quality_report(
@@ -67,8 +70,7 @@ def write_quality_report(
     rule the number of answers by language that the rule has no list for.
     """
     rejected = sum(reject_reason_counts.values())
-    report: dict[str, Any] = {
-        "run_id": run_id(),
+    figures = {
         "stage": stage,
         "total": total,
         "kept": total - rejected,
@@ -81,11 +83,8 @@ def write_quality_report(
         "exec_error_counts": None if exec_error_counts is None else dict(exec_error_counts),
         **({} if judges is None else {"judges": dict(judges), "notes": list(notes)}),
         **({} if not_applied is None else {"not_applied": {k: dict(v) for k, v in not_applied.items()}}),
-        "created_at": utc_now(),
     }
-    write_json(path, report)
-    write_text(path.with_suffix(".md"), render_template("quality_report.md.j2", **report))
-    return report
+    return write_report(path, figures, "quality_report.md.j2")
 
 
 def record_timing(
@@ -129,21 +128,12 @@ def write_timing_report(storage: Storage) -> dict[str, Any]:
         if label in spent:
             durations[f"{before}__to__{label}"] = _summarize_seconds(list(spent[label].values()))
             before = label
-    report: dict[str, Any] = {
-        "run_id": run_id(),
+    figures = {
         "labels": list(LABELS),
         "durations": durations,
         "total": round(sum(sum(runs.values()) for runs in spent.values()), 3) if spent else None,
-        "created_at": utc_now(),
     }
-    path = storage.path_of("reports") / "timing_report.json"
-    if path.is_file():  # unchanged: keep the file, with its time
-        written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if written["durations"] == durations:
-            return written
-    write_json(path, report)
-    write_text(path.with_suffix(".md"), render_template("timing_report.md.j2", **report))
-    return report
+    return write_report(storage.path_of("reports") / "timing_report.json", figures, "timing_report.md.j2")
 
 
 def _summarize_seconds(seconds: list[float]) -> dict[str, float]:

@@ -2,14 +2,14 @@
 
 import functools
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from nexa_distill.contracts import FLAG_REASONS, RUBRICS
 from nexa_distill.errors import did_you_mean
-from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml, refuse_value
 from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_pattern
 from nexa_distill.text.language import ANY, LANGUAGES
@@ -33,23 +33,20 @@ def _why_not_re2(pattern: str) -> str:
 
 def _check_pattern(pattern: str) -> str:
     if not pattern:
-        raise PydanticCustomError("pattern", "an empty pattern matches every answer; remove it")
+        refuse_value("an empty pattern matches every answer; remove it")
     # Capitals have a meaning in escapes and named groups only.
     escapes = r"\\[pP](?:\{[^}]*\}|\w)|\\.|\(\?P"
     if re.search("[A-Z]", re.sub(escapes, "", pattern)):
-        lower = "answers are lower-cased before matching; write the pattern in lower case"
-        raise PydanticCustomError("pattern", "{text}", {"text": lower})
+        refuse_value("answers are lower-cased before matching; write the pattern in lower case")
     if why := _why_not_re2(pattern):
-        text = f"RE2 cannot compile this pattern ({why}); no look-around, no back-references"
-        raise PydanticCustomError("pattern", "{text}", {"text": text})
+        refuse_value(f"RE2 cannot compile this pattern ({why}); no look-around, no back-references")
     return pattern
 
 
 def _check_flag(flag: str) -> str:
     if flag not in FLAG_REASONS:
         flags = ", ".join(FLAG_REASONS)
-        text = f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {flags}"
-        raise PydanticCustomError("flag", "{text}", {"text": text})
+        refuse_value(f"no answer_flag that this rule rejects{did_you_mean(flag, FLAG_REASONS)}; {flags}")
     return flag
 
 
@@ -64,11 +61,10 @@ def _by_language(value: Any) -> Any:
 
 def _check_language(code: str) -> str:
     if code != ANY and code not in LANGUAGES:
-        text = (
+        refuse_value(
             f"no language that can be told apart{did_you_mean(code, sorted(LANGUAGES))}; write an "
             f"ISO 639-1 code (en, de, zh, ...) or {ANY}"
         )
-        raise PydanticCustomError("language", "{text}", {"text": text})
     return code
 
 
@@ -166,13 +162,17 @@ class FilterConfig(Section):
         # Fields are validated in order, so the minimum is there already.
         least = info.data.get(lower)
         if value is not None and least is not None and value < least:
-            text = f"below {lower} ({least}), so no answer could pass"
-            raise PydanticCustomError("range", "{text}", {"text": text})
+            refuse_value(f"below {lower} ({least}), so no answer could pass")
         return value
 
     @field_validator("allowed_action_verbs")
     @classmethod
     def _some_verbs(cls, value: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
         if info.data.get("require_action_verb") and not any(value.values()):
-            raise PydanticCustomError("verbs", "require_action_verb is true and no verb is allowed")
+            refuse_value("require_action_verb is true and no verb is allowed")
         return value
+
+
+def load_filter_config(path: Path | str) -> FilterConfig:
+    """Load the filters file. Raises InputMissing (66) or InputError (65) naming the key."""
+    return load_yaml(Path(path), FilterConfig)

@@ -4,6 +4,7 @@ Flags override YAML. Paths are relative to the current directory. Loading and va
 `yaml_loading.py`; the other two files: `filters.py`, `student.py`.
 """
 
+import argparse
 import os
 from collections.abc import Mapping
 from datetime import date
@@ -13,12 +14,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from nexa_distill.contracts import RUBRICS
 from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, dialect_of_host
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, load_yaml, merge_settings, validate_section
+from nexa_distill.settings.yaml_loading import (
+    Count,
+    NonNegative,
+    Section,
+    load_yaml,
+    merge_settings,
+    refuse_value,
+    validate_section,
+)
 from nexa_distill.text.secrets import is_variable_name
 
 Reasoning = Literal["drop", "keep"]
@@ -86,9 +94,10 @@ class Storage(Section):
             first = by_path.setdefault(Path(os.path.normpath(path)), key)
             if first != key:
                 names = " and ".join(sorted((first, key)))
-                text = f"{names} are one file, {path}, and two stages write it; give one "
-                text += f"of them another name, as configs/{DistillConfig.shipped} does"
-                raise PydanticCustomError("storage", "{text}", {"text": text})
+                refuse_value(
+                    f"{names} are one file, {path}, and two stages write it; give one "
+                    f"of them another name, as configs/{DistillConfig.shipped} does"
+                )
         return self
 
 
@@ -211,8 +220,7 @@ class Provider(Section):
     @classmethod
     def _known_dialect(cls, value: str | None) -> str | None:
         if value is not None and value not in DIALECTS:
-            text = f"no such dialect{did_you_mean(value, DIALECTS)}; known: {', '.join(DIALECTS)}"
-            raise PydanticCustomError("dialect", "{text}", {"text": text})
+            refuse_value(f"no such dialect{did_you_mean(value, DIALECTS)}; known: {', '.join(DIALECTS)}")
         return value
 
     @property
@@ -235,11 +243,12 @@ class Provider(Section):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:
-        if value is None or is_variable_name(value):
-            return value
-        text = "expected the name of an environment variable, such as OPENAI_API_KEY; "
-        text += "write the key itself into .env (see .env.example), under that name"
-        raise PydanticCustomError("api_key_env", "{text}", {"text": text})
+        if value is not None and not is_variable_name(value):
+            refuse_value(
+                "expected the name of an environment variable, such as OPENAI_API_KEY; "
+                "write the key itself into .env (see .env.example), under that name"
+            )
+        return value
 
 
 class Collection(Section):
@@ -319,8 +328,7 @@ class Judging(Section):
         models = [judge.model for judge in value]
         twice = sorted({model for model in models if models.count(model) > 1})
         if twice:
-            text = f"{', '.join(twice)} judges twice; it would count as two judges"
-            raise PydanticCustomError("judges", "{text}", {"text": text})
+            refuse_value(f"{', '.join(twice)} judges twice; it would count as two judges")
         return value
 
 
@@ -424,6 +432,28 @@ def _drop_unset(flags: Mapping[str, Any]) -> dict[str, Any]:
 def load_config(path: Path) -> DistillConfig:
     """Load the pipeline's settings. Raises InputMissing or InputError."""
     return load_yaml(path, DistillConfig)
+
+
+def load_with_options(options: argparse.Namespace) -> DistillConfig:
+    """The settings of `--config`, overridden by each option whose `dest` is a key, such as `input.limit`."""
+    flags: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        section, dot, key = name.partition(".")
+        if dot:
+            flags.setdefault(section, {})[key] = value
+        elif name in DistillConfig.model_fields:
+            flags[name] = value
+    return with_flags(load_config(options.config), flags)
+
+
+def with_address(
+    config: DistillConfig, name: str, base_url: str | None, api_key_env: str | None = None
+) -> DistillConfig:
+    """`config` with another address or key for the provider `name`; None = as configured."""
+    provider: dict[str, Any] = {"base_url": base_url, "api_key_env": api_key_env}
+    if base_url:  # another server: start none here
+        provider |= {"start": [], "endpoint_file": ""}
+    return with_flags(config, {"providers": {name: provider}})
 
 
 def load_system_prompt(path: str) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, load_system_prompt
-from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml, refuse_value
 
 RENDERING = {"chat_template_kwargs", "chat_template_date"}
 # Names that transformers itself passes to a template.
@@ -64,11 +63,10 @@ class Distillation(Section):
     def _needs_a_teacher_at_hand(cls, share: float, others: ValidationInfo) -> float:
         online = others.data.get("loss") != "none" and others.data.get("source") == "online"
         if share and not online:
-            raise PydanticCustomError(
-                "on_policy",
+            refuse_value(
                 "the student's own answers have no cached teacher probabilities; set "
                 "distillation.source: online and distillation.loss to a divergence, or "
-                "on_policy: 0.0",
+                "on_policy: 0.0"
             )
         return share
 
@@ -109,11 +107,9 @@ class StudentConfig(Section):
     def _are_variables(cls, variables: dict[str, Any]) -> dict[str, Any]:
         for name in variables:
             if not name.isidentifier() or name in RESERVED:
-                raise PydanticCustomError(
-                    "template_variable",
-                    "{name} is no variable of a chat template that can be set; write names such as "
-                    "enable_thinking (for the date: chat_template_date)",
-                    {"name": name},
+                refuse_value(
+                    f"{name} is no variable of a chat template that can be set; write names such as "
+                    "enable_thinking (for the date: chat_template_date)"
                 )
         return variables
 

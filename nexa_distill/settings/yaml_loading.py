@@ -9,7 +9,7 @@ the same kind in `configs/`; with `extends: null` a missing key is an error.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -18,11 +18,16 @@ from pydantic_core import PydanticCustomError
 from nexa_distill.errors import InputError, InputMissing, did_you_mean
 
 
+def refuse_value(problem: str) -> NoReturn:
+    """For validators: the error message is `problem`, without a prefix of pydantic's."""
+    raise PydanticCustomError("setting", "{problem}", {"problem": problem})
+
+
 def _check_share(value: float) -> float:
     if value <= 1:
         return value
     instead = f"write {value / 100:.2f}" if value <= 100 else "write a number up to 1.0"
-    raise PydanticCustomError("share", "scores are 0..1, {instead}", {"instead": instead})
+    refuse_value(f"scores are 0..1, {instead}")
 
 
 Share = Annotated[float, Field(ge=0), AfterValidator(_check_share)]

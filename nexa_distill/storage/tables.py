@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,10 +129,21 @@ def _with_all_columns(batch: pa.RecordBatch, names: Mapping[str, str], schema: p
     return pa.table(columns, names=schema.names)
 
 
+def read_values(path: Path, table: Table, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The values of these columns, row by row."""
+    for batch in read_batches(path, table, columns=list(columns)):
+        yield from zip(*batch.to_pydict().values(), strict=True)
+
+
+def read_columns(path: Path, table: Table, columns: list[str] | None = None) -> pa.Table:
+    """The columns (default: all) of the whole table; an empty table has 0 rows."""
+    schema = pa.schema([table.schema.field(name) for name in columns or table.schema.names])
+    return pa.concat_tables([schema.empty_table(), *read_batches(path, table, columns=columns)])
+
+
 def read_table(path: Path, table: Table) -> pa.Table:
-    """The whole table, validated: schema, nulls, unique keys. An empty table has 0 rows."""
-    batches = list(read_batches(path, table))
-    rows = pa.concat_tables(batches) if batches else table.schema.empty_table()
+    """The whole table, validated: schema, nulls, unique keys."""
+    rows = read_columns(path, table)
     check_unique(path, rows, table.unique)
     return rows
 

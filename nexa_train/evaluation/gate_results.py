@@ -17,19 +17,7 @@ from nexa_train.evaluation.metrics import ANSWER_TABLES, EXEC_CHECKS, HeldOutRes
 
 def gate_files(storage: Storage, model: str) -> GateFiles:
     """The files of the gate results of `teacher`, `before` or `after`."""
-    folder = storage.path_of("evaluation") / model
-    return GateFiles(
-        checks=folder / "rules.parquet",
-        exec_checks=folder / "exec.parquet",
-        passed_rules=folder / "passed_rules.parquet",
-        judge_checks=folder / "judge.parquet",
-        kept=folder / "kept.parquet",
-        rejections=folder / "rejections.parquet",
-        rules_report=folder / "rules" / "quality_report.json",
-        exec_report=folder / "exec" / "quality_report.json",
-        judge_report=folder / "judge" / "quality_report.json",
-        gate_report=folder / "sample_gate" / "gate_report.json",
-    )
+    return GateFiles(storage.path_of("evaluation") / model)
 
 
 def load_results(config: DistillConfig, name: str, prompts: Sequence[Json], loss: Json | None) -> HeldOutResults:

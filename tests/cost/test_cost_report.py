@@ -202,7 +202,8 @@ def test_uncertain_requests_are_counted_with_the_most_that_they_can_have_cost(tm
         assert sum(teacher.billed().values()) == 6
     stage = build_cost_report(made.load())["stages"]["teacher"]
     assert (stage["requests_sent"], stage["answered"], stage["uncertain"]) == (6, 3, 3)
-    sizes = [len(request.data) // 3 for request in collect_teacher.build_requests(rows, made.load())]
+    requests_of = collect_teacher.request_maker(made.load())
+    sizes = [len(request.data) // 3 for row in rows for request in requests_of(row)]
     most = sum(size * 100 + 256 * 1000 for size in sizes) / 1e6
     assert stage["uncertain_usd_at_most"] == pytest.approx(most)
     assert stage["usd"] == pytest.approx(0.18)

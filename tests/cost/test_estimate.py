@@ -327,7 +327,8 @@ def test_without_answers_the_students_tokenizer_counts_if_it_is_there(tmp_path: 
 
     made = workspace(tmp_path)
     rows = equals(3)
-    requests = collect_teacher.build_requests(rows, made.load())
+    requests_of = collect_teacher.request_maker(made.load())
+    requests = [request for row in rows for request in requests_of(row)]
     found = look(made, rows)
     assert found.measured_by == "at 4 bytes per token"
     assert found.prompt_tokens == round(sum(len(request.data) for request in requests) / 4)
@@ -364,7 +365,7 @@ def test_wall_time_follows_from_the_last_run_and_the_providers_limits(tmp_path: 
     last = [(ended, latency) for run, ended, latency in rows if run == 2]
     took = max(ended for ended, _ in last) - min(ended - latency for ended, latency in last)
     assert many.seconds == pytest.approx(10 / (35 / took))
-    size = len(collect_teacher.build_requests(equals(1), made.load())[0].data)
+    size = len(collect_teacher.request_maker(made.load())(equals(1)[0])[0].data)
     limits = {"requests_per_minute": 60.0, "tokens_per_minute": 6000.0}
     slow = priced(tmp_path, teacher.base_url, **limits)
     found = look(slow, equals(50))

@@ -228,7 +228,7 @@ def test_sample_gate_keeps_only_what_is_known_to_be_right(tmp_path: Path) -> Non
     assert stats is not None
     assert stats.kept == 2
     assert stats.reasons == {"wrong_result": 1, "lucky_match": 2, "not_decidable": 1}
-    assert stats.exec_error_counts == {}
+    assert stats.measured["exec_error_counts"] == {}
     report = json.loads((tmp_path / "processed/reports/sample_gate/gate_report.json").read_text())
     assert report["families"] == {"rules": True, "exec": True, "judge": False}
     assert (report["exec_pass_rate"], report["gold_match_rate"]) == (1.0, 3 / 5)

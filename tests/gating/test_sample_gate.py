@@ -192,9 +192,9 @@ def test_execution_and_judge_results_are_reported_with_their_counts(tmp_path: Pa
                for n, row in enumerate(rows)]  # fmt: skip
     checks += [c for row in rows[:2] for c in judged(row, 0.8, 1.0)]
     stats, _ = decide(tmp_path, rows, checks)
-    assert (stats.exec_pass_rate, stats.gold_match_rate) == (0.75, None)
-    assert stats.exec_error_counts == {"refusal": 1}
-    assert stats.judge_scores == {"min": 0.8, "max": 1.0, "mean": pytest.approx(0.9)}
+    assert (stats.measured["exec_pass_rate"], stats.measured["gold_match_rate"]) == (0.75, None)
+    assert stats.measured["exec_error_counts"] == {"refusal": 1}
+    assert stats.measured["judge_scores"] == {"min": 0.8, "max": 1.0, "mean": pytest.approx(0.9)}
 
 
 def test_a_reason_outside_the_closed_list_stops_the_stage(tmp_path: Path) -> None:

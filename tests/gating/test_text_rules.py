@@ -5,9 +5,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nexa_distill.contracts import REASONS
 from nexa_distill.errors import InputError
 from nexa_distill.gating.rules import RuleResult, Rules
-from nexa_distill.repair.prompts import INSTRUCTIONS
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.text.language import identify_language, identify_prose
@@ -75,8 +75,9 @@ def test_d03_the_recipe_of_maths_keeps_latex(text: str) -> None:
 
 
 def test_d03_the_instruction_of_a_repair_does_not_forbid_braces() -> None:
-    assert "no braces" not in INSTRUCTIONS["template_leftover"]
-    assert "Formulas and code stay" in INSTRUCTIONS["template_leftover"]
+    instruction = str(REASONS["template_leftover"].instruction)
+    assert "no braces" not in instruction
+    assert "Formulas and code stay" in instruction
 
 
 def test_d06_a_card_is_flagged_and_lists_of_numbers_are_none() -> None:

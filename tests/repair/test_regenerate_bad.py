@@ -13,15 +13,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from nexa_distill import gates, regenerate_bad, to_sft
 from nexa_distill.annotation import annotations, decisions
 from nexa_distill.annotation.annotations import Annotation
-from nexa_distill.contracts import REASONS
+from nexa_distill.contracts import DOUBT_REASONS, REASONS
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.repair import prompts as repair_prompts
 from nexa_distill.repair.plan import make_plan
-from nexa_distill.repair.prompts import INSTRUCTIONS, NOT_REPAIRED, Fault, repair_prompt
+from nexa_distill.repair.prompts import Fault, repair_prompt
 from nexa_distill.repair.report import repair_figures
 from tests import warm
 from tests.support.answers import GOOD
@@ -321,10 +322,11 @@ def test_a_file_elsewhere_gets_the_decided_answers_alone_and_nothing_is_recorded
 
 
 def test_every_reason_has_an_instruction_or_is_left_out_on_purpose() -> None:
-    assert not INSTRUCTIONS.keys() & NOT_REPAIRED
-    assert INSTRUCTIONS.keys() | NOT_REPAIRED == REASONS.keys()
-    shown = repair_prompts.WITH_EVIDENCE | repair_prompts.JUDGE_REASONS | repair_prompts.NOT_SHOWN
-    assert shown <= INSTRUCTIONS.keys()
+    listed = yaml.safe_load((ROOT / "nexa_distill/reasons.yaml").read_text(encoding="utf-8"))
+    assert all("instruction" in reason for reason in listed.values())
+    told = {name for name, reason in REASONS.items() if reason.tells_evidence or reason.hides_answer}
+    assert all(REASONS[name].instruction for name in told | repair_prompts.JUDGE_REASONS)
+    assert not any(REASONS[name].instruction for name in DOUBT_REASONS)
 
 
 QUESTION = {

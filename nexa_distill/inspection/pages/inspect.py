@@ -227,9 +227,8 @@ def _draw_checks(checks: Sequence[ChecksFile], key: Key, row: Row) -> None:
     failed = [line for line in lines if not line["ok"] and line["reason"] != NOT_APPLIED]
     st.markdown("##### Checks")
     for reason in row.get("rejection_reasons") or []:
-        st.markdown(
-            f":red[✗] **{components.escape_markdown(reason)}**: {components.escape_markdown(REASONS.get(reason, ''))}"
-        )
+        meaning = REASONS[reason].meaning if reason in REASONS else ""
+        st.markdown(f":red[✗] **{components.escape_markdown(reason)}**: {components.escape_markdown(meaning)}")
     if not lines:
         st.caption("This answer has no checks.")
         return

@@ -89,10 +89,8 @@ def _draw_reasons(room: PageContext) -> None:
     components.show_plot("bars", bars, key="reasons")
     with st.expander("What the reasons mean"):
         for row in rows:
-            text = (
-                f"**{components.escape_markdown(row['reason'])}**: {components.escape_markdown(REASONS[row['reason']])}"
-            )
-            st.markdown(text)
+            reason, meaning = row["reason"], REASONS[row["reason"]].meaning
+            st.markdown(f"**{components.escape_markdown(reason)}**: {components.escape_markdown(meaning)}")
 
 
 def _draw_loss_curve(room: PageContext) -> None:

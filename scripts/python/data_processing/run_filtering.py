@@ -3,23 +3,18 @@
 Run: python scripts/python/data_processing/run_filtering.py [--filters FILE]
 """
 
-from pathlib import Path
-
 from nexa_distill import gates
 from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import write_cost_report
 from nexa_distill.gating import quality_gates
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.pipeline import load_with_options
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
-    parser.add_argument("--filters", type=Path, metavar="FILE", help="default: filters:")
-    args = parser.parse_args()
-    config = load_config(args.config)
-    if args.filters:
-        config = config.model_copy(update={"filters": str(args.filters)})
+    parser.add_argument("--filters", metavar="FILE", help="default: filters:")
+    config = load_with_options(parser.parse_args())
     gates.run_gates(config)
     stage_reports.write_timing_report(config.storage)
     write_cost_report(config)
@@ -27,7 +22,6 @@ def main() -> int:
     print(f"\n{funnel.read_text(encoding='utf-8')}")
     # Last: a missed gate ends the command, and the reports show why.
     quality_gates.enforce_gates(config)
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,23 +7,18 @@ Run: python scripts/python/data_processing/run_full_data_gen.py [--input PATH] [
 
 from nexa_distill import gates
 from nexa_distill.console import cli
-from nexa_distill.settings.pipeline import load_config, with_flags
+from nexa_distill.settings.pipeline import load_with_options
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
-    parser.add_argument("--input", metavar="PATH", help="raw data (default: input.path)")
-    parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N raw rows")
+    parser.add_argument("--input", dest="input.path", metavar="PATH", help="raw data (default: input.path)")
+    parser.add_argument("--limit", dest="input.limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
-    parser.add_argument("--answers", metavar="FILE", help="existing answers, in place of a teacher")
-    args = parser.parse_args()
-    flags = {
-        "input": {"path": args.input, "limit": args.limit},
-        "provider": args.provider,
-        "answers": {"path": args.answers},
-    }
-    gates.run_data_gen(with_flags(load_config(args.config), flags))
-    return 0
+    parser.add_argument(
+        "--answers", dest="answers.path", metavar="FILE", help="existing answers, in place of a teacher"
+    )
+    gates.run_data_gen(load_with_options(parser.parse_args()))
 
 
 if __name__ == "__main__":

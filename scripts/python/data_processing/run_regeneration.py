@@ -10,23 +10,21 @@ from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import write_cost_report
 from nexa_distill.gating import quality_gates
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.pipeline import load_config, with_flags
+from nexa_distill.settings.pipeline import load_with_options
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="human decisions")
     parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
-    parser.add_argument("--answers", metavar="FILE", help="existing answers, in place of requests")
+    parser.add_argument("--answers", dest="answers.path", metavar="FILE", help="existing answers, in place of requests")
     args = parser.parse_args()
-    flags = {"provider": args.provider, "answers": {"path": args.answers}}
-    config = with_flags(load_config(args.config), flags)
+    config = load_with_options(args)
     gates.run_repair_loop(config, args.annotations)
     stage_reports.write_timing_report(config.storage)
     write_cost_report(config)
     # Last: a missed gate ends the command, and the reports show why.
     quality_gates.enforce_gates(config)
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import load_config
 
 
-def main() -> int:
+def main() -> None:
     args = to_sft.arguments()
     config = load_config(args.config)
     if args.src is None:
@@ -18,7 +18,6 @@ def main() -> int:
     to_sft.run_packaging(args)
     stage_reports.write_timing_report(config.storage)
     write_cost_report(config)
-    return 0
 
 
 if __name__ == "__main__":

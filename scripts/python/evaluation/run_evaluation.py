@@ -22,7 +22,7 @@ from nexa_train.evaluation import gate_results, teacher_agreement
 from nexa_train.evaluation.metrics import ANSWER_TABLES
 
 
-def main() -> int:
+def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--student", type=Path, metavar="FILE", help="default: config's student")
     args = parser.parse_args()
@@ -39,7 +39,6 @@ def main() -> int:
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
     # Last: a missed gate ends the command, and the report shows why.
     print(regression.enforce_gate(config))
-    return 0
 
 
 if __name__ == "__main__":
