@@ -28,7 +28,7 @@ from tests import warm
 from tests.execution.test_hostile import processes
 from tests.support.answers import REPOSITORY, answer, collect, project, write_answers
 from tests.support.databases import make_shops
-from tests.support.tiny_project import heed_ctrl_c
+from tests.support.tiny_project import heed_ctrl_c, wait_until
 
 GOLD = "SELECT name FROM goods WHERE price > 5"
 LAX = {
@@ -357,16 +357,14 @@ def test_ctrl_c_leaves_no_process_and_no_half_table(tmp_path: Path) -> None:
     command = [
         warm.python(), "-m", "nexa_distill.exec_gate", "--config", str(tmp_path / "config.yaml"),
     ]  # fmt: skip
-    before = processes()
-    run = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
-    deadline = time.monotonic() + 20
-    while not processes() - before and time.monotonic() < deadline:
-        time.sleep(0.1)
+    run = warm.Process(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    wait_until(lambda: processes(run.real_pid), "the workers", 20)
     time.sleep(1)
+    workers = processes(run.real_pid)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=20)
     assert (run.returncode, "stopped by Ctrl-C" in said) == (130, True)
-    assert processes() - before == set()
+    assert not processes() & workers
     assert not list(config.storage.path_of("exec_checks").parent.glob("*exec*"))
 
 

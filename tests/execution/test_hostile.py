@@ -1,5 +1,6 @@
 """F35: answers that attack the exec gate: each gets its verdict in time and leaves nothing."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -29,18 +30,25 @@ def isolated() -> None:
         pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
 
 
-def processes() -> set[int]:
-    """Workers, sandboxes and what runs in them."""
-    own = set()
+def processes(parent: int | None = None) -> set[int]:
+    """Workers, sandboxes and what runs in them: those of `parent` (this process), and orphans.
+
+    Tests that run at the same time have their own.
+    """
+    marks = (b"nexa_distill.execution.worker", b"bwrap\0", b"\0-I\0-S\0-B\0-c\0")
+    parents, lines = dict[int, int](), dict[int, bytes]()
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        marks = (b"nexa_distill.execution.worker", b"bwrap\0", b"\0-I\0-S\0-B\0-c\0")
-        if any(mark in line for mark in marks):
-            own.add(int(folder.name))
-    return own
+        with contextlib.suppress(OSError):
+            lines[int(folder.name)] = (folder / "cmdline").read_bytes()
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    marked = {pid for pid, line in lines.items() if pid in parents and any(mark in line for mark in marks)}
+
+    def is_own(pid: int) -> bool:
+        while pid in marked:
+            pid = parents[pid]
+        return pid == (parent or os.getpid()) or b"python" not in lines.get(pid, b"")
+
+    return {pid for pid in marked if is_own(pid)}
 
 
 def pool(kind: str, databases: dict[str, list[str]] | None = None) -> WorkerPool:

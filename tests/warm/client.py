@@ -74,16 +74,17 @@ def start(kind: str) -> None:
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if arguments[:1] == ["-u"]:  # as torchrun says it
-        arguments = arguments[1:]
+    unbuffered = arguments[:1] == ["-u"]  # torchrun's
+    arguments = arguments[unbuffered:]
     option = arguments[:1] in (["-m"], ["-c"]) and len(arguments) > 1
     if not option and not (arguments and arguments[0].endswith(".py")):
-        plain(arguments)
+        plain(sys.argv[1:])
     name = arguments[1] if option else arguments[0]
     kind = "heavy" if any(part in name for part in HEAVY) else "light"
     kind = "pages" if name == "streamlit" else kind
     server = connect(kind)
-    given = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    given: dict[str, object] = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    given["unbuffered"] = unbuffered
     given["signals"] = {  # whether they are ignored
         name: signal.getsignal(getattr(signal, name)) == signal.SIG_IGN for name in FORWARDED
     }
@@ -92,7 +93,7 @@ def main() -> None:
     answer = server.makefile("r")
     pid = int(answer.readline())
     if not pid:
-        plain(arguments)
+        plain(sys.argv[1:])
     note(pid)
     for sign in FORWARDED:
         number = getattr(signal, sign)

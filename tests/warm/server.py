@@ -7,6 +7,7 @@ it.
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import random
@@ -142,8 +143,13 @@ def become(given: dict[str, Any]) -> None:
     for name, ignored in given["signals"].items():  # the server's own may be another job's
         usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
         signal.signal(getattr(signal, name), signal.SIG_IGN if ignored else usual)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        usual_stream = getattr(sys, name)
+        if given["unbuffered"]:
+            raw = io.FileIO(number, "w", closefd=False)
+            usual_stream = io.TextIOWrapper(raw, usual_stream.encoding, usual_stream.errors)
+            setattr(sys, name, usual_stream)
+        usual_stream.reconfigure(write_through=True)
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
