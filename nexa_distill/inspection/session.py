@@ -14,6 +14,7 @@ from nexa_distill.annotation import annotations
 from nexa_distill.annotation.annotations import Annotation, Key
 from nexa_distill.contracts import CHECK_TABLES
 from nexa_distill.errors import UsageError
+from nexa_distill.inspection.annotation_view import AnnotationFollower
 from nexa_distill.inspection.table_view import AnswerTable, ChecksFile
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.manifests import sealed_hash
@@ -43,7 +44,7 @@ class PageContext:
         return [_cached_checks(file_state(path)) for path in paths if path.exists()]
 
     def load_decisions(self) -> dict[Key, list[Annotation]]:
-        return read_decisions(file_state(self.labels))
+        return _cached_decisions(self.labels).current_decisions()
 
     def write_decision(self, key: Key, action: str, **comments: str | None) -> None:
         """Write a decision of this annotator; it is on disk when this returns."""
@@ -110,10 +111,9 @@ def check_seal_once(file: FileState, _config: DistillConfig) -> str:
 
 
 # With a spinner, a callback could be stopped between writing a decision and moving on.
-@st.cache_resource(max_entries=2, show_spinner=False)
-def read_decisions(file: FileState) -> dict[Key, list[Annotation]]:
-    """The current decisions, read again whenever anybody has appended one. Raises InputError naming a bad line."""
-    return annotations.latest_decisions(annotations.read(file.path))
+@st.cache_resource(show_spinner=False)
+def _cached_decisions(path: Path) -> AnnotationFollower:
+    return AnnotationFollower(path)
 
 
 def require_inside(src: Path, config: DistillConfig, *, outside: bool) -> Path:

@@ -16,8 +16,8 @@ from nexa_distill.annotation.annotations import Annotation, append
 from nexa_distill.annotation.preferences import Preference
 from nexa_distill.contracts import CHECKS, REJECTIONS
 from nexa_distill.inspection import held_out_answers, row_filters, run_data
+from nexa_distill.inspection.annotation_view import AnnotationFollower
 from nexa_distill.inspection.row_filters import CONFLICT, UNDECIDED, RowFilters
-from nexa_distill.inspection.session import file_state, read_decisions
 from nexa_distill.inspection.table_view import AnswerTable, ChecksFile
 from nexa_distill.inspection.word_diff import diff_words
 from nexa_distill.reporting.training_curve import loss_lines, read_metrics
@@ -88,25 +88,26 @@ def decide(path: Path, answers: AnswerTable, number: int, action: str, annotator
 
 def test_decisions_are_followed_as_they_are_made(answers: AnswerTable, tmp_path: Path) -> None:
     path = tmp_path / "annotations.jsonl"
-    assert read_decisions(file_state(path)) == {}
+    decisions = AnnotationFollower(path)
+    assert decisions.current_decisions() == {}
     decide(path, answers, 3, "accept", "ann")
     decide(path, answers, 4, "reject", "ann")
     decide(path, answers, 4, "accept", "bob")
-    decided = read_decisions(file_state(path))
+    decided = decisions.current_decisions()
     wanted = RowFilters({}, [], [], [CONFLICT], "")
     assert row_filters.matching_rows(answers, [], decided, wanted).tolist() == [4]
     wanted = RowFilters({}, [], [], ["accept", UNDECIDED], "")
     assert row_filters.matching_rows(answers, [], decided, wanted).tolist() == [n for n in range(30) if n != 4]
     decide(path, answers, 4, "reject", "bob")
-    assert row_filters.decision_label(read_decisions(file_state(path))[answers.key_at(4)]) == "reject"
+    assert row_filters.decision_label(decisions.current_decisions()[answers.key_at(4)]) == "reject"
     path.write_text("")  # another file stands here
-    assert read_decisions(file_state(path)) == {}
+    assert decisions.current_decisions() == {}
 
 
 def test_f32_a_decision_on_an_answer_that_is_not_there_marks_no_row(answers: AnswerTable, tmp_path: Path) -> None:
     path = tmp_path / "annotations.jsonl"
     append(path, Annotation(sample_id="gone", attempt=0, action="reject"))
-    assert not row_filters.decided_rows(answers, read_decisions(file_state(path))).any()
+    assert not row_filters.decided_rows(answers, AnnotationFollower(path).current_decisions()).any()
 
 
 def test_checks_are_found_by_answer(tmp_path: Path) -> None:
