@@ -10,7 +10,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -125,7 +124,7 @@ class Reference:
         if row["template_name"] in config.require_json_for and not _is_json(text):
             return False
         personal = config.pii.kinds_with("redact", "reject")
-        place = partial(fold_texts(pa.array([text], pa.string())).find_source_position, 0)
+        place = fold_texts(pa.array([text], pa.string())).find_source_position
         suspect = Suspect(0, folded, text, place)
         return not any(rule.find_matches([suspect]) for rule in self.rules) and not any(
             True for kind in personal for _ in pii.find_spans(text, kind)

@@ -14,7 +14,7 @@ is one word, which the minimum of tokens rejects).
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +23,18 @@ import pyarrow.compute as pc
 
 from nexa_distill.contracts import FLAG_REASONS
 from nexa_distill.errors import InputError
-from nexa_distill.gating.text_rules import Suspect, TextRule, cut_bytes, pattern_rules
+from nexa_distill.gating.text_rules import SOURCE_BYTES, Suspect, TextRule, pattern_rules
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_pattern, fold_texts
 from nexa_distill.text.json_schemas import parse_json
 from nexa_distill.text.language import ANY, LETTERS, UNKNOWN, identify_prose, may_be_language
 from nexa_distill.text.regions import has_open_fence
-from nexa_distill.text.repetition import TokenizedTexts, repetition_shares
+from nexa_distill.text.repetition import measure_tokens
 
 COLUMNS = ("teacher_output", "finish_reason", "template_name", "answer_flag")
 BATCH_ROWS = 8192  # twice as many take a third more memory
 FENCES = "```|~~~"
-EVIDENCE_BYTES = 80
 # One of them makes a text of Latin letters English, where only a count depends on it.
 ENGLISH_WORDS = r"\b(?:the|this|that|these|you|your|with|which|we)\b"
 MOSTLY_ASCII = 1.1  # bytes per character
@@ -75,14 +74,15 @@ class RuleResult:
 class AnswerBatch:
     """The texts of a batch in the forms that the rules need. A null text becomes empty."""
 
-    def __init__(self, rows: pa.Table) -> None:
+    def __init__(self, rows: pa.Table, *, with_repetition: bool = True) -> None:
         column = rows["teacher_output"].combine_chunks()
         self.known: Flags = _to_flags(column.is_valid())
         self.text = pc.fill_null(column, "").cast(pa.string())
         self.chars: npt.NDArray[np.int64] = pc.utf8_length(self.text).to_numpy()
         self.folded = fold_texts(self.text)
         self.low: pa.StringArray = self.folded.texts
-        self.tokens = TokenizedTexts(self.folded.lowered, self.folded.is_ascii)
+        is_ascii = self.folded.is_ascii
+        self.tokens = measure_tokens(self.folded.lowered, is_ascii, with_shares=with_repetition)
         self._languages: dict[int, str] = {}
         self.finish = rows["finish_reason"]
         self.task = rows["template_name"]
@@ -97,8 +97,9 @@ class AnswerBatch:
 
     @cached_property
     def _foreign_letters(self) -> npt.NDArray[np.int64]:
-        rows: npt.NDArray[np.int64] = np.flatnonzero(~_to_flags(pc.string_is_ascii(self.low)))
-        return rows
+        rows = np.flatnonzero(~self.folded.is_ascii)
+        folded_to_ascii = _to_flags(pc.string_is_ascii(self.low.take(pa.array(rows))))
+        return rows[~folded_to_ascii]
 
     def language_candidates(self, language: str) -> npt.NDArray[np.int64]:
         """Rows that may be in a language other than English: by script, or Latin and unclear."""
@@ -114,9 +115,11 @@ class AnswerBatch:
             self._languages[row] = identify_prose(self.text[row].as_py())
         return self._languages[row]
 
-    def suspect_at(self, row: int) -> Suspect:
-        to_source = partial(self.folded.find_source_position, row)
-        return Suspect(row, self.low[row].as_py(), self.text[row].as_py(), to_source)
+    def suspects_at(self, rows: Sequence[int]) -> list[Suspect]:
+        taken = pa.array(rows, pa.int64())
+        low, source = self.low.take(taken).to_pylist(), self.text.take(taken).to_pylist()
+        find = self.folded.find_source_position
+        return [Suspect(*texts, find) for texts in zip(rows, low, source, strict=True)]
 
 
 def inflect_verb(verb: str) -> str:
@@ -145,7 +148,7 @@ class Rules:
         self.patterns = rules
         # One search for the patterns of any text; of rules with lists by language, the English one.
         anywhere = [
-            rule.screen_pattern if rule.is_for_any else rule.patterns["en"]
+            rule.screen_pattern("" if rule.is_for_any else "en")
             for rule in rules
             if rule.is_for_any or "en" in rule.patterns
         ]
@@ -167,7 +170,7 @@ class Rules:
 
     def measure_batch(self, rows: pa.Table) -> list[RuleResult]:
         """Every enabled rule, in a fixed order, on every row of one batch (COLUMNS)."""
-        answers = AnswerBatch(rows)
+        answers = AnswerBatch(rows, with_repetition=self.config.max_repetition is not None)
         # Flags come first, because they explain an absent text or `stop`.
         results = [*self._check_flags(answers), *self._check_ends(answers), *self._check_lengths(answers)]
         return [*results, *self._check_content(answers), *self._check_patterns(answers)]
@@ -183,7 +186,7 @@ class Rules:
 
     def _check_ends(self, answers: AnswerBatch) -> list[RuleResult]:
         results = []
-        filled = (answers.tokens.per_text > 0) & answers.known
+        filled = (answers.tokens.words > 0) & answers.known
         every = np.ones(len(filled), np.bool_)
         if self.config.require_stop:
             stop, present = pc.equal(answers.finish, "stop"), _to_flags(answers.finish.is_valid())
@@ -214,7 +217,7 @@ class Rules:
         if self.verbs:
             results.append(self._check_action_verb(answers))
         if config.max_repetition is not None:
-            share = repetition_shares(answers.tokens)
+            share = answers.tokens.shares
             ok = share <= config.max_repetition
             results.append(RuleResult("rules.repetition", "repetition", ok, answers.known, share, {}))
         if config.require_json_for:
@@ -266,7 +269,7 @@ class Rules:
         results = []
         for rule in self.patterns:
             if rule.is_for_any:
-                rows = suspects[_matching_rows(low, rule.screen_pattern)].tolist()
+                rows = suspects[_matching_rows(low, rule.screen_pattern())].tolist()
                 results.append(self._check_pattern(rule, answers, rows))
             else:
                 among = _listed_suspects(rule, answers, suspects, low)
@@ -284,10 +287,9 @@ class Rules:
     def _check_pattern(
         self, rule: TextRule, answers: AnswerBatch, rows: Sequence[int], among: Mapping[str, set[int]] | None = None
     ) -> RuleResult:
-        places = rule.find_matches([answers.suspect_at(row) for row in rows], among)
+        detail = rule.find_matches(answers.suspects_at(rows), among)
         ok, known = np.ones(len(answers.low), np.bool_), answers.known
-        ok[list(places)] = False
-        detail = {i: cut_bytes(answers.text[i].as_py(), start, EVIDENCE_BYTES) for i, start in places.items()}
+        ok[list(detail)] = False
         not_applied = {}
         if not rule.is_for_any:
             unsure = known & ok & ~(answers.is_english & ("en" in rule.patterns))
@@ -317,7 +319,7 @@ def json_error(text: str) -> str | None:
     try:
         parse_json(text)
     except ValueError as error:
-        return str(error)[:EVIDENCE_BYTES]
+        return str(error)[:SOURCE_BYTES]
     return None
 
 
@@ -325,13 +327,13 @@ def _listed_suspects(
     rule: TextRule, answers: AnswerBatch, suspects: npt.NDArray[np.int64], low: pa.StringArray
 ) -> dict[str, set[int]]:
     rows = {}
-    for language, pattern in rule.patterns.items():
+    for language in rule.patterns:
         among, texts = suspects, low
         # English is looked for in all suspects, another list only where it can match.
         if language != "en":
             among = answers.language_candidates(language)
             texts = answers.low.take(pa.array(among))
-        rows[language] = set(among[_matching_rows(texts, pattern)].tolist())
+        rows[language] = set(among[_matching_rows(texts, rule.screen_pattern(language))].tolist())
     return rows
 
 

@@ -5,8 +5,10 @@ and a function that recognizes false matches. A match of a language's list count
 language, and in texts whose language has no list or is unknown.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,24 +21,26 @@ from nexa_distill.text.folding import fold_pattern
 from nexa_distill.text.language import ANY, NO_WORDS, UNKNOWN, identify_language
 from nexa_distill.text.regions import blank_code, blank_math
 
+# Escaped characters and classes are matched first, and left as they are.
+LONG_REPEAT = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(\d+),\d{2,}\}", re.DOTALL)
 View = Callable[[str], str]
 FalseEnd = Callable[[str, int, str], int]
 MOST_FALSE_MATCHES = 200  # of one answer; later matches of such an answer are ignored
-SOURCE_BYTES = 80  # of the source text that a function for false matches gets
+SOURCE_BYTES = 80  # of the source text at a match: evidence, and what a function for false matches gets
 
 
-@dataclass(frozen=True)
-class Suspect:
+class Suspect(NamedTuple):
     """An answer on which a pattern matched: folded, and as it was written."""
 
     row: int
     folded: str
     source: str
-    to_source: Callable[[int], int]  # byte position in `folded` -> in `source`
+    find_source_position: Callable[[int, int], int]  # row, byte position in `folded` -> in `source`
 
-    def source_position(self, start: int) -> int:
-        """The byte position in `source` of character `start` of `folded`."""
-        return self.to_source(start if self.folded.isascii() else len(self.folded[:start].encode()))
+    def source_from(self, start: int) -> str:
+        """At most SOURCE_BYTES of the source from character `start` of `folded` on."""
+        position = start if self.folded.isascii() else len(self.folded[:start].encode())
+        return cut_bytes(self.source, self.find_source_position(self.row, position), SOURCE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ class TextRule:
     def is_for_any(self) -> bool:
         return ANY in self.patterns
 
-    @property
-    def screen_pattern(self) -> str:
-        """All languages together: a text without a match of it has no match of the rule."""
-        return "|".join(f"(?:{pattern})" for pattern in self.patterns.values())
+    def screen_pattern(self, language: str = "") -> str:
+        """A text without a match of it has no match of the rule, in one language or in all."""
+        some = [self.patterns[language]] if language else self.patterns.values()
+        return "|".join(f"(?:{loosen_repeats(pattern)})" for pattern in some)
 
     def is_for(self, language: str) -> bool:
         """Whether the rule applies to this language; it applies to unknown ones and to code."""
@@ -64,8 +68,8 @@ class TextRule:
 
     def find_matches(
         self, suspects: Sequence[Suspect], among: Mapping[str, Collection[int]] | None = None
-    ) -> dict[int, int]:
-        """By row, the byte position in the source of the first match that counts.
+    ) -> dict[int, str]:
+        """By row, the source text at the first match that counts (SOURCE_BYTES).
 
         `among`: by language, the rows on which its list may match, if known.
         """
@@ -77,7 +81,7 @@ class TextRule:
             for row, at in self._true_matches(pattern, by_row, some).items():
                 if language == ANY or self._is_written_in(language, by_row[row], views[row]):
                     places[row] = min(at, places.get(row, at))
-        return {row: by_row[row].source_position(start) for row, start in places.items()}
+        return {row: by_row[row].source_from(start) for row, start in places.items()}
 
     def _true_matches(self, pattern: str, suspects: Mapping[int, Suspect], views: dict[int, str]) -> dict[int, int]:
         places: dict[int, int] = {}
@@ -102,14 +106,22 @@ class TextRule:
     def _end_of_false_match(self, suspect: Suspect, view: str, start: int) -> int:
         if self.end_of_false_match is None:
             return 0
-        source = cut_bytes(suspect.source, suspect.source_position(start), SOURCE_BYTES)
-        return self.end_of_false_match(view, start, source)
+        return self.end_of_false_match(view, start, suspect.source_from(start))
 
     def _is_written_in(self, language: str, suspect: Suspect, view: str) -> bool:
         # Of a text in two languages, the part up to the end of the view decides.
         part = suspect.source[: len(view.rstrip())] if self.view else suspect.source
         written = identify_language(part)
         return written in (language, UNKNOWN) or written not in self.patterns
+
+
+def loosen_repeats(pattern: str) -> str:
+    """A pattern that matches at least as much: long repetitions have no upper limit.
+
+    RE2 compiles `x{2,80}` into 80 copies, and `x{2,}` into two.
+    """
+    shorter = {"0": "*", "1": "+"}
+    return LONG_REPEAT.sub(lambda found: shorter.get(found[1], f"{{{found[1]},}}") if found[1] else found[0], pattern)
 
 
 def cut_bytes(text: str, start: int, size: int) -> str:

@@ -14,13 +14,13 @@ FENCED = re.compile(
 INLINE = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?[^`\n]\1(?!`)")
 # A line of a program: a keyword or prompt first, an assignment, a call, or a bracket or tag alone.
 CODE_LINE = re.compile(
-    r"^[ \t]*(?:(?:def|class|import|from|return|print|const|let|var|elif|function|public|private)\b"
+    r"[ \t]*(?:(?:def|class|import|from|return|print|const|let|var|elif|function|public|private)\b"
     r"[^\n]*[(){}:;=][^\n]*|from \w[\w.]* import [^\n]+|(?:for|while|if|with) [^\n]+:|>>> ?[^\n]*"
     r"|\$ [a-z][^\n]*"
     r"|[\w.\[\]\"']+[ \t]*(?:[-+*/|]?=)[ \t]*[^\s=][^\n]*|[\w.]+\([^\n]*\)[;:{]?"
     r"|[\]\[{}(),;]+|</?(?![a-z:_]*(?:think|thought|reason|reflect|scratch|monolog|start_of|end_of)|s>|[eb]os>)[a-z][^\n<>]*>(?:[^\n]*</[a-z]+>)?|[\"'][\w -]+[\"'][ \t]*:[^\n]*)"
-    r"[ \t]*$",
-    re.MULTILINE | re.IGNORECASE,
+    r"[ \t]*",
+    re.IGNORECASE,
 )
 _GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"
 # TeX: between dollars, `\(`, `\[` or in an environment, and a command with its braces anywhere.
@@ -50,7 +50,9 @@ def blank_code(text: str) -> str:
         return _to_spaces(text)
     if "```" in text or "~~~" in text:
         text = _blank_region(FENCED, text)
-    return _blank_region(CODE_LINE, _blank_region(INLINE, text) if "`" in text else text)
+    lines = (_blank_region(INLINE, text) if "`" in text else text).split("\n")
+    # Line by line: a search in the whole text would try every character.
+    return "\n".join(" " * len(line) if CODE_LINE.fullmatch(line) else line for line in lines)
 
 
 def blank_math(text: str) -> str:

@@ -6,6 +6,8 @@ English prose. Repetition compares windows of 24 characters that start at words,
 """
 
 import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from nexa_distill.text.words import has_spaceless, is_spaceless, word_spans
 Flags = npt.NDArray[np.bool_]
 Indexes = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.float64]
 
 LAST_CONTROL = 32  # space and below
 FIRST_OF_SEVERAL = 0xC0  # the first byte of a character of several; the others are below
@@ -40,53 +43,64 @@ ZERO_WIDTH_SPACE = "\u200b"  # between words of Thai and Khmer
 # words in every script.
 SHORTEST = 5
 WINDOW = 24  # characters
-BLOCK_ROWS = 128  # answers whose windows are compared at a time; they fit the processor's cache
+BLOCK_ROWS = 128  # texts at a time; they fit the processor's cache
 KEY_BITS = np.uint64(48)  # of a window's hash, beside the row in a key of 64
-FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
+FACTORS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 _codes = np.full(0x110000, UNKNOWN, np.uint8)  # of every character so far
 
 
-class TokenizedTexts:
-    """The tokens of a batch of n texts, and where their windows begin.
+class TokenMeasures(NamedTuple):
+    """Of n texts."""
 
-    `counts`: n numbers of tokens; `per_text`: n numbers of words that could start a window;
-    `streams`: numbers of texts, and their characters.
+    counts: Indexes  # tokens
+    words: Indexes  # words that could start a window
+    shares: Numbers  # of the windows, those that occurred before in the text; 0 without windows
+
+
+def measure_tokens(texts: pa.StringArray, is_ascii: Flags | None = None, *, with_shares: bool = True) -> TokenMeasures:
+    """Measure texts without nulls; shares are 0 unless `with_shares`.
+
+    Two windows are taken for equal when 48 bits of a multiplicative hash are.
     """
-
-    def __init__(self, texts: pa.StringArray, plain: Flags | None = None) -> None:
-        """`texts` has no nulls and is not a slice; `plain`: which are ASCII, if known."""
-        self.streams: list[tuple[Indexes, CharacterStream]] = []
-        self.counts, self.per_text = np.zeros((2, len(texts)), np.int64)
-        if plain is None:
-            plain = np.asarray(pc.string_is_ascii(texts).to_numpy(zero_copy_only=False), np.bool_)
-        if plain.all():
-            self._add_stream(np.arange(len(texts)), texts, is_ascii=True)
-            return
-        self._add_stream(np.flatnonzero(plain), texts.filter(pa.array(plain)), is_ascii=True)
-        other, rest = np.flatnonzero(~plain), texts.filter(pa.array(~plain))
-        spaceless = has_spaceless(rest)
-        self._add_stream(other[~spaceless], rest.filter(pa.array(~spaceless)))
-        spaced = [_space_words(text) for text in rest.filter(pa.array(spaceless)).to_pylist()]
-        self._add_stream(other[spaceless], pa.array(spaced, pa.string()))
-
-    def _add_stream(self, numbers: Indexes, texts: pa.StringArray, *, is_ascii: bool = False) -> None:
-        if len(texts):
-            stream = CharacterStream(texts, is_ascii=is_ascii)
-            self.counts[numbers], self.per_text[numbers] = stream.counts, stream.per_text
-            self.streams.append((numbers, stream))
+    counts, words = np.zeros((2, len(texts)), np.int64)
+    shares = np.zeros(len(texts))
+    for numbers, some, all_ascii in _alike(texts, is_ascii):
+        for low in range(0, len(some), BLOCK_ROWS):
+            block = CharacterBlock(some.slice(low, BLOCK_ROWS), is_ascii=all_ascii)
+            rows = numbers[low : low + BLOCK_ROWS]
+            counts[rows], words[rows] = block.counts, block.words
+            if with_shares:
+                shares[rows] = block.repeated_shares()
+    return TokenMeasures(counts, words, shares)
 
 
-class CharacterStream:
+def _alike(texts: pa.StringArray, is_ascii: Flags | None) -> Iterator[tuple[Indexes, pa.StringArray, bool]]:
+    """The texts in three parts: ASCII, with spaces, without; each with its numbers."""
+    if is_ascii is None:
+        is_ascii = np.asarray(pc.string_is_ascii(texts).to_numpy(zero_copy_only=False), np.bool_)
+    if is_ascii.all():
+        yield np.arange(len(texts)), texts, True
+        return
+    yield np.flatnonzero(is_ascii), texts.filter(pa.array(is_ascii)), True
+    other, rest = np.flatnonzero(~is_ascii), texts.filter(pa.array(~is_ascii))
+    spaceless = has_spaceless(rest)
+    yield other[~spaceless], rest.filter(pa.array(~spaceless)), False
+    spaced = [_space_words(text) for text in rest.filter(pa.array(spaceless)).to_pylist()]
+    yield other[spaceless], pa.array(spaced, pa.string()), False
+
+
+class CharacterBlock:
     """Texts as one byte per character.
 
     `data`: all bytes; `ends`: n + 1 positions, text i is `data[ends[i]:ends[i + 1]]`; `starts`:
     positions of windows.
     """
 
-    def __init__(self, texts: pa.StringArray, *, is_ascii: bool = False) -> None:
-        offsets = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1)
-        raw = np.frombuffer(texts.buffers()[2] or b"", np.uint8, int(offsets[-1]))
-        self.data, self.ends = raw, offsets.astype(np.int64)
+    def __init__(self, texts: pa.StringArray, *, is_ascii: bool) -> None:
+        _, positions, raw_bytes = texts.buffers()
+        offsets = np.frombuffer(positions, np.int32)[texts.offset :][: len(texts) + 1].astype(np.int64)
+        raw = np.frombuffer(raw_bytes or b"", np.uint8)[offsets[0] : offsets[-1]]
+        self.data, self.ends = raw, offsets - offsets[0]
         if not is_ascii and len(multibyte := np.flatnonzero(raw >= FIRST_OF_SEVERAL)):
             # As signed bytes, continuation bytes are below -64, ASCII and lead bytes are not.
             data = raw[raw.view(np.int8) >= FIRST_OF_SEVERAL - 256]
@@ -94,13 +108,32 @@ class CharacterStream:
             lengths = pc.utf8_length(texts).to_numpy()
             self.data, self.ends = data, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         first = self.ends[:-1][self.ends[:-1] < len(self.data)]
-        begins = _run_starts(self.data > LAST_CONTROL, first)
-        self.starts = np.flatnonzero(begins)
-        self.per_text = _count_between(begins, self.ends)
+        self.starts = np.flatnonzero(_run_starts(self.data > LAST_CONTROL, first))
+        self.words = np.diff(np.searchsorted(self.starts, self.ends))
         # A translated copy takes a third of the time of an indexed one.
         kind = np.frombuffer(self.data.tobytes().translate(KINDS), np.uint8)
         tokens = _run_starts(kind == WORD, first) | (kind == MARK)
         self.counts = _count_between(tokens, self.ends)
+
+    def repeated_shares(self) -> Numbers:
+        rows = len(self.words)
+        row = np.repeat(np.arange(rows, dtype=np.uint64), self.words)
+        data = np.concatenate([self.data, np.zeros(WINDOW, np.uint8)])  # a window may leave it
+        # All windows as a view of the text; each that is taken is three numbers of 8 bytes.
+        windows = np.ndarray((len(self.data) + 1,), f"V{WINDOW}", buffer=data, strides=(1,))
+        eights = windows[self.starts].view(np.uint64).reshape(-1, WINDOW // 8)
+        key = eights @ FACTORS
+        key >>= np.uint64(64) - KEY_BITS
+        # Windows that extend beyond their text do not count: each gets a unique key.
+        outside = np.flatnonzero(self.starts + WINDOW > np.repeat(self.ends[1:], self.words))
+        key[outside] = outside
+        key |= row << KEY_BITS
+        key.sort()  # equal windows of a row become neighbours
+        again = key[1:][key[1:] == key[:-1]] >> KEY_BITS
+        whole = self.words - np.bincount(row[outside].astype(np.int64), minlength=rows)
+        repeated = np.bincount(again.astype(np.int64), minlength=rows)
+        shares: Numbers = repeated / np.maximum(whole, 1)
+        return shares
 
 
 def _count_between(flags: Flags, ends: Indexes) -> Indexes:
@@ -146,48 +179,3 @@ def _run_starts(inside: Flags, first: Indexes) -> Flags:
     # A run does not continue into the next text.
     begins[first] |= inside[first]
     return begins
-
-
-def repetition_shares(tokens: TokenizedTexts) -> npt.NDArray[np.float64]:
-    """Share of each text's windows that occurred before in it; 0 for a text without windows.
-
-    Two windows are taken for equal when 48 bits of a multiplicative hash are.
-    """
-    shares = np.zeros(len(tokens.counts))
-    for numbers, stream in tokens.streams:
-        shares[numbers] = _stream_shares(stream)
-    return shares
-
-
-def _stream_shares(stream: CharacterStream) -> npt.NDArray[np.float64]:
-    count = len(stream.per_text)
-    first = np.concatenate([[0], np.cumsum(stream.per_text)])
-    data = np.concatenate([stream.data, np.zeros(WINDOW, np.uint8)])  # a window may leave it
-    shares = [np.zeros(0)]
-    for low in range(0, count, BLOCK_ROWS):
-        ends = stream.ends[low + 1 : low + 1 + BLOCK_ROWS]
-        starts = stream.starts[first[low] : first[low + len(ends)]]
-        shares.append(_block_shares(data, starts, ends, stream.per_text[low : low + len(ends)]))
-    return np.concatenate(shares)
-
-
-def _block_shares(data: Bytes, starts: Indexes, ends: Indexes, per_text: Indexes) -> npt.NDArray[np.float64]:
-    rows = len(per_text)
-    row = np.repeat(np.arange(rows, dtype=np.uint64), per_text)
-    # A view of the 8 bytes from every position on: three of them make a window of 24.
-    words = np.ndarray((len(data) - 7,), np.uint64, buffer=data, strides=(1,))
-    key = words[starts]
-    key *= FACTORS[0]
-    for offset, factor in zip((8, 16), FACTORS[1:], strict=True):
-        key += words[starts + offset] * factor
-    key >>= np.uint64(64) - KEY_BITS
-    # Windows that extend beyond their text do not count: each gets a unique key.
-    outside = np.flatnonzero(starts + WINDOW > np.repeat(ends, per_text))
-    key[outside] = outside
-    key |= row << KEY_BITS
-    key.sort()  # equal windows of a row become neighbours
-    again = key[1:][key[1:] == key[:-1]] >> KEY_BITS
-    whole = per_text - np.bincount(row[outside].astype(np.int64), minlength=rows)
-    repeated = np.bincount(again.astype(np.int64), minlength=rows)
-    shares: npt.NDArray[np.float64] = repeated / np.maximum(whole, 1)
-    return shares

@@ -19,7 +19,7 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.tables import read_table, table_writer
-from nexa_distill.text.repetition import TokenizedTexts, _character_code, repetition_shares
+from nexa_distill.text.repetition import _character_code, measure_tokens
 from tests import warm
 from tests.support.answers import GOOD, REPOSITORY, answer, collect, project, write_answers
 
@@ -219,15 +219,15 @@ def test_the_fast_rules_keep_exactly_what_the_plain_reference_keeps(
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(PIECES, max_size=12).map(lambda parts: "".join(parts) * 2), max_size=300))
 def test_tokens_and_repetition_are_measured_as_the_reference_measures_them(texts: list[str]) -> None:
-    tokens = TokenizedTexts(pa.array(texts, pa.string()))
+    tokens = measure_tokens(pa.array(texts, pa.string()))
     expected = [window_starts(spaced(text)) for text in texts]
     assert tokens.counts.tolist() == [token_count(text) for text in texts]
-    assert tokens.per_text.tolist() == [len(starts) for starts in expected]
+    assert tokens.words.tolist() == [len(starts) for starts in expected]
     shares = [repeated_share(spaced(text), starts) for text, starts in zip(texts, expected, strict=True)]
     # Beyond ASCII 63 characters of a kind have a byte each; those that share one count as equal.
     others = {char for text in texts for char in text if not char.isascii()}
     if len({_character_code(char) for char in others}) == len(others):
-        assert repetition_shares(tokens).tolist() == shares
+        assert tokens.shares.tolist() == shares
 
 
 def test_apply_filters_keeps_index_and_columns_and_names_a_missing_column() -> None:

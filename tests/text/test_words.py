@@ -20,7 +20,7 @@ from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Chunking
 from nexa_distill.text.ngrams import hash_words, join_words, words_of
-from nexa_distill.text.repetition import TokenizedTexts, repetition_shares
+from nexa_distill.text.repetition import measure_tokens
 from nexa_distill.text.words import word_spans
 from tests.support.near_texts import deduped, rejected
 from tests.support.workspace import Workspace, workspace
@@ -199,14 +199,14 @@ def test_d22_short_prompts_that_differ_in_a_symbol_are_all_kept(tmp_path: Path) 
 def test_d23_lengths_and_repetition_mean_the_same_in_every_script(language: str) -> None:
     """Of 40 different questions little is said again; of the same ones twice, half."""
     text = " ".join(LANGUAGES[language].questions())
-    found = TokenizedTexts(pa.array([text, f"{text} {text}", "x"]))
+    found = measure_tokens(pa.array([text, f"{text} {text}", "x"]))
     english = len(" ".join(LANGUAGES["en"].questions()).split())
     assert 0.6 < found.counts[0] / english < 1.8
-    once, twice, _ = repetition_shares(found)
+    once, twice, _ = found.shares
     assert once < 0.8
     assert twice > 0.5 + once / 2 - 0.02
-    fresh = TokenizedTexts(pa.array([LANGUAGES[language].questions()[0]]))
-    assert repetition_shares(fresh).tolist() == [0]
+    fresh = measure_tokens(pa.array([LANGUAGES[language].questions()[0]]))
+    assert fresh.shares.tolist() == [0]
 
 
 def one_side(made: Workspace) -> set[str]:
