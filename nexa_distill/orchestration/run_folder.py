@@ -5,7 +5,6 @@ It contains `plan` (see `write_plan`) and, per session, `.pid` (of its wrapper),
 the newest run. A wrapper that has ended without an exit file was killed; its code is 137.
 """
 
-import json
 import os
 import subprocess
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from nexa_distill.console.progress import format_duration
 from nexa_distill.errors import InputError
 from nexa_distill.orchestration.planning import Step
+from nexa_distill.storage.atomic import is_running, read_json_object
 
 STOP_CODES = (129, 130, 143)
 KILLED, UPSTREAM_FAILED = 137, 75
@@ -137,11 +137,8 @@ def _modified_time(file: Path) -> float | None:
 
 
 def _read_progress(file: Path) -> dict[str, Any]:
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        return {key: state[key] for key in ("step", "done", "total", "rate", "note")}
-    except (OSError, ValueError, KeyError):
-        return {}
+    state = read_json_object(file) or {}
+    return {key: state[key] for key in ("step", "done", "total", "rate", "note") if key in state}
 
 
 def _is_alive(run_dir: Path, name: str) -> bool:
@@ -150,12 +147,8 @@ def _is_alive(run_dir: Path, name: str) -> bool:
     except (OSError, ValueError):
         # Not started yet, unless the launcher died while it was starting the sessions.
         return time.time() - (_modified_time(run_dir / "plan") or 0.0) < 60
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
     # A later process may have the same pid.
-    return f"{name} {run_dir.resolve()}" in _command_line(pid)
+    return is_running(pid) and f"{name} {run_dir.resolve()}" in _command_line(pid)
 
 
 def _command_line(pid: int) -> str:

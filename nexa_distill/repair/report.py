@@ -8,7 +8,6 @@ kept; counted under the first reason against the last answer. Unanswered: no ans
 and tokens are those of the repairs in the tables; null = unknown or unpriced.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +17,9 @@ import pyarrow.compute as pc
 
 from nexa_distill.annotation.decisions import FIRST_EDIT_ATTEMPT
 from nexa_distill.contracts import TABLES
-from nexa_distill.reporting.templates import render_template
+from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.pipeline import DistillConfig, Storage
-from nexa_distill.storage.atomic import Json, write_json, write_text
+from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import valid_regenerations
 from nexa_distill.storage.tables import read_columns, read_values
 
@@ -98,16 +97,11 @@ def _sum_column(rows: pa.Table, column: str) -> Any:
 
 def write_report(config: DistillConfig) -> Json:
     """Write the report if it has changed, and print it as one line."""
-    report = repair_figures(config)
     path = config.storage.path_of("reports") / "regeneration" / "repair_report.json"
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    page = path.with_suffix(".md")
-    if not (path.is_file() and page.is_file() and path.read_text(encoding="utf-8") == text):
-        write_json(path, report)
-        write_text(page, render_template("repair_report.md.j2", **report))
+    report = stage_reports.write_report(path, repair_figures(config), "repair_report.md.j2")
     print(
         f"repair: of {report['samples']} samples {report['first_pass']} kept at the first pass, "
         f"{report['repaired']} repaired, {report['edited']} edited, {report['abandoned']} "
-        f"abandoned, {report['unanswered']} never answered; report: {page}"
+        f"abandoned, {report['unanswered']} never answered; report: {path.with_suffix('.md')}"
     )
     return report

@@ -14,7 +14,7 @@ import numpy as np
 
 from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import Storage
-from nexa_distill.storage.atomic import write_json, write_text
+from nexa_distill.storage.atomic import read_json_object, write_json, write_text
 from nexa_distill.storage.manifests import run_id, utc_now
 
 # The label that a stage leads to. Other stages have no timing.
@@ -39,8 +39,8 @@ def write_report(path: Path, figures: Mapping[str, Any], template: str, **contex
 
     Equal figures leave both files, with their run and time, as they are.
     """
-    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if figures.items() <= written.items():
+    written = read_json_object(path) or {}
+    if figures.items() <= written.items() and path.with_suffix(".md").is_file():
         return written
     report = {"run_id": run_id(), **figures, "created_at": utc_now()}
     write_json(path, report)

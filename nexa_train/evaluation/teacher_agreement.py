@@ -10,7 +10,6 @@ All figures but the counts are over the prompts with two scores (`matched`); Non
 pair, or no variance for a correlation). A score of at least `judge_f_threshold` passes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,11 @@ import numpy as np
 import pandas as pd
 
 from nexa_distill.contracts import SCORE_REASONS, TABLES
-from nexa_distill.reporting.templates import format_number
+from nexa_distill.reporting.stage_reports import write_report
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
-from nexa_distill.storage.atomic import write_json, write_text
-from nexa_distill.storage.manifests import run_id, utc_now
 from nexa_distill.storage.tables import read_table
 from nexa_train.evaluation.gate_results import first_attempts, gate_files
 from nexa_train.evaluation.held_out_prompts import select_held_out
@@ -35,7 +32,6 @@ from nexa_train.evaluation.metrics import ANSWER_TABLES
 
 Rows = Sequence[Mapping[str, Any]]
 TOLERANCES = (0.0, 0.05, 0.1, 0.2)
-UNDEFINED = "not defined (no pair of scores, or one side's are all alike)"
 EPSILON = 1e-9  # 0.3 - 0.1 is slightly more than 0.2
 
 
@@ -76,10 +72,7 @@ def run(config: DistillConfig, student: StudentConfig) -> Path:
     teacher, after = (_load_scores(config, model, sample_ids) for model in ("teacher", "after"))
     figures = score_agreement(teacher, after, limit)
     path = config.storage.path_of("reports") / "evaluation" / "score_agreement.json"
-    # Run and time are new each time: equal figures leave the file as it is.
-    if not (path.is_file() and figures.items() <= json.loads(path.read_text()).items()):
-        write_json(path, {"run_id": run_id(), **figures, "created_at": utc_now()})
-        write_text(path.with_suffix(".md"), render_markdown(figures))
+    write_report(path, figures, "score_agreement.md.j2", measures=figures)
     return path
 
 
@@ -116,9 +109,3 @@ def _correlation_or_none(both: pd.DataFrame) -> float | None:
     if len(both) < 2 or (both.nunique() < 2).any():
         return None
     return float(both["teacher"].corr(both["student"]))
-
-
-def render_markdown(report: Mapping[str, Any]) -> str:
-    lines = ["# Scores of teacher and student", "", "| measure | value |", "|---|---|"]
-    lines += [f"| {name} | {UNDEFINED if value is None else format_number(value)} |" for name, value in report.items()]
-    return "\n".join(lines) + "\n"

@@ -6,7 +6,6 @@ the server too; the stale endpoint file is replaced by the next start.
 """
 
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nexa_distill.errors import InputMissing, Locked, ProviderUnusable
-from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.atomic import read_json_object, write_json
 from nexa_train.models.precision import has_native_bf16
 
 HOST = "127.0.0.1"
@@ -167,13 +166,9 @@ def find_free_port(port: int) -> int:
 
 
 def _refuse_second_server(endpoint: Path) -> None:
-    try:
-        endpoint_data = json.loads(endpoint.read_text(encoding="utf-8"))
-        served = _is_healthy(str(endpoint_data["base_url"]).removesuffix("/v1") + "/health")
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if served:
+    served = read_json_object(endpoint) or {}
+    if _is_healthy(str(served.get("base_url", f"http://{HOST}:0")).removesuffix("/v1") + "/health"):
         raise Locked(
-            f"{endpoint} is served already at {endpoint_data['base_url']}; stop it with "
-            f"`kill {endpoint_data['pid']}` or pass another --endpoint-file"
+            f"{endpoint} is served already at {served['base_url']}; stop it with "
+            f"`kill {served.get('pid')}` or pass another --endpoint-file"
         )

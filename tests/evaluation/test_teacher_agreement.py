@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexa_train.evaluation.teacher_agreement import render_markdown, score_agreement, score_answers
+from nexa_distill.reporting.templates import render_template
+from nexa_train.evaluation.teacher_agreement import score_agreement, score_answers
 
 
 def rows(*samples: str) -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ def test_what_is_not_defined_is_null(teacher: dict[str, float], student: dict[st
     assert found["spearman"] is None
     assert (found["mae"] is None) == (found["matched"] == 0)
     json.dumps(found, allow_nan=False)
-    assert "| pearson | not defined (" in render_markdown(found)
+    assert "| pearson | not defined (" in render_template("score_agreement.md.j2", measures=found)
 
 
 SCORES = st.floats(0, 1, width=16)
