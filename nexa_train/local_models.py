@@ -1,6 +1,6 @@
 """Local models: write the bundled one as a checkpoint, serve one on 127.0.0.1.
 
-Writes: `<storage.models>/SmolLM2-135M-Instruct/` (`models/bundled.py`).
+Writes: `<storage.models>/SmolLM2-135M-Instruct/` and `.gguf` (`models/bundled.py`).
 
 Run:
     python -m nexa_train.local_models materialise
@@ -11,9 +11,10 @@ import argparse
 from pathlib import Path
 
 from nexa_distill.console import cli
-from nexa_distill.settings.pipeline import load_config
+from nexa_distill.settings.pipeline import Storage, load_config
 from nexa_train.models import server as model_server
-from nexa_train.models.bundled import BUNDLED, resolve_model
+from nexa_train.models.bundled import BUNDLED, BUNDLED_NAME, resolve_model, write_bundled_gguf
+from nexa_train.models.llama_server import has_llama
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     serve.add_argument("--endpoint-file", type=Path, required=True, metavar="FILE")
     serve.add_argument("--until", type=Path, metavar="FILE", help="stop when FILE exists")
     serve.add_argument("--port", type=int, default=0, help="0 = any free port")
-    serve.add_argument("--model", default=BUNDLED, help="bundled, or a checkpoint folder")
+    serve.add_argument("--model", default=BUNDLED, help="bundled, a .gguf file, or a checkpoint folder")
     serve.add_argument("--timeout", type=float, default=180.0, help="seconds to become healthy")
     for command in commands.choices.values():  # --config also after the command's name
         command.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE")
@@ -34,10 +35,19 @@ def main() -> None:
         print(resolve_model(BUNDLED, storage))
         return
     model_server.find_free_port(arguments.port)  # a port in use is refused before a model is written
-    folder = Path(resolve_model(arguments.model, storage))
+    model = _files_of(arguments.model, storage)
     model_server.serve_model(
-        folder, arguments.endpoint_file, until=arguments.until, port=arguments.port, timeout_seconds=arguments.timeout
+        model, arguments.endpoint_file, until=arguments.until, port=arguments.port, timeout_seconds=arguments.timeout
     )
+
+
+def _files_of(model: str, storage: Storage) -> Path:
+    if model != BUNDLED:
+        return Path(model)
+    if has_llama():
+        return write_bundled_gguf(storage.path_of("models") / f"{BUNDLED_NAME}.gguf")
+    print("xllamacpp is not installed here: `transformers serve` serves the bundled model, which is slower")
+    return Path(resolve_model(BUNDLED, storage))
 
 
 if __name__ == "__main__":

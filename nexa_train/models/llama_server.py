@@ -1,0 +1,54 @@
+"""llama.cpp's own server for a GGUF file, inside this process (package xllamacpp).
+
+It loads no torch, is ready within seconds, and gives each request its own temperature, top_k,
+top_p, stop, seed, response_format and log-probabilities. Requests beyond SLOTS wait their turn.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nexa_distill.errors import InputError, ProviderUnusable
+
+SLOTS = 16  # requests answered at a time; 32 are as fast and take twice the memory
+SLOT_TOKENS = 2048  # prompt and answer of one request
+
+
+def has_llama() -> bool:
+    """Whether the package is installed; there are platforms without a wheel."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+@contextmanager
+def llama_server(weights: Path, name: str, host: str, port: int) -> Iterator[Callable[[], None]]:
+    """Serve `weights` as the model `name` on host:port during the block; yields a check of its life.
+
+    Raises InputError (65) if the file is no GGUF, ProviderUnusable (69) if llama.cpp refuses it.
+    """
+    # Read when the library is loaded: threads that spin long slow a busy machine (docs/baseline.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    import xllamacpp
+
+    with weights.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError(f"{weights}: not a GGUF file; --model takes a .gguf file or a checkpoint folder")
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.model_alias = str(weights), {name}
+    settings.hostnames, settings.port = [host], port
+    settings.n_parallel, settings.n_ctx = SLOTS, SLOTS * SLOT_TOKENS
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = _thread_count()
+    settings.ui, settings.fit_params, settings.verbosity = False, False, 1  # errors only
+    settings.cache_ram_mib = 0  # prompts of finished requests are not kept: few come twice
+    try:
+        server = xllamacpp.Server(settings)
+    except RuntimeError as error:
+        raise ProviderUnusable(f"{weights}: llama.cpp cannot serve it ({error})") from None
+    yield lambda: None  # it dies only with this process
+    del server  # ends its threads
+
+
+def _thread_count() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("OMP_NUM_THREADS") or cores)
