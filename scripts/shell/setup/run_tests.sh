@@ -62,7 +62,8 @@ main() {
   # loadfile: what a file shares is made once; the order is that of tests/conftest.py.
   check "pytest, side by side" python -m pytest -m "not alone" -n "$(workers)" \
     --dist loadfile --no-loadscope-reorder ${full[@]+"${full[@]}"}
-  check "pytest, one by one" python -m pytest -m alone \
+  # Tests of keys and seconds need a core for themselves: two files at a time.
+  check "pytest, alone" python -m pytest -m alone -n 2 --dist loadfile \
     ${full[@]+"${full[@]}"} ${alone[@]+"${alone[@]}"}
 }
 
