@@ -279,7 +279,7 @@ def _build_parser() -> argparse.ArgumentParser:
         if name in ("plan", "prepare"):
             command.add_argument("--input", type=Path, metavar="PATH", help="raw data")
             command.add_argument("--limit", type=int, metavar="N", help="first N raw rows")
-            command.add_argument("--provider", metavar="NAME", help="one of providers:")
+            cli.add_server_options(command)
             command.add_argument("--answers", type=Path, metavar="FILE", help="existing answers")
             command.add_argument("--from", dest="first", metavar="STAGE", help="this and after")
             command.add_argument("--only", metavar="STAGE", help="this alone")
@@ -287,7 +287,17 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _build_request(args: argparse.Namespace) -> Request:
-    return Request(args.config, args.input, args.limit, args.provider, args.first, args.only, args.answers)
+    return Request(
+        args.config,
+        args.input,
+        args.limit,
+        args.provider,
+        args.first,
+        args.only,
+        args.answers,
+        args.server_url,
+        args.server_model,
+    )
 
 
 def main() -> int:

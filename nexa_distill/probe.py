@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import aiohttp
-
 from nexa_distill.collection import capabilities
 from nexa_distill.collection.capabilities import Capabilities
 from nexa_distill.collection.capability_tests import (
@@ -32,7 +30,7 @@ from nexa_distill.collection.capability_tests import (
 from nexa_distill.collection.client import ApiClient
 from nexa_distill.collection.requests.body import LIMIT_KEYS, PromptRequest, prompt_request, request_body
 from nexa_distill.collection.requests.budget import BudgetTracker, refuse_unpriced
-from nexa_distill.collection.requests.connections import open_session
+from nexa_distill.collection.requests.connections import fetch_models
 from nexa_distill.collection.requests.endpoint import Endpoint, open_endpoint
 from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.collection.requests.retry_policy import give_up_reason
@@ -47,7 +45,6 @@ from nexa_distill.text.hashing import sha256_text
 SYSTEM, QUESTION = "You answer briefly.", "How many legs has a spider? Answer in one sentence."
 ANSWER_TOKENS = 256  # at most; enough for a model that thinks first
 ATTEMPTS = 2
-MODELS_BYTES, MODELS_SECONDS = 8 * 2**20, 30.0
 # Capability -> what its request contains besides the first one.
 QUESTIONS: dict[str, dict[str, Any]] = {
     "completion": {},
@@ -83,7 +80,7 @@ class Probe:
             with open_endpoint(self.name, self.provider_settings, self.model) as endpoint:
                 if asking:
                     self._ask_questions(journal, asking, endpoint)
-                models = asyncio.run(_fetch_models(endpoint))
+                models = asyncio.run(fetch_models(endpoint))
             replies = {name: _load_reply(journal, request) for name, request in questions.items()}
         self._require_answer(replies["completion"], endpoint)
         results = {"models": check_model_listed(models, endpoint.model)} | collect_findings(replies)
@@ -161,23 +158,6 @@ def _load_reply(journal: Journal, request: PromptRequest) -> ProbeReply:
     known = journal.load_states([request.key])[request.key]
     refused = bool(give_up_reason(known.attempts, sys.maxsize))
     return ProbeReply(stored, refused, journal.last_response_text(request.key))
-
-
-async def _fetch_models(endpoint: Endpoint) -> tuple[int | None, bytes]:
-    """(HTTP status, body) of GET /models; the status is None when there was no response."""
-    limit, body = aiohttp.ClientTimeout(total=MODELS_SECONDS), bytearray()
-    try:
-        async with (
-            open_session(endpoint, limit) as session,
-            session.get(endpoint.build_url("/models"), allow_redirects=False) as response,
-        ):
-            async for part in response.content.iter_any():
-                body += part
-                if len(body) > MODELS_BYTES:
-                    break
-    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-        return None, f"{type(error).__name__}: {error}".encode(errors="replace")
-    return response.status, endpoint.without_key(bytes(body))
 
 
 def main() -> None:

@@ -234,14 +234,14 @@ def test_the_test_command_checks_everything_and_ci_calls_it(checks: Path) -> Non
     cores = os.sysconf("SC_NPROCESSORS_ONLN")
     together = f"-n {min(cores + 1, 4)} --dist loadfile --no-loadscope-reorder"
     assert calls[5] == f"python -m pytest -m not alone {together}"
-    assert calls[6:] == ["python -m pytest -m alone tests/a/test_alone.py"]
+    assert calls[6:] == ["python -m pytest -m alone -n 2 --dist loadfile tests/a/test_alone.py"]
 
 
 def test_the_full_sweeps_are_asked_for_by_one_word(checks: Path) -> None:
     code, calls = called(checks, "run_tests.sh", "--full")
     assert (code, len(calls)) == (0, 7)
     assert calls[5].endswith(" --no-loadscope-reorder --full")
-    assert calls[6] == "python -m pytest -m alone --full tests/a/test_alone.py"
+    assert calls[6] == "python -m pytest -m alone -n 2 --dist loadfile --full tests/a/test_alone.py"
 
 
 def test_arguments_go_to_pytest_alone(checks: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nexa_distill.collection.answers.completions import Answer, message_text, parse_answer
 from nexa_distill.collection.capabilities import Finding
+from nexa_distill.collection.requests.connections import model_ids
 from nexa_distill.journal.journal import StoredAnswer
 from nexa_distill.text.json_schemas import compile_schemas
 from nexa_distill.text.reasoning import split_reasoning
@@ -66,9 +67,8 @@ def collect_findings(replies: Mapping[str, ProbeReply]) -> dict[str, Finding]:
 
 def check_model_listed(models: tuple[int | None, bytes], model: str) -> Finding:
     status, body = models
-    try:
-        names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    names = model_ids(body)
+    if names is None:
         return Finding(None, f"GET /models: {f'HTTP {status}: ' if status else ''}{shorten_text(body)}")
     if model in names:
         return Finding(True, f"one of {len(names)}")

@@ -22,6 +22,7 @@ from nexa_distill.collection.answers.completions import Answer, parse_answer
 from nexa_distill.collection.first_answers import AnswerRequirement, FirstAnswers, FirstRefusals
 from nexa_distill.collection.requests import retry_policy
 from nexa_distill.collection.requests.busy_notice import BusyNotice
+from nexa_distill.collection.requests.connections import fetch_models, model_ids
 from nexa_distill.collection.requests.model_run import ModelRun
 from nexa_distill.collection.requests.rate_limiter import RateLimiter
 from nexa_distill.collection.requests.startup import Startup
@@ -34,6 +35,7 @@ from nexa_distill.storage import failpoints
 
 GRACE_SECONDS = 10.0  # for the requests in flight, after a signal
 MIN_PAUSE_SECONDS = 0.05
+SHOWN_MODELS = 12
 
 
 @dataclass(slots=True)
@@ -94,6 +96,10 @@ class ApiClient:
             for task in (filler, *workers):
                 await task
             await self._drain_queue()
+        if isinstance(self._fatal, retry_policy.ModelNotFound):
+            _, models = await fetch_models(self.endpoint)
+            if names := model_ids(models):
+                raise type(self._fatal)(f"{self._fatal}. The server has: {', '.join(names[:SHOWN_MODELS])}")
         if self._fatal:
             raise self._fatal
 
@@ -246,11 +252,14 @@ class ApiClient:
             self._progress.add(1)
             return
         sending.tries += 1
-        if retry_policy.is_retryable(outcome.status) and sending.tries < self.settings.max_attempts:
+        attempts = self.settings.max_attempts
+        if outcome.outcome == "not_sent" and not self.models and not self._flying:
+            # No request has reached the server, and none is waiting for its answer.
+            attempts = min(attempts, retry_policy.FIRST_CONNECTIONS)
+        if retry_policy.is_retryable(outcome.status) and sending.tries < attempts:
             self._schedule_retry(sending, retry_policy.backoff_seconds(sending.tries - 1, pause))
         # No connection in all its attempts: the other requests would fail too.
         elif outcome.outcome == "not_sent":
-            attempts = self.settings.max_attempts
             raise retry_policy.unreachable_error(self.endpoint, attempts, outcome.error)
         else:
             self._progress.add(1)

@@ -92,6 +92,15 @@ def handle_signals() -> None:
     signal.signal(signal.SIGHUP, _raise_stop_signal)
 
 
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """The teacher's options, as `load_with_options` reads them."""
+    parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
+    parser.add_argument(
+        "--base-url", dest="server_url", metavar="URL", help="a server with OpenAI's API: http://.../v1"
+    )
+    parser.add_argument("--model", dest="server_model", metavar="MODEL", help="the model to ask there")
+
+
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

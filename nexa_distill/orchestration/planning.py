@@ -7,16 +7,19 @@ from pathlib import Path
 from nexa_distill.errors import InputMissing, UsageError
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
-from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags
+from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags, with_server
 
 # Session -> its command up to the configuration, and the flags of the launcher that it also gets.
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "data_gen": (
         "python scripts/python/data_processing/run_full_data_gen.py --config",
-        ("input", "limit", "provider", "answers"),
+        ("input", "limit", "provider", "base_url", "model", "answers"),
     ),
     "filtering": ("python scripts/python/data_processing/run_filtering.py --config", ()),
-    "regeneration": ("python scripts/python/data_processing/run_regeneration.py --config", ("provider", "answers")),
+    "regeneration": (
+        "python scripts/python/data_processing/run_regeneration.py --config",
+        ("provider", "base_url", "model", "answers"),
+    ),
     "packaging": ("python scripts/python/deployment/run_packaging.py --config", ()),
     "training": ("bash scripts/shell/training/run_training.sh {student} false --pipeline-config", ()),
     "evaluation": ("python scripts/python/evaluation/run_evaluation.py --config", ()),
@@ -35,6 +38,8 @@ class Request:
     first: str | None = None
     only: str | None = None
     answers: Path | None = None
+    base_url: str | None = None
+    model: str | None = None
 
     def load_settings(self) -> DistillConfig:
         flags = {
@@ -42,7 +47,7 @@ class Request:
             "provider": self.provider,
             "answers": {"path": self.answers and str(self.answers)},
         }
-        return with_flags(load_config(self.config), flags)
+        return with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ def session_command(session: str, config: DistillConfig, request: Request) -> li
     command, flags = COMMANDS[session]
     words = [word.format(student=config.student) for word in command.split()]
     options = ((flag, value) for flag in flags if (value := getattr(request, flag)) is not None)
-    return [*words, str(request.config), *(str(word) for flag, value in options for word in (f"--{flag}", value))]
+    flagged = (str(word) for flag, value in options for word in (f"--{flag.replace('_', '-')}", value))
+    return [*words, str(request.config), *flagged]
 
 
 def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from nexa_distill.contracts import RUBRICS
 from nexa_distill.dialects import DIALECTS, Dialect, SystemRole, dialect_of_host
-from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.errors import InputError, UsageError, did_you_mean
 from nexa_distill.settings.yaml_loading import (
     Count,
     NonNegative,
@@ -179,6 +179,9 @@ PlainText = Annotated[str, BeforeValidator(_as_text)]
 @cache  # called for every request
 def _dialect_at(base_url: str) -> Dialect:
     return dialect_of_host((urlsplit(base_url).hostname or "").lower())
+
+
+OWN = "own"  # the provider that --base-url makes
 
 
 class Provider(Section):
@@ -443,7 +446,31 @@ def load_with_options(options: argparse.Namespace) -> DistillConfig:
             flags.setdefault(section, {})[key] = value
         elif name in DistillConfig.model_fields:
             flags[name] = value
-    return with_flags(load_config(options.config), flags)
+    config = with_flags(load_config(options.config), flags)
+    return with_server(config, getattr(options, "server_url", None), getattr(options, "server_model", None))
+
+
+def with_server(config: DistillConfig, base_url: str | None, model: str | None) -> DistillConfig:
+    """`config` with the server and the model of `--base-url` and `--model`; None = as configured.
+
+    In place of a provider whose server we start, a server is the provider OWN, which has no other
+    settings. Raises UsageError if that has no model.
+    """
+    if base_url is None and model is None:
+        return config
+    name, provider = config.chosen_provider()
+    if base_url and provider.start:
+        if model is None:
+            raise UsageError("--base-url needs --model NAME, the model to ask there (or --provider, one with a model)")
+        name = OWN
+    # Where they are set, they come before the provider's model.
+    named = [key for key in ("teacher_model", "regen_teacher_model") if getattr(config.collection, key)]
+    flags: dict[str, Any] = {
+        "provider": name,
+        "providers": {name: {"base_url": base_url, "model": model, "regen_model": model}},
+        "collection": dict.fromkeys(named, model),
+    }
+    return with_flags(config, flags)
 
 
 def with_address(

@@ -1,6 +1,7 @@
 """The provider slows down, refuses, breaks or floods the connection: faults F13 to F17 and F24."""
 
 import contextlib
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,38 @@ def test_f14_a_provider_that_refuses_us_is_asked_no_more_than_what_was_in_flight
     with ledger_teacher(tmp_path, port=_port(teacher.base_url)) as calm:
         collect(made)
         survived(made, calm)
+
+
+def test_a_model_that_the_server_has_not_is_told_with_those_that_it_has(tmp_path: Path) -> None:
+    has = {"capabilities": ("models",), "models": ("acme-70b", "acme-7b")}
+    with ledger_teacher(tmp_path, fault="status:404", always=True, **has) as teacher:
+        said = ask(workspace(tmp_path, teacher.base_url), prompts(3), code=69)
+    assert "check base_url and model (ledger-teacher)" in said
+    assert "The server has: ledger-teacher, acme-70b, acme-7b" in said
+
+
+def test_a_server_is_two_flags_without_a_line_of_yaml(tmp_path: Path) -> None:
+    """The settings that ship, whose provider would start the embedded model."""
+    made = workspace(tmp_path, provider="embedded")
+    raw = tmp_path / "raw.csv"
+    raw.write_text("user_prompt\n" + "".join(f"Which metal has {i} protons?\n" for i in range(20, 26)))
+    with ledger_teacher(tmp_path) as teacher:
+        server = ["--base-url", teacher.base_url, "--model", "acme"]
+        made.run("scripts/python/data_processing/run_full_data_gen.py", "--input", str(raw), *server)
+        assert len(teacher.sends()) == 6
+    assert len(answers(made)) == 6
+    with journal(made) as stored:
+        assert {json.loads(body)["model"] for (body,) in stored.execute("SELECT body FROM requests")} == {"acme"}
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_where_nothing_ever_answered_two_attempts_are_enough(tmp_path: Path, count: int) -> None:
+    with ledger_teacher(tmp_path) as teacher:
+        base_url = teacher.base_url
+    said = ask(workspace(tmp_path, base_url), prompts(count), code=69)
+    assert "no connection to" in said
+    assert "in 2 attempts" in said
+    assert "is the server running?" in said
 
 
 def _port(base_url: str) -> int:

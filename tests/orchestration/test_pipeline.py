@@ -197,6 +197,27 @@ def test_the_teacher_starts_only_for_a_provider_with_a_server_and_data_gen_to_do
     assert not later[0].runs
 
 
+def test_a_server_of_the_command_line_is_asked_by_both_sessions_and_starts_none(project: TinyProject) -> None:
+    """Also where the configured provider starts a server of its own."""
+    for provider in (None, "embedded", "vllm"):
+        request = Request(CONFIG, provider=provider, base_url="http://127.0.0.1:1/v1", model="acme")
+        config = request.load_settings()
+        name, asked = config.chosen_provider()
+        assert (asked.base_url, asked.model, asked.regen_model, asked.start) == (request.base_url, "acme", "acme", None)
+        assert (name == "own") == (provider == "embedded")
+        steps = {step.session: " ".join(step.command) for step in make_plan(request, Path("r"))}
+        assert "teacher" not in steps
+        for session in ("data_gen", "regeneration"):
+            assert steps[session].endswith("--base-url http://127.0.0.1:1/v1 --model acme")
+    with pytest.raises(UsageError, match="--model NAME"):
+        Request(CONFIG, provider="embedded", base_url="http://127.0.0.1:1/v1").load_settings()
+    change_config(project, collection={"teacher_model": "other"})
+    assert (
+        Request(CONFIG, base_url="http://127.0.0.1:1/v1", model="acme").load_settings().collection.teacher_model
+        == "acme"
+    )
+
+
 def test_data_gen_gets_the_flags_and_training_the_student(project: TinyProject) -> None:
     request = Request(CONFIG, input=Path("raw.jsonl"), limit=3, provider="vllm")
     commands = {step.session: " ".join(step.command) for step in make_plan(request, Path("r"))}

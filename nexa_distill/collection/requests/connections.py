@@ -7,6 +7,7 @@ perhaps billed (docs/adr/0020); the constants below are theirs.
 
 import asyncio
 import ipaddress
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from yarl import URL
 from nexa_distill.collection.requests.endpoint import Endpoint
 from nexa_distill.errors import ProviderUnusable
 
+MODELS_BYTES, MODELS_SECONDS = 8 * 2**20, 30.0
 # 1. An idle connection is kept for less time than servers keep theirs: 1 s or more.
 KEEP_ALIVE_SECONDS = 0.75
 # 2. The first connections are watched after their first answer, before any is reused: a server that
@@ -152,3 +154,28 @@ async def read_at_most(response: aiohttp.ClientResponse, size: int) -> bytes | N
         if len(body) > size:
             return None
     return bytes(body)
+
+
+async def fetch_models(endpoint: Endpoint) -> tuple[int | None, bytes]:
+    """(HTTP status, body) of GET /models; the status is None when there was no response."""
+    limit, body = aiohttp.ClientTimeout(total=MODELS_SECONDS), bytearray()
+    try:
+        async with (
+            open_session(endpoint, limit) as session,
+            session.get(endpoint.build_url("/models"), allow_redirects=False) as response,
+        ):
+            async for part in response.content.iter_any():
+                body += part
+                if len(body) > MODELS_BYTES:
+                    break
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        return None, f"{type(error).__name__}: {error}".encode(errors="replace")
+    return response.status, endpoint.without_key(bytes(body))
+
+
+def model_ids(body: bytes) -> list[str] | None:
+    """The ids in a reply to GET /models; None if it is no list of models."""
+    try:
+        return [str(entry["id"]) for entry in json.loads(body)["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -4,7 +4,8 @@
 |-------------------------------------------------|-----------------------------------------------|
 | 3xx, 401 to 404, exhausted quota or credit      | the run stops (69) after the open requests    |
 | an untrusted certificate                        | the run stops (69)                            |
-| no connection, `max_attempts` times             | the run stops (69)                            |
+| no connection, `max_attempts` times; 2 before   | the run stops (69)                            |
+| any request has reached the server              |                                               |
 | server is loading, before the first answer      | wait for it (`startup.py`), then 69           |
 | 429                                             | slow down; never counted                      |
 | 503, 529                                        | slow down; retry as below                     |
@@ -36,6 +37,11 @@ RETRYABLE = {408, 409, 425}
 MAY_QUOTE = {400, 413, 422}
 NO_ANSWERS = 32  # so many bodies without choices, and none with: not a chat completions API
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+FIRST_CONNECTIONS = 2  # attempts to reach a server that has answered nothing yet
+
+
+class ModelNotFound(ProviderUnusable):
+    """The address or the model is unknown to the server (HTTP 404)."""
 
 
 def backoff_seconds(retries: int, pause: float = 0.0) -> float:
@@ -102,7 +108,8 @@ def refusal_error(endpoint: Endpoint, outcome: Outcome) -> ProviderUnusable:
     """The error for a refusal that stops the run."""
     if is_untrusted(outcome):
         return unreachable_error(endpoint, 1, outcome.error)
-    return ProviderUnusable(
+    error = ModelNotFound if outcome.status == 404 else ProviderUnusable
+    return error(
         f"provider {endpoint.provider} ({endpoint.base_url}) refuses with HTTP {outcome.status}: "
         f"{provider_message(outcome)}; {_refusal_hint(endpoint, outcome)}. What was answered is stored"
     )

@@ -14,7 +14,7 @@ def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--input", dest="input.path", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--limit", dest="input.limit", type=cli.positive_int, metavar="N", help="first N raw rows")
-    parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
+    cli.add_server_options(parser)
     parser.add_argument(
         "--answers", dest="answers.path", metavar="FILE", help="existing answers, in place of a teacher"
     )

@@ -16,7 +16,7 @@ from nexa_distill.settings.pipeline import load_with_options
 def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="human decisions")
-    parser.add_argument("--provider", metavar="NAME", help="a key of providers:")
+    cli.add_server_options(parser)
     parser.add_argument("--answers", dest="answers.path", metavar="FILE", help="existing answers, in place of requests")
     args = parser.parse_args()
     config = load_with_options(args)

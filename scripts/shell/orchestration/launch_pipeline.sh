@@ -20,6 +20,8 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
   --limit N         the first N raw rows
   --answers FILE    answers that exist already, in place of a teacher
   --provider NAME   the teacher, one of providers: in the settings
+  --base-url URL    another server with OpenAI's API as the teacher: http://.../v1
+  --model NAME      the model to ask there
   --from STAGE      start at this stage or session
   --only STAGE      this stage's session alone
   --dry-run         print the plan and its reasons, and the finished stages
@@ -41,7 +43,7 @@ parse() {
   ACTION=run DETACH=false TMUX_WANTED=true CONFIG=() ASKED=()
   while (($#)); do
     case $1 in
-      --config | --input | --answers | --limit | --provider | --from | --only)
+      --config | --input | --answers | --limit | --provider | --base-url | --model | --from | --only)
         (($# > 1)) || fail 2 "$1 needs a value; see --help"
         case $1 in
           --config) CONFIG=(--config "$(from_here "$2")") ;;
