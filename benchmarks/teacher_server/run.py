@@ -79,8 +79,8 @@ def ask(endpoint: dict[str, Any], body: dict[str, Any]) -> tuple[str, str, int]:
 def group_memory(pid: int) -> float:
     """Peak resident memory of a process and its children, MB (Linux)."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    texts = (Path(f"/proc/{process}/status").read_text() for process in (pid, *children))
-    return sum(int(re.search(r"VmHWM:\s+(\d+)", text)[1]) for text in texts) / 1024  # type: ignore[index]
+    lines = "\n".join(Path(f"/proc/{process}/status").read_text() for process in (pid, *children))
+    return sum(map(int, re.findall(r"VmHWM:\s+(\d+)", lines))) / 1024
 
 
 def measure(contender: Contender, prompts: pd.DataFrame, config: DistillConfig, folder: Path) -> None:

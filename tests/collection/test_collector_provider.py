@@ -129,8 +129,8 @@ def test_f14_a_provider_that_refuses_us_is_asked_no_more_than_what_was_in_flight
 
 
 def test_a_model_that_the_server_has_not_is_told_with_those_that_it_has(tmp_path: Path) -> None:
-    has = {"capabilities": ("models",), "models": ("acme-70b", "acme-7b")}
-    with ledger_teacher(tmp_path, fault="status:404", always=True, **has) as teacher:
+    listed = ("acme-70b", "acme-7b")
+    with ledger_teacher(tmp_path, fault="status:404", always=True, capabilities=("models",), models=listed) as teacher:
         said = ask(workspace(tmp_path, teacher.base_url), prompts(3), code=69)
     assert "check base_url and model (ledger-teacher)" in said
     assert "The server has: ledger-teacher, acme-70b, acme-7b" in said
