@@ -51,17 +51,18 @@ class Contender:
 
 @contextmanager
 def serving(model: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    endpoint, until = folder / "endpoint.json", folder / "until"
-    until.unlink(missing_ok=True)
+    endpoint = folder / "endpoint.json"
     command = [sys.executable, "-m", "nexa_train.local_models", "serve", "--model", str(model)]
-    server = subprocess.Popen([*command, "--endpoint-file", str(endpoint), "--until", str(until)])
-    while not endpoint.exists():
-        if server.poll() is not None:
-            raise RuntimeError(f"{model}: the server ended with {server.returncode}")
-        time.sleep(0.1)
-    yield json.loads(endpoint.read_text())
-    until.touch()
-    server.wait()
+    server = subprocess.Popen([*command, "--endpoint-file", str(endpoint)])
+    try:
+        while not endpoint.exists():
+            if server.poll() is not None:
+                raise RuntimeError(f"{model}: the server ended with {server.returncode}")
+            time.sleep(0.1)
+        yield json.loads(endpoint.read_text())
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def ask(endpoint: dict[str, Any], body: dict[str, Any]) -> tuple[str, str, int]:
@@ -101,6 +102,7 @@ def measure(contender: Contender, prompts: pd.DataFrame, config: DistillConfig, 
     texts = pd.DataFrame({"template_name": prompts["template_name"]})
     texts["teacher_output"], texts["finish_reason"] = ([a[i] for a in answers] for i in (0, 1))
     contender.kept.append(len(apply_filters(texts, load_filter_config(config.filters))))
+    print(f"{contender.name}: {contender.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
 
 
 def shipped_prompts(config: DistillConfig, count: int, folder: Path) -> pd.DataFrame:

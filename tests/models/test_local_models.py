@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nexa_distill.errors import InputError
+from nexa_distill.settings.pipeline import load_config
 from nexa_train.models import bundled, loading
 from tests import warm
 from tests.support.tiny_model import ROOT, save_model
@@ -75,7 +76,8 @@ def test_a_checkpoint_is_served_by_transformers_and_no_process_stays(tmp_path: P
         assert servers_of(model.name)
         told = json.loads(endpoint.read_text())
         assert told["pid"] == server.pid
-        answer = ask(told, max_tokens=5)
+        shipped = load_config(ROOT / "configs/distill_config.yaml").providers["embedded"].extra_body
+        answer = ask(told, max_tokens=5, **shipped)  # a key that it does not know is refused
         assert answer["choices"][0]["finish_reason"] in {"length", "stop"}
         assert answer["usage"]["completion_tokens"] <= 5
         if end == "told":
