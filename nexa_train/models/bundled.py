@@ -65,8 +65,8 @@ def write_bundled_gguf(path: Path) -> Path:
 
 
 def _write_bfloat16(weights: Path, path: Path) -> None:
-    # llama.cpp multiplies Q4_1 slower than bfloat16 on a CPU, and the faster Q4_0 and IQ4_NL lose
-    # answers (docs/baseline.md).
+    # The precision of the checkpoint. The forms of four bits that are faster lose answers
+    # (docs/baseline.md).
     import gguf
     from gguf import GGMLQuantizationType, quants
 

@@ -4,21 +4,32 @@ It loads no torch, is ready within seconds, and gives each request its own tempe
 top_p, stop, seed, response_format and log-probabilities. Requests beyond SLOTS wait their turn.
 """
 
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nexa_distill.errors import InputError, ProviderUnusable
 
 SLOTS = 16  # requests answered at a time; 32 are as fast and take twice the memory
-SLOT_TOKENS = 2048  # prompt and answer of one request
+SLOT_TOKENS = 2048  # prompt and answer of one request; a longer one is refused (400)
 
 
 def has_llama() -> bool:
-    """Whether the package is installed; there are platforms without a wheel."""
-    return importlib.util.find_spec("xllamacpp") is not None
+    """Whether the package can be loaded; there are platforms without a wheel."""
+    try:
+        _load_llama()
+    except ImportError:
+        return False
+    return True
+
+
+def _load_llama() -> Any:
+    # Read when the library is loaded: threads that spin long slow a busy machine (docs/baseline.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    return importlib.import_module("xllamacpp")
 
 
 @contextmanager
@@ -27,13 +38,10 @@ def llama_server(weights: Path, name: str, host: str, port: int) -> Iterator[Cal
 
     Raises InputError (65) if the file is no GGUF, ProviderUnusable (69) if llama.cpp refuses it.
     """
-    # Read when the library is loaded: threads that spin long slow a busy machine (docs/baseline.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    import xllamacpp
-
     with weights.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise InputError(f"{weights}: not a GGUF file; --model takes a .gguf file or a checkpoint folder")
+    xllamacpp = _load_llama()
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.model_alias = str(weights), {name}
     settings.hostnames, settings.port = [host], port

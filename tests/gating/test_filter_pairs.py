@@ -16,6 +16,7 @@ from benchmarks.filtering.reference import Reference, repeated_share, spaced, to
 from nexa_distill import filter_pairs
 from nexa_distill.contracts import ANSWER_FLAGS, CHECKS, OUTPUTS, TABLES
 from nexa_distill.errors import InputError, InputMissing
+from nexa_distill.gating.text_rules import loosen_repeats
 from nexa_distill.settings.filters import FilterConfig
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.tables import read_table, table_writer
@@ -351,3 +352,16 @@ def test_the_documented_command_takes_the_filters_file(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout[:26]) == (0, "rules: 1 of 2 answers pass")
     report = json.loads((config.storage.path_of("reports") / "rules/quality_report.json").read_text())
     assert report["reject_reason_counts"] == {"too_short": 1}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "loose"),
+    [
+        ("a{2,80}b{0,40}c{1,99}?", "a{2,}b*c+?"),
+        (r"[{1,20}]\{1,30}\\{0,40}", r"[{1,20}]\{1,30}\\*"),
+        (r"[0-9]{1,3}\x{80}{4}", r"[0-9]{1,3}\x{80}{4}"),
+    ],
+)
+def test_a_screen_has_no_long_repetitions(pattern: str, loose: str) -> None:
+    """Classes and escaped braces stay; short repetitions too."""
+    assert loosen_repeats(pattern) == loose

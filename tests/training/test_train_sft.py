@@ -208,12 +208,12 @@ def test_gradient_accumulation_weighs_by_tokens(tmp_path: Path) -> None:
     assert len(losses(whole.folder / "output")) == 3
 
 
-HASTENED = [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)]
+SPEED_OPTIONS = [("gradient_checkpointing", True), ("gradient_checkpointing", False), ("compile", True)]
 ONE_TRAINING = "each is one more training; compiling one takes half a minute"
 
 
-@pytest.mark.parametrize(("setting", "packing"), some("settings that hasten a training", HASTENED, 1, why=ONE_TRAINING))
-def test_what_hastens_a_training_leaves_its_losses(
+@pytest.mark.parametrize(("setting", "packing"), some("speed options", SPEED_OPTIONS, 1, why=ONE_TRAINING))
+def test_a_speed_option_leaves_the_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, packing: bool
 ) -> None:
     why = "C++ for a whole training takes a minute; test_packed_attention compiles a layer to it"
