@@ -4,20 +4,21 @@
     python -m nexa_distill.pipeline status    the newest run, and the sealed stages
     python -m nexa_distill.pipeline verify    every hash from the raw file to the checkpoint
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
+    python -m nexa_distill.pipeline runs      every run: state, input, kept, passes
+    python -m nexa_distill.pipeline compare A B   two runs on the prompts that both answered
 
-`verify` exits with 0 if all hashes match and with 66 at the first broken link. The launcher uses
-three more: `prepare` creates a run's folder with its plan and prints the path (nothing if all is up
-to date); `watch RUN_DIR` shows a run until it ends and exits with its code; `sweep` stops orphaned
-stage processes.
+`--name NAME` means the run of that name. `verify` exits with 0 if all hashes match and with 66 at the
+first broken link. The launcher uses three more: `prepare` creates a run's folder with its plan and
+prints the path (nothing if all is up to date); `watch RUN_DIR` shows a run until it ends and exits
+with its code; `sweep` stops orphaned stage processes.
 """
 
 import argparse
 import json
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -28,19 +29,28 @@ from nexa_distill.cost.cost_report_text import summary_lines
 from nexa_distill.errors import Locked, NexaError
 from nexa_distill.orchestration import orphans
 from nexa_distill.orchestration.freshness import Freshness, verify_chain
+from nexa_distill.orchestration.frozen_config import freeze_config
+from nexa_distill.orchestration.named_runs import RUNS, frozen_path, with_name
 from nexa_distill.orchestration.planning import Request, make_plan, plan_lines
+from nexa_distill.orchestration.replacement import explain_replacement, refuse_replacement
 from nexa_distill.orchestration.run_folder import (
-    SessionState,
     describe_failures,
+    describe_launch,
     exit_code,
+    frozen_config_path,
     latest_run,
     new_run_dir,
     planned_sessions,
+    read_record,
     read_session,
+    relative_path,
     running_sessions,
     write_plan,
+    write_record,
 )
-from nexa_distill.orchestration.stages import STAGES, Stage, locate_path
+from nexa_distill.orchestration.run_list import load_report, main_logs, run_lines
+from nexa_distill.orchestration.stages import SESSIONS, STAGES, Stage, locate_path
+from nexa_distill.orchestration.window import Window, session_line, usual_seconds, wrap_lines
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.storage.manifests import load_manifest
 
@@ -99,6 +109,7 @@ def describe_plan(request: Request) -> Iterator[str]:
     fresh = Freshness(request.load_settings())
     config = fresh.config
     steps = make_plan(request, new_run_dir(Path(config.storage.logs)), fresh)
+    lost = explain_replacement(steps, fresh)
     running = {step.session for step in steps if step.runs}
     yield from plan_lines(steps)
     if "data_gen" in running and not config.answers.path:
@@ -107,6 +118,8 @@ def describe_plan(request: Request) -> Iterator[str]:
         if stage.session in running:
             label = "regeneration" if stage.name == "regenerate" else stage.name
             yield from (f"{label}: {line}" for line in _estimate_stage(fresh, stage, unknown, find_collectors))
+    if lost:
+        yield f"needs --replace or --name NAME: it would replace {lost}"
 
 
 def _paid_stages(config: DistillConfig) -> Iterator[tuple[Stage, str, "FindCollectors"]]:
@@ -158,26 +171,33 @@ def _estimate_stage(fresh: Freshness, stage: Stage, unknown: str, find_collector
         yield f"no estimate: {error}"
 
 
-def prepare_run(request: Request) -> Path | None:
-    """Create the folder of a new run with its plan; None if everything is up to date.
+def prepare_run(request: Request, *, replace: bool = False) -> Path | None:
+    """Create the folder of a new run with its plan and settings; None if everything is up to date.
 
-    Raises Locked (75) while the newest run is running.
+    Raises Locked (75) while the newest run is running, and for a launch that would `replace` a
+    finished student.
     """
-    logs = Path(request.load_settings().storage.logs).resolve()
+    fresh = Freshness(request.load_settings())
+    config, logs = fresh.config, Path(fresh.config.storage.logs).resolve()
     before = latest_run(logs)
     if running := running_sessions(before):
         raise Locked(
             f"a run of this project is running: {', '.join(running)} ({before}). "
-            f"`{LAUNCHER} --status` shows it, `{LAUNCHER} --stop` stops it"
+            f"`{LAUNCHER} --status` shows it, `{LAUNCHER} --stop` stops it; `--name NAME` starts another beside it"
         )
     # A stage of a killed session must end before the same stage starts again.
     sweep_orphans(logs)
     run_dir = new_run_dir(logs)
-    steps = make_plan(request, run_dir)
+    steps = make_plan(request, run_dir, fresh)
+    if not replace:
+        refuse_replacement(steps, fresh)
     print("\n".join(plan_lines(steps, commands=False)), file=sys.stderr)
     if not any(step.runs for step in steps):
         return None
-    write_plan(run_dir, steps)
+    # Relative, so that a project folder that was moved still has it.
+    frozen = Request(freeze_config(config, relative_path(run_dir / "config")), first=request.first, only=request.only)
+    write_plan(run_dir, make_plan(frozen, run_dir, fresh.with_config(frozen.load_settings())))
+    write_record(run_dir, describe_launch(request, config))
     return run_dir
 
 
@@ -188,59 +208,59 @@ def sweep_orphans(logs: Path) -> None:
 
 def watch_run(run_dir: Path, config: DistillConfig, out: TextIO = sys.stdout) -> int:
     """Show the run until every session has ended, then the summary. Returns the run's code."""
-    names, shown = planned_sessions(run_dir), list[str]()
-    print(f"Run {run_dir.name}, logs in {run_dir}", file=out, flush=True)
+    names, record = planned_sessions(run_dir), read_record(run_dir)
+    prefix, named = (f"{record.name}/", f" --name {record.name}") if record and record.name else ("", "")
+    print(f"Run {run_dir.name}, logs in {relative_path(run_dir)}", file=out)
+    if running_sessions(run_dir):
+        print(
+            f"Ctrl-C closes this view, and the sessions keep running: `tmux attach -t {prefix}{names[-1]}` shows one, "
+            f"`{LAUNCHER} --status{named}` shows all, `{LAUNCHER} --stop{named}` stops them.",
+            file=out,
+            flush=True,
+        )
+    window = Window(out, (run_dir / "plan").stat().st_mtime, usual_seconds(run_dir))
     try:
         while True:
             states = [read_session(run_dir, name) for name in names]
-            shown = _show_states(states, shown, out)
+            window.show_states(states)
             if all(state.code is not None for state in states):
                 break
             time.sleep(POLL_SECONDS)
     except (KeyboardInterrupt, cli.StopSignal) as stop:
         running = running_sessions(run_dir)
-        attach = f"`tmux attach -t {running[0]}` shows one, " if running else ""
+        attach = f"`tmux attach -t {prefix}{running[0]}` shows one, " if running else ""
         print(
-            f"\nThe sessions keep running. {attach}`{LAUNCHER} --status` shows all, `{LAUNCHER} --stop` stops them.",
+            f"\nThe sessions keep running. {attach}`{LAUNCHER} --status{named}` shows all, "
+            f"`{LAUNCHER} --stop{named}` stops them.",
             file=out,
             flush=True,
         )
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
-    print("\n".join(["", *describe_failures(run_dir, states), *describe_summary(config)]), file=out, flush=True)
+    lines = ["", *describe_failures(run_dir, states), *describe_summary(config, names)]
+    print("\n".join(wrap_lines(lines, out)), file=out, flush=True)
     return exit_code(states)
 
 
-def _show_states(states: list[SessionState], shown: list[str], out: TextIO) -> list[str]:
-    if out.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        # Drawn over the last lines on a terminal; elsewhere only what has changed is printed.
-        up = f"\x1b[{len(shown)}A" if shown else ""
-        lines = [state.status_line()[:width] for state in states]
-        print(up + "".join(f"\x1b[2K{line}\n" for line in lines), end="", file=out, flush=True)
-        return lines
-    keys = [f"{state.name} {state.state} {state.step}" for state in states]
-    for key, state in zip(keys, states, strict=True):
-        if key not in shown and state.state != "waiting":
-            print(state.status_line(), file=out, flush=True)
-    return keys
-
-
-def describe_status(config: DistillConfig) -> Iterator[str]:
-    run_dir = latest_run(Path(config.storage.logs).resolve())
+def describe_status(config: DistillConfig, *, any_root: bool = False) -> Iterator[str]:
+    """The newest run of this `storage.root`, or of `any_root`, with its own settings."""
+    run_dir = latest_run(Path(config.storage.logs).resolve(), None if any_root else config.storage.root)
     if run_dir is None:
         yield f"Nothing has run yet; `{LAUNCHER}` starts."
     else:
         states = [read_session(run_dir, name) for name in planned_sessions(run_dir)]
-        yield f"Run {run_dir.name}"
-        yield from (state.status_line() for state in states)
+        record, frozen = read_record(run_dir), frozen_config_path(run_dir)
+        yield f"Run {run_dir.name}" + (f" of {record.root}, settings {record.config}" if record else "")
+        yield from map(session_line, states)
         yield from describe_failures(run_dir, states)
+        config = load_config(frozen) if frozen and any_root else config
     yield ""
     yield from describe_summary(config)
 
 
-def describe_summary(config: DistillConfig) -> Iterator[str]:
+def describe_summary(config: DistillConfig, sessions: Sequence[str] = SESSIONS) -> Iterator[str]:
+    """The stages of these sessions, costs, and the report's headline."""
     yield f"{'stage':<20} {'rows in':>8} {'kept':>8} {'rejected':>8} {'seconds':>8} {'US$':>8}"
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if stage.session in sessions):
         manifest = load_manifest(locate_path(stage.outputs[0], config), config.storage)
         if manifest is None:
             yield f"{stage.name:<20} {'not made yet':>17}"
@@ -270,25 +290,44 @@ def _report_headline(storage: Storage) -> Iterator[str]:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = cli.build_parser(__doc__)
+    parser.set_defaults(config=None)  # the run's own settings, or the file that ships
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("plan", "prepare", "status", "verify", "summary", "watch", "sweep"):
+    for name in ("plan", "prepare", "status", "verify", "summary", "watch", "sweep", "runs", "compare"):
         command = commands.add_parser(name)
         command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="settings")
+        command.add_argument("--name", metavar="NAME", help="the run of this name")
         if name == "watch":
             command.add_argument("run_dir", type=Path)
+        if name == "compare":
+            command.add_argument("first", metavar="A", help="a run's name, as `runs` lists it")
+            command.add_argument("second", metavar="B")
         if name in ("plan", "prepare"):
-            command.add_argument("--input", type=Path, metavar="PATH", help="raw data")
-            command.add_argument("--limit", type=int, metavar="N", help="first N raw rows")
-            cli.add_server_options(command)
-            command.add_argument("--answers", type=Path, metavar="FILE", help="existing answers")
-            command.add_argument("--from", dest="first", metavar="STAGE", help="this and after")
-            command.add_argument("--only", metavar="STAGE", help="this alone")
+            _add_launch_options(command)
     return parser
+
+
+def _add_launch_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--input", type=Path, metavar="PATH", help="raw data")
+    command.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N raw rows")
+    cli.add_server_options(command)
+    command.add_argument("--answers", type=Path, metavar="FILE", help="existing answers")
+    command.add_argument("--from", dest="first", metavar="STAGE", help="this and after")
+    command.add_argument("--only", metavar="STAGE", help="this alone")
+    command.add_argument("--replace", action="store_true", help="replace a finished student")
+
+
+def _config_path(args: argparse.Namespace) -> Path:
+    frozen = frozen_path(args.name) if args.name else None
+    return args.config or frozen or cli.DEFAULT_CONFIG
+
+
+def _load_settings(args: argparse.Namespace) -> DistillConfig:
+    return with_name(load_config(_config_path(args)), args.name)
 
 
 def _build_request(args: argparse.Namespace) -> Request:
     return Request(
-        args.config,
+        _config_path(args),
         args.input,
         args.limit,
         args.provider,
@@ -297,6 +336,7 @@ def _build_request(args: argparse.Namespace) -> Request:
         args.answers,
         args.server_url,
         args.server_model,
+        args.name,
     )
 
 
@@ -307,17 +347,27 @@ def main() -> int:
         case "plan":
             print("\n".join(describe_plan(_build_request(args))))
         case "prepare":
-            print(prepare_run(_build_request(args)) or "", end="")
+            print(prepare_run(_build_request(args), replace=args.replace) or "", end="")
         case "watch":
-            return watch_run(args.run_dir, load_config(args.config))
+            return watch_run(args.run_dir, load_config(frozen_config_path(args.run_dir) or _config_path(args)))
         case "status":
-            print("\n".join(describe_status(load_config(args.config))))
+            print("\n".join(describe_status(_load_settings(args), any_root=not (args.config or args.name))))
         case "sweep":
-            sweep_orphans(Path(load_config(args.config).storage.logs))
+            named = [] if args.name else RUNS.glob("*/logs")
+            for logs in (Path(_load_settings(args).storage.logs), *named):
+                sweep_orphans(logs)
         case "summary":
-            print("\n".join(describe_summary(load_config(args.config))))
+            print("\n".join(describe_summary(_load_settings(args))))
+        case "runs":
+            print("\n".join(run_lines(main_logs(_load_settings(args)))))
+        case "compare":
+            names, logs = (args.first, args.second), main_logs(_load_settings(args))
+            reports = [load_report(name, logs) for name in names]
+            from nexa_distill.reporting.run_comparison import comparison_lines
+
+            print("\n".join(comparison_lines(names, (reports[0], reports[1]))))
         case _:
-            for line in verify_chain(load_config(args.config)):
+            for line in verify_chain(_load_settings(args)):
                 print(line, flush=True)
             print("All hashes verified.")
     return 0

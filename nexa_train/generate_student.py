@@ -15,7 +15,7 @@ Run: python -m nexa_train.generate_student [--config configs/baseline_distill.ya
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,13 +66,22 @@ def batch_prompts(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
 
 
 def answer_prompts(
-    model: Any, form: ChatFormat, prompts: Sequence[Prompt], generate: Generation, model_id: str, cleaner: Cleaner
+    model: Any,
+    form: ChatFormat,
+    prompts: Sequence[Prompt],
+    generate: Generation,
+    model_id: str,
+    cleaner: Cleaner,
+    on_token: Callable[[int], None] | None = None,
 ) -> Iterator[Row]:
-    """One row of contracts.OUTPUTS per prompt, batch by batch. The model is in evaluation mode."""
+    """One row of contracts.OUTPUTS per prompt, batch by batch. The model is in evaluation mode.
+
+    `on_token` is called with the tokens of each answer of the current batch so far.
+    """
     tokenizer, stops = form.tokenizer, form.stop_tokens
     for batch in batch_prompts(prompts, generate.batch_size):
         start = time.perf_counter()
-        new = _generate_batch(model, tokenizer, batch, generate, stops)
+        new = _generate_batch(model, tokenizer, batch, generate, stops, on_token)
         # A batch's time divided by its rows: the sum over all rows is the elapsed time.
         milliseconds = 1000 * (time.perf_counter() - start) / len(batch)
         for prompt, tokens in zip(batch, new, strict=True):
@@ -82,7 +91,12 @@ def answer_prompts(
 
 
 def _generate_batch(
-    model: Any, tokenizer: Any, batch: list[Prompt], generate: Generation, stops: list[int]
+    model: Any,
+    tokenizer: Any,
+    batch: list[Prompt],
+    generate: Generation,
+    stops: list[int],
+    on_token: Callable[[int], None] | None,
 ) -> list[list[int]]:
     own = model.generation_config
     # Above a temperature of 0 the checkpoint's top_k and top_p apply, as on a server. The seed
@@ -97,6 +111,7 @@ def _generate_batch(
         top_k=own.top_k or 0,
         top_p=own.top_p or 1.0,
         seed=int(sha256_text(batch[0].row["sample_id"])[:8], 16),
+        on_token=on_token,
     )
 
 
@@ -160,7 +175,12 @@ def _answer_all(
     encoded_prompts = [_encode_prompt(form, row, system) for row in rows]
     cleaner, answers = build_cleaner(config), []
     with Progress(f"answers of {model_id}", len(encoded_prompts), unit="answers") as progress:
-        for row in answer_prompts(loaded, form, encoded_prompts, student.generate, model_id, cleaner):
+        most = student.generate.max_new_tokens
+
+        def show_tokens(tokens: int) -> None:
+            progress.set_note(f"token {tokens} of at most {most}")
+
+        for row in answer_prompts(loaded, form, encoded_prompts, student.generate, model_id, cleaner, show_tokens):
             answers.append(row)
             progress.add()
     if unread := sum(not row["completion_tokens"] for row in answers):

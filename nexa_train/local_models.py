@@ -17,7 +17,7 @@ from nexa_train.models.bundled import BUNDLED, BUNDLED_NAME, resolve_model, writ
 from nexa_train.models.llama_server import has_llama
 
 
-def main() -> None:
+def main() -> int:
     parser = cli.build_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("materialise", help="write the bundled model as a checkpoint")
@@ -33,12 +33,15 @@ def main() -> None:
     storage = load_config(arguments.config).storage
     if arguments.command == "materialise":
         print(resolve_model(BUNDLED, storage))
-        return
+        return 0
     model_server.find_free_port(arguments.port)  # a port in use is refused before a model is written
     model = _files_of(arguments.model, storage)
-    model_server.serve_model(
-        model, arguments.endpoint_file, until=arguments.until, port=arguments.port, timeout_seconds=arguments.timeout
-    )
+    endpoint, until, seconds = arguments.endpoint_file, arguments.until, arguments.timeout
+    try:
+        model_server.serve_model(model, endpoint, until=until, port=arguments.port, timeout_seconds=seconds)
+    except cli.StopSignal:
+        return 143  # without a word: this is the usual end of a server that a stage started
+    return 0
 
 
 def _files_of(model: str, storage: Storage) -> Path:

@@ -9,7 +9,7 @@ Raises: QualityGateMissed (3) for a student that is worse beyond the margin, or 
 
 Worse: the whole 95 % interval of the paired difference is beyond the margin, and for passes
 McNemar's test agrees. Both students are compared on the same prompts behind the same gates
-(`significance`), or not at all. Without an accepted run, or with too few documents for an interval,
+(`reporting/run_comparison.py`), or not at all. Without an accepted run, or with too few documents for an interval,
 the gate is open, and the report contains a note.
 
 Run: python -m nexa_train.regression [accept|check] [--note TEXT] [--config FILE]
@@ -23,13 +23,13 @@ from typing import Any
 from nexa_distill.annotation import event_log
 from nexa_distill.console import cli
 from nexa_distill.errors import InputError, QualityGateMissed
+from nexa_distill.reporting.run_comparison import answered_prompts, compare_outcomes
 from nexa_distill.settings.filters import FilterConfig, RegressionGate
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.settings.yaml_loading import load_yaml
 from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import run_id, sealed_hash, utc_now
 from nexa_distill.text.hashing import compact_json, sha256_text
-from nexa_train.evaluation.significance import compare_losses, compare_passes
 
 ACCEPT = "python -m nexa_train.regression accept"
 
@@ -86,32 +86,16 @@ def compare_runs(before: Mapping[str, Any] | None, now: Mapping[str, Any], gate:
     if before is None:
         return result
     named = ("run_id", "run_name", "accepted_at", "checkpoint_sha256")
-    accepted_outcomes, outcomes = before["outcomes"], now["outcomes"]
-    both = sorted(_answered_prompts(accepted_outcomes) & _answered_prompts(outcomes))
-    result |= {"accepted": {name: before[name] for name in named}, "shared": len(both)}
+    compared = compare_outcomes(before, now)
+    result |= {"accepted": {name: before[name] for name in named}, "shared": compared["shared"]}
     # Without the same prompts and gates the students cannot be compared: a missed gate.
     if before["prompts_sha256"] != now["prompts_sha256"]:
-        why = f"{len(both)} of its {len(_answered_prompts(accepted_outcomes))} prompts are in this run too"
+        why = f"{compared['shared']} of its {len(answered_prompts(before['outcomes']))} prompts are in this run too"
         return result | {"misses": [f"not the same prompts: {why}"]}
-    if before["gates_sha256"] != now["gates_sha256"]:
+    if not compared["same_gates"]:
         return result | {"misses": ["not the same gates: thresholds, tasks or judges changed"]}
-    passes = [[run[key]["passes"] for key in both] for run in (accepted_outcomes, outcomes)]
-    result["gate"] = compare_passes([outcomes[key]["document"] for key in both], *passes)
-    result["loss"] = _compare_losses(accepted_outcomes, outcomes)
+    result |= {name: compared[name] for name in ("gate", "loss")}
     return result | {"misses": _find_misses(result, gate)}
-
-
-def _answered_prompts(outcomes: Json) -> set[str]:
-    # `max_prompts` may leave out samples, which have a loss then and no answer.
-    return {key for key, outcome in outcomes.items() if outcome["passes"] is not None}
-
-
-def _compare_losses(then: Json, today: Json) -> Json | None:
-    before, after = (
-        {key: outcome for key, outcome in run.items() if outcome["tokens"] is not None} for run in (then, today)
-    )
-    # Losses on other answers cannot be compared.
-    return compare_losses(before, after) if before.keys() == after.keys() else None
 
 
 def _find_misses(result: Json, gate: RegressionGate) -> list[str]:

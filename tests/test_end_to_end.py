@@ -57,14 +57,14 @@ class Project:
         subprocess.run(["tmux", *words], env=self.env, capture_output=True, check=False)
 
     def stage_pids(self) -> list[int]:
-        """The processes of this project's stages (their command lines name the configuration)."""
+        """The processes of this project's stages (their command lines name its folder)."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 line = (process / "cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if str(self.made.config) in line and any(stage in line for stage in STAGES):
+            if str(self.made.folder) in line and any(stage in line for stage in STAGES):
                 found.append(int(process.name))
         return found
 

@@ -205,7 +205,7 @@ class Collector:
     def open_journal(self, run_id: str) -> Journal:
         """Open the stage's journal. Raises Locked (75), StorageFailed (74)."""
         places = PLACES_PER_SLOT * self.config.collection.concurrency
-        return Journal(self.journal_path, run_id, places)
+        return Journal(self.journal_path, run_id, places, self.config.storage.root)
 
     def ask_missing(self, journal: Journal) -> int:
         """Send the missing requests; returns their number. Connects only if there are some.
@@ -222,7 +222,7 @@ class Collector:
     def _ask_in_batches(self, journal: Journal) -> int:
         """Finish the open batches; in batch mode send the rest too, in repeated passes."""
         with Progress(self.name, self.total) as progress:
-            rest = self.missing_requests(journal, lambda: progress.add(1)) if self.is_batch_mode else iter(())
+            rest = self.missing_requests(journal, progress.skip_rows) if self.is_batch_mode else iter(())
             # Drawn before the endpoint is opened: with nothing to send, no server is started.
             first = next(rest, None)
             if first is None and not journal.batches.list_open():
@@ -239,7 +239,7 @@ class Collector:
 
     def _ask_one_by_one(self, journal: Journal) -> int:
         with Progress(self.name, self.total) as progress:
-            batches = self.missing_requests(journal, lambda: progress.add(1))
+            batches = self.missing_requests(journal, progress.skip_rows)
             # As above: with nothing to send, no server is started.
             first = next(batches, None)
             if first is None:

@@ -57,8 +57,9 @@ def metrics_path(config: DistillConfig) -> Path:
 
 
 def latest_sessions(config: DistillConfig) -> tuple[str | None, list[SessionState]]:
+    """Name and sessions of the newest run with these files."""
     try:
-        run_dir = latest_run(Path(config.storage.logs).resolve())
+        run_dir = latest_run(Path(config.storage.logs).resolve(), config.storage.root)
         if run_dir is None:
             return None, []
         return run_dir.name, [read_session(run_dir, name) for name in planned_sessions(run_dir)]

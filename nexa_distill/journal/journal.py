@@ -30,6 +30,8 @@ from nexa_distill.journal.key_index import KeyIndex, index_all_keys
 from nexa_distill.journal.schema import TABLES, open_read_only, prepare_tables
 
 PROCESS_DIED = "the process died"
+LOCK_POLL_SECONDS = 0.5
+OWNED = ", for "  # in the lock file, before the owner
 
 
 class StoredAnswer(NamedTuple):
@@ -246,16 +248,17 @@ class ReadOnlyJournal:
 class Journal(ReadOnlyJournal):
     """Writes the journal. Use as a context manager, from one event loop.
 
-    One process at a time (`flock`): a second one gets Locked (75) with the holder's pid and host.
+    One process at a time (`flock`): a second one gets Locked (75) with the holder's pid and host, or
+    waits if the holder works for another `owner` (a `storage.root`), whose answers it then reuses.
     A failed write is final (StorageFailed, 74): nothing more is recorded or sent. `places` is the
     maximum number of attempts in flight.
     """
 
-    def __init__(self, path: Path, run_id: str, places: int = 1024) -> None:
+    def __init__(self, path: Path, run_id: str, places: int = 1024, owner: str = "") -> None:
         self.path, self.orphaned = path, {}
         path.parent.mkdir(parents=True, exist_ok=True)
         # Before the file is opened: nobody else may close its orphaned attempts.
-        self._lock = _lock_file(path.with_suffix(".lock"))
+        self._lock = _lock_file(path.with_suffix(".lock"), owner)
         ids_path = _in_flight_path(path)
         try:
             # Opened here, used by the thread of `GroupCommit`: never by both at a time.
@@ -370,18 +373,29 @@ def _write_failure(path: Path, error: Exception) -> StorageFailed:
     )
 
 
-def _lock_file(path: Path) -> IO[str]:
+def _lock_file(path: Path, owner: str) -> IO[str]:
     """Hold an exclusive lock until the process ends. Raises Locked naming the holder."""
     # Never removed, or two processes could hold locks on two files of this name.
-    file = path.open("a+", encoding="utf-8")
+    file, has_waited = path.open("a+", encoding="utf-8"), False
+    while not _try_lock(file):
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        if not owner or holder.partition(OWNED)[2] in ("", owner):
+            file.close()
+            raise Locked(f"{path}: {holder} is collecting; wait for it or stop it")
+        if not has_waited:
+            print(f"{path}: {holder} is collecting, and its answers serve this run too: waiting", flush=True)
+        has_waited = True
+        time.sleep(LOCK_POLL_SECONDS)
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}" + (f"{OWNED}{owner}" if owner else ""))
+    file.flush()
+    return file
+
+
+def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise Locked(f"{path}: {holder} is collecting; wait for it or stop it") from None
-    file.truncate(0)
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
+        return False
+    return True

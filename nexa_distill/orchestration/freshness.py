@@ -11,6 +11,7 @@ from typing import Any
 from nexa_distill.errors import InputMissing
 from nexa_distill.orchestration.stages import STAGES, Stage, locate_path, stage_settings
 from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import load_manifest, manifest_path, sha256_path, valid_regenerations
 from nexa_distill.text.hashing import compact_json, sha256_text
 
@@ -21,6 +22,10 @@ class Freshness:
 
     config: DistillConfig
     _hashes: dict[Path, str] = field(default_factory=dict)
+
+    def with_config(self, config: DistillConfig) -> "Freshness":
+        """The same for other settings; files that were hashed are not read again."""
+        return Freshness(config, self._hashes)
 
     def file_sha256(self, path: Path) -> str:
         resolved = path.resolve()
@@ -43,6 +48,19 @@ class Freshness:
             return
         if manifest["sha256"] != self.file_sha256(path):
             yield f"{path} does not match its manifest"
+        yield from self._differences(stage, manifest)
+
+    def find_difference(self, stage: Stage) -> str | None:
+        """What of the stage's finished output would be made from something else; None without one."""
+        for key in stage.outputs:
+            manifest = load_manifest(locate_path(key, self.config), self.config.storage)
+            # An input that is gone is made again, from what it was made from.
+            there = [item for item in manifest["inputs"] if Path(item["path"]).exists()] if manifest else []
+            if manifest and (why := next(self._differences(stage, manifest | {"inputs": there}), None)):
+                return why
+        return None
+
+    def _differences(self, stage: Stage, manifest: Json) -> Iterator[str]:
         yield from self._changed_inputs(stage, manifest["inputs"])
         values = stage_settings(stage, self.config)
         if values is not None and manifest["config_sha256"] != sha256_text(compact_json(values)):

@@ -1,11 +1,13 @@
 """Plan a launch: per session run or skip, why, and the command."""
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_distill.errors import InputMissing, UsageError
 from nexa_distill.orchestration.freshness import Freshness
+from nexa_distill.orchestration.frozen_config import CONFIG_FILE
+from nexa_distill.orchestration.named_runs import run_root, with_name
 from nexa_distill.orchestration.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
 from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags, with_server
 
@@ -40,6 +42,7 @@ class Request:
     answers: Path | None = None
     base_url: str | None = None
     model: str | None = None
+    name: str | None = None
 
     def load_settings(self) -> DistillConfig:
         flags = {
@@ -47,7 +50,8 @@ class Request:
             "provider": self.provider,
             "answers": {"path": self.answers and str(self.answers)},
         }
-        return with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
+        config = with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
+        return with_name(config, self.name)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Step:
     why: str
     command: list[str]
     after: str = ""  # the session whose success it waits for
-    ready_by: str = ""  # the server session that it uses
-    ready_file: str = ""  # written by that server when it is healthy
+    ready_by: str = ""  # the session that it serves
+    ready_file: str = ""  # written by that session when it needs it (SERVER_WANTED)
 
 
 def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -> list[Step]:
@@ -82,11 +86,10 @@ def make_plan(request: Request, run_dir: Path, fresh: Freshness | None = None) -
         why = _decide_step(session, chosen, named, fresh, upstream)
         step = Step(session, why.runs, why.text, command, upstream)
         if session == "data_gen" and provider.start is not None and not config.answers.path:
-            endpoint = str(provider.endpoint_file)
             # Not needed by a data_gen that is only requested by name: up to date, it sends nothing.
-            steps.append(_teacher_step(why.stale, provider.start, endpoint, run_dir / "data_gen.exit"))
-            if why.stale:
-                step = replace(step, ready_by=TEACHER, ready_file=endpoint)
+            steps.append(
+                _teacher_step(why.stale, [*provider.start, "--endpoint-file", str(provider.endpoint_file)], run_dir)
+            )
         # After a skipped session, the next one waits for the last that runs.
         upstream = session if step.runs else upstream
         steps.append(step)
@@ -116,15 +119,18 @@ def _decide_step(
     return _StepDecision(True, f"upstream runs ({upstream})") if upstream else _StepDecision(False, "up to date")
 
 
-def _teacher_step(needed: bool, start: list[str], endpoint: str, until: Path) -> Step:
-    # The server ends when data_gen has an exit file, whatever the code in it.
-    command = [*start, "--endpoint-file", endpoint, "--until", str(until)]
-    return Step(TEACHER, needed, f"data_gen {'needs' if needed else 'does not need'} it", command)
+def _teacher_step(needed: bool, start: list[str], run_dir: Path) -> Step:
+    # The server starts with the first request, and ends when data_gen has an exit file, whatever the code in it.
+    command = [*start, "--until", str(run_dir / "data_gen.exit")]
+    why = "if a prompt has no answer yet" if needed else "data_gen does not need it"
+    return Step(TEACHER, needed, why, command, ready_by="data_gen", ready_file=str(run_dir / f"{TEACHER}.wanted"))
 
 
 def session_command(session: str, config: DistillConfig, request: Request) -> list[str]:
     command, flags = COMMANDS[session]
     words = [word.format(student=config.student) for word in command.split()]
+    if request.name:  # its settings, with the flags in them, are written at launch
+        return [*words, str(run_root(request.name) / "config" / CONFIG_FILE)]
     options = ((flag, value) for flag in flags if (value := getattr(request, flag)) is not None)
     flagged = (str(word) for flag, value in options for word in (f"--{flag.replace('_', '-')}", value))
     return [*words, str(request.config), *flagged]

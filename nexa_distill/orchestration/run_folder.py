@@ -1,8 +1,9 @@
 """A run's folder, `logs/<run_id>/`: written by the launcher and the sessions, read here.
 
-It contains `plan` (see `write_plan`) and, per session, `.pid` (of its wrapper), `.started`,
-`.progress` (`console/progress.py`), `.log` and, last, `.exit` with the exit code. `logs/latest` is
-the newest run. A wrapper that has ended without an exit file was killed; its code is 137.
+It contains `plan` (see `write_plan`), `config/` (`frozen_config.py`), `run.json` (`RunRecord`) and, per
+session, `.pid` (of its wrapper), `.started`, `.progress` (`console/progress.py`), `.log`, `.seconds` and,
+last, `.exit` with the exit code. `logs/latest` is the newest run. A wrapper that has ended without an exit
+file was killed; its code is 137.
 """
 
 import os
@@ -12,12 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from nexa_distill.console.progress import format_duration
 from nexa_distill.errors import InputError
-from nexa_distill.orchestration.planning import Step
-from nexa_distill.storage.atomic import is_running, read_json_object
+from nexa_distill.orchestration.frozen_config import CONFIG_FILE
+from nexa_distill.orchestration.planning import Request, Step
+from nexa_distill.settings.pipeline import DistillConfig
+from nexa_distill.storage.atomic import is_running, read_json_object, write_json
 
 STOP_CODES = (129, 130, 143)
 KILLED, UPSTREAM_FAILED = 137, 75
@@ -33,7 +35,7 @@ def write_plan(run_dir: Path, steps: list[Step]) -> None:
     number of words, the words of the command.
     """
     # bash can read this form without eval.
-    run_dir.mkdir(parents=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     fields = [
         word
         for step in steps
@@ -58,9 +60,47 @@ def planned_sessions(run_dir: Path) -> list[str]:
     return names
 
 
-def latest_run(logs: Path) -> Path | None:
+class RunRecord(NamedTuple):
+    """What was launched, as `run.json`."""
+
+    name: str | None  # of --name
+    root: str  # `storage.root`
+    config: str  # the file that was named, before flags
+    input: str
+    limit: int | None
+    created_at: str
+
+
+def describe_launch(request: Request, config: DistillConfig) -> RunRecord:
+    storage, source = config.storage, config.input
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return RunRecord(request.name, storage.root, str(request.config), source.path, source.limit, now)
+
+
+def write_record(run_dir: Path, record: RunRecord) -> None:
+    write_json(run_dir / "run.json", record._asdict())
+
+
+def read_record(run_dir: Path) -> RunRecord | None:
+    """None for a run of an earlier version."""
+    values = read_json_object(run_dir / "run.json")
+    return RunRecord(**values) if values and values.keys() == set(RunRecord._fields) else None
+
+
+def frozen_config_path(run_dir: Path) -> Path | None:
+    path = run_dir / "config" / CONFIG_FILE
+    return path if path.is_file() else None
+
+
+def latest_run(logs: Path, root: str | None = None) -> Path | None:
+    """The newest run in `logs`, or the newest with this `storage.root`."""
     link = logs / "latest"
-    return link.resolve() if (link / "plan").is_file() else None
+    latest = link.resolve() if (link / "plan").is_file() else None
+    if root is None or latest is None:
+        return latest
+    # The names begin with the time.
+    runs = sorted((plan.parent for plan in logs.glob("*/plan") if not plan.parent.is_symlink()), reverse=True)
+    return next((run for run in runs if (record := read_record(run)) is None or record.root == root), None)
 
 
 @dataclass(frozen=True)
@@ -82,47 +122,38 @@ class SessionState:
         has_rate = self.code is None and self.rate > 0 and self.total > self.done
         return (self.total - self.done) / self.rate if has_rate else None
 
-    def status_line(self) -> str:
-        parts = [f"{self.name:<11}", f"{self.state:<11}"]
-        if self.state != "waiting":
-            parts.append(f"{format_duration(self.elapsed):>8}")
-        if self.total:
-            parts.append(f"{self.step} {self.done}/{self.total}")
-        if self.total and self.code is None:
-            parts.append(f"{self.rate:.1f}/s")
-        if self.seconds_left is not None:
-            parts.append(f"about {format_duration(self.seconds_left)} left")
-        return "  ".join([*parts, self.note]).rstrip()
-
 
 def read_session(run_dir: Path, name: str) -> SessionState:
-    """The session's state: waiting, running, done, stopped, failed N or not started (75).
+    """The session's state: waiting, running, done, not needed, stopped, failed N or not started (75).
 
     A wrapper that died without an exit file gets one here, with 137.
     """
     # A wrapper writes its exit file before it ends: test the process first, then the file.
     gone = not _is_alive(run_dir, name)
-    code = _read_code(run_dir / f"{name}.exit")
+    code = _read_number(run_dir / f"{name}.exit")
     if code is None and gone:
         code = KILLED
         (run_dir / f"{name}.exit").write_text(f"{code}\n")
     started = _modified_time(run_dir / f"{name}.started")
     ended = time.time() if code is None else (_modified_time(run_dir / f"{name}.exit") or time.time())
+    # Written at the end, because a copied folder has other times.
+    seconds = _read_number(run_dir / f"{name}.seconds")
+    elapsed = ended - started if started and seconds is None else float(seconds or 0)
     progress = _read_progress(run_dir / f"{name}.progress")
-    return SessionState(name, _state_word(code, started), code, ended - started if started else 0.0, **progress)
+    return SessionState(name, _state_word(code, started), code, elapsed, **progress)
 
 
 def _state_word(code: int | None, started: float | None) -> str:
     if code is None:
         return "waiting" if started is None else "running"
-    if code == UPSTREAM_FAILED and started is None:
-        return "not started"
+    if started is None and code in (0, UPSTREAM_FAILED):
+        return "not started" if code else "not needed"
     if code in STOP_CODES:
         return "stopped"
     return f"failed {code}" if code else "done"
 
 
-def _read_code(file: Path) -> int | None:
+def _read_number(file: Path) -> int | None:
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -179,7 +210,7 @@ def describe_failures(run_dir: Path, states: list[SessionState]) -> Iterator[str
     for state in states:
         if state.code and state.state != "not started":
             log = run_dir / f"{state.name}.log"
-            yield f"{state.name} ended with code {state.code}; its log: {_relative_path(log)}"
+            yield f"{state.name} ended with code {state.code}; its log: {relative_path(log)}"
             yield from (f"  {line}" for line in _last_error(log))
 
 
@@ -193,5 +224,6 @@ def _last_error(log: Path) -> list[str]:
     return ([line for line in own if line.startswith("error:")] or own)[-1:]
 
 
-def _relative_path(path: Path) -> Path:
+def relative_path(path: Path) -> Path:
+    """Below the current directory, if it is there."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

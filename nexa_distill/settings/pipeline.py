@@ -36,8 +36,12 @@ AnswerKind = Literal["sql", "python", "json", "fenced"]
 class Storage(Section):
     """Paths of all files. A path that does not begin with `root` is below it, except `logs`."""
 
+    # What costs money or minutes and is the same for every run.
+    SHARED: ClassVar[frozenset[str]] = frozenset({"journal", "models"})
+
     root: str
     logs: str
+    shared_root: str | None = None  # of SHARED; null = `root`
     canonical: str
     raw_dataset: str
     rejected_inputs: str
@@ -70,13 +74,18 @@ class Storage(Section):
     manifests: str
     reports: str
 
+    @classmethod
+    def file_keys(cls) -> list[str]:
+        """The keys of files and folders that stages write."""
+        return [key for key in cls.model_fields if key not in ("root", "logs", "shared_root")]
+
     def path_of(self, key: str) -> Path:
-        root, path = Path(self.root), Path(str(getattr(self, key)))
+        shared = self.shared_root if key in self.SHARED else None
+        root, path = Path(shared or self.root), Path(str(getattr(self, key)))
         return path if path.is_relative_to(root) else root / path
 
     def key_of(self, path: Path) -> str | None:
-        keys = (key for key in type(self).model_fields if key not in ("root", "logs"))
-        return next((key for key in keys if self.path_of(key).resolve() == path.resolve()), None)
+        return next((key for key in self.file_keys() if self.path_of(key).resolve() == path.resolve()), None)
 
     def path_beside(self, dst: Path | None, ending: str, usual: Path) -> Path:
         """The path of a secondary result: `usual`, or beside a `dst` outside this storage."""
@@ -88,7 +97,7 @@ class Storage(Section):
     @model_validator(mode="after")
     def _name_each_file_once(self) -> "Storage":
         by_path: dict[Path, str] = {}
-        for key in type(self).model_fields.keys() - {"root", "logs"}:
+        for key in self.file_keys():
             path = self.path_of(key)
             # By name alone: the files may not exist yet, so links cannot be followed.
             first = by_path.setdefault(Path(os.path.normpath(path)), key)

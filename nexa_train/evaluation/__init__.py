@@ -1,1 +1,1 @@
-"""Inside `evaluate_student`: gate results, held-out loss, metrics, significance."""
+"""Inside `evaluate_student`: gate results, held-out loss, metrics."""

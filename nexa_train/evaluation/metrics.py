@@ -11,8 +11,8 @@ from statistics import fmean, median
 
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
+from nexa_distill.reporting.significance import FEWEST_DOCUMENTS, compare_losses, compare_passes, wilson_interval
 from nexa_distill.storage.atomic import Json
-from nexa_train.evaluation.significance import FEWEST_DOCUMENTS, compare_losses, compare_passes, wilson_interval
 
 # The three models, and the table of their answers.
 ANSWER_TABLES = {"teacher": "collected_dataset", "before": "baseline_outputs", "after": "student_outputs"}

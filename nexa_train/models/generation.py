@@ -1,6 +1,6 @@
 """New tokens after prompts, batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,14 +18,17 @@ def new_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    on_token: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, at most max_new_tokens, padding at the end still included.
+
+    `on_token` is called with the number of new tokens of every row so far.
 
     Temperature 0 is greedy. The same batch and seed give the same tokens; other hardware may round
     differently. A prompt that fills the context gets no tokens.
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     readable = [bool(row) and (context is None or len(row) < context) for row in prompts]
@@ -47,9 +50,24 @@ def new_tokens(
     )
     torch.manual_seed(seed)
     with _override_config(model, config), torch.inference_mode():
-        out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            stopping_criteria=StoppingCriteriaList([_report_tokens(width, on_token)] if on_token else []),
+        )
     new = iter(out[:, width:].tolist())
     return [next(new) if fits else [] for fits in readable]
+
+
+def _report_tokens(width: int, on_token: Callable[[int], None]) -> Any:
+    """A stopping criterion that stops nothing: the one place that sees every token of a batch."""
+    import torch
+
+    def never_stop(ids: torch.Tensor, _scores: torch.Tensor, **_: object) -> torch.Tensor:
+        on_token(ids.shape[1] - width)
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+    return never_stop
 
 
 def padding_token(model: Any, tokenizer: Any, stops: Sequence[int]) -> int:

@@ -102,11 +102,13 @@ class Trainer:
         settings, main = self.config.train, self.accelerator.is_main_process
         plan = plan_steps(self.config, self.data.train)
         metrics = Metrics(self.folder / "metrics.jsonl", resumed, active=main)
-        if resumed == 0:
-            metrics.write({"step": 0, "epoch": 0, **self._measure_val_loss(), "time": time.time()})
-        done, started = resumed, time.monotonic()
         row: dict[str, Any] = {}
-        with Progress("train", len(plan), done=done, unit="steps") if main else nullcontext() as bar:
+        with Progress("train", len(plan), done=resumed, unit="steps") if main else nullcontext() as bar:
+            if bar is not None:
+                bar.set_note("validation loss before the first step" if resumed == 0 else "continues")
+            if resumed == 0:
+                metrics.write({"step": 0, "epoch": 0, **self._measure_val_loss(), "time": time.time()})
+            done, started = resumed, time.monotonic()
             for epoch, batches in plan[resumed:]:
                 rate = learning_rate(done, len(plan), settings.learning_rate, settings.warmup_ratio)
                 row = {"step": done + 1, "epoch": epoch, **self._run_step(batches, rate, done)}

@@ -14,6 +14,9 @@ from nexa_distill.annotation import annotations, preferences
 from nexa_distill.errors import UsageError
 from nexa_distill.inspection.session import require_inside
 from nexa_distill.inspection.tab_state import TabState
+from nexa_distill.orchestration.frozen_config import freeze_config
+from nexa_distill.orchestration.planning import Request
+from nexa_distill.orchestration.run_folder import describe_launch, write_plan, write_record
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.ui_inspect import load_context
 from tests.inspection.test_inspection import compared
@@ -262,6 +265,23 @@ def test_a_blind_preference_is_written_once_and_compare_moves_by_keyboard(page: 
         assert "Traceback" not in server.log.read_text()
     found = preferences.read(path)
     assert len(found) == len({one.sample_id for one in found}) == 2
+
+
+def test_two_runs_stand_side_by_side_on_the_prompts_that_both_answered(page: Page, tmp_path: Path) -> None:
+    config, other = compared(tmp_path), compared(tmp_path / "second")
+    run_dir = Path(config.storage.logs) / "20261128T100000Z-1"
+    write_plan(run_dir, [])
+    freeze_config(other, run_dir / "config")
+    write_record(run_dir, describe_launch(Request(tmp_path / "second/config.yaml"), other))
+    with inspector(tmp_path / "log", "--config", tmp_path / "config.yaml") as server:
+        page.goto(f"{server.url}/compare")
+        page.get_by_label("Beside run").click()
+        page.get_by_role("option", name=other.storage.root[-20:]).click()
+        expect(page.get_by_text("S0")).to_have_count(2)
+        page.wait_for_timeout(500)
+        page.keyboard.press("j")
+        expect(page.get_by_text("S1")).to_have_count(2)
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_the_training_view_shows_what_is_trained(page: Page, tmp_path: Path) -> None:

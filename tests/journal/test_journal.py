@@ -1,14 +1,26 @@
 """The ledger on its own: what it knows after a death, what was spent, older files."""
 
 import asyncio
+import os
+import socket
 import sqlite3
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from nexa_distill.errors import StorageFailed
+from nexa_distill.errors import Locked, StorageFailed
 from nexa_distill.journal.in_flight import HEADER_BYTES, InFlight, load_orphaned_ids
-from nexa_distill.journal.journal import PROCESS_DIED, Journal, Outcome, PendingRequest, ReadOnlyJournal, Usage
+from nexa_distill.journal.journal import (
+    LOCK_POLL_SECONDS,
+    PROCESS_DIED,
+    Journal,
+    Outcome,
+    PendingRequest,
+    ReadOnlyJournal,
+    Usage,
+)
 
 OLD_SCHEMA = """
 CREATE TABLE requests (request_key TEXT PRIMARY KEY, body BLOB NOT NULL);
@@ -160,3 +172,26 @@ def test_the_wire_forgets_what_has_ended(tmp_path: Path) -> None:
     assert load_orphaned_ids(tmp_path / "w") == {8}
     wire.close()
     assert load_orphaned_ids(tmp_path / "none") is None
+
+
+def test_another_run_waits_for_the_journal_and_reuses_its_answers_the_same_run_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, opened = tmp_path / "teacher.sqlite", list[bool]()
+
+    def wait_for_it() -> None:
+        with Journal(path, "second", owner="data/runs/b") as journal:
+            opened.append(journal.load_states(["a"])["a"].has_answer)
+
+    with Journal(path, "first", owner="data/runs/a") as journal:
+        for owner in ("data/runs/a", ""):
+            with pytest.raises(Locked, match="wait for it or stop it"):
+                Journal(path, "again", owner=owner)
+        waiting = threading.Thread(target=wait_for_it)
+        waiting.start()
+        time.sleep(2 * LOCK_POLL_SECONDS)
+        assert opened == []
+        record(journal, ("a", Outcome("answered", 200, b"A")))
+    waiting.join(10)
+    assert opened == [True], "answered before, not to be sent again"
+    assert f"pid {os.getpid()} on {socket.gethostname()}, for data/runs/a is collecting" in capfd.readouterr().out

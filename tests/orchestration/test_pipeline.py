@@ -25,6 +25,7 @@ from nexa_distill.orchestration.run_folder import (
     write_plan,
 )
 from nexa_distill.orchestration.stages import CHECKPOINT, RAW, SESSIONS, STAGES, locate_path, session_of
+from nexa_distill.orchestration.window import session_line
 from nexa_distill.storage.manifests import FILES, StageRun, manifest_path, sha256_path
 from tests import warm
 from tests.support.tiny_project import ROOT, TinyProject, wait_until
@@ -192,7 +193,8 @@ def test_the_teacher_starts_only_for_a_provider_with_a_server_and_data_gen_to_do
     teacher, data_gen = steps[:2]
     assert teacher.command[:2] == ["python", "teacher.py"]
     assert teacher.command[-2:] == ["--until", "logs/run/data_gen.exit"]
-    assert (data_gen.ready_by, data_gen.ready_file) == ("teacher", teacher.command[3])
+    assert (teacher.ready_by, teacher.ready_file) == ("data_gen", "logs/run/teacher.wanted")
+    assert data_gen.ready_by == ""
     later = make_plan(Request(CONFIG, provider="embedded", first="filtering"), Path("logs/run"))
     assert not later[0].runs
 
@@ -279,13 +281,13 @@ def test_a_pid_that_another_program_has_now_is_not_taken_for_the_wrapper(tmp_pat
 def test_a_line_shows_rows_rate_elapsed_and_estimate(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_plan(run, [Step("data_gen", True, "", ["true"])])
-    assert "waiting" in read_session(run, "data_gen").status_line()
+    assert "waiting" in session_line(read_session(run, "data_gen"))
     (run / "data_gen.started").touch()
     os.utime(run / "data_gen.started", (time.time() - 62, time.time() - 62))
     state = {"step": "teacher", "done": 34, "total": 128, "rate": 2.0, "note": "$0.01", "updated": 0}
     (run / "data_gen.progress").write_text(json.dumps(state))
-    line = read_session(run, "data_gen").status_line()
-    assert line.split() == ["data_gen", "running", "1:02", "teacher", "34/128", "2.0/s",
+    line = session_line(read_session(run, "data_gen"))
+    assert line.split() == ["data_gen", "running", "1:02", "teacher", "34/128", "━━━━┄┄┄┄┄┄┄┄┄┄┄┄", "2.0/s",
                             "about", "0:47", "left", "$0.01"]  # fmt: skip
 
 

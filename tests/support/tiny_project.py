@@ -79,7 +79,7 @@ class TinyProject:
         shutil.copytree(ROOT / "scripts/shell/orchestration", root / "scripts/shell/orchestration")
         shutil.copy(ROOT / "launch_pipeline.sh", root)
         self.write("scripts/shell/setup/environment.sh", "exit 0\n")  # has tests of its own
-        self.write("scripts/shell/training/run_training.sh", "exec python scripts/shell/training/train.py\n")
+        self.write("scripts/shell/training/run_training.sh", 'exec python scripts/shell/training/train.py "$@"\n')
         # The launcher's own commands; a stage is a process of its own, in its terminal.
         of_launcher = f'[ "$2" = nexa_distill.pipeline ] && exec {warm.python()} "$@"'
         shim = f'#!/bin/sh\n{of_launcher}\nexec {sys.executable} "$@"\n'
@@ -122,8 +122,8 @@ class TinyProject:
 
     def succeeds(self, session: str) -> None:
         """Let the session's stage seal its outputs."""
-        stage = f"import runpy\nrunpy.run_path({str(TINY_STAGE)!r})['seal_session']({session!r})\n"
-        self.does(session, stage)
+        stage = f"import runpy\ntiny = runpy.run_path({str(TINY_STAGE)!r})\n"
+        self.does(session, f"{stage}tiny['seal_session']({session!r}, tiny['configured']())\n")
 
     def launch(self, *options: str, check: int | None = None) -> subprocess.CompletedProcess[str]:
         """`bash launch_pipeline.sh OPTIONS`, with stderr in stdout."""

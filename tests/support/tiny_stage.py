@@ -1,9 +1,13 @@
 """The stages of the launcher's tests: a few bytes per output, sealed with the real manifests."""
 
+import os
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
 
+from nexa_distill.collection.requests.endpoint import SERVER_WANTED
 from nexa_distill.orchestration.planning import Request
 from nexa_distill.orchestration.stages import STAGES, Stage, locate_path, stage_settings
 from nexa_distill.settings.pipeline import DistillConfig
@@ -14,12 +18,26 @@ from nexa_distill.storage.tables import table_writer
 REPORT = '{"headline": ["better than before"]}'
 
 
-def seal_session(session: str, config_file: Path = Path("configs/distill_config.yaml")) -> None:
+CONFIG = Path("configs/distill_config.yaml")
+
+
+def configured() -> Path:
+    """The settings that this command line names."""
+    flag = next((word for word in ("--pipeline-config", "--config") if word in sys.argv), None)
+    return Path(sys.argv[sys.argv.index(flag) + 1]) if flag else CONFIG
+
+
+def seal_session(session: str, config_file: Path = CONFIG) -> None:
     """Write and seal every output of the session's stages: 3 rows in, 2 kept.
 
     After repairs the gates are passed again, as by the real session.
     """
     config = Request(config_file).load_settings()
+    if wanted := os.environ.get(SERVER_WANTED):
+        Path(wanted).touch()
+        while not Path(str(config.chosen_provider()[1].endpoint_file)).exists():
+            assert not Path(wanted).with_suffix(".exit").exists(), "the teacher ended"
+            time.sleep(0.1)
     for stage in STAGES:
         if stage.session != session:
             continue

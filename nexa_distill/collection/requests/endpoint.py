@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from nexa_distill.errors import ProviderUnusable
 from nexa_distill.settings.pipeline import Provider
 from nexa_distill.storage.atomic import Json, read_json_object
 
+# The environment of a session that may need a server has here the file that starts it (run_stage.sh).
+SERVER_WANTED = "NEXA_SERVER_WANTED"
 HEALTH_SECONDS = 5
 STOP_SECONDS = 10
 MIN_SECRET_CHARACTERS = 8  # a shorter value of a header or a query is a word or a number
@@ -130,8 +132,9 @@ def _collect_secrets(address: URL, parameters: Mapping[str, str]) -> Iterator[st
 def open_endpoint(provider: str, settings: Provider, model: str) -> Iterator[Endpoint]:
     """The provider's endpoint, with its local server running if it has one (`start:`).
 
-    A server that already runs (the launcher's `teacher` session) is used and keeps running; a
-    server started here is stopped at the end. Raises ProviderUnusable (69).
+    A server that already runs is used and keeps running. In a launched run the session `teacher` starts it, as
+    soon as its file SERVER_WANTED is there; else it is started here and stopped at the end. Raises
+    ProviderUnusable (69).
     """
     api_key(provider, settings)  # before a server is started
     if not settings.start:
@@ -146,7 +149,7 @@ def open_endpoint(provider: str, settings: Provider, model: str) -> Iterator[End
     if not settings.endpoint_file:
         raise ProviderUnusable(f"provider {provider}: start needs an endpoint_file beside it")
     file = Path(settings.endpoint_file)
-    running = _find_running(file)
+    running = _find_running(file) or _wait_for_session(provider, file, settings.start_timeout_seconds)
     with nullcontext(running) if running else _run_server(provider, settings, file) as server:
         _refuse_other_model(provider, settings, model, server["model"])
         yield _build_endpoint(provider, settings, server["base_url"], server["model"])
@@ -165,6 +168,22 @@ def _refuse_other_model(provider: str, settings: Provider, model: str, served: s
         )
 
 
+def _wait_for_session(provider: str, file: Path, seconds: float) -> Json | None:
+    """The server of the session `teacher`, asked to start it; None outside a launched run."""
+    if not (asked := os.environ.get(SERVER_WANTED)):
+        return None
+    wanted = Path(asked)
+    print(f"asking the session {wanted.stem} for its server", flush=True)
+    wanted.touch()
+    ended, log = wanted.with_suffix(".exit"), wanted.with_suffix(".log")
+    return _wait_for_server(provider, lambda: _read_code(ended), f"its log: {log}", file, seconds)
+
+
+def _read_code(file: Path) -> int | None:
+    """What a session left at its end; None before."""
+    return int(file.read_text()) if file.exists() else None
+
+
 @contextmanager
 def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[Json]:
     command = [*(settings.start or []), "--endpoint-file", str(file)]
@@ -179,7 +198,7 @@ def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[Json]
             f"provider {provider}: cannot run {command[0]} ({error.strerror}); see its start: in the configuration"
         ) from None
     try:
-        yield _wait_for_server(provider, server, file, settings.start_timeout_seconds)
+        yield _wait_for_server(provider, server.poll, "its message is above", file, settings.start_timeout_seconds)
     finally:
         server.terminate()
         try:
@@ -188,15 +207,16 @@ def _run_server(provider: str, settings: Provider, file: Path) -> Iterator[Json]
             server.kill()
 
 
-def _wait_for_server(provider: str, server: subprocess.Popen[bytes], file: Path, seconds: float) -> Json:
+def _wait_for_server(
+    provider: str, exit_code: Callable[[], int | None], where: str, file: Path, seconds: float
+) -> Json:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if running := _find_running(file):
             return running
-        if server.poll() is not None:
+        if (code := exit_code()) is not None:
             raise ProviderUnusable(
-                f"provider {provider}: its server ended with code {server.returncode} before it "
-                "was ready; its message is above"
+                f"provider {provider}: its server ended with code {code} before it was ready; {where}"
             )
         time.sleep(0.2)
     raise ProviderUnusable(f"provider {provider}: its server was not ready within {seconds:.0f} s")

@@ -1,7 +1,11 @@
-"""Page *Compare*: answers of teacher and student to a held-out prompt, with names or blind."""
+"""Page *Compare*: answers of teacher and student to a held-out prompt, with names or blind.
+
+Beside another run: the trained students of both, on the prompts that both answered.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import streamlit as st
 
@@ -11,6 +15,10 @@ from nexa_distill.inspection import components, held_out_answers
 from nexa_distill.inspection.held_out_answers import TITLES, HeldOutPrompt
 from nexa_distill.inspection.session import PageContext
 from nexa_distill.inspection.tab_state import draw_navigation, get_tab_state
+from nexa_distill.orchestration import run_list
+from nexa_distill.orchestration.run_folder import read_record
+from nexa_distill.reporting.run_comparison import comparison_lines
+from nexa_distill.storage.atomic import read_json_object
 
 PAIRS = {"before and after training": ("before", "after"), "trained student and teacher": ("after", "teacher")}
 
@@ -20,10 +28,14 @@ def draw_page(room: PageContext) -> None:
     if not prompts:
         st.info("The student has not answered held-out prompts yet: the evaluation was not run.")
         return
+    others = _other_runs(room)
     with st.sidebar:
-        blind = st.toggle("Blind", help="Names and scores are hidden; your preference is kept.")
+        other = st.selectbox("Beside run", others, index=None, placeholder="none", disabled=not others)
+        blind = st.toggle("Blind", help="Names and scores are hidden; your preference is kept.", disabled=bool(other))
         pair = PAIRS[st.radio("Compare", list(PAIRS), disabled=not blind)]
-    if blind:
+    if other:
+        _draw_two_runs(room, prompts, other, others[other])
+    elif blind:
         _draw_blind(room, prompts, pair)
     else:
         _draw_open(prompts)
@@ -40,6 +52,33 @@ def _draw_open(prompts: Sequence[HeldOutPrompt]) -> None:
                 components.show_text(prompt.answers[source], f"answer-{source}")
             else:
                 st.caption("not run")
+
+
+def _other_runs(room: PageContext) -> dict[str, Path]:
+    runs = run_list.find_runs(run_list.main_logs(room.config))
+    own = Path(room.config.storage.root).resolve()
+    roots = {name: Path(record.root) for name, folder in runs.items() if (record := read_record(folder))}
+    return {name: runs[name] for name, root in roots.items() if root.resolve() != own}
+
+
+def _draw_two_runs(room: PageContext, prompts: Sequence[HeldOutPrompt], name: str, run_dir: Path) -> None:
+    other = run_list.load_run_config(run_dir).storage
+    second = {prompt.sample_id: prompt for prompt in held_out_answers.load_prompts(other)}
+    names = (Path(room.config.storage.root).name, name)
+    reports = [read_json_object(storage.path_of("evaluation_report")) for storage in (room.config.storage, other)]
+    if reports[0] and reports[1]:
+        st.code("\n".join(comparison_lines(names, (reports[0], reports[1]))), language=None)
+    both = [prompt for prompt in prompts if prompt.sample_id in second]
+    if not both:
+        st.info("No held-out prompt was answered in both runs.")
+        return
+    prompt = both[draw_navigation("Prompt", "two-runs", len(both))]
+    components.show_text(prompt.user_prompt, "prompt", "quiet")
+    for column, title, run in zip(st.columns(2), names, (prompt, second[prompt.sample_id]), strict=True):
+        with column:
+            st.markdown(f"##### {components.escape_markdown(title)}")
+            st.markdown(_gate_verdict(run, "after"))
+            components.show_text(run.answers.get("after") or "", f"run-{title}")
 
 
 def _gate_verdict(prompt: HeldOutPrompt, source: str) -> str:

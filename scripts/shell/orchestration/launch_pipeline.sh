@@ -22,12 +22,14 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
   --provider NAME   the teacher, one of providers: in the settings
   --base-url URL    another server with OpenAI's API as the teacher: http://.../v1
   --model NAME      the model to ask there
+  --name NAME       a run of its own: files in data/runs/NAME, sessions NAME/filtering, ...
+  --replace         replace a finished student by one of other input, limit or settings
   --from STAGE      start at this stage or session
   --only STAGE      this stage's session alone
   --dry-run         print the plan and its reasons, and the finished stages
   --detach          start and return immediately
-  --status          the newest run and its finished stages
-  --stop            stop this project's sessions
+  --status          the newest run and its finished stages; with --name, that run's
+  --stop            stop this project's sessions; with --name, that run's
   --no-tmux         the same stages, one after the other, in this terminal
   --help            this text
 
@@ -40,18 +42,24 @@ HELP
 from_here() { if [[ $1 == /* || $PWD == "$ROOT" ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
 
 parse() {
-  ACTION=run DETACH=false TMUX_WANTED=true CONFIG=() ASKED=()
+  ACTION=run DETACH=false TMUX_WANTED=true CONFIG=() ASKED=() NAME=
   while (($#)); do
     case $1 in
-      --config | --input | --answers | --limit | --provider | --base-url | --model | --from | --only)
+      --config | --input | --answers | --limit | --provider | --base-url | --model | --name | --from | --only)
         (($# > 1)) || fail 2 "$1 needs a value; see --help"
         case $1 in
-          --config) CONFIG=(--config "$(from_here "$2")") ;;
+          --config) CONFIG+=(--config "$(from_here "$2")") ;;
+          --name) NAME=$2 CONFIG+=(--name "$2") ;;
+          --limit)
+            [[ $2 =~ ^[1-9][0-9]*$ ]] || fail 2 "--limit $2: expected a whole number of at least 1"
+            ASKED+=("$1" "$2")
+            ;;
           --input | --answers) ASKED+=("$1" "$(from_here "$2")") ;;
           *) ASKED+=("$1" "$2") ;;
         esac
         shift
         ;;
+      --replace) ASKED+=("$1") ;;
       --detach) DETACH=true ;;
       --no-tmux) TMUX_WANTED=false ;;
       --dry-run | --status | --stop) ACTION=${1#--} ;;
@@ -59,10 +67,13 @@ parse() {
         usage
         exit
         ;;
-      *) fail 2 "unknown option $1; see --help" ;;
+      -*) fail 2 "unknown option $1; see --help" ;;
+      *) fail 2 "unexpected word $1; a stage is named by --only $1 or --from $1, see --help" ;;
     esac
     shift
   done
+  # The tmux sessions of a run with a name are NAME/filtering, ...
+  PREFIX=${NAME:+$NAME/}
   if $DETACH && ! $TMUX_WANTED; then fail 2 "--detach needs tmux: leave out --no-tmux"; fi
 }
 
@@ -84,7 +95,13 @@ planned() {
   done <"$RUN_DIR/plan"
 }
 
-mark_latest() { ln -sfn "$(basename "$RUN_DIR")" "$(dirname "$RUN_DIR")/latest"; }
+# logs/latest is the newest run; data/runs/NAME/config, the settings of the newest launch of NAME.
+mark_latest() {
+  local logs
+  logs=$(dirname "$RUN_DIR")
+  ln -sfn "$(basename "$RUN_DIR")" "$logs/latest"
+  if [[ -n $NAME ]]; then ln -sfn logs/latest/config "$(dirname "$logs")/config"; fi
+}
 
 start_all() {
   local name
@@ -93,8 +110,8 @@ start_all() {
   trap - EXIT
   mark_latest
   for name in "${NAMES[@]}"; do
-    start_session "$name" || fail 75 "tmux could not start session $name (its message is above);" \
-      "bash launch_pipeline.sh --stop ends the ones before it"
+    start_session "$name" || fail 75 "tmux could not start session $PREFIX$name (its message is above);" \
+      "bash launch_pipeline.sh --stop${NAME:+ --name $NAME} ends the ones before it"
   done
 }
 
@@ -149,7 +166,8 @@ main() {
   planned
   if $TMUX_WANTED; then start_all; else run_in_order; fi
   if $DETACH; then
-    echo "Started: ${NAMES[*]}. tmux attach -t ${NAMES[0]} | bash launch_pipeline.sh --status | --stop"
+    echo "Started: ${NAMES[*]}. tmux attach -t $PREFIX${NAMES[0]} |" \
+      "bash launch_pipeline.sh --status${NAME:+ --name $NAME} | --stop${NAME:+ --name $NAME}"
     exit 0
   fi
   exec "$ROOT/.venv/bin/python" -m nexa_distill.pipeline watch "$RUN_DIR" ${CONFIG[@]+"${CONFIG[@]}"}

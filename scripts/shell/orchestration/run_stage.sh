@@ -4,9 +4,10 @@
 #   run_stage.sh SESSION RUN_DIR
 #
 # Reads RUN_DIR/plan, NUL-terminated fields per session: session, after, ready_by, ready_file,
-# number of words, the words of the command. Waits until `after` has ended with 0 and until
-# `ready_file` is newer than the plan; if `after` failed, or `ready_by` ended first, ends with 75.
-# Writes RUN_DIR/SESSION.{pid,started,log} and, last and by rename, SESSION.exit. A log that cannot
+# number of words, the words of the command. Waits until `after` has ended with 0; then, a server, until
+# `ready_by` has written `ready_file`, whose name that session has in NEXA_SERVER_WANTED. If one of
+# them failed, ends with 75; if `ready_by` ended without the file, with 0: nobody needed the server.
+# Writes RUN_DIR/SESSION.{pid,started,log,seconds} and, last and by rename, SESSION.exit. A log that cannot
 # be written neither fails nor stops the command.
 set -euo pipefail
 
@@ -14,6 +15,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 NO_PID_YET_SECONDS=60
 CHILD=
 STOPPED=
+COMMAND=()
 
 # To the pane and to the log; a closed terminal is no reason to fail.
 say() { printf '[nexa] %s\n' "$*" >&3 || true; }
@@ -29,11 +31,13 @@ read_plan() {
     done
     if [[ $session == "$SESSION" ]]; then
       AFTER=$after READY_BY=$ready_by READY_FILE=$ready_file COMMAND=("${words[@]}")
-      return
     fi
+    if [[ $ready_by == "$SESSION" ]]; then export NEXA_SERVER_WANTED=$ready_file; fi
   done <"$RUN_DIR/plan"
-  printf '%s\n' "error: $RUN_DIR/plan has no session $SESSION" >&2
-  exit 2
+  if ((${#COMMAND[@]} == 0)); then
+    printf '%s\n' "error: $RUN_DIR/plan has no session $SESSION" >&2
+    exit 2
+  fi
 }
 
 # The last step: downstream sessions and the launcher read this file.
@@ -69,7 +73,12 @@ wait_for() {
     if is_gone "$name"; then gone=true; fi
     if [[ -n $file && $file -nt $RUN_DIR/plan ]]; then return; fi
     if [[ -e $RUN_DIR/$name.exit ]]; then
-      if [[ -z $file && $(<"$RUN_DIR/$name.exit") == 0 ]]; then return; fi
+      if [[ $(<"$RUN_DIR/$name.exit") == 0 ]]; then
+        if [[ -z $file ]]; then return; fi
+        say "$SESSION is not needed: $name is done"
+        end_log
+        exit 0
+      fi
       refuse "$name" "$(<"$RUN_DIR/$name.exit")"
     fi
     # Gone before the file was looked for, and no file: it was killed.
@@ -107,6 +116,8 @@ run_command() {
   PATH=$ROOT/.venv/bin:$PATH
   # torch's threads spin while they wait: briefly is fast, the default is ruinous on a busy machine.
   export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
+  # Bars overwrite their line; in a log they would be one line of 20 kB. Stages print lines instead.
+  export TQDM_DISABLE=1
   { : >"$FILES.started"; } 2>/dev/null || true
   SECONDS=0
   "${COMMAND[@]}" >&3 2>&1 3>&- </dev/null &
@@ -118,6 +129,7 @@ run_command() {
     wait "$CHILD" || code=$?
   done
   code=${STOPPED:-$code}
+  { echo "$SECONDS" >"$FILES.seconds"; } 2>/dev/null || true
   case $code in
     0) say "$SESSION is done after $SECONDS s" ;;
     129 | 130 | 143) say "$SESSION was stopped after $SECONDS s (code $code)" ;;

@@ -2,7 +2,7 @@ from math import isclose
 
 import pytest
 
-from nexa_train.evaluation.significance import compare_passes, mcnemar_p_value, paired_difference, wilson_interval
+from nexa_distill.reporting.significance import compare_passes, mcnemar_p_value, paired_difference, wilson_interval
 
 
 @pytest.mark.parametrize(
