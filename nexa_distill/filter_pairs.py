@@ -187,8 +187,8 @@ def answer_files(config: DistillConfig) -> list[Path]:
 
 
 def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
-    """The command, from its parsed arguments (`arguments`)."""
-    filters = None
+    """Filter by the command's options; those that `args` leaves out are the configuration's."""
+    args, filters = _build_parser().complete_options(args), None
     pipeline = args.pipeline_config
     if read_yaml(args.config).keys() & DistillConfig.model_fields.keys():
         pipeline = args.config
@@ -199,15 +199,19 @@ def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
     )
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; without arguments everything comes from the configuration."""
+def _build_parser() -> cli.Parser:
     parser = cli.build_parser(__doc__, config=DEFAULT_FILTERS)
     parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--dst", type=Path, help="answers that pass")
     parser.add_argument("--checks", type=Path, help="measurements (contracts.CHECKS)")
     parser.add_argument("--report", type=Path, help="quality report (JSON; Markdown beside it)")
-    return parser.parse_args(argv)
+    return parser
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; without arguments everything comes from the configuration."""
+    return _build_parser().parse_args(argv)
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ from nexa_distill.orchestration.run_folder import (
 from nexa_distill.orchestration.run_list import load_report, main_logs, run_lines
 from nexa_distill.orchestration.stages import SESSIONS, STAGES, Stage, locate_path
 from nexa_distill.orchestration.window import Window, session_line, usual_seconds, wrap_lines
-from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, with_flags
 from nexa_distill.storage.manifests import load_manifest
 
 if TYPE_CHECKING:
@@ -75,20 +75,34 @@ class DistillationPipeline:
         self.config_path = Path(config_path or cli.DEFAULT_CONFIG)
         self.config: DistillConfig = load_config(self.config_path)
 
-    def collect_teacher(self) -> None:
-        """Raw data to teacher answers. Writes raw_dataset and collected_dataset."""
-        self._gates.run_data_gen(self.config)
+    def collect_teacher(self, *, dry_run: bool = False, max_samples: int | None = None) -> None:
+        """Raw data to teacher answers. Writes raw_dataset and collected_dataset.
 
-    def filter_teacher(self) -> None:
-        """Run all gates. Writes filtered_dataset and rejections."""
+        `dry_run`: print the requests and their cost, and send none. `max_samples`: of the first prompts only.
+        """
+        config = with_flags(self.config, {"collection": {"max_samples": max_samples}})
+        self._gates.run_data_gen(config, dry_run=dry_run)
+
+    def filter_teacher(self, *, report_path: Path | str | None = None) -> None:
+        """Run all gates. Writes filtered_dataset and rejections.
+
+        `report_path`: a copy of SampleGate's report as JSON; .md and .html are written beside it.
+        """
         self._gates.run_gates(self.config)
+        if report_path:
+            self._gates.copy_report(self.config, Path(report_path))
 
-    def regenerate(self) -> None:
+    def regenerate(self, *, annotations_path: Path | str | None = None, dry_run: bool = False) -> None:
         """Repair rejected answers round by round, each through the same gates.
 
-        Writes regen_dataset and the outputs of `filter_teacher`.
+        Writes regen_dataset and the outputs of `filter_teacher`. `annotations_path`: a file of human
+        decisions to record first. `dry_run`: print the next requests and their cost, and send none.
         """
-        self._gates.run_repair_loop(self.config)
+        annotations = Path(annotations_path) if annotations_path else None
+        if dry_run:
+            self._gates.estimate_repairs(self.config, annotations)
+        else:
+            self._gates.run_repair_loop(self.config, annotations)
 
     def package_sft(self) -> None:
         """Filtered answers to training samples. Writes sft_parquet, sft_jsonl and splits."""
