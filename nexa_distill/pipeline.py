@@ -31,7 +31,7 @@ from nexa_distill.orchestration import orphans
 from nexa_distill.orchestration.freshness import Freshness, verify_chain
 from nexa_distill.orchestration.frozen_config import freeze_config
 from nexa_distill.orchestration.named_runs import RUNS, frozen_path, with_name
-from nexa_distill.orchestration.planning import Request, make_plan, plan_lines
+from nexa_distill.orchestration.planning import Request, make_plan, plan_lines, session_command
 from nexa_distill.orchestration.replacement import explain_replacement, refuse_replacement
 from nexa_distill.orchestration.run_folder import (
     describe_failures,
@@ -109,8 +109,11 @@ class DistillationPipeline:
         self._gates.apply_decisions(self.config)
         self._package(self.config)
 
-    def plan_cli_commands(self) -> list[str]:
-        """The commands of the sessions that would run now, in order, as a user types them."""
+    def plan_cli_commands(self, *, all: bool = False) -> list[str]:  # noqa: A002
+        """The commands of the sessions that would run now, in order, as a user types them; `all`: of every session."""
+        if all:
+            request = Request(self.config_path)
+            return [shlex.join(session_command(session, self.config, request)) for session in SESSIONS]
         steps = make_plan(Request(self.config_path), new_run_dir(Path(self.config.storage.logs)))
         return [shlex.join(step.command) for step in steps if step.runs]
 

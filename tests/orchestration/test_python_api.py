@@ -1,12 +1,15 @@
 """The documented Python interfaces, called as their documents show them."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from nexa_distill import filter_pairs, gates, to_sft
 from nexa_distill.collect_teacher import arguments, build_requests, run_collection
@@ -15,7 +18,8 @@ from nexa_distill.pipeline import DistillationPipeline
 from nexa_distill.regenerate_bad import run_regeneration
 from nexa_distill.sample_gate import SampleGate
 from tests.repair.test_regenerate_bad import SAYS, collected
-from tests.support.workspace import Workspace, workspace
+from tests.support.tiny_model import save_config, save_model
+from tests.support.workspace import ROOT, Workspace, workspace
 from tests.teacher.faults import prompts, put
 from tests.teacher.ledger_teacher import Teacher, ledger_teacher
 
@@ -159,3 +163,50 @@ def test_sample_gate_has_the_shipped_thresholds_and_refuses_those_of_another_sca
         SampleGate(judge_f_threshold=80.0)
     with pytest.raises(InputError, match=r"judge_f is 85, expected a score of 0\.\.1"):
         SampleGate().filter_sample({"judge_f": 85})
+
+
+# The guide's examples, run as they are written.
+
+
+def example(number: int) -> str:
+    section = (ROOT / "docs/pipelines/PIPELINE_GUIDE.md").read_text().split("## The pipeline from Python\n")[1]
+    return section.split("```python\n")[number].split("```")[0]
+
+
+@pytest.mark.slow
+def test_the_guides_example_runs_from_raw_text_to_an_evaluated_student(tmp_path: Path) -> None:
+    student = save_config(tmp_path / "student.yaml", save_model(tmp_path / "tiny"), max_length=4096, epochs=1)
+    values = yaml.safe_load(student.read_text())
+    values["generate"] |= {"max_new_tokens": 8, "max_prompts": 4}
+    student.write_text(yaml.safe_dump(values))
+    with ledger_teacher(tmp_path) as teacher:
+        made = workspace(tmp_path, teacher.base_url, input={"limit": 16}, student=str(student))
+        code = example(1).replace("configs/distill_config.yaml", str(made.config))
+        code = code.replace("funnel.json", str(tmp_path / "funnel.json"))
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert asked(teacher) == 32
+    assert json.loads(made.path("evaluation_report").read_text())["headline"]
+    assert (tmp_path / "funnel.md").exists()
+    assert DistillationPipeline(made.config).plan_cli_commands() == []
+
+
+def test_the_guides_functions_run_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = workspace(tmp_path)
+    put(made, prompts(6)).rename(tmp_path / "mine.parquet")
+    monkeypatch.chdir(ROOT)
+    code = example(2).replace("Namespace(", f"Namespace(config={str(made.config)!r}, src='{tmp_path}/mine.parquet', ")
+    exec(code, {})  # noqa: S102 - the guide's
+    printed = capsys.readouterr().out
+    assert "4 requests" in printed
+    assert "Why is the sky blue?" in printed
+    assert "['low_factuality']" in printed
+
+
+def test_the_documented_folder_of_the_guides_is_there() -> None:
+    assert (ROOT / "docs/Pipeline/IMPLEMENTATION_SUMMARY.md").samefile(
+        ROOT / "docs/pipelines/IMPLEMENTATION_SUMMARY.md"
+    )
+    assert (ROOT / "docs/Pipeline/PIPELINE_GUIDE.md").exists()
