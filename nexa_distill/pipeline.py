@@ -1,6 +1,7 @@
 """Plan, watch and verify the whole pipeline.
 
     python -m nexa_distill.pipeline plan      per session: run or skip, why; cost of the teacher
+    python -m nexa_distill.pipeline plan --target N   also tokens, hours and cost of N samples
     python -m nexa_distill.pipeline status    the newest run, and the sealed stages
     python -m nexa_distill.pipeline verify    every hash from the raw file to the checkpoint
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
@@ -26,6 +27,7 @@ from nexa_distill.collection.capabilities import plan_line
 from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import build_cost_report
 from nexa_distill.cost.cost_report_text import summary_lines
+from nexa_distill.cost.target_plan import target_lines
 from nexa_distill.errors import Locked, NexaError
 from nexa_distill.orchestration import orphans
 from nexa_distill.orchestration.freshness import Freshness, verify_chain
@@ -318,6 +320,10 @@ def _build_parser() -> argparse.ArgumentParser:
         if name == "compare":
             command.add_argument("first", metavar="A", help="a run's name, as `runs` lists it")
             command.add_argument("second", metavar="B")
+        if name == "plan":
+            command.add_argument(
+                "--target", type=cli.positive_int, metavar="N", help="tokens, hours, cost of N samples"
+            )
         if name in ("plan", "prepare"):
             _add_launch_options(command)
     return parser
@@ -363,6 +369,8 @@ def main() -> int:
     match args.command:
         case "plan":
             print("\n".join(describe_plan(_build_request(args))))
+            if args.target:
+                print("\n".join(("", *target_lines(_build_request(args).load_settings(), args.target))))
         case "prepare":
             print(prepare_run(_build_request(args), replace=args.replace) or "", end="")
         case "watch":

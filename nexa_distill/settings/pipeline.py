@@ -370,6 +370,7 @@ class Budget(Section):
     max_requests: Count | None
     max_tokens: Count | None
     target_samples: Count  # kept samples for which the cost report projects the cost
+    machine_usd_per_hour: NonNegative | None = None  # of training and evaluation, for `pipeline plan --target`
 
 
 class DistillConfig(Section):
