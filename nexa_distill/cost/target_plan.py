@@ -7,13 +7,12 @@ so is what depends on it.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from nexa_distill.cost.cost_report import TEACHERS, build_cost_report
 from nexa_distill.cost.cost_report_text import format_figure
 from nexa_distill.cost.spending import Figures, safe_ratio, sum_complete, sum_known
-from nexa_distill.reporting.training_curve import read_metrics
+from nexa_distill.reporting.training_curve import read_metrics, step_seconds
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
@@ -61,6 +60,7 @@ class RunFigures:
 
 def measure_run(config: DistillConfig, student: StudentConfig) -> RunFigures:
     report, storage = build_cost_report(config), config.storage
+    steps = step_seconds(read_metrics(student.metrics_path(storage)))
     kept, total = report["kept"] or {}, report["total"]
     samples, uncounted = kept.get("kept_samples"), kept.get("samples_without_token_counts", 0)
     seconds = sum_known([total["seconds"], *_manifest_seconds(storage, FREE_STAGES)])
@@ -70,7 +70,7 @@ def measure_run(config: DistillConfig, student: StudentConfig) -> RunFigures:
         teacher_tokens_multiplier=safe_ratio(total["teacher_tokens"], total["distilled_tokens"]),
         price_per_token=safe_ratio(_teacher_usd(report["stages"]), total["teacher_tokens"]),
         kept_samples_per_hour=safe_ratio(samples, safe_ratio(seconds, HOUR)),
-        seconds_per_step=_seconds_per_step(student.metrics_path(storage)),
+        seconds_per_step=safe_ratio(sum(steps), len(steps)),
         evaluation_hours=safe_ratio(evaluation, HOUR),
     )
 
@@ -85,13 +85,6 @@ def _teacher_usd(stages: Mapping[str, Figures]) -> float | None:
     is_priced = not any(figures["answers_without_price"] for figures in teachers)
     usd: float | None = sum_known(figures["usd"] for figures in teachers) if is_priced else None
     return usd
-
-
-def _seconds_per_step(metrics: Path) -> float | None:
-    seconds = [row["seconds"] for row in read_metrics(metrics) if "seconds" in row]
-    # The clock of a resumed training begins again at 0.
-    spent = [now - before if now >= before else now for before, now in pairwise([0.0, *seconds])]
-    return safe_ratio(sum(spent), len(spent))
 
 
 def plan_target(config: DistillConfig, target: int) -> dict[str, float | None]:
