@@ -28,6 +28,7 @@ from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.raw_data.columns import PASSED_ON
 from nexa_distill.raw_data.files import RawRow, Tell, read_raw
+from nexa_distill.raw_data.input_reading import settle_input
 from nexa_distill.raw_data.prompts import Passed, RowReader, canonical_row, required_text
 from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_with_options
 from nexa_distill.storage.manifests import StageRun
@@ -59,13 +60,19 @@ def _parts(start: int, end: int) -> list[tuple[int, int]]:
 
 
 def canonical_rows(
-    raw: Iterable[RawRow], columns: Columns, chunking: Chunking, templates: dict[str, str], tell: Tell = lambda _: None
+    raw: Iterable[RawRow],
+    columns: Columns,
+    chunking: Chunking,
+    templates: dict[str, str],
+    tell: Tell = lambda _: None,
+    answer: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of contracts.CANONICAL. Raises InputError naming the raw row and column.
 
-    `tell` gets one line for each thing that the user should know about how columns are read.
+    `tell` gets one line for each thing that the user should know about how columns are read;
+    `answer` is the column of the rows' answers, if they have one.
     """
-    reader = RowReader(columns, tell)
+    reader = RowReader(columns, tell, answer)
     for row in raw:
         layout = reader.layout_of(row)
         if layout.prompt is not None:
@@ -139,7 +146,8 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
         return
     raw = itertools.islice(read_raw(src, config.input.delimiter, _print_line), config.input.limit)
     templates = load_templates(config.defaults)
-    rows = canonical_rows(raw, config.defaults, config.chunking, templates, _print_line)
+    answer = config.answers.column if config.has_answers_in_input else None
+    rows = canonical_rows(raw, config.defaults, config.chunking, templates, _print_line, answer)
     databases = set[str]()
     with table_writer(dst, CANONICAL) as out:
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
@@ -179,7 +187,7 @@ def main() -> None:
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.canonical")
     parser.add_argument("--limit", dest="input.limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     args = parser.parse_args()
-    run(load_with_options(args), args.dst)
+    run(settle_input(load_with_options(args)), args.dst)
 
 
 if __name__ == "__main__":

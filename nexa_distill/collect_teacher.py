@@ -5,7 +5,8 @@ Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns 
 Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempts 0, 1, ...), `storage.unanswered`
 Keeps:  rows_in == answered + unanswered; also truncated and empty answers, which the rules reject
 
-With `answers.path` (--answers FILE) the answers are read from a file and no request is sent.
+With `answers.path` (--answers FILE), or if the raw data contains answers beside its prompts, they are
+read from there and no request is sent.
 
 Every request is in `storage.journal`/teacher.sqlite before it is sent. To continue after any stop,
 run the same command: it sends only the missing requests.
@@ -39,6 +40,7 @@ from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.raw_data.handed_in_prompts import prepare_prompts
+from nexa_distill.raw_data.input_reading import settle_input
 from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt, load_with_options, with_address
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import UniqueKeys, open_table, read_batches
@@ -217,6 +219,8 @@ def _is_first(sample: str, twice: set[str], seen: set[str]) -> bool:
 def run_collection(args: argparse.Namespace) -> None:
     """The command line's work: flags over YAML, then `run`."""
     config = load_with_options(args)
+    if args.src is None:
+        config = settle_input(config)
     config = with_address(config, config.chosen_provider()[0], args.base_url, args.api_key_env)
     columns = {
         "user_prompt": args.prompt_column,

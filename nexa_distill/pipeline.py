@@ -41,6 +41,7 @@ from nexa_distill.orchestration.run_folder import (
     write_plan,
 )
 from nexa_distill.orchestration.stages import STAGES, Stage, locate_path
+from nexa_distill.raw_data.input_reading import describe_answers
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
 from nexa_distill.storage.manifests import load_manifest
 
@@ -101,6 +102,8 @@ def describe_plan(request: Request) -> Iterator[str]:
     steps = make_plan(request, new_run_dir(Path(config.storage.logs)), fresh)
     running = {step.session for step in steps if step.runs}
     yield from plan_lines(steps)
+    if "data_gen" in running and (line := describe_answers(config)):
+        yield line
     if "data_gen" in running and not config.answers.path:
         yield f"teacher: {plan_line(config, config.chosen_provider()[0], teacher_model(config))}"
     for stage, unknown, find_collectors in _paid_stages(config):
@@ -163,7 +166,8 @@ def prepare_run(request: Request) -> Path | None:
 
     Raises Locked (75) while the newest run is running.
     """
-    logs = Path(request.load_settings().storage.logs).resolve()
+    config = request.load_settings()
+    logs = Path(config.storage.logs).resolve()
     before = latest_run(logs)
     if running := running_sessions(before):
         raise Locked(
@@ -175,6 +179,8 @@ def prepare_run(request: Request) -> Path | None:
     run_dir = new_run_dir(logs)
     steps = make_plan(request, run_dir)
     print("\n".join(plan_lines(steps, commands=False)), file=sys.stderr)
+    if any(step.runs and step.session == "data_gen" for step in steps) and (line := describe_answers(config)):
+        print(line, file=sys.stderr)
     if not any(step.runs for step in steps):
         return None
     write_plan(run_dir, steps)

@@ -12,7 +12,8 @@ Raises  InputMissing (66) if the gates have not run on the current answers, Inpu
 
 The plan: `repair/plan.py`; the prompts: `repair/prompts.py`. A request is in
 `storage.journal`/regenerate.sqlite under a key of its round and content: running this twice, or
-after a kill, pays once. If answers come from a file (`answers.path`) no request is sent.
+after a kill, pays once. If the answers come from a file (`answers.path`, or the manifest of
+the answers) no request is sent.
 
 `--annotations FILE` records the decisions of the file (lines of the log, or seeds `{index |
 sample_id, action, reason, note}`; `index` is a row of the inspected file `--src`) and repairs with
@@ -60,7 +61,7 @@ from nexa_distill.repair.plan import (
 )
 from nexa_distill.repair.prompts import repair_prompt
 from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt, load_with_options
-from nexa_distill.storage.manifests import StageRun
+from nexa_distill.storage.manifests import StageRun, answers_file
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.json_schemas import load_schemas
 
@@ -238,8 +239,12 @@ def run(
 
 
 def _print_plan(config: DistillConfig, asking: RepairRequests) -> None:
-    if config.answers.path and not asking.rounds:
-        print(f"regenerate: answers come from {config.answers.path}; no request is sent")
+    file = config.answers.path or answers_file(config.storage)
+    if file and not asking.rounds:
+        print(
+            f"regenerate: answers come from {file}; no request is sent. To ask a teacher instead: "
+            "python scripts/python/data_processing/run_full_data_gen.py --provider NAME"
+        )
     elif not asking.plan.wanted:
         print("regenerate: no rejection that regenerating could fix")
     else:

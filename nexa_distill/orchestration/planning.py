@@ -7,6 +7,7 @@ from pathlib import Path
 from nexa_distill.errors import InputMissing, UsageError
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
+from nexa_distill.raw_data.input_reading import settle_input
 from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags, with_server
 
 # Session -> its command up to the configuration, and the flags of the launcher that it also gets.
@@ -42,12 +43,15 @@ class Request:
     model: str | None = None
 
     def load_settings(self) -> DistillConfig:
+        """The settings with the flags, and with what the raw data decides if it is to be read."""
+        asks_teacher = self.provider or self.base_url or self.model
         flags = {
             "input": {"path": self.input and str(self.input), "limit": self.limit},
             "provider": self.provider,
-            "answers": {"path": self.answers and str(self.answers)},
+            "answers": {"path": self.answers and str(self.answers), "from_input": False if asks_teacher else None},
         }
-        return with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
+        config = with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
+        return settle_input(config) if "data_gen" in _chosen_sessions(self)[1] else config
 
 
 @dataclass(frozen=True)

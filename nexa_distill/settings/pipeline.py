@@ -182,6 +182,8 @@ def _dialect_at(base_url: str) -> Dialect:
 
 
 OWN = "own"  # the provider that --base-url makes
+# Options that name a teacher: it is asked, although the raw data has answers.
+TEACHER_OPTIONS = ("provider", "base_url", "server_url", "server_model")
 
 
 class Provider(Section):
@@ -288,10 +290,11 @@ class Regeneration(Section):
 
 
 class ExistingAnswers(Section):
-    """`answers:` a file of answers in place of a teacher."""
+    """`answers:` existing answers in place of a teacher."""
 
-    path: str | None  # null = request them from the provider
-    column: str  # of the answers
+    path: str | None  # null = those of the raw data, or requested from the provider
+    from_input: bool  # raw data with prompts and answers contains both; false = its answers are the reference
+    column: str | None  # of the answers; null = the one that looks like answers
     model_id: str  # recorded as their source
 
 
@@ -380,6 +383,12 @@ class DistillConfig(Section):
     filters: str
     student: str
 
+    @property
+    def has_answers_in_input(self) -> bool:
+        """Whether `answers.path` is the raw data itself: answers then belong to the prompt of their row."""
+        path = self.answers.path
+        return path is not None and Path(path).resolve() == Path(self.input.path).resolve()
+
     def chosen_provider(self, name: str | None = None) -> tuple[str, Provider]:
         """The provider of `name`, or of the `provider:` key. Raises InputError if unknown."""
         name = name or self.provider
@@ -446,6 +455,8 @@ def load_with_options(options: argparse.Namespace) -> DistillConfig:
             flags.setdefault(section, {})[key] = value
         elif name in DistillConfig.model_fields:
             flags[name] = value
+    if any(getattr(options, name, None) for name in TEACHER_OPTIONS):
+        flags.setdefault("answers", {})["from_input"] = False
     config = with_flags(load_config(options.config), flags)
     return with_server(config, getattr(options, "server_url", None), getattr(options, "server_model", None))
 

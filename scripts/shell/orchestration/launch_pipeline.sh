@@ -18,8 +18,8 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
   --config FILE     settings (default: configs/distill_config.yaml)
   --input PATH      raw data: Parquet, JSONL, JSON, CSV, or a folder of .txt/.md
   --limit N         the first N raw rows
-  --answers FILE    answers that exist already, in place of a teacher
-  --provider NAME   the teacher, one of providers: in the settings
+  --answers FILE    answers that exist already, in place of a teacher (needless for answers in the raw data)
+  --provider NAME   the teacher, one of providers: in the settings; asked also if the raw data has answers
   --base-url URL    another server with OpenAI's API as the teacher: http://.../v1
   --model NAME      the model to ask there
   --from STAGE      start at this stage or session

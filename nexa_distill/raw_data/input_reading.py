@@ -1,0 +1,86 @@
+"""Read the first rows of the raw data and settle what they decide: whether it contains answers.
+
+Only `HEAD_ROWS` rows are read, so it is quick for large files (a `.json` file is read as a whole).
+Raises InputError (65) for unreadable rows and for columns with more than one reading.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexa_distill.raw_data.columns import find_answer_column
+from nexa_distill.raw_data.files import RawRow, read_raw
+from nexa_distill.raw_data.prompts import RowReader, number_text
+from nexa_distill.settings.pipeline import DistillConfig, with_flags
+
+HEAD_ROWS = 100
+
+
+@dataclass(frozen=True)
+class InputReading:
+    """The first rows, whether there are no others, and the columns of their prompts and answers."""
+
+    rows: list[RawRow]
+    is_whole: bool
+    prompt: str | None  # None = the rows are texts
+    answer: str | None  # None = they have no answers
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name in row.values))
+
+    def describe_count(self, answer: str | None) -> str:
+        """How many rows there are, and how many of them have nothing in the column `answer`."""
+        empty = sum(is_blank(row.values.get(str(answer))) for row in self.rows)
+        rows = f"{len(self.rows)} rows" if self.is_whole else f"the first {len(self.rows)} rows read"
+        return rows + (f" ({empty} empty: not answered)" if empty else "")
+
+
+def is_blank(value: object) -> bool:
+    """Whether an answer's cell holds no text: null, not-a-number or white space."""
+    text = number_text(value)
+    return text is None or (isinstance(text, str) and not text.strip())
+
+
+def read_input(config: DistillConfig) -> InputReading:
+    """What the first rows of `input.path` contain. Raises InputError or InputMissing."""
+    limit = min(HEAD_ROWS, config.input.limit or HEAD_ROWS)
+    rows = list(itertools.islice(read_raw(Path(config.input.path), config.input.delimiter), limit + 1))
+    head, columns = rows[:limit], config.defaults
+    if not head:
+        return InputReading([], True, None, None)
+    where, values = head[0].describe_location(), [row.values for row in head]
+    prompt = RowReader(columns, lambda _: None, config.answers.column).layout_of(head[0]).prompt
+    has_answers = prompt is not None and (config.answers.path is None or config.has_answers_in_input)
+    is_whole = len(rows) <= limit or limit == config.input.limit
+    taken = columns if prompt is None else columns.model_copy(update={"prompt_column": prompt})
+    answer = find_answer_column(values, taken, config.answers.column, where) if has_answers else None
+    return InputReading(head, is_whole, prompt, answer)
+
+
+def settle_input(config: DistillConfig) -> DistillConfig:
+    """`config` with the answers that its raw data contains, as the answers or as the references.
+
+    Unchanged if there is no raw data, it has no answers, or they come from another file.
+    """
+    if not Path(config.input.path).exists():
+        return config
+    reading = read_input(config)
+    if reading.answer is None:
+        return config
+    if config.answers.path or config.answers.from_input:
+        return with_flags(config, {"answers": {"path": config.input.path, "column": reading.answer}})
+    if config.defaults.reference_column in reading.column_names:
+        return config
+    return with_flags(config, {"defaults": {"reference_column": reading.answer}})
+
+
+def describe_answers(config: DistillConfig) -> str | None:
+    """One line about the answers in the raw data of a settled `config`; None if it has none."""
+    if not config.has_answers_in_input:
+        return None
+    reading, column = read_input(config), config.answers.column
+    where = f"column {column} of {Path(config.input.path).name}, {reading.describe_count(column)}"
+    line = f"answers: {where}; no teacher is asked"
+    hint = ". --provider NAME asks a teacher instead, and keeps them as the reference"
+    return line + (hint if config.answers.from_input else "")

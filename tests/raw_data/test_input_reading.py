@@ -1,0 +1,218 @@
+"""A raw file with prompts and answers gives both; what is a reference, or another column, is no answer."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nexa_distill import canonicalize
+from nexa_distill.errors import InputError
+from nexa_distill.orchestration.planning import Request, make_plan
+from nexa_distill.pipeline import describe_plan
+from nexa_distill.raw_data.columns import looks_like_answers
+from nexa_distill.raw_data.input_reading import describe_answers, settle_input
+from tests.support.workspace import ROOT, Workspace, workspace
+
+GEN = "scripts/python/data_processing/run_full_data_gen.py"
+FILTER = "scripts/python/data_processing/run_filtering.py"
+REPAIR = "scripts/python/data_processing/run_regeneration.py"
+CITIES = [
+    "Paris",
+    "Berlin",
+    "Rome",
+    "Oslo",
+    "Madrid",
+    "Lisbon",
+    "Vienna",
+    "Prague",
+    "Warsaw",
+    "Athens",
+    "Dublin",
+    "Bern",
+]
+
+
+def rows(question: str = "question", answer: str = "answer", **others: Any) -> list[dict[str, Any]]:
+    """Questions whose answers are known; the fourth is empty."""
+    return [
+        {
+            question: f"Which city is number {n} of the list of {n * 7} capitals?",
+            answer: None if n == 3 else city,
+            **others,
+        }
+        for n, city in enumerate(CITIES)
+    ]
+
+
+def put(path: Path, values: list[dict[str, Any]]) -> str:
+    """Write the rows in the format of the ending."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(values), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in values))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps({"version": 1, "data": values}))
+    else:
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, list(values[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(values)
+    return str(path)
+
+
+def project(folder: Path, values: list[dict[str, Any]], name: str = "qa.csv", **changes: Any) -> Workspace:
+    folder.mkdir(exist_ok=True)
+    return workspace(folder, input={"path": put(folder / name, values)}, **changes)
+
+
+def outputs(made: Workspace) -> dict[str, str]:
+    """Prompt -> answer."""
+    table = pq.read_table(made.path("collected_dataset")).to_pylist()
+    return {row["user_prompt"]: row["teacher_output"] for row in table}
+
+
+@pytest.mark.parametrize("name", ["qa.csv", "qa.tsv", "qa.jsonl", "qa.json", "qa.parquet"])
+def test_prompts_and_answers_of_one_file_belong_together_by_row(tmp_path: Path, name: str) -> None:
+    values = rows()
+    made = project(tmp_path, values, name)  # there is no server at its address
+    done = made.run(GEN)
+    assert f"answers: column answer of {name}, 12 rows (1 empty: not answered); no teacher is asked" in done.stdout
+    assert outputs(made) == {row["question"]: row["answer"] for row in values if row["answer"]}
+    (missing,) = pq.read_table(made.path("unanswered")).to_pylist()
+    assert (missing["rejection_reason"], missing["detail"]) == (
+        "no_answer_in_file",
+        f"{name}, row 3 (0-based): has no answer",
+    )
+    assert not made.path("journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("instruction", "output"), ("prompt", "response"), ("Question", "Gold Answer"), ("Frage", "Antwort"),
+     ("pregunta", "respuesta"), ("question", "Re\u0301ponse"), ("प्रश्न", "उत्तर"), ("问题", "答案"), ("input", "output"),
+     ("problem", "solution"), ("query", "model_answer"), ("prompt", "completion")],
+)  # fmt: skip
+def test_the_columns_have_other_names(tmp_path: Path, question: str, answer: str) -> None:
+    made = project(tmp_path, rows(question, answer))
+    assert settle_input(made.load()).answers.column == answer
+    assert settle_input(made.load()).has_answers_in_input
+
+
+@pytest.mark.parametrize(
+    "name", ["answer_id", "num_answers", "answer_type", "has_answer", "answerKey", "output_tokens", "category", "text"]
+)
+def test_a_column_about_answers_is_none(name: str) -> None:
+    assert not looks_like_answers(name)
+
+
+def test_an_alpaca_row_has_an_input_perhaps_a_nested_one_and_an_output(tmp_path: Path) -> None:
+    inputs: list[Any] = ["", "a text", {"city": "Rome"}, "", [], 7, ["x"], None, "", "", "", ""]
+    values = [row | {"input": value} for row, value in zip(rows("instruction", "output"), inputs, strict=True)]
+    made = project(tmp_path, values, "alpaca.jsonl")
+    made.run(GEN)
+    ends = [text.partition("capitals?")[2] for text in outputs(made)]  # without the fourth
+    assert ends[:6] == ["", "\n\na text", '\n\n{"city": "Rome"}', "", "\n\n7", '\n\n["x"]']
+
+
+def test_a_named_teacher_is_asked_and_the_answers_are_the_references(tmp_path: Path) -> None:
+    made = project(tmp_path, rows())
+    for request in (Request(made.config, provider="vllm"), Request(made.config, base_url="http://127.0.0.1:9/v1")):
+        config = request.load_settings()
+        assert (config.answers.path, config.defaults.reference_column) == (None, "answer")
+    canonicalize.run(config)
+    assert [row["reference"] for row in pq.read_table(made.path("canonical")).to_pylist()][:2] == CITIES[:2]
+    made.change(answers={"from_input": False})
+    assert settle_input(made.load()).defaults.reference_column == "answer"
+    made.run(GEN, "--provider", "vllm", code=69)  # asked, and not there
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"defaults": {"reference_column": "answer"}},
+        {"defaults": {"prompt_template": "{prompt} ({answer})"}},
+        {"answers": {"column": "other"}},
+    ],
+)
+def test_a_column_with_another_purpose_is_no_answer(tmp_path: Path, changes: dict[str, Any]) -> None:
+    made = project(tmp_path, rows(), **changes)
+    assert settle_input(made.load()) == made.load()
+
+
+@pytest.mark.parametrize("name", ["math", "text2sql"])
+def test_the_gold_columns_of_the_recipes_are_references(tmp_path: Path, name: str) -> None:
+    values = [{"instruction": "How many?", "answer": "3", "schema": "CREATE TABLE t (a)", "gold_sql": "SELECT 1"}]
+    made = workspace(
+        tmp_path, extends=str(ROOT / f"configs/{name}.yaml"), input={"path": put(tmp_path / "r.jsonl", values)}
+    )
+    config = settle_input(made.load())
+    assert (config.answers.path, config.defaults) == (None, made.load().defaults)
+
+
+def test_two_columns_of_answers_are_refused_with_the_settings_to_write(tmp_path: Path) -> None:
+    made = project(tmp_path, rows(solution="x"))
+    with pytest.raises(
+        InputError, match=r"columns answer, solution .*answers: \{column: solution\}.*from_input: false"
+    ):
+        settle_input(made.load())
+    made.change(answers={"column": "solution"})
+    assert settle_input(made.load()).answers.column == "solution"
+
+
+def test_the_plan_has_no_teacher_and_the_plan_of_a_named_one_has(tmp_path: Path) -> None:
+    made = project(tmp_path, rows(), provider="embedded")
+    request = Request(made.config)
+    assert "teacher" not in [step.session for step in make_plan(request, tmp_path / "run")]
+    lines = list(describe_plan(request))
+    assert [line for line in lines if line.startswith("answers: column answer of qa.csv, 12 rows")]
+    assert not [line for line in lines if line.startswith(("teacher:", "regeneration:"))]
+    named = make_plan(Request(made.config, provider="embedded"), tmp_path / "run")
+    assert named[0].session == "teacher"
+
+
+def test_no_model_replaces_the_answers_of_people(tmp_path: Path) -> None:
+    made = project(tmp_path, rows(), filters="rules.yaml")
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("min_char_length: 300")
+    made.change(filters=str(rules))
+    made.run(GEN)
+    made.run(FILTER)
+    done = made.run(REPAIR)  # by hand, and the configuration names a teacher
+    assert f"answers come from {tmp_path / 'qa.csv'}; no request is sent" in done.stdout
+    made.change(input={"path": "data/raw/passages.jsonl"})  # as when --input named the file
+    made.run(REPAIR, "--provider", "vllm")  # a request would end it with 69
+    assert pq.read_metadata(made.path("regen_dataset")).num_rows == 0
+
+
+def test_answers_of_the_input_file_itself_need_no_ids(tmp_path: Path) -> None:
+    made = project(tmp_path, rows())
+    made.run(GEN, "--answers", str(tmp_path / "qa.csv"), "--provider", "vllm")
+    assert len(outputs(made)) == 11
+    other = tmp_path / "other.csv"
+    other.write_bytes((tmp_path / "qa.csv").read_bytes())
+    said = made.run(GEN, "--answers", str(other), code=65).stderr
+    assert "none of the columns sample_id, task_id, id is there" in said
+    assert "pass it as --input" in said
+
+
+def test_the_first_of_two_answers_to_one_prompt_is_used_and_the_other_is_told(tmp_path: Path) -> None:
+    values = rows()
+    made = project(tmp_path, [*values, values[0] | {"answer": "Lyon"}])
+    done = made.run(GEN)
+    assert outputs(made)[values[0]["question"]] == "Paris"
+    assert "1 more belong to rows that dedup removed as duplicates" in done.stdout
+
+
+def test_a_limit_and_a_folder_of_shards(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate([rows()[:6], rows()[6:]]):
+        put(tmp_path / f"parts/part-{number}.jsonl", part)
+    made = workspace(tmp_path, input={"path": str(tmp_path / "parts")})
+    made.run(GEN)
+    assert list(outputs(made).values()) == [city for city in CITIES if city != "Oslo"]
+    made.change(input={"limit": 8})
+    assert "8 rows (1 empty" in str(describe_answers(settle_input(made.load())))
