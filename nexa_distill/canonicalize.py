@@ -28,9 +28,9 @@ from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.raw_data.columns import PASSED_ON
 from nexa_distill.raw_data.files import RawRow, Tell, read_raw
-from nexa_distill.raw_data.input_reading import settle_input
+from nexa_distill.raw_data.input_reading import is_blank, read_input, settle_input, shorten_middle
 from nexa_distill.raw_data.prompts import Passed, RowReader, canonical_row, required_text
-from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_with_options
+from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_system_prompt, load_with_options
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
 from nexa_distill.text.ngrams import normalize_document
@@ -130,13 +130,53 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     }
 
 
+def preview_input(config: DistillConfig) -> Iterator[str]:
+    """Lines for a plan, from the first rows: the columns that are read, and the first prompt.
+
+    Raises as `run` would for these rows, so that unsuitable data is refused before anything starts.
+    """
+    _check_chunking(config.chunking)
+    notes, reading = list[str](), read_input(config)
+    if not reading.rows:
+        raise InputError(f"{config.input.path}: holds no rows")
+    if not reading.column_names:
+        yield f"input: {config.input.path}: its first rows have no columns"
+        return
+    layout = RowReader(config.defaults, lambda _: None, _answer_column(config)).layout_of(reading.rows[0])
+    rows = list(_rows_of(config, reading.rows, notes.append))
+    find_databases(_database_names(rows, config), database_folder(config.execution.databases, Path(config.input.path)))
+    yield f"input: {reading.describe_columns(config, layout)}"
+    # The first line has what was recognized already.
+    yield from (f"input: {note}" for note in notes if not note.startswith("the prompt is column"))
+    system = rows[0]["system_prompt"] or load_system_prompt(config.collection.system_prompt_path)
+    answer = reading.rows[0].values.get(_answer_column(config) or "")
+    parts = {"system": system, "user": rows[0]["user_prompt"], "answer": None if is_blank(answer) else str(answer)}
+    yield f"first prompt, of task type {rows[0]['template_name']}:"
+    for name, text in parts.items():
+        if text is not None:
+            yield f"  {name}: " + shorten_middle(text).replace("\n", f"\n{' ' * (len(name) + 4)}")
+
+
+def _answer_column(config: DistillConfig) -> str | None:
+    return config.answers.column if config.has_answers_in_input else None
+
+
+def _rows_of(config: DistillConfig, raw: Iterable[RawRow], tell: Tell) -> Iterator[dict[str, Any]]:
+    templates = load_templates(config.defaults)
+    return canonical_rows(raw, config.defaults, config.chunking, templates, tell, _answer_column(config))
+
+
+def _check_chunking(chunking: Chunking) -> None:
+    if chunking.overlap_tokens >= chunking.max_tokens:
+        raise InputError(
+            f"chunking.overlap_tokens is {chunking.overlap_tokens}: it must be less than "
+            f"chunking.max_tokens ({chunking.max_tokens})"
+        )
+
+
 def run(config: DistillConfig, dst: Path | None = None) -> None:
     """Write `storage.canonical` (or `dst`) from `input.path`, unless it is up to date."""
-    if config.chunking.overlap_tokens >= config.chunking.max_tokens:
-        raise InputError(
-            f"chunking.overlap_tokens is {config.chunking.overlap_tokens}: it must be less than "
-            f"chunking.max_tokens ({config.chunking.max_tokens})"
-        )
+    _check_chunking(config.chunking)
     src, dst = Path(config.input.path), dst or config.storage.path_of("canonical")
     if not src.exists():
         next(read_raw(src))
@@ -145,9 +185,7 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
         print(f"canonicalize: {dst} is up to date")
         return
     raw = itertools.islice(read_raw(src, config.input.delimiter, _print_line), config.input.limit)
-    templates = load_templates(config.defaults)
-    answer = config.answers.column if config.has_answers_in_input else None
-    rows = canonical_rows(raw, config.defaults, config.chunking, templates, _print_line, answer)
+    rows = _rows_of(config, raw, _print_line)
     databases = set[str]()
     with table_writer(dst, CANONICAL) as out:
         while batch := list(itertools.islice(rows, BATCH_ROWS)):

@@ -94,7 +94,8 @@ class DistillationPipeline:
 
 def describe_plan(request: Request) -> Iterator[str]:
     """The plan of a launch, with request counts and costs. Sends nothing."""
-    # Imported here, because it imports a stage.
+    # Imported here, because these are stages.
+    from nexa_distill.canonicalize import preview_input
     from nexa_distill.collect_teacher import teacher_model
 
     fresh = Freshness(request.load_settings())
@@ -102,6 +103,8 @@ def describe_plan(request: Request) -> Iterator[str]:
     steps = make_plan(request, new_run_dir(Path(config.storage.logs)), fresh)
     running = {step.session for step in steps if step.runs}
     yield from plan_lines(steps)
+    if "data_gen" in request.chosen_sessions:
+        yield from preview_input(config)
     if "data_gen" in running and (line := describe_answers(config)):
         yield line
     if "data_gen" in running and not config.answers.path:
@@ -179,12 +182,22 @@ def prepare_run(request: Request) -> Path | None:
     run_dir = new_run_dir(logs)
     steps = make_plan(request, run_dir)
     print("\n".join(plan_lines(steps, commands=False)), file=sys.stderr)
-    if any(step.runs and step.session == "data_gen" for step in steps) and (line := describe_answers(config)):
-        print(line, file=sys.stderr)
+    if any(step.runs and step.session == "data_gen" for step in steps):
+        _check_input(config)
     if not any(step.runs for step in steps):
         return None
     write_plan(run_dir, steps)
     return run_dir
+
+
+def _check_input(config: DistillConfig) -> None:
+    """Refuse raw data that cannot be read before any session starts; print whose answers are used."""
+    from nexa_distill.canonicalize import preview_input
+
+    for _ in preview_input(config):
+        pass
+    if line := describe_answers(config):
+        print(line, file=sys.stderr)
 
 
 def sweep_orphans(logs: Path) -> None:

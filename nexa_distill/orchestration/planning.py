@@ -51,7 +51,12 @@ class Request:
             "answers": {"path": self.answers and str(self.answers), "from_input": False if asks_teacher else None},
         }
         config = with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
-        return settle_input(config) if "data_gen" in _chosen_sessions(self)[1] else config
+        return settle_input(config) if "data_gen" in self.chosen_sessions else config
+
+    @property
+    def chosen_sessions(self) -> tuple[str, ...]:
+        """The sessions that may run."""
+        return _chosen_sessions(self)[1]
 
 
 @dataclass(frozen=True)

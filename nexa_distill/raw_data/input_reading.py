@@ -5,15 +5,17 @@ Raises InputError (65) for unreadable rows and for columns with more than one re
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexa_distill.raw_data.columns import find_answer_column
+from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, ColumnLayout, find_answer_column
 from nexa_distill.raw_data.files import RawRow, read_raw
 from nexa_distill.raw_data.prompts import RowReader, number_text
 from nexa_distill.settings.pipeline import DistillConfig, with_flags
 
 HEAD_ROWS = 100
+SHOWN_CHARACTERS = 800  # of a text in a plan
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,41 @@ class InputReading:
     def column_names(self) -> list[str]:
         return list(dict.fromkeys(name for row in self.rows for name in row.values))
 
+    def describe_columns(self, config: DistillConfig, layout: ColumnLayout) -> str:
+        """Which columns are read as what, and which are not read."""
+        roles = {name: role for role, name in _column_roles(config, layout)}
+        taken = [n if roles[n] == n else f"{n} ({roles[n]})" for n in self.column_names if n in roles]
+        left = [name for name in self.column_names if name not in roles]
+        count = f"{len(self.rows)} rows" if self.is_whole else f"the first {len(self.rows)} rows"
+        line = f"{Path(config.input.path).name}, {count}: {', '.join(taken)}"
+        return line + (f"; not read: {', '.join(left)}" if left else "")
+
     def describe_count(self, answer: str | None) -> str:
         """How many rows there are, and how many of them have nothing in the column `answer`."""
         empty = sum(is_blank(row.values.get(str(answer))) for row in self.rows)
         rows = f"{len(self.rows)} rows" if self.is_whole else f"the first {len(self.rows)} rows read"
         return rows + (f" ({empty} empty: not answered)" if empty else "")
+
+
+def _column_roles(config: DistillConfig, layout: ColumnLayout) -> Iterator[tuple[str, str | None]]:
+    """(role, column) of a row with this layout; the first role of a column comes last."""
+    columns, is_prompt = config.defaults, layout.prompt is not None
+    yield from ((name, name) for name in PASSED_ON)
+    yield from (("id", name) for name in columns.id_columns)
+    yield "known right answer", columns.reference_column
+    if is_prompt:
+        yield "task type", columns.task_type_column
+        yield "context", columns.context_column
+        yield from (("in the template", name) for name in PLACEHOLDER.findall(columns.prompt_template))
+    yield "behind the prompt", layout.addition
+    yield "answer", config.answers.column if config.has_answers_in_input else None
+    yield "prompt" if is_prompt else "source text", layout.source
+
+
+def shorten_middle(text: str) -> str:
+    """At most about `SHOWN_CHARACTERS` of a text: its beginning and its end, where instructions are."""
+    half, left = SHOWN_CHARACTERS // 2, len(text) - SHOWN_CHARACTERS
+    return f"{text[:half]}\n[... {left:,} more characters ...]\n{text[-half:]}" if left > 0 else text
 
 
 def is_blank(value: object) -> bool:
@@ -47,8 +79,8 @@ def read_input(config: DistillConfig) -> InputReading:
     limit = min(HEAD_ROWS, config.input.limit or HEAD_ROWS)
     rows = list(itertools.islice(read_raw(Path(config.input.path), config.input.delimiter), limit + 1))
     head, columns = rows[:limit], config.defaults
-    if not head:
-        return InputReading([], True, None, None)
+    if not any(row.values for row in head):  # nothing says yet what the columns are
+        return InputReading(head, True, None, None)
     where, values = head[0].describe_location(), [row.values for row in head]
     prompt = RowReader(columns, lambda _: None, config.answers.column).layout_of(head[0]).prompt
     has_answers = prompt is not None and (config.answers.path is None or config.has_answers_in_input)

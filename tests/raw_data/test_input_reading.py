@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nexa_distill.orchestration.planning import Request, make_plan
 from nexa_distill.pipeline import describe_plan
 from nexa_distill.raw_data.columns import looks_like_answers
 from nexa_distill.raw_data.input_reading import describe_answers, settle_input
+from tests import warm
 from tests.support.workspace import ROOT, Workspace, workspace
 
 GEN = "scripts/python/data_processing/run_full_data_gen.py"
@@ -216,3 +218,60 @@ def test_a_limit_and_a_folder_of_shards(tmp_path: Path) -> None:
     assert list(outputs(made).values()) == [city for city in CITIES if city != "Oslo"]
     made.change(input={"limit": 8})
     assert "8 rows (1 empty" in str(describe_answers(settle_input(made.load())))
+
+
+def plan_of(made: Workspace, **flags: Any) -> list[str]:
+    return list(describe_plan(Request(made.config, **flags)))
+
+
+def test_a_plan_says_which_columns_are_read_and_shows_the_first_prompt(tmp_path: Path) -> None:
+    made = project(tmp_path, rows("Frage", "Antwort", Thema="x", domain="cities"))
+    lines = plan_of(made)
+    assert "input: qa.csv, 12 rows: Frage (prompt), Antwort (answer), domain; not read: Thema" in lines
+    place = lines.index("first prompt, of task type instruction:")
+    assert lines[place + 1].startswith("  system: ")
+    assert lines[place + 2 : place + 4] == [
+        "  user: Which city is number 0 of the list of 0 capitals?",
+        "  answer: Paris",
+    ]
+
+
+def test_a_plan_of_texts_shows_the_end_of_a_long_prompt_too(tmp_path: Path) -> None:
+    text = "The harbour was built in stone. " * 60
+    made = project(tmp_path, [{"text": text, "name": "a"}], "texts.jsonl")
+    page = "\n".join(plan_of(made))
+    assert "input: texts.jsonl, 1 rows: text (source text); not read: name" in page
+    assert "more characters ...]" in page
+    assert "Use five sentences." in page
+    assert len(page) < 3000
+
+
+def test_a_plan_reads_only_the_first_rows_of_a_large_file(tmp_path: Path) -> None:
+    made = project(tmp_path, rows() * 20, "qa.jsonl")
+    with (tmp_path / "qa.jsonl").open("a") as file:
+        file.write("not JSON\n")
+    assert [line for line in plan_of(made) if line.startswith("input: qa.jsonl, the first 100 rows: question (prompt)")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.csv", "titel,inhalt\na,b\n", "none of the columns user_prompt, context, text exists"),
+        ("a.csv", "question,answer\n,Paris\n", "row 0 (0-based): column question is null"),
+        ("a.jsonl", '{"text": "Ice."}\n{"text": \n', "line 2 is not valid JSON"),
+        ("a.jsonl", "", "holds no rows"),
+        ("a.parquet", "no Parquet", "not a complete Parquet file"),
+        ("a.docx", "x", "cannot tell the format from the ending"),
+        ("a.jsonl", '{"question": "Why?", "template_name": "text2sql"}', "names no database"),
+    ],
+)
+def test_unsuitable_data_is_refused_by_the_plan_and_by_the_launch(
+    tmp_path: Path, name: str, content: str, problem: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    made = workspace(tmp_path, input={"path": str(tmp_path / name)})
+    for command in ("plan", "prepare"):
+        program = [warm.python(), "-m", "nexa_distill.pipeline", command, "--config", str(made.config)]
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, problem in done.stderr) == (65, True), done.stderr
+    assert not list((tmp_path / "logs").glob("*"))

@@ -24,7 +24,7 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
   --model NAME      the model to ask there
   --from STAGE      start at this stage or session
   --only STAGE      this stage's session alone
-  --dry-run         print the plan and its reasons, and the finished stages
+  --dry-run         print the plan and its reasons, the columns that are read, and one prompt
   --detach          start and return immediately
   --status          the newest run and its finished stages
   --stop            stop this project's sessions
