@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, ColumnLayout, find_answer_column
 from nexa_distill.raw_data.files import RawRow, read_raw
+from nexa_distill.raw_data.hub import copy_dataset, is_hub_source
 from nexa_distill.raw_data.prompts import RowReader, number_text
 from nexa_distill.settings.pipeline import DistillConfig, with_flags
 
@@ -93,8 +94,12 @@ def read_input(config: DistillConfig) -> InputReading:
 def settle_input(config: DistillConfig) -> DistillConfig:
     """`config` with the answers that its raw data contains, as the answers or as the references.
 
-    Unchanged if there is no raw data, it has no answers, or they come from another file.
+    A dataset of the Hub is copied first, and `input.path` is then its copy. Otherwise unchanged if
+    there is no raw data, it has no answers, or they come from another file.
     """
+    if is_hub_source(config.input.path):
+        copy = copy_dataset(config.input.path, config.storage.path_of("hub_datasets"))
+        config = with_flags(config, {"input": {"path": str(copy)}})
     if not Path(config.input.path).exists():
         return config
     reading = read_input(config)

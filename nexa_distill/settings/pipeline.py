@@ -38,6 +38,7 @@ class Storage(Section):
 
     root: str
     logs: str
+    hub_datasets: str
     canonical: str
     raw_dataset: str
     rejected_inputs: str

@@ -16,7 +16,7 @@ Raw text to a trained and evaluated student. Finished work is skipped; after a f
 command continues. Each stage is a tmux session: tmux attach -t filtering
 
   --config FILE     settings (default: configs/distill_config.yaml)
-  --input PATH      raw data: Parquet, JSONL, JSON, CSV, or a folder of .txt/.md
+  --input PATH      raw data: Parquet, JSONL, JSON, CSV, a folder of .txt/.md, or hf:NAME[:SPLIT] of the Hub
   --limit N         the first N raw rows
   --answers FILE    answers that exist already, in place of a teacher (needless for answers in the raw data)
   --provider NAME   the teacher, one of providers: in the settings; asked also if the raw data has answers
@@ -37,7 +37,7 @@ HELP
 }
 
 # A path relative to the folder in which it was typed.
-from_here() { if [[ $1 == /* || $PWD == "$ROOT" ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
+from_here() { if [[ $1 == /* || $1 == hf:* || $PWD == "$ROOT" ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
 
 parse() {
   ACTION=run DETACH=false TMUX_WANTED=true CONFIG=() ASKED=()
