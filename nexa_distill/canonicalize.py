@@ -1,6 +1,6 @@
 """Canonicalize: raw rows to prompts.
 
-Reads:  `input.path` (see `raw_data/files.py`), `defaults.prompts`/TASK.txt
+Reads:  `input.path` (see `raw_data/files.py`), the prompts of the tasks (`settings/tasks.py`)
 Writes: `storage.canonical` (contracts.CANONICAL): one row per prompt, duplicates included
 Keeps:  every raw row; a row that cannot become a prompt is an error (65), as is an SQL task whose
         database cannot be opened (66 if it is missing)
@@ -24,13 +24,23 @@ import pyarrow as pa
 
 from nexa_distill.console import cli
 from nexa_distill.contracts import CANONICAL
-from nexa_distill.errors import InputError, did_you_mean
+from nexa_distill.errors import InputError
 from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.raw_data.columns import PASSED_ON
 from nexa_distill.raw_data.files import RawRow, Tell, read_raw
 from nexa_distill.raw_data.input_reading import is_blank, read_input, settle_input, shorten_middle
 from nexa_distill.raw_data.prompts import Passed, RowReader, canonical_row, required_text
-from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_system_prompt, load_with_options
+from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_with_options
+from nexa_distill.settings.tasks import (
+    TaskFilters,
+    load_system_prompts,
+    load_tasks,
+    own_tasks_path,
+    own_tasks_record,
+    task_of_prompts,
+    with_task_of_prompts,
+)
+from nexa_distill.storage.atomic import read_json_object, write_json
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import table_writer
 from nexa_distill.text.ngrams import normalize_document
@@ -65,6 +75,7 @@ def canonical_rows(
     chunking: Chunking,
     templates: dict[str, str],
     tell: Tell = lambda _: None,
+    *,
     answer: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of contracts.CANONICAL. Raises InputError naming the raw row and column.
@@ -97,33 +108,19 @@ def _prompts_from(
 
 def load_templates(columns: Columns) -> dict[str, str]:
     """Task type -> prompt text with its `{context}` placeholder. Raises InputError."""
-    folder = Path(columns.prompts)
-    texts = {}
-    for task in columns.tasks:
-        file = folder / f"{task}.txt"
-        if not file.is_file():
-            names = sorted(p.stem for p in folder.glob("*.txt"))
-            raise InputError(
-                f"{file}: no prompt for task type {task}{did_you_mean(task, names)}; "
-                "write the file, or change defaults.tasks"
-            )
-        try:
-            texts[task] = file.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}: not UTF-8 ({error})") from None
-        if "{context}" not in texts[task]:
-            raise InputError(f"{file}: has no {{context}} placeholder, so the prompts would contain no text")
-    return texts
+    return {task.name: task.text_template for task in load_tasks(columns)}
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the canonical prompts, besides the raw data."""
+    templates = load_templates(config.defaults)
+    columns = with_task_of_prompts(config.defaults).model_dump(exclude={"prompts", "tasks"})
     return {
         "limit": config.input.limit,
         "delimiter": config.input.delimiter,
         "passed_on": PASSED_ON,
-        "columns": config.defaults.model_dump(exclude={"prompts"}),
-        "templates": load_templates(config.defaults),
+        "columns": columns | {"tasks": [*templates]},
+        "templates": templates,
         "chunking": config.chunking.model_dump(),
         "words": VERSION,
         "longest_run": [LONGEST_RUN, RUN_WORD],
@@ -148,13 +145,27 @@ def preview_input(config: DistillConfig) -> Iterator[str]:
     yield f"input: {reading.describe_columns(config, layout)}"
     # The first line has what was recognized already.
     yield from (f"input: {note}" for note in notes if not note.startswith("the prompt is column"))
-    system = rows[0]["system_prompt"] or load_system_prompt(config.collection.system_prompt_path)
+    task = rows[0]["template_name"]
+    system = rows[0]["system_prompt"] or load_system_prompts(config).find_prompt(task)
     answer = reading.rows[0].values.get(_answer_column(config) or "")
     parts = {"system": system, "user": rows[0]["user_prompt"], "answer": None if is_blank(answer) else str(answer)}
-    yield f"first prompt, of task type {rows[0]['template_name']}:"
+    yield from _describe_tasks(config, dict.fromkeys(row["template_name"] for row in rows), layout.prompt)
+    yield f"first prompt, of task type {task}:"
     for name, text in parts.items():
         if text is not None:
             yield f"  {name}: " + shorten_middle(text).replace("\n", f"\n{' ' * (len(name) + 4)}")
+
+
+def _describe_tasks(config: DistillConfig, task_types: Iterable[str], prompt_column: str | None) -> Iterator[str]:
+    """How answers are filtered, and that prompts are asked as they are where a task has its own."""
+    task = task_of_prompts(config.defaults)
+    if prompt_column and task and not task.takes_prompts:
+        yield f"task {task.name}: the prompts in column {prompt_column} are asked as they are"
+    presets, filters = dict[str, list[str]](), TaskFilters(config)
+    for name in task_types:
+        presets.setdefault(filters.preset_of(name), []).append(name)
+    parts = "; ".join(f"{preset} for {', '.join(names)}" for preset, names in presets.items())
+    yield f"filters: preset {parts} (`preset:` in {config.filters} chooses another)"
 
 
 def _answer_column(config: DistillConfig) -> str | None:
@@ -162,8 +173,8 @@ def _answer_column(config: DistillConfig) -> str | None:
 
 
 def _rows_of(config: DistillConfig, raw: Iterable[RawRow], tell: Tell) -> Iterator[dict[str, Any]]:
-    templates = load_templates(config.defaults)
-    return canonical_rows(raw, config.defaults, config.chunking, templates, tell, _answer_column(config))
+    columns, templates = with_task_of_prompts(config.defaults), load_templates(config.defaults)
+    return canonical_rows(raw, columns, config.chunking, templates, tell, answer=_answer_column(config))
 
 
 def _check_chunking(chunking: Chunking) -> None:
@@ -180,6 +191,8 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
     src, dst = Path(config.input.path), dst or config.storage.path_of("canonical")
     if not src.exists():
         next(read_raw(src))
+    if config.storage.key_of(dst):
+        _record_own_tasks(config)
     stage = StageRun("canonicalize", config.storage, inputs=[src], settings=settings(config))
     if stage.is_current(dst):
         print(f"canonicalize: {dst} is up to date")
@@ -197,6 +210,15 @@ def run(config: DistillConfig, dst: Path | None = None) -> None:
         find_databases(databases, database_folder(config.execution.databases, src))
     stage.seal_output(dst, rows_in=out.rows, rejected=0)
     print(f"canonicalize: {out.rows} prompts from {src} -> {dst}")
+
+
+def _record_own_tasks(config: DistillConfig) -> None:
+    """Write them beside the prompts, for the commands that follow and are not told of `--task`."""
+    path, record = own_tasks_path(config.storage), own_tasks_record(config.defaults)
+    if not record:
+        path.unlink(missing_ok=True)
+    elif read_json_object(path) != record:
+        write_json(path, record)
 
 
 def _database_names(rows: Sequence[dict[str, Any]], config: DistillConfig) -> set[str]:

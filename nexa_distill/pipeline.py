@@ -297,6 +297,7 @@ def _build_parser() -> argparse.ArgumentParser:
             command.add_argument("run_dir", type=Path)
         if name in ("plan", "prepare"):
             command.add_argument("--input", type=Path, metavar="PATH", help="raw data")
+            cli.add_task_option(command)
             command.add_argument("--limit", type=int, metavar="N", help="first N raw rows")
             cli.add_server_options(command)
             command.add_argument("--answers", type=Path, metavar="FILE", help="existing answers")
@@ -316,6 +317,7 @@ def _build_request(args: argparse.Namespace) -> Request:
         args.answers,
         args.server_url,
         args.server_model,
+        args.task,
     )
 
 

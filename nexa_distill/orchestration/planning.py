@@ -8,13 +8,13 @@ from nexa_distill.errors import InputMissing, UsageError
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
 from nexa_distill.raw_data.input_reading import settle_input
-from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags, with_server
+from nexa_distill.settings.pipeline import DistillConfig, load_config, task_flags, with_flags, with_server
 
 # Session -> its command up to the configuration, and the flags of the launcher that it also gets.
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "data_gen": (
         "python scripts/python/data_processing/run_full_data_gen.py --config",
-        ("input", "limit", "provider", "base_url", "model", "answers"),
+        ("input", "task", "limit", "provider", "base_url", "model", "answers"),
     ),
     "filtering": ("python scripts/python/data_processing/run_filtering.py --config", ()),
     "regeneration": (
@@ -41,12 +41,14 @@ class Request:
     answers: Path | None = None
     base_url: str | None = None
     model: str | None = None
+    task: str | None = None
 
     def load_settings(self) -> DistillConfig:
         """The settings with the flags, and with what the raw data decides if it is to be read."""
         asks_teacher = self.provider or self.base_url or self.model
         flags = {
             "input": {"path": self.input and str(self.input), "limit": self.limit},
+            "defaults": task_flags(self.task),
             "provider": self.provider,
             "answers": {"path": self.answers and str(self.answers), "from_input": False if asks_teacher else None},
         }

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexa_distill.errors import InputError
 from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, ColumnLayout, find_answer_column
 from nexa_distill.raw_data.files import RawRow, read_raw
 from nexa_distill.raw_data.hub import copy_dataset, is_hub_source
 from nexa_distill.raw_data.prompts import RowReader, number_text
-from nexa_distill.settings.pipeline import DistillConfig, with_flags
+from nexa_distill.settings.pipeline import Columns, DistillConfig, with_flags
+from nexa_distill.settings.tasks import load_tasks, task_of_prompts
 
 HEAD_ROWS = 100
 SHOWN_CHARACTERS = 800  # of a text in a plan
@@ -103,6 +105,7 @@ def settle_input(config: DistillConfig) -> DistillConfig:
     if not Path(config.input.path).exists():
         return config
     reading = read_input(config)
+    _check_tasks(config.defaults, reading)
     if reading.answer is None:
         return config
     if config.answers.path or config.answers.from_input:
@@ -110,6 +113,29 @@ def settle_input(config: DistillConfig) -> DistillConfig:
     if config.defaults.reference_column in reading.column_names:
         return config
     return with_flags(config, {"defaults": {"reference_column": reading.answer}})
+
+
+def _check_tasks(columns: Columns, reading: InputReading) -> None:
+    """Raises InputError if the tasks cannot be asked of such rows."""
+    if reading.prompt is None:
+        for task in load_tasks(columns):
+            if task.takes_prompts and "{context}" in task.prompt:
+                raise InputError(
+                    f"task {task.name}: its prompt has {{prompt}} and {{context}}, and the data holds texts without "
+                    "prompts; leave {prompt} out, or set defaults.prompt_column"
+                )
+        return
+    if "," in columns.task_type:
+        raise InputError(
+            f"--task {columns.task_type}: column {reading.prompt} holds prompts, which are asked once; name one task"
+        )
+    own = task_of_prompts(columns)
+    if own and own.is_own and not own.takes_prompts:
+        raise InputError(
+            f"task {own.name}: its prompt has no {{prompt}}, and column {reading.prompt} holds prompts: they would not "
+            "be asked. Write {prompt} into it (and {context} for the column context), or set "
+            "defaults.prompt_column: null to make prompts from texts"
+        )
 
 
 def describe_answers(config: DistillConfig) -> str | None:

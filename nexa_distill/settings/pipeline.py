@@ -111,10 +111,11 @@ class Columns(Section):
     text_column: str
     reference_column: str
     id_columns: list[str]  # the first that is not empty identifies a row
-    task_type: str  # of a row that contains a prompt and no type
+    task_type: str  # of a row that contains a prompt and no type; may be a task's name, file or folder
     prompt_template: str  # around each existing prompt: `{prompt}` and other columns, such as `{schema}`
-    tasks: list[str] = Field(min_length=1)  # types of the prompts that are made from a text
-    prompts: str  # folder with a TASK.txt for each of them
+    # Of the prompts that are made from a text: names of tasks (`settings/tasks.py`), files or folders.
+    tasks: list[str] = Field(min_length=1)
+    prompts: str | None  # folder with a TASK.txt for some of them; null = the tasks' own prompts
 
 
 class RawInput(Section):
@@ -264,9 +265,9 @@ class Collection(Section):
     batch_size: Count
     batch_api: bool
     batch_requests: int = Field(ge=1, le=50_000)
-    system_prompt_path: str
+    system_prompt_path: str | None  # null = that of the task
     regen_teacher_model: str | None
-    regen_system_prompt_path: str
+    regen_system_prompt_path: str | None  # null = that of the task
     concurrency: Count
     max_tokens: Count
     temperature: float = Field(ge=0, le=2)
@@ -458,8 +459,17 @@ def load_with_options(options: argparse.Namespace) -> DistillConfig:
             flags[name] = value
     if any(getattr(options, name, None) for name in TEACHER_OPTIONS):
         flags.setdefault("answers", {})["from_input"] = False
+    flags.setdefault("defaults", {}).update(task_flags(getattr(options, "task", None)))
     config = with_flags(load_config(options.config), flags)
     return with_server(config, getattr(options, "server_url", None), getattr(options, "server_model", None))
+
+
+def task_flags(tasks: str | None) -> dict[str, Any]:
+    """The keys of `defaults:` for `--task LIST`, names or paths with commas between them; None = as configured."""
+    if tasks is None:
+        return {}
+    # Of prompts that exist too, which have one task: a list is refused when they are read.
+    return {"tasks": [name for entry in tasks.split(",") if (name := entry.strip())], "task_type": tasks.strip()}
 
 
 def with_server(config: DistillConfig, base_url: str | None, model: str | None) -> DistillConfig:

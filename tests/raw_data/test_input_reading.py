@@ -228,7 +228,7 @@ def test_a_plan_says_which_columns_are_read_and_shows_the_first_prompt(tmp_path:
     made = project(tmp_path, rows("Frage", "Antwort", Thema="x", domain="cities"))
     lines = plan_of(made)
     assert "input: qa.csv, 12 rows: Frage (prompt), Antwort (answer), domain; not read: Thema" in lines
-    place = lines.index("first prompt, of task type instruction:")
+    place = lines.index("first prompt, of task type chat:")
     assert lines[place + 1].startswith("  system: ")
     assert lines[place + 2 : place + 4] == [
         "  user: Which city is number 0 of the list of 0 capitals?",

@@ -17,6 +17,8 @@ command continues. Each stage is a tmux session: tmux attach -t filtering
 
   --config FILE     settings (default: configs/distill_config.yaml)
   --input PATH      raw data: Parquet, JSONL, JSON, CSV, a folder of .txt/.md, or hf:NAME[:SPLIT] of the Hub
+  --task LIST       what is asked: hypothesis,methodology (default), summarize, question_answer, extract_json,
+                    chat, or a FILE with {context} in it, or a FOLDER of yours
   --limit N         the first N raw rows
   --answers FILE    answers that exist already, in place of a teacher (needless for answers in the raw data)
   --provider NAME   the teacher, one of providers: in the settings; asked also if the raw data has answers
@@ -39,15 +41,27 @@ HELP
 # A path relative to the folder in which it was typed.
 from_here() { if [[ $1 == /* || $1 == hf:* || $PWD == "$ROOT" ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
 
+# The same for the files and folders in a list of tasks.
+tasks_from_here() {
+  local task joined=
+  IFS=, read -ra TASKS <<<"$1"
+  for task in "${TASKS[@]}"; do
+    if [[ $task == */* || -f $task ]]; then task=$(from_here "$task"); fi
+    joined+=,$task
+  done
+  echo "${joined#,}"
+}
+
 parse() {
   ACTION=run DETACH=false TMUX_WANTED=true CONFIG=() ASKED=()
   while (($#)); do
     case $1 in
-      --config | --input | --answers | --limit | --provider | --base-url | --model | --from | --only)
+      --config | --input | --answers | --task | --limit | --provider | --base-url | --model | --from | --only)
         (($# > 1)) || fail 2 "$1 needs a value; see --help"
         case $1 in
           --config) CONFIG=(--config "$(from_here "$2")") ;;
           --input | --answers) ASKED+=("$1" "$(from_here "$2")") ;;
+          --task) ASKED+=("$1" "$(tasks_from_here "$2")") ;;
           *) ASKED+=("$1" "$2") ;;
         esac
         shift
