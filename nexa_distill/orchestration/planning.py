@@ -8,7 +8,14 @@ from nexa_distill.errors import InputMissing, UsageError
 from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
 from nexa_distill.raw_data.input_reading import settle_input
-from nexa_distill.settings.pipeline import DistillConfig, load_config, task_flags, with_flags, with_server
+from nexa_distill.settings.pipeline import (
+    DistillConfig,
+    load_config,
+    task_flags,
+    with_flags,
+    with_server,
+    without_answers_in_input,
+)
 
 # Session -> its command up to the configuration, and the flags of the launcher that it also gets.
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -45,14 +52,15 @@ class Request:
 
     def load_settings(self) -> DistillConfig:
         """The settings with the flags, and with what the raw data decides if it is to be read."""
-        asks_teacher = self.provider or self.base_url or self.model
         flags = {
             "input": {"path": self.input and str(self.input), "limit": self.limit},
             "defaults": task_flags(self.task),
             "provider": self.provider,
-            "answers": {"path": self.answers and str(self.answers), "from_input": False if asks_teacher else None},
+            "answers": {"path": self.answers and str(self.answers)},
         }
         config = with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
+        if (self.provider or self.base_url or self.model) and not self.answers:
+            config = without_answers_in_input(config)
         return settle_input(config) if "data_gen" in self.chosen_sessions else config
 
     @property

@@ -457,11 +457,18 @@ def load_with_options(options: argparse.Namespace) -> DistillConfig:
             flags.setdefault(section, {})[key] = value
         elif name in DistillConfig.model_fields:
             flags[name] = value
-    if any(getattr(options, name, None) for name in TEACHER_OPTIONS):
-        flags.setdefault("answers", {})["from_input"] = False
     flags.setdefault("defaults", {}).update(task_flags(getattr(options, "task", None)))
     config = with_flags(load_config(options.config), flags)
+    if any(getattr(options, name, None) for name in TEACHER_OPTIONS) and not vars(options).get("answers.path"):
+        config = without_answers_in_input(config)
     return with_server(config, getattr(options, "server_url", None), getattr(options, "server_model", None))
+
+
+def without_answers_in_input(config: DistillConfig) -> DistillConfig:
+    """`config` when a teacher is named by a flag: it is asked, although the raw data has answers."""
+    path = None if config.has_answers_in_input else config.answers.path
+    answers = config.answers.model_copy(update={"from_input": False, "path": path})
+    return config.model_copy(update={"answers": answers})
 
 
 def task_flags(tasks: str | None) -> dict[str, Any]:

@@ -127,7 +127,9 @@ def test_a_named_teacher_is_asked_and_the_answers_are_the_references(tmp_path: P
         assert (config.answers.path, config.defaults.reference_column) == (None, "answer")
     canonicalize.run(config)
     assert [row["reference"] for row in pq.read_table(made.path("canonical")).to_pylist()][:2] == CITIES[:2]
-    made.change(answers={"from_input": False})
+    made.change(answers={"path": str(tmp_path / "qa.csv")})  # as in a configuration of ready answers
+    assert Request(made.config, provider="vllm").load_settings().answers.path is None
+    made.change(answers={"from_input": False, "path": None})
     assert settle_input(made.load()).defaults.reference_column == "answer"
     made.run(GEN, "--provider", "vllm", code=69)  # asked, and not there
 
