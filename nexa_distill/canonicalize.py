@@ -12,7 +12,7 @@ Otherwise the text in `defaults.context_column` (or `text_column`) is split into
 run of more than `LONGEST_RUN` characters without space (base64, minified JSON) counts as a word per
 `RUN_WORD` characters.
 
-Run: python -m nexa_distill.canonicalize [--src PATH] [--dst FILE] [--limit N]
+Run: python -m nexa_distill.canonicalize [--src PATH] [--dst FILE] [--task LIST] [--limit N]
 """
 
 import itertools
@@ -245,6 +245,7 @@ def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", dest="input.path", metavar="PATH", help="raw data (default: input.path)")
     parser.add_argument("--dst", type=Path, metavar="FILE", help="default: storage.canonical")
+    cli.add_task_option(parser)
     parser.add_argument("--limit", dest="input.limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     args = parser.parse_args()
     run(settle_input(load_with_options(args)), args.dst)

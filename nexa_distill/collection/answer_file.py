@@ -126,9 +126,9 @@ class _Answers:
         return str(next(iter(self._texts)))
 
     def describe_unused(self, used: int) -> str:
-        """A part of a sentence about the answers of rows that dedup removed; empty if there are none."""
+        """A part of a sentence about the answers of rows that dedup left out; empty if there are none."""
         unused = len(self) - used if self._by_row else 0
-        return f"; {unused} more belong to rows that dedup removed as duplicates" if unused else ""
+        return f"; {unused} more belong to rows that dedup left out" if unused else ""
 
 
 def write_answers(config: DistillConfig, src: Path, dst: Path, unanswered: Path, stage: StageRun) -> None:

@@ -7,6 +7,7 @@ Raises InputError (65) for unreadable rows and for columns with more than one re
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from nexa_distill.errors import InputError
@@ -15,7 +16,7 @@ from nexa_distill.raw_data.files import RawRow, read_raw
 from nexa_distill.raw_data.hub import copy_dataset, is_hub_source
 from nexa_distill.raw_data.prompts import RowReader, number_text
 from nexa_distill.settings.pipeline import Columns, DistillConfig, with_flags
-from nexa_distill.settings.tasks import load_tasks, task_of_prompts
+from nexa_distill.settings.tasks import load_tasks, task_of_prompts, with_task_of_prompts
 
 HEAD_ROWS = 100
 SHOWN_CHARACTERS = 800  # of a text in a plan
@@ -39,20 +40,22 @@ class InputReading:
         roles = {name: role for role, name in _column_roles(config, layout)}
         taken = [n if roles[n] == n else f"{n} ({roles[n]})" for n in self.column_names if n in roles]
         left = [name for name in self.column_names if name not in roles]
-        count = f"{len(self.rows)} rows" if self.is_whole else f"the first {len(self.rows)} rows"
-        line = f"{Path(config.input.path).name}, {count}: {', '.join(taken)}"
+        line = f"{Path(config.input.path).name}, {self._count_rows()}: {', '.join(taken)}"
         return line + (f"; not read: {', '.join(left)}" if left else "")
 
     def describe_count(self, answer: str | None) -> str:
         """How many rows there are, and how many of them have nothing in the column `answer`."""
         empty = sum(is_blank(row.values.get(str(answer))) for row in self.rows)
-        rows = f"{len(self.rows)} rows" if self.is_whole else f"the first {len(self.rows)} rows read"
-        return rows + (f" ({empty} empty: not answered)" if empty else "")
+        return self._count_rows() + (f" ({empty} empty: not answered)" if empty else "")
+
+    def _count_rows(self) -> str:
+        rows = f"{len(self.rows)} row{'' if len(self.rows) == 1 else 's'}"
+        return rows if self.is_whole else f"the first {rows}"
 
 
 def _column_roles(config: DistillConfig, layout: ColumnLayout) -> Iterator[tuple[str, str | None]]:
     """(role, column) of a row with this layout; the first role of a column comes last."""
-    columns, is_prompt = config.defaults, layout.prompt is not None
+    columns, is_prompt = with_task_of_prompts(config.defaults), layout.prompt is not None
     yield from ((name, name) for name in PASSED_ON)
     yield from (("id", name) for name in columns.id_columns)
     yield "known right answer", columns.reference_column
@@ -80,8 +83,10 @@ def is_blank(value: object) -> bool:
 def read_input(config: DistillConfig) -> InputReading:
     """What the first rows of `input.path` contain. Raises InputError or InputMissing."""
     limit = min(HEAD_ROWS, config.input.limit or HEAD_ROWS)
-    rows = list(itertools.islice(read_raw(Path(config.input.path), config.input.delimiter), limit + 1))
-    head, columns = rows[:limit], config.defaults
+    path = Path(config.input.path)
+    read = _read_file_head if path.is_file() else _read_head
+    rows = read(path, config.input.delimiter, limit + 1, path.stat().st_mtime_ns if path.is_file() else 0)
+    head, columns = rows[:limit], with_task_of_prompts(config.defaults)
     if not any(row.values for row in head):  # nothing says yet what the columns are
         return InputReading(head, True, None, None)
     where, values = head[0].describe_location(), [row.values for row in head]
@@ -91,6 +96,14 @@ def read_input(config: DistillConfig) -> InputReading:
     taken = columns if prompt is None else columns.model_copy(update={"prompt_column": prompt})
     answer = find_answer_column(values, taken, config.answers.column, where) if has_answers else None
     return InputReading(head, is_whole, prompt, answer)
+
+
+def _read_head(path: Path, delimiter: str | None, count: int, _changed: int) -> list[RawRow]:
+    return list(itertools.islice(read_raw(path, delimiter), count))
+
+
+# A plan asks several times, and a large JSON file is read as a whole each time.
+_read_file_head = lru_cache(maxsize=4)(_read_head)
 
 
 def settle_input(config: DistillConfig) -> DistillConfig:
@@ -143,7 +156,8 @@ def describe_answers(config: DistillConfig) -> str | None:
     if not config.has_answers_in_input:
         return None
     reading, column = read_input(config), config.answers.column
-    where = f"column {column} of {Path(config.input.path).name}, {reading.describe_count(column)}"
+    name = Path(config.input.path).name
+    where = f"column {column} of {name}, {reading.describe_count(column)}" if column else name
     line = f"answers: {where}; no teacher is asked"
     hint = ". --provider NAME asks a teacher instead, and keeps them as the reference"
     return line + (hint if config.answers.from_input else "")

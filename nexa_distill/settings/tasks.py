@@ -151,7 +151,8 @@ def task_of_prompts(columns: Columns) -> Task | None:
     entry = columns.task_type
     if "," in entry:  # a list, which prompts that exist refuse (raw_data/input_reading.py)
         return None
-    is_path = "/" in entry or Path(entry).suffix == ".txt"
+    path = Path(entry).expanduser()
+    is_path = "/" in entry or path.suffix == ".txt" or path.is_file() or (path / "prompt.txt").is_file()
     return load_task(entry, columns.prompts) if is_path or entry in list_tasks() else None
 
 
@@ -184,9 +185,9 @@ def _known_tasks(config: DistillConfig) -> dict[str, Task]:
     """The tasks that ship, those of the last canonicalize, and those of the configuration."""
     try:
         record = json.loads(own_tasks_path(config.storage).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    recorded = {name: Task(**fields) for name, fields in record.items()}
+        recorded = {name: Task(**fields) for name, fields in record.items()}
+    except (OSError, ValueError, TypeError):  # none, or of another version
+        recorded = {}
     return {task.name: task for task in _shipped_tasks()} | recorded | own_tasks(config.defaults)
 
 

@@ -208,7 +208,7 @@ def test_the_first_of_two_answers_to_one_prompt_is_used_and_the_other_is_told(tm
     made = project(tmp_path, [*values, values[0] | {"answer": "Lyon"}])
     done = made.run(GEN)
     assert outputs(made)[values[0]["question"]] == "Paris"
-    assert "1 more belong to rows that dedup removed as duplicates" in done.stdout
+    assert "1 more belong to rows that dedup left out" in done.stdout
 
 
 def test_a_limit_and_a_folder_of_shards(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_plan_of_texts_shows_the_end_of_a_long_prompt_too(tmp_path: Path) -> N
     text = "The harbour was built in stone. " * 60
     made = project(tmp_path, [{"text": text, "name": "a"}], "texts.jsonl")
     page = "\n".join(plan_of(made))
-    assert "input: texts.jsonl, 1 rows: text (source text); not read: name" in page
+    assert "input: texts.jsonl, 1 row: text (source text); not read: name" in page
     assert "more characters ...]" in page
     assert "Use five sentences." in page
     assert len(page) < 3000

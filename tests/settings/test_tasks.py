@@ -106,6 +106,14 @@ def test_a_file_is_laid_around_prompts_that_exist(tmp_path: Path) -> None:
     assert (row["template_name"], row["user_prompt"]) == ("brief", "Ice floats.\n\nWhy?\nBe brief.")
 
 
+def test_a_column_in_a_file_is_no_answer(tmp_path: Path) -> None:
+    file = tmp_path / "check.md"
+    file.write_text("{prompt}\nIs this right: {answer}?")
+    made = project(tmp_path, {"question": "Why?", "answer": "Physics."})
+    assert canonical(made, str(file))[0]["user_prompt"] == "Why?\nIs this right: Physics.?"
+    assert Request(made.config, task=str(file)).load_settings().answers.path is None
+
+
 def test_a_folder_is_a_task_with_a_system_prompt_and_a_preset(tmp_path: Path) -> None:
     folder = own_folder(tmp_path / "mine/terse", prompt="Q: {prompt}", system_prompt="One word.", task="preset: short")
     made = project(tmp_path, {"question": "Why?"})
