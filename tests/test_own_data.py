@@ -4,6 +4,7 @@ The commands are those of the launcher's sessions, run by hand and told nothing 
 """
 
 import csv
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,3 +91,20 @@ def test_three_markdown_files_are_summarized_without_an_error(tmp_path: Path, te
     assert user.errors == []
     systems = {system for system, _, _ in user.samples()}
     assert systems == {"You write short and faithful summaries. You add nothing that the text does not say."}
+
+
+def test_a_seed_is_named_where_few_notes_leave_no_test(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name, text in NOTES.items():
+        (folder / f"{name}.md").write_text(text.replace("ten hours", "eight hours"))
+    made = workspace(tmp_path / "run", input={"path": str(folder)})
+    for seed in range(20):  # one that leaves the test split empty
+        made.change(split={"seed": seed})
+        said = made.run("scripts/python/data_processing/run_full_data_gen.py", code=None).stderr
+        if "no document falls into test" in said:
+            break
+    named = re.search(r"`split: \{seed: (\d+)\}` in your configuration would do for these 3 documents", said)
+    assert named
+    made.change(split={"seed": int(named[1])})
+    made.run("scripts/python/data_processing/run_full_data_gen.py", code=69)  # only the teacher is not there
