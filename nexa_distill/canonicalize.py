@@ -28,7 +28,7 @@ from nexa_distill.errors import InputError
 from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.raw_data.columns import PASSED_ON
 from nexa_distill.raw_data.files import RawRow, Tell, read_raw
-from nexa_distill.raw_data.input_reading import is_blank, read_input, settle_input, shorten_middle
+from nexa_distill.raw_data.input_reading import describe_unusable, is_blank, read_input, settle_input, shorten_middle
 from nexa_distill.raw_data.prompts import Passed, RowReader, canonical_row, required_text
 from nexa_distill.settings.pipeline import Chunking, Columns, DistillConfig, load_with_options
 from nexa_distill.settings.tasks import (
@@ -145,6 +145,7 @@ def preview_input(config: DistillConfig) -> Iterator[str]:
     yield f"input: {reading.describe_columns(config, layout)}"
     # The first line has what was recognized already.
     yield from (f"input: {note}" for note in notes if not note.startswith("the prompt is column"))
+    yield from (f"input: {line}" for line in describe_unusable(reading, _answer_column(config)))
     task = rows[0]["template_name"]
     system = rows[0]["system_prompt"] or load_system_prompts(config).find_prompt(task)
     answer = reading.rows[0].values.get(_answer_column(config) or "")

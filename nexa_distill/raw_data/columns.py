@@ -51,6 +51,7 @@ class ColumnLayout:
     source: str
     prompt: str | None = None  # column of existing prompts; None = prompts are made from the text in `source`
     addition: str | None = None  # column whose text is appended to the prompt (Alpaca's `input`)
+    context: str | None = None  # column of the prompt's context, if it is not `defaults.context_column`
     with_context: bool = False  # the context is put before the prompt, unless the prompt contains it
     notes: list[str] = field(default_factory=list)  # for the user
 
@@ -92,7 +93,7 @@ def find_layout(values: Mapping[str, Any], columns: Columns, where: str, answer:
         return _configured_layout(values, columns, [name for name in prompts if name != configured])
     texts = [name for name in (columns.context_column, columns.text_column) if name in values]
     if configured is None or not prompts:
-        return ColumnLayout(_text_column(values, texts, columns, where))
+        return _text_layout(values, texts, columns, where)
     return _recognized_layout(values, columns, prompts, where, answer)
 
 
@@ -158,7 +159,7 @@ def _recognized_layout(
 ) -> ColumnLayout:
     addition = next((a for p in prompts if (a := _find_addition(p, values, columns))), None)
     candidates = [name for name in prompts if name != addition]
-    context = columns.context_column if columns.context_column in values else None
+    context = _find_column(columns.context_column, values)
     rivals = [n for n in values if n != context and n in (columns.text_column, *_passage_columns(values))]
     if len(candidates) > 1 or (rivals and not addition):
         raise InputError(_explain_choices(where, candidates, context or next(iter(rivals), None)))
@@ -174,7 +175,14 @@ def _recognized_layout(
         + (f"; not read: {', '.join(unread)}" if unread else "")
         + (f" (defaults.reference_column: {hint} makes it the known answer)" if hint else "")
     ]
-    return ColumnLayout(prompt, prompt, addition, context is not None, notes)
+    return ColumnLayout(prompt, prompt, addition, context, context is not None, notes)
+
+
+def _find_column(name: str, values: Mapping[str, Any]) -> str | None:
+    """The column of this name, or with its words in another spelling: `Context` for `context`."""
+    if name in values:
+        return name
+    return next((other for other in values if _normalize_name(other) == _normalize_name(name)), None)
 
 
 def _passage_columns(values: Mapping[str, Any]) -> list[str]:
@@ -211,9 +219,13 @@ def _explain_choices(where: str, prompts: list[str], text: str | None) -> str:
     return f"{where}: {conflict}; write one of these into your configuration: {'; '.join(lines)}"
 
 
-def _text_column(values: Mapping[str, Any], texts: list[str], columns: Columns, where: str) -> str:
+def _text_layout(values: Mapping[str, Any], texts: list[str], columns: Columns, where: str) -> ColumnLayout:
     if texts:
-        return texts[0]
+        return ColumnLayout(texts[0])
+    likely = _passage_columns(values)
+    if len(likely) == 1:
+        note = f"the text is column {likely[0]} (defaults.text_column chooses another)"
+        return ColumnLayout(likely[0], notes=[note])
     names = [n for n in (columns.prompt_column, columns.context_column, columns.text_column) if n]
     hint = next((h for name in names if (h := did_you_mean(name, values))), "")
     raise InputError(

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nexa_distill.errors import InputError
-from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, ColumnLayout, find_answer_column
+from nexa_distill.raw_data.columns import PASSED_ON, PLACEHOLDER, ColumnLayout, find_answer_column, looks_like_answers
 from nexa_distill.raw_data.files import RawRow, read_raw
 from nexa_distill.raw_data.hub import copy_dataset, is_hub_source
 from nexa_distill.raw_data.prompts import RowReader, number_text
@@ -61,7 +61,7 @@ def _column_roles(config: DistillConfig, layout: ColumnLayout) -> Iterator[tuple
     yield "known right answer", columns.reference_column
     if is_prompt:
         yield "task type", columns.task_type_column
-        yield "context", columns.context_column
+        yield "context", layout.context or columns.context_column
         yield from (("in the template", name) for name in PLACEHOLDER.findall(columns.prompt_template))
     yield "behind the prompt", layout.addition
     yield "answer", config.answers.column if config.has_answers_in_input else None
@@ -96,6 +96,15 @@ def read_input(config: DistillConfig) -> InputReading:
     taken = columns if prompt is None else columns.model_copy(update={"prompt_column": prompt})
     answer = find_answer_column(values, taken, config.answers.column, where) if has_answers else None
     return InputReading(head, is_whole, prompt, answer)
+
+
+def describe_unusable(reading: InputReading, answer: str | None) -> Iterator[str]:
+    """A line for each column that looks like answers and holds no texts, where nothing else is the answer."""
+    for name in () if answer or reading.prompt is None else reading.column_names:
+        value = next((row.values[name] for row in reading.rows if row.values.get(name) is not None), "")
+        if looks_like_answers(name) and isinstance(value, list | dict | bool):
+            kind = type(value).__name__
+            yield f"column {name} looks like answers and holds {kind} values: write them as texts, and they are taken"
 
 
 def _read_head(path: Path, delimiter: str | None, count: int, _changed: int) -> list[RawRow]:

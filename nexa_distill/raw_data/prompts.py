@@ -84,7 +84,7 @@ class RowReader:
         addition = addition_text(row, layout.addition) if layout.addition else None
         if addition and addition.strip():
             prompt = f"{prompt}\n\n{addition}"
-        context, passed = text_or_none(row, columns.context_column), self.passed_columns(row)
+        context, passed = text_or_none(row, layout.context or columns.context_column), self.passed_columns(row)
         task = text_or_none(row, columns.task_type_column) or columns.task_type
         identity = self.row_identity(row, prompt, (prompt, context, task, sorted(passed.items())))
         full = self._fill_template(row, layout, prompt, context, passed)

@@ -277,3 +277,24 @@ def test_unsuitable_data_is_refused_by_the_plan_and_by_the_launch(
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
         assert (done.returncode, problem in done.stderr) == (65, True), done.stderr
     assert not list((tmp_path / "logs").glob("*"))
+
+
+@pytest.mark.parametrize(("value", "kind"), [(["a"], "list"), ({"text": ["a"]}, "dict"), (True, "bool")])
+def test_answers_that_are_no_texts_are_told(tmp_path: Path, value: Any, kind: str) -> None:
+    made = project(tmp_path, [{"question": "Why?", "answers": value}], "qa.jsonl")
+    assert f"input: column answers looks like answers and holds {kind} values: " in "\n".join(plan_of(made))
+
+
+@pytest.mark.parametrize("name", ["Text", "passage", "Document", "article"])
+def test_texts_under_another_name_are_used_and_told(tmp_path: Path, name: str) -> None:
+    made = project(tmp_path, [{name: "Ice floats.", "author": "x"}])
+    lines = plan_of(made)
+    assert f"input: qa.csv, 1 row: {name} (source text); not read: author" in lines
+    assert f"input: the text is column {name} (defaults.text_column chooses another)" in lines
+
+
+def test_a_context_in_another_spelling_is_before_the_question(tmp_path: Path) -> None:
+    made = project(tmp_path, [{"Context": "Ice floats.", "Question": "Why?", "Answer": "It is light."}])
+    canonicalize.run(settle_input(made.load()))
+    (row,) = pq.read_table(made.path("canonical")).to_pylist()
+    assert (row["user_prompt"], row["context"]) == ("Ice floats.\n\nWhy?", "Ice floats.")
