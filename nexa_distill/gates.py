@@ -20,6 +20,7 @@ from nexa_distill import (
 )
 from nexa_distill.annotation.decisions import load_decisions, record_decisions
 from nexa_distill.deduplication.warnings import require_both_sides
+from nexa_distill.raw_data.input_reading import describe_answers, settle_input
 from nexa_distill.repair import report as repair_report
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.manifests import refuse_lost_decisions, sealed_hash, valid_regenerations
@@ -39,10 +40,13 @@ class GateFiles:
 
 
 def run_data_gen(config: DistillConfig) -> None:
-    """Raw rows to teacher answers.
+    """Raw rows to teacher answers, which the raw data itself may contain.
 
     Raises InputError before any cost if a split is empty or the server does not serve the model.
     """
+    config = settle_input(config)
+    if line := describe_answers(config):
+        print(line)
     config.refuse_models_not_served()
     canonicalize.run(config)
     dedup.run(config)
