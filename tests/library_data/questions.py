@@ -20,8 +20,8 @@ from tests.library_data.skeleton import query_skeleton
 FORMS = Path(__file__).with_name("forms.yaml")
 SEEN, UNSEEN = "seen query form", "new query form"  # the domains: what the report compares
 DRAWS = 2
-# Where the last sentences of forms belong, in turn: 3 of 10 to test, 2 to val.
-TURNS = ("test", "train", "val", "train", "test", "train", "val", "train", "test", "train")
+# Where the last sentences of forms belong, in turn: 5 of 17 to test, 3 to val.
+TURNS = ("test", "train", "val", "train") * 3 + ("test", "train", "train", "train", "test")
 TRIES = 200  # draws until a query returns something
 SLOT = re.compile(r"\{(\w+)\}")
 MONTHS = (
@@ -155,6 +155,11 @@ def _slot_values(tables: Mapping[str, Sequence[tuple[Any, ...]]]) -> Values:
         "days": range(5, 34),
         "visitors": range(50, 361, 10),
         "mean": range(180, 221, 5),
+        "length": range(390, 451, 5),
+        "total": range(9800, 10801, 100),
+        "oldest": range(1932, 1942),
+        "short": range(100, 160, 5),
+        "late": days[-50::3],
         "fine": (1, 2, 3, 4, 5, 6),
         "few": range(3, 9),
         "some": range(30, 42),
