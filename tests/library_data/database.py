@@ -6,7 +6,7 @@ bytes of the file depend on the version of SQLite.
 
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
@@ -102,7 +102,7 @@ def generate_rows() -> dict[str, list[Row]]:
         (name, draw.choice(TOWNS), draw.choices(PLANS, (5, 3, 3, 2))[0], draw.randrange(2008, 2025))
         for name in people[60:380]
     ]
-    tables = {"branch": branches, "author": authors, "book": books, "member": members}
+    tables: dict[str, Sequence[Row]] = {"branch": branches, "author": authors, "book": books, "member": members}
     tables |= {"loan": list(_draw_loans(draw)), "event": list(_draw_events(draw))}
     return {table: [(i, *row) for i, row in enumerate(rows, 1)] for table, rows in tables.items()}
 
