@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 
 from nexa_distill.console import cli
-from nexa_distill.contracts import CANONICAL
-from nexa_distill.errors import InputError
+from nexa_distill.contracts import CANONICAL, SPLITS
+from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.execution.databases import database_folder, find_databases
 from nexa_distill.raw_data.columns import PASSED_ON
 from nexa_distill.raw_data.files import RawRow, Tell, read_raw
@@ -75,6 +75,7 @@ def canonical_rows(
     chunking: Chunking,
     templates: dict[str, str],
     tell: Tell = lambda _: None,
+    split_column: str | None = None,
     *,
     answer: str | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -84,14 +85,49 @@ def canonical_rows(
     `answer` is the column of the rows' answers, if they have one.
     """
     reader = RowReader(columns, tell, answer)
+    splits = RawSplits(split_column, tell) if split_column else None
     for row in raw:
-        layout = reader.layout_of(row)
-        if layout.prompt is not None:
-            yield reader.prompt_row(row, layout)
-        else:
-            text, passed = required_text(row, layout.source), reader.passed_columns(row)
-            identity = reader.row_identity(row, text, (text, sorted(passed.items())))
-            yield from _prompts_from(row, identity, text, passed, chunking, templates)
+        split = splits.read_split(row) if splits else None
+        for prompt in _prompts_of(row, reader, chunking, templates):
+            yield prompt | {"raw_split": split}
+
+
+class RawSplits:
+    """The split that a raw column names; null if the raw data has no such column."""
+
+    def __init__(self, column: str, tell: Tell) -> None:
+        self.column, self._tell = column, tell
+        self._is_present: bool | None = None  # unknown before the first row
+
+    def read_split(self, row: RawRow) -> str | None:
+        """Raises InputError for another value, and for a column that only some rows have or whose name is misspelt."""
+        near = "" if self.column in row.values else did_you_mean(self.column, row.values)
+        if self._is_present is None:
+            self._is_present = self.column in row.values or bool(near)
+            if not self._is_present:
+                self._tell(f"no column {self.column} (split.column): the split is a hash of the duplicate cluster")
+        if not self._is_present and self.column not in row.values:
+            return None
+        value = row.values.get(self.column)
+        if value not in SPLITS or not self._is_present:
+            state = f"is {value!r:.60}" if self.column in row.values else f"is missing{near}"
+            raise InputError(
+                f"{row.describe_location()}: column {self.column} {state}, expected {', '.join(SPLITS[:-1])} or "
+                f"{SPLITS[-1]} in every row; correct the raw data, or set split.column: null to split by shares"
+            )
+        return str(value)
+
+
+def _prompts_of(
+    row: RawRow, reader: RowReader, chunking: Chunking, templates: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    layout = reader.layout_of(row)
+    if layout.prompt is not None:
+        yield reader.prompt_row(row, layout)
+    else:
+        text, passed = required_text(row, layout.source), reader.passed_columns(row)
+        identity = reader.row_identity(row, text, (text, sorted(passed.items())))
+        yield from _prompts_from(row, identity, text, passed, chunking, templates)
 
 
 def _prompts_from(
@@ -124,6 +160,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
         "chunking": config.chunking.model_dump(),
         "words": VERSION,
         "longest_run": [LONGEST_RUN, RUN_WORD],
+        **({"split_column": config.split.column} if config.split.column else {}),
     }
 
 
@@ -175,7 +212,8 @@ def _answer_column(config: DistillConfig) -> str | None:
 
 def _rows_of(config: DistillConfig, raw: Iterable[RawRow], tell: Tell) -> Iterator[dict[str, Any]]:
     columns, templates = with_task_of_prompts(config.defaults), load_templates(config.defaults)
-    return canonical_rows(raw, columns, config.chunking, templates, tell, answer=_answer_column(config))
+    answer, split = _answer_column(config), config.split.column
+    return canonical_rows(raw, columns, config.chunking, templates, tell, split, answer=answer)
 
 
 def _check_chunking(chunking: Chunking) -> None:

@@ -25,6 +25,8 @@ def _make_field(name: str, kind: pa.DataType, doc: str, *, required: bool = Fals
 _STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us", tz="UTC")
 
+SPLITS = ("train", "val", "test")  # of two that must not meet, the later one stays
+
 # fmt: off
 SAMPLE_ID = _make_field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
 ATTEMPT = _make_field(
@@ -53,8 +55,11 @@ CONTENT_COLUMNS = (
 )
 
 CANONICAL = pa.schema(
-    [SAMPLE_ID, *TASK_FIELDS]
-    + [_make_field("document_id", _STR, "sha256 of the folded source document", required=True)]
+    [
+        SAMPLE_ID, *TASK_FIELDS,
+        _make_field("document_id", _STR, "sha256 of the folded source document", required=True),
+        _make_field("raw_split", _STR, "split that the raw data names (split.column); null = by the cluster's hash"),
+    ]
 )
 INPUTS = pa.schema(
     [

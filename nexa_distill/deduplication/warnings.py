@@ -5,10 +5,10 @@ Reads `storage.raw_dataset` and `storage.rejected_inputs`; prints, and writes no
 
 from pathlib import Path
 
-from nexa_distill.contracts import TABLES
-from nexa_distill.deduplication.assignment import CONTAMINATED, DedupDecisions, DedupRows
+from nexa_distill.contracts import SPLITS, TABLES
+from nexa_distill.deduplication.assignment import CONTAMINATED, JOINS_SPLITS, DedupDecisions, DedupRows
 from nexa_distill.deduplication.shared_text import SharedText
-from nexa_distill.deduplication.splits import SPLITS, split_of_cluster
+from nexa_distill.deduplication.splits import split_of_cluster
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.storage.tables import read_batches
@@ -28,6 +28,11 @@ def print_warnings(config: DistillConfig, rows: DedupRows, verdicts: DedupDecisi
             f"dedup: {count} of {len(rows)} prompts have a text in common "
             f"({text[:SHOWN]!r}): it is taken for an instruction, and they are compared without "
             "it. Move it to the column system_prompt"
+        )
+    if rows.has_raw_splits and (refused := int((verdicts.reason == JOINS_SPLITS).sum())):
+        print(
+            f"dedup: {refused} of {len(rows)} rows are near-duplicates of rows that column {config.split.column} "
+            "puts into a more held-out split (train < val < test): those stay, these are left out"
         )
     lost = verdicts.reason == CONTAMINATED
     train = rows.documents.sides[rows.document] == SPLITS.index("train")
@@ -49,6 +54,11 @@ def require_both_sides(config: DistillConfig) -> None:
     if missing := sorted(required - present):
         if "train" in missing and (reason := _why_no_training_rows(config)):
             raise InputError(f"{path}: {reason}")
+        if split.column:
+            raise InputError(
+                f"{path}: column {split.column} of the raw data puts no row into {' or '.join(missing)} that dedup "
+                "keeps, or is not there and no document falls into it; take more input (--limit), or change split:"
+            )
         raise InputError(
             f"{path}: no document falls into {' or '.join(missing)} (shares: val {split.val}, "
             f"test {split.test}); take more input (--limit), or change split:{_suggest_seed(config, required)}"

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "filtering": ("python scripts/python/data_processing/run_filtering.py --config", ()),
     "regeneration": (
         "python scripts/python/data_processing/run_regeneration.py --config",
-        ("provider", "base_url", "model", "answers"),
+        ("input", "provider", "base_url", "model", "answers"),
     ),
     "packaging": ("python scripts/python/deployment/run_packaging.py --config", ()),
     "training": ("bash scripts/shell/training/run_training.sh {student} false --pipeline-config", ()),

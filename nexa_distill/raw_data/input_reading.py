@@ -58,6 +58,7 @@ def _column_roles(config: DistillConfig, layout: ColumnLayout) -> Iterator[tuple
     columns, is_prompt = with_task_of_prompts(config.defaults), layout.prompt is not None
     yield from ((name, name) for name in PASSED_ON)
     yield from (("id", name) for name in columns.id_columns)
+    yield "split", config.split.column
     yield "known right answer", columns.reference_column
     if is_prompt:
         yield "task type", columns.task_type_column

@@ -143,8 +143,10 @@ class Chunking(Section):
 
 
 class Split(Section):
-    """Shares of the duplicate clusters; the rest is train."""
+    """Shares of the duplicate clusters, the rest is train; or a raw column with the split of each row."""
 
+    # With the values train, val and test; raw data without it is split by the shares.
+    column: str | None = None
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
     seed: int
@@ -443,8 +445,19 @@ def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig
     Example: `{"input": {"limit": 60}}`.
     """
     # Validated again as a whole, because a flag may contradict a setting.
-    values = merge_settings(config.model_dump(), _drop_unset(flags))
+    flags = _drop_unset(flags)
+    values = merge_settings(config.model_dump(), flags)
+    if _leaves_answers_behind(config, flags):
+        values["answers"]["path"] = None
     return validate_section("command line", values, DistillConfig)
+
+
+def _leaves_answers_behind(config: DistillConfig, flags: Mapping[str, Any]) -> bool:
+    """Whether another input replaces a file that holds both the prompts and the answers."""
+    holds_both = config.answers.path is not None and config.answers.path == config.input.path
+    raw = flags.get("input", {}).get("path", config.input.path)
+    is_other = Path(raw).resolve() != Path(config.input.path).resolve()
+    return holds_both and is_other and "path" not in flags.get("answers", {})
 
 
 def _drop_unset(flags: Mapping[str, Any]) -> dict[str, Any]:
