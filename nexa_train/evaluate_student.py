@@ -121,7 +121,7 @@ def _build_report(config: DistillConfig, student: StudentConfig, stage: StageRun
     prompts = select_held_out(raw, student.generate)
     sft = read_table(storage.path_of("sft_parquet"), TABLES["sft_parquet"])
     _refuse_leak(prompts, sft.to_pylist(), student.generate.split)
-    splits = sft["split"].to_pylist()
+    splits, curve = sft["split"].to_pylist(), training_curve(storage, student)
     documents = dict(zip(*(raw[c].to_pylist() for c in ("sample_id", "cluster_id")), strict=True))
     measured = {name: _with_documents(path, documents) for name, path in losses.items()}
     exams = {name: load_results(config, name, prompts, measured.get(name)) for name in ANSWER_TABLES}
@@ -135,13 +135,13 @@ def _build_report(config: DistillConfig, student: StudentConfig, stage: StageRun
         regression.load_accepted(storage), metrics, regression.load_gate(config)
     )
     return {
-        "headline": headline_sentences(metrics),
+        "headline": headline_sentences(metrics, curve),
         "run_id": run_id(),
         "run_name": student.run_name,
         "split": student.generate.split,
         **metrics,
         "funnel": count_funnel(storage, {s: splits.count(s) for s in ("train", "val", "test")}),
-        "training_curve": training_curve(storage, student),
+        "training_curve": curve,
         "facts": _run_facts(storage, student, stage),
         "created_at": utc_now(),
     }

@@ -26,8 +26,28 @@ RIGHT = ("exec.matches", "exec.matches_perturbed")
 GROUPS = (("task type", "by_task"), ("domain", "by_domain"))
 
 
-def headline_sentences(report: Json) -> list[str]:
-    """Three to six sentences, the verdict first."""
+FORM_ONLY = " (form only)"  # beside a figure of a gate that neither ran an answer nor asked a judge
+LEAST_RISE = 0.01  # nats of validation loss above its minimum that are told
+
+
+def name_of_gate(models: Json) -> str:
+    """`gate`, or `gate (form only)` where only rules were checked."""
+    is_measured = any(m["judge"] or any(m["execution"].values()) for m in models.values())
+    return "gate" + ("" if is_measured else FORM_ONLY)
+
+
+def _find_loss_rise(curve: Sequence[Json]) -> Json | None:
+    """Where the validation loss was least, if it has risen since; None otherwise."""
+    points = [row for row in curve if row.get("val_loss") is not None]
+    if not points:
+        return None
+    least, last = min(points, key=lambda row: float(row["val_loss"])), points[-1]
+    has_risen = last["val_loss"] - least["val_loss"] > LEAST_RISE
+    return {"step": least["step"], "least": least["val_loss"], "last": last["val_loss"]} if has_risen else None
+
+
+def headline_sentences(report: Json, curve: Sequence[Json] = ()) -> list[str]:
+    """Three to seven sentences, the verdict first. `curve`: the steps of the training."""
     comparison = report["comparison"]
     gate, loss = (comparison[name]["verdict"] if comparison[name] else None for name in ("gate", "loss"))
     pairs = _measured_pairs(comparison)
@@ -36,6 +56,8 @@ def headline_sentences(report: Json) -> list[str]:
         models=report["models"],
         comparison=comparison,
         executed=_right_by_execution(report["models"]),
+        gate_name=name_of_gate(report["models"]),
+        rise=_find_loss_rise(curve),
         undecided=_is_undecided(pairs),
         compared=max((pair["documents"] for pair in pairs), default=0),
         better=["gate pass rate"] * (gate == "higher") + ["loss"] * (loss == "lower"),
@@ -99,6 +121,7 @@ def build_context(report: Json) -> Json:
         "models": models,
         "figures": _figure_rows(models),
         "executed": _execution_rows(models),
+        "gate_name": name_of_gate(models),
         "groups": [(title, key, sorted({n for m in models.values() for n in m[key]})) for title, key in GROUPS],
         "reasons": sorted({name for model in models.values() for name in model["reject_reason_counts"]}),
         "regression": regression_paragraph(report["regression"]),
@@ -121,12 +144,11 @@ def _figure_rows(models: Json) -> list[tuple[str, list[str]]]:
         "model": lambda m: m["model_id"] or NOT_MEASURED,
         "parameters": lambda m: format_millions(m["parameters"]),
         "layers": lambda m: format_number(m["layers"]),
-        "passes the gate": lambda m: format_with_interval(m["gate"]),
+        f"passes the {name_of_gate(models)}": lambda m: format_with_interval(m["gate"]),
         **{f"{rubric.title}, of what passes the rules": judge_score(rubric.check_name) for rubric in RUBRICS},
         "loss, nats per token": nested_number("loss", "nats_per_token", 3),
         "tokens of the loss": nested_number("loss", "tokens"),
         "answer length, mean tokens": nested_number("answer_tokens", "mean"),
-        "tokens per second, here": nested_number("generation", "tokens_per_second", 1),
     }
     return [(name, [text_of(models[key]) for key in TITLES]) for name, text_of in measures.items()]
 
