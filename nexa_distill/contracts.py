@@ -289,6 +289,7 @@ REASONS: dict[str, Reason] = {
 }
 
 NOT_APPLIED = "not_applied"  # the check does not count against the answer
+OFF_IN_PRESET = "off in preset "  # begins the detail of such a check of a rule that the answer's task does not have
 
 # Reasons of checks that could not be made: another answer would not fix that.
 DOUBT_REASONS = {name for name, reason in REASONS.items() if reason.is_doubt}

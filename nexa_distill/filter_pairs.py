@@ -28,12 +28,12 @@ import pyarrow.compute as pc
 
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
+from nexa_distill.contracts import OFF_IN_PRESET, OUTPUTS, TABLES, check_reasons
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.gating.check_table import WRITTEN_CHECKS, checks_table, passing_rows
 from nexa_distill.gating.rules import BATCH_ROWS, COLUMNS, RuleResult, Rules
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.filters import FilterConfig
+from nexa_distill.settings.filters import FilterConfig, PresetName
 from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags
 from nexa_distill.settings.tasks import TaskFilters
 from nexa_distill.settings.yaml_loading import read_yaml
@@ -99,8 +99,9 @@ def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
     summary.total += len(open_rows)
     for m in measured:
         missing, failed = open_rows & ~m.known & ~m.passed_rows, open_rows & m.known & ~m.ok
-        if m.not_applied:
-            summary.not_applied.setdefault(m.check, Counter()).update(m.not_applied.values())
+        languages = [why for why in m.not_applied.values() if not why.startswith(OFF_IN_PRESET)]
+        if languages:
+            summary.not_applied.setdefault(m.check, Counter()).update(languages)
         summary.reasons += Counter(check_missing=int(missing.sum())) + m.count_reasons(failed)
         # Only the first reason of an answer is counted.
         open_rows &= m.passed_rows
@@ -122,15 +123,31 @@ class TaskRules:
     def __init__(self, filters: Mapping[str, FilterConfig], preset_of: Callable[[str], str]) -> None:
         self._rules = {preset: Rules(values) for preset, values in filters.items()}
         self._preset_of = preset_of
+        nothing = pa.table({name: pa.array([], pa.string()) for name in COLUMNS})
+        checks = {preset: rules.measure_batch(nothing) for preset, rules in self._rules.items()}
+        every = {check.check: check.reason for made in checks.values() for check in made}
+        # SampleGate expects each check of every answer, so those that a preset does not make are noted.
+        self._off = {
+            preset: {name: reason for name, reason in every.items() if name not in {check.check for check in made}}
+            for preset, made in checks.items()
+        }
 
-    def split_batch(self, rows: pa.Table) -> Iterator[tuple[Rules, npt.NDArray[np.int64]]]:
-        """The rows with the same rules, by their positions in the batch."""
+    def measure_part(self, preset: str, rows: pa.Table) -> list[RuleResult]:
+        """The checks of rows with one preset, and a `not_applied` one for each rule that it lacks."""
+        count = rows.num_rows
+        detail = dict.fromkeys(range(count), f"{OFF_IN_PRESET}{preset}")
+        ok, known = np.ones(count, np.bool_), np.zeros(count, np.bool_)
+        off = [RuleResult(name, why, ok, known, None, detail, {}, detail) for name, why in self._off[preset].items()]
+        return [*self._rules[preset].measure_batch(rows), *off]
+
+    def split_batch(self, rows: pa.Table) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+        """The rows with the same preset, by their positions in the batch."""
         groups: dict[str, list[str]] = {}
         for task in rows["template_name"].unique().to_pylist():
             groups.setdefault(self._preset_of(task), []).append(task)
         for preset, tasks in groups.items():
             is_own = pc.is_in(rows["template_name"], pa.array(tasks))
-            yield self._rules[preset], np.flatnonzero(is_own.to_numpy())
+            yield preset, np.flatnonzero(is_own.to_numpy())
 
 
 def _check_batch(rules: TaskRules, rows: pa.Table) -> BatchResult:
@@ -142,9 +159,9 @@ def _check_batch(rules: TaskRules, rows: pa.Table) -> BatchResult:
         raise InputError(f"answers from sample_id {first} to {last}: not UTF-8: {error}") from None
     passing, measured = np.zeros(rows.num_rows, np.bool_), list[list[RuleResult]]()
     tables, places = list[pa.Table](), list[npt.NDArray[np.int64]]()
-    for own, positions in rules.split_batch(rows):
+    for preset, positions in rules.split_batch(rows):
         part = rows if len(positions) == rows.num_rows else rows.take(pa.array(positions))
-        measured.append(own.measure_batch(part))
+        measured.append(rules.measure_part(preset, part))
         passing[positions] = passing_rows(measured[-1])
         tables.append(checks_table(part, measured[-1]))
         places.append(np.repeat(positions, len(measured[-1])))
@@ -199,7 +216,7 @@ def run(
     if stage.is_current(checks, dst) and report.exists():
         print(f"rules: {dst} is up to date")
         return None
-    rules = _build_rules(config, filters)
+    rules = _build_rules(config, filters, src)
     with table_writer(dst, OUTPUTS) as kept_out, table_writer(checks, WRITTEN_CHECKS) as checks_out:
         summary = _write_results(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
@@ -216,11 +233,14 @@ def run(
     return summary
 
 
-def _build_rules(config: DistillConfig, filters: FilterConfig | None) -> TaskRules:
+def _build_rules(config: DistillConfig, filters: FilterConfig | None, src: Sequence[Path]) -> TaskRules:
     if filters:
         return TaskRules({"": filters}, lambda _: "")
-    by_task = TaskFilters(config)
-    return TaskRules(by_task.by_preset, by_task.preset_of)
+    by_task, presets = TaskFilters(config), set[PresetName]()
+    for path in src:
+        for batch in read_batches(path, SOURCE, columns=["template_name"]):
+            presets |= {by_task.preset_of(task) for task in batch["template_name"].unique().to_pylist()}
+    return TaskRules({preset: by_task.by_preset[preset] for preset in sorted(presets)}, by_task.preset_of)
 
 
 def answer_files(config: DistillConfig) -> list[Path]:
