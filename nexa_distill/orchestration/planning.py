@@ -173,7 +173,7 @@ def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
 def plan_lines(steps: list[Step], *, commands: bool = True) -> list[str]:
     lines = []
     for step in steps:
-        lines.append(f"{step.session:<11} {'run ' if step.runs else 'skip'}  {step.why}")
+        lines.append(f"{step.session:<12} {'run ' if step.runs else 'skip'}  {step.why}")
         if step.runs and commands:
-            lines.append(f"{'':<11}       $ {shlex.join(step.command)}")
+            lines.append(f"{'':<12}       $ {shlex.join(step.command)}")
     return lines
