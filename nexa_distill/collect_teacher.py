@@ -5,7 +5,8 @@ Reads:  `storage.raw_dataset` (or --src: a Parquet of contracts.INPUTS, columns 
 Writes: `storage.collected_dataset` (contracts.OUTPUTS, attempts 0, 1, ...), `storage.unanswered`
 Keeps:  rows_in == answered + unanswered; also truncated and empty answers, which the rules reject
 
-With `answers.path` (--answers FILE) the answers are read from a file and no request is sent.
+With `answers.path` (--answers FILE), or if the raw data contains answers beside its prompts, they are
+read from there and no request is sent.
 
 Every request is in `storage.journal`/teacher.sqlite before it is sent. To continue after any stop,
 run the same command: it sends only the missing requests.
@@ -39,13 +40,9 @@ from nexa_distill.cost.estimate_text import print_estimate
 from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.raw_data.handed_in_prompts import prepare_prompts
-from nexa_distill.settings.pipeline import (
-    DistillConfig,
-    load_config,
-    load_system_prompt,
-    load_with_options,
-    with_address,
-)
+from nexa_distill.raw_data.input_reading import settle_input
+from nexa_distill.settings.pipeline import DistillConfig, load_config, load_with_options, with_address
+from nexa_distill.settings.tasks import load_system_prompts
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import UniqueKeys, open_table, read_batches
 from nexa_distill.text.json_schemas import load_schemas
@@ -73,12 +70,12 @@ def resolve_prompt(row: Mapping[str, Any]) -> str:
 
 def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]:
     """A function from a row to its `collection.samples` requests, attempts 0, 1, ..."""
-    default, model = load_system_prompt(config.collection.system_prompt_path), teacher_model(config)
+    prompts, model = load_system_prompts(config), teacher_model(config)
     provider, samples = config.chosen_provider()[1], config.collection.samples
     schemas = load_schemas(config.collection.response_schemas)
 
     def requests_of(row: Row) -> list[PromptRequest]:
-        system = row["system_prompt"] or default
+        system = row["system_prompt"] or prompts.find_prompt(row["template_name"]) or ""
         extra = schemas.request_options(row["template_name"]) | provider.extra_body
         body = request_body(system, resolve_prompt(row), model, config, provider, extra)
         return [prompt_request(row["sample_id"], body, attempt=index, index=index) for index in range(samples)]
@@ -117,7 +114,7 @@ def settings(config: DistillConfig) -> dict[str, Any]:
     price = provider.prices.get(teacher_model(config))
     return {
         "model": teacher_model(config),
-        "system_prompt": load_system_prompt(config.collection.system_prompt_path),
+        "system_prompt": load_system_prompts(config).relevant_settings,
         "decoding": config.collection.model_dump(
             include={"max_tokens", "temperature", "max_samples", "samples", "on_uncertain"}
         ),
@@ -258,6 +255,8 @@ def run_collection(args: argparse.Namespace) -> None:
     """
     args = _build_parser().complete_options(args)
     config = load_with_options(args)
+    if args.src is None:
+        config = settle_input(config)
     config = with_address(config, config.chosen_provider()[0], args.base_url, args.api_key_env)
     columns = {
         "user_prompt": args.prompt_column,

@@ -25,6 +25,8 @@ def _make_field(name: str, kind: pa.DataType, doc: str, *, required: bool = Fals
 _STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us", tz="UTC")
 
+SPLITS = ("train", "val", "test")  # of two that must not meet, the later one stays
+
 # fmt: off
 SAMPLE_ID = _make_field("sample_id", _STR, "sha256(task_id | canonical_input), hex", required=True)
 ATTEMPT = _make_field(
@@ -53,8 +55,11 @@ CONTENT_COLUMNS = (
 )
 
 CANONICAL = pa.schema(
-    [SAMPLE_ID, *TASK_FIELDS]
-    + [_make_field("document_id", _STR, "sha256 of the folded source document", required=True)]
+    [
+        SAMPLE_ID, *TASK_FIELDS,
+        _make_field("document_id", _STR, "sha256 of the folded source document", required=True),
+        _make_field("raw_split", _STR, "split that the raw data names (split.column); null = by the cluster's hash"),
+    ]
 )
 INPUTS = pa.schema(
     [
@@ -284,6 +289,7 @@ REASONS: dict[str, Reason] = {
 }
 
 NOT_APPLIED = "not_applied"  # the check does not count against the answer
+OFF_IN_PRESET = "off in preset "  # begins the detail of such a check of a rule that the answer's task does not have
 
 # Reasons of checks that could not be made: another answer would not fix that.
 DOUBT_REASONS = {name for name, reason in REASONS.items() if reason.is_doubt}

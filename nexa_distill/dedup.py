@@ -10,11 +10,13 @@ Raises: InputMissing (66) for an absent or unsealed input, InputError (65) for a
 
 A row's *subject* is its context without the text of its `schema`, or its prompt if it has no
 context; its *question* is the prompt without both. Documents with near-duplicate subjects form a
-cluster, across task types; the split is a hash of the cluster's name (`splits.py`).
+cluster, across task types; the split is a hash of the cluster's name, or with `split.column` the one
+that the raw data names (`splits.py`).
 
 Rejection reasons, the first that applies:
 - `duplicate`: same content (`contracts.CONTENT_COLUMNS`), whatever the id;
-- `joins_splits`: the row's document would join clusters of different splits;
+- `joins_splits`: the row's document would join clusters of different splits, or the raw data names
+  another split than that of a near-duplicate, which is more held out;
 - `near_duplicate`: same task type, near-duplicate subject and question (`minhash.py`); `matched` is
   the kept row. Rows that were kept before with the same settings all stay;
 - `contaminated`: a training row whose subject shares `contamination_words` consecutive words with a
@@ -39,7 +41,7 @@ import pyarrow as pa
 
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import INPUTS, REJECTED_INPUTS, TABLES, check_reasons
+from nexa_distill.contracts import INPUTS, REJECTED_INPUTS, SPLITS, TABLES, check_reasons
 from nexa_distill.deduplication.assignment import (
     CONTAMINATED,
     JOINS_SPLITS,
@@ -57,7 +59,7 @@ from nexa_distill.deduplication.contamination_report import ContaminationEvidenc
 from nexa_distill.deduplication.minhash_store import scratch_folder
 from nexa_distill.deduplication.shared_text import COLUMNS as SHARED_COLUMNS
 from nexa_distill.deduplication.shared_text import SharedText, find_shared_text
-from nexa_distill.deduplication.splits import SPLITS, are_remembered, load_clusters, load_shared_text, save_clusters
+from nexa_distill.deduplication.splits import are_remembered, load_clusters, load_shared_text, save_clusters
 from nexa_distill.deduplication.warnings import print_warnings
 from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.reporting import stage_reports
@@ -83,7 +85,9 @@ def settings(config: DistillConfig, limit: int | None = None) -> dict[str, Any]:
 
 def _decision_settings(config: DistillConfig) -> dict[str, Any]:
     near = {"jaccard", "shingle_words", "permutations"}
-    return {"split": config.split.model_dump(), "near": config.dedup.model_dump(include=near), "words": VERSION}
+    # Without nulls: settings from before a new key must not assign all splits again.
+    split = config.split.model_dump(exclude_none=True)
+    return {"split": split, "near": config.dedup.model_dump(include=near), "words": VERSION}
 
 
 def run(config: DistillConfig, src: Path | None = None, dst: Path | None = None, limit: int | None = None) -> None:
@@ -91,7 +95,7 @@ def run(config: DistillConfig, src: Path | None = None, dst: Path | None = None,
 
     A `dst` outside the storage has its clusters, rejected rows and reports beside it.
     """
-    if config.split.val + config.split.test >= 1:
+    if config.split.column is None and config.split.val + config.split.test >= 1:
         raise InputError(f"split: val {config.split.val} + test {config.split.test} leaves no train")
     storage = config.storage
     rejected = storage.path_beside(dst, "rejected.parquet", storage.path_of("rejected_inputs"))
@@ -152,6 +156,11 @@ def _read_rows(
         rows.add(batch)
         progress.add(len(batch.tasks))
     rows.close()
+    if rows.has_raw_splits and (without := int((rows.raw_splits < 0).sum())):
+        raise InputError(
+            f"{src}: {without} of {len(rows)} rows have no raw_split (train, val or test); `{SOURCE.command}` writes "
+            f"it from column {config.split.column} (split.column)"
+        )
     return rows
 
 
@@ -204,7 +213,7 @@ def _write_batch(
     sides = [SPLITS[side] for side in rows.documents.sides[documents]]
     kept.write(
         batch.take(good)
-        .drop_columns("document_id")
+        .drop_columns(["document_id", "raw_split"])
         .append_column(INPUTS.field("cluster_id"), pa.array(names, pa.string()))
         .append_column(INPUTS.field("split"), pa.array(sides, pa.string()))
     )
@@ -215,7 +224,7 @@ def _write_batch(
         detail.append(
             evidence.shared_words(row)
             if verdicts.reason[row] == CONTAMINATED
-            else rows.documents.refused.get(int(rows.document[row]))
+            else _explain_refusal(rows, row)
             if verdicts.reason[row] == JOINS_SPLITS
             else None
         )
@@ -224,6 +233,14 @@ def _write_batch(
     for name, values in added.items():
         rows_out = rows_out.append_column(REJECTED_INPUTS.field(name), pa.array(values, pa.string()))
     out.write(rows_out)
+
+
+def _explain_refusal(rows: DedupRows, row: int) -> str | None:
+    document = int(rows.document[row])
+    if rows.raw_splits[row] < 0 or document in rows.documents.refused:
+        return rows.documents.refused.get(document)
+    own, side = SPLITS[rows.raw_splits[row]], SPLITS[rows.documents.sides[document]]
+    return f"the raw data names {own}, and near-duplicates {side}"
 
 
 def _first_rows(src: Path, limit: int | None, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -15,24 +15,27 @@ The rules are described in `nexa_distill/gating/rules.py`.
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
-from nexa_distill.contracts import OUTPUTS, TABLES, check_reasons
+from nexa_distill.contracts import OFF_IN_PRESET, OUTPUTS, TABLES, check_reasons
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.gating.check_table import WRITTEN_CHECKS, checks_table, passing_rows
 from nexa_distill.gating.rules import BATCH_ROWS, COLUMNS, RuleResult, Rules
 from nexa_distill.reporting import stage_reports
-from nexa_distill.settings.filters import FilterConfig, load_filter_config
-from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.settings.filters import FilterConfig, PresetName
+from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags
+from nexa_distill.settings.tasks import TaskFilters
 from nexa_distill.settings.yaml_loading import read_yaml
 from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.manifests import StageRun, valid_regenerations
@@ -60,11 +63,13 @@ class RuleSummary:
 
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the checks: every rule, nothing of SampleGate."""
-    return _rule_settings(load_filter_config(config.filters))
+    filters = TaskFilters(config)
+    rules = {preset: _rule_settings(values) for preset, values in filters.by_preset.items()}
+    return {"presets": rules, "tasks": filters.relevant_settings}
 
 
 def _rule_settings(filters: FilterConfig) -> dict[str, Any]:
-    rules = filters.model_dump(exclude={"sample_gate", "quality_gates", "regression_gate"})
+    rules = filters.model_dump(exclude={"preset", "sample_gate", "quality_gates", "regression_gate"})
     return {**rules, "words": VERSION}
 
 
@@ -94,8 +99,9 @@ def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
     summary.total += len(open_rows)
     for m in measured:
         missing, failed = open_rows & ~m.known & ~m.passed_rows, open_rows & m.known & ~m.ok
-        if m.not_applied:
-            summary.not_applied.setdefault(m.check, Counter()).update(m.not_applied.values())
+        languages = [why for why in m.not_applied.values() if not why.startswith(OFF_IN_PRESET)]
+        if languages:
+            summary.not_applied.setdefault(m.check, Counter()).update(languages)
         summary.reasons += Counter(check_missing=int(missing.sum())) + m.count_reasons(failed)
         # Only the first reason of an answer is counted.
         open_rows &= m.passed_rows
@@ -104,26 +110,69 @@ def _count_batch(summary: RuleSummary, measured: Sequence[RuleResult]) -> None:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch, done: what goes to each file."""
+    """One batch, done: what goes to each file, and the results of each part with the same rules."""
 
-    measured: list[RuleResult]
+    measured: list[list[RuleResult]]
     checks: pa.Table
     kept: pa.Table
 
 
-def _check_batch(rules: Rules, rows: pa.Table) -> BatchResult:
+class TaskRules:
+    """The rules by preset, and the preset of each task type."""
+
+    def __init__(self, filters: Mapping[str, FilterConfig], preset_of: Callable[[str], str]) -> None:
+        self._rules = {preset: Rules(values) for preset, values in filters.items()}
+        self._preset_of = preset_of
+        nothing = pa.table({name: pa.array([], pa.string()) for name in COLUMNS})
+        checks = {preset: rules.measure_batch(nothing) for preset, rules in self._rules.items()}
+        every = {check.check: check.reason for made in checks.values() for check in made}
+        # SampleGate expects each check of every answer, so those that a preset does not make are noted.
+        self._off = {
+            preset: {name: reason for name, reason in every.items() if name not in {check.check for check in made}}
+            for preset, made in checks.items()
+        }
+
+    def measure_part(self, preset: str, rows: pa.Table) -> list[RuleResult]:
+        """The checks of rows with one preset, and a `not_applied` one for each rule that it lacks."""
+        count = rows.num_rows
+        detail = dict.fromkeys(range(count), f"{OFF_IN_PRESET}{preset}")
+        ok, known = np.ones(count, np.bool_), np.zeros(count, np.bool_)
+        off = [RuleResult(name, why, ok, known, None, detail, {}, detail) for name, why in self._off[preset].items()]
+        return [*self._rules[preset].measure_batch(rows), *off]
+
+    def split_batch(self, rows: pa.Table) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+        """The rows with the same preset, by their positions in the batch."""
+        groups: dict[str, list[str]] = {}
+        for task in rows["template_name"].unique().to_pylist():
+            groups.setdefault(self._preset_of(task), []).append(task)
+        for preset, tasks in groups.items():
+            is_own = pc.is_in(rows["template_name"], pa.array(tasks))
+            yield preset, np.flatnonzero(is_own.to_numpy())
+
+
+def _check_batch(rules: TaskRules, rows: pa.Table) -> BatchResult:
     try:
         # Arrow does not check UTF-8 when it reads, and the rules cut texts by bytes.
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
         first, last = rows["sample_id"][0], rows["sample_id"][-1]
         raise InputError(f"answers from sample_id {first} to {last}: not UTF-8: {error}") from None
-    measured = rules.measure_batch(rows)
-    kept = rows.filter(pa.array(passing_rows(measured)))
-    return BatchResult(measured, checks_table(rows, measured), kept)
+    passing, measured = np.zeros(rows.num_rows, np.bool_), list[list[RuleResult]]()
+    tables, places = list[pa.Table](), list[npt.NDArray[np.int64]]()
+    for preset, positions in rules.split_batch(rows):
+        part = rows if len(positions) == rows.num_rows else rows.take(pa.array(positions))
+        measured.append(rules.measure_part(preset, part))
+        passing[positions] = passing_rows(measured[-1])
+        tables.append(checks_table(part, measured[-1]))
+        places.append(np.repeat(positions, len(measured[-1])))
+    checks = tables[0]
+    if len(tables) > 1:  # back to the order of the answers
+        order = np.argsort(np.concatenate(places), kind="stable")
+        checks = pa.concat_tables(tables).unify_dictionaries().take(pa.array(order))
+    return BatchResult(measured, checks, rows.filter(pa.array(passing)))
 
 
-def _write_results(rules: Rules, src: list[Path], checks: TableWriter, kept: TableWriter) -> RuleSummary:
+def _write_results(rules: TaskRules, src: list[Path], checks: TableWriter, kept: TableWriter) -> RuleSummary:
     summary = RuleSummary()
     total = sum(open_table(path, SOURCE).metadata.num_rows for path in src)
     if not total:
@@ -134,8 +183,9 @@ def _write_results(rules: Rules, src: list[Path], checks: TableWriter, kept: Tab
         for done in map_in_order(partial(_check_batch, rules), batches):
             checks.write(done.checks)
             kept.write(done.kept)
-            _count_batch(summary, done.measured)
-            progress.add(len(done.measured[0].ok), f"{summary.kept} kept")
+            for measured in done.measured:
+                _count_batch(summary, measured)
+                progress.add(len(measured[0].ok), f"{summary.kept} kept")
     if summary.total != total or summary.kept + summary.reasons.total() != total:
         raise RuntimeError(f"rows lost: {total} read, {summary}")
     return summary
@@ -152,20 +202,21 @@ def run(
 ) -> RuleSummary | None:
     """Check `src` (default: the storage's answers) and write the results; None = up to date.
 
-    `filters` defaults to the file that the pipeline's `filters:` names.
+    `filters` are those of every answer; by default the file that the pipeline's `filters:` names,
+    with the preset of each answer's task.
     """
     storage = config.storage
-    filters = filters or load_filter_config(config.filters)
     src = src or answer_files(config)
     checks = checks or storage.path_beside(dst, "checks.parquet", storage.path_of("rules_checks"))
     usual = storage.path_of("reports") / "rules" / "quality_report.json"
     report = report or storage.path_beside(dst, "report.json", usual)
     dst = dst or storage.path_of("rule_filtered")
-    stage = StageRun("rules", storage, inputs=src, settings=_rule_settings(filters))
+    values = _rule_settings(filters) if filters else settings(config)
+    stage = StageRun("rules", storage, inputs=src, settings=values)
     if stage.is_current(checks, dst) and report.exists():
         print(f"rules: {dst} is up to date")
         return None
-    rules = Rules(filters)
+    rules = _build_rules(config, filters, src)
     with table_writer(dst, OUTPUTS) as kept_out, table_writer(checks, WRITTEN_CHECKS) as checks_out:
         summary = _write_results(rules, src, checks_out, kept_out)
     check_reasons(list(summary.reasons))
@@ -182,21 +233,28 @@ def run(
     return summary
 
 
+def _build_rules(config: DistillConfig, filters: FilterConfig | None, src: Sequence[Path]) -> TaskRules:
+    if filters:
+        return TaskRules({"": filters}, lambda _: "")
+    by_task, presets = TaskFilters(config), set[PresetName]()
+    for path in src:
+        for batch in read_batches(path, SOURCE, columns=["template_name"]):
+            presets |= {by_task.preset_of(task) for task in batch["template_name"].unique().to_pylist()}
+    return TaskRules({preset: by_task.by_preset[preset] for preset in sorted(presets)}, by_task.preset_of)
+
+
 def answer_files(config: DistillConfig) -> list[Path]:
     return [config.storage.path_of("collected_dataset"), *valid_regenerations(config.storage)]
 
 
 def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
     """Filter by the command's options; those that `args` leaves out are the configuration's."""
-    args, filters = _build_parser().complete_options(args), None
-    pipeline = args.pipeline_config
+    args = _build_parser().complete_options(args)
     if read_yaml(args.config).keys() & DistillConfig.model_fields.keys():
-        pipeline = args.config
+        config = load_config(args.config)
     else:
-        filters = load_filter_config(args.config)
-    return run(
-        load_config(pipeline), filters=filters, src=args.src, dst=args.dst, checks=args.checks, report=args.report
-    )
+        config = with_flags(load_config(args.pipeline_config), {"filters": str(args.config)})
+    return run(config, src=args.src, dst=args.dst, checks=args.checks, report=args.report)
 
 
 def _build_parser() -> cli.Parser:

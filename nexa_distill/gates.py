@@ -20,6 +20,7 @@ from nexa_distill import (
 )
 from nexa_distill.annotation.decisions import load_decisions, record_decisions
 from nexa_distill.deduplication.warnings import require_both_sides
+from nexa_distill.raw_data.input_reading import describe_answers, settle_input
 from nexa_distill.repair import report as repair_report
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.atomic import write_text
@@ -40,10 +41,15 @@ class GateFiles:
 
 
 def run_data_gen(config: DistillConfig, *, dry_run: bool = False) -> None:
-    """Raw rows to teacher answers; `dry_run` makes the prompts and prints the requests and their cost.
+    """Raw rows to teacher answers, which the raw data itself may contain.
+
+    `dry_run` makes the prompts and prints the requests and their cost.
 
     Raises InputError before any cost if a split is empty or the server does not serve the model.
     """
+    config = settle_input(config)
+    if line := describe_answers(config):
+        print(line)
     config.refuse_models_not_served()
     canonicalize.run(config)
     dedup.run(config)

@@ -33,7 +33,8 @@ from nexa_distill.collection.requests.body import row_messages
 from nexa_distill.console import cli
 from nexa_distill.contracts import DOUBT_REASONS, TABLES
 from nexa_distill.errors import InputError, did_you_mean
-from nexa_distill.settings.pipeline import DistillConfig, load_config, load_system_prompt
+from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.settings.tasks import load_system_prompts
 from nexa_distill.storage.atomic import Json, read_text, replace_atomically
 from nexa_distill.storage.tables import open_table, read_batches
 from nexa_distill.to_sft import assistant_message, json_line
@@ -130,7 +131,7 @@ def _parse_decision(path: Path, place: int, data: Mapping[str, Any], annotation:
 def preference_pairs(config: DistillConfig, splits: Iterable[str], counts: Counter[str]) -> Iterator[Json]:
     """Preference pairs of `splits`; `counts` is updated with the written and skipped pairs."""
     chosen_splits, seen = set(splits), set[tuple[str, str, str]]()
-    system_prompt = load_system_prompt(config.collection.system_prompt_path)
+    prompts = load_system_prompts(config)
     for row, chosen, rejected, source in (*_pairs_of_attempts(config), *_pairs_of_comparisons(config)):
         key = (row["sample_id"], chosen, rejected)
         if row["split"] not in chosen_splits:
@@ -141,7 +142,7 @@ def preference_pairs(config: DistillConfig, splits: Iterable[str], counts: Count
             seen.add(key)
             counts[source] += 1
             yield {
-                "prompt": row_messages(row, system_prompt),
+                "prompt": row_messages(row, prompts.find_prompt(row["template_name"])),
                 "chosen": [assistant_message(chosen)],
                 "rejected": [assistant_message(rejected)],
                 "sample_id": row["sample_id"],

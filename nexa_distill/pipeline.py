@@ -53,6 +53,7 @@ from nexa_distill.orchestration.run_folder import (
 from nexa_distill.orchestration.run_list import load_report, main_logs, run_lines
 from nexa_distill.orchestration.stages import SESSIONS, STAGES, Stage, locate_path
 from nexa_distill.orchestration.window import Window, session_line, usual_seconds, wrap_lines
+from nexa_distill.raw_data.input_reading import describe_answers
 from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, with_flags
 from nexa_distill.storage.manifests import load_manifest
 
@@ -122,7 +123,8 @@ class DistillationPipeline:
 
 def describe_plan(request: Request) -> Iterator[str]:
     """The plan of a launch, with request counts and costs. Sends nothing."""
-    # Imported here, because it imports a stage.
+    # Imported here, because these are stages.
+    from nexa_distill.canonicalize import preview_input
     from nexa_distill.collect_teacher import teacher_model
 
     fresh = Freshness(request.load_settings())
@@ -131,6 +133,10 @@ def describe_plan(request: Request) -> Iterator[str]:
     lost = explain_replacement(steps, fresh)
     running = {step.session for step in steps if step.runs}
     yield from plan_lines(steps)
+    if "data_gen" in request.chosen_sessions:
+        yield from preview_input(config)
+    if "data_gen" in running and (line := describe_answers(config)):
+        yield line
     if "data_gen" in running and not config.answers.path:
         yield f"teacher: {plan_line(config, config.chosen_provider()[0], teacher_model(config))}"
     for stage, unknown, find_collectors in _paid_stages(config):
@@ -211,6 +217,8 @@ def prepare_run(request: Request, *, replace: bool = False) -> Path | None:
     if not replace:
         refuse_replacement(steps, fresh)
     print("\n".join(plan_lines(steps, commands=False)), file=sys.stderr)
+    if any(step.runs and step.session == "data_gen" for step in steps):
+        _check_input(config)
     if not any(step.runs for step in steps):
         return None
     # Relative, so that a project folder that was moved still has it.
@@ -218,6 +226,16 @@ def prepare_run(request: Request, *, replace: bool = False) -> Path | None:
     write_plan(run_dir, make_plan(frozen, run_dir, fresh.with_config(frozen.load_settings())))
     write_record(run_dir, describe_launch(request, config))
     return run_dir
+
+
+def _check_input(config: DistillConfig) -> None:
+    """Refuse raw data that cannot be read before any session starts; print whose answers are used."""
+    from nexa_distill.canonicalize import preview_input
+
+    for _ in preview_input(config):
+        pass
+    if line := describe_answers(config):
+        print(line, file=sys.stderr)
 
 
 def sweep_orphans(logs: Path) -> None:
@@ -331,6 +349,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _add_launch_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--input", type=Path, metavar="PATH", help="raw data")
+    cli.add_task_option(command)
     command.add_argument("--limit", type=cli.positive_int, metavar="N", help="first N raw rows")
     cli.add_server_options(command)
     command.add_argument("--answers", type=Path, metavar="FILE", help="existing answers")
@@ -360,6 +379,7 @@ def _build_request(args: argparse.Namespace) -> Request:
         args.server_url,
         args.server_model,
         args.name,
+        args.task,
     )
 
 

@@ -12,7 +12,8 @@ Raises  InputMissing (66) if the gates have not run on the current answers, Inpu
 
 The plan: `repair/plan.py`; the prompts: `repair/prompts.py`. A request is in
 `storage.journal`/regenerate.sqlite under a key of its round and content: running this twice, or
-after a kill, pays once. If answers come from a file (`answers.path`) no request is sent.
+after a kill, pays once. If the answers come from a file (`answers.path`, or the manifest of
+the answers) no request is sent.
 
 `--annotations FILE` records the decisions of the file (lines of the log, or seeds `{index |
 sample_id, action, reason, note}`; `index` is a row of the inspected file `--src`) and repairs with
@@ -60,8 +61,9 @@ from nexa_distill.repair.plan import (
     unanswered_path,
 )
 from nexa_distill.repair.prompts import repair_prompt
-from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt, load_with_options
-from nexa_distill.storage.manifests import StageRun
+from nexa_distill.settings.pipeline import DistillConfig, load_with_options
+from nexa_distill.settings.tasks import load_repair_prompts, load_system_prompts
+from nexa_distill.storage.manifests import StageRun, answers_file
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.json_schemas import load_schemas
 
@@ -99,7 +101,7 @@ def settings(config: DistillConfig, plan: Plan | None = None) -> dict[str, Any]:
     return {
         "plan": plan and plan.plan_digest,
         "models": models,
-        "system_prompt": load_system_prompt(config.collection.regen_system_prompt_path),
+        "system_prompt": load_repair_prompts(config).relevant_settings,
         "decoding": config.collection.model_dump(include={"max_tokens", "temperature"}),
         "extra_body": _extra_options(config),
         "answer_chars": config.regeneration.answer_chars,
@@ -123,7 +125,7 @@ class RepairRequests:
     def __init__(self, config: DistillConfig, plan: Plan, *, retry_failed: bool = False) -> None:
         self.config, self.plan = config, plan
         self.faults, self.texts = (load_faults(config, plan.wanted), load_rejected_texts(config, plan.wanted))
-        self.system = load_system_prompt(config.collection.regen_system_prompt_path)
+        self.repair_prompts, self.first_prompts = load_repair_prompts(config), load_system_prompts(config)
         self.schemas = load_schemas(config.collection.response_schemas)
         self.rounds = [(self._make_collector(wanted, retry_failed), wanted) for wanted in plan.by_round().values()]
 
@@ -145,7 +147,9 @@ class RepairRequests:
         prompt = repair_prompt(
             row, self.faults[(sample, wanted.of)], self.texts.get((sample, wanted.of)), config.collection.max_tokens
         )
-        system = "\n\n".join(filter(None, [row["system_prompt"], self.system]))
+        task = row["template_name"]
+        parts = [row["system_prompt"], self.repair_prompts.find_prompt(task)]
+        system = "\n\n".join(filter(None, parts)) or self.first_prompts.find_prompt(task) or ""
         extra = self.schemas.request_options(row["template_name"]) | _extra_options(config)
         body = request_body(system, prompt, model, config, provider, extra)
         if limit and "reasoning_cut" in wanted.reasons:
@@ -240,8 +244,12 @@ def run(
 
 
 def _print_plan(config: DistillConfig, asking: RepairRequests) -> None:
-    if config.answers.path and not asking.rounds:
-        print(f"regenerate: answers come from {config.answers.path}; no request is sent")
+    file = config.answers.path or answers_file(config.storage)
+    if file and not asking.rounds:
+        print(
+            f"regenerate: answers come from {file}; no request is sent. To ask a teacher instead: "
+            "python scripts/python/data_processing/run_full_data_gen.py --provider NAME"
+        )
     elif not asking.plan.wanted:
         print("regenerate: no rejection that regenerating could fix")
     else:

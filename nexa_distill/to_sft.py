@@ -35,7 +35,8 @@ from nexa_distill.errors import InputError, InputMissing
 from nexa_distill.gating import quality_gates
 from nexa_distill.reporting.dataset_card import write_card
 from nexa_distill.settings.filters import load_filter_config
-from nexa_distill.settings.pipeline import DistillConfig, Reasoning, Storage, load_config, load_system_prompt
+from nexa_distill.settings.pipeline import DistillConfig, Reasoning, Storage, load_config
+from nexa_distill.settings.tasks import load_system_prompts
 from nexa_distill.storage.atomic import replace_atomically, sync_folder
 from nexa_distill.storage.manifests import StageRun, is_sealed, refuse_stale, refuse_unapplied
 from nexa_distill.storage.tables import read_batches, read_values, table_writer
@@ -166,11 +167,8 @@ def _attempt_by_sample(path: Path) -> dict[str, int]:
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The values that determine the samples, besides the kept answers."""
     gates = load_filter_config(config.filters).quality_gates.model_dump()
-    return {"system_prompt": _system_prompt(config), "quality_gates": gates, "reasoning": config.packaging.reasoning}
-
-
-def _system_prompt(config: DistillConfig) -> str:
-    return load_system_prompt(config.collection.system_prompt_path)
+    system = load_system_prompts(config).relevant_settings
+    return {"system_prompt": system, "quality_gates": gates, "reasoning": config.packaging.reasoning}
 
 
 def _check_inputs(src: Path, regen: Path | None, storage: Storage) -> None:
@@ -215,9 +213,10 @@ def _count_splits(src: Path, regen: Path | None) -> Counter[str]:
 def _write_samples(
     rows: Iterator[list[dict[str, Any]]], writers: SampleWriters, config: DistillConfig, progress: Progress
 ) -> None:
-    system, reasoning = _system_prompt(config), config.packaging.reasoning
+    prompts, reasoning = load_system_prompts(config), config.packaging.reasoning
     for batch in rows:
-        writers.write_samples([build_record(row, system, reasoning) for row in batch])
+        records = [build_record(row, prompts.find_prompt(row["template_name"]), reasoning) for row in batch]
+        writers.write_samples(records)
         progress.add(len(batch))
 
 

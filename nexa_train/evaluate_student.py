@@ -27,8 +27,9 @@ from nexa_distill.console import cli
 from nexa_distill.contracts import TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.reporting.training_curve import read_metrics
-from nexa_distill.settings.pipeline import DistillConfig, Storage, load_system_prompt
+from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.settings.student import StudentConfig, load_both
+from nexa_distill.settings.tasks import load_system_prompts
 from nexa_distill.storage.atomic import Json, write_json, write_text
 from nexa_distill.storage.manifests import StageRun, load_manifest, run_id, utc_now
 from nexa_distill.storage.tables import read_table
@@ -120,12 +121,12 @@ def _build_report(config: DistillConfig, student: StudentConfig, stage: StageRun
     prompts = select_held_out(raw, student.generate)
     sft = read_table(storage.path_of("sft_parquet"), TABLES["sft_parquet"])
     _refuse_leak(prompts, sft.to_pylist(), student.generate.split)
-    splits = sft["split"].to_pylist()
+    splits, curve = sft["split"].to_pylist(), training_curve(storage, student)
     documents = dict(zip(*(raw[c].to_pylist() for c in ("sample_id", "cluster_id")), strict=True))
     measured = {name: _with_documents(path, documents) for name, path in losses.items()}
     exams = {name: load_results(config, name, prompts, measured.get(name)) for name in ANSWER_TABLES}
-    # The default system prompt is part of each prompt that is compared between runs.
-    system = load_system_prompt(config.collection.system_prompt_path)
+    # The system prompts of tasks are part of the prompts that are compared between runs.
+    system = load_system_prompts(config).relevant_settings
     metrics = compute_metrics(prompts, exams) | {
         "prompts_sha256": regression.hash_value([system, [row["sample_id"] for row in prompts]]),
         "gates_sha256": regression.hash_value(gate_config_hashes(storage)),
@@ -134,13 +135,13 @@ def _build_report(config: DistillConfig, student: StudentConfig, stage: StageRun
         regression.load_accepted(storage), metrics, regression.load_gate(config)
     )
     return {
-        "headline": headline_sentences(metrics),
+        "headline": headline_sentences(metrics, curve),
         "run_id": run_id(),
         "run_name": student.run_name,
         "split": student.generate.split,
         **metrics,
         "funnel": count_funnel(storage, {s: splits.count(s) for s in ("train", "val", "test")}),
-        "training_curve": training_curve(storage, student),
+        "training_curve": curve,
         "facts": _run_facts(storage, student, stage),
         "created_at": utc_now(),
     }

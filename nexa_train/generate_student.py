@@ -29,8 +29,9 @@ from nexa_distill.console import cli
 from nexa_distill.console.progress import Progress
 from nexa_distill.contracts import OUTPUTS, TABLES, Row
 from nexa_distill.errors import InputError, InputMissing
-from nexa_distill.settings.pipeline import DistillConfig, load_system_prompt
+from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import Generation, StudentConfig, load_both
+from nexa_distill.settings.tasks import load_system_prompts
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import read_table, table_writer
 from nexa_distill.text.hashing import sha256_text
@@ -52,7 +53,7 @@ class Prompt:
     ids: list[int]
 
 
-def _encode_prompt(form: ChatFormat, row: Row, system: str) -> Prompt:
+def _encode_prompt(form: ChatFormat, row: Row, system: str | None) -> Prompt:
     try:
         return Prompt(row, form.prompt_ids(row_messages(row, system)))
     except RowRefused:
@@ -171,8 +172,8 @@ def _answer_all(
     resolved = resolve_model(name, storage)
     loaded, tokenizer = load_for_inference(resolved, keep_layers, student)
     form = chat_format(tokenizer)
-    system = load_system_prompt(config.collection.system_prompt_path)
-    encoded_prompts = [_encode_prompt(form, row, system) for row in rows]
+    systems = load_system_prompts(config)
+    encoded_prompts = [_encode_prompt(form, row, systems.find_prompt(row["template_name"])) for row in rows]
     cleaner, answers = build_cleaner(config), []
     with Progress(f"answers of {model_id}", len(encoded_prompts), unit="answers") as progress:
         most = student.generate.max_new_tokens

@@ -14,7 +14,7 @@ from nexa_distill.console import cli
 from nexa_distill.settings.pipeline import Storage, load_config
 from nexa_train.models import server as model_server
 from nexa_train.models.bundled import BUNDLED, BUNDLED_NAME, resolve_model, write_bundled_gguf
-from nexa_train.models.llama_server import has_llama
+from nexa_train.models.llama_server import CONTEXT, has_llama
 
 
 def main() -> int:
@@ -26,6 +26,10 @@ def main() -> int:
     serve.add_argument("--until", type=Path, metavar="FILE", help="stop when FILE exists")
     serve.add_argument("--port", type=int, default=0, help="0 = any free port")
     serve.add_argument("--model", default=BUNDLED, help="bundled, a .gguf file, or a checkpoint folder")
+    serve.add_argument(
+        "--context", type=cli.positive_int, default=CONTEXT, metavar="N",
+        help=f"tokens of a request and its answer, by llama.cpp (default {CONTEXT}); more of them, fewer at a time",
+    )  # fmt: skip
     serve.add_argument("--timeout", type=float, default=180.0, help="seconds to become healthy")
     for command in commands.choices.values():  # --config also after the command's name
         command.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE")
@@ -38,7 +42,9 @@ def main() -> int:
     model = _files_of(arguments.model, storage)
     endpoint, until, seconds = arguments.endpoint_file, arguments.until, arguments.timeout
     try:
-        model_server.serve_model(model, endpoint, until=until, port=arguments.port, timeout_seconds=seconds)
+        model_server.serve_model(
+            model, endpoint, until=until, port=arguments.port, timeout_seconds=seconds, context=arguments.context
+        )
     except cli.StopSignal:
         return 143  # without a word: this is the usual end of a server that a stage started
     return 0

@@ -11,7 +11,7 @@ import pytest
 from tests.support.workspace import ROOT
 
 DIFFS = re.findall(r"^```diff\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
-RULE, RUBRIC, DIALECT, FORMAT = range(4)
+RULE, RUBRIC, DIALECT, TASK, FORMAT = range(5)
 TEXTS = """
 import pyarrow as pa
 from pathlib import Path
@@ -56,6 +56,15 @@ USES = [
         "example True length",
     ),
     (
+        TASK,
+        "from nexa_distill.settings import tasks;"
+        "from nexa_distill.settings.pipeline import load_config;"
+        "from pathlib import Path; config = load_config(Path('configs/distill_config.yaml'));"
+        "print(*(task.text_template for task in [tasks.load_task('simplify')]),"
+        "tasks.load_system_prompts(config).find_prompt('simplify'), tasks.TaskFilters(config).preset_of('simplify'))",
+        "a child of ten knows. You write for children. chat",
+    ),
+    (
         FORMAT,
         "from nexa_distill.to_sft import FORMATS;"
         "m = [{'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': 'A'}];"
@@ -66,7 +75,7 @@ USES = [
 
 
 def test_there_is_one_diff_for_each() -> None:
-    assert len(DIFFS) == 4
+    assert len(DIFFS) == 5
 
 
 @pytest.mark.parametrize(("number", "program", "printed"), USES)

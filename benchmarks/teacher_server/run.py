@@ -31,6 +31,7 @@ from nexa_distill.canonicalize import run as canonicalize
 from nexa_distill.filter_pairs import apply_filters
 from nexa_distill.settings.filters import load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, load_config
+from nexa_distill.settings.tasks import load_system_prompts
 from nexa_train.models.bundled import materialise_bundled_model, write_bundled_gguf
 
 CONFIG = Path("configs/distill_config.yaml")
@@ -87,10 +88,11 @@ def group_memory(pid: int) -> float:
 def measure(contender: Contender, prompts: pd.DataFrame, config: DistillConfig, folder: Path) -> None:
     chosen = config.providers["embedded"].extra_body
     settings = {"max_tokens": config.collection.max_tokens} | {k: v for k, v in chosen.items() if v is not None}
-    system = Path(config.collection.system_prompt_path).read_text(encoding="utf-8").strip()
+    systems = load_system_prompts(config)
     bodies = [
-        settings | {"messages": [{"role": "system", "content": system}, {"role": "user", "content": prompt}]}
-        for prompt in prompts["user_prompt"]
+        settings
+        | {"messages": [{"role": "system", "content": systems.find_prompt(task)}, {"role": "user", "content": prompt}]}
+        for task, prompt in zip(prompts["template_name"], prompts["user_prompt"], strict=True)
     ]
     with serving(contender.model, folder) as endpoint, ThreadPoolExecutor(IN_FLIGHT) as pool:
         ask(endpoint, bodies[0])

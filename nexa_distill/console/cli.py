@@ -122,6 +122,13 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", dest="server_model", metavar="MODEL", help="the model to ask there")
 
 
+def add_task_option(parser: argparse.ArgumentParser) -> None:
+    """What is asked, as `load_with_options` reads it."""
+    parser.add_argument(
+        "--task", metavar="LIST", help="tasks with commas between them: names in nexa_distill/tasks, files or folders"
+    )
+
+
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -14,19 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nexa_distill.contracts import CONTENT_COLUMNS, canonical_input
+from nexa_distill.contracts import CONTENT_COLUMNS, SPLITS, canonical_input
 from nexa_distill.deduplication import contamination
 from nexa_distill.deduplication.minhash import cluster_texts, similar_pairs, union_equal, union_labels
 from nexa_distill.deduplication.minhash_store import MinHashSettings, SketchedBatch, SketchStore, sketch_batch
 from nexa_distill.deduplication.shared_text import NOTHING_SHARED, SharedText
-from nexa_distill.deduplication.splits import SPLITS, Documents, assign_splits
+from nexa_distill.deduplication.splits import Documents, assign_splits, follow_raw_splits
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.text.hashing import Digests, Indexes, digest_ids, digest_keys, mix_bits, sha256_text
 from nexa_distill.text.ngrams import normalize_document
 
 REASONS = ("", "duplicate", "joins_splits", "near_duplicate", "contaminated")
 DUPLICATE, JOINS_SPLITS, NEAR_DUPLICATE, CONTAMINATED = range(1, 5)
-COLUMNS = ["sample_id", *CONTENT_COLUMNS, "document_id"]
+COLUMNS = ["sample_id", *CONTENT_COLUMNS, "document_id", "raw_split"]
+PLACES = {split: place for place, split in enumerate(SPLITS)}
 
 
 def minhash_settings(config: DistillConfig) -> MinHashSettings | None:
@@ -60,6 +61,7 @@ class PreparedBatch(NamedTuple):
     samples: Digests
     documents: Digests
     tasks: list[str]
+    raw_splits: npt.NDArray[np.int8]  # indexes into SPLITS; -1 = none
     subjects: SketchedBatch
     questions: SketchedBatch
 
@@ -84,6 +86,7 @@ def prepare_batch(batch: pa.Table, how: MinHashSettings | None, shared: SharedTe
         digest_ids(row["sample_id"] for row in rows),
         digest_ids(document_of(row, shared) for row in rows),
         [row["template_name"] for row in rows],
+        np.array([PLACES.get(row["raw_split"], -1) for row in rows], np.int8),
         sketch_batch(subjects, how),
         sketch_batch(questions, how),
     )
@@ -115,6 +118,7 @@ class DedupRows:
                 digest_keys(batch.samples),
                 digest_keys(batch.documents),
                 np.array(tasks, np.int32),
+                batch.raw_splits,
                 self.subjects.add(batch.subjects),
                 self.questions.add(batch.questions),
             )
@@ -126,7 +130,7 @@ class DedupRows:
         self.subjects.close()
         self.questions.close()
         columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
-        self.content, self.samples, documents, self.tasks, self.subject, self.question = columns
+        self.content, self.samples, documents, self.tasks, self.raw_splits, self.subject, self.question = columns
         self._parts = []
         _, first, self.document = np.unique(documents, return_index=True, return_inverse=True)
         self.documents = Documents.from_ids(self._map_ids("documents")[first])
@@ -134,6 +138,16 @@ class DedupRows:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    @property
+    def has_raw_splits(self) -> bool:
+        """Whether the raw data names splits: all of its rows do, or none."""
+        return bool((self.raw_splits >= 0).any())
+
+    def names_other_split(self) -> npt.NDArray[np.bool_]:
+        """Per row, whether the raw data names another split than its document has."""
+        other: npt.NDArray[np.bool_] = self.raw_splits != self.documents.sides[self.document]
+        return other
 
     def _map_ids(self, name: str) -> Digests:
         # Mapped, not read: 32 bytes per row stay on disk.
@@ -169,6 +183,11 @@ def assign_document_splits(rows: DedupRows, labels: Indexes, config: DistillConf
     cluster, document = labels[rows.subject[order]], rows.document[order]
     same = cluster[1:] == cluster[:-1]
     union_labels(clusters, document[:-1][same], document[1:][same])
+    if rows.has_raw_splits:
+        raw = np.full(len(rows.documents.ids), -1, np.int8)
+        np.maximum.at(raw, rows.document, rows.raw_splits)
+        follow_raw_splits(rows.documents, clusters, raw)
+        return
     conflicting = assign_splits(rows.documents, clusters, config.split, partial(_meeting_documents, rows))
     if conflicting:
         _recluster_subjects(rows, labels, [index for index in conflicting if index not in rows.documents.refused])
@@ -228,6 +247,8 @@ def decide_rows(
     count = len(rows)
     verdicts = DedupDecisions(np.zeros(count, np.int8), np.full(count, -1))
     refused = np.isin(rows.document, list(rows.documents.refused))
+    if rows.has_raw_splits:
+        refused |= rows.names_other_split()
     # The best row has no refused document, then was kept before, then comes first.
     rank = np.arange(count) + count * (~was_in_output).astype(np.int64) + 2 * count * refused
     same = np.arange(count)

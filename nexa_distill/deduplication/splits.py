@@ -9,6 +9,9 @@ decides the split. Clusters that grow, shrink or meet keep their names:
   document that links them;
 - if two stored documents of different splits meet (a smaller `dedup.jaccard`, or one was absent
   while the other came), the one in the last output stays, and of two such the held-out one.
+
+With `split.column` the raw data names the split of each row, and a cluster has the most held-out
+split of its rows; its other rows are refused (`joins_splits`).
 """
 
 import json
@@ -22,14 +25,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE
+from nexa_distill.contracts import CLUSTERS, CLUSTERS_TABLE, SPLITS
 from nexa_distill.deduplication.shared_text import SharedText
 from nexa_distill.errors import InputError
 from nexa_distill.settings.pipeline import Split
 from nexa_distill.storage.tables import read_batches, table_writer
 from nexa_distill.text.hashing import Digests, Indexes, compact_json, digest_ids, digest_keys, sha256_text
 
-SPLITS = ("train", "val", "test")  # of two that must not meet, the later one stays
 Flags = npt.NDArray[np.bool_]
 _SETTINGS = b"decided_with"
 _SHARED_TEXT = b"shared_text"
@@ -169,6 +171,17 @@ def assign_splits(documents: Documents, clusters: Indexes, split: Split, meeting
         if index not in documents.refused:
             documents.sides[index] = SPLITS.index(split_of_cluster(_cluster_name(documents, index), split))
     return [int(index) for index in members]
+
+
+def follow_raw_splits(documents: Documents, clusters: Indexes, raw: npt.NDArray[np.int8]) -> None:
+    """Give each document the most held-out split that the raw data names in its cluster.
+
+    `raw`: per document an index into SPLITS. `assignment` refuses the rows that name another one.
+    """
+    _name_new_documents(documents, clusters, np.ones(len(clusters), np.bool_))
+    most_held_out = np.full(len(clusters), -1, np.int8)
+    np.maximum.at(most_held_out, clusters, raw)
+    documents.sides[:] = most_held_out[clusters]
 
 
 def _distinct_names(documents: Documents, stored: Indexes) -> Iterator[tuple[int, str]]:

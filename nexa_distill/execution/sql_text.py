@@ -1,6 +1,7 @@
 """Facts from the text of a query: whether it orders its rows, and its normal form.
 
-Parsed are only known queries with ORDER BY or LIMIT, and answers that no database decides.
+The exec gate parses only known queries with ORDER BY or LIMIT, and answers that no database decides; the
+evaluation parses every answer.
 """
 
 import re
@@ -42,6 +43,16 @@ def normal_form(query: str) -> str | None:
     except ValueError:
         return None
     return str(parsed.sql(dialect="sqlite", comments=False))
+
+
+def is_select(query: str) -> bool:
+    """Whether sqlglot reads the text as one SELECT, WITH or compound query of SQLite."""
+    from sqlglot import expressions as exp
+
+    try:
+        return isinstance(_parse_query(query), exp.Query)
+    except ValueError:
+        return False
 
 
 def _parse_query(query: str):  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nexa_distill.contracts import NOT_APPLIED, TABLES
+from nexa_distill.contracts import NOT_APPLIED, OFF_IN_PRESET, TABLES
 from nexa_distill.errors import InputError
 from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.tables import read_batches
@@ -101,6 +101,8 @@ class CheckSummary:
         self._note_results(rows.filter(notable), positions[notable.to_numpy()])
 
     def _count_not_applied(self, rows: pa.Table) -> None:
+        is_off = pc.fill_null(pc.starts_with(rows["detail"].cast(pa.string()), OFF_IN_PRESET), False)
+        rows = rows.filter(pc.invert(is_off))  # that is no lack of a list
         counts = rows.group_by(["check", "detail"]).aggregate([([], "count_all")])
         for row in counts.to_pylist():
             languages = self.not_applied.setdefault(row["check"], Counter())

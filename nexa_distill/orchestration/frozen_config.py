@@ -7,13 +7,14 @@ copies of the prompts, rubrics and schemas that they name. Paths of data are not
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from nexa_distill.settings.filters import load_filter_config
+from nexa_distill.settings.filters import PresetName, load_filter_config, preset_path
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
+from nexa_distill.settings.tasks import list_tasks
 from nexa_distill.settings.yaml_loading import Section, load_yaml
 from nexa_distill.storage.atomic import Json
 
@@ -26,7 +27,7 @@ TEXTS = (
     ("judging", "rubrics"),
     ("defaults", "prompts"),
 )
-_ELSEWHERE = {("filters",), ("student",), *TEXTS}
+_ELSEWHERE = {("filters",), ("student",), ("defaults", "tasks"), ("defaults", "task_type"), *TEXTS}
 
 
 def freeze_config(config: DistillConfig, folder: Path) -> Path:
@@ -38,9 +39,12 @@ def freeze_config(config: DistillConfig, folder: Path) -> Path:
         copies = folder / key.removesuffix("_path")
         if isinstance(named, Mapping):
             values[section][key] = {name: _copy_text(path, copies / name) for name, path in named.items()}
-        else:
+        elif named is not None:
             values[section][key] = _copy_text(named, copies)
-    values["filters"] = _write_yaml(folder / "filters.yaml", load_filter_config(config.filters))
+    columns = values["defaults"]
+    columns["tasks"] = [_copy_task(entry, folder / "tasks") for entry in columns["tasks"]]
+    columns["task_type"] = _copy_task(columns["task_type"], folder / "tasks")
+    values["filters"] = _write_filters(config.filters, folder / "filters.yaml")
     values["student"] = _write_yaml(folder / "student.yaml", load_yaml(Path(config.student), StudentConfig))
     return Path(_write_values(folder / CONFIG_FILE, values))
 
@@ -54,6 +58,19 @@ def _copy_text(path: str, copy: Path) -> str:
         shutil.copytree(source, copy)
         return str(copy)
     return str(shutil.copyfile(source, copy.with_suffix(source.suffix)))
+
+
+def _copy_task(entry: str, copies: Path) -> str:
+    # The name of a task of one's own is that of its file or folder. Those that ship are part of the code.
+    is_own = entry not in list_tasks() and Path(entry).expanduser().exists()
+    return _copy_text(str(Path(entry).expanduser()), copies / Path(entry).name) if is_own else entry
+
+
+def _write_filters(source: str, path: Path) -> str:
+    """Write the filters, and those of each preset beside them, which would not change a file with every key."""
+    for preset in get_args(PresetName):
+        _write_yaml(preset_path(path, preset), load_filter_config(source, preset))
+    return _write_yaml(path, load_filter_config(source))
 
 
 def _write_yaml(path: Path, section: Section) -> str:

@@ -9,18 +9,26 @@ from nexa_distill.orchestration.freshness import Freshness
 from nexa_distill.orchestration.frozen_config import CONFIG_FILE
 from nexa_distill.orchestration.named_runs import run_root, with_name
 from nexa_distill.orchestration.stages import INSPECT, SESSIONS, STAGES, TEACHER, session_of
-from nexa_distill.settings.pipeline import DistillConfig, load_config, with_flags, with_server
+from nexa_distill.raw_data.input_reading import settle_input
+from nexa_distill.settings.pipeline import (
+    DistillConfig,
+    load_config,
+    task_flags,
+    with_flags,
+    with_server,
+    without_answers_in_input,
+)
 
 # Session -> its command up to the configuration, and the flags of the launcher that it also gets.
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "data_gen": (
         "python scripts/python/data_processing/run_full_data_gen.py --config",
-        ("input", "limit", "provider", "base_url", "model", "answers"),
+        ("input", "task", "limit", "provider", "base_url", "model", "answers"),
     ),
     "filtering": ("python scripts/python/data_processing/run_filtering.py --config", ()),
     "regeneration": (
         "python scripts/python/data_processing/run_regeneration.py --config",
-        ("provider", "base_url", "model", "answers"),
+        ("input", "provider", "base_url", "model", "answers"),
     ),
     "packaging": ("python scripts/python/deployment/run_packaging.py --config", ()),
     "training": ("bash scripts/shell/training/run_training.sh {student} false --pipeline-config", ()),
@@ -43,15 +51,26 @@ class Request:
     base_url: str | None = None
     model: str | None = None
     name: str | None = None
+    task: str | None = None
 
     def load_settings(self) -> DistillConfig:
+        """The settings with the flags, and with what the raw data decides if it is to be read."""
         flags = {
             "input": {"path": self.input and str(self.input), "limit": self.limit},
+            "defaults": task_flags(self.task),
             "provider": self.provider,
             "answers": {"path": self.answers and str(self.answers)},
         }
         config = with_server(with_flags(load_config(self.config), flags), self.base_url, self.model)
-        return with_name(config, self.name)
+        if (self.provider or self.base_url or self.model) and not self.answers:
+            config = without_answers_in_input(config)
+        config = with_name(config, self.name)
+        return settle_input(config) if "data_gen" in self.chosen_sessions else config
+
+    @property
+    def chosen_sessions(self) -> tuple[str, ...]:
+        """The sessions that may run."""
+        return _chosen_sessions(self)[1]
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ def _chosen_sessions(request: Request) -> tuple[str | None, tuple[str, ...]]:
 def plan_lines(steps: list[Step], *, commands: bool = True) -> list[str]:
     lines = []
     for step in steps:
-        lines.append(f"{step.session:<11} {'run ' if step.runs else 'skip'}  {step.why}")
+        lines.append(f"{step.session:<12} {'run ' if step.runs else 'skip'}  {step.why}")
         if step.runs and commands:
-            lines.append(f"{'':<11}       $ {shlex.join(step.command)}")
+            lines.append(f"{'':<12}       $ {shlex.join(step.command)}")
     return lines

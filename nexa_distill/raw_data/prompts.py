@@ -26,10 +26,13 @@ Passed = dict[str, str | None]
 
 
 class RowReader:
-    """Layout, identity and copied columns of raw rows. `tell` gets each note once."""
+    """Layout, identity and copied columns of raw rows. `tell` gets each note once.
 
-    def __init__(self, columns: Columns, tell: Tell) -> None:
-        self.columns, self._tell = columns, tell
+    `answer`: the column of the rows' answers, if they have one.
+    """
+
+    def __init__(self, columns: Columns, tell: Tell, answer: str | None = None) -> None:
+        self.columns, self._tell, self._answer = columns, tell, answer
         self._told: set[str] = set()
         self._layouts: dict[tuple[tuple[str, type], ...], ColumnLayout] = {}
         self._contents: dict[str, tuple[str, str]] = {}  # id -> (content, where it was read)
@@ -40,7 +43,8 @@ class RowReader:
         shape = tuple((name, type(value)) for name, value in row.values.items())
         layout = self._layouts.get(shape)
         if layout is None:
-            layout = self._layouts[shape] = find_layout(row.values, self.columns, row.describe_location())
+            where = row.describe_location()
+            layout = self._layouts[shape] = find_layout(row.values, self.columns, where, self._answer)
             for note in layout.notes:
                 self.tell_once(note)
         return layout
@@ -77,10 +81,10 @@ class RowReader:
         columns, prompt = self.columns, required_text(row, str(layout.prompt))
         if _is_conversation(prompt):
             raise InputError(f"{row.describe_location()}: column {layout.prompt} holds messages as JSON{WAY}")
-        addition = text_or_none(row, layout.addition) if layout.addition else None
+        addition = addition_text(row, layout.addition) if layout.addition else None
         if addition and addition.strip():
             prompt = f"{prompt}\n\n{addition}"
-        context, passed = text_or_none(row, columns.context_column), self.passed_columns(row)
+        context, passed = text_or_none(row, layout.context or columns.context_column), self.passed_columns(row)
         task = text_or_none(row, columns.task_type_column) or columns.task_type
         identity = self.row_identity(row, prompt, (prompt, context, task, sorted(passed.items())))
         full = self._fill_template(row, layout, prompt, context, passed)
@@ -154,6 +158,14 @@ def required_text(row: RawRow, column: str) -> str:
         state = "null" if text is None else "empty"
         raise InputError(f"{row.describe_location()}: column {column} is {state}, expected text")
     return text
+
+
+def addition_text(row: RawRow, column: str) -> str | None:
+    """The text in Alpaca's `input`; an object or a list in it as JSON, an empty one as None."""
+    value = row.values.get(column)
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str) if value else None
+    return text_or_none(row, column, numbers=True)
 
 
 def text_or_none(row: RawRow, column: str, *, numbers: bool = False) -> str | None:

@@ -22,7 +22,7 @@ from nexa_distill.contracts import CHECK_TABLES, REASONS, SCORE_REASONS, TABLES
 from nexa_distill.errors import InputMissing
 from nexa_distill.repair.prompts import JUDGE_REASONS, Fault
 from nexa_distill.settings.pipeline import DistillConfig, Storage
-from nexa_distill.storage.manifests import load_manifest, sealed_hash
+from nexa_distill.storage.manifests import answers_file, load_manifest, sealed_hash
 from nexa_distill.storage.tables import read_batches, read_values
 from nexa_distill.text.hashing import compact_json, sha256_text
 
@@ -73,8 +73,8 @@ def make_plan(config: DistillConfig, src: Path | None = None, unrecorded: Iterab
     _refuse_other_answers(src, config.storage)
     people = load_valid_decisions(config, unrecorded)
     edits = [(sample, edit) for sample, of_sample in people.edits.items() for edit in of_sample]
-    # The answers are from a file: there is no model to ask again.
-    if config.answers.path:
+    # The answers are from a file, perhaps written by people: no model replaces them.
+    if config.answers.path or answers_file(config.storage):
         return Plan([], edits)
     rounds = _RoundPlanner(config, people, _load_reasons(config.storage, src, {key[0] for key in people.by}))
     return Plan(list(rounds.plan_repairs()), edits)

@@ -15,7 +15,7 @@ from nexa_distill.reporting.templates import render_template
 from nexa_distill.settings.pipeline import DistillConfig
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
-from nexa_distill.storage.atomic import write_text
+from nexa_distill.storage.atomic import read_json_object, write_text
 from nexa_distill.storage.manifests import load_manifest
 from nexa_distill.storage.tables import read_batches
 from nexa_distill.text.reasoning import split_reasoning
@@ -60,6 +60,8 @@ def write_card(path: Path, samples: Path, config: DistillConfig) -> None:
             reasoned += split_reasoning(texts[-1])[0] is not None
             lengths.append(sum(count(texts)) + MARKS_PER_MESSAGE * len(texts))
     longest = student.train.max_length
+    gate = read_json_object(config.storage.path_of("reports") / "sample_gate" / "gate_report.json") or {}
+    is_measured = gate.get("exec_pass_rate") is not None or (gate.get("judge_score") or {}).get("mean") is not None
     text = render_template(
         "dataset_card.md.j2",
         file=samples.name,
@@ -71,6 +73,7 @@ def write_card(path: Path, samples: Path, config: DistillConfig) -> None:
         over=sum(length > longest for length in lengths) if longest else 0,
         max_length=longest,
         run_name=student.run_name,
+        form_only=bool(gate) and not is_measured,
         funnel={TABLES[key].stage: load_manifest(config.storage.path_of(key), config.storage) for key in FUNNEL},
     )
     write_text(path, text)

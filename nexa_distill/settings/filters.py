@@ -9,11 +9,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from nexa_distill.contracts import FLAG_REASONS, RUBRICS
 from nexa_distill.errors import did_you_mean
-from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml, refuse_value
+from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml, read_yaml, refuse_value
 from nexa_distill.text import pii
 from nexa_distill.text.folding import fold_pattern
 from nexa_distill.text.language import ANY, LANGUAGES
 
+PresetName = Literal["prose", "short", "code", "chat"]
+PRESETS = Path(__file__).parents[1] / "filter_presets"  # one file each: what differs from filters.yaml
 # Count it, replace it by `[email]` and the like, or reject the answer.
 PiiAction = Literal["flag", "redact", "reject"]
 
@@ -132,6 +134,7 @@ class FilterConfig(Section):
     """
 
     shipped: ClassVar[str | None] = "filters.yaml"
+    preset: PresetName | None  # null = that of each answer's task
     reject_flags: list[Annotated[str, AfterValidator(_check_flag)]]
     require_stop: bool
     min_char_length: Count | None
@@ -173,6 +176,25 @@ class FilterConfig(Section):
         return value
 
 
-def load_filter_config(path: Path | str) -> FilterConfig:
-    """Load the filters file. Raises InputMissing (66) or InputError (65) naming the key."""
-    return load_yaml(Path(path), FilterConfig)
+def load_filter_config(path: Path | str, task_preset: PresetName | None = None) -> FilterConfig:
+    """Load the filters file; `task_preset` holds unless the file names a preset.
+
+    A preset replaces thresholds of the shipped file; what a file of the user's sets wins. Raises
+    InputMissing (66) or InputError (65) naming the key.
+    """
+    plain = load_yaml(Path(path), FilterConfig)
+    preset = plain.preset or task_preset
+    if preset and preset_path(Path(path), preset).is_file():
+        return load_yaml(preset_path(Path(path), preset), FilterConfig)
+    return load_yaml(Path(path), FilterConfig, preset=read_preset(preset)) if preset else plain
+
+
+def preset_path(path: Path, preset: PresetName) -> Path:
+    """`filters.chat.yaml` beside `filters.yaml`: all filters of that preset, as a launch freezes them."""
+    return path.with_suffix(f".{preset}.yaml")
+
+
+@functools.cache
+def read_preset(name: PresetName) -> dict[str, Any]:
+    """The keys of FilterConfig that the preset sets."""
+    return read_yaml(PRESETS / f"{name}.yaml")

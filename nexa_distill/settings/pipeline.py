@@ -37,11 +37,12 @@ class Storage(Section):
     """Paths of all files. A path that does not begin with `root` is below it, except `logs`."""
 
     # What costs money or minutes and is the same for every run.
-    SHARED: ClassVar[frozenset[str]] = frozenset({"journal", "models"})
+    SHARED: ClassVar[frozenset[str]] = frozenset({"journal", "models", "hub_datasets"})
 
     root: str
     logs: str
     shared_root: str | None = None  # of SHARED; null = `root`
+    hub_datasets: str
     canonical: str
     raw_dataset: str
     rejected_inputs: str
@@ -119,10 +120,11 @@ class Columns(Section):
     text_column: str
     reference_column: str
     id_columns: list[str]  # the first that is not empty identifies a row
-    task_type: str  # of a row that contains a prompt and no type
+    task_type: str  # of a row that contains a prompt and no type; may be a task's name, file or folder
     prompt_template: str  # around each existing prompt: `{prompt}` and other columns, such as `{schema}`
-    tasks: list[str] = Field(min_length=1)  # types of the prompts that are made from a text
-    prompts: str  # folder with a TASK.txt for each of them
+    # Of the prompts that are made from a text: names of tasks (`settings/tasks.py`), files or folders.
+    tasks: list[str] = Field(min_length=1)
+    prompts: str | None  # folder with a TASK.txt for some of them; null = the tasks' own prompts
 
 
 class RawInput(Section):
@@ -141,8 +143,10 @@ class Chunking(Section):
 
 
 class Split(Section):
-    """Shares of the duplicate clusters; the rest is train."""
+    """Shares of the duplicate clusters, the rest is train; or a raw column with the split of each row."""
 
+    # With the values train, val and test; raw data without it is split by the shares.
+    column: str | None = None
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
     seed: int
@@ -191,6 +195,8 @@ def _dialect_at(base_url: str) -> Dialect:
 
 
 OWN = "own"  # the provider that --base-url makes
+# Options that name a teacher: it is asked, although the raw data has answers.
+TEACHER_OPTIONS = ("provider", "base_url", "server_url", "server_model")
 
 
 class Provider(Section):
@@ -276,9 +282,9 @@ class Collection(Section):
     batch_size: Count
     batch_api: bool
     batch_requests: int = Field(ge=1, le=50_000)
-    system_prompt_path: str
+    system_prompt_path: str | None  # null = that of the task
     regen_teacher_model: str | None
-    regen_system_prompt_path: str
+    regen_system_prompt_path: str | None  # null = that of the task
     concurrency: Count
     max_tokens: Count
     temperature: float = Field(ge=0, le=2)
@@ -303,10 +309,11 @@ class Regeneration(Section):
 
 
 class ExistingAnswers(Section):
-    """`answers:` a file of answers in place of a teacher."""
+    """`answers:` existing answers in place of a teacher."""
 
-    path: str | None  # null = request them from the provider
-    column: str  # of the answers
+    path: str | None  # null = those of the raw data, or requested from the provider
+    from_input: bool  # raw data with prompts and answers contains both; false = its answers are the reference
+    column: str | None  # of the answers; null = the one that looks like answers
     model_id: str  # recorded as their source
 
 
@@ -396,6 +403,12 @@ class DistillConfig(Section):
     filters: str
     student: str
 
+    @property
+    def has_answers_in_input(self) -> bool:
+        """Whether `answers.path` is the raw data itself: answers then belong to the prompt of their row."""
+        path = self.answers.path
+        return path is not None and Path(path).resolve() == Path(self.input.path).resolve()
+
     def chosen_provider(self, name: str | None = None) -> tuple[str, Provider]:
         """The provider of `name`, or of the `provider:` key. Raises InputError if unknown."""
         name = name or self.provider
@@ -439,8 +452,19 @@ def with_flags(config: DistillConfig, flags: Mapping[str, Any]) -> DistillConfig
     Example: `{"input": {"limit": 60}}`.
     """
     # Validated again as a whole, because a flag may contradict a setting.
-    values = merge_settings(config.model_dump(), _drop_unset(flags))
+    flags = _drop_unset(flags)
+    values = merge_settings(config.model_dump(), flags)
+    if _leaves_answers_behind(config, flags):
+        values["answers"]["path"] = None
     return validate_section("command line", values, DistillConfig)
+
+
+def _leaves_answers_behind(config: DistillConfig, flags: Mapping[str, Any]) -> bool:
+    """Whether another input replaces a file that holds both the prompts and the answers."""
+    holds_both = config.answers.path is not None and config.answers.path == config.input.path
+    raw = flags.get("input", {}).get("path", config.input.path)
+    is_other = Path(raw).resolve() != Path(config.input.path).resolve()
+    return holds_both and is_other and "path" not in flags.get("answers", {})
 
 
 def _drop_unset(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -462,8 +486,26 @@ def load_with_options(options: argparse.Namespace) -> DistillConfig:
             flags.setdefault(section, {})[key] = value
         elif name in DistillConfig.model_fields:
             flags[name] = value
+    flags.setdefault("defaults", {}).update(task_flags(getattr(options, "task", None)))
     config = with_flags(load_config(options.config), flags)
+    if any(getattr(options, name, None) for name in TEACHER_OPTIONS) and not vars(options).get("answers.path"):
+        config = without_answers_in_input(config)
     return with_server(config, getattr(options, "server_url", None), getattr(options, "server_model", None))
+
+
+def without_answers_in_input(config: DistillConfig) -> DistillConfig:
+    """`config` when a teacher is named by a flag: it is asked, although the raw data has answers."""
+    path = None if config.has_answers_in_input else config.answers.path
+    answers = config.answers.model_copy(update={"from_input": False, "path": path})
+    return config.model_copy(update={"answers": answers})
+
+
+def task_flags(tasks: str | None) -> dict[str, Any]:
+    """The keys of `defaults:` for `--task LIST`, names or paths with commas between them; None = as configured."""
+    if tasks is None:
+        return {}
+    # Of prompts that exist too, which have one task: a list is refused when they are read.
+    return {"tasks": [name for entry in tasks.split(",") if (name := entry.strip())], "task_type": tasks.strip()}
 
 
 def with_server(config: DistillConfig, base_url: str | None, model: str | None) -> DistillConfig:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, load_system_prompt
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
+from nexa_distill.settings.tasks import load_system_prompts
 from nexa_distill.settings.yaml_loading import Count, NonNegative, Section, Share, load_yaml, refuse_value
 
 RENDERING = {"chat_template_kwargs", "chat_template_date"}
@@ -143,7 +144,7 @@ class StudentConfig(Section):
 
         `cleaner`: the settings that extract the answer from the student's reply.
         """
-        system = load_system_prompt(config.collection.system_prompt_path)
+        system = load_system_prompts(config).relevant_settings
         parts = {"student", "keep_layers", "generate", *RENDERING}
         own = self.model_dump(mode="json", include=parts)
         return {**own, "system_prompt": system, **cleaner}

@@ -49,16 +49,21 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
-def load_yaml(path: Path, model: type[S], overrides: Mapping[str, Any] | None = None) -> S:
+def load_yaml(
+    path: Path, model: type[S], overrides: Mapping[str, Any] | None = None, preset: Mapping[str, Any] | None = None
+) -> S:
     """Read and validate one YAML file; `overrides` (flags) have precedence.
+
+    `preset` replaces values of the shipped file, and is overridden by every other file.
 
     Raises InputMissing if there is no file, InputError (65) for YAML that does not parse and for an
     unknown, missing or out-of-range key.
     """
-    values, is_open = _resolve_extends(path)
+    shipped = CONFIGS / model.shipped if model.shipped else None
+    values, is_open = _resolve_extends(path, preset=(shipped, preset or {}))
     # Files that are older than a key take its shipped value.
-    if is_open and model.shipped and _misses_keys(values, model):
-        values = merge_settings(read_yaml(CONFIGS / model.shipped), values)
+    if is_open and shipped and _misses_keys(values, model):
+        values = merge_settings(merge_settings(read_yaml(shipped), preset or {}), values)
     return validate_section(str(path), merge_settings(values, overrides or {}), model)
 
 
@@ -83,9 +88,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _resolve_extends(path)[0]
 
 
-def _resolve_extends(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bool]:
-    """(the mapping, whether its last base has no `extends:` line)."""
+def _resolve_extends(
+    path: Path, extended_by: tuple[Path, ...] = (), preset: tuple[Path | None, Mapping[str, Any]] = (None, {})
+) -> tuple[dict[str, Any], bool]:
+    """(the mapping, whether its last base has no `extends:` line).
+
+    `preset`: a file, and the values that replace those in it.
+    """
     values = _read_mapping(path)
+    if preset[0] and path.resolve() == preset[0].resolve():
+        values = merge_settings(values, preset[1])
     if "extends" not in values:
         return values, True
     name, chain = values.pop("extends"), (*extended_by, path.resolve())
@@ -97,7 +109,7 @@ def _resolve_extends(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[di
     if base.resolve() in chain:
         files = " -> ".join(file.name for file in (*chain, base))
         raise InputError(f"{path}: the files extend each other in a circle: {files}")
-    below, is_open = _resolve_extends(base, chain)
+    below, is_open = _resolve_extends(base, chain, preset)
     return merge_settings(below, values), is_open
 
 

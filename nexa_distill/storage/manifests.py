@@ -160,6 +160,14 @@ def is_sealed(path: Path, table: Table, storage: Storage) -> bool:
     )
 
 
+def answers_file(storage: Storage) -> Path | None:
+    """The file from which the collected answers were read; None if a model was asked."""
+    manifest = load_manifest(storage.path_of("collected_dataset"), storage)
+    # The prompts come first; a second input contains the answers.
+    others = manifest["inputs"][1:] if manifest else []
+    return Path(others[0]["path"]) if others else None
+
+
 def _was_made_from(path: Path, source: Path, storage: Storage) -> bool:
     manifest = load_manifest(path, storage)
     if manifest is None or not source.exists():

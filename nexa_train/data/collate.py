@@ -18,8 +18,7 @@ def make_collate(model: Any, tokenizer: Any, samples: Sequence[Sample], *, packe
     if packed:
         packing.enable_packing(model)
         # Proven on the real samples, since a fault may show only beyond some length.
-        packing.prove_isolation(model, samples)
-        return packing.collate_packed
+        return partial(packing.collate_packed, shares_prefix=packing.prove_isolation(model, samples))
     pad, embeddings = tokenizer.pad_token_id, model.get_input_embeddings().weight.shape[0]
     # Any token with an embedding can pad: no attention reads it, and it has no label.
     return partial(collate_padded, pad_id=pad if pad is not None and pad < embeddings else 0)

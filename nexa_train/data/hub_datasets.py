@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_distill.errors import InputError
+from nexa_distill.raw_data.hub import load_split
 from nexa_train.data.instructions import KEYS, convert_to_text
 
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -19,23 +20,15 @@ Items = list[dict[str, str]]
 
 def load_rows(source: str, split: str) -> Any:
     """The rows of a hub id, a local folder or a file; `split` may have a slice. Raises InputError."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
     path = Path(source)
-    try:
-        if path.is_file():
-            kind = FORMATS.get(path.suffix)
-            if kind is None:
-                raise InputError(f"{source}: expected one of {', '.join(FORMATS)}")
-            # Cells are text: guessing types would turn 0 beside an empty cell into 0.0.
-            cells = {"converters": dict.fromkeys(KEYS, str)} if kind == "csv" else {}
-            return load_dataset(kind, data_files=str(path), split=split, **cells)
-        return load_dataset(str(path) if path.is_dir() else source, split=split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        if "corresponds to no data" in str(error):  # an empty slice of an existing split
-            return []
-        raise InputError(f"{source}, split {split}: cannot be loaded ({error})") from None
+    if not path.is_file():
+        return load_split(source, str(path) if path.is_dir() else source, split=split)
+    kind = FORMATS.get(path.suffix)
+    if kind is None:
+        raise InputError(f"{source}: expected one of {', '.join(FORMATS)}")
+    # Cells are text: guessing types would turn 0 beside an empty cell into 0.0.
+    cells: dict[str, Any] = {"converters": dict.fromkeys(KEYS, str)} if kind == "csv" else {}
+    return load_split(source, kind, split=split, data_files=str(path), **cells)
 
 
 def instruction_items(source: str, split: str) -> Items:

@@ -7,12 +7,13 @@ from pathlib import Path
 from nexa_distill import exec_gate
 from nexa_distill.contracts import SCORE_REASONS, TABLES
 from nexa_distill.errors import InputError
+from nexa_distill.execution.sql_text import is_select
 from nexa_distill.gates import GateFiles
 from nexa_distill.settings.pipeline import DistillConfig, Storage
 from nexa_distill.storage.atomic import Json
 from nexa_distill.storage.manifests import load_manifest
 from nexa_distill.storage.tables import read_table
-from nexa_train.evaluation.metrics import ANSWER_TABLES, EXEC_CHECKS, HeldOutResults
+from nexa_train.evaluation.metrics import ANSWER_TABLES, HeldOutResults
 
 
 def gate_files(storage: Storage, model: str) -> GateFiles:
@@ -43,8 +44,7 @@ def load_results(config: DistillConfig, name: str, prompts: Sequence[Json], loss
     scores = {check: [r["value"] for r in judged if r["check"] == check] for check in SCORE_REASONS}
     scores = {check: values for check, values in scores.items() if values}
     checks = rows(files.exec_checks, "exec_checks") if files.exec_checks.exists() else []
-    answered = [row for row in prompts if row["sample_id"] in answers]
-    return HeldOutResults(answers, reasons, loss, scores, _execution_checks(config, answered, checks))
+    return HeldOutResults(answers, reasons, loss, scores, _execution_checks(config, list(answers.values()), checks))
 
 
 def first_attempts(path: Path, table: str, sample_ids: Set[str]) -> list[Json]:
@@ -54,24 +54,27 @@ def first_attempts(path: Path, table: str, sample_ids: Set[str]) -> list[Json]:
 
 
 def _execution_checks(
-    config: DistillConfig, prompts: Sequence[Json], checks: Sequence[Json]
+    config: DistillConfig, answers: Sequence[Json], checks: Sequence[Json]
 ) -> dict[str, dict[str, bool | None]]:
     """Per sample the execution checks that apply to it, None for one that was not run."""
     kinds = {task: kind for task, kind in config.execution.tasks.items() if kind}
     results = {(row["sample_id"], row["check"]): row["ok"] for row in checks}
     executed: dict[str, dict[str, bool | None]] = {}
-    for row in prompts:
+    for row in answers:
         key, kind = row["sample_id"], kinds.get(row["template_name"])
         if kind is None:
             continue
         column = exec_gate.GOLD_COLUMNS.get(kind)
         # Without a gold answer nothing can match.
         comparable = row[column] is not None if column else (key, "exec.matches") in results
-        names = EXEC_CHECKS if comparable else EXEC_CHECKS[:1]
+        names = ("exec.executes", "exec.matches") if comparable else ("exec.executes",)
         executed[key] = {name: results.get((key, name)) for name in names}
-        # A query that matches on this database but not on a changed copy matches by chance.
-        if results.get((key, "exec.matches_perturbed"), True) is not True:
-            executed[key]["exec.matches"] = results[key, "exec.matches_perturbed"]
+        if kind == "sql":
+            executed[key]["exec.parses"] = is_select(row["teacher_output"] or "")
+        if kind == "sql" and comparable:
+            # Changed databases are only tried after a match, so without one it is the same result.
+            perturbed = results.get((key, "exec.matches_perturbed"), executed[key]["exec.matches"])
+            executed[key]["exec.matches_perturbed"] = perturbed
     return executed
 
 

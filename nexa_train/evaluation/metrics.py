@@ -17,7 +17,8 @@ from nexa_distill.storage.atomic import Json
 # The three models, and the table of their answers.
 ANSWER_TABLES = {"teacher": "collected_dataset", "before": "baseline_outputs", "after": "student_outputs"}
 EXAMPLE_COUNT = 12
-EXEC_CHECKS = ("exec.executes", "exec.matches")
+# Of SQL all four; of other kinds the second and the third. Each needs the one before it.
+EXEC_CHECKS = ("exec.parses", "exec.executes", "exec.matches", "exec.matches_perturbed")
 
 
 @dataclass(frozen=True)

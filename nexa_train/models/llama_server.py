@@ -1,7 +1,7 @@
 """llama.cpp's own server for a GGUF file, inside this process (package xllamacpp).
 
 It loads no torch, is ready within seconds, and gives each request its own temperature, top_k,
-top_p, stop, seed, response_format and log-probabilities. Requests beyond SLOTS wait their turn.
+top_p, stop, seed, response_format and log-probabilities. Requests beyond 16 (of CONTEXT) wait their turn.
 """
 
 import importlib
@@ -13,8 +13,8 @@ from typing import Any
 
 from nexa_distill.errors import InputError, ProviderUnusable
 
-SLOTS = 16  # requests answered at a time; 32 are as fast and take twice the memory
-SLOT_TOKENS = 2048  # prompt and answer of one request; a longer one is refused (400)
+CONTEXT = 2048  # tokens of prompt and answer of one request; a longer one is refused (400)
+CACHED_TOKENS = 16 * CONTEXT  # of all requests that are answered at a time; twice as many are not faster
 
 
 def has_llama() -> bool:
@@ -33,8 +33,12 @@ def _load_llama() -> Any:
 
 
 @contextmanager
-def llama_server(weights: Path, name: str, host: str, port: int) -> Iterator[Callable[[], None]]:
+def llama_server(
+    weights: Path, name: str, host: str, port: int, context: int = CONTEXT
+) -> Iterator[Callable[[], None]]:
     """Serve `weights` as the model `name` on host:port during the block; yields a check of its life.
+
+    `context`: tokens of one request; with more of them, fewer requests are answered at a time.
 
     Raises InputError (65) if the file is no GGUF, ProviderUnusable (69) if llama.cpp refuses it.
     """
@@ -45,7 +49,8 @@ def llama_server(weights: Path, name: str, host: str, port: int) -> Iterator[Cal
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.model_alias = str(weights), {name}
     settings.hostnames, settings.port = [host], port
-    settings.n_parallel, settings.n_ctx = SLOTS, SLOTS * SLOT_TOKENS
+    settings.n_parallel = max(1, CACHED_TOKENS // context)
+    settings.n_ctx = settings.n_parallel * context
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = _thread_count()
     settings.ui, settings.fit_params, settings.verbosity = False, False, 1  # errors only
     settings.cache_ram_mib = 0  # prompts of finished requests are not kept: few come twice

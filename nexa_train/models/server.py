@@ -14,15 +14,19 @@ from pathlib import Path
 
 from nexa_distill.errors import InputMissing, Locked, ProviderUnusable
 from nexa_distill.storage.atomic import read_json_object, write_json
-from nexa_train.models.llama_server import llama_server
+from nexa_train.models.llama_server import CONTEXT, llama_server
 from nexa_train.models.transformers_server import is_healthy, transformers_server
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
 
 
-def serve_model(model: Path, endpoint: Path, *, until: Path | None, port: int, timeout_seconds: float) -> None:
+def serve_model(
+    model: Path, endpoint: Path, *, until: Path | None, port: int, timeout_seconds: float, context: int = CONTEXT
+) -> None:
     """Serve a .gguf file or a checkpoint folder until the file `until` exists or a signal arrives.
+
+    `context`: tokens of one request to a .gguf file.
 
     Raises InputMissing (66) if `model` is neither, InputError (65) if the file is no GGUF, Locked
     (75) if `endpoint` is served already, ProviderUnusable (69) if the port is taken or the server
@@ -38,7 +42,7 @@ def serve_model(model: Path, endpoint: Path, *, until: Path | None, port: int, t
     name, base_url = model.stem if is_gguf else model.name, f"http://{HOST}:{port}/v1"
     log = endpoint.with_name(f"{endpoint.name}.log")
     if is_gguf:
-        started = llama_server(model, name, HOST, port)
+        started = llama_server(model, name, HOST, port, context)
     else:
         started = transformers_server(model, HOST, port, log, timeout_seconds)
     with started as check_alive:

@@ -12,7 +12,7 @@ from nexa_train.data.chat_tokenization import IGNORE, Sample
 from nexa_train.data.collate import Batch, Collate
 
 ON_POLICY = "on_policy"  # a key in batches of answers that the student generated
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q")
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
 class AnswerLogits:

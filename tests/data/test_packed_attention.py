@@ -3,7 +3,7 @@
 Every model is real and tiny, with weights so large that what is special in its attention matters.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,16 @@ def sample(length: int, seed: int) -> Sample:
 
 
 SAMPLES = [sample(length, seed) for seed, length in enumerate((5, 100, 1, 30, 16, 17))]
+PROMPT = sample(packing.SHORTEST_PREFIX + 9, 50).input_ids
+
+
+def question(length: int, seed: int) -> Sample:
+    """PROMPT, a prompt of its own, and two trained tokens."""
+    ids = [*PROMPT, *sample(length, seed).input_ids]
+    return Sample(f"q{seed}", ids, [IGNORE] * (len(ids) - 2) + ids[-2:])
+
+
+QUESTIONS = [question(length, seed) for seed, length in enumerate((5, 60, 3, 30))]
 
 
 def save(model: Any, folder: Path) -> None:
@@ -111,10 +121,14 @@ def save(model: Any, folder: Path) -> None:
     tokenizer().save_pretrained(folder)
 
 
-def loss_and_gradients(model: Any, *, packed: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    batch_of = make_collate(model, tokenizer(), SAMPLES, packed=packed)
+def loss_and_gradients(
+    model: Any, *, packed: bool, samples: Sequence[Sample] = SAMPLES
+) -> tuple[float, dict[str, torch.Tensor]]:
+    batch_of = make_collate(model, tokenizer(), samples, packed=packed)
+    batch = batch_of(samples, CPU)
+    assert ("cu_seq_lens_k" in batch) == (packed and samples is QUESTIONS)
     model.train()
-    loss = AnswerLoss(model)(batch_of(SAMPLES, CPU)) / sum(s.trained_tokens for s in SAMPLES)
+    loss = AnswerLoss(model)(batch) / sum(s.trained_tokens for s in samples)
     loss.backward()
     return float(loss.detach()), {
         name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
@@ -125,6 +139,16 @@ def loss_and_gradients(model: Any, *, packed: bool) -> tuple[float, dict[str, to
 def test_t10_t11_loss_and_gradients_are_those_of_the_models_own_padded_attention(name: str) -> None:
     padded, expected = loss_and_gradients(model_of(name), packed=False)
     packed, gradients = loss_and_gradients(model_of(name), packed=True)
+    assert packed == pytest.approx(padded, rel=1e-6)
+    assert gradients.keys() == expected.keys()
+    for weight, gradient in expected.items():
+        assert torch.allclose(gradients[weight], gradient, atol=1e-5, rtol=1e-3), weight
+
+
+@pytest.mark.parametrize("name", PACKED_LIKE_ALONE)
+def test_behind_a_shared_prefix_loss_and_gradients_are_those_of_whole_samples(name: str) -> None:
+    padded, expected = loss_and_gradients(model_of(name), packed=False, samples=QUESTIONS)
+    packed, gradients = loss_and_gradients(model_of(name), packed=True, samples=QUESTIONS)
     assert packed == pytest.approx(padded, rel=1e-6)
     assert gradients.keys() == expected.keys()
     for weight, gradient in expected.items():

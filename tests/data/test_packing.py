@@ -129,3 +129,68 @@ def test_a_model_whose_samples_would_mix_is_refused(model: Any, dtype: torch.dty
 def test_borders_that_do_not_fit_the_row_are_a_bug(model: Any) -> None:
     with pytest.raises(ValueError, match="32 tokens, and samples that end at 3"):
         logits(model, SAMPLES, cu_seq_lens_q=torch.tensor([0, 3]))
+
+
+PREFIX = list(range(3, 3 + packing.SHORTEST_PREFIX + 4))
+
+
+def question(length: int, seed: int, trained: int = 3) -> Sample:
+    """PREFIX, then tokens of its own, of which the last ones are trained."""
+    own = sample(length, seed).input_ids
+    ids = [*PREFIX, *own]
+    return Sample(f"q{seed}", ids, [IGNORE] * (len(ids) - trained) + ids[-trained:])
+
+
+QUESTIONS = [question(length, seed) for seed, length in enumerate((6, 11, 4, 9))]
+
+
+def test_a_common_prefix_is_in_the_row_once_and_changes_no_loss_and_no_gradient(tmp_path: Path) -> None:
+    path = str(save_model(tmp_path / "model"))
+    results = []
+    for shares_prefix in (False, True):
+        model = load_model(path)
+        packing.enable_packing(model)
+        batch = packing.collate_packed(QUESTIONS, CPU, shares_prefix=shares_prefix)
+        loss = AnswerLoss(model)(batch)
+        loss.backward()
+        results.append((batch["input_ids"].shape[1], float(loss.detach()), [p.grad for p in model.parameters()]))
+    (whole, one_loss, before), (short, other_loss, after) = results
+    assert short == whole - (len(QUESTIONS) - 1) * len(PREFIX)
+    assert other_loss == pytest.approx(one_loss, rel=1e-6)
+    for one, other in zip(before, after, strict=True):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", packing.ORIGINAL_ATTENTIONS)
+def test_samples_behind_a_common_prefix_do_not_see_each_other(model: Any, attention: str) -> None:
+    model.set_attn_implementation(packing.PER_SAMPLE + attention)
+
+    def rests(samples: list[Sample]) -> list[torch.Tensor]:
+        batch = packing.collate_packed(samples, CPU)
+        assert batch.pop("labels")[0, : len(PREFIX)].eq(IGNORE).all()
+        with torch.no_grad():
+            whole = model(**batch, use_cache=False).logits[0]
+        return list(whole.split(batch["cu_seq_lens_q"].diff().tolist()))
+
+    before, after = rests(QUESTIONS), rests([QUESTIONS[0], question(11, 99), *QUESTIONS[2:]])
+    assert not torch.allclose(before[2], after[2], atol=1e-2)
+    for place in (0, 1, 3, 4):
+        assert torch.allclose(before[place], after[place], atol=1e-4)
+
+
+def test_a_prefix_ends_before_the_token_that_predicts_the_first_trained_one() -> None:
+    same = Sample("a", PREFIX, [IGNORE] * (len(PREFIX) - 2) + PREFIX[-2:])
+    assert packing.shared_prefix([same, same]) == len(PREFIX) - 3
+    untrained = Sample("b", PREFIX, [IGNORE] * len(PREFIX))
+    assert packing.shared_prefix([untrained, untrained]) == len(PREFIX) - 1
+    assert packing.shared_prefix(QUESTIONS) == len(PREFIX)
+    assert packing.shared_prefix(QUESTIONS[:1]) == 0  # nothing to share it with
+    assert packing.shared_prefix(SAMPLES) == 0
+
+
+def test_a_model_that_cannot_share_a_prefix_is_packed_without(model: Any) -> None:
+    assert packing.prove_isolation(model, QUESTIONS)
+    model.base_model.register_forward_pre_hook(
+        lambda _, given, named: (given, {k: v for k, v in named.items() if k != "cu_seq_lens_k"}), with_kwargs=True
+    )
+    assert not packing.prove_isolation(model, QUESTIONS)

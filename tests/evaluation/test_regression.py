@@ -139,7 +139,7 @@ def test_a_damaged_line_of_accepted_runs_is_named(tmp_path: Path) -> None:
 def test_a_lucky_match_is_not_right_and_what_was_not_run_is_not_decided(tmp_path: Path) -> None:
     config = project(tmp_path)
     prompts = [
-        answer(0, template_name="text2sql", gold_sql="SELECT 1"),
+        answer(0, "SELECT 1", template_name="text2sql", gold_sql="SELECT 1"),
         answer(1, template_name="text2sql", gold_sql="SELECT 1"),
         answer(2, template_name="math"),
         answer(3),
@@ -151,7 +151,8 @@ def test_a_lucky_match_is_not_right_and_what_was_not_run_is_not_decided(tmp_path
         {"sample_id": ids[0], "check": "exec.matches_perturbed", "ok": False},
     ]
     found = gate_results._execution_checks(config, prompts, checks)
-    assert found[ids[0]] == {"exec.executes": True, "exec.matches": False}
-    assert found[ids[1]] == {"exec.executes": None, "exec.matches": None}
+    lucky = {"exec.parses": True, "exec.executes": True, "exec.matches": True, "exec.matches_perturbed": False}
+    assert found[ids[0]] == lucky
+    assert found[ids[1]] == dict.fromkeys(lucky, None) | {"exec.parses": False}
     assert found[ids[2]] == {"exec.executes": None}  # no known answer to compare with
     assert ids[3] not in found

@@ -268,6 +268,7 @@ def test_a_blind_preference_is_written_once_and_compare_moves_by_keyboard(page: 
 
 
 def test_two_runs_stand_side_by_side_on_the_prompts_that_both_answered(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
     config, other = compared(tmp_path), compared(tmp_path / "second")
     run_dir = Path(config.storage.logs) / "20261128T100000Z-1"
     write_plan(run_dir, [])
@@ -278,6 +279,7 @@ def test_two_runs_stand_side_by_side_on_the_prompts_that_both_answered(page: Pag
         page.get_by_label("Beside run").click()
         page.get_by_role("option", name=other.storage.root[-20:]).click()
         expect(page.get_by_text("S0")).to_have_count(2)
+        page.get_by_text("Prompt 1 of 2").click()  # out of the field, where letters are letters
         page.wait_for_timeout(500)
         page.keyboard.press("j")
         expect(page.get_by_text("S1")).to_have_count(2)

@@ -128,6 +128,18 @@ def test_a_prompt_beyond_the_context_is_refused_and_the_next_is_answered(served:
     assert text_of(ask(served, **QUESTION))
 
 
+def test_a_longer_context_takes_a_longer_prompt(weights: Path, tmp_path: Path) -> None:
+    server = serve(tmp_path / "endpoint.json", weights, "--context", "8192")
+    try:
+        assert wait_for((tmp_path / "endpoint.json").exists), server.stderr and server.stderr.read()
+        served = json.loads((tmp_path / "endpoint.json").read_text())
+        long = [{"role": "user", "content": "sea " * 2500}]
+        assert ask(served, messages=long, max_tokens=2)["usage"]["prompt_tokens"] > 2500
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+
+
 def test_the_weights_name_the_defaults_of_sampling(served: dict[str, Any]) -> None:
     with urllib.request.urlopen(served["base_url"].removesuffix("/v1") + "/props", timeout=30) as reply:  # noqa: S310
         defaults = json.load(reply)["default_generation_settings"]["params"]

@@ -278,7 +278,7 @@ def test_what_stood_before_a_failure_is_not_done_again(project: TinyProject) -> 
     project.launch(check=3)
     project.does("filtering", QUIET)
     done = project.launch(check=0)
-    assert "data_gen    skip  up to date" in done.stdout
+    assert "data_gen     skip  up to date" in done.stdout
     assert not (project.run_dir / "data_gen.exit").exists()
     assert project.exit_code("evaluation") == 0
 
@@ -391,7 +391,7 @@ def test_f4_no_tmux_stops_on_ctrl_c_with_130_and_leaves_nothing_behind(project: 
 
 def test_dry_run_shows_what_would_run_and_starts_nothing(project: TinyProject) -> None:
     done = project.launch("--dry-run", "--limit", "3", "--from", "dedup", check=0)
-    assert "data_gen    run   no output yet" in done.stdout
+    assert "data_gen     run   no output yet" in done.stdout
     assert "run_full_data_gen.py --config configs/distill_config.yaml --limit 3" in done.stdout
     assert not (project.root / "logs").exists()
     assert project.sessions() == []

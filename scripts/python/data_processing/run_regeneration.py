@@ -16,6 +16,8 @@ from nexa_distill.settings.pipeline import load_with_options
 def main() -> None:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="human decisions")
+    # Another input than the configured one has other answers, or none.
+    parser.add_argument("--input", dest="input.path", metavar="PATH", help="raw data (default: input.path)")
     cli.add_server_options(parser)
     parser.add_argument("--answers", dest="answers.path", metavar="FILE", help="existing answers, in place of requests")
     args = parser.parse_args()

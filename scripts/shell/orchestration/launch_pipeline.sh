@@ -16,17 +16,19 @@ Raw text to a trained and evaluated student. Finished work is skipped; after a f
 command continues. Each stage is a tmux session: tmux attach -t filtering
 
   --config FILE     settings (default: configs/distill_config.yaml)
-  --input PATH      raw data: Parquet, JSONL, JSON, CSV, or a folder of .txt/.md
+  --input PATH      raw data: Parquet, JSONL, JSON, CSV, a folder of .txt/.md, or hf:NAME[:SPLIT] of the Hub
+  --task LIST       what is asked: hypothesis,methodology (default), summarize, question_answer, extract_json,
+                    chat, or a FILE with {context} in it, or a FOLDER of yours
   --limit N         the first N raw rows
-  --answers FILE    answers that exist already, in place of a teacher
-  --provider NAME   the teacher, one of providers: in the settings
+  --answers FILE    answers that exist already, in place of a teacher (needless for answers in the raw data)
+  --provider NAME   the teacher, one of providers: in the settings; asked also if the raw data has answers
   --base-url URL    another server with OpenAI's API as the teacher: http://.../v1
   --model NAME      the model to ask there
   --name NAME       a run of its own: files in data/runs/NAME, sessions NAME/filtering, ...
   --replace         replace a finished student by one of other input, limit or settings
   --from STAGE      start at this stage or session
   --only STAGE      this stage's session alone
-  --dry-run         print the plan and its reasons, and the finished stages
+  --dry-run         print the plan and its reasons, the columns that are read, and one prompt
   --detach          start and return immediately
   --status          the newest run and its finished stages; with --name, that run's
   --stop            stop this project's sessions; with --name, that run's
@@ -39,13 +41,24 @@ HELP
 }
 
 # A path relative to the folder in which it was typed.
-from_here() { if [[ $1 == /* || $PWD == "$ROOT" ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
+from_here() { if [[ $1 == /* || $1 == hf:* || $PWD == "$ROOT" ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
+
+# The same for the files and folders in a list of tasks.
+tasks_from_here() {
+  local task joined=
+  IFS=, read -ra TASKS <<<"$1"
+  for task in "${TASKS[@]}"; do
+    if [[ $task == */* || -f $task ]]; then task=$(from_here "$task"); fi
+    joined+=,$task
+  done
+  echo "${joined#,}"
+}
 
 parse() {
   ACTION=run DETACH=false TMUX_WANTED=true CONFIG=() ASKED=() NAME=
   while (($#)); do
     case $1 in
-      --config | --input | --answers | --limit | --provider | --base-url | --model | --name | --from | --only)
+      --config | --input | --answers | --task | --limit | --provider | --base-url | --model | --name | --from | --only)
         (($# > 1)) || fail 2 "$1 needs a value; see --help"
         case $1 in
           --config) CONFIG+=(--config "$(from_here "$2")") ;;
@@ -55,6 +68,7 @@ parse() {
             ASKED+=("$1" "$2")
             ;;
           --input | --answers) ASKED+=("$1" "$(from_here "$2")") ;;
+          --task) ASKED+=("$1" "$(tasks_from_here "$2")") ;;
           *) ASKED+=("$1" "$2") ;;
         esac
         shift
