@@ -15,9 +15,9 @@ Run: python -m nexa_distill.collect_teacher [--provider NAME] [--dry-run]
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,11 +41,14 @@ from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.errors import InputError, did_you_mean
 from nexa_distill.raw_data.handed_in_prompts import prepare_prompts
 from nexa_distill.raw_data.input_reading import settle_input
-from nexa_distill.settings.pipeline import DistillConfig, load_with_options, with_address
+from nexa_distill.settings.pipeline import DistillConfig, load_config, load_with_options, with_address
 from nexa_distill.settings.tasks import load_system_prompts
 from nexa_distill.storage.manifests import StageRun
 from nexa_distill.storage.tables import UniqueKeys, open_table, read_batches
 from nexa_distill.text.json_schemas import load_schemas
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INPUTS_TABLE = TABLES["raw_dataset"]
 
@@ -55,7 +58,10 @@ def teacher_model(config: DistillConfig) -> str:
 
 
 def resolve_prompt(row: Mapping[str, Any]) -> str:
-    """The user message of a row. Raises InputError naming the sample when it is empty."""
+    """The user message of a row, complete: `canonicalize` has filled the task's template.
+
+    Raises InputError naming the sample when it is empty.
+    """
     prompt = row["user_prompt"]
     if not prompt.strip():
         raise InputError(f"sample {row['sample_id']}: user_prompt is empty, expected text")
@@ -75,6 +81,31 @@ def request_maker(config: DistillConfig) -> Callable[[Row], list[PromptRequest]]
         return [prompt_request(row["sample_id"], body, attempt=index, index=index) for index in range(samples)]
 
     return requests_of
+
+
+def build_requests(
+    rows: "pd.DataFrame | Iterable[Mapping[str, Any]]", config: DistillConfig | None = None
+) -> list[PromptRequest]:
+    """The requests of rows of contracts.INPUTS, `collection.samples` each. Sends nothing.
+
+    A row needs `sample_id` and `user_prompt`. `config`: default is the file that `--config` defaults to.
+    Raises InputError naming the row and the column.
+    """
+    config = config or load_config(cli.DEFAULT_CONFIG)
+    records = _frame_rows(rows) if hasattr(rows, "itertuples") else rows
+    blank = dict.fromkeys(INPUTS.names) | {"template_name": config.defaults.task_type}
+    make_requests, requests = request_maker(config), list[PromptRequest]()
+    for number, record in enumerate(records):
+        if absent := [name for name in ("sample_id", "user_prompt") if not isinstance(record.get(name), str)]:
+            raise InputError(f"row {number}: {absent[0]} is {record.get(absent[0])!r}, expected text")
+        requests += make_requests(blank | {name: value for name, value in record.items() if value is not None})
+    return requests
+
+
+def _frame_rows(frame: Any) -> list[Row]:
+    # Through Arrow, because pandas has NaN for an absent text.
+    rows: list[Row] = pa.Table.from_pandas(frame, preserve_index=False).to_pylist()
+    return rows
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
@@ -218,7 +249,11 @@ def _is_first(sample: str, twice: set[str], seen: set[str]) -> bool:
 
 
 def run_collection(args: argparse.Namespace) -> None:
-    """The command line's work: flags over YAML, then `run`."""
+    """Collect answers by the command's options; those that `args` leaves out are the configuration's.
+
+    Example: `run_collection(Namespace(max_samples=4, dry_run=True))`. Raises UsageError for an unknown one.
+    """
+    args = _build_parser().complete_options(args)
     config = load_with_options(args)
     if args.src is None:
         config = settle_input(config)
@@ -241,7 +276,7 @@ def run_collection(args: argparse.Namespace) -> None:
     )
 
 
-def main() -> None:
+def _build_parser() -> cli.Parser:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="default: storage.raw_dataset")
@@ -283,7 +318,16 @@ def main() -> None:
     )
     add("--max-usd", dest="budget.max_usd", type=float, metavar="USD", help="stop before spending more (exit 77)")
     cli.add_sending_options(parser)
-    run_collection(parser.parse_args())
+    return parser
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; without arguments everything comes from the configuration."""
+    return _build_parser().parse_args(argv)
+
+
+def main() -> None:
+    run_collection(arguments())
 
 
 if __name__ == "__main__":

@@ -248,7 +248,8 @@ def answer_files(config: DistillConfig) -> list[Path]:
 
 
 def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
-    """The command, from its parsed arguments (`arguments`)."""
+    """Filter by the command's options; those that `args` leaves out are the configuration's."""
+    args = _build_parser().complete_options(args)
     if read_yaml(args.config).keys() & DistillConfig.model_fields.keys():
         config = load_config(args.config)
     else:
@@ -256,15 +257,19 @@ def run_filtering(args: argparse.Namespace) -> RuleSummary | None:
     return run(config, src=args.src, dst=args.dst, checks=args.checks, report=args.report)
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; without arguments everything comes from the configuration."""
+def _build_parser() -> cli.Parser:
     parser = cli.build_parser(__doc__, config=DEFAULT_FILTERS)
     parser.add_argument("--pipeline-config", type=Path, default=cli.DEFAULT_CONFIG, metavar="FILE")
     parser.add_argument("--src", type=Path, nargs="+", help="answers (contracts.OUTPUTS)")
     parser.add_argument("--dst", type=Path, help="answers that pass")
     parser.add_argument("--checks", type=Path, help="measurements (contracts.CHECKS)")
     parser.add_argument("--report", type=Path, help="quality report (JSON; Markdown beside it)")
-    return parser.parse_args(argv)
+    return parser
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; without arguments everything comes from the configuration."""
+    return _build_parser().parse_args(argv)
 
 
 def main() -> None:

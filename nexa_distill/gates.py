@@ -23,6 +23,7 @@ from nexa_distill.deduplication.warnings import require_both_sides
 from nexa_distill.raw_data.input_reading import describe_answers, settle_input
 from nexa_distill.repair import report as repair_report
 from nexa_distill.settings.pipeline import DistillConfig, Storage
+from nexa_distill.storage.atomic import write_text
 from nexa_distill.storage.manifests import refuse_lost_decisions, sealed_hash, valid_regenerations
 
 
@@ -39,8 +40,10 @@ class GateFiles:
         return self.folder / gate / "quality_report.json"
 
 
-def run_data_gen(config: DistillConfig) -> None:
+def run_data_gen(config: DistillConfig, *, dry_run: bool = False) -> None:
     """Raw rows to teacher answers, which the raw data itself may contain.
+
+    `dry_run` makes the prompts and prints the requests and their cost.
 
     Raises InputError before any cost if a split is empty or the server does not serve the model.
     """
@@ -50,8 +53,9 @@ def run_data_gen(config: DistillConfig) -> None:
     config.refuse_models_not_served()
     canonicalize.run(config)
     dedup.run(config)
-    require_both_sides(config)
-    collect_teacher.run(config)
+    if not dry_run:
+        require_both_sides(config)
+    collect_teacher.run(config, dry_run=dry_run)
 
 
 def run_gates(config: DistillConfig) -> None:
@@ -96,6 +100,21 @@ def run_gates_on(config: DistillConfig, answers: Path, files: GateFiles) -> None
         rejections=files.rejections,
         report=files.folder / "sample_gate" / "gate_report.json",
     )
+
+
+def copy_report(config: DistillConfig, path: Path) -> None:
+    """Copy SampleGate's report to `path` (JSON), with .md and .html beside it."""
+    report = sample_gate.report_path(config)
+    for ending in (".json", ".md", ".html"):
+        write_text(path.with_suffix(ending), report.with_suffix(ending).read_text(encoding="utf-8"))
+
+
+def estimate_repairs(config: DistillConfig, annotations: Path | None = None) -> None:
+    """Print the requests of the next repair round and their cost. Records and sends nothing.
+
+    Raises InputMissing (66) if the gates have not run on the current answers.
+    """
+    regenerate_bad.run(config, annotations=annotations, dry_run=True)
 
 
 def run_repair_loop(config: DistillConfig, annotations: Path | None = None) -> None:

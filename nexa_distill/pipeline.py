@@ -1,6 +1,7 @@
 """Plan, watch and verify the whole pipeline.
 
     python -m nexa_distill.pipeline plan      per session: run or skip, why; cost of the teacher
+    python -m nexa_distill.pipeline plan --target N   also tokens, hours and cost of N samples
     python -m nexa_distill.pipeline status    the newest run, and the sealed stages
     python -m nexa_distill.pipeline verify    every hash from the raw file to the checkpoint
     python -m nexa_distill.pipeline summary   rows kept per stage, cost, the report's headline
@@ -26,12 +27,13 @@ from nexa_distill.collection.capabilities import plan_line
 from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import build_cost_report
 from nexa_distill.cost.cost_report_text import summary_lines
+from nexa_distill.cost.target_plan import target_lines
 from nexa_distill.errors import Locked, NexaError
 from nexa_distill.orchestration import orphans
 from nexa_distill.orchestration.freshness import Freshness, verify_chain
 from nexa_distill.orchestration.frozen_config import freeze_config
 from nexa_distill.orchestration.named_runs import RUNS, frozen_path, with_name
-from nexa_distill.orchestration.planning import Request, make_plan, plan_lines
+from nexa_distill.orchestration.planning import Request, make_plan, plan_lines, session_command
 from nexa_distill.orchestration.replacement import explain_replacement, refuse_replacement
 from nexa_distill.orchestration.run_folder import (
     describe_failures,
@@ -52,7 +54,7 @@ from nexa_distill.orchestration.run_list import load_report, main_logs, run_line
 from nexa_distill.orchestration.stages import SESSIONS, STAGES, Stage, locate_path
 from nexa_distill.orchestration.window import Window, session_line, usual_seconds, wrap_lines
 from nexa_distill.raw_data.input_reading import describe_answers
-from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config
+from nexa_distill.settings.pipeline import DistillConfig, Storage, load_config, with_flags
 from nexa_distill.storage.manifests import load_manifest
 
 if TYPE_CHECKING:
@@ -76,28 +78,45 @@ class DistillationPipeline:
         self.config_path = Path(config_path or cli.DEFAULT_CONFIG)
         self.config: DistillConfig = load_config(self.config_path)
 
-    def collect_teacher(self) -> None:
-        """Raw data to teacher answers. Writes raw_dataset and collected_dataset."""
-        self._gates.run_data_gen(self.config)
+    def collect_teacher(self, *, dry_run: bool = False, max_samples: int | None = None) -> None:
+        """Raw data to teacher answers. Writes raw_dataset and collected_dataset.
 
-    def filter_teacher(self) -> None:
-        """Run all gates. Writes filtered_dataset and rejections."""
+        `dry_run`: print the requests and their cost, and send none. `max_samples`: of the first prompts only.
+        """
+        config = with_flags(self.config, {"collection": {"max_samples": max_samples}})
+        self._gates.run_data_gen(config, dry_run=dry_run)
+
+    def filter_teacher(self, *, report_path: Path | str | None = None) -> None:
+        """Run all gates. Writes filtered_dataset and rejections.
+
+        `report_path`: a copy of SampleGate's report as JSON; .md and .html are written beside it.
+        """
         self._gates.run_gates(self.config)
+        if report_path:
+            self._gates.copy_report(self.config, Path(report_path))
 
-    def regenerate(self) -> None:
+    def regenerate(self, *, annotations_path: Path | str | None = None, dry_run: bool = False) -> None:
         """Repair rejected answers round by round, each through the same gates.
 
-        Writes regen_dataset and the outputs of `filter_teacher`.
+        Writes regen_dataset and the outputs of `filter_teacher`. `annotations_path`: a file of human
+        decisions to record first. `dry_run`: print the next requests and their cost, and send none.
         """
-        self._gates.run_repair_loop(self.config)
+        annotations = Path(annotations_path) if annotations_path else None
+        if dry_run:
+            self._gates.estimate_repairs(self.config, annotations)
+        else:
+            self._gates.run_repair_loop(self.config, annotations)
 
     def package_sft(self) -> None:
         """Filtered answers to training samples. Writes sft_parquet, sft_jsonl and splits."""
         self._gates.apply_decisions(self.config)
         self._package(self.config)
 
-    def plan_cli_commands(self) -> list[str]:
-        """The commands of the sessions that would run now, in order, as a user types them."""
+    def plan_cli_commands(self, *, all: bool = False) -> list[str]:  # noqa: A002
+        """The commands of the sessions that would run now, in order, as a user types them; `all`: of every session."""
+        if all:
+            request = Request(self.config_path)
+            return [shlex.join(session_command(session, self.config, request)) for session in SESSIONS]
         steps = make_plan(Request(self.config_path), new_run_dir(Path(self.config.storage.logs)))
         return [shlex.join(step.command) for step in steps if step.runs]
 
@@ -319,6 +338,10 @@ def _build_parser() -> argparse.ArgumentParser:
         if name == "compare":
             command.add_argument("first", metavar="A", help="a run's name, as `runs` lists it")
             command.add_argument("second", metavar="B")
+        if name == "plan":
+            command.add_argument(
+                "--target", type=cli.positive_int, metavar="N", help="tokens, hours, cost of N samples"
+            )
         if name in ("plan", "prepare"):
             _add_launch_options(command)
     return parser
@@ -366,6 +389,8 @@ def main() -> int:
     match args.command:
         case "plan":
             print("\n".join(describe_plan(_build_request(args))))
+            if args.target:
+                print("\n".join(("", *target_lines(_build_request(args).load_settings(), args.target))))
         case "prepare":
             print(prepare_run(_build_request(args), replace=args.replace) or "", end="")
         case "watch":

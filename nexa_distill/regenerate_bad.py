@@ -32,6 +32,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nexa_distill.annotation.annotations import Annotation
 from nexa_distill.annotation.decisions import Edit, decision_time, load_decisions, record_decisions
 from nexa_distill.collection.answers.extraction import build_cleaner
 from nexa_distill.collection.capabilities import schema_warning
@@ -219,13 +220,14 @@ def run(
     storage = config.storage
     dst = dst or storage.path_of("regen_dataset")
     elsewhere = storage.key_of(dst) != "regen_dataset"
+    unrecorded = list[Annotation]()
     if annotations:
         decisions = load_decisions(annotations, src or storage.path_of("rejections"))
-        src = None
+        src, unrecorded = None, decisions if dry_run else []
         if not elsewhere and not dry_run:
             count = record_decisions(config, decisions)
             print(f"regenerate: recorded {count} new decisions of {annotations}")
-    plan = plan_from_decisions(config, decisions) if annotations and elsewhere else make_plan(config, src)
+    plan = plan_from_decisions(config, decisions) if annotations and elsewhere else make_plan(config, src, unrecorded)
     unanswered, first = unanswered_path(dst), storage.path_of("collected_dataset")
     stage = StageRun("regenerate", storage, inputs=[first], settings=settings(config, plan))
     current = stage.is_current(dst, unanswered) and not has_unreadable_answers(unanswered)
@@ -289,12 +291,16 @@ def _ask_repairs(asking: RepairRequests, stage: StageRun, dst: Path, unanswered:
 
 
 def run_regeneration(args: argparse.Namespace) -> None:
-    """The command line's work: flags over YAML, then `run`."""
+    """Regenerate by the command's options; those that `args` leaves out are the configuration's.
+
+    Example: `run_regeneration(Namespace(annotations="rejected.jsonl"))`. Raises UsageError for an unknown one.
+    """
+    args = _build_parser().complete_options(args)
     config = load_with_options(args)
     run(config, args.src, args.annotations, args.dst, dry_run=args.dry_run, retry_failed=args.retry_failed)
 
 
-def main() -> None:
+def _build_parser() -> cli.Parser:
     parser = cli.build_parser(__doc__)
     add = parser.add_argument
     add("--src", type=Path, metavar="FILE", help="inspected file (default: storage.rejections)")
@@ -305,7 +311,16 @@ def main() -> None:
     prompt = "collection.regen_system_prompt_path"
     add("--system-prompt", dest=prompt, metavar="FILE", help=f"default: {prompt}")
     cli.add_sending_options(parser)
-    run_regeneration(parser.parse_args())
+    return parser
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; without arguments everything comes from the configuration."""
+    return _build_parser().parse_args(argv)
+
+
+def main() -> None:
+    run_regeneration(arguments())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from nexa_distill.judging.canaries import canaries_path, false_accepts
 from nexa_distill.reporting import stage_reports
 from nexa_distill.settings.filters import FilterConfig, GateConfig, load_filter_config
 from nexa_distill.settings.pipeline import DistillConfig, load_config
-from nexa_distill.settings.yaml_loading import load_yaml
+from nexa_distill.settings.yaml_loading import CONFIGS, load_yaml, validate_section
 from nexa_distill.storage.answer_index import AnswerIndex
 from nexa_distill.storage.atomic import write_json, write_text
 from nexa_distill.storage.manifests import StageRun, refuse_stale, valid_regenerations
@@ -50,20 +50,26 @@ KEPT_ANOTHER = "better_attempt_kept"
 
 
 class SampleGate:
-    """Keeps or rejects answers by the thresholds of `config`."""
+    """Keeps or rejects answers by the thresholds of `config`; default: the file that ships.
 
-    def __init__(self, config: GateConfig) -> None:
-        self.config = config
+    `changes` are keys of `sample_gate:`, as `judge_f_threshold=0.8`. Raises InputError for a wrong one.
+    """
 
-    def filter_sample(self, checks: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Reasons against an answer, from rows of contracts.CHECKS in order; empty = it passes.
+    def __init__(self, config: GateConfig | None = None, **changes: float | bool | list[str]) -> None:
+        config = config or load_filter_config(CONFIGS / str(FilterConfig.shipped)).sample_gate
+        self.config = validate_section("SampleGate", config.model_dump() | changes, GateConfig)
 
-        Rows that passed may be left out. Missing required checks are not detected here.
+    def filter_sample(self, sample: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[str]:
+        """Reasons against an answer; empty = it passes.
+
+        `sample`: a row with its judge scores (`judge_f`, `judge_r`, each 0..1, or `judge_score` for both),
+        or rows of contracts.CHECKS in order, where those that passed may be left out. A row without any
+        score is rejected (`check_missing`); missing required checks are not detected here.
         """
-        seen = AnswerChecks()
-        for row in checks:
-            seen = seen.with_check(row, SCORE_REASONS)
-        return self._reasons_against(CheckOutcome(seen, missing=False))
+        if isinstance(sample, Mapping):
+            checks = _score_checks(sample)
+            return self._reasons_against(CheckOutcome(_collect_checks(checks), missing=not checks))
+        return self._reasons_against(CheckOutcome(_collect_checks(sample), missing=False))
 
     def _reasons_against(self, case: CheckOutcome) -> list[str]:
         seen = case.seen
@@ -131,6 +137,28 @@ class SampleGate:
         return text
 
 
+def _collect_checks(checks: Iterable[Mapping[str, Any]]) -> AnswerChecks:
+    seen = AnswerChecks()
+    for row in checks:
+        seen = seen.with_check(row, SCORE_REASONS)
+    return seen
+
+
+def _score_checks(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The scores of a sample as rows of contracts.CHECKS. Raises InputError for one that is not 0..1."""
+    checks = []
+    for rubric in RUBRICS:
+        column = rubric.threshold.removesuffix("_threshold")
+        name = column if sample.get(column) is not None else "judge_score"
+        score = sample.get(name)
+        if score is None or score != score:  # pandas has NaN for an absent number
+            continue
+        if not 0 <= score <= 1:
+            raise InputError(f"{name} is {score}, expected a score of 0..1; divide a score of 0..100 by 100")
+        checks.append({"check": rubric.check_name, "ok": None, "value": float(score), "reason": None})
+    return checks
+
+
 def _rank_answer(seen: AnswerChecks) -> float:
     """The mean of the judges' scores, 0..1; -1 for an unjudged answer."""
     scores = [score for _, score in seen.scores if 0 <= score <= 1]
@@ -147,6 +175,10 @@ def _rejection_table(rows: pa.Table, keep: np.ndarray[Any, Any], against: list[l
     table = table.append_column(REJECTIONS.field("rejection_reason"), pa.array([r[0] for r in reasons], pa.string()))
     column = pa.array(reasons, pa.list_(pa.string()))
     return table.append_column(REJECTIONS.field("rejection_reasons"), column)
+
+
+def report_path(config: DistillConfig) -> Path:
+    return config.storage.path_of("reports") / "sample_gate" / "gate_report.json"
 
 
 def settings(config: DistillConfig) -> dict[str, Any]:
@@ -181,8 +213,7 @@ def run(
     tables = [storage.path_of(key) for key in (*CHECK_TABLES, "person_checks")]
     # The first one is required: without its file, the reader raises.
     checks = checks or [path for path in tables if path == tables[0] or path.exists()]
-    usual = storage.path_of("reports") / "sample_gate" / "gate_report.json"
-    report = report or storage.path_beside(dst, "report.json", usual)
+    report = report or storage.path_beside(dst, "report.json", report_path(config))
     rejections = rejections or storage.path_beside(dst, "rejections.parquet", storage.path_of("rejections"))
     dst = dst or storage.path_of("filtered_dataset")
     canaries = [canary for path in checks if (canary := canaries_path(path, storage)).exists()]

@@ -270,7 +270,8 @@ def run(
 
 
 def run_packaging(args: argparse.Namespace) -> Counter[str] | None:
-    """The command, from its parsed arguments (`arguments`)."""
+    """Package by the command's options; those that `args` leaves out are the configuration's."""
+    args = _build_parser().complete_options(args)
     return run(
         load_config(args.config),
         src=args.src,
@@ -281,15 +282,19 @@ def run_packaging(args: argparse.Namespace) -> Counter[str] | None:
     )
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; without arguments everything comes from the configuration."""
+def _build_parser() -> cli.Parser:
     parser = cli.build_parser(__doc__)
     parser.add_argument("--src", type=Path, help="kept answers (contracts.OUTPUTS)")
     parser.add_argument("--regen", type=Path, help="more kept answers, gated elsewhere")
     parser.add_argument("--dst-jsonl", type=Path, help="samples, one per line")
     parser.add_argument("--dst-parquet", type=Path, help="samples (contracts.SFT)")
     parser.add_argument("--format", choices=FORMATS, default="messages", help="also export as")
-    return parser.parse_args(argv)
+    return parser
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; without arguments everything comes from the configuration."""
+    return _build_parser().parse_args(argv)
 
 
 def main() -> None:

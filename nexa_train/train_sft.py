@@ -32,7 +32,7 @@ from nexa_train.data.chat_format import ChatFormat
 from nexa_train.data.collate import make_collate
 from nexa_train.data.vocabulary import vocabulary_size
 from nexa_train.models.bundled import resolve_model
-from nexa_train.models.precision import has_native_bf16
+from nexa_train.models.precision import uses_bf16
 from nexa_train.preflight import Preflight
 from nexa_train.training import as_trained, checkpoints, distillation, export, fsdp, on_policy, student_model
 from nexa_train.training.trainer import Trainer
@@ -97,15 +97,17 @@ def _prepare_trainer(
     config: StudentConfig, storage: Storage, base: str, dataset: Path, folder: Path, run_key: str, *, shard: bool
 ) -> tuple[Trainer, ChatFormat, int]:
     folder.mkdir(parents=True, exist_ok=True)
+    is_bf16 = uses_bf16(config.train.precision)
     accelerator = Accelerator(
-        mixed_precision="bf16" if has_native_bf16() else "no", log_with="tensorboard", project_dir=str(folder)
+        mixed_precision="bf16" if is_bf16 else "no", log_with="tensorboard", project_dir=str(folder)
     )
     _refuse_unshardable(config, accelerator, shard=shard)
     # Only the rows that pass the preflight are trained on.
     preflight = Preflight(config, storage, dataset, base, main=accelerator.is_main_process)
     data, form = preflight.load_data(), preflight.examination.chat_format
     tokenizer = form.tokenizer
-    print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}", flush=True)
+    computed = "bfloat16" if is_bf16 else "float32"
+    print(f"train {len(data.train)}, val {len(data.val)}, skipped {data.skipped}; in {computed}", flush=True)
     accelerator.init_trackers("tensorboard")
     set_seed(config.train.seed)
     checkpoint = checkpoints.latest_checkpoint(folder, run_key)

@@ -5,7 +5,7 @@ answer, with an attempt number from `FIRST_EDIT_ATTEMPT` on.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -69,11 +69,11 @@ class ValidDecisions:
         return any(e.action == "regenerate" for e in events) and self.is_accepted(key) is False
 
 
-def load_valid_decisions(config: DistillConfig) -> ValidDecisions:
-    path, valid = config.storage.path_of("annotations"), ValidDecisions()
-    if not path.exists():
+def load_valid_decisions(config: DistillConfig, unrecorded: Iterable[Annotation] = ()) -> ValidDecisions:
+    """The decisions of the log that still apply, as if the `unrecorded` ones were its last lines."""
+    valid, events = ValidDecisions(), [*annotations.read(config.storage.path_of("annotations")), *unrecorded]
+    if not events:
         return valid
-    events = annotations.read(path)
     times = dict(_load_answer_times(config, {event.sample_id for event in events}))
     numbers = _number_edits(events)
     for key, views in annotations.latest_decisions(events).items():

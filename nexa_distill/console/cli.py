@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from nexa_distill.errors import NexaError
+from nexa_distill.errors import NexaError, UsageError, did_you_mean
 from nexa_distill.text.secrets import mask_secrets
 
 DEFAULT_CONFIG = Path("configs/distill_config.yaml")
@@ -61,6 +61,27 @@ class Parser(argparse.ArgumentParser):
                 "provider's api_key_env) into .env, see .env.example"
             )
         super().error(mask_secrets(message))
+
+    def complete_options(self, options: argparse.Namespace) -> argparse.Namespace:
+        """All options of the command, from those that a Python caller sets; the others have their defaults.
+
+        A name is the flag's (`max_samples`) or its `dest`; text becomes the flag's type. Raises UsageError.
+        """
+        actions = {name: action for action in self._actions for name in _option_names(action)}
+        values = {action.dest: action.default for action in actions.values()}
+        for name, value in vars(options).items():
+            if name not in actions:
+                known = sorted(name for name in actions if "." not in name)
+                raise UsageError(f"no option {name}{did_you_mean(name, known)}; known: {', '.join(known)}")
+            kind = actions[name].type
+            values[actions[name].dest] = kind(value) if callable(kind) and isinstance(value, str) else value
+        return argparse.Namespace(**values)
+
+
+def _option_names(action: argparse.Action) -> list[str]:
+    if action.dest == "help":
+        return []
+    return [action.dest, *(option.lstrip("-").replace("-", "_") for option in action.option_strings)]
 
 
 def build_parser(doc: str | None, *, config: Path = DEFAULT_CONFIG) -> Parser:

@@ -60,9 +60,10 @@ class Plan:
         return rounds
 
 
-def make_plan(config: DistillConfig, src: Path | None = None) -> Plan:
+def make_plan(config: DistillConfig, src: Path | None = None, unrecorded: Iterable[Annotation] = ()) -> Plan:
     """Plan from the rejections (`src` or storage's), the kept answers and the human decisions.
 
+    `unrecorded`: decisions to add to those of the log.
     Raises InputMissing (66) if the gates have not run on the current answers.
     """
     src = src or config.storage.path_of("rejections")
@@ -70,7 +71,7 @@ def make_plan(config: DistillConfig, src: Path | None = None) -> Plan:
     for path in (src, config.storage.path_of("filtered_dataset")):
         sealed_hash(path, config.storage)
     _refuse_other_answers(src, config.storage)
-    people = load_valid_decisions(config)
+    people = load_valid_decisions(config, unrecorded)
     edits = [(sample, edit) for sample, of_sample in people.edits.items() for edit in of_sample]
     # The answers are from a file, perhaps written by people: no model replaces them.
     if config.answers.path or answers_file(config.storage):

@@ -6,9 +6,9 @@ twin. A missing measurement is null, never 0.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -87,16 +87,32 @@ def write_quality_report(
     return write_report(path, figures, "quality_report.md.j2")
 
 
+class TimingEvent(NamedTuple):
+    """A run spent `seconds` in a stage, to reach a label if the stage has one. `at`: its end, UTC."""
+
+    run_id: str
+    label: str | None
+    at: str
+    seconds: float
+    stage: str | None = None  # None in events of earlier versions
+
+
 def record_timing(
-    storage: Storage, label: str, seconds: float, *, run: str | None = None, at: str | None = None
+    storage: Storage,
+    label: str | None,
+    seconds: float,
+    *,
+    run: str | None = None,
+    at: str | None = None,
+    stage: str | None = None,
 ) -> None:
     """Append one timing event: `run` (default: this run) spent `seconds` to reach `label`.
 
-    A repeated event (run, label, time) counts once.
+    A repeated event (run, label, stage, time) counts once.
     """
-    if label not in LABELS:
+    if label is not None and label not in LABELS:
         raise ValueError(f"{label!r} is not one of {LABELS}")
-    event = {"run_id": run or run_id(), "label": label, "seconds": seconds, "at": at or utc_now()}
+    event = TimingEvent(run or run_id(), label, at or utc_now(), seconds, stage)._asdict()
     path = _events_path(storage)
     line = json.dumps(event) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,18 +127,19 @@ def _ends_line(file: IO[bytes]) -> bool:
     return file.read(1) == b"\n"
 
 
-def write_timing_report(storage: Storage) -> dict[str, Any]:
+def write_timing_report(
+    storage: Storage, *, stages: Sequence[str] = (), rows: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, Any]:
     """Summarise all timing events in `reports/timing_report.{json,md}`, in seconds.
 
     In `a__to__b`, `a` is the nearest label before `b` that any run has reached. `total` is the sum
-    of all observations. One observation is the time of one run; repeated stages add up.
+    of all observations. One observation is the time of one run; repeated stages add up. `stages`: the
+    stages to summarise by name too. `rows`: by name, the seconds of each thing that is timed by itself.
     """
     # Manifests contain end and duration of their stage. The events file outlives them.
-    _record_manifests(storage)
-    spent: dict[str, dict[str, float]] = {}
-    for run, label, _at, seconds in sorted(_load_events(storage)):
-        runs = spent.setdefault(label, {})
-        runs[run] = runs.get(run, 0.0) + seconds
+    _record_manifests(storage, stages)
+    events = _load_events(storage)
+    spent, of_stages = _sum_by_run(events, "label"), _sum_by_run(events, "stage")
     durations, before = {}, LABELS[0]
     for label in LABELS:
         if label in spent:
@@ -131,13 +148,26 @@ def write_timing_report(storage: Storage) -> dict[str, Any]:
     figures = {
         "labels": list(LABELS),
         "durations": durations,
+        "stages": {name: _summarize_seconds(list(of_stages[name].values())) for name in stages if name in of_stages},
+        "rows": {name: _summarize_seconds(seconds) for name, seconds in (rows or {}).items() if len(seconds)},
         "total": round(sum(sum(runs.values()) for runs in spent.values()), 3) if spent else None,
     }
     return write_report(storage.path_of("reports") / "timing_report.json", figures, "timing_report.md.j2")
 
 
-def _summarize_seconds(seconds: list[float]) -> dict[str, float]:
-    p50, p90, p95 = np.percentile(seconds, [50, 90, 95]).tolist()
+def _sum_by_run(events: Iterable[TimingEvent], key: str) -> dict[str, dict[str, float]]:
+    """By label or stage, the seconds of each run."""
+    spent: dict[str, dict[str, float]] = {}
+    for event in sorted(events, key=str):
+        if name := getattr(event, key):
+            runs = spent.setdefault(name, {})
+            runs[event.run_id] = runs.get(event.run_id, 0.0) + event.seconds
+    return spent
+
+
+def _summarize_seconds(seconds: Sequence[float]) -> dict[str, float | None]:
+    # One observation has no distribution.
+    p50, p90, p95 = np.percentile(seconds, [50, 90, 95]).tolist() if len(seconds) > 1 else (None, None, None)
     values = {
         "min": min(seconds),
         "max": max(seconds),
@@ -146,27 +176,29 @@ def _summarize_seconds(seconds: list[float]) -> dict[str, float]:
         "p90": p90,
         "p95": p95,
     }
-    return {"count": len(seconds), **{name: round(value, 3) for name, value in values.items()}}
+    rounded = {name: None if value is None else round(value, 3) for name, value in values.items()}
+    return {"count": len(seconds), **rounded}
 
 
 def _events_path(storage: Storage) -> Path:
     return storage.path_of("reports") / "timing_events.jsonl"
 
 
-def _record_manifests(storage: Storage) -> None:
-    recorded = _load_events(storage)
+def _record_manifests(storage: Storage, stages: Sequence[str]) -> None:
+    recorded = {event[:4] + (stage,) for event in _load_events(storage) for stage in (event.stage, None)}
     for path in sorted(storage.path_of("manifests").glob("*/manifest.json")):
-        stage = path.parent.name
-        label = STAGE_LABELS.get("train" if stage.startswith("train.") else stage)
-        if label is None:
+        stage = "train" if path.parent.name.startswith("train.") else path.parent.name
+        label = STAGE_LABELS.get(stage)
+        if label is None and stage not in stages:
             continue
         manifest = json.loads(path.read_text(encoding="utf-8"))
         run, at, seconds = manifest["run_id"], manifest["created_at"], manifest["seconds"]
-        if (run, label, at, seconds) not in recorded:
-            record_timing(storage, label, seconds, run=run, at=at)
+        # An event of an earlier version has no stage: it is found by its label.
+        if (run, label, at, seconds, None if label else stage) not in recorded:
+            record_timing(storage, label, seconds, run=run, at=at, stage=stage)
 
 
-def _load_events(storage: Storage) -> set[tuple[str, str, str, float]]:
+def _load_events(storage: Storage) -> set[TimingEvent]:
     path = _events_path(storage)
     if not path.is_file():
         return set()
@@ -176,5 +208,5 @@ def _load_events(storage: Storage) -> set[tuple[str, str, str, float]]:
             event = json.loads(line)
         except ValueError:
             continue  # incomplete after a crash; its manifest is recorded again
-        events.add((event["run_id"], event["label"], event["at"], event["seconds"]))
+        events.add(TimingEvent(**event))
     return events

@@ -204,6 +204,7 @@ class Provider(Section):
 
     base_url: str | None = None
     model: str
+    model_env: str | None = None  # environment variable that, where it is set, has the model; null once it is read
     regen_model: str  # default: `model`
     api_key_env: str | None = None
     # Limits of the account; null = not known. The rate adapts in any case.
@@ -230,7 +231,12 @@ class Provider(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _repair_with_its_model(cls, values: Any) -> Any:
+    def _resolve_models(cls, values: Any) -> Any:
+        variable = values.get("model_env") if isinstance(values, dict) else None
+        if isinstance(variable, str):
+            # Read once, so that flags override it and the frozen settings of a launch keep its model.
+            model = os.environ.get(variable)
+            values = {**values, "model_env": None, **({"model": model} if model else {})}
         named = isinstance(values, dict) and "model" in values
         return {"regen_model": values["model"], **values} if named else values
 
@@ -371,6 +377,7 @@ class Budget(Section):
     max_requests: Count | None
     max_tokens: Count | None
     target_samples: Count  # kept samples for which the cost report projects the cost
+    machine_usd_per_hour: NonNegative | None = None  # of training and evaluation, for `pipeline plan --target`
 
 
 class DistillConfig(Section):

@@ -39,6 +39,7 @@ class Training(Section):
     max_length: Count | None  # null = as long as the longest row, if the model's context allows it
     max_refused_share: Share  # of the rows; above it the preflight stops the training
     lora: Lora | None  # null = the whole model is trained
+    precision: Literal["auto", "bf16", "fp32"]  # of the computation; auto = bf16 where the hardware has it
     gradient_checkpointing: bool
     compile: bool
     fused_loss: bool
@@ -120,6 +121,8 @@ class StudentConfig(Section):
         if self.distillation.loss != "none":
             parts.add("distillation")
         speed = {"max_refused_share", "gradient_checkpointing", "compile", "fused_loss"}
+        if self.train.precision == "auto":  # then the hardware decides, which is no setting
+            speed.add("precision")
         return self.model_dump(mode="json", include=parts, exclude={"train": speed})
 
     def logits_settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether the hardware supports bfloat16 natively."""
+"""Whether to compute in bfloat16: by `train.precision`, the environment or the hardware."""
 
 import os
 
@@ -7,8 +7,16 @@ from nexa_distill.errors import InputError
 BF16_VARIABLE = "NEXA_BF16"
 
 
+def uses_bf16(precision: str) -> bool:
+    """Whether a training with this `train.precision` multiplies in bfloat16; weights are float32 in any case."""
+    return has_native_bf16() if precision == "auto" else precision == "bf16"
+
+
 def has_native_bf16() -> bool:
-    """NEXA_BF16 = on | off overrides the hardware. Raises InputError for another value."""
+    """Whether the hardware supports bfloat16 natively.
+
+    NEXA_BF16 = on | off overrides the hardware. Raises InputError for another value.
+    """
     # The environment, because child processes (the model server) inherit it.
     value = os.environ.get(BF16_VARIABLE)
     if value is not None:

@@ -28,7 +28,7 @@ from nexa_distill.orchestration.stages import CHECKPOINT, RAW, SESSIONS, STAGES,
 from nexa_distill.orchestration.window import session_line
 from nexa_distill.storage.manifests import FILES, StageRun, manifest_path, sha256_path
 from tests import warm
-from tests.support.tiny_project import ROOT, TinyProject, wait_until
+from tests.support.tiny_project import ROOT, SCRIPTS, TinyProject, wait_until
 from tests.support.tiny_stage import seal_session
 
 CONFIG = Path("configs/distill_config.yaml")
@@ -242,6 +242,16 @@ def test_plan_cli_commands_are_those_of_the_plan(project: TinyProject) -> None:
     script = "scripts/python/data_processing/run_filtering.py"
     assert made[1] == f"python {script} --config configs/distill_config.yaml"
     assert len(made) == 6
+
+
+def test_plan_cli_commands_lists_every_session_on_request(finished: TinyProject) -> None:
+    (finished.root / "raw.jsonl").rename(finished.root / "elsewhere.jsonl")  # only a plan needs it
+    made = pipeline.DistillationPipeline(CONFIG)
+    commands = made.plan_cli_commands(all=True)
+    assert len(commands) == len(SESSIONS)
+    assert commands[0] == f"python {SCRIPTS['data_gen']} --config configs/distill_config.yaml"
+    (finished.root / "elsewhere.jsonl").rename(finished.root / "raw.jsonl")
+    assert made.plan_cli_commands() == []
 
 
 # A run's folder.

@@ -56,12 +56,14 @@ def test_timing_is_read_from_the_manifests_and_outlives_them(tmp_path: Path) -> 
         manifest = {"run_id": "a", "stage": stage, "seconds": seconds, "created_at": f"t-{stage}"}
         write_json(storage.path_of("manifests") / stage / "manifest.json", manifest)
     report = stage_reports.write_timing_report(storage)
-    assert list(report) == ["run_id", "labels", "durations", "total", "created_at"]
+    assert list(report) == ["run_id", "labels", "durations", "stages", "rows", "total", "created_at"]
     assert report["labels"] == list(stage_reports.LABELS)
     means = {name: value["mean"] for name, value in report["durations"].items()}
     assert means == {"raw__to__canonical": 1, "canonical__to__hashed": 2, "hashed__to__teacher": 30,
                      "teacher__to__filtered": 3, "filtered__to__distilled": 54}  # fmt: skip
     assert report["total"] == 90
+    alone = report["durations"]["raw__to__canonical"]
+    assert alone == {"count": 1, "min": 1, "max": 1, "mean": 1, "p50": None, "p90": None, "p95": None}
     events = storage.path_of("reports") / "timing_events.jsonl"
     before = events.read_bytes()
     assert stage_reports.write_timing_report(storage)["durations"] == report["durations"]

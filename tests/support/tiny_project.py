@@ -52,7 +52,7 @@ STUDENT = {
         "epochs": 1, "batch_size": 1, "packing": True, "gradient_accumulation": 1,
         "learning_rate": 1e-4,
         "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 64,
-        "max_refused_share": 0.0, "lora": None, "gradient_checkpointing": False, "compile": False,
+        "max_refused_share": 0.0, "lora": None, "precision": "auto", "gradient_checkpointing": False, "compile": False,
         "fused_loss": False, "seed": 1, "save_every_steps": 1, "eval_every_steps": 1,
     },
     "distillation": {

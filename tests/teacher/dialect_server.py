@@ -8,7 +8,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -87,7 +87,7 @@ class Server:
 @contextmanager
 def serving(
     answer: Callable[[Asked], Response], *, port: int = 0, idle_seconds: float | None = None,
-    certificate: Path | None = None,
+    certificate: Path | None = None, models: Sequence[str] = ("mock-1",),
 ) -> Iterator[Server]:  # fmt: skip
     """`idle_seconds`: after so long without a request a connection is closed. A `certificate`
     (PEM, with its key) makes it https. An answer that raises closes the connection.
@@ -108,7 +108,7 @@ def serving(
             """Nothing is logged."""
 
         def do_GET(self) -> None:
-            self.answer(Response(body={"data": [{"id": "mock-1"}]}))
+            self.answer(Response(body={"data": [{"id": name} for name in models]}))
 
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -319,3 +319,15 @@ def test_the_documented_configuration_path_resolves() -> None:
     seen = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True, check=False)
     assert seen.returncode == 66
     assert "configs/baseline_distill.yaml" in seen.stderr
+
+
+def test_the_precision_that_is_set_is_computed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curves = {}
+    for name, title in (("fp32", "float32"), ("bf16", "bfloat16")):
+        run = Run(tmp_path / name, precision=name)
+        with computing_in("float32"):  # by the environment
+            run.here(run.folder / "out")
+        assert f"in {title}\n" in capsys.readouterr().out
+        curves[name] = losses(run.folder / "out")
+    assert curves["fp32"] != curves["bf16"]
+    assert curves["fp32"] == pytest.approx(curves["bf16"], rel=0.01)

@@ -7,7 +7,7 @@ from nexa_distill import gates
 from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import write_cost_report
 from nexa_distill.gating import quality_gates
-from nexa_distill.reporting import stage_reports
+from nexa_distill.orchestration.timing import write_timing_report
 from nexa_distill.settings.pipeline import load_with_options
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--filters", metavar="FILE", help="default: filters:")
     config = load_with_options(parser.parse_args())
     gates.run_gates(config)
-    stage_reports.write_timing_report(config.storage)
+    write_timing_report(config)
     write_cost_report(config)
     funnel = config.storage.path_of("reports") / "sample_gate" / "gate_report.md"
     print(f"\n{funnel.read_text(encoding='utf-8')}")

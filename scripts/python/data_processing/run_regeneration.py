@@ -9,7 +9,7 @@ from nexa_distill import gates
 from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import write_cost_report
 from nexa_distill.gating import quality_gates
-from nexa_distill.reporting import stage_reports
+from nexa_distill.orchestration.timing import write_timing_report
 from nexa_distill.settings.pipeline import load_with_options
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_with_options(args)
     gates.run_repair_loop(config, args.annotations)
-    stage_reports.write_timing_report(config.storage)
+    write_timing_report(config)
     write_cost_report(config)
     # Last: a missed gate ends the command, and the reports show why.
     quality_gates.enforce_gates(config)

@@ -6,7 +6,7 @@ Run: python scripts/python/deployment/run_packaging.py [--format sharegpt]
 from nexa_distill import gates, to_sft
 from nexa_distill.console import cli
 from nexa_distill.cost.cost_report import write_cost_report
-from nexa_distill.reporting import stage_reports
+from nexa_distill.orchestration.timing import write_timing_report
 from nexa_distill.settings.pipeline import load_config
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     if args.src is None:
         gates.apply_decisions(config)
     to_sft.run_packaging(args)
-    stage_reports.write_timing_report(config.storage)
+    write_timing_report(config)
     write_cost_report(config)
 
 

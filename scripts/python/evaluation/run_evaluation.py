@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nexa_distill import gates
 from nexa_distill.console import cli
-from nexa_distill.reporting import stage_reports
+from nexa_distill.orchestration.timing import write_timing_report
 from nexa_distill.settings.pipeline import load_config
 from nexa_distill.settings.student import StudentConfig
 from nexa_distill.settings.yaml_loading import load_yaml
@@ -34,7 +34,7 @@ def main() -> None:
         gates.run_gates_on(config, config.storage.path_of(table), files)
     page = evaluate_student.run(config, student)
     teacher_agreement.run(config, student)
-    stage_reports.write_timing_report(config.storage)
+    write_timing_report(config)
     report = json.loads(config.storage.path_of("evaluation_report").read_text(encoding="utf-8"))
     print("\n".join(["", *report["headline"], "", f"Open {page} in a browser."]))
     # Last: a missed gate ends the command, and the report shows why.
