@@ -63,7 +63,7 @@ def collate_packed(
     def row_tensor(values: list[int]) -> torch.Tensor:
         return torch.tensor([values], device=device)
 
-    def borders(parts: list[int]) -> torch.Tensor:
+    def part_borders(parts: list[int]) -> torch.Tensor:
         # On the CPU: only Python reads these numbers.
         return torch.tensor([0, *accumulate([prefix, *parts] if prefix else parts)])
 
@@ -73,9 +73,9 @@ def collate_packed(
         "position_ids": row_tensor([*range(prefix), *(prefix + i for length in lengths for i in range(length))]),
         # The token before a sample's first one belongs to another sample.
         "labels": row_tensor([IGNORE] * prefix + [x for s in samples for x in (IGNORE, *s.labels[prefix + 1 :])]),
-        "cu_seq_lens_q": borders(lengths),
+        "cu_seq_lens_q": part_borders(lengths),
     }
-    return batch | ({"cu_seq_lens_k": borders([prefix + length for length in lengths])} if prefix else {})
+    return batch | ({"cu_seq_lens_k": part_borders([prefix + length for length in lengths])} if prefix else {})
 
 
 def attend_per_sample(
