@@ -255,7 +255,7 @@ def test_a_journal_that_cannot_be_read_is_named_and_the_plan_stands(tmp_path: Pa
     shown = made.run("nexa_distill.pipeline", "plan").stdout
     assert "teacher: no estimate: " in shown
     assert "a journal of version 9" in shown
-    assert "filtering   run" in shown
+    assert "filtering    run" in shown
     with sqlite3.connect(file) as db:
         db.execute("PRAGMA user_version=2")
     whole = file.read_bytes()
