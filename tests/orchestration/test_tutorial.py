@@ -12,7 +12,7 @@ import pytest
 from nexa_distill.storage.atomic import read_json_object
 from tests import sweeps
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs/tutorial.md"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LINKED = ("nexa_distill", "nexa_train", "configs", "launch_pipeline.sh", "requirements.txt",
