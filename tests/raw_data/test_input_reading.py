@@ -16,6 +16,7 @@ from nexa_distill.orchestration.planning import Request, make_plan
 from nexa_distill.pipeline import describe_plan
 from nexa_distill.raw_data.columns import looks_like_answers
 from nexa_distill.raw_data.input_reading import describe_answers, settle_input
+from nexa_distill.settings.pipeline import with_flags
 from tests import warm
 from tests.support.workspace import ROOT, Workspace, workspace
 
@@ -150,11 +151,9 @@ def test_a_column_with_another_purpose_is_no_answer(tmp_path: Path, changes: dic
 @pytest.mark.parametrize("name", ["math", "text2sql"])
 def test_the_gold_columns_of_the_recipes_are_references(tmp_path: Path, name: str) -> None:
     values = [{"instruction": "How many?", "answer": "3", "schema": "CREATE TABLE t (a)", "gold_sql": "SELECT 1"}]
-    made = workspace(
-        tmp_path, extends=str(ROOT / f"configs/{name}.yaml"), input={"path": put(tmp_path / "r.jsonl", values)}
-    )
-    config = settle_input(made.load())
-    assert (config.answers.path, config.defaults) == (None, made.load().defaults)
+    made = workspace(tmp_path, extends=str(ROOT / f"configs/{name}.yaml"))
+    config = with_flags(made.load(), {"input": {"path": str(put(tmp_path / "r.jsonl", values))}})
+    assert (config.answers.path, settle_input(config)) == (None, config)
 
 
 def test_two_columns_of_answers_are_refused_with_the_settings_to_write(tmp_path: Path) -> None:
