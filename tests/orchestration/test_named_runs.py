@@ -218,7 +218,7 @@ def test_a_named_run_goes_on_with_its_own_flags(project: TinyProject) -> None:
 
 def test_the_status_of_each_root_is_its_own(project: TinyProject) -> None:
     project.write("two.yaml", f"extends: {project.root / CONFIG}\nstorage: {{root: data/two}}\n")
-    plain, two = load_config(CONFIG), load_config(Path("two.yaml"))
+    plain = load_config(CONFIG)
     first = launch()
     second = launch(config=Path("two.yaml"))
     logs = Path("logs").resolve()
@@ -231,7 +231,6 @@ def test_the_status_of_each_root_is_its_own(project: TinyProject) -> None:
     assert newest.startswith(f"Run {second.name} of data/two")
     assert "canonicalize                3        2" in newest, "with its own settings"
     assert "canonicalize                3" not in "\n".join(pipeline.describe_status(plain))
-    del two
 
 
 # Lists and comparisons.

@@ -1,4 +1,4 @@
-"""The tutorial's commands, typed as they stand, in a clean folder of the project."""
+"""The tutorial's commands, typed as they are, in a clean folder of the project."""
 
 import os
 import re
