@@ -85,8 +85,9 @@ def _bar(share: float) -> str:
 def run_line(states: Sequence[SessionState], elapsed: float, usual: Mapping[str, float]) -> str:
     """`Step 3 of 6 · 4:12 · about 5:00 left`; the rest only if every later session has ended before."""
     steps = [state for state in states if state.name != TEACHER]
-    ended = sum(state.code is not None for state in steps)
-    parts = [f"Step {min(ended + 1, len(steps))} of {len(steps)}", format_duration(elapsed)]
+    # Not the number of those that have ended: behind a failed session the others end at once.
+    current = next((place for place, state in enumerate(steps, 1) if state.code is None), len(steps))
+    parts = [f"Step {current} of {len(steps)}", format_duration(elapsed)]
     left = seconds_left([state for state in steps if state.code is None], usual)
     if left:
         parts.append(f"about {format_duration(left)} left")

@@ -51,6 +51,11 @@ def test_the_whole_is_estimated_when_every_step_can_be(usual: dict[str, float], 
     assert run_line(STATES, 252, usual) == says
 
 
+def test_the_step_is_the_one_that_runs_also_when_a_later_one_has_failed() -> None:
+    failed = [state("data_gen", "running"), state("filtering", "failed 65", 65), state("packaging", "not started", 75)]
+    assert run_line(failed, 252, {}).startswith("Step 1 of 3")
+
+
 def test_a_terminal_is_drawn_over_and_cut_at_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.delenv("NO_COLOR", raising=False)
